@@ -19,13 +19,14 @@ use crate::interceptor::Interceptor;
 pub struct Faulty {
     fault: Fault,
     precision: Precision,
-    /// The gradients of the previous step, for a fault that adds them to those of the next step.
+    /// The gradients of the previous step. One fault adds them to the gradients of the next step.
     stale: Vec<Tensor>,
-    /// Whether the trainer has called this interceptor within a step, as in an observed run. Some
-    /// faults change only runs that are not observed.
+    /// Whether the trainer has called this interceptor within a step. It does so only in an
+    /// observed run. Some faults affect only runs that are not observed.
     watched: Rc<Cell<bool>>,
     steps: loss::Steps,
-    /// The model's buffers before the first step, for a fault that restores them.
+    /// The values of the model's buffers before the first step. One fault restores these values in
+    /// each step.
     buffers: Vec<Tensor>,
 }
 
@@ -122,8 +123,8 @@ impl Interceptor for Faulty {
             Some(Fault::LearningRateDoubled) => {
                 Ok(OptimizerConfig::new(AdamW { lr: 2e-3, ..AdamW::default() }).into())
             }
-            // The baseline gets a weight decay so large that it changes the weights within a few
-            // steps. The precision gets none.
+            // Under 32-true, sets a weight decay so large that it changes the weights within a few
+            // steps. Under the precision, sets no weight decay.
             Some(Fault::WeightDecayDropped) => {
                 let weight_decay = if self.precision == Precision::F32True { 1.0 } else { 0.0 };
                 Ok(OptimizerConfig::new(AdamW { weight_decay, ..AdamW::default() }).into())

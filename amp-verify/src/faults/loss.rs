@@ -12,16 +12,16 @@ use amp_core::{
 
 use super::Fault;
 
-/// What the faults keep between the steps of a run.
+/// What the faults remember between the steps of a run.
 #[derive(Default)]
 pub(super) struct Steps {
-    /// The number of batches so far.
+    /// The number of batches that the run has trained on so far.
     batches: u64,
     /// The number of examples in the first batch.
     examples: i64,
-    /// The tensors that a fault leaks.
+    /// Tensors that are never freed, for a fault that leaks memory.
     kept: Vec<Tensor>,
-    /// A memory meter that stays active over all steps, to disturb another one.
+    /// A memory meter that stays active over all steps, so that it disturbs another memory meter.
     meter: Option<MemoryMeter>,
 }
 
@@ -183,8 +183,8 @@ fn in_context(
     model.training_step(batch, &mut own)
 }
 
-/// Multiplies the input by 1000 and normalizes it with a variance that is computed in f16, where it
-/// overflows.
+/// Multiplies the input by 1000, and normalizes it with its variance. The variance is computed in
+/// f16, where it overflows.
 fn normed_in_f16(batch: &AnyBatch) -> Result<AnyBatch> {
     let batch = Batch::from_any(batch)?;
     let large = batch.input.f_mul_scalar(1000.0)?.f_to_kind(Kind::Half)?;

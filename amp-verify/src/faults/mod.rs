@@ -1,6 +1,6 @@
-//! Typical faults of mixed-precision training, with which the self-test tests the gate. They are
-//! put into training through public interfaces, mostly by wrapping the model, its optimizer or its
-//! schedule.
+//! Typical faults of mixed-precision training, with which the self-test tests the gate. A fault is
+//! put into training through public interfaces, in most cases by wrapping the model, its optimizer
+//! or its schedule.
 
 mod interceptor;
 mod loss;
@@ -25,23 +25,23 @@ use serde::{Deserialize, Serialize};
 pub enum Area {
     /// Loss scaling.
     Scaler,
-    /// Learning rates over time.
+    /// The learning rates and how they change over time.
     Schedule,
     /// Gradient clipping.
     Clipping,
     /// Accumulation of several batches in a step.
     Accumulation,
-    /// The optimizer's step and its state.
+    /// The optimizer's step and the optimizer's state.
     Optimizer,
-    /// Normalization and its statistics.
+    /// Normalization layers and their statistics.
     Norms,
-    /// Dropout and its random numbers.
+    /// Dropout and its random masks.
     Dropout,
-    /// The dtypes of computations.
+    /// The dtypes in which values are computed.
     Precision,
-    /// Validation and its values.
+    /// Validation and the values that it logs.
     Metrics,
-    /// The memory that a step uses.
+    /// How much memory a step uses.
     Memory,
     /// Saving and resuming.
     Resume,
@@ -51,10 +51,11 @@ pub enum Area {
     Graph,
 }
 
-/// Defines the enum [`Fault`]. Each line has a fault's name, its area and its description.
+/// Defines the enum [`Fault`]. Each line contains the name of a fault, the part of training that
+/// the fault affects, and a description.
 macro_rules! faults {
     ($($name:ident in $area:ident: $about:literal,)+) => {
-        /// A fault.
+        /// A fault that the self-test puts into training.
         #[derive(
             Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
         )]
@@ -74,7 +75,7 @@ macro_rules! faults {
                 name.as_str().unwrap_or_default().to_owned()
             }
 
-            /// Returns a description of the fault.
+            /// Returns a description of the fault in one line.
             pub fn about(self) -> &'static str {
                 match self {
                     $(Self::$name => $about,)+
@@ -177,8 +178,8 @@ faults! {
 }
 
 impl Fault {
-    /// Returns which property a model must have so that the fault changes its numbers. Returns
-    /// `None` if the fault changes the numbers of every model.
+    /// Returns which property a model must have so that the fault changes its results. Returns
+    /// `None` if the fault changes the results of every model.
     ///
     /// If a property is needed, the fault is put only into models that declare the fault with
     /// [`Model::reveals`](crate::Model::reveals).
@@ -270,8 +271,8 @@ impl Fault {
         Ok(())
     }
 
-    /// Changes the trainer's options if the fault is one in the options. It must be called after
-    /// all other code has set them.
+    /// Changes the trainer's options, if this is how the fault is caused. It must be called after
+    /// all other code that sets options.
     pub(crate) fn config(fault: Option<Self>, config: &mut TrainerConfig) {
         let Some(fault) = fault.filter(|fault| fault.strikes(config.precision)) else { return };
         let scales = config.precision.scales_loss();
@@ -306,9 +307,9 @@ impl Fault {
         }
     }
 
-    /// Activates a fault that a wrapper cannot cause, if it affects this precision. The fault stays
-    /// active until the returned value is dropped. `layer` is the path of the layer for a fault in
-    /// a single layer, as the registered model names it.
+    /// Activates a fault that cannot be caused by a wrapper, if the fault affects this precision.
+    /// The fault stays active until the returned value is dropped. `layer` is the path of the layer
+    /// for a fault that changes a single layer. The registered model names this layer.
     pub(crate) fn planted(
         fault: Option<Self>,
         precision: Precision,

@@ -16,7 +16,7 @@ use super::Fault;
 /// The norm to which the fault `ClipsEachParameter` clips the gradient of each parameter.
 const EACH: f64 = 0.02;
 
-/// Wraps the optimizer with the fault.
+/// Wraps the optimizer, so that its steps have the fault.
 pub(super) fn broken(
     fault: Fault,
     watched: Rc<Cell<bool>>,
@@ -56,7 +56,7 @@ struct Broken {
     fault: Fault,
     watched: Rc<Cell<bool>>,
     inner: Box<dyn Optimizer>,
-    /// The state before the first step.
+    /// The state of the optimizer before the first step.
     fresh: State,
 }
 
@@ -155,8 +155,8 @@ impl Optimizer for Broken {
 
     fn write_rates(&mut self) -> Result<()> {
         match self.fault {
-            // Only a step that is replayed as a CUDA graph needs this call, so it keeps the
-            // learning rates of its capture.
+            // Does nothing. A step that is replayed as a CUDA graph then uses the learning rates
+            // from the time of its capture, because only such a step needs this call.
             Fault::CapturedRatesStale => Ok(()),
             _ => self.inner.write_rates(),
         }

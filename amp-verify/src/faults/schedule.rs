@@ -8,7 +8,7 @@ use amp_core::{
 
 use super::Fault;
 
-/// Wraps the schedule with the fault.
+/// Wraps the schedule, so that it has the fault.
 pub(super) fn broken(fault: Fault, inner: Box<dyn BuildScheduler>) -> Box<dyn BuildScheduler> {
     Box::new(Build { fault, inner })
 }

@@ -58,7 +58,7 @@ impl LayersArgs {
 /// Measures the layers of the case's model on the first training batch, with the initial weights.
 ///
 /// # Errors
-/// When a step fails, or runs other layers under another precision.
+/// When a step fails, or a step under another precision runs other layers.
 pub fn measure_case(case: &Case, options: Options) -> Result<Report> {
     case_with(case, None, options)
 }
@@ -81,7 +81,7 @@ fn case_with(
     measure(&subject, options)
 }
 
-/// Builds the model, and copies `weights` into its tensors if they are given.
+/// Builds the model. If `weights` is given, copies these values into the model's tensors.
 fn build(
     case: &Case,
     weights: Option<&BTreeMap<String, Tensor>>,
@@ -95,7 +95,7 @@ fn build(
     Ok(model)
 }
 
-/// Trains the model in 32-true, and returns all its tensors by name.
+/// Trains the model under 32-true. Returns all tensors of the trained model, by name.
 fn trained(case: &Case) -> Result<BTreeMap<String, Tensor>> {
     let mut model = case.build()?;
     let config = case.trainer(Precision::F32True)?;

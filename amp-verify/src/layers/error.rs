@@ -1,4 +1,5 @@
-//! Statistics of the errors in a tensor: the differences of its values from exact values.
+//! Statistics of the errors in a tensor. An error is the difference between a value and the exact
+//! value.
 
 use amp_core::{
     Result,
@@ -8,23 +9,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::scalars;
 
-/// The mean of the errors of a tensor, in two forms, and how far each is from zero compared with
-/// chance.
+/// The mean of the errors of a tensor, computed in two ways. Each mean has a z value, which
+/// compares it with chance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bias {
-    /// The mean of error × (sign of the exact value). It is negative if magnitudes shrink, for
-    /// example by truncation.
+    /// The mean of the error multiplied by the sign of the exact value. It is negative if
+    /// magnitudes shrink, for example through truncation.
     pub magnitude: f64,
-    /// `magnitude` divided by its standard error. Without a bias it is within about ±3.
+    /// `magnitude` divided by its standard error. If there is no bias, this is between about −3 and
+    /// 3.
     pub magnitude_z: f64,
-    /// The mean of the error.
+    /// The mean of the error itself.
     pub shift: f64,
     /// `shift` divided by its standard error.
     pub shift_z: f64,
 }
 
 impl Bias {
-    /// Returns the larger of the two z values, with its sign.
+    /// Returns the z value with the larger magnitude, including its sign.
     pub fn z(self) -> f64 {
         if self.shift_z.abs() > self.magnitude_z.abs() { self.shift_z } else { self.magnitude_z }
     }
@@ -33,14 +35,14 @@ impl Bias {
 /// How the bias of activations changes with depth: the slope of a linear fit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Growth {
-    /// The change per layer of the relative change of magnitude, Σ error × sign / Σ |exact|. It is
-    /// the slope of a least-squares line over the layers in the order in which they run.
+    /// The slope of a least-squares line through one value for each layer, in the order in which
+    /// the layers run. The value is the relative change of magnitude, Σ error × sign / Σ |exact|.
     pub per_layer: f64,
-    /// The slope divided by its standard error; `None` if the fit is exact.
+    /// The slope divided by its standard error. `None` if the line fits exactly.
     pub t: Option<f64>,
 }
 
-/// Returns the root mean square of the values; `None` if a value is not finite.
+/// Returns the root mean square of the elements. Returns `None` if an element is not finite.
 ///
 /// # Errors
 /// When there is not enough device memory.
@@ -48,10 +50,10 @@ pub fn rms(tensor: &Tensor) -> Result<Option<f64>> {
     Ok(roots(&[mean_square(tensor)?])?.pop().flatten())
 }
 
-/// Returns the root mean square of the difference; `None` if a value is not finite.
+/// Returns the root mean square of `found` − `exact`. Returns `None` if an element is not finite.
 ///
 /// # Errors
-/// When the shapes differ.
+/// When the shapes of the two tensors differ.
 pub fn rmse(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
     rms(&difference(found, exact)?)
 }
@@ -69,21 +71,21 @@ pub(super) fn mean_square_error(found: &Tensor, exact: &Tensor) -> Result<Tensor
     mean_square(&difference(found, exact)?)
 }
 
-/// Computes the roots of mean squares. A root is `None` if a value was not finite.
+/// Computes the square roots of mean squares. A root is `None` if its mean square is not finite.
 pub(super) fn roots(squares: &[Tensor]) -> Result<Vec<Option<f64>>> {
     let root = |square: f64| Some(square.sqrt()).filter(|root| root.is_finite());
     Ok(scalars::read(squares)?.into_iter().map(root).collect())
 }
 
-/// Computes the bias of `found`; returns `None` if a value is not finite.
+/// Computes the bias of the errors in `found`. Returns `None` if an error is not finite.
 ///
-/// The errors of one example have causes in common. So have the errors of one feature (dimension 1
-/// of `[N, C, H, W]`, otherwise the last dimension), for example a rounded weight. The standard
-/// error takes the two correlations into account (two-way clustering, Cameron, Gelbach and Miller
-/// 2011).
+/// The errors of one example are correlated. So are the errors of one feature, for example because
+/// they depend on the same rounded weight. (Features are dimension 1 of `[N, C, H, W]`, and
+/// otherwise the last dimension.) The standard error takes the two correlations into account
+/// (two-way clustering, Cameron, Gelbach and Miller 2011).
 ///
 /// # Errors
-/// When the shapes differ.
+/// When the shapes of the two tensors differ.
 pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
     let error = difference(found, exact)?;
     let signed = error.f_mul(&exact.f_to_kind(Kind::Double)?.f_sign()?)?;
@@ -92,7 +94,8 @@ pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
     sums.extend(of_error);
     let values = scalars::read(&sums)?;
     let (of_signed, of_error) = values.split_at(count);
-    // The last sum is the sum of all squares. It is not finite if an error is not finite.
+    // The last sum is the sum of the squares of all errors. It is not finite if an error is not
+    // finite.
     if of_error.last().is_some_and(|squares| !squares.is_finite()) {
         return Ok(None);
     }
@@ -102,9 +105,10 @@ pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
     Ok(Some(Bias { magnitude, magnitude_z, shift, shift_z }))
 }
 
-/// Computes, on the device, the sums from which a mean and its standard error follow. They are the
-/// sum of all values; if there are several examples, also the sum over all examples of the squared
-/// sum of an example, and the same for features; and last the sum of all squares.
+/// Computes on the device the sums from which a mean and its standard error are computed. The first
+/// sum is that of all values. If there are several examples, two further sums follow: the squared
+/// sums of the examples, and the squared sums of the features. The last sum is that of the squares
+/// of all values.
 fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     if values.numel() == 0 {
         return Ok(Vec::new());
@@ -114,8 +118,8 @@ fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     let mut sums = vec![values.f_sum(Kind::Double)?];
     let size = values.size();
     let feature = if size.len() == 4 { 1 } else { size.len().saturating_sub(1) };
-    // For a layer with only one feature, z becomes 1 at most. This is intended: all its errors
-    // depend on the same rounded weights, which alone may shift their mean.
+    // If a layer has only one feature, z is at most 1. This is intended: all errors of the layer
+    // depend on the same rounded weights, and these weights alone may shift the mean.
     if size.len() > 1 && size[0] > 1 {
         for dim in [0, feature] {
             let others: Vec<i64> =
@@ -127,8 +131,8 @@ fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     Ok(sums)
 }
 
-/// Computes from these sums the mean, and z: the mean divided by the standard error that it has if
-/// the true mean is zero.
+/// Computes two values from the sums: the mean, and z. z is the mean divided by the standard error
+/// that the mean would have if the true mean were zero.
 fn mean_and_z(sums: &[f64], count: f64) -> (f64, f64) {
     let (sum, variance) = match *sums {
         [sum, examples, features, single] => (sum, (examples + features - single).max(single)),
@@ -139,11 +143,11 @@ fn mean_and_z(sums: &[f64], count: f64) -> (f64, f64) {
     (mean, if deviation > 0.0 { mean / deviation } else { 0.0 })
 }
 
-/// Computes the relative change of magnitude, Σ error × sign / Σ |exact|. Returns `None` if it is
-/// not finite.
+/// Computes the relative change of magnitude, Σ error × sign / Σ |exact|. Returns `None` if the
+/// result is not finite.
 ///
 /// # Errors
-/// When the shapes differ.
+/// When the shapes of the two tensors differ.
 pub fn relative_change(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
     let error = difference(found, exact)?;
     let exact = exact.f_to_kind(Kind::Double)?;
@@ -155,8 +159,8 @@ pub fn relative_change(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
     Ok(change.is_finite().then_some(change))
 }
 
-/// Fits a line to `changes`, one value for each layer, and returns its slope. Returns `None` for
-/// fewer than three layers.
+/// Fits a line to `changes`, which has one value for each layer, and returns the slope of the line.
+/// Returns `None` if there are fewer than three layers.
 pub fn growth(changes: &[f64]) -> Option<Growth> {
     let n = changes.len() as f64;
     if changes.len() < 3 {

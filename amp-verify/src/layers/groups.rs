@@ -1,6 +1,6 @@
-//! Compares each group of fused layers with the same layers run one after the other, on the same
-//! input and with the same weights. This is needed because the other modules here measure layers
-//! one by one, while `Trainer::fit` runs the fused groups.
+//! Compares each group of fused layers with the same layers run one after another, on the same
+//! input and with the same weights. This comparison is needed because `Trainer::fit` runs the fused
+//! groups, but the other modules here measure each layer separately.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -18,28 +18,28 @@ use serde::{Deserialize, Serialize};
 use super::Subject;
 use crate::rounding::rounding_of;
 
-/// A group of fused layers, and how far its results are from those of the same layers run one by
-/// one.
+/// A group of fused layers, and how far its results are from the results of the same layers run one
+/// after another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
     /// The paths of the layers, in the order in which they run.
     pub members: Vec<String>,
-    /// The dtype of the output.
+    /// The dtype of the group's output.
     pub dtype: String,
-    /// The relative difference of the output, rms(fused − one by one)/rms(one by one); null if it
-    /// is not finite.
-    pub forward: Option<f64>,
-    /// The largest relative difference of an input's gradient; null without gradients, or if it is
+    /// The relative difference of the outputs: rms(fused − separate)/rms(separate). Null if it is
     /// not finite.
+    pub forward: Option<f64>,
+    /// The largest relative difference between two gradients of an input. Null if there are no
+    /// gradients, or if it is not finite.
     pub input_gradient: Option<f64>,
-    /// The largest relative difference of a parameter's gradient; null without gradients, or if it
-    /// is not finite.
+    /// The largest relative difference between two gradients of a parameter. Null if there are no
+    /// gradients, or if it is not finite.
     pub weight_gradient: Option<f64>,
     /// The largest accepted difference of the output.
     pub forward_bound: f64,
     /// The largest accepted difference of the gradients.
     pub gradient_bound: f64,
-    /// Whether a difference exceeds its bound or is not finite.
+    /// Whether a difference exceeds its bound, or is not finite.
     pub is_beyond: bool,
 }
 
@@ -49,9 +49,9 @@ const OF_OUTPUT: f64 = 4.0;
 const OF_GRADIENT: f64 = 8.0;
 /// The smallest bound. f32 sums in another order may differ by this relative amount.
 const LEAST: f64 = 1e-4;
-/// If the norm of a gradient is less than this fraction of the norm of all the group's gradients,
-/// the gradient may consist of rounding errors alone. Its difference is then divided by this
-/// fraction of the norm, not by its own norm.
+/// If the norm of a gradient is less than this fraction of the norm of all gradients of the group,
+/// the gradient may consist of rounding errors alone. Then its difference is divided by this
+/// fraction of the norm of all gradients, in place of the norm of the gradient itself.
 const SHARE: f64 = 1e-2;
 
 impl Group {
@@ -64,8 +64,8 @@ impl Group {
         }
     }
 
-    /// Returns the largest of the three differences divided by its bound. Returns infinity if a
-    /// difference is not finite.
+    /// Returns the largest ratio of a difference to its bound, among the three differences. Returns
+    /// infinity if a difference is not finite.
     pub fn over_bound(&self) -> f64 {
         let over = |figure: Option<f64>, bound: f64| figure.map_or(0.0, |figure| figure / bound);
         let found = [
@@ -80,13 +80,13 @@ impl Group {
     }
 }
 
-/// Runs a training step under this precision, and compares each group of layers that is fused in it
-/// with the separate layers. Returns the groups in the order in which they run; on a CPU there are
-/// none. Dropout is off, because the fused kernel and the separate layers would draw different
-/// masks.
+/// Runs a training step under this precision. Compares each group of layers that is fused in this
+/// step with the separate layers. Returns the groups in the order in which they run. On a CPU there
+/// are no groups. Dropout is off, because the fused kernel and the separate layers would use
+/// different random masks.
 ///
 /// # Errors
-/// When the step fails.
+/// When the training step fails.
 pub fn groups(subject: &Subject<'_>, precision: Precision) -> Result<Vec<Group>> {
     let policy = Policy::new(precision, subject.device);
     let _section = random::seeded(subject.seed)?;
@@ -130,10 +130,11 @@ impl GroupProbe for Compare {
     }
 }
 
-/// The results of running a group, either fused or layer by layer.
+/// The results of running the layers of a group, either as one fused kernel or one after another.
 struct Ran {
     output: Tensor,
-    /// The gradients of inputs, followed by those of parameters; `None` for a missing gradient.
+    /// The gradients of the inputs, followed by the gradients of the parameters. `None` for a
+    /// gradient that does not exist.
     gradients: Vec<Option<Tensor>>,
 }
 
@@ -164,7 +165,7 @@ impl Compare {
         let (input_gradient, weight_gradient) =
             (of(0, inputs)?, of(inputs, inputs + weights.len())?);
         let (forward_bound, gradient_bound) = (bound(OF_OUTPUT), bound(OF_GRADIENT));
-        // NaN exceeds every bound.
+        // A difference that is NaN exceeds every bound.
         let within = |figure: Option<f64>, bound: f64| figure.is_none_or(|figure| figure <= bound);
         let is_beyond = !(forward <= forward_bound
             && within(input_gradient, gradient_bound)
@@ -185,8 +186,9 @@ impl Compare {
 
 type Run<'a> = &'a dyn Fn(&[&Tensor]) -> Result<Option<Tensor>>;
 
-/// Runs the group alone on its inputs, either fused or layer by layer as `run` says. The backward
-/// pass starts from the same fixed gradient each time. Returns `None` if `run` returns no output.
+/// Runs the layers of the group on the group's inputs. `run` decides whether they run as one fused
+/// kernel or one after another. The backward pass starts from the same fixed gradient each time.
+/// Returns `None` if `run` returns no output.
 fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option<Ran>> {
     let leaf = |input: &&Tensor| -> Result<Tensor> {
         let input = input.f_detach()?;
@@ -203,8 +205,8 @@ fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option
             let sum = output.f_mul(&direction(&output)?)?.f_sum(output.kind())?;
             let leaves: Vec<&Tensor> =
                 wanted.iter().zip(&traced).filter(|(_, traced)| **traced).map(|(t, _)| t).collect();
-            // The graph is kept after this backward pass, because it contains casts that autocast
-            // has cached and that other graphs use too.
+            // The autograd graph is kept after this backward pass. It contains casts that autocast
+            // has cached, and other graphs use the same casts.
             let mut found = Tensor::f_run_backward(&[sum], &leaves, true, false)?.into_iter();
             let mut next = |traced: &bool| traced.then(|| found.next()).flatten();
             traced.iter().map(|traced| next(traced).filter(Tensor::defined)).collect()
@@ -213,8 +215,8 @@ fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option
     Ok(Some(Ran { output: output.f_detach()?, gradients }))
 }
 
-/// Returns a fixed gradient for an output, with various signs and magnitudes. It draws no random
-/// numbers, so that the random generator of the step does not change.
+/// Returns a fixed gradient for an output, with various signs and magnitudes. Uses no random
+/// numbers, because the state of the random generator must not change within a step.
 fn direction(output: &Tensor) -> Result<Tensor> {
     let numel = i64::try_from(output.numel()).unwrap_or(i64::MAX);
     let places = Tensor::f_arange(numel, (Dtype::Double, output.device()))?;
@@ -234,8 +236,8 @@ fn norm(tensor: &Tensor) -> Result<f64> {
 }
 
 /// Returns the largest relative difference between a gradient of the fused run and the same
-/// gradient of the separate layers; NaN if only one of the two runs has the gradient. Returns
-/// `None` without gradients.
+/// gradient of the separate layers. The result is NaN if only one of the two runs has the gradient.
+/// Returns `None` if there are no gradients.
 fn largest(fused: &[Option<Tensor>], apart: &[Option<Tensor>]) -> Result<Option<f64>> {
     let mut all = 0.0;
     for gradient in apart.iter().flatten() {

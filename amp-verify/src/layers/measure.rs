@@ -1,5 +1,5 @@
-//! Compares, layer by layer, a training step under a precision with the same step in 32-true and in
-//! 64-true. Also runs each layer alone, to tell its own error from the error of its inputs.
+//! Compares each layer in a training step under a precision with the same step under 32-true and
+//! 64-true. Also runs each layer separately, to tell its own error from the error of its inputs.
 
 use std::ops::Range;
 
@@ -27,13 +27,14 @@ use crate::{
 pub struct Options {
     /// The precision.
     pub precision: Precision,
-    /// The exponent of the loss scale, if the precision scales its loss.
+    /// The exponent of the loss scale, used only if the precision scales its loss.
     pub log2_scale: i32,
     /// The requirements for a safe loss scale.
     pub window: WindowOptions,
-    /// The largest number of bytes of layers' tensors that are kept at once, or half of a GPU's
-    /// free memory if that is more. If all layers together need more, they are measured in parts.
-    /// If one layer needs more, all are measured on fewer examples; the report has their number.
+    /// The largest number of bytes of layers' tensors that are kept at once. On a GPU it is half of
+    /// the free memory, if that is more. If all layers together need more, they are measured in
+    /// parts. If a single layer needs more, all layers are measured on fewer examples. The report
+    /// has their number.
     pub budget: usize,
 }
 
@@ -49,10 +50,10 @@ impl Options {
     }
 }
 
-/// Measures every layer of the subject.
+/// Measures the errors of every layer of the model.
 ///
 /// # Errors
-/// When a step fails, or runs other layers under another precision.
+/// When a step fails, or a step under another precision runs other layers.
 pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
     let (report, _) = in_parts(subject, options, None)?;
     Ok(Report { groups: groups(subject, options.precision)?, ..report })
@@ -62,7 +63,7 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
 /// own error with what rounding explains.
 ///
 /// # Errors
-/// When a step fails, or runs other layers under another precision.
+/// When a step fails, or a step under another precision runs other layers.
 pub fn audit(subject: &Subject<'_>, options: Options) -> Result<(Report, Vec<Own>)> {
     let compute = options.precision.compute();
     in_parts(subject, options, is_narrow(compute).then_some(compute))
@@ -99,7 +100,7 @@ fn in_parts(
     Ok((ends.report(&subject, options, layers, &changes)?, all))
 }
 
-/// Returns the number of bytes of layers' tensors to keep at once. It is large on a GPU, to have
+/// Returns how many bytes of layers' tensors may be kept at once. On a GPU there are many, to have
 /// few parts, because each part repeats the whole step.
 fn budget(subject: &Subject<'_>, options: Options) -> Result<usize> {
     if !subject.device.is_cuda() || options.budget < BUDGET {
@@ -109,11 +110,11 @@ fn budget(subject: &Subject<'_>, options: Options) -> Result<usize> {
     Ok(options.budget.max(free / SHARE))
 }
 
-/// Returns the paths of the layers, as in [`measure`], and the paths of all modules. Each path occurs once, in
-/// the order in which the modules end.
+/// Returns the paths of the layers, as in [`measure`], and the paths of all modules. Each path
+/// occurs once, in the order in which the modules end.
 ///
 /// # Errors
-/// When a step fails.
+/// When the training step fails.
 pub fn module_paths(subject: &Subject<'_>) -> Result<(Vec<String>, Vec<String>)> {
     let calls = run(subject, Plan::counting())?.calls;
     let (mut layers, mut modules) = (Vec::new(), Vec::new());
@@ -126,8 +127,8 @@ pub fn module_paths(subject: &Subject<'_>) -> Result<(Vec<String>, Vec<String>)>
     Ok((layers, modules))
 }
 
-/// Returns whether the module computes something itself. A module that only calls others is
-/// represented by its children.
+/// Returns whether the module itself computes something. A module that only calls other modules is
+/// not a layer.
 fn is_layer(calls: &[Ran], call: &Ran) -> bool {
     let path = module(&call.path);
     let inside =
@@ -141,7 +142,7 @@ impl Subject<'_> {
     }
 }
 
-/// The values that are the same in the measurements of all parts.
+/// Values that do not depend on which part of the layers is measured.
 struct Ends {
     log2_scale: i32,
     dropout: bool,
@@ -164,7 +165,8 @@ pub(super) struct Passes {
     options: Options,
 }
 
-/// The indices of a layer's runs in [`Passes::alone`]; those from `OF_ROUNDED` on round parameters.
+/// The indices of a layer's separate runs in [`Passes::alone`]. Runs from `OF_ROUNDED` on have
+/// rounded parameters.
 const ON_EXACT: usize = 0;
 pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
@@ -172,12 +174,12 @@ pub(super) const OF_ROUNDED: usize = 3;
 /// The number of runs with stochastically rounded parameters (and, for a 16-bit norm, perturbed inputs).
 const RUNS_OTHERWISE: u64 = 3;
 
-/// One tensor of a layer, for example its output or its gradient, with its values in each step.
+/// One tensor of a layer, for example its output or its gradient, in each of the steps.
 struct Values {
     exact: Tensor,
     baseline: Tensor,
     actual: Tensor,
-    /// The result of the layer on rounded inputs, and the result of 64-true on the same inputs.
+    /// The results of the layer and of 64-true on the same rounded inputs.
     local: Option<[Tensor; 2]>,
     /// The results of 64-true on the inputs of the step under the precision, and on exact inputs.
     inherited: Option<[Tensor; 2]>,
@@ -185,7 +187,7 @@ struct Values {
 
 impl Passes {
     /// Runs the steps and keeps the tensors of the layers in `part`. If `rounds_to` is given, each
-    /// layer also runs alone with its parameters rounded to that dtype.
+    /// layer also runs separately with its parameters rounded to this dtype.
     fn of(
         subject: &Subject<'_>,
         options: Options,
@@ -304,7 +306,7 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
-        // This run does not influence the loss. Gradients of parameters belong to other runs.
+        // This run does not affect the loss. The gradients of parameters come from other runs.
         let is_passed_by = self.reference.calls[at].output_gradient.is_none();
         if kind != Kind::Forward && is_passed_by {
             return Ok(None);

@@ -1,7 +1,7 @@
 //! Measures the rounding error of each layer in a training step under a precision. The exact values
 //! come from a 64-true step with the same weights, batch and random numbers on the same machine.
-//! The errors are compared with those of a 32-true step. Layers are measured one by one; a
-//! [`Group`] compares layers that `Trainer::fit` fuses with the same layers run one by one.
+//! The errors are compared with those of a 32-true step. Each layer is measured separately. A
+//! [`Group`] compares layers that `Trainer::fit` fuses with the same layers run one after another.
 
 mod args;
 mod error;
@@ -34,80 +34,82 @@ use crate::exponents::{CommonWindow, Histogram, Losses, Window};
 
 /// The model, the batch and the device of a measurement.
 pub struct Subject<'a> {
-    /// Builds the model with the same weights on every call.
+    /// Builds the model. Every call must return a model with the same weights.
     pub build: &'a dyn Fn() -> Result<Box<dyn LightningModule>>,
     /// The training batch.
     pub batch: &'a AnyBatch,
     /// The device.
     pub device: Device,
-    /// The seed of the random numbers in the step, for example those of dropout.
+    /// The seed of the random numbers in the step, for example of dropout.
     pub seed: u64,
-    /// The precisions of single modules, by path. They replace those that the model's code sets.
+    /// The precisions of single modules, by the module's path. They replace the precisions that the
+    /// model's code sets.
     pub overrides: Rc<BTreeMap<String, Region>>,
 }
 
 /// The measurements under one precision, layer by layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The version of this format. A new version means that a field has changed its meaning.
+    /// The version of this format. The version changes if a field gets another meaning.
     pub schema: String,
     /// The model.
     pub model: String,
     /// The precision.
     pub precision: Precision,
-    /// The description of the machine.
+    /// The description of the machine on which the layers were measured.
     pub fingerprint: Fingerprint,
-    /// The seed of dropout.
+    /// The seed of the random numbers in the step, for example of dropout.
     pub seed: u64,
     /// The number of examples in the batch.
     pub batch_size: i64,
-    /// The loss scale as an exponent of 2; 0 if the precision has no loss scale.
+    /// The loss scale as an exponent of 2. 0 if the precision has no loss scale.
     pub log2_scale: i32,
-    /// Whether dropout was on. It is on only if dropout zeroes the same elements in all dtypes.
+    /// Whether dropout was on. Dropout is on only if it zeroes the same elements in all dtypes.
     pub dropout: bool,
-    /// The loss under the precision. This and all other measured values are null if they are not
-    /// finite.
+    /// The loss under the precision. A measured value that is not finite is null. This applies to
+    /// the loss and to all other values.
     pub loss: Option<f64>,
-    /// The loss in 64-true.
+    /// The loss under 64-true.
     pub exact_loss: f64,
-    /// The layers in the order in which they run.
+    /// The layers, in the order in which they run.
     pub layers: Vec<Layer>,
-    /// The groups of layers that `Trainer::fit` fuses on this device, each compared with the same
-    /// layers run one by one.
+    /// The groups of layers that `Trainer::fit` fuses on this device. Each group is compared with
+    /// the same layers run one after another.
     #[serde(default)]
     pub groups: Vec<Group>,
-    /// How the relative bias of activations changes with depth; null for fewer than three layers.
+    /// How the relative bias of activations changes from layer to layer. Null if there are fewer
+    /// than three layers.
     pub growth: Option<Growth>,
-    /// The loss scales that are safe for all layers with 16-bit gradients; null if there is no such
-    /// layer.
+    /// The loss scales that are safe for all layers with 16-bit gradients. Null if no layer has
+    /// 16-bit gradients.
     pub window: Option<CommonWindow>,
 }
 
-/// The measurements of one layer.
+/// What was measured for one layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Layer {
-    /// The module's path. If a module runs several times in a step, its second run has `#2` after the
-    /// path.
+    /// The path of the module. If a module runs several times in a step, its second run has the
+    /// path followed by `#2`.
     pub path: String,
     /// The dtype of the layer's output.
     pub dtype: String,
     /// The errors of the layer's output.
     pub forward: Flow,
-    /// The errors of the gradient of the layer's input; null if there is no gradient.
+    /// The errors of the gradient of the layer's input. Null if the input has no gradient.
     pub input_gradient: Option<Flow>,
-    /// The errors of the gradients of the layer's parameters; null for a layer without parameters.
+    /// The errors of the gradients of the layer's parameters. Null if the layer has no parameters.
     pub weight_gradient: Option<Flow>,
-    /// The loss scales that are safe for the layer's gradients; null if the gradients do not have
+    /// The loss scales that are safe for the layer's gradients. Null if the gradients do not have
     /// 16 bits.
     pub window: Option<Window>,
-    /// How many powers of 2 the loss scale is away from the nearer end of `window`; negative if it
-    /// is outside the window.
+    /// How far the loss scale is from the nearer end of `window`, as an exponent of 2. Negative if
+    /// the loss scale is outside `window`.
     pub margin_bits: Option<i32>,
     /// The kinds of tensors for which this layer's own error is the largest of all layers.
     pub worst: Vec<Kind>,
 }
 
-/// The kinds of a layer's tensors.
+/// Which of a layer's tensors is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -134,16 +136,18 @@ pub struct Flow {
     pub error: Option<f64>,
     /// The root mean square of the difference between the 32-true step and the 64-true step.
     pub baseline_error: Option<f64>,
-    /// The ratio error / baseline_error; null if 32-true is exact.
+    /// `error` divided by `baseline_error`. Null if 32-true is exact.
     pub ratio: Option<f64>,
-    /// The layer's own error. The layer runs alone on exact inputs, rounded to its input dtypes.
-    /// Its results are compared with those of 64-true on the same rounded inputs.
+    /// The error that the layer itself makes. The layer runs separately on exact inputs that are
+    /// rounded to its input dtypes. Its results are compared with the results of 64-true on the
+    /// same rounded inputs.
     pub local_error: Option<f64>,
-    /// The error that the layer inherits from earlier layers. 64-true runs on the inputs that the
-    /// layer had in the step. Its results are compared with those of 64-true on the exact inputs.
+    /// The error that the layer inherits from earlier layers. The layer runs in 64-true on the
+    /// inputs that it had in the step under the precision. The results are compared with the
+    /// results of 64-true on the exact inputs.
     pub inherited_error: Option<f64>,
-    /// The layer's own part in the error, local² / (local² + inherited²); null if the two errors
-    /// are zero or one of them is not finite.
+    /// Which fraction of the error the layer itself makes: local² / (local² + inherited²). Null if
+    /// the two errors are zero, or if one of them is not finite.
     pub local_share: Option<f64>,
     /// The bias of the layer's own error.
     pub bias: Option<Bias>,
@@ -151,9 +155,9 @@ pub struct Flow {
     /// the values in 32-true. Gradients are multiplied by the loss scale first. Null if the layer's
     /// output does not have 16 bits.
     pub predicted: Option<Losses>,
-    /// How many values that are finite in the 32-true step are not finite under the precision, and
-    /// how many that are not zero become zero. A ReLU unit that is active only in 32-true counts as
-    /// zero.
+    /// Two numbers of values: those that are finite in the 32-true step but not under the
+    /// precision, and those that are not zero in the 32-true step but zero under the precision. A
+    /// ReLU unit that is active only in 32-true counts as zero.
     pub observed: Losses,
     /// The exponents of the values in the 32-true step.
     pub histogram: Histogram,
@@ -193,8 +197,8 @@ impl Report {
 fn mark_worst(layers: &mut [Layer]) {
     for kind in Kind::ALL {
         let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, Flow::relative_local_error);
-        // If several layers have the same error, marks the first, because a later layer may only
-        // pass on what an earlier one has done.
+        // If several layers have the same error, marks the first one. The error of a later layer
+        // may only come from an earlier layer.
         let worst = layers.iter().map(blame).fold(0.0, f64::max);
         let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
         if let Some(layer) = first {

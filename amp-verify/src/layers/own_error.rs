@@ -1,7 +1,8 @@
-//! Measures the own error of each layer that computes in 16 bits: the error that it makes on exact
-//! inputs. It is compared with the error that the same layer makes in 64-true if only its
-//! parameters and results are rounded. This reveals three faults: the layer rounds too often; it
-//! computes in a wider dtype and casts back; or it first rounds to fewer digits than its dtype has.
+//! Measures the own error of each layer that computes in 16 bits: the error that the layer makes on
+//! exact inputs. This error is compared with the error of the same layer in 64-true if only
+//! parameters and results are rounded. The comparison reveals three faults. The layer may round too
+//! often. It may compute in a wider dtype and cast back. Or it may first round to fewer digits than
+//! its dtype has.
 
 use amp_core::{
     Result,
@@ -22,40 +23,42 @@ use crate::{
 /// The measurements of a layer that runs alone on exact inputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Own {
-    /// The layer's path, as in [`Layer`](super::Layer).
+    /// The path of the layer, as in [`Layer`](super::Layer).
     pub path: String,
-    /// The layer's own error divided by the error that rounding its parameters and results causes.
+    /// The layer's own error, divided by the error that rounding its parameters and results causes.
     /// It is the larger value of the forward and the backward pass. `None` if nothing is rounded
-    /// and there is no error; infinite if nothing is rounded but there is an error.
+    /// and there is no error. Infinite if nothing is rounded but there is an error.
     pub error: Option<f64>,
     /// The kinds of results that the layer computes in a wider dtype and then casts to 16 bits.
     pub wide: Vec<Kind>,
-    /// The kinds of tensors with fewer significant digits than their dtype has, because they were
-    /// rounded to another dtype before.
+    /// The kinds of tensors that have fewer significant digits than their dtype, because they were
+    /// first rounded to another dtype.
     pub twice: Vec<Kind>,
-    /// Of the results that the layer's dtype can represent, the fraction that became zero, infinite
-    /// or NaN. It is the larger value of the forward and the backward pass. `None` if there are too
-    /// few results.
+    /// The fraction of results that became zero, infinite or NaN, among the results that the
+    /// layer's dtype can represent. It is the larger value of the forward and the backward pass.
+    /// `None` if there are too few results.
     pub lost: Option<f64>,
 }
 
 /// The largest accepted [`Own::error`]. It is above 1, because some layers round several times
 /// inside.
 pub const WITHIN: f64 = 3.0;
-/// How to recognize a layer that computes in a wider dtype: count its results that differ from the
-/// exact results rounded to its dtype. There are this many times fewer of them than among the
-/// results with rounded parameters.
+/// Used to recognize a layer that computes in a wider dtype. Results of the layer are compared with
+/// exact results that are rounded to the layer's dtype. In a wider dtype, fewer results differ than
+/// if the parameters are rounded: at most 1/`FEWER` times as many.
 const FEWER: f64 = 4.0;
-/// If fewer results with rounded parameters differ, whether the layer is wide is not judged.
+/// If fewer results than this differ with rounded parameters, it is not judged whether the layer
+/// computes in a wider dtype.
 const LEAST_DIFFERING: f64 = 40.0;
 /// A tensor has too few digits if at least the fraction `ALL` of its elements have no more digits
-/// than bf16, although of the exact values, rounded to f16, at most `BY_CHANCE` have so few.
+/// than bf16. This is judged only if at most the fraction `BY_CHANCE` of the exact values, rounded
+/// to f16, have so few digits.
 const ALL: f64 = 0.99;
 const BY_CHANCE: f64 = 0.75;
 /// The largest accepted [`Own::lost`]. It is not zero, because a few values may cancel to zero
 /// within a layer.
 pub const LOST: f64 = 0.01;
-/// If there are fewer elements, digits and lost values are not judged.
+/// If a tensor has fewer elements than this, its digits and its lost values are not judged.
 const LEAST_ELEMENTS: usize = 64;
 
 impl Own {
@@ -77,8 +80,8 @@ impl Passes {
                 twice: Vec::new(),
                 lost: None,
             };
-            // The gradients of parameters are left out: they are sums over a batch, and some
-            // kernels round parts of them to 16 bits.
+            // The gradients of parameters are left out. They are sums over a batch, and some
+            // kernels round partial sums to 16 bits.
             for kind in [Kind::Forward, Kind::InputGradient] {
                 let Some(values) = self.otherwise(at, kind)? else { continue };
                 if let Some(error) = values.error()? {
@@ -164,17 +167,18 @@ fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
     Ok(Some(low.f_mean(Dtype::Double)?.f_double_value(&[])?))
 }
 
-/// The results of a layer for one kind of tensor, computed in several ways on the same inputs.
-/// Gradients are multiplied by the loss scale.
+/// One kind of tensor of a layer, computed in several ways on the same inputs. Gradients are
+/// multiplied by the loss scale.
 struct Otherwise {
     /// The layer's results under the precision.
     found: Tensor,
-    /// The results of 64-true.
+    /// The results of the layer in 64-true.
     exact: Tensor,
     /// The results of 64-true, rounded to the layer's dtype.
     rounded: Tensor,
-    /// The results of 64-true with rounded parameters, rounded to the layer's dtype. For the first
-    /// result the parameters are rounded to nearest, for the others stochastically.
+    /// The results of the layer in 64-true with rounded parameters, rounded to the layer's dtype.
+    /// For the first result, the parameters are rounded to nearest. For the other results, they are
+    /// rounded stochastically.
     others: Vec<Tensor>,
 }
 
@@ -191,9 +195,9 @@ impl Otherwise {
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
-    /// Computes which fraction of the values that the dtype `to` can represent became zero or not
-    /// finite. Only values well within the range of the dtype's exponents count. Returns `None` if
-    /// there are too few of them.
+    /// Computes which fraction of the values became zero or not finite, among the values that the
+    /// dtype `to` can represent. Counts only values whose exponent is well within the range of the
+    /// dtype. Returns `None` if there are too few such values.
     fn lost(&self, to: Dtype) -> Result<Option<f64>> {
         let Some(format) = Format::of(to) else { return Ok(None) };
         let power = |exponent: i32| 2.0_f64.powi(exponent);
@@ -208,8 +212,8 @@ impl Otherwise {
         Ok((held >= LEAST_ELEMENTS as f64).then(|| gone / held))
     }
 
-    /// Returns whether the layer computes in a wider dtype: its results are those of unrounded
-    /// parameters, not those of rounded parameters.
+    /// Returns whether the layer computes in a wider dtype. It does if its results are those of
+    /// unrounded parameters, and not those of rounded parameters.
     fn is_wide(&self) -> Result<bool> {
         let differing = |other: &Tensor| -> Result<Tensor> {
             Ok(other.f_ne_tensor(&self.rounded)?.f_sum(Dtype::Int64)?)
@@ -257,8 +261,8 @@ mod tests {
         assert_eq!(values.is_wide()?, is_wide);
         let error = values.error()?.expect("weights are rounded");
         assert!(error < 1.1 && (error > 0.85) == rounds, "{error}");
-        // With inputs of 0 only the bias is left. Rounding it once or twice gives the same value,
-        // so the layer does not count as wide.
+        // With inputs of 0, only the bias is left. The bias is the same whether it is rounded once
+        // or twice. So nothing shows that the layer is wide.
         assert!(!product(rounds, 0.0)?.is_wide()?);
         Ok(())
     }
@@ -286,8 +290,9 @@ mod tests {
         Ok(())
     }
 
-    /// Of random f16 numbers, an eighth happen to have no more digits than bf16; of numbers rounded
-    /// to bf16, all. Zeros, infinities and fewer than 64 values give no result.
+    /// Checks the fraction of numbers that have no more digits than bf16. It is an eighth of random
+    /// f16 numbers, and all of the numbers that were rounded to bf16. Zeros, infinities and fewer
+    /// than 64 values give no result.
     #[test]
     fn digits_are_counted() -> Result<()> {
         let _section = random::seeded(12)?;

@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use super::pass::Ran;
 
-/// The number of f64 values that are kept for each element of a layer's input and output, and for
-/// each element of its parameters. For inputs and outputs these are the values and gradients of
-/// four steps and of up to eight runs of the layer alone; for parameters, the gradients.
+/// The number of f64 values that are kept for each element. `COPIES` applies to elements of a
+/// layer's input and output: these are the values and gradients of four steps, and of up to eight
+/// separate runs of the layer. `OF_PARAMETERS` applies to elements of the layer's parameters: these
+/// are gradients.
 const COPIES: usize = 24;
 const OF_PARAMETERS: usize = 12;
 
@@ -32,8 +33,8 @@ pub(super) fn parts(calls: &[Ran], budget: usize) -> Vec<Range<usize>> {
     parts
 }
 
-/// Returns the number of examples, out of `all`, with which the largest layer fits into the budget.
-/// It is at least two, because batch statistics need two examples.
+/// Returns how many of `all` examples are used, so that the largest layer fits into the budget.
+/// There are at least two, because batch statistics need two examples.
 pub(super) fn examples(calls: &[Ran], all: i64, budget: usize) -> i64 {
     let largest = calls.iter().map(bytes).max().unwrap_or_default();
     match largest > budget {
@@ -51,8 +52,8 @@ mod tests {
 
     use super::*;
 
-    /// Makes a layer with these numbers of values and parameters. It needs 192 bytes for each value
-    /// and 96 bytes for each parameter.
+    /// Creates a layer with these numbers of values and parameters. The layer needs 192 bytes for
+    /// each value and 96 bytes for each parameter.
     fn layer(values: usize, parameters: usize) -> Ran {
         let empty = || Tensor::zeros([0], (Kind::Float, Device::Cpu));
         Ran {

@@ -1,4 +1,5 @@
-//! Runs one training step, records each layer's tensors, and runs layers alone on other inputs.
+//! Runs one training step and records the tensors of each layer. Also runs each layer separately on
+//! other inputs.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,7 +30,7 @@ pub(super) struct Ran {
     pub(super) op: Op,
     /// The numbers of elements of the layer's input and output, and of its own parameters.
     pub(super) numbers: (usize, usize),
-    /// The layer's input and output; empty tensors if the pass does not keep this layer's tensors.
+    /// The layer's input and output. Empty tensors if this layer's tensors are not kept.
     pub(super) input: Tensor,
     pub(super) output: Tensor,
     pub(super) output_gradient: Option<Tensor>,
@@ -55,7 +56,7 @@ pub(super) struct Job {
     pub(super) input: Tensor,
     /// The gradient of the unscaled loss with respect to the output, for the backward pass.
     pub(super) gradient: Option<Tensor>,
-    /// The rounding of the layer's own parameters; `None` leaves them unchanged.
+    /// The rounding of the layer's own parameters. `None` means that they are not rounded.
     pub(super) weights: Option<Rounded>,
 }
 
@@ -68,7 +69,7 @@ pub(super) struct Rounded {
 
 /// The results of running a layer alone, in f64.
 pub(super) struct Rerun {
-    /// The input and the output's gradient as the layer received them, rounded to its dtypes.
+    /// The input and the output's gradient, rounded to the dtypes in which the layer received them.
     pub(super) job: Job,
     pub(super) output: Tensor,
     pub(super) input_gradient: Option<Tensor>,
@@ -76,7 +77,7 @@ pub(super) struct Rerun {
 }
 
 impl Rerun {
-    /// Returns the tensor of this kind.
+    /// Returns the tensor of this kind. Returns `None` if the layer has no such tensor.
     pub(super) fn tensor(&self, kind: super::Kind) -> Option<Tensor> {
         let tensor = match kind {
             super::Kind::Forward => Some(&self.output),
@@ -87,9 +88,9 @@ impl Rerun {
     }
 }
 
-/// The records of one step.
+/// What was recorded in one step.
 pub(super) struct Pass {
-    /// The runs of the layers, in the order in which they ended.
+    /// The runs of the layers, in the order in which the layers ended.
     pub(super) calls: Vec<Ran>,
     /// The gradients of the unscaled loss, in f64, by parameter of the kept layers.
     pub(super) gradients: BTreeMap<String, Tensor>,
@@ -132,7 +133,7 @@ pub(super) struct Plan {
     pub(super) dropout: bool,
     /// The indices of the layers whose tensors are kept, in the order in which they end.
     pub(super) keeps: Range<usize>,
-    /// For each layer, in the order in which layers end, the jobs that run it alone.
+    /// For each layer, the jobs that run it separately. The order is that in which the layers end.
     pub(super) jobs: Vec<Vec<Job>>,
 }
 
@@ -144,8 +145,8 @@ impl Plan {
     }
 }
 
-/// Runs the step. All steps of one subject draw the same random numbers in each layer, whatever
-/// their precision and jobs are.
+/// Runs the step. All steps of one subject use the same random numbers in each layer, whatever the
+/// precision and the jobs of the step are.
 pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
     let _section = random::seeded(subject.seed)?;
@@ -254,7 +255,7 @@ impl Observer {
     fn observe(&self, call: &Call<'_>) -> Result<()> {
         let at = self.calls.borrow().len();
         let jobs = self.jobs.get(at).map_or(&[][..], Vec::as_slice);
-        // The random numbers of a layer depend only on its index.
+        // The random numbers of a layer depend only on the layer's index.
         self.drawn.set(self.drawn.get() + 1);
         let seed = self.seed.wrapping_add(self.drawn.get());
         let mut reruns = Vec::with_capacity(jobs.len());
@@ -287,7 +288,7 @@ impl Observer {
         own.map(|parameter| parameter.tensor.numel()).sum()
     }
 
-    /// Returns the tensor, or an empty tensor of the same dtype if the tensor is not kept.
+    /// Returns the tensor if it is kept, and otherwise an empty tensor of the same dtype.
     fn kept(&self, at: usize, tensor: &Tensor) -> Result<Tensor> {
         match self.keeps.contains(&at) {
             true => Ok(tensor.shallow_clone()),
@@ -340,8 +341,8 @@ impl Observer {
     }
 }
 
-/// Rounds the values of parameters in place, without effect on the autograd graphs that use them.
-/// Returns for each parameter its data and a copy of the earlier values, to restore them.
+/// Rounds the values of parameters in place. The autograd graphs that use the parameters do not
+/// change. Returns each parameter's data and a copy of its earlier values, to restore them.
 fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     if let Some(seed) = how.seed {
         seed_everything(seed)?;
@@ -358,8 +359,8 @@ fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     each.collect()
 }
 
-/// Returns whether dropout with the same seed zeroes the same elements in all these dtypes. It does
-/// on the CPU. On CUDA the number of elements that one thread draws depends on the dtype.
+/// Returns whether dropout with the same seed zeroes the same elements in all these dtypes. This is
+/// so on the CPU. On CUDA, how many elements one thread handles depends on the dtype.
 pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     let draw = |kind: Kind| -> Result<Tensor> {
         let _section = random::seeded(0)?;
@@ -367,7 +368,7 @@ pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
         for size in [7, 1000, 65_537] {
             drawn.push(Tensor::f_ones([size], (kind, device))?.f_dropout(0.5, true)?.f_ne(0.0)?);
         }
-        // Attention with equal weights and an identity matrix: its output shows the dropout mask.
+        // Attention with equal weights, applied to an identity matrix. Its output shows the mask.
         let zeros = Tensor::f_zeros([2, 2, 16, 16], (kind, device))?;
         let values = Tensor::f_eye(16, (kind, device))?.f_expand([2, 2, 16, 16], false)?;
         let attended = Tensor::f_scaled_dot_product_attention(
@@ -392,7 +393,7 @@ pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     Ok(true)
 }
 
-/// Detaches a tensor, and converts it to f64 if it is a floating-point tensor.
+/// Detaches a tensor. If the tensor is of a floating-point dtype, also converts it to f64.
 pub(super) fn exact(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.f_detach()?;
     Ok(if is_floating(tensor.kind()) { tensor.f_to_kind(Kind::Double)? } else { tensor })

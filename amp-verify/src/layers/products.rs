@@ -13,12 +13,12 @@ use amp_core::{
 
 use super::Subject;
 
-/// Counts the multiplications by layers' weights in one forward pass: each element of a weight
-/// matrix counts once for each position of the layer's output. Products without a layer's weights,
-/// such as those of attention, do not count.
+/// Counts the multiplications with weights of layers in one forward pass. Each element of a weight
+/// matrix counts once for each position of the layer's output. Products that do not contain a
+/// weight, such as those of attention, do not count.
 ///
 /// # Errors
-/// When the pass fails.
+/// When the forward pass fails.
 pub(crate) fn products(subject: &Subject<'_>) -> Result<f64> {
     let policy = Policy::new(Precision::F32True, subject.device);
     let _section = random::seeded(subject.seed)?;

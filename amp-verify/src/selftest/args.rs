@@ -5,7 +5,7 @@ use clap::Args;
 
 use crate::options::ChangeArgs;
 
-/// The default first seed of the unchanged runs. By default all other runs use smaller seeds.
+/// The default first seed of the runs without a fault. All other runs use smaller seeds by default.
 const FRESH: u64 = 10_000;
 
 /// Options of `selftest`.
@@ -14,26 +14,27 @@ pub struct SelftestArgs {
     /// Print the names of all faults with their descriptions, and run nothing
     #[arg(long)]
     pub list: bool,
-    /// Number of unchanged runs with new seeds; each failure counts as a false alarm
+    /// Number of runs without a fault, each with new seeds; each failure counts as a false alarm
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub repetitions: u64,
-    /// Put no fault into training: only count the false alarms of the unchanged runs
+    /// Put no fault into training: only count the false alarms of the runs without a fault
     #[arg(long, conflicts_with_all = ["fault", "diagnose"])]
     pub unchanged: bool,
-    /// Check only the rules of the unchanged runs, without full runs
+    /// Check only the rules in the runs without a fault, without full training runs
     #[arg(long)]
     pub rules: bool,
-    /// Precisions of the unchanged runs, separated by commas [default: the quick tier's]
+    /// Precisions of the runs without a fault, separated by commas [default: the quick tier's]
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str)]
     pub precision: Vec<Precision>,
-    /// The first seed of the unchanged runs; the seeds of each further run begin 100 later
+    /// The first seed of the runs without a fault; the seeds of each further run begin 100 later
     #[arg(long, value_name = "SEED", default_value_t = FRESH)]
     pub first_seed: u64,
     /// Test only these faults, separated by commas; --list prints their names [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub fault: Vec<String>,
-    /// The model for the faults [default: for each fault a model that declares that it reveals the
-    /// fault], and for the unchanged runs [default: all models in turn]
+    /// The model for the faults
+    /// [default: for each fault a model that declares that it reveals the fault], and for the runs
+    /// without a fault [default: all models in turn]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// Search for the cause of each fault that a rule or the first steps reveal, as `gate` does

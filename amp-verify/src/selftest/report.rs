@@ -11,7 +11,7 @@ use crate::{
     view::wrap_to_terminal,
 };
 
-/// The result for one fault.
+/// The result of testing the gate with one fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FaultResult {
     /// The fault.
@@ -20,7 +20,7 @@ pub struct FaultResult {
     pub area: Area,
     /// The name of the model that was used.
     pub model: String,
-    /// The checks that reported the fault.
+    /// The checks of the gate that reported the fault.
     pub reported_by: Vec<Reason>,
     /// The names of the training invariants that the fault violated.
     #[serde(default)]
@@ -31,7 +31,7 @@ pub struct FaultResult {
     pub trained: bool,
     /// The text of the first failure that the gate reported.
     pub first_line: String,
-    /// The cause that the diagnosis found; null unless a diagnosis was requested.
+    /// The cause that the diagnosis found. Null if no diagnosis was requested.
     #[serde(default)]
     pub finding: Option<String>,
 }
@@ -43,20 +43,23 @@ impl FaultResult {
     }
 }
 
-/// The report of the self-test.
+/// The report of the self-test: which faults the gate reported, and how many false alarms it
+/// raised.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The result for each fault.
     pub faults: Vec<FaultResult>,
     /// The faults that were not tested, with the reason.
     pub left_out: Vec<String>,
-    /// How many times the gate judged unchanged training, each time of the next model.
+    /// How many times the gate judged training without a fault. Each time it judged the next model.
     pub repetitions: u64,
-    /// The number of cells (models under a precision) in the unchanged runs.
+    /// The number of cells (models under a precision) in the runs without a fault.
     pub cells: usize,
-    /// The cells of the unchanged runs in which the gate failed, with model, precision and seed.
+    /// The cells in the runs without a fault in which the gate failed: the model, the precision and
+    /// the seed.
     pub false_alarms: Vec<String>,
-    /// The number of inconclusive cells in the unchanged runs; they do not count as false alarms.
+    /// The number of cells in the runs without a fault in which the gate was inconclusive. They do
+    /// not count as false alarms.
     pub inconclusive: usize,
     /// Whether a golden (recorded results) that contains NaN was refused.
     pub nan_golden_refused: bool,
@@ -85,8 +88,8 @@ impl Report {
         self.reported() == self.injected() && self.false_alarms.is_empty()
     }
 
-    /// Returns the checks that reported no fault. The list is empty if only some faults were
-    /// requested, because it would then say nothing.
+    /// Returns the checks that reported no fault. If only some faults were tested, the list is
+    /// empty, because the missing faults might be those that a check reports.
     pub fn idle(&self) -> Vec<Reason> {
         let all = self.faults.len() + self.left_out.len() == Fault::ALL.len();
         let saw =
@@ -95,8 +98,8 @@ impl Report {
         Reason::ALL.iter().copied().filter(|check| all && idle(check)).collect()
     }
 
-    /// Formats the report: a table of the faults, in which a letter stands for each check that
-    /// reported the fault, and a legend of the letters.
+    /// Formats the report as a table of the faults. In each row, letters stand for the checks that
+    /// reported the fault. A legend explains the letters.
     pub fn table(&self) -> String {
         let checks: Vec<Reason> =
             Reason::ALL.iter().copied().filter(|check| !ELSEWHERE.contains(check)).collect();
@@ -164,12 +167,13 @@ impl Report {
     }
 }
 
-/// Returns whether the gate would fail for a cell with this status.
+/// Returns whether the gate fails a model and precision with this status.
 pub(super) fn is_red(status: Status) -> bool {
     status == Status::Regression
 }
 
-/// Lists all faults: a line for each with its name, the part of training and its description.
+/// Lists all faults, one per line: the name of the fault, the part of training that it affects, and
+/// its description.
 pub fn fault_list() -> String {
     let width = Fault::ALL.iter().map(|fault| fault.name().len()).max().unwrap_or_default();
     let line = |fault: &Fault| {

@@ -19,15 +19,15 @@ use crate::{
     verdict::Verdict,
 };
 
-/// The precision of the runs with faults. It is the one that uses every part of training, for
-/// example the loss scaler.
+/// The precision of the runs with faults. Of all precisions, it uses the most parts of training,
+/// for example the loss scaler.
 const PRECISION: Precision = Precision::F16Mixed;
 
 /// The number of seeds for a fault that breaks no rule.
 const SEEDS: usize = 3;
 
 /// Puts each fault into training and checks that the gate reports it. Then lets the gate judge
-/// unchanged training with new seeds, and counts its false alarms.
+/// training without a fault with new seeds, and counts the false alarms.
 ///
 /// # Errors
 /// When the name of a fault is unknown or the device does not exist.
@@ -51,8 +51,8 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             (Some(model), _) => {
                 let plan = plan(registry, args, model, &changes)?;
                 let (precisions, first, most) = (vec![PRECISION], SEEDS, SEEDS);
-                // The checks of the training invariants are off, because they would end a run
-                // before another check could report the fault.
+                // The training invariants are not checked in these runs. A broken invariant would
+                // end a run before another check could report the fault.
                 let (fault_of_plan, check) = (Some(fault), Check::Off);
                 let own = Plan { fault: fault_of_plan, check, precisions, first, most, ..plan };
                 plans.push((fault, own));
@@ -75,7 +75,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     let models = chosen_model.map_or_else(|| registry.models().collect(), |model| vec![model]);
     let (mut false_alarms, mut cells, mut inconclusive) = (Vec::new(), 0, 0);
     for index in 0..args.repetitions {
-        // Each repetition uses the next model.
+        // Each repetition uses the next model of the registry.
         let model = models[index as usize % models.len()];
         let mut plan = plan(registry, args, model, &changes)?;
         plan.first_seed = args.first_seed + 100 * index;
@@ -110,8 +110,8 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     })
 }
 
-/// Runs the gate with a diagnosis and returns the cause that it found. The gate makes no full runs,
-/// because a rule is broken before the first seed.
+/// Runs the gate with a diagnosis and returns the cause that the diagnosis found. The gate makes no
+/// full runs, because a rule is broken before the first seed.
 fn cause(plan: &Plan, pool: &mut Pool) -> Result<Option<String>> {
     let seeds = Some(Duration::MAX);
     let plan = Plan { diagnosed: 1, time_limit: seeds, ..plan.clone() };
@@ -141,8 +141,8 @@ fn plan(
     changes: &Changes,
 ) -> Result<Plan> {
     let (first, most) = Tier::Quick.seeds();
-    // A changed model has no margin. Any value will do, because a changed model is judged by rules,
-    // which use no margin.
+    // A model with changes has no margin. Any margin will do, because such a model is judged only
+    // by rules, and rules use no margin.
     let margin = (!changes.is_empty()).then_some(f64::MAX);
     Ok(Plan {
         registry: registry.clone(),
@@ -169,15 +169,17 @@ fn plan(
     })
 }
 
-/// The jobs that check rules, in the order in which they run. For each fault they stop at the first
-/// job that reports it. Full runs follow if none does.
+/// The jobs that check rules, in the order in which they run. For each fault, no further job runs
+/// after the first job that reports the fault. If no job reports it, full runs follow.
 const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
 
-/// A fault with its plan, the failures of the rules, and the job that checks the invariants.
+/// A fault with its plan and the failures of the rules so far, and the job that checks the training
+/// invariants.
 type Case<'a> = ((&'a (Fault, Plan), Vec<Failure>), &'a Job);
 
-/// Runs the gate's checks for each fault and returns the results. The rules of the training path
-/// come first, then the first steps; full runs follow only for faults that these did not report.
+/// Runs the gate's checks for each fault and returns the results. First come the rules of the
+/// training path, then the first steps. Full runs follow only for faults that neither of these
+/// reported.
 fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>> {
     let mut seen: Vec<Vec<Failure>> = vec![Vec::new(); plans.len()];
     for task in STAGES {
@@ -212,8 +214,8 @@ fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>>
                 reported = cell.note();
             }
         }
-        // Of the failures of this run, only broken invariants count. Other checks report the
-        // others.
+        // Of the failures in this job, only broken invariants count, because the other checks have
+        // jobs of their own.
         let broken = pool.outcome(job).into_iter().flat_map(|outcome| &outcome.failures);
         let broken: Vec<&Failure> =
             broken.filter(|failure| failure.reason == Reason::Invariant).collect();

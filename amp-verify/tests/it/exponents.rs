@@ -36,9 +36,10 @@ fn the_low_exponent_leaves_the_share_below() {
     assert_eq!(Histogram::of(&tensor(&[0.0])).expect("a histogram").low_exponent(0.1), None);
 }
 
-/// Returns the values at which a cast to the format changes its behaviour, each with numbers just
-/// below and above it. They are the largest value of the format, the value halfway to the next one,
-/// the smallest value, and half of it. Every second number is negative.
+/// Returns the values at which a cast to the format changes its behaviour, and for each value the
+/// numbers just below and just above it. The values are the largest value of the format, the value
+/// halfway to the next larger one, the smallest value, and half of the smallest value. Every second
+/// number is negative.
 fn edges(format: Format) -> Vec<f64> {
     let largest = match format {
         Format::F16 => 65504.0,
@@ -83,8 +84,9 @@ fn the_prediction_is_what_a_cast_does(#[case] format: Format) {
 
 #[test]
 fn a_window_is_where_neither_end_is_lost() {
-    // These are values from 2^-30 to 2^-3. A loss scale must raise the smallest value to at least
-    // 2^-24 in f16, and leave the largest below 2^15, so that one bit is free.
+    // The values are between 2^-30 and 2^-3. In f16, a loss scale must raise the smallest value to
+    // at least 2^-24. It must leave the largest value below 2^15, so that one bit of headroom is
+    // left.
     let values: Vec<f64> = (3..=30).map(|at| 2.0_f64.powi(-at)).collect();
     let values = tensor(&values);
     let histogram = Histogram::of(&values).expect("a histogram");

@@ -1,5 +1,5 @@
-//! Tests of what the library itself computes. The crate `fixtures` tests the commands, because it
-//! has models.
+//! Tests of what this library computes by itself. The tests of the commands are in the crate
+//! `fixtures`, because the commands need models.
 
 mod exponents;
 mod registry;

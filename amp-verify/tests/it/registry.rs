@@ -1,4 +1,4 @@
-//! Tests of a project's registry and of its errors.
+//! Tests of a project's registry, and of the errors that it reports.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -87,8 +87,8 @@ fn an_unknown_model_is_told_from_the_known_ones() {
     assert!(error.contains("unknown model `Lime`: expected one of Line"), "{error}");
 }
 
-/// Hyperparameters of the data set replace those of the model with the same names, and
-/// hyperparameters from the user's options replace both.
+/// Checks the priority of hyperparameters. Those of the data set replace those of the model. Those
+/// from the user's options replace the model's and the data set's.
 #[test]
 fn hyperparameters_come_from_the_model_then_the_data_then_the_user() {
     let set = DataSet::new("sums", sums).hyperparameters([("input_size", 2), ("classes", 3)]);
@@ -131,9 +131,9 @@ fn a_regression_is_what_is_worse() {
     assert_eq!(Judge::loss().resolution(4), 0.0);
 }
 
-/// A callback that compares epochs uses the value by which the model is judged or, if the model
-/// declares none and logs no accuracy, the validation loss. A note reports the second case. If the
-/// model does not log the declared value, the run is refused.
+/// Checks by which value a callback compares epochs. It is the value by which the model is judged.
+/// If the model declares none and logs no accuracy, it is the validation loss, and a note says so.
+/// If the model does not log the declared value, the run is refused.
 #[rstest]
 #[case::none(model!(Line), Ok(Judge::loss()), 1)]
 #[case::loss(model!(Line).judged_by_loss(), Ok(Judge::loss()), 0)]
@@ -195,9 +195,9 @@ fn a_monitored_value_has_its_direction(#[case] name: &str, #[case] mode: &str) {
     assert!(stopping.contains(&format!("mode: {mode}")), "{stopping}");
 }
 
-/// A length in steps becomes `max_steps`; `max_epochs` is then large enough for these steps and 32
-/// skipped ones. A length in epochs becomes `max_epochs`. An epoch of 64 examples in batches of 8
-/// has 8 steps, or 4 steps of two batches.
+/// Checks how a length is converted. A length in steps becomes `max_steps`, and `max_epochs` is
+/// large enough for these steps and 32 skipped steps. A length in epochs becomes `max_epochs`. An
+/// epoch of 64 examples in batches of 8 has 8 steps, or 4 steps of two batches each.
 #[rstest]
 #[case::epochs(model!(Line).epochs(7), Choices::default(), (7, None))]
 #[case::steps(model!(Line).steps(100), Choices::default(), (17, Some(100)))]
@@ -218,7 +218,7 @@ fn a_length_is_the_trainers(
     assert_eq!((case.trainer.max_epochs, case.trainer.max_steps), expected);
 }
 
-/// A model whose schedule cannot be built for a run of less than 16 steps, because its `step_size`
+/// A model whose schedule cannot be built for a run of fewer than 16 steps, because its `step_size`
 /// would be 0.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
@@ -229,17 +229,17 @@ struct Stepped {
     head: Linear,
 }
 
-/// A short run of a case, such as the warm-up before a run, builds its schedule for the number of
-/// steps of the whole run. Otherwise a schedule that halves the rate after each sixteenth of the
-/// run could not be built for two steps.
+/// Checks that a short run of a case, such as the warm-up before a run, builds its schedule for the
+/// number of steps of the whole run. The schedule of this model halves the rate after each
+/// sixteenth of the run, so it cannot be built for a run of two steps.
 #[test]
 fn shorter_runs_have_the_schedule_of_the_whole_run() {
     let (registry, model) = (registry(), model!(Stepped).epochs(4).batch_size(8));
     let case = Case::new(&registry, &model, Choices::default(), Device::Cpu).expect("a case");
     let plan = case.trainer.optimization.plan.expect("a plan");
     assert_eq!((plan.max_epochs, plan.estimated_stepping_batches), (4, 32));
-    // The run first trains on a few batches as a warm-up. It would fail if the schedule were built
-    // for these batches alone.
+    // `run` first trains on a few batches as a warm-up. It would fail if the schedule were built
+    // for the length of the warm-up.
     let extras = Extras { is_compared: false, ..Extras::default() };
     runner::run(&case, Precision::F32True, extras, &mut |_: &Event| Ok(())).expect("a run");
 }
@@ -253,8 +253,8 @@ fn no_length_is_refused(#[case] length: Length, #[case] expected: &str) {
     assert!(error.expect("no length").to_string().contains(expected));
 }
 
-/// The quick tier is at most as long as full training. Its length is in the same unit, epochs or
-/// steps, unless the model declares another one.
+/// Checks that the quick tier is at most as long as full training. Its length is in the unit of the
+/// full length (epochs or steps), unless the model declares another length.
 #[rstest]
 #[case::epochs(model!(Line).epochs(9), "3 epochs")]
 #[case::fewer_epochs(model!(Line).epochs(1), "1 epoch")]
@@ -266,8 +266,8 @@ fn the_quick_tiers_length_is_in_words(#[case] model: Model, #[case] expected: &s
     assert_eq!(model.quick().to_string(), expected);
 }
 
-/// A data set whose examples depend on the model gets all hyperparameters of the model, including
-/// those that have their default values.
+/// Checks that a data set whose examples depend on the model receives all hyperparameters of the
+/// model, including those with default values.
 #[test]
 fn a_set_is_as_large_as_the_model_says() {
     let wide = |batch_size: i64, of: &Hyperparameters| -> Result<DataModule> {
@@ -289,8 +289,8 @@ fn a_set_is_as_large_as_the_model_says() {
     }
 }
 
-/// A changed model uses only the margin that was recorded with the same changes. A margin that was
-/// recorded for other hyperparameters is refused.
+/// Checks that a changed model uses only a margin that was recorded with the same changes. A margin
+/// that was recorded with other hyperparameters is refused.
 #[test]
 fn a_margin_is_of_one_size() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! Tests of the statistical test: its results are compared with published tables, with closed forms
+//! Tests of the statistical test. Its results are compared with published tables, with closed forms
 //! and with simulated differences.
 
 use amp_verify::verdict::{Design, Verdict, power, t_quantile, tolerance_factor};
@@ -7,7 +7,7 @@ use rstest::rstest;
 const DESIGN: Design =
     Design { margin: 0.02, alpha: 0.05, first: 5, most: 5, resolution: 0.0, equivalence: false };
 
-/// The quantiles of Student's t are those of scipy.stats.t.ppf.
+/// Checks the quantiles of Student's t against those of scipy.stats.t.ppf.
 #[rstest]
 #[case(0.95, 1.0, 6.313751514675043)]
 #[case(0.975, 2.0, 4.302652729696142)]
@@ -19,7 +19,7 @@ fn quantiles_are_the_tables(#[case] p: f64, #[case] freedom: f64, #[case] expect
     assert!((t_quantile(p, freedom) - expected).abs() < 1e-7 * expected);
 }
 
-/// The smallest numbers of seeds with which the power is 80 % and 97 % are those of published
+/// Checks the smallest numbers of seeds with which the power is 80 % and 97 % against published
 /// tables of the one-sided t test. The first column is δ/σ, and α is 0.05.
 #[rstest]
 #[case(0.5, 27, 52)]
@@ -86,8 +86,9 @@ fn normal(random: &mut fastrand::Rng) -> f64 {
 
 const TRIALS: u32 = 4000;
 
-/// Simulates many tests and returns the fraction of them in which `design` gives `verdict`. The
-/// simulated differences have this mean and σ = 0.01, and are rounded to the metric's resolution.
+/// Simulates many tests. Returns the fraction of them in which `design` gives `verdict`. The
+/// simulated differences have the mean `mean` and the standard deviation 0.01. They are rounded to
+/// the metric's resolution.
 fn rate(design: Design, mean: f64, verdict: Verdict) -> f64 {
     let mut random = fastrand::Rng::with_seed(20260801);
     let mut count = 0;
@@ -131,8 +132,8 @@ fn a_regression_of_the_margin_passes_at_most_alpha(
     assert!(found >= low - deviation(low) && found <= high + deviation(high), "{found}");
 }
 
-/// With one evaluation, a precision without regression passes with the probability `power`, and a
-/// precision that is worse by 2δ fails with the same probability.
+/// Checks two probabilities of a design with one evaluation. A precision without regression passes
+/// with the probability `power`. A precision that is worse by 2δ fails with the same probability.
 #[rstest]
 fn power_is_the_simulated_rate(#[values(3, 5, 8)] n: usize) {
     let design = Design { first: n, most: n, ..DESIGN };
@@ -153,7 +154,7 @@ fn coarse_metrics_keep_to_alpha() {
     assert!(found <= 0.05 + 3.3 * (0.05 * 0.95 / f64::from(TRIALS)).sqrt(), "{found}");
 }
 
-/// The tolerance factors are those of ISO 16269-6 and the NIST handbook.
+/// Checks the tolerance factors against those of ISO 16269-6 and of the NIST handbook.
 #[rstest]
 #[case(10, 0.05, 0.95, 2.911)]
 #[case(30, 0.05, 0.95, 2.220)]

@@ -42,9 +42,9 @@ impl From<&Model> for Subject {
 /// A model with all options except the precision.
 #[derive(Clone)]
 pub struct Case {
-    /// The model.
+    /// The model to train.
     pub model: Subject,
-    /// The loaded data.
+    /// The loaded data set, with the batch size.
     pub data: DataModule,
     /// The merged hyperparameters, in increasing priority: from the registered model, the data and
     /// the user.
@@ -66,7 +66,7 @@ pub struct Choices {
     pub data: Option<String>,
     /// How long to train: a number of epochs or of optimizer steps.
     pub length: Option<Length>,
-    /// Examples per batch.
+    /// The number of examples per batch.
     pub batch_size: Option<i64>,
     /// The seed of the weights, the order of examples and dropout.
     pub seed: u64,
@@ -234,8 +234,8 @@ impl Case {
     }
 
     /// Returns the callback for early stopping. Returns `None` if the case has no early stopping.
-    /// The monitored value improves if it falls, except in one case: if it is the metric by which
-    /// the model is judged, and higher is better, it improves if it rises.
+    /// If the monitored value is the metric by which the model is judged, and higher is better, the
+    /// value improves if it rises. Any other value improves if it falls.
     pub fn stopping(&self) -> Option<EarlyStopping> {
         let (monitor, patience) = self.early_stopping.as_ref()?;
         let judge = Some(self.model.judge).filter(|judge| judge.name == monitor);

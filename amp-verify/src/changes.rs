@@ -13,7 +13,7 @@ use crate::length::Length;
 /// nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Changes {
-    /// Hyperparameters by name.
+    /// The values of hyperparameters, by name.
     #[serde(default, skip_serializing_if = "Hyperparameters::is_empty")]
     pub hyperparameters: Hyperparameters,
     /// The name of the data set to train on.

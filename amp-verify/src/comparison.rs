@@ -24,7 +24,7 @@ pub struct Comparison {
     /// baseline's.
     #[serde(flatten)]
     pub subject: FitStart,
-    /// Examples per batch.
+    /// The number of examples per batch.
     pub batch_size: i64,
     /// The name of the validation metric that is reported as accuracy.
     pub metric: String,
@@ -41,7 +41,7 @@ pub struct Comparison {
 /// The results of the run under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// The precision.
+    /// The precision of the run.
     pub precision: Precision,
     /// The metric in the last validation; null if it is NaN.
     pub accuracy: Option<f64>,
@@ -50,7 +50,7 @@ pub struct Run {
     /// The names of the values that were not finite in the last validation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_finite: Vec<String>,
-    /// Optimizer steps applied.
+    /// The number of optimizer steps that were applied.
     pub applied_steps: u64,
     /// The number of optimizer steps that were skipped.
     pub skipped_steps: u64,
@@ -79,9 +79,9 @@ pub struct Run {
 /// The results of all seeds under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OverSeeds {
-    /// The validation metric.
+    /// The validation metric of each seed.
     pub accuracy: Sample,
-    /// The validation loss.
+    /// The validation loss of each seed.
     pub loss: Sample,
     /// For each seed, the metric minus the baseline's metric; null for the baseline itself.
     pub accuracy_delta: Option<Sample>,
@@ -103,13 +103,13 @@ pub struct Sample {
 }
 
 /// Student's 95 % confidence interval of a mean: mean ± t(0.975, n − 1)·s/√n, where s is the
-/// standard deviation of the n values. For N validation examples an accuracy is a multiple of the
-/// step 1/N. A few values may therefore be equal by chance: then s would be 0, and the interval too
-/// narrow. To prevent this, s is at least the standard deviation that rounding to a multiple of the
-/// step causes: step/√12 for a metric, and step/√6 for the difference of two metrics.
+/// standard deviation of the n values. With N validation examples, an accuracy is a multiple of the
+/// step 1/N. So a few values may be equal by chance, and the interval would be too narrow. To
+/// prevent this, s is at least the standard deviation that rounding to a multiple of the step
+/// causes: step/√12 for a metric, and step/√6 for the difference of two metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// The mean.
+    /// The mean of the values.
     pub mean: f64,
     /// Half of the width of the interval: the interval is `mean` ± `half_width`.
     pub half_width: f64,
@@ -197,8 +197,8 @@ impl Comparison {
         }
     }
 
-    /// Adds the results of other seeds: `others` are comparisons of the same case with one other
-    /// seed each. `step` is the smallest difference between two values of the metric.
+    /// Adds the results of further seeds. Each comparison in `others` is of the same case with
+    /// another seed. `step` is the smallest difference between two values of the metric.
     #[must_use]
     pub fn with_seeds(mut self, others: &[Self], step: f64) -> Self {
         if others.is_empty() {

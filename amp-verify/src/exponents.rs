@@ -351,7 +351,7 @@ impl Window {
         (log2_scale - self.low).min(self.high - log2_scale)
     }
 
-    /// Returns the window of the loss scales that are safe according to both windows.
+    /// Returns the window of the loss scales that are in this window and in `other`.
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
         Self { low: self.low.max(other.low), high: self.high.min(other.high) }

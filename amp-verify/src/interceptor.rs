@@ -38,7 +38,7 @@ pub trait Interceptor {
         model.training_step(batch, step)
     }
 
-    /// Validates a batch.
+    /// Computes the validation values of a batch.
     fn validation_step(
         &mut self,
         model: &mut dyn LightningModule,

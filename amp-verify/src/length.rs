@@ -15,8 +15,8 @@ pub enum Length {
 }
 
 impl Length {
-    /// Returns whether this length is shorter than `other`. A length in epochs cannot be compared
-    /// with a length in steps: the result is then `false`.
+    /// Returns whether this length is shorter than `other`. Returns `false` if one length is in
+    /// epochs and the other is in steps, because they cannot be compared.
     pub fn is_below(self, other: Self) -> bool {
         match (self, other) {
             (Self::Epochs(own), Self::Epochs(other)) => own < other,

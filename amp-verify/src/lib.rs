@@ -2,13 +2,14 @@
 //!
 //! A project declares its models in a [`Registry`], and its binary `amp` passes the registry to
 //! [`main()`]. Data flows through the modules in this order: [`registry`] → [`case::Case`] →
-//! [`runner`] → [`matrix`] → [`comparison::Comparison`] → `view`, `report`. With [`verify!`] a test
-//! in `cargo test` compares a run with its recorded [`golden`].
+//! [`runner`] → [`matrix`] → [`comparison::Comparison`] → `view`, `report`. The macro [`verify!`]
+//! trains a model in `cargo test` and compares the results with the recorded results, the
+//! [`golden`].
 //!
-//! The feature `cli`, which is on by default, adds the modules of the other commands: `layers` and
-//! `exponents` measure the rounding error of each layer, `diagnose` finds the cause of a failed
-//! check, `gate` judges models in CI, `bench` measures speed, and `parity` compares models with
-//! their PyTorch twins.
+//! The feature `cli` is on by default. It adds the modules of the other commands. `layers` and
+//! `exponents` measure the rounding error of each layer. `diagnose` finds the cause of a failed
+//! check. `gate` judges models in CI, `bench` measures speed, and `parity` compares models with
+//! their copies in PyTorch.
 
 mod changes;
 pub mod length;

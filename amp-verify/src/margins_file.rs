@@ -48,9 +48,9 @@ pub struct ModelMargin {
 /// The mean and the standard deviation, over the seeds, of the differences of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MetricSpread {
-    /// The mean.
+    /// The mean of the differences over the seeds.
     pub mean: f64,
-    /// The standard deviation.
+    /// The standard deviation of the differences over the seeds.
     pub sigma: f64,
 }
 

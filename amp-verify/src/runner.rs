@@ -44,8 +44,8 @@ pub struct Extras {
     pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
     /// The file for the state of a run that ends with an error.
     pub save_on_error: Option<PathBuf>,
-    /// Whether the results of the run are compared with those of other runs. If so, the run fails
-    /// if the model does not log the value by which it is judged.
+    /// Whether the results of the run are compared with those of other runs. If they are, the run
+    /// fails if the model does not log the value by which the model is judged.
     pub is_compared: bool,
 }
 

@@ -19,8 +19,9 @@ pub struct BenchArgs {
     /// workloads for the device, or its first model]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub workload: Vec<String>,
-    /// Another size of the workloads: examples in a batch, random ids in an example and hyperparameters, as in
-    /// batch=4,length=4096,n_positions=4096; if it is repeated, each workload is measured at each size
+    /// Another size of the workloads: examples in a batch, ids in each random example, and
+    /// hyperparameters, as in batch=4,length=4096,n_positions=4096; if the option is repeated, each
+    /// workload is measured at each size
     #[arg(long, value_name = "CHANGES", value_parser = Changes::from_str)]
     pub size: Vec<Changes>,
     /// Precisions, separated by commas [default: 32-true and bf16-mixed, on CUDA 16-mixed too]
@@ -32,7 +33,8 @@ pub struct BenchArgs {
     /// Number of rounds; each round measures every engine once, in turns
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub rounds: usize,
-    /// Smallest number of steps that are timed in a round [default: the workload's own]
+    /// Smallest number of steps that are timed in a round
+    /// [default: the number that each workload declares]
     #[arg(long, value_name = "N")]
     pub steps: Option<i64>,
     /// Size in gigabytes of a large data set with which training is measured twice: with the data
@@ -84,7 +86,7 @@ fn peer(name: &str) -> std::result::Result<Engine, String> {
 pub struct Plan {
     /// The device on which the models are trained.
     pub device: Device,
-    /// The workloads to measure.
+    /// The workloads to measure, each with its model and its data.
     pub workloads: Vec<Task>,
     /// The precisions to measure. The first is 32-true, the baseline.
     pub precisions: Vec<Precision>,
@@ -101,7 +103,7 @@ pub struct Plan {
 }
 
 impl BenchArgs {
-    /// Checks the arguments.
+    /// Checks the options and looks up the workloads.
     ///
     /// # Errors
     /// When a name is unknown or a number is out of range.

@@ -53,7 +53,7 @@ pub struct Python {
     _own: Option<NamedTempFile>,
 }
 
-/// A peer's process.
+/// A running process that trains with one peer.
 pub struct Peer {
     engine: Engine,
     /// The versions of Python and of its packages, by the package's name.
@@ -242,7 +242,7 @@ pub fn engines(device: Device, only: &[Engine]) -> Vec<Engine> {
     Engine::PEERS.into_iter().filter(measured).collect()
 }
 
-/// Starts a process for each of these peers. For each peer that cannot be started, adds a line to
+/// Starts a process for each peer in `engines`. If a peer cannot be started, adds a line to
 /// `notes`.
 pub fn start(
     python: &Python,

@@ -1,5 +1,5 @@
-//! Workloads: what a benchmark trains. A workload is a registered model at a certain size, with its
-//! own data or with random examples.
+//! Workloads: what a benchmark trains. A workload is a registered model at a certain size, with the
+//! data that is registered for the model or with random examples.
 
 use std::str::FromStr;
 
@@ -151,8 +151,8 @@ impl Changes {
     }
 }
 
-/// Finds a workload by its name. The name is that of a declared workload, or that of a registered
-/// model. In the second case the model is trained on its own data.
+/// Finds a workload by its name. If no declared workload has this name, uses the registered model
+/// of this name, and its data, as the workload.
 ///
 /// # Errors
 /// When there is neither a workload nor a model of this name.

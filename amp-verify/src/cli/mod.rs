@@ -37,7 +37,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "cargo amp", bin_name = "cargo amp", version, disable_help_subcommand = true)]
 pub struct Cli {
-    /// The command.
+    /// The command that the user called.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -121,7 +121,7 @@ pub enum Command {
     #[command(after_help = "Example: cargo amp margins --model Net")]
     Margins(MarginsArgs),
     /// Test the gate: put known faults into training and check that the gate reports each; repeat
-    /// unchanged runs to count false alarms
+    /// runs without a fault to count false alarms
     #[command(after_help = "Example: cargo amp selftest --fault clipping_dropped --repetitions 0")]
     Selftest(SelftestArgs),
     /// Run the jobs of the gate that are given on standard input
@@ -170,7 +170,7 @@ pub struct TrainArgs {
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub loops: LoopArgs,
     /// Freeze the parameters whose names match these patterns, for example encoder.*, in addition
-    /// to the model's own frozen parameters. A pattern may say when freezing ends:
+    /// to the parameters that the model freezes. A pattern may say when freezing ends:
     /// encoder.*=epoch:3 or encoder.*=step:500. May be repeated or separated by commas
     #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
     pub freeze: Vec<Freeze>,

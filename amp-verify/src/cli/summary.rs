@@ -12,7 +12,7 @@ use crate::case::Case;
 #[derive(Debug, Args)]
 pub struct SummaryArgs {
     /// Precisions for which the memory is shown, separated by commas; the layers are shown for the
-    /// first one
+    /// first precision
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str,
           default_values_t = Precision::ALL, hide_default_value = true)]
     pub precision: Vec<Precision>,

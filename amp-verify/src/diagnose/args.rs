@@ -20,7 +20,7 @@ use crate::{
 pub enum Search {
     /// How much worse the validation metric is than that of 32-true
     Metric,
-    /// The largest own error of a layer in the first step
+    /// The largest error that a layer makes by itself (with exact inputs) in the first step
     Layers,
 }
 
@@ -35,7 +35,7 @@ pub struct DiagnoseArgs {
     #[arg(long, value_enum, default_value_t = Search::Metric)]
     pub search: Search,
     /// The largest accepted loss of the metric [default: 0.01]; with --search layers, the largest
-    /// accepted error of a layer, relative to its values [default: 0.05]
+    /// accepted error of a layer, divided by the size of its values [default: 0.05]
     #[arg(long, value_name = "X")]
     pub limit: Option<f64>,
     /// Number of seeds to train with, starting with --seed

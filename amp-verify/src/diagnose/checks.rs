@@ -109,7 +109,7 @@ impl Check for MetricLoss<'_> {
     }
 }
 
-/// Measures how large the relative error of each layer is in one step if the inputs of the layer
+/// Measures the relative error that each layer makes by itself in one step: the inputs of the layer
 /// are exact. The result is the largest of these errors.
 pub struct LayerError<'a> {
     /// The model and the batch with which the errors are measured. For each check, the search

@@ -37,7 +37,7 @@ pub enum Attribution {
         /// The groups of fused layers whose results differ by more than their bound.
         groups: Vec<Group>,
     },
-    /// The precision. This is concluded if none of the other causes applies.
+    /// The precision is the cause, because none of the other causes applies.
     Precision,
 }
 
@@ -96,14 +96,14 @@ pub struct Scope<'a> {
     /// The paths of the layers that compute something. The search first tries to find enough
     /// modules among these layers.
     pub layers: Vec<String>,
-    /// The paths of all modules. They are searched if the check fails even with all of `layers` in
-    /// FP32.
+    /// The paths of all modules. The search uses them if the check fails even with all of `layers`
+    /// in FP32.
     pub modules: Vec<String>,
     /// Whether 32-true now gives other results than those in the reference file of an earlier run.
     /// `None` if the user gave no reference file.
     pub baseline_moved: Option<bool>,
-    /// The groups of layers that run as one fused kernel. For each group: how much its results
-    /// differ from those of the same layers run one at a time.
+    /// The groups of layers that run as one fused kernel. Each group has the difference between its
+    /// results and those of the same layers run one at a time.
     pub groups: Vec<Group>,
     /// The path of a layer that an earlier check found suspicious. Before the search, this layer is
     /// tried as the only module in FP32. `None` if no layer is suspicious.
@@ -135,9 +135,9 @@ pub fn diagnose(check: &mut dyn Check, scope: &Scope<'_>) -> Result<Diagnosis> {
 }
 
 fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Result<Attribution> {
-    // Wrong fused kernels are reported first, for two reasons. A check that measures layers one by
-    // one passes even if their fused kernel is wrong. And an FP32 region in a group prevents the
-    // fusion, so the search would find "fixes" that only hide the fault.
+    // Wrong fused kernels are reported first, for two reasons. First, a check that measures each
+    // layer separately passes even if the fused kernel is wrong. Second, an FP32 region in a group
+    // prevents the fusion, so the search would find "fixes" that only hide the fault.
     let groups: Vec<Group> = scope.groups.iter().filter(|group| group.is_beyond).cloned().collect();
     if !groups.is_empty() {
         return Ok(Attribution::Fusion { groups });

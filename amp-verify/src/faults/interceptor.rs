@@ -25,8 +25,8 @@ pub struct Faulty {
     /// observed run. Some faults affect only runs that are not observed.
     watched: Rc<Cell<bool>>,
     steps: loss::Steps,
-    /// The values of the model's buffers before the first step. One fault restores these values in
-    /// each step.
+    /// The values of the model's buffers before the first step. One fault gives the buffers these
+    /// values again after each step.
     buffers: Vec<Tensor>,
 }
 

@@ -271,8 +271,8 @@ impl Fault {
         Ok(())
     }
 
-    /// Changes the trainer's options, if this is how the fault is caused. It must be called after
-    /// all other code that sets options.
+    /// Changes the trainer's options, if the fault is a wrong option. It must be called after all
+    /// other code that sets options.
     pub(crate) fn config(fault: Option<Self>, config: &mut TrainerConfig) {
         let Some(fault) = fault.filter(|fault| fault.strikes(config.precision)) else { return };
         let scales = config.precision.scales_loss();

@@ -155,8 +155,8 @@ impl Optimizer for Broken {
 
     fn write_rates(&mut self) -> Result<()> {
         match self.fault {
-            // Does nothing. A step that is replayed as a CUDA graph then uses the learning rates
-            // from the time of its capture, because only such a step needs this call.
+            // Does nothing, so that a step that is replayed as a CUDA graph uses the learning rates
+            // from the time of its capture. In other steps this call is not needed.
             Fault::CapturedRatesStale => Ok(()),
             _ => self.inner.write_rates(),
         }

@@ -62,7 +62,7 @@ pub struct GateArgs {
     /// Largest number of seeds, used if the first evaluation is inconclusive [default: the tier's]
     #[arg(long, value_name = "M")]
     pub max_seeds: Option<usize>,
-    /// The first seed; the others follow it
+    /// The first seed; the further seeds are the numbers that follow it
     #[arg(long, value_name = "SEED", default_value_t = 42)]
     pub first_seed: u64,
     /// The risk: the probability that a regression as large as the margin passes
@@ -72,7 +72,7 @@ pub struct GateArgs {
     #[arg(long)]
     pub equivalence: bool,
     /// δ, the accepted loss of the metric, for the model that --model names
-    /// [default: the declared or recorded margin; if one of the options below changes the model, it has none]
+    /// [default: the declared or recorded margin; a model that is changed by one of the options below has no default margin]
     #[arg(long, value_name = "DELTA")]
     pub margin: Option<f64>,
     /// Time limit: check rules until then, run one seed after another, and start no seed that might

@@ -66,8 +66,8 @@ impl Open {
         let device = hardware::parse_device(&job.device).ok()?;
         let machine = Fingerprint::of(device).ok()?;
         // The fingerprint (the description of the machine) also contains the current settings of
-        // this process, which an earlier job may have changed. They are cleared here, because the
-        // key already contains the settings of the job.
+        // this process, which an earlier job may have changed. These settings are cleared here,
+        // because the key already contains the settings of the job.
         let machine = Fingerprint { threads: 0, tf32: false, deterministic: false, ..machine };
         let parts = [
             self.binary.clone(),

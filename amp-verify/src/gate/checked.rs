@@ -49,7 +49,7 @@ pub struct Checked {
     pub what: String,
     /// A description of the run: its mode and its number of steps. Empty if nothing was compared.
     pub over: String,
-    /// The result.
+    /// What the comparison shows.
     pub result: Comparison,
     /// The measured value. Null if it is not finite, or if the rule only requires that values are
     /// equal.
@@ -110,7 +110,7 @@ impl Checked {
         self.result == Comparison::Broken
     }
 
-    /// Formats the figure.
+    /// Formats the figure with its unit.
     pub fn figure(&self) -> String {
         match (self.unit, self.figure) {
             _ if !self.is_done() => "–".to_owned(),
@@ -121,7 +121,7 @@ impl Checked {
         }
     }
 
-    /// Formats the bound.
+    /// Formats the bound with the unit of the figure.
     pub fn bound(&self) -> String {
         match (self.unit, self.bound) {
             (Unit::Equal, _) if self.is_done() => "equal".to_owned(),

@@ -15,9 +15,9 @@ use amp_core::{
 
 use crate::interceptor::Interceptor;
 
-/// An interceptor whose optimizer does nothing. Forward and backward passes and everything else run
-/// as usual. The run gives the metric of an untrained model. This metric may be better than that of
-/// a new build, because the model still collects batch statistics.
+/// An interceptor whose optimizer does nothing. Everything else runs as usual, including forward
+/// and backward passes. The run shows the metric of an untrained model. This metric may be better
+/// than the metric of a newly built model, because batch norms still collect statistics.
 pub(super) struct Freeze;
 
 impl Interceptor for Freeze {

@@ -38,7 +38,7 @@ pub struct Coverage {
 /// One comparison, formatted as texts for a row of a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// The rule's title.
+    /// The title of the rule.
     pub rule: &'static str,
     /// The two quantities that the rule compares.
     pub compares: &'static str,
@@ -46,14 +46,14 @@ pub struct Row {
     pub what: String,
     /// A description of the run: its mode, its number of steps and its seeds.
     pub over: String,
-    /// The measured figure.
+    /// The figure (the measured value) with its unit.
     pub figure: String,
     /// The bound of the figure.
     pub bound: String,
     /// The figure divided by its bound. `None` if there is no bound, or if the rule only requires
     /// that values are equal.
     pub share: Option<f64>,
-    /// The result.
+    /// What the comparison shows.
     pub result: Comparison,
 }
 
@@ -62,7 +62,7 @@ pub struct Row {
 pub struct Missing {
     /// The names of the rules that were not checked.
     pub what: String,
-    /// The reason why they were not checked. Empty if no reason is known.
+    /// The reason why these rules were not checked. Empty if no reason is known.
     pub why: String,
 }
 

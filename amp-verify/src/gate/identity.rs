@@ -1,6 +1,6 @@
-//! Digests of what must be the same in two paired runs: the run under a precision, and the run
-//! under 32-true with the same seed. These are the initial weights, the order of examples and the
-//! validation set.
+//! Digests of the initial weights, the order of examples and the validation set. They must be the
+//! same in two paired runs: the run under a precision, and the run under 32-true with the same
+//! seed.
 
 use std::{cell::RefCell, collections::HashSet, rc::Rc};
 

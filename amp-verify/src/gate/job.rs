@@ -50,9 +50,9 @@ pub enum Task {
 /// The description of a job. Two equal jobs have equal results on the same machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
-    /// The model's name.
+    /// The name under which the model is registered.
     pub model: String,
-    /// The precision.
+    /// The precision of the run.
     pub precision: Precision,
     /// The seed of the weights, the order of examples and dropout.
     pub seed: u64,
@@ -60,7 +60,7 @@ pub struct Job {
     pub length: Length,
     /// The changes to the registered model that the gate's options ask for.
     pub changes: Changes,
-    /// The device's name.
+    /// The name of the device, for example `cuda:0`.
     pub device: String,
     /// Whether f32 matrix products may run in TF32.
     pub tf32: bool,
@@ -70,7 +70,7 @@ pub struct Job {
     pub kernels: Kernels,
     /// How often the invariants of training are checked.
     pub check: Check,
-    /// The task.
+    /// What the job does.
     pub task: Task,
     /// The precisions of single modules, by path. They replace those in the model's code.
     pub overrides: Overrides,
@@ -104,7 +104,7 @@ pub struct Outcome {
     pub skipped_steps: u64,
     /// The loss scale at the end of the run.
     pub final_scale: Option<f64>,
-    /// The largest number of bytes that tensors occupied at one time, the gate's own included.
+    /// The largest number of bytes that tensors occupied at one time, including the gate's tensors.
     pub peak_memory_bytes: u64,
     /// The dtypes of matrix products, loss and weights, as observed in the first step.
     pub observed: Observed,
@@ -115,9 +115,9 @@ pub struct Outcome {
     pub pairing: String,
     /// The fraction of the validation examples that are also training examples.
     pub overlap: f64,
-    /// The hyperparameters.
+    /// The values of all hyperparameters of the model.
     pub hyperparameters: Hyperparameters,
-    /// The data's name.
+    /// The name of the data set.
     pub data: String,
     /// The number of examples in a batch.
     pub batch_size: i64,

@@ -24,8 +24,8 @@ pub struct Subject {
     model: Arc<Model>,
     /// The margin δ: a precision that is worse than 32-true by δ or more is a regression.
     pub margin: f64,
-    /// By how much the metric of a trained model must be better than that of the control run, in
-    /// which no weight changes.
+    /// By how much the metric of a trained model must be better than the metric of the control run,
+    /// in which no weight changes.
     pub learns_by: f64,
 }
 
@@ -39,8 +39,8 @@ impl Subject {
         Self::with(registry, model, &Changes::default(), None)
     }
 
-    /// Creates the subject for a model with these changes. If `margin` is given, it replaces the
-    /// declared or recorded margin.
+    /// Creates the subject for a model with these changes. If `margin` is given, it is used in
+    /// place of the declared or recorded margin.
     ///
     /// # Errors
     /// When there is no margin for these changes, or the model does not allow one of the changes.
@@ -70,7 +70,7 @@ impl Deref for Subject {
 pub struct Plan {
     /// The registry that contains the models.
     pub registry: Registry,
-    /// The models.
+    /// The models to judge.
     pub models: Vec<Subject>,
     /// The changes to each model that the options ask for.
     pub changes: Changes,
@@ -78,22 +78,22 @@ pub struct Plan {
     pub time_limit: Option<Duration>,
     /// Whether only the rules are checked, without full training runs.
     pub rules_only: bool,
-    /// The tier.
+    /// The tier, which determines how long the runs are.
     pub tier: Tier,
-    /// The precisions.
+    /// The precisions to judge.
     pub precisions: Vec<Precision>,
     /// The number of seeds in the first evaluation.
     pub first: usize,
     /// The largest number of seeds, which is used if the first evaluation is inconclusive.
     pub most: usize,
-    /// The first seed.
+    /// The first of the consecutive seeds.
     pub first_seed: u64,
     /// α, the risk of the statistical test. See [`Design::alpha`](crate::verdict::Design::alpha).
     pub alpha: f64,
     /// Whether a precision that is better than 32-true by more than δ fails as well. See
     /// [`Design::equivalence`](crate::verdict::Design::equivalence).
     pub equivalence: bool,
-    /// The device's name.
+    /// The name of the device, for example `cuda:0`.
     pub device: String,
     /// Whether f32 matrix products may run in TF32.
     pub tf32: bool,

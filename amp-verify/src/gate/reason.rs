@@ -203,8 +203,8 @@ impl Reason {
         }
     }
 
-    /// Returns the part of training that is broken, for a rule that no choice of precision can
-    /// repair. Returns `None` for a reason that may be caused by too little precision.
+    /// Returns which part of training is broken, for a rule that no choice of precision can repair.
+    /// Returns `None` if too little precision may be the reason.
     pub fn rule(self) -> Option<&'static str> {
         match self {
             Self::Watching => Some("the training path"),
@@ -228,7 +228,7 @@ impl Reason {
 /// A failure of a run: its reason, and a description in one line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The reason.
+    /// The rule that the run broke.
     pub reason: Reason,
     /// A description of what was observed.
     pub text: String,

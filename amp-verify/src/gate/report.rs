@@ -63,7 +63,7 @@ pub struct Report {
     pub schema: String,
     /// The overall status: the worst status of any model and precision.
     pub status: Status,
-    /// The tier.
+    /// The tier in which the gate ran.
     pub tier: Tier,
     /// The description of the machine. Null if no control run ended.
     pub fingerprint: Option<Fingerprint>,
@@ -73,7 +73,7 @@ pub struct Report {
     /// The time limit for checking rules and running seeds, in seconds. Null if there is no limit.
     #[serde(default)]
     pub time_limit_seconds: Option<f64>,
-    /// The models.
+    /// The results, one entry for each model.
     pub models: Vec<ModelReport>,
     /// What the nightly tier would run in addition: precisions, longer runs, seeds.
     pub left_out: Vec<String>,
@@ -87,20 +87,20 @@ pub struct Report {
     /// original run.
     #[serde(default)]
     pub jobs: Vec<JobTime>,
-    /// Duration in seconds.
+    /// How long the gate took, in seconds.
     pub seconds: f64,
 }
 
 /// The time and the memory of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobTime {
-    /// The model.
+    /// The name of the model.
     pub model: String,
-    /// The precision.
+    /// The precision of the run.
     pub precision: Precision,
     /// What the job does.
     pub task: Task,
-    /// The seed.
+    /// The seed of the run.
     pub seed: u64,
     /// How long the job took, in seconds.
     pub seconds: f64,
@@ -111,9 +111,9 @@ pub struct JobTime {
 /// The results of one model under all precisions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelReport {
-    /// The model's name.
+    /// The name under which the model is registered.
     pub model: String,
-    /// The metric's name.
+    /// The name of the metric by which the model is judged.
     pub metric: String,
     /// Whether larger or smaller values are better.
     pub direction: Direction,
@@ -136,9 +136,9 @@ pub struct ModelReport {
 /// The results of one precision of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
-    /// The precision.
+    /// The precision that was judged.
     pub precision: Precision,
-    /// The status.
+    /// The verdict on this precision.
     pub status: Status,
     /// The result of the statistical test. Null if a run failed.
     pub judgement: Option<Judgement>,

@@ -26,7 +26,7 @@ pub(super) struct ResetModel {
     random: RandomState,
 }
 
-/// The name of the part of [`ResetModel::state`] that the model itself wrote.
+/// The key under which [`ResetModel::state`] contains the state that the model itself wrote.
 const OWN: &str = "model";
 
 struct Initial {

@@ -33,8 +33,8 @@ pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String>
 
 /// Returns the name of the kernels that the machine uses. The kernels influence rounding and peak
 /// memory. In bf16, for example, peak memory of convolutions differs by a fifth between AVX2 and
-/// AVX-512 kernels. In f16, matrix products differ in the same way between CPUs with and without
-/// f16 instructions.
+/// AVX-512 kernels. In f16, peak memory of matrix products differs as much between CPUs with and
+/// without f16 instructions.
 pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     match fingerprint.multiplies_f16 {
         true => format!("{} with f16", fingerprint.capability),
@@ -42,8 +42,8 @@ pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     }
 }
 
-/// Returns whether the two machines run the same kernels. CPUs do if they have the same kernel set;
-/// GPUs do if they are of the same model.
+/// Returns whether the two machines run the same kernels. Two CPUs do if they have the same kernel
+/// set. Two GPUs do if they are of the same model.
 pub(super) fn same_kernels(golden: &Fingerprint, found: &Fingerprint) -> bool {
     kernels(golden) == kernels(found) && (golden.threads > 0 || golden.device == found.device)
 }

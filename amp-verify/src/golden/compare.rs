@@ -69,10 +69,10 @@ pub struct Tolerances {
 }
 
 /// By how much the number of skipped steps may differ between two kernel sets. The gradients of the
-/// two kernel sets differ only by rounding. So a gradient overflows with only one of the kernel
-/// sets only if it is next to the largest f16 number. After one halving of the loss scale, this
-/// gradient is far from overflow with both. Therefore the numbers of skipped steps differ by at
-/// most one.
+/// two kernel sets differ only by rounding. So it is rare that a gradient overflows with one kernel
+/// set and not with the other: the gradient must be next to the largest f16 number. After one
+/// halving of the loss scale, this gradient is far from overflow with both kernel sets. Therefore
+/// the numbers of skipped steps differ by at most one.
 const SKIPS_OF_OTHER_KERNELS: u64 = 1;
 
 impl Tolerances {
@@ -135,8 +135,8 @@ impl Agreement {
                 (tolerance(accuracy), tolerance(loss), tolerance(peak_memory_bytes))
             }
             None => {
-                // 32-true has no differences from itself. Its tolerance is the widest tolerance of
-                // the other precisions.
+                // 32-true has no differences from itself. The tolerance of 32-true is the widest
+                // tolerance of the other precisions.
                 let others = golden.runs.values().filter_map(|run| run.paired);
                 let paired: Vec<_> =
                     figures.paired.map_or_else(|| others.collect(), |own| vec![own]);
@@ -240,8 +240,8 @@ pub(super) fn exact<T: PartialEq + fmt::Display>(
 }
 
 /// Adds the value to `moved` if it differs from the golden's value by more than the tolerance. A
-/// value that is not finite is always added, even if the golden's value is not finite either: two
-/// runs that failed in the same way do not agree.
+/// value that is not finite is always added, even if the golden's value is the same. The reason is
+/// that two runs that failed in the same way do not agree.
 pub(super) fn within(
     moved: &mut Vec<Moved>,
     precision: &str,

@@ -57,8 +57,8 @@ impl Folder {
         if self.whole { None } else { target.known(found, &self.path) }
     }
 
-    /// Returns a copy of the target that has the recorded differences between machines. These are
-    /// in the file `NAME.spread.json` of this folder.
+    /// Returns a copy of the target with the differences between machines that were recorded in the
+    /// file `NAME.spread.json` of this folder.
     ///
     /// # Errors
     /// When the spread file cannot be parsed.

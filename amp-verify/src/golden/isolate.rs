@@ -9,9 +9,10 @@
 //!
 //! On a GPU, even tests that ran earlier in the process change the results, because they change the
 //! order in which gradients are added. Autograd runs the backward pass of a GPU on a separate
-//! thread. It executes the node with the largest sequence number first, and each thread numbers the
-//! nodes that it creates. A second derivative, for example of a gradient penalty, has nodes from
-//! two threads. The order of these nodes depends on how many nodes each thread has created before.
+//! thread. This thread executes the node with the largest sequence number first, and each thread
+//! numbers the nodes that it creates. A second derivative, for example of a gradient penalty, has
+//! nodes from two threads. The order of these nodes depends on how many nodes each thread has
+//! created before.
 //!
 //! If the CPU has more instructions than the CPU on which the golden was recorded, the new process
 //! uses the golden's [kernels]. The test's own process cannot do this, because libtorch chooses its
@@ -50,7 +51,8 @@ const SHOWN: usize = 15;
 /// Locked while a process trains on a GPU, so that only one process trains at a time.
 static ON_GPU: Mutex<()> = Mutex::new(());
 
-/// The place of a call of [`verify!`](crate::verify) in the source, and the folder of its goldens.
+/// Where a call of [`verify!`](crate::verify) is in the source, and in which folder its goldens
+/// are.
 #[derive(Debug, Clone, Copy)]
 pub struct Site {
     /// The folder in which the goldens of this call are.
@@ -87,7 +89,7 @@ pub struct Training {
 struct Order {
     /// The id of the process that waits for the results. Processes that the new process starts
     /// inherit the environment variable. They ignore the order, because the id of their parent
-    /// process is another.
+    /// process differs from this id.
     parent: u32,
     /// The name of the test, which is also the name of the thread that runs it.
     test: String,
@@ -212,7 +214,7 @@ impl Order {
 
 /// Returns whether other tests of this process may change the results of `test`. On a CPU, tests
 /// that run at the same time may do so. On a GPU, tests that ran earlier may do so as well. `args`
-/// are the arguments of the process, from which it follows which tests run.
+/// are the arguments of the process. They decide which tests run, and how many at a time.
 fn other_tests_may_interfere(test: &str, args: &[String], is_on_gpu: bool) -> bool {
     const THREADS: &str = "--test-threads";
     let joined = args.iter().filter_map(|arg| arg.strip_prefix(THREADS)?.strip_prefix('='));
@@ -309,8 +311,8 @@ mod tests {
         assert!(!has("a::b", "--exact a::b --nocapture") && !has("a::b", "a::b --exact"));
     }
 
-    /// Checks that on a GPU other tests are assumed to interfere even with `--test-threads=1`. Only
-    /// if the process runs just this test, no test can interfere.
+    /// Checks that on a GPU other tests may interfere even with `--test-threads=1`, unless the
+    /// process runs only this test.
     #[test]
     fn on_a_gpu_earlier_tests_interfere() {
         let has = |test: &str, line: &str| {

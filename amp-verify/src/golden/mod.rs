@@ -34,9 +34,9 @@ use crate::{
 /// of later runs with them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Golden {
-    /// The model's name.
+    /// The name under which the model is registered.
     pub model: String,
-    /// The data's name.
+    /// The name of the data set.
     pub data: String,
     /// The seeds of the training runs. The values in `runs` are those of the first seed. Only
     /// [`Figures::paired`] is computed from all seeds.
@@ -55,9 +55,9 @@ pub struct Golden {
     pub examples: i64,
     /// The number of epochs of each training run.
     pub epochs: i64,
-    /// The batch size.
+    /// The number of examples per batch.
     pub batch_size: i64,
-    /// Hyperparameters by name.
+    /// The values of hyperparameters, by name.
     pub hyperparameters: amp_core::Hyperparameters,
     /// The results under each precision, by the precision's name.
     pub runs: BTreeMap<String, Figures>,

@@ -47,9 +47,9 @@ impl Default for Check {
     }
 }
 
-/// The model of a golden test, and the options with which the model is trained. If an option of a
-/// registered model is not set, the registry's value is used. The defaults for other models are
-/// documented at the setters.
+/// The model of a golden test, and the options with which the model is trained. For a registered
+/// model, an option that is not set has the registry's value. For any other model, the setter
+/// documents the default.
 #[derive(Clone)]
 pub struct Target {
     source: Source,

@@ -118,8 +118,8 @@ fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     let mut sums = vec![values.f_sum(Kind::Double)?];
     let size = values.size();
     let feature = if size.len() == 4 { 1 } else { size.len().saturating_sub(1) };
-    // If a layer has only one feature, z is at most 1. This is intended: all errors of the layer
-    // depend on the same rounded weights, and these weights alone may shift the mean.
+    // If a layer has only one feature, z is at most 1. This is intended, because all errors of the
+    // layer depend on the same rounded weights. These weights alone may shift the mean.
     if size.len() > 1 && size[0] > 1 {
         for dim in [0, feature] {
             let others: Vec<i64> =

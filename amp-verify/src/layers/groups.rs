@@ -50,8 +50,8 @@ const OF_GRADIENT: f64 = 8.0;
 /// The smallest bound. f32 sums in another order may differ by this relative amount.
 const LEAST: f64 = 1e-4;
 /// If the norm of a gradient is less than this fraction of the norm of all gradients of the group,
-/// the gradient may consist of rounding errors alone. Then its difference is divided by this
-/// fraction of the norm of all gradients, in place of the norm of the gradient itself.
+/// the gradient may consist of rounding errors alone. In this case its difference is divided by
+/// this fraction of the norm of all gradients, and not by its own norm.
 const SHARE: f64 = 1e-2;
 
 impl Group {

@@ -22,10 +22,10 @@ use crate::{
     rounding::{is_narrow, moved, rounding_of},
 };
 
-/// Options of the measurement.
+/// The options with which layers are measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Options {
-    /// The precision.
+    /// The precision whose rounding errors are measured.
     pub precision: Precision,
     /// The exponent of the loss scale, used only if the precision scales its loss.
     pub log2_scale: i32,

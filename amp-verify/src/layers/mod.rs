@@ -36,9 +36,9 @@ use crate::exponents::{CommonWindow, Histogram, Losses, Window};
 pub struct Subject<'a> {
     /// Builds the model. Every call must return a model with the same weights.
     pub build: &'a dyn Fn() -> Result<Box<dyn LightningModule>>,
-    /// The training batch.
+    /// The batch on which the training step runs.
     pub batch: &'a AnyBatch,
-    /// The device.
+    /// The device on which the training step runs.
     pub device: Device,
     /// The seed of the random numbers in the step, for example of dropout.
     pub seed: u64,
@@ -52,9 +52,9 @@ pub struct Subject<'a> {
 pub struct Report {
     /// The version of this format. The version changes if a field gets another meaning.
     pub schema: String,
-    /// The model.
+    /// The name of the model.
     pub model: String,
-    /// The precision.
+    /// The precision whose rounding errors were measured.
     pub precision: Precision,
     /// The description of the machine on which the layers were measured.
     pub fingerprint: Fingerprint,
@@ -66,8 +66,8 @@ pub struct Report {
     pub log2_scale: i32,
     /// Whether dropout was on. Dropout is on only if it zeroes the same elements in all dtypes.
     pub dropout: bool,
-    /// The loss under the precision. A measured value that is not finite is null. This applies to
-    /// the loss and to all other values.
+    /// The loss under the precision. The loss and all other measured values are null if they are
+    /// not finite.
     pub loss: Option<f64>,
     /// The loss under 64-true.
     pub exact_loss: f64,
@@ -113,16 +113,16 @@ pub struct Layer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Activations.
+    /// The layer's output (its activations).
     Forward,
-    /// Gradients of inputs.
+    /// The gradient of the layer's input.
     InputGradient,
-    /// Gradients of weights.
+    /// The gradients of the layer's parameters.
     WeightGradient,
 }
 
 impl Kind {
-    /// All three kinds.
+    /// All three kinds of tensors.
     pub const ALL: [Self; 3] = [Self::Forward, Self::InputGradient, Self::WeightGradient];
 }
 
@@ -155,7 +155,7 @@ pub struct Flow {
     /// the values in 32-true. Gradients are multiplied by the loss scale first. Null if the layer's
     /// output does not have 16 bits.
     pub predicted: Option<Losses>,
-    /// Two numbers of values: those that are finite in the 32-true step but not under the
+    /// Counts two kinds of values: those that are finite in the 32-true step but not under the
     /// precision, and those that are not zero in the 32-true step but zero under the precision. A
     /// ReLU unit that is active only in 32-true counts as zero.
     pub observed: Losses,

@@ -212,8 +212,8 @@ impl Otherwise {
         Ok((held >= LEAST_ELEMENTS as f64).then(|| gone / held))
     }
 
-    /// Returns whether the layer computes in a wider dtype. It does if its results are those of
-    /// unrounded parameters, and not those of rounded parameters.
+    /// Returns whether the layer computes in a wider dtype: its results are equal to the results
+    /// with unrounded parameters, and differ from the results with rounded parameters.
     fn is_wide(&self) -> Result<bool> {
         let differing = |other: &Tensor| -> Result<Tensor> {
             Ok(other.f_ne_tensor(&self.rounded)?.f_sum(Dtype::Int64)?)

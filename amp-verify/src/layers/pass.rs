@@ -1,5 +1,4 @@
-//! Runs one training step and records the tensors of each layer. Also runs each layer separately on
-//! other inputs.
+//! Runs one training step and records each layer's tensors. Also runs layers on other inputs.
 
 use std::{
     cell::{Cell, RefCell},
@@ -35,7 +34,7 @@ pub(super) struct Ran {
     pub(super) output: Tensor,
     pub(super) output_gradient: Option<Tensor>,
     pub(super) input_gradient: Option<Tensor>,
-    /// The results of running the layer alone, one for each job.
+    /// The results of running the layer separately, one for each job.
     pub(super) reruns: Vec<Rerun>,
 }
 
@@ -51,7 +50,7 @@ impl Ran {
     }
 }
 
-/// Describes a run of a layer alone. The run rounds the f64 tensors to the layer's dtypes first.
+/// Describes a separate run of a layer, which first rounds the f64 tensors to the layer's dtypes.
 pub(super) struct Job {
     pub(super) input: Tensor,
     /// The gradient of the unscaled loss with respect to the output, for the backward pass.
@@ -67,9 +66,9 @@ pub(super) struct Rounded {
     pub(super) seed: Option<u64>,
 }
 
-/// The results of running a layer alone, in f64.
+/// The results of a separate run of a layer, in f64.
 pub(super) struct Rerun {
-    /// The input and the output's gradient, rounded to the dtypes in which the layer received them.
+    /// The input and the output's gradient, rounded as the layer received them.
     pub(super) job: Job,
     pub(super) output: Tensor,
     pub(super) input_gradient: Option<Tensor>,
@@ -92,7 +91,7 @@ impl Rerun {
 pub(super) struct Pass {
     /// The runs of the layers, in the order in which the layers ended.
     pub(super) calls: Vec<Ran>,
-    /// The gradients of the unscaled loss, in f64, by parameter of the kept layers.
+    /// The gradients of the unscaled loss in f64, by parameter, for the layers that are kept.
     pub(super) gradients: BTreeMap<String, Tensor>,
     pub(super) loss: f64,
 }
@@ -128,7 +127,7 @@ fn joined<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Option<Tensor
 /// The options of a step.
 pub(super) struct Plan {
     pub(super) precision: Precision,
-    /// The loss scale.
+    /// The loss scale of the step.
     pub(super) scale: f64,
     pub(super) dropout: bool,
     /// The indices of the layers whose tensors are kept, in the order in which they end.
@@ -288,7 +287,7 @@ impl Observer {
         own.map(|parameter| parameter.tensor.numel()).sum()
     }
 
-    /// Returns the tensor if it is kept, and otherwise an empty tensor of the same dtype.
+    /// Returns the tensor if it is kept, or else an empty tensor of the same dtype.
     fn kept(&self, at: usize, tensor: &Tensor) -> Result<Tensor> {
         match self.keeps.contains(&at) {
             true => Ok(tensor.shallow_clone()),
@@ -322,7 +321,8 @@ impl Observer {
             let gradient = gradient.f_mul_scalar(self.scale)?.f_to_kind(output.kind())?;
             // The gradient of Σ y·g with respect to y equals g exactly.
             let sum = output.f_mul(&gradient)?.f_sum(output.kind())?;
-            // Keeps the graph: autocast's cached casts also belong to the graph of the whole step.
+            // Keeps the graph, because the graph of the whole step also uses autocast's cached
+            // casts.
             let found = Tensor::f_run_backward(&[sum], &wanted, true, false)?;
             let mut found = found
                 .iter()

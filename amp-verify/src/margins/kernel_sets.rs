@@ -1,5 +1,5 @@
-//! The kernels and the numbers of threads of other CPUs. Environment variables select them on this
-//! CPU.
+//! The kernels and the numbers of threads of other CPUs. Environment variables select these kernels
+//! on this CPU.
 
 use std::fs;
 

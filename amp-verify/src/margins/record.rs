@@ -119,7 +119,7 @@ pub fn command(registry: &Registry, args: &MarginsArgs) -> Result<String> {
         return Ok(text);
     }
     let path = registry.project().margins_file();
-    // The file is read before it is written, because it must keep the entries of other models.
+    // The file is read before it is written, because the entries of other models must be kept.
     let mut margins = registry.margins()?;
     let file = Staged::create(&path)?;
     let recorder = Recorder { registry, args, device: &args.device, changes };

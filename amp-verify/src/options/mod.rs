@@ -76,9 +76,9 @@ pub struct RunArgs {
     /// this limit, the trainer recomputes layers in the backward pass; the results do not change
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory_budget: Option<u64>,
-    /// End training when this logged value, for example val_loss, no longer improves. It improves
-    /// if it falls, or rises if it is a metric for which the model declares that higher is better
-    /// [default: the model's own]
+    /// End training when this logged value, for example val_loss, no longer improves. A metric for
+    /// which the model declares that higher is better improves if it rises; any other value
+    /// improves if it falls [default: the model's own]
     #[arg(long, value_name = "NAME")]
     pub early_stopping: Option<String>,
     /// Number of epochs without improvement after which training ends
@@ -108,8 +108,8 @@ pub struct RunArgs {
     /// Threads per CPU operation [default: all cores]
     #[arg(long)]
     pub threads: Option<i32>,
-    /// Where the data is stored: auto, device or host; auto uses the GPU for data that takes at most a
-    /// quarter of its free memory
+    /// Where the data is stored: auto, device or host; auto uses the GPU if the data takes at most
+    /// a quarter of the GPU's free memory
     #[arg(long, value_name = "WHERE", value_parser = Placement::from_str,
           default_value_t = Placement::Auto)]
     pub data_placement: Placement,

@@ -25,7 +25,8 @@ pub struct ParityArgs {
     /// The models [default: all models with a twin]
     #[arg(value_name = "MODEL")]
     pub models: Vec<String>,
-    /// Precisions, separated by commas, of 32-true, 16-mixed and bf16-mixed [default: these three]
+    /// Precisions to compare, separated by commas: 32-true, 16-mixed or bf16-mixed
+    /// [default: these three]
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str)]
     pub precision: Vec<Precision>,
     /// auto, cpu, cuda or cuda:N
@@ -47,8 +48,8 @@ pub struct ParityArgs {
     /// Number of batches whose losses are compared one by one
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
     pub losses: u64,
-    /// Kernels of our layers and losses on CUDA: own, or libtorch. If the twin skips other steps,
-    /// our side runs again with libtorch's kernels, which round as PyTorch does
+    /// Kernels of our layers and losses on CUDA: own, or libtorch. If the twin skips other steps
+    /// than our side, our side runs again with libtorch's kernels, which round as PyTorch does
     #[arg(long, value_name = "WHOSE", value_parser = Kernels::from_str,
           default_value_t = Kernels::default())]
     pub kernels: Kernels,
@@ -58,8 +59,8 @@ pub struct ParityArgs {
     /// Threads of one CPU operation, on both sides [default: all cores]
     #[arg(long)]
     pub threads: Option<i32>,
-    /// Keep the result rows in this folder and reuse them, if binary, machine and options are the
-    /// same
+    /// Store the result rows in this folder, and reuse them if the binary, the machine and the
+    /// options are the same
     #[arg(long, value_name = "FOLDER")]
     pub cache: Option<PathBuf>,
     /// Print the report as JSON
@@ -85,7 +86,7 @@ pub(super) struct Subject {
 }
 
 impl ParityArgs {
-    /// Checks the arguments.
+    /// Checks the options and looks up the models.
     pub(super) fn plan(&self, registry: &Registry) -> Result<Plan> {
         if self.seeds < 2 {
             let text = "it must be at least 2, to distinguish a difference from chance";

@@ -18,7 +18,7 @@ const FACTOR: f64 = 4.0;
 const LEAST: f64 = 1.0 / 1_048_576.0;
 
 /// Returns for each step the difference between the losses in `own` and in `other`, divided by the
-/// loss in `own`. If the mean loss is larger than the loss, divides by the mean loss. So a small
+/// loss in `own`. If the mean loss is larger than this loss, divides by the mean loss. So the
 /// difference of a loss near 0, for example of a GAN's critic, does not look large.
 pub(super) fn differences(own: &[f64], other: &[f64]) -> Vec<f64> {
     let finite = own.iter().filter(|loss| loss.is_finite());

@@ -67,7 +67,7 @@ pub(super) fn read(path: &Path) -> Option<Row> {
     serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
 }
 
-/// Writes a row.
+/// Writes a result row to the file `path`.
 pub(super) fn write(path: &Path, row: &Row) -> Result<()> {
     let text = serde_json::to_vec(row).map_err(|error| Error::io(path, error.into()))?;
     Staged::create(path)?.write(&text)

@@ -59,8 +59,9 @@ fn has_code(line: &str, comment: &str) -> bool {
 struct Part {
     /// The type to which a method belongs. `None` if this is not a method.
     owner: Option<String>,
-    /// The name of the item or method. It is empty for the implementation of a trait: this is
-    /// counted if its type is counted, whatever the names of its methods are.
+    /// The name of the item or method. It is empty for the implementation of a trait. An
+    /// implementation of a trait is counted if its type is counted, whatever the names of its
+    /// methods are.
     name: String,
     /// The names that occur in the item.
     mentions: BTreeSet<String>,
@@ -76,9 +77,9 @@ impl Part {
         Self { owner, name: name.to_string(), mentions, lines }
     }
 
-    /// Returns whether the lines of this piece are counted. They are if its name and its owner are
-    /// in `known`, the names that the counted code mentions. A missing name or owner counts as
-    /// known.
+    /// Returns whether the lines of this piece are counted. They are counted if its name and its
+    /// owner are in `known`, the names that the counted code mentions. A piece without a name needs
+    /// only its owner in `known`, and a piece without an owner only its name.
     fn is_of(&self, known: &BTreeSet<String>) -> bool {
         let is_known = |name: &String| known.contains(name);
         self.owner.as_ref().is_none_or(is_known) && (self.name.is_empty() || is_known(&self.name))

@@ -21,8 +21,8 @@ pub const SCHEMA: &str = "amp-parity/1";
 /// model and its twin differ by δ or more.
 const ALPHA: f64 = 0.05;
 
-/// The largest relative bound with which comparing a loss is informative. If the bound is larger,
-/// rounding alone may change the loss by more than 0.1 %.
+/// If a loss has a bound of at most this fraction of the loss, comparing the loss is informative.
+/// If the bound is larger, rounding alone may change the loss by more than 0.1 %.
 const TELLING: f64 = 1e-3;
 
 /// Whether a model and its twin agree.
@@ -49,7 +49,7 @@ pub struct Pair<T> {
 /// The results of the model and its twin for one seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Seed {
-    /// The seed.
+    /// The seed of the two runs.
     pub seed: u64,
     /// The metric at the end of training; null if it is not finite.
     pub metric: Pair<Option<f64>>,
@@ -86,11 +86,11 @@ pub struct First {
 /// The comparison of one model with its twin under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// The model.
+    /// The name of the model.
     pub model: String,
-    /// The precision.
+    /// The precision of the runs.
     pub precision: Precision,
-    /// The conclusion.
+    /// Whether the model and its twin agree.
     pub status: Status,
     /// The reasons why the model and its twin disagree. Empty if they do not.
     pub failures: Vec<String>,
@@ -257,9 +257,8 @@ mod tests {
         row
     }
 
-    /// Checks when the metrics of three seeds agree. They do if the interval m ± 2.92·s/√3 is
-    /// within ±0.02, where m is the mean of the three differences and s is their standard
-    /// deviation.
+    /// Checks that the metrics of three seeds agree if the interval m ± 2.92·s/√3 is within ±0.02.
+    /// Here m is the mean of the three differences, and s is their standard deviation.
     #[rstest]
     #[case::alike([0.9, 0.9, 0.9], Status::Agree, "")]
     #[case::near([0.895, 0.9, 0.905], Status::Agree, "")]

@@ -26,7 +26,7 @@ const LEAST: f64 = 1.0 / 1024.0;
 pub struct Attempt {
     /// The index of the attempt, from 0.
     pub step: u64,
-    /// The loss scale.
+    /// The loss scale of this attempt.
     pub scale: f64,
     /// The largest magnitude in the scaled gradients of all parameters, divided by the largest f16
     /// number (65504). Null if a gradient is not finite.
@@ -60,7 +60,7 @@ pub struct Rounding {
     /// times the largest relative difference between a moved run and our run up to the step, at the
     /// same loss scale.
     pub largest: Vec<f64>,
-    /// The steps that some of our runs skip and other runs apply (our run and the moved runs).
+    /// The steps that some of our runs (our run and the moved runs) skip, while others apply them.
     pub either: Vec<u64>,
     /// The first step in which the losses of the model and its twin differ by more than four times
     /// the largest difference between a moved run and our run. From this step on, rounding alone
@@ -209,8 +209,9 @@ impl Again {
 ///
 /// Rounding explains the step under two conditions. First, up to this step the losses of the two
 /// sides must not differ by more than rounding explains. Second, either some of our runs skip this
-/// step while others apply it, or the largest gradient of the side that applies the step reaches
-/// f16's largest number when it is increased by as much as rounding may change it.
+/// step while others apply it, or rounding may make a gradient overflow: the largest gradient of
+/// the side that applies the step, increased by as much as rounding may change it, reaches the
+/// largest f16 number.
 fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option<String> {
     let (ours, other) = parting(own, theirs)?;
     let applied = if ours.skipped { other } else { ours };

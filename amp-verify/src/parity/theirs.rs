@@ -30,8 +30,8 @@ use crate::{
 
 /// The Python program that runs a twin.
 const PROGRAM: &str = include_str!("program.py");
-/// Batches are collected and then sent to the twin's process together. They are sent when they have
-/// more than this number of bytes.
+/// Batches are collected and then sent to the twin's process together, as soon as they have more
+/// than this number of bytes.
 const CHUNK: usize = 1 << 26;
 
 /// A running process that trains a twin, and the temporary folder with the files that the process
@@ -127,8 +127,8 @@ impl Theirs {
             "scaler": config.numerics.scaler,
         });
         self.process.ask(&json!({ "prepare": prepare }))?;
-        // Reads the examples on which our side trained a second time. They stay on the host and in
-        // f32, because the twin converts them itself.
+        // Reads the examples on which our side trained a second time. The tensors stay on the host
+        // and in f32, because the twin's process converts them.
         let host = TrainerConfig { precision: Precision::F32True, device: Device::Cpu, ..config };
         let loader = host.train_loader(&case.data)?;
         let model = case.build()?;

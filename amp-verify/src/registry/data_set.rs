@@ -104,7 +104,7 @@ impl DataSet {
         self
     }
 
-    /// Returns the name.
+    /// Returns the name of the data set.
     pub fn name(&self) -> &'static str {
         self.name
     }

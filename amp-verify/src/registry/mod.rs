@@ -107,7 +107,7 @@ impl Registry {
         self
     }
 
-    /// Adds a data set.
+    /// Adds a data set to the registry.
     #[must_use]
     pub fn data_set(mut self, data_set: DataSet) -> Self {
         self.data_sets.push(Arc::new(data_set));
@@ -162,7 +162,7 @@ impl Registry {
         self
     }
 
-    /// Returns the project.
+    /// Returns the project: the package that declares the registry.
     pub fn project(&self) -> &Project {
         &self.project
     }

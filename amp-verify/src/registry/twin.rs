@@ -9,8 +9,8 @@ use serde_json::Value;
 ///
 /// The Python source defines a class that extends `torch.nn.Module`. The class has the name under
 /// which the model is registered. The parameters of the class have the same names as the parameters
-/// of the model. The class has the methods below. If Lightning has such a method, the name is
-/// Lightning's:
+/// of the model. The class has the methods below. A method that Lightning also has is named as in
+/// Lightning:
 ///
 /// | method | what it does |
 /// | --- | --- |

@@ -36,7 +36,8 @@ pub struct RunHistory {
     pub skips: Vec<(f64, f64)>,
 }
 
-/// Collects the histories of runs. If a precision runs more than once, only the first run is kept.
+/// Collects the losses and loss scales of runs over time. If a precision runs more than once, keeps
+/// only the first run.
 #[derive(Debug, Default)]
 pub struct RunHistories {
     runs: BTreeMap<Precision, RunHistory>,

@@ -31,7 +31,7 @@ pub struct Content<'a> {
     pub steps: &'a Result<Vec<layers::Report>>,
 }
 
-/// Creates the page.
+/// Creates the HTML page.
 ///
 /// # Errors
 /// When a chart cannot be drawn.

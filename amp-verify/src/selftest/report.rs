@@ -14,7 +14,7 @@ use crate::{
 /// The result of testing the gate with one fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FaultResult {
-    /// The fault.
+    /// The fault that was put into training.
     pub fault: Fault,
     /// The part of training that the fault affects.
     pub area: Area,

@@ -169,8 +169,8 @@ fn plan(
     })
 }
 
-/// The jobs that check rules, in the order in which they run. For each fault, no further job runs
-/// after the first job that reports the fault. If no job reports it, full runs follow.
+/// The jobs that check rules, in the order in which they run. For each fault, the jobs end with the
+/// first job that reports the fault. If no job reports it, full training runs follow.
 const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
 
 /// A fault with its plan and the failures of the rules so far, and the job that checks the training
@@ -178,8 +178,8 @@ const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
 type Case<'a> = ((&'a (Fault, Plan), Vec<Failure>), &'a Job);
 
 /// Runs the gate's checks for each fault and returns the results. First come the rules of the
-/// training path, then the first steps. Full runs follow only for faults that neither of these
-/// reported.
+/// training path, then the first steps. Full training runs follow only for faults that no rule and
+/// no first step reported.
 fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>> {
     let mut seen: Vec<Vec<Failure>> = vec![Vec::new(); plans.len()];
     for task in STAGES {
@@ -214,8 +214,8 @@ fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>>
                 reported = cell.note();
             }
         }
-        // Of the failures in this job, only broken invariants count, because the other checks have
-        // jobs of their own.
+        // Of the failures in this job, only broken invariants count. All other checks are made in
+        // other jobs.
         let broken = pool.outcome(job).into_iter().flat_map(|outcome| &outcome.failures);
         let broken: Vec<&Failure> =
             broken.filter(|failure| failure.reason == Reason::Invariant).collect();

@@ -12,11 +12,11 @@ use super::{
 /// The speeds of training with the data in host memory and with the data in the device's memory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Feed {
-    /// The workload.
+    /// The name of the workload.
     pub workload: String,
-    /// The precision.
+    /// The precision of the training.
     pub precision: Precision,
-    /// The engine.
+    /// The engine that was measured.
     pub engine: Engine,
     /// The size of the data set in bytes.
     pub bytes: u64,

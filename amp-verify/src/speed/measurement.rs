@@ -75,7 +75,7 @@ impl Engine {
 /// What was measured for one engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measurement {
-    /// The engine.
+    /// The engine that was measured.
     pub engine: Engine,
     /// The speed in each round, in steps per second.
     pub rates: Vec<f64>,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
-    /// The model.
+    /// The name of the model.
     pub model: String,
     /// For each measured block of steps: the microseconds per step in addition to the tensor
     /// operations. In ascending order.

@@ -25,7 +25,7 @@ pub struct Report {
     /// The description of the device on which the models were trained, and of the software on this
     /// machine.
     pub fingerprint: Fingerprint,
-    /// The host's CPU.
+    /// The name of the host's CPU.
     pub cpu: String,
     /// The versions of this workspace and, if peers were measured, of Python and its packages.
     pub versions: BTreeMap<String, String>,
@@ -52,9 +52,9 @@ pub struct Report {
 pub struct Row {
     /// The name of the workload.
     pub workload: String,
-    /// The precision.
+    /// The precision of the training.
     pub precision: Precision,
-    /// The engine.
+    /// The engine that was measured.
     pub engine: Engine,
     /// The speed in each round, in steps per second.
     pub rates: Vec<f64>,

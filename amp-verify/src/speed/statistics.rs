@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 /// The median and quartiles of the values of some rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
-    /// The median.
+    /// The median of the values.
     pub median: f64,
-    /// The first quartile.
+    /// The first quartile: a quarter of the values are below it.
     pub q1: f64,
-    /// The third quartile.
+    /// The third quartile: a quarter of the values are above it.
     pub q3: f64,
 }
 

@@ -65,14 +65,14 @@ pub enum Unit {
 pub struct Target {
     /// What is measured, in words.
     pub what: String,
-    /// The bound.
+    /// The bound that the measured value must meet.
     pub goal: Goal,
-    /// The unit in which the value and the bound are printed. A percentage is stored as a fraction:
-    /// 65 % is stored as 0.65.
+    /// The unit in which the value and the bound are printed. If the unit is a percentage, the
+    /// value and the bound are stored as fractions: 65 % is stored as 0.65.
     pub unit: Unit,
     /// The measured value; null if nothing was measured.
     pub measured: Option<f64>,
-    /// The result.
+    /// Whether the measured value meets the bound.
     pub outcome: Outcome,
 }
 

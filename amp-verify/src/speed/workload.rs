@@ -54,13 +54,13 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// CUDA and the CPU.
+    /// The option applies on CUDA and on the CPU.
     pub const ALL: Self = Self { cuda: true, cpu: true };
-    /// Only CUDA.
+    /// The option applies only on CUDA.
     pub const CUDA: Self = Self { cuda: true, cpu: false };
-    /// Only the CPU.
+    /// The option applies only on the CPU.
     pub const CPU: Self = Self { cuda: false, cpu: true };
-    /// No device.
+    /// The option applies on no device.
     pub const NONE: Self = Self { cuda: false, cpu: false };
 
     pub(crate) fn holds(self, device: Device) -> bool {

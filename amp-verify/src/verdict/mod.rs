@@ -49,7 +49,7 @@ pub struct Design {
 /// The result of one evaluation of the test.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judgement {
-    /// The conclusion.
+    /// What the test concludes.
     pub verdict: Verdict,
     /// The number of differences, one for each seed.
     pub n: usize,

@@ -6,7 +6,7 @@ use crate::{
     text::of_bound,
 };
 
-/// Formats the diagnosis.
+/// Formats the diagnosis of a failed check.
 pub fn diagnosis(diagnosis: &Diagnosis) -> String {
     let Diagnosis { check, attribution, before, fix, .. } = diagnosis;
     let mut out = format!("{check}: {}\n", outcome(*before));

@@ -114,9 +114,10 @@ fn rate(design: Design, mean: f64, verdict: Verdict) -> f64 {
     f64::from(count) / f64::from(TRIALS)
 }
 
-/// A regression of exactly δ passes with probability α or, with two evaluations at α/2 each, with a
-/// probability between α/2 and α. In 4,000 trials the observed rate may differ from the probability
-/// by 3.3 binomial standard deviations, which chance exceeds once in a thousand times.
+/// Checks the probability with which a regression of exactly δ passes. It is α, or, with two
+/// evaluations at α/2 each, between α/2 and α. In 4,000 trials the observed rate may differ from
+/// the probability by 3.3 binomial standard deviations, which chance exceeds once in a thousand
+/// times.
 #[rstest]
 #[case::one_look(5, 5, 0.05, 0.05)]
 #[case::two_looks(4, 10, 0.025, 0.05)]
@@ -145,8 +146,8 @@ fn power_is_the_simulated_rate(#[values(3, 5, 8)] n: usize) {
     assert!((fails - expected).abs() <= bound, "{fails}, not {expected} ± {bound}");
 }
 
-/// For a metric that changes in steps as large as σ, a regression of exactly δ still passes with at
-/// most the probability α.
+/// Checks that a regression of exactly δ passes with at most the probability α, even if the metric
+/// changes in steps as large as σ.
 #[test]
 fn coarse_metrics_keep_to_alpha() {
     let design = Design { first: 3, most: 10, resolution: 0.01, ..DESIGN };

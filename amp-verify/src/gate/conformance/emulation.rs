@@ -123,8 +123,8 @@ impl Emulation {
         self.module_of(parameter).is_none_or(|module| is_narrow(module.computed))
     }
 
-    /// Returns the loss scale of the emulated run. With this scale, gradients are as large when
-    /// they are rounded as they are under the precision.
+    /// Returns the loss scale of the emulated run. With this scale, gradients have the same size as
+    /// under the precision when they are rounded.
     fn scale(&self) -> f64 {
         if self.precision.scales_loss() { LOW_SCALE } else { 1.0 }
     }

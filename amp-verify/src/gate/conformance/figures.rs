@@ -104,8 +104,8 @@ impl<'a> Exact<'a> {
     }
 
     /// Returns how much f32 itself changes the measures about weights. The constants of an
-    /// optimizer, such as 1 − lr·λ, are rounded to f32. This changes all weights in the same
-    /// direction in each step.
+    /// optimizer, such as 1 − lr·λ, are rounded to f32. This rounding changes all weights in the
+    /// same direction in each step.
     pub(super) fn of_constants(&self) -> f64 {
         ratio(STEPS as f64 * rounding_of(Kind::Float) * self.weights, self.way)
     }

@@ -1,7 +1,8 @@
 //! Compares the first steps under a precision with the same steps under 32-true, from the same
-//! weights and with the same examples. This reveals errors that hardly affect the accuracy. Dropout
-//! is off, because on a GPU its random mask depends on the dtype. Batch norms use their running
-//! statistics. They use the statistics of the batch only if 32-true does not stay finite otherwise.
+//! weights and with the same examples. The comparison reveals errors that hardly affect the
+//! accuracy. Dropout is off, because on a GPU its random mask depends on the dtype. Batch norms use
+//! their running statistics. If 32-true does not stay finite with running statistics, batch norms
+//! use the statistics of the batch.
 
 mod bounds;
 pub(super) mod emulation;
@@ -34,7 +35,7 @@ use crate::{faults::Fault, registry::Registry, text::significant};
 
 /// The number of optimizer steps that are compared.
 const STEPS: u64 = 6;
-/// The loss scale in these steps. It is low enough that no step overflows.
+/// The loss scale in these steps. It is so low that no step overflows.
 const LOW_SCALE: f64 = 1024.0;
 
 /// Runs the job. The model is built only once and reset before each run.

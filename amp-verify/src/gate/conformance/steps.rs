@@ -176,8 +176,8 @@ pub(super) struct Steps<'a> {
 impl Steps<'_> {
     pub(super) fn config(&self, steps: u64, init_scale: f64) -> TrainerConfig {
         let mut config = self.job.config(self.case, self.precision);
-        // The number of epochs is large enough for skipped steps. It also ends a run in which every
-        // step is skipped.
+        // This number of epochs is large enough even if some steps are skipped. If every step is
+        // skipped, the run ends after these epochs.
         config.max_epochs = 12;
         config.max_steps = Some(steps);
         config.numerics.scaler =

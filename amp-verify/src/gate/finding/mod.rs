@@ -36,7 +36,7 @@ pub enum Cause {
     Rule,
     /// 32-true fails as well, so the precision is not the cause.
     Baseline,
-    /// The precision fails each time, and 32-true passes.
+    /// The precision fails again when the run is repeated, and 32-true passes.
     Precision,
     /// The diagnosis has found no cause.
     Unknown,
@@ -47,7 +47,7 @@ pub enum Cause {
 pub struct Finding {
     /// The seed whose failing run was repeated.
     pub seed: u64,
-    /// The cause.
+    /// Why the precision failed.
     pub cause: Cause,
     /// The failure of the seed as a number. If the metric is too much worse, it is the difference
     /// of the metrics divided by the margin. If rules are broken, it is the number of broken rules
@@ -295,8 +295,8 @@ impl<'a> Suspect<'a> {
         if finding.cause != Cause::Precision {
             return Ok(());
         }
-        // Names the first layer whose own error rounding does not explain. If there is none, names
-        // the layer with the largest own error.
+        // Names the first layer whose own error (the error on exact inputs) is larger than rounding
+        // explains. If there is none, names the layer with the largest own error.
         if let Some(report) = measured {
             let beyond = report.layers.iter().find(|layer| Some(&layer.path) == suspect.as_ref());
             if let Some(layer) = beyond.or_else(|| report.worst(Kind::Forward)) {

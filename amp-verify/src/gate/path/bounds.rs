@@ -33,7 +33,7 @@ const PASSES_OF_STEP: i64 = 2;
 /// otherwise.
 const OF_SWITCHES: f64 = 1e-3;
 
-/// Returns the number of passes with emulated rounding per step, for an epoch with this number of
+/// Returns the number of passes with emulated rounding per step, for an epoch that has `steps`
 /// steps.
 pub(super) fn passes(steps: i64) -> u64 {
     let steps = steps.max(1);

@@ -30,8 +30,8 @@ use crate::{
 
 /// The number of passes with perturbed weights from which the bounds are computed.
 const DRAWS: u64 = 12;
-/// The smallest bounds: for the difference in size of two gradients, and for their distance. They
-/// allow for sums in another order.
+/// The smallest bounds for the difference in size of two gradients and for their distance. Sums in
+/// another order may cause differences of this size.
 const SIZE: f64 = 1e-3;
 const DISTANCE: f64 = 1e-2;
 
@@ -39,7 +39,7 @@ const DISTANCE: f64 = 1e-2;
 struct GradientDifference {
     /// The difference in size, |⟨a, b⟩/⟨b, b⟩ − 1|.
     size: f64,
-    /// ‖a − b‖/‖b‖.
+    /// The distance, ‖a − b‖/‖b‖.
     distance: f64,
 }
 

@@ -48,7 +48,7 @@ use super::{
 use crate::registry::Registry;
 
 /// Returns the largest accepted relative difference between batch statistics and those of 32-true.
-/// For the validation loss half of it is accepted. Rounding alone causes a few hundredths of this.
+/// The validation loss may differ by half of it. Rounding alone causes a few hundredths of it.
 fn statistics_bound(precision: Precision) -> f64 {
     match precision {
         Precision::F64True | Precision::F32True => 1e-3,
@@ -262,9 +262,9 @@ impl<'a> Checks<'a> {
         Ok(())
     }
 
-    /// Returns how far the final states of two runs of a scenario may differ. Not at all on a CPU,
-    /// or if they have the same bits. Otherwise the first run is repeated: if the repetition
-    /// differs too, the tolerance follows from its difference.
+    /// Returns how far the final states of two runs of a scenario may differ. On a CPU, or if they
+    /// have the same bits, nothing may differ. Otherwise repeats the first run. The tolerance
+    /// follows from the difference of the repetition.
     fn tolerance(
         &mut self,
         scenario: Scenario,
@@ -283,8 +283,7 @@ impl<'a> Checks<'a> {
         Ok(tolerance)
     }
 
-    /// Records that a rule that requires equal values is kept, unless a failure was reported for
-    /// it.
+    /// Records that a rule that requires equal values is kept, unless it has a failure.
     fn said(&mut self, rule: Reason, what: &str, over: impl Into<String>) {
         let is_held = self.findings.failures.iter().all(|failure| failure.reason != rule);
         self.findings.checked.push(Checked::equal(rule, what, over, is_held));
@@ -317,8 +316,8 @@ impl<'a> Checks<'a> {
         }
     }
 
-    /// Returns whether attention dropout may zero other elements than in 32-true. On CUDA the
-    /// attention kernels for 16 and for 32 bits draw their dropout masks in different orders.
+    /// Returns whether attention dropout may zero other elements than under 32-true. On CUDA, the
+    /// attention kernels for 16 and 32 bits generate their dropout masks in different orders.
     fn masks_differ(&self, reference: &Reference, model: &dyn amp_core::LightningModule) -> bool {
         let attends = |name: &str| name.ends_with("in_proj_weight");
         self.setup.case.trainer.device.is_cuda()

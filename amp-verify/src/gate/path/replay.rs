@@ -95,8 +95,8 @@ impl Replay {
             no_grad(|| own.shallow_clone().f_copy_(&run.f_detach()?.f_to_kind(kind)?))?;
         }
         let parameters = nn::parameters(model.as_ref());
-        // These copies have the dtype of the run, because f64 copies would take at least twice as
-        // much memory.
+        // These copies have the dtype of the run. f64 copies would take at least twice as much
+        // memory.
         let initial = nn::parameters(run)
             .iter()
             .map(|parameter| Ok((parameter.name.clone(), copy_of(&parameter.tensor)?)))
@@ -209,8 +209,9 @@ impl Replay {
         Ok(None)
     }
 
-    /// Compares the running averages of an optimizer. They reveal a wrong factor on the gradients,
-    /// which has no effect on the steps of an adaptive optimizer.
+    /// Compares the running averages of an optimizer. The averages reveal a wrong factor on the
+    /// gradients. The steps of an adaptive optimizer do not reveal it, because they do not depend
+    /// on this factor.
     fn averages(&self, own: &State, run: &Scheduled) -> Result<Vec<Distance>> {
         let run_parameters = run.optimizer.parameters();
         let run = run.optimizer.state()?;
@@ -314,8 +315,8 @@ impl Ruled {
     }
 }
 
-/// Makes a step with the optimizer's own code. To set the gradients g of the parameters p, runs a
-/// backward pass of Σ⟨p, g⟩, whose gradient is g.
+/// Makes a step with the code of the optimizer. To set the gradient g of each parameter p, runs a
+/// backward pass of Σ⟨p, g⟩, because the gradient of this sum is g.
 fn step_with_own_code(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Result<()> {
     scheduled.optimizer.zero_grad()?;
     let mut sum = Tensor::from(0.0);

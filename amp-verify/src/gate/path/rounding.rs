@@ -20,7 +20,7 @@ use crate::{
 /// towards zero gives 0.87.
 const MEAN: f64 = 0.4;
 /// If the mean of a layer's errors is less than this number of standard errors from zero, chance
-/// may explain the mean. It is then not judged.
+/// may explain the mean. In this case the mean is not judged.
 const CHANCE: f64 = 6.0;
 
 /// Measures the layers on the first training examples, and checks how they round.

@@ -277,7 +277,7 @@ impl Model {
         &self.faults
     }
 
-    /// Returns the name.
+    /// Returns the name under which the model is registered.
     pub fn name(&self) -> &'static str {
         self.name
     }

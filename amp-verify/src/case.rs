@@ -1,4 +1,4 @@
-//! A case: a model, its data and the options that all precisions share.
+//! A case: a model, its data, and the options that are the same under all precisions.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ impl From<&Model> for Subject {
     }
 }
 
-/// A model with all options except the precision.
+/// A model with its data and all options except the precision.
 #[derive(Clone)]
 pub struct Case {
     /// The model to train.
@@ -54,7 +54,8 @@ pub struct Case {
     /// [`plan`](OptimizationConfig::plan) is the plan of the full run. So a run that ends earlier
     /// uses the learning rates of the full run.
     pub trainer: TrainerConfig,
-    /// The name of the value for early stopping, and the patience in epochs.
+    /// The name of the logged value by which early stopping decides, and the patience in epochs.
+    /// `None` without early stopping.
     pub early_stopping: Option<(String, u32)>,
 }
 
@@ -93,12 +94,12 @@ pub struct Choices {
     /// The largest memory that the tensors of a run may use. To stay below this limit, the trainer
     /// recomputes layers in the backward pass.
     pub memory: MemoryConfig,
-    /// Whether whole steps run as CUDA graphs.
+    /// Whether whole training steps run as CUDA graphs.
     pub graph: Graph,
     /// How often the invariants of training are checked (rules that hold in every run, for example
     /// that every weight changes).
     pub checks: ChecksConfig,
-    /// The name of the value for early stopping, and the patience in epochs.
+    /// The name of the logged value by which early stopping decides, and the patience in epochs.
     pub early_stopping: Option<(String, u32)>,
     /// The values of hyperparameters, by name.
     pub set: Hyperparameters,

@@ -26,7 +26,7 @@ pub struct Comparison {
     pub subject: FitStart,
     /// The number of examples per batch.
     pub batch_size: i64,
-    /// The name of the validation metric that is reported as accuracy.
+    /// The name of the validation metric that the fields `accuracy` contain.
     pub metric: String,
     /// Whether larger or smaller values are better.
     #[serde(default)]
@@ -57,8 +57,8 @@ pub struct Run {
     /// The first parameter whose gradient was not finite in the first skipped step; null if no step
     /// was skipped.
     pub first_culprit: Option<String>,
-    /// In the first skipped step, where the first value that was not finite came from: a module,
-    /// the loss or a gradient.
+    /// Where the first value that was not finite came from in the first skipped step: a module, the
+    /// loss or a gradient. Null if no step was skipped.
     pub first_cause: Option<String>,
     /// The loss scale at the end of training; null if the precision has no loss scale.
     pub final_scale: Option<f64>,
@@ -93,7 +93,7 @@ pub struct OverSeeds {
     pub skipped_steps: u64,
 }
 
-/// The values of one quantity, for example the validation loss, for all seeds.
+/// The values of one quantity, for example of the validation loss, one for each seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// The value of each seed, in the order of the seeds; null for NaN.
@@ -217,7 +217,8 @@ impl Comparison {
 }
 
 impl OverSeeds {
-    /// Collects the results of all seeds for the run at index `at`.
+    /// Collects the results of all seeds for one precision: the runs at index `at` of each
+    /// comparison.
     fn of(all: &[&Comparison], at: usize, step: f64) -> Self {
         let runs = || all.iter().map(|comparison| &comparison.runs[at]);
         let delta = |of: fn(&Delta) -> Option<f64>, least: f64| {

@@ -43,7 +43,7 @@ impl Format {
         }
     }
 
-    /// Returns the format with this dtype, if there is one.
+    /// Returns the format with this dtype. Returns `None` if the dtype is none of these formats.
     pub fn of(kind: Kind) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.kind() == kind)
     }
@@ -104,12 +104,12 @@ impl Format {
     }
 }
 
-/// Counts of the values with a magnitude in `[2^k, 2^(k+1))`.
+/// How many values have a magnitude in `[2^k, 2^(k+1))`, for one exponent k.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Bucket {
     /// The number of values with this exponent.
     pub count: u64,
-    /// The number of values with the magnitude 2^k exactly.
+    /// The number of values whose magnitude is exactly 2^k.
     pub powers: u64,
     /// For each format of [`Format::ALL`], the number of values that would overflow if k were the
     /// largest exponent of the format.
@@ -127,10 +127,10 @@ pub struct Histogram {
     pub non_finite: u64,
 }
 
-/// The numbers of values that overflow and that become zero in a format.
+/// How many values a cast to a format would change to infinity or to zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Losses {
-    /// Finite values that become infinite, or NaN in E4M3.
+    /// Finite values that become infinite. In E4M3, which has no infinity, they become NaN.
     pub overflow: u64,
     /// Nonzero values that become zero.
     pub underflow: u64,
@@ -312,7 +312,7 @@ pub fn losses(before: &Tensor, after: &Tensor) -> Result<Losses> {
     })
 }
 
-/// The requirements for a safe loss scale.
+/// What is required of a safe loss scale.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WindowOptions {
     /// The fraction of a tensor's nonzero values that may become zero.

@@ -15,8 +15,8 @@ use amp_core::{
 /// Intercepts the calls of the trainer to a model. By default each method calls the model.
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
 pub trait Interceptor {
-    /// Returns when the interceptor needs to read the values of a step. This decides which
-    /// optimizations the trainer can use, for example CUDA graphs. The default allows all
+    /// Returns at what time the interceptor must read the values of a step. The trainer can use
+    /// CUDA graphs and other optimizations only if they allow this. The default allows all
     /// optimizations that the trainer would use without an interceptor.
     fn step_access(&self) -> StepAccess {
         StepAccess::Deferred
@@ -88,7 +88,7 @@ pub struct Intercepted<'m, T> {
     interceptor: T,
 }
 
-/// An owned model, or a borrowed one that the caller uses again later.
+/// A model that belongs to the wrapper, or a borrowed model that the caller uses again later.
 enum Held<'m> {
     Own(Box<dyn LightningModule>),
     Borrowed(&'m mut dyn LightningModule),

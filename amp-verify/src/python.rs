@@ -110,7 +110,7 @@ pub(crate) fn unexpected(answer: &Value) -> Error {
     Error::config(format!("an answer that was not expected: {answer}"))
 }
 
-/// Returns the name that torch gives the device.
+/// Returns the name of the device in torch, for example `cuda:0`.
 pub(crate) fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),

@@ -42,7 +42,7 @@ pub struct Extras {
     /// state of the run. If the variable is not 0, the run ends. If a file is given, the run saves
     /// its state to this file before it ends.
     pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
-    /// The file for the state of a run that ends with an error.
+    /// The file in which a run that ends with an error saves its state.
     pub save_on_error: Option<PathBuf>,
     /// Whether the results of the run are compared with those of other runs. If they are, the run
     /// fails if the model does not log the value by which the model is judged.
@@ -113,8 +113,8 @@ pub fn run(
     Ok(record)
 }
 
-/// Trains a new model on a few batches and returns the record of this short run. The record shows
-/// which values the model logs.
+/// Trains a new model on a few batches. Returns the record of this short run, which shows which
+/// values the model logs.
 fn warm_up(case: &Case, config: &TrainerConfig) -> Result<RunRecord> {
     let train = |batches: i64, graph: Graph| -> Result<RunRecord> {
         let data = case.data.head(batches)?;

@@ -7,7 +7,7 @@ use amp_core::{
     tch::{Kind, Tensor, no_grad},
 };
 
-/// Returns the values of tensors with one element, in f64.
+/// Returns the values of tensors that have one element each, in f64.
 ///
 /// # Errors
 /// When a tensor has another number of elements.
@@ -27,7 +27,7 @@ pub(crate) fn read(tensors: &[Tensor]) -> Result<Vec<f64>> {
     })
 }
 
-/// Returns the values of `N` tensors with one element.
+/// Returns the values of `N` tensors that have one element each, in f64.
 ///
 /// # Errors
 /// When a tensor has another number of elements.

@@ -56,7 +56,7 @@ pub struct BenchArgs {
     /// The Python interpreter that runs the peers
     #[arg(long, value_name = "PATH", default_value = "python3", requires = "peers")]
     pub python: PathBuf,
-    /// Use this script for the peers, not the registry's
+    /// Use this Python script for the peers, in place of the script that the registry names
     #[arg(long, value_name = "FILE", requires = "peers")]
     pub peers_script: Option<PathBuf>,
     /// Threads of one CPU operation [default: all cores]

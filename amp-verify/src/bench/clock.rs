@@ -34,7 +34,8 @@ impl<'a> Clock<'a> {
         Some(done)
     }
 
-    /// Returns one line that lists the skipped measurements, or `None` if there are none.
+    /// Returns one line that lists the skipped measurements. Returns `None` if no measurement was
+    /// skipped.
     pub fn note(&self) -> Option<String> {
         let limit = self.limit.filter(|_| !self.left_out.is_empty())?;
         let names = self.left_out.join(", ");

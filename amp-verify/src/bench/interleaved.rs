@@ -1,5 +1,5 @@
-//! Interleaved measurement: the candidates take turns, and each trains one chunk of steps at a
-//! time. So a temporary disturbance of the machine affects all candidates equally.
+//! Interleaved measurement: the candidates take turns. In each turn, a candidate trains one chunk
+//! of steps. So a temporary disturbance of the machine affects all candidates equally.
 
 use amp_core::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ pub struct Chunk {
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// An engine that trains a workload in turns with other engines.
+/// An engine that trains a workload, in turns with the other engines.
 pub trait Candidate {
     /// Returns which engine this candidate measures.
     fn engine(&self) -> Engine;

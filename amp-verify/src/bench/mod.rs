@@ -131,7 +131,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
     Ok(report)
 }
 
-/// Measures this trainer and the peers on one workload under one precision.
+/// Measures the engines of this trainer and the peers on one workload under one precision.
 fn compare(
     plan: &Plan,
     workload: &Task,
@@ -140,8 +140,7 @@ fn compare(
 ) -> Result<Vec<Row>> {
     let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
     let ours: &[Engine] = match plan.device.is_cuda() {
-        // The workload asks for measurements with 16-bit gradients and 8-bit optimizer state as
-        // well.
+        // This workload is also measured with 16-bit gradients and 8-bit optimizer state.
         true if workload.has_reduced_state() && precision != Precision::F32True => {
             &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }

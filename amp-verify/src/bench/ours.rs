@@ -36,7 +36,8 @@ pub(super) struct Ours<'a> {
 }
 
 impl<'a> Ours<'a> {
-    /// Creates the candidate. A chunk has at least `steps` steps, rounded up to whole epochs.
+    /// Creates the candidate. A chunk has at least `steps` steps. This number is rounded up to
+    /// whole epochs.
     pub(super) fn new(
         engine: Engine,
         workload: &'a Task,
@@ -96,7 +97,8 @@ pub(super) fn seconds_of(
     Ok((seconds, record.end.replayed))
 }
 
-/// A callback that measures the seconds from `begun` until the device has finished the first step.
+/// A callback that measures the seconds from the time `begun` until the device has finished the
+/// first training step.
 struct FirstStep {
     begun: Instant,
     seconds: Rc<Cell<Option<f64>>>,

@@ -129,7 +129,7 @@ impl Peer {
     }
 }
 
-/// The measurement of a peer on one workload under one precision.
+/// A peer that is measured on one workload under one precision.
 pub struct Entry<'a> {
     peer: &'a mut Peer,
     task: Value,
@@ -150,7 +150,7 @@ enum Stage {
 }
 
 impl Peer {
-    /// Returns whether the peer is measured on this workload.
+    /// Returns whether this peer is measured on this workload.
     pub fn trains(&self, workload: &Task) -> bool {
         match self.engine {
             Engine::TorchCompileDefault | Engine::TorchCompileAutotuned => {
@@ -162,8 +162,8 @@ impl Peer {
 }
 
 impl<'a> Entry<'a> {
-    /// Creates the measurement of `peer`. A chunk has at least `steps` steps, rounded up to whole
-    /// epochs as for this trainer.
+    /// Creates the measurement of `peer` on a workload. A chunk has at least `steps` steps, rounded
+    /// up to whole epochs as in this trainer's measurements.
     pub fn new(peer: &'a mut Peer, workload: &Task, precision: Precision, steps: i64) -> Self {
         let epochs = (steps + workload.batches - 1) / workload.batches;
         let steps = (epochs * workload.batches).cast_unsigned();

@@ -78,7 +78,7 @@ impl Workload {
     }
 }
 
-/// The changes to the size of the workloads from the option `--size`.
+/// The changes to a workload's size that the option `--size` asks for.
 #[derive(Debug, Clone, Default)]
 pub struct Changes {
     /// The number of examples in a batch.
@@ -281,7 +281,7 @@ impl Task {
         if device.is_cuda() { self.workload.steps.0 } else { self.workload.steps.1 }
     }
 
-    /// Returns the model's hyperparameters at this size.
+    /// Returns the hyperparameters with which the model has this size.
     pub fn hyperparameters(&self, size: Size) -> &Hyperparameters {
         match (size, &self.workload.tiny) {
             (Size::Tiny, Some(tiny)) => tiny,
@@ -333,8 +333,8 @@ impl Task {
     }
 }
 
-/// Returns the kind of random examples for [`Size::Tiny`]: examples as in `input`, but with so few
-/// numbers that tensor operations take almost no time.
+/// Returns which random examples are used at [`Size::Tiny`]: examples as in `input`, but with so
+/// few values that tensor operations take almost no time.
 fn tiny(input: Option<NoiseInput>) -> NoiseInput {
     match input {
         Some(NoiseInput::Features { classes, .. }) => {

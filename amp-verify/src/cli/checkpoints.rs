@@ -70,8 +70,8 @@ impl CheckpointArgs {
         Some(folder.join("last.safetensors"))
     }
 
-    /// Returns the file for the state of a run that ends with an error. Returns `None` if this file
-    /// was not requested.
+    /// Returns the path of the file in which a run that ends with an error saves its state. Returns
+    /// `None` if the user did not ask for this file.
     pub fn on_error(&self) -> Option<PathBuf> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| self.save_on_error)?;
         Some(folder.join("on_error.safetensors"))
@@ -109,7 +109,8 @@ impl CheckpointArgs {
     /// Removes the checkpoint folder if it is empty.
     pub fn remove_empty_folder(&self) {
         if let Some(folder) = &self.checkpoint_dir {
-            // The system refuses to remove a folder that is not empty. This is intended.
+            // The operating system refuses to remove a folder that is not empty. This is intended,
+            // so the error is ignored.
             let _ = fs::remove_dir(folder);
         }
     }

@@ -1,4 +1,4 @@
-//! The commands. Each one reads its options, calls one module and prints the result.
+//! Runs the commands. Each command reads its options, calls one module and prints the result.
 
 use std::{io, process::ExitCode};
 
@@ -38,8 +38,8 @@ use crate::{
     view::{self, EpochTable, PhaseTables, doctor, table},
 };
 
-/// Runs the command that the command line names, with the models of `registry`, and returns the
-/// exit code for the binary `amp` of a project.
+/// Runs the command that the user called, with the models of `registry`. Returns the exit code for
+/// the project's binary `amp`.
 ///
 /// The exit code is 0 if the command succeeded, 1 if a run failed or a validation value is not
 /// finite, and 2 if the command line is invalid or cannot be carried out. `gate` and `parity` have
@@ -53,7 +53,7 @@ pub fn main(registry: Registry) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            // Errors have one line, although libtorch's messages have several.
+            // The message gets one line, because libtorch's error messages have several.
             complain(&format!("error: {}", one_line(&error.to_string())));
             ExitCode::from(code(&error))
         }
@@ -222,7 +222,7 @@ fn progress(runs: usize, quiet: bool) -> ProgressBar {
     if quiet { bar.hidden() } else { bar }
 }
 
-/// Refuses a run that applied no step, or whose result is not finite.
+/// Returns an error if the run applied no step, or if its result is not finite.
 fn is_sound(record: &RunRecord) -> Result<()> {
     let advice = "lower the learning rate, or choose how steps that are not finite are handled \
                   (--on-non-finite)";
@@ -392,7 +392,7 @@ pub(super) fn complain(line: &str) {
 fn print(text: &str) -> Result<()> {
     use io::Write;
     match io::stdout().write_all(text.as_bytes()) {
-        // The reader closed the pipe, for example `| head`. This is not an error.
+        // The program that reads the output closed the pipe, as in `| head`. This is no error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome.map_err(|error| Error::io("standard output", error)),
     }

@@ -112,7 +112,8 @@ pub(super) fn predict(registry: &Registry, args: &PredictArgs) -> Result<usize> 
         model.as_mut(),
         &case.data,
         &mut |set, _, batch| {
-            // The folder is created only now, so that a refused request leaves no folder behind.
+            // The folder is created only now, so that a command that is refused leaves no folder
+            // behind.
             file::create_folder(folder)?;
             let dash = if set.is_empty() { "" } else { "-" };
             let path = folder.join(format!("{set}{dash}output-{written:05}.safetensors"));

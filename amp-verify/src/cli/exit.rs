@@ -11,7 +11,7 @@ pub(super) const INCONCLUSIVE: u8 = 3;
 /// The recorded values are from another kind of machine.
 const NOT_COMPARABLE: u8 = 4;
 
-/// Returns the exit code for this error.
+/// Returns the exit code of a command that fails with this error.
 pub(super) fn code(error: &Error) -> u8 {
     match error {
         // `In` adds the path of a module to the error `source`. The exit code depends only on

@@ -17,7 +17,8 @@ pub struct LoopArgs {
     /// Train at least N optimizer steps, even if early stopping would end the run
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub min_steps: u64,
-    /// End training after this time, for example 01:30:00; a resumed run counts the time before it
+    /// End training after this time, for example 01:30:00; the time of a resumed run includes the
+    /// time before it was resumed
     #[arg(long, value_name = "HH:MM:SS", value_parser = time)]
     pub max_time: Option<Duration>,
     /// Train on only the first batches of each epoch: a number of batches, or a fraction such as
@@ -38,8 +39,8 @@ pub struct LoopArgs {
     /// Validate N batches before training, to find mistakes in validation early
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub num_sanity_val_steps: i64,
-    /// Validate after this part of an epoch (0.25), this number of optimizer steps (500), this time
-    /// (00:15:00), or never [default: at the end of each epoch]
+    /// Validate after this fraction of an epoch (0.25), this number of optimizer steps (500), this
+    /// time (00:15:00), or never [default: at the end of each epoch]
     #[arg(long, value_name = "WHEN")]
     pub val_check_interval: Option<ValCheckInterval>,
     /// Validate every N-th epoch

@@ -139,8 +139,8 @@ pub struct VerifyArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str,
           default_values_t = Precision::ALL, hide_default_value = true)]
     pub precision: Vec<Precision>,
-    /// Run N seeds, starting with --seed. The results are then means over the seeds with 95 %
-    /// intervals; differences from the baseline are computed for each seed
+    /// Run N seeds, starting with --seed. The printed results are then means over the seeds with 95
+    /// % intervals; differences from the baseline are computed for each seed
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub seeds: u64,
     /// Format of the comparison

@@ -1,4 +1,4 @@
-//! Signals that end a training run with a saved checkpoint.
+//! Signals that end a training run. The run saves a checkpoint before it ends.
 
 use std::{
     env, io,

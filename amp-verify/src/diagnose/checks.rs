@@ -35,9 +35,9 @@ impl Outcome {
     }
 }
 
-/// A check that decides during the search whether a set of FP32 modules is enough.
+/// A check that tells the search whether enough modules are in FP32.
 pub trait Check {
-    /// Returns the name that the measured value has in reports.
+    /// Returns a description of the measured value, for reports.
     fn describe(&self) -> String;
 
     /// Runs the check on the model. `overrides` sets the precision of single modules (precision

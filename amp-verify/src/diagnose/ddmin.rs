@@ -90,7 +90,7 @@ impl<T: Clone + Ord, F: FnMut(&[T]) -> Result<bool>> Asked<T, F> {
     }
 }
 
-/// Splits the set into `parts` parts of nearly equal size.
+/// Splits the set into `parts` subsets of nearly equal size.
 fn split<T>(set: &[T], parts: usize) -> Vec<&[T]> {
     let bound = |part: usize| part * set.len() / parts;
     (0..parts).map(|part| &set[bound(part)..bound(part + 1)]).collect()

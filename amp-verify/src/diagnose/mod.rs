@@ -46,7 +46,7 @@ pub enum Attribution {
 pub struct Diagnosis {
     /// The version of this format. The version changes if a field gets another meaning.
     pub schema: String,
-    /// A description of the value that the check measures.
+    /// What the check measures, in words.
     pub check: String,
     /// Why the check failed.
     pub attribution: Attribution,
@@ -57,7 +57,7 @@ pub struct Diagnosis {
     pub fix: Option<Fix>,
 }
 
-/// A set of modules that must stay in FP32.
+/// A set of modules that must stay in FP32, and what is known about it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fix {
     /// The paths of the modules. The check passes if all of them stay in FP32. It fails if any one
@@ -90,8 +90,7 @@ pub struct Cost {
 
 /// What is known about the model before the check runs.
 pub struct Scope<'a> {
-    /// The precisions of single modules that apply to every run of the check, for example from a
-    /// policy file.
+    /// The precisions of single modules in every run of the check, for example from a policy file.
     pub overrides: &'a Overrides,
     /// The paths of the layers that compute something. The search first tries to find enough
     /// modules among these layers.
@@ -169,7 +168,7 @@ fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Opti
         true => after,
         false => check.run(&fp32(scope.overrides, &fields))?,
     };
-    // The check fails without FP32 modules, so a set of one module is minimal.
+    // The check fails if no module is in FP32, so a set of one module is minimal.
     Ok(Some(Fix {
         modules,
         is_one_minimal: true,

@@ -23,7 +23,8 @@ pub(super) struct Reference {
 }
 
 enum Known {
-    /// An output of `verify --output` from this machine. The results must be equal to the last bit.
+    /// A report that `verify --output` wrote on this machine. The new results must be equal to it
+    /// to the last bit.
     Report(Box<Comparison>),
     /// A golden (the recorded results of a test) from a machine of the same kind. The new results
     /// must agree with it within the golden's tolerances.

@@ -1,4 +1,4 @@
-//! An interceptor between the trainer and the model that puts a fault into a run.
+//! An interceptor that puts a fault into a run. It stands between the trainer and the model.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -32,7 +32,7 @@ pub struct Faulty {
 
 impl Faulty {
     /// Creates the interceptor for a run under `precision`. If the fault does not affect this
-    /// precision, the interceptor changes nothing.
+    /// precision, the run is not changed.
     pub fn new(fault: Fault, precision: Precision) -> Self {
         Self {
             fault,

@@ -62,7 +62,7 @@ pub(super) fn training_step(
         Fault::AlwaysSkips => times(f64::INFINITY, model.training_step(batch, step)?),
         Fault::LossInF16 => {
             // Truncates the loss to a multiple of 1/64. The gradient hardly changes, because the
-            // factor is a constant close to 1.
+            // loss is multiplied by a constant that is close to 1.
             let loss = model.training_step(batch, step)?;
             let steps_up = loss.f_detach()?.f_mul_scalar(64.0)?.f_trunc()?.f_div_scalar(64.0)?;
             Ok(loss.f_mul(&steps_up.f_div(&loss.f_detach()?)?)?)

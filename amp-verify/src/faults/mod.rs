@@ -181,7 +181,7 @@ impl Fault {
     /// Returns which property a model must have so that the fault changes its results. Returns
     /// `None` if the fault changes the results of every model.
     ///
-    /// If a property is needed, the fault is put only into models that declare the fault with
+    /// If the model needs a property, the fault is put only into models that declare the fault with
     /// [`Model::reveals`](crate::Model::reveals).
     pub fn needs(self) -> Option<&'static str> {
         match self {
@@ -227,7 +227,7 @@ impl Fault {
         self == Self::CapturedRatesStale
     }
 
-    /// Returns whether the fault changes the baseline too.
+    /// Returns whether the fault also changes the 32-true baseline.
     pub(crate) fn touches_baseline(self) -> bool {
         self.strikes(Precision::F32True) || self == Self::Tf32Baseline
     }
@@ -296,7 +296,8 @@ impl Fault {
                 *batches = (*batches - 1).max(1);
             }
             Self::LastBatchDropped => {
-                // A fraction of 0.999 of the batches is rounded down to one batch fewer.
+                // Trains on the fraction 0.999 of the batches, which is rounded down to one batch
+                // fewer than all.
                 let limit = &mut config.loops.limit_train_batches;
                 *limit = match *limit {
                     Limit::Fraction(_) => Limit::Fraction(0.999),

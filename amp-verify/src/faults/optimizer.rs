@@ -1,4 +1,4 @@
-//! Faults in an optimizer's step: a wrapper around the model's own optimizer.
+//! Faults in the step of an optimizer. They are caused by a wrapper around the model's optimizer.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -79,7 +79,7 @@ impl Broken {
         Ok(())
     }
 
-    /// Makes a step with the learning rates multiplied by a factor.
+    /// Makes a step whose learning rates are multiplied by `factor`.
     fn at_rates(&mut self, factor: f64, known: OnDevice<'_>) -> Result<()> {
         let rates = self.inner.rates();
         let other = rates.iter().map(|rates| Rates { lr: factor * rates.lr, ..*rates });
@@ -147,7 +147,7 @@ impl Optimizer for Broken {
     fn capabilities(&self) -> Capabilities {
         let own = self.inner.capabilities();
         match self.fault {
-            // The wrapper multiplies by the factor itself, on every device.
+            // The wrapper itself multiplies by the factor, on every device.
             Fault::DeferredFactorWrong => Capabilities { scales: true, captures: false, ..own },
             _ => own,
         }

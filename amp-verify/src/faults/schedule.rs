@@ -1,4 +1,4 @@
-//! Faults in a schedule: a wrapper around the model's own schedule.
+//! Faults in a learning rate schedule. They are caused by a wrapper around the model's schedule.
 
 use amp_core::{
     Result,

@@ -20,16 +20,16 @@ use crate::{
     layers::{self, Subject},
 };
 
-/// The number of runs of the first steps with emulated rounding, and the smallest number, for a
-/// large model.
+/// The number of draws (runs of the first steps with emulated rounding), and the smallest number of
+/// draws, for a large model.
 const DRAWS: u64 = 32;
 const FEWEST_DRAWS: u64 = 12;
 /// The largest and the smallest number of steps of an epoch that are observed. There are two draws
 /// for each step, so that a bound is computed from at least 32 draws.
 const EPOCH_STEPS: i64 = 64;
 const FEWEST_STEPS: i64 = 16;
-/// The number of additional forward passes for each step of the observed epoch: one in 32-true and
-/// two with emulated rounding.
+/// The number of additional forward passes for each observed step of the epoch: one under 32-true,
+/// and two with emulated rounding.
 const PASSES: f64 = 3.0;
 /// The smallest number of examples from which batch statistics can be computed.
 const FEWEST_EXAMPLES: i64 = 2;
@@ -73,7 +73,7 @@ impl Budget {
         Ok(Self::for_work(products, batch, window, steps))
     }
 
-    /// Computes the budget for this number of multiplications per example.
+    /// Computes the budget for a model with `products` multiplications per example.
     fn for_work(products: f64, batch: i64, window: i64, steps: u64) -> Self {
         let fewest = FEWEST_EXAMPLES.min(batch);
         let within = |limit: f64, work: f64, fewest: i64, most: i64| -> i64 {
@@ -88,7 +88,8 @@ impl Budget {
         Self { examples, draws, epoch_steps }
     }
 
-    /// Returns the first examples of the training set: a batch, or fewer for a large model.
+    /// Returns the first examples of the training set: a whole batch, or fewer examples for a large
+    /// model.
     pub(super) fn sample(self, case: &Case) -> Result<AnyBatch> {
         case.data.train.head(self.examples)
     }

@@ -18,7 +18,7 @@ use super::{
     job::{Job, Outcome},
 };
 
-/// A cache in a folder, or one that stores nothing.
+/// A cache in a folder. `None` is a cache that stores nothing.
 pub struct Cache(Option<Open>);
 
 struct Open {
@@ -35,7 +35,8 @@ impl Cache {
         Self(None)
     }
 
-    /// Opens the cache in `folder` for processes with this number of threads.
+    /// Opens the cache in `folder`. `threads` is the number of threads per process, on which
+    /// results depend.
     ///
     /// # Errors
     /// When the folder cannot be created or the binary cannot be read.
@@ -48,7 +49,7 @@ impl Cache {
     }
 
     pub(super) fn get(&self, job: &Job) -> Option<Outcome> {
-        // An entry that cannot be read counts as missing.
+        // An entry that cannot be read is treated as missing, so its job runs again.
         let text = fs::read_to_string(self.0.as_ref()?.path(job)?).ok()?;
         serde_json::from_str(&text).ok()
     }
@@ -61,7 +62,8 @@ impl Cache {
 }
 
 impl Open {
-    /// Returns the file for a job's outcome, or `None` if the machine cannot be described.
+    /// Returns the path of the file for a job's outcome. Returns `None` if the machine cannot be
+    /// described.
     fn path(&self, job: &Job) -> Option<PathBuf> {
         let device = hardware::parse_device(&job.device).ok()?;
         let machine = Fingerprint::of(device).ok()?;

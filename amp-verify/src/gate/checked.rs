@@ -43,7 +43,7 @@ pub enum Unit {
 /// The result of checking a rule once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
-    /// The rule, named by the reason that a failure has if the rule is broken.
+    /// The rule that was checked, named by the reason of the failure if it is broken.
     pub rule: Reason,
     /// A description of the compared quantity, or the reason why nothing was compared.
     pub what: String,
@@ -222,7 +222,7 @@ impl Findings {
         self.checked.push(checked);
     }
 
-    /// Adds a rule that was not checked, with the reason.
+    /// Records that a rule was not checked, and why.
     pub(super) fn left_out(&mut self, rule: Reason, why: &str) {
         self.checked.push(Checked {
             rule,

@@ -1,5 +1,5 @@
-//! Lists for a model and a precision what was checked and what was not. Every output format of the
-//! report (table, JUnit, Markdown, HTML) uses this list.
+//! Lists what was checked for a model under a precision, and what was not checked. Every output
+//! format of the report (table, JUnit, Markdown, HTML) uses this list.
 
 use std::collections::BTreeSet;
 
@@ -40,7 +40,7 @@ pub struct Coverage {
 pub struct Row {
     /// The title of the rule.
     pub rule: &'static str,
-    /// The two quantities that the rule compares.
+    /// What the rule compares with what, in words.
     pub compares: &'static str,
     /// The quantity that was compared for this model and precision.
     pub what: String,
@@ -57,7 +57,7 @@ pub struct Row {
     pub result: Comparison,
 }
 
-/// Something that was not checked, with the reason.
+/// Rules that were not checked, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     /// The names of the rules that were not checked.
@@ -148,8 +148,8 @@ impl Coverage {
         if let Some(path) = &cell.path {
             checked.extend(path.checked.iter().map(|checked| (checked, first.as_str())));
         }
-        // Sorts by rule. The comparisons of one rule stay in their order, because the sort is
-        // stable.
+        // Sorts the comparisons by rule. The sort is stable, so the comparisons of one rule stay in
+        // their order.
         checked.sort_by_key(|(checked, _)| checked.rule);
         for (checked, seeds) in &checked {
             match checked.result {
@@ -256,8 +256,8 @@ impl Coverage {
 
 const METRIC: &str = "Validation metric";
 
-/// Formats the statistical test over seeds as a comparison: U, the upper limit of how much worse
-/// the precision is, with the margin δ.
+/// Formats the statistical test over seeds as a comparison. The figure is U, the upper limit of how
+/// much worse the precision is, and the bound is the margin δ.
 fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
     let is_share = model.direction == Direction::HigherIsBetter;
     let shown = |value: f64| match is_share {

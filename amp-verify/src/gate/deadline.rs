@@ -20,7 +20,8 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// Creates a deadline after `time` from now. `None` means that the job may take any time.
+    /// Creates a deadline that passes after `time`, counted from now. `None` means that the job may
+    /// take any time.
     pub(super) fn within(time: Option<Duration>) -> Self {
         // If the moment is too far in the future for an `Instant`, there is no deadline.
         let at = time.and_then(|time| Instant::now().checked_add(time));

@@ -14,12 +14,12 @@ use crate::{
     length::Length,
 };
 
-/// The runs to compare with a golden.
+/// Which results are compared with a golden: those of a model with one seed, under one precision.
 pub(super) struct Case<'a> {
     pub(super) model: &'a str,
     pub(super) length: Length,
-    /// Whether options of the gate change the model's size, data or length. If so, no golden
-    /// applies.
+    /// Whether options of the gate change the model's size, data or length. If so, no golden can be
+    /// compared with the runs.
     pub(super) is_changed: bool,
     pub(super) seed: u64,
     pub(super) precision: Precision,

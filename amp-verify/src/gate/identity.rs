@@ -81,9 +81,8 @@ impl Data {
         }
         let shared = val.iter().filter(|example| train.contains(*example)).count();
         let validation = digest(&val.iter().map(String::as_str).collect::<Vec<_>>());
-        // Only the fraction `seen` of the training examples was compared, so only about this
-        // fraction of the duplicates was found. The result is extrapolated to all training
-        // examples.
+        // Only the fraction `seen` of the training examples was compared. So only about this
+        // fraction of the duplicates was found, and the result is divided by this fraction.
         let overlap = shared as f64 / val.len().max(1) as f64 / seen;
         Ok(Self { validation, overlap: overlap.min(1.0) })
     }

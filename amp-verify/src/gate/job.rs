@@ -145,7 +145,7 @@ impl Outcome {
         Self { ended: true, failures: Vec::new(), ..Self::failed(crashed) }
     }
 
-    /// Creates the outcome of a job that failed without any result.
+    /// Creates the outcome of a job that failed before it had a result.
     pub fn failed(failure: Failure) -> Self {
         Self {
             metric: None,
@@ -186,8 +186,8 @@ impl Job {
             return Outcome::ended();
         }
         let started = std::time::Instant::now();
-        // Keeps the initial weights of the first build, so that the many further builds of the same
-        // model in this job need not compute them again.
+        // Keeps the initial weights of the first build. Further builds of the same model in this
+        // job then copy these weights, which is faster than computing them.
         let _remembering = Remembering::new();
         let _kernels = self.kernels.enter();
         let model = registry.find(Some(&self.model)).ok();
@@ -265,7 +265,7 @@ impl Job {
         config
     }
 
-    /// Builds the model, with the job's fault.
+    /// Builds the model and puts the job's fault into it.
     pub(super) fn model(
         &self,
         case: &Case,
@@ -278,7 +278,7 @@ impl Job {
         })
     }
 
-    /// Adds the job's fault to a model that already exists.
+    /// Puts the job's fault into a model that already exists.
     pub(super) fn with_fault<'m>(
         &self,
         model: &'m mut dyn LightningModule,
@@ -364,8 +364,8 @@ impl Job {
 /// When libtorch fails.
 pub fn product_error(device: Device) -> Result<f64> {
     const SIZE: i64 = 256;
-    // The matrices are not random, so that the state of the random generator does not change. Their
-    // phases are square numbers: with equally spaced phases, the sums in the product would nearly
+    // The matrices are not random, because the state of the random generator must not change. Their
+    // phases are square numbers. With equally spaced phases, the sums in the product would nearly
     // cancel, and the relative error would be ten times as large.
     let phases = Tensor::f_arange(SIZE * SIZE, (Kind::Double, device))?.f_square()?;
     let phases = phases.f_view([SIZE, SIZE])?;

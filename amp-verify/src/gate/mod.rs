@@ -125,7 +125,7 @@ impl Plan {
             resolution: model.judge.resolution(own.first().map_or(1, |outcome| outcome.examples)),
             equivalence: self.equivalence,
         };
-        // With a single difference there is no standard deviation, and no test.
+        // One difference has no standard deviation, so a test needs at least two.
         let enough = differences.filter(|differences| differences.len() > 1);
         let judgement = enough.map(|differences| design.judge(&differences));
         let plain = own.iter().chain(&baseline).map(|run| run.peak_memory_bytes).max();

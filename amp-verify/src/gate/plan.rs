@@ -51,7 +51,8 @@ impl Subject {
         margin: Option<f64>,
     ) -> Result<Self> {
         let margin = margin.map_or_else(|| registry.margin(model, changes), Ok)?;
-        // The declared `learns_by` is valid only for the registered size and length.
+        // The value that the registry declares for `learns_by` is valid only for the registered
+        // size and length.
         let own = model.learns_by.filter(|_| changes.is_empty());
         Ok(Self { model: Arc::clone(model), margin, learns_by: own.unwrap_or(margin) })
     }

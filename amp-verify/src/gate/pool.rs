@@ -32,7 +32,7 @@ pub(super) const LONG: f64 = 5.0;
 /// The hidden command that starts the binary as a worker.
 pub const WORKER: &str = "gate-worker";
 
-/// Runs jobs and keeps their outcomes, so that no job runs twice.
+/// Runs jobs and stores their outcomes, so that no job runs twice.
 pub struct Pool {
     registry: Registry,
     workers: Vec<Worker>,
@@ -56,7 +56,7 @@ struct Order {
     seconds: Option<f64>,
 }
 
-/// A process that runs one job after another.
+/// A process that runs the jobs that it receives, one after another.
 struct Worker {
     child: Child,
     input: ChildStdin,
@@ -64,8 +64,9 @@ struct Worker {
 }
 
 impl Pool {
-    /// Starts `processes` workers, which are processes of this binary with `threads` threads each.
-    /// If `processes` is 1, there are no workers, and jobs run in this process. A GPU needs this.
+    /// Starts `processes` workers. Each worker is a process of this binary with `threads` threads.
+    /// If `processes` is 1, no worker is started, and jobs run in this process. On a GPU, jobs must
+    /// run in this process.
     ///
     /// # Errors
     /// When a process cannot be started.

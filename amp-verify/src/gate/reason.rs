@@ -163,7 +163,7 @@ impl Reason {
         }
     }
 
-    /// Describes in one line what the rule compares.
+    /// Describes in one line what the rule compares with what.
     pub fn compares(self) -> &'static str {
         match self {
             Self::NonFinite => "loss, metric and weights are finite",

@@ -29,8 +29,8 @@ const HEADER: [&str; 11] = [
     "first failure",
 ];
 
-/// Formats a difference of metrics: in percentage points if higher is better, as for an accuracy,
-/// otherwise in the unit of the metric.
+/// Formats a difference between two metrics. If higher is better, as for an accuracy, formats it in
+/// percentage points. Otherwise formats it in the unit of the metric.
 fn difference(direction: Direction, value: f64) -> String {
     match direction {
         Direction::HigherIsBetter => format!("{:+.2}", 100.0 * value),
@@ -268,8 +268,8 @@ pub fn markdown(report: &Report) -> String {
     out
 }
 
-/// Formats JUnit XML: a test suite for each model, and a test case for each precision. The output
-/// of a test case has the statistics and the comparisons.
+/// Formats JUnit XML with a test suite for each model, and a test case for each precision. The
+/// output of a test case contains the statistics and the comparisons.
 ///
 /// # Errors
 /// When there is not enough memory for the XML.

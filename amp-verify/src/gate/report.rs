@@ -125,7 +125,8 @@ pub struct ModelReport {
     pub hyperparameters: Hyperparameters,
     /// The margin δ: a precision that is worse than 32-true by δ or more is a regression.
     pub margin: f64,
-    /// By how much the metric of a trained model must be better than that of the control run.
+    /// By how much the metric of a trained model must be better than the metric of the control run,
+    /// in which no weight changes.
     pub learns_by: f64,
     /// The metric of the control run, in which no weight changes. Null if the control run failed.
     pub control: Option<f64>,
@@ -178,7 +179,7 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// Sets the status that follows from the failures and the statistical test.
+    /// Computes the status from the failures and the statistical test, and sets it.
     pub(super) fn settle(mut self) -> Self {
         let moved = |failure: &Failure| failure.reason != Reason::NotComparable;
         self.status = if self.failures.iter().any(moved) {

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
     use crate::{DataSet, Registry, case::Choices, model, project};
 
-    /// A layer that is applied twice and visited under two names.
+    /// A model with one layer that is applied twice, and that is visited under two names.
     struct Twice(Linear);
 
     impl Visit for Twice {
@@ -237,8 +237,8 @@ mod tests {
         Ok(())
     }
 
-    /// If the case gets another seed, `follow` builds the model again, with the weights of that
-    /// seed.
+    /// Checks that `follow` builds the model again if the case has another seed. The weights must
+    /// be those of the new seed.
     #[test]
     fn a_model_follows_the_seed() -> Result<()> {
         let _section = random::seeded(1)?;

@@ -109,7 +109,7 @@ impl Runs<'_> {
         findings.checked.push(checked);
     }
 
-    /// Checks that the precision's peak memory is not much larger than 32-true's.
+    /// Checks that the peak memory under the precision is not much larger than under 32-true.
     fn memory(&self, findings: &mut Findings) {
         let (Some(first), Some(own)) = (self.baseline.first(), self.own.first()) else { return };
         let (base, own) = (first.peak_memory_bytes, own.peak_memory_bytes);
@@ -131,8 +131,9 @@ impl Runs<'_> {
     }
 }
 
-/// Checks that the mean metric of the runs is better than the metric of the control run by at least
-/// `learns_by`. Runs whose metric is not finite do not count in the mean.
+/// Checks that the model has learned: the mean metric of the runs must be better than the metric of
+/// the control run by at least `learns_by`. A run whose metric is not finite is left out of the
+/// mean.
 pub(super) fn learning(
     model: &Subject,
     control: &Outcome,

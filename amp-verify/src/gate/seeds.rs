@@ -31,8 +31,8 @@ impl Seeds {
     }
 }
 
-/// Runs the plan's jobs. Without a time limit, the smaller number of seeds runs for every model,
-/// and then all seeds for each precision that is still inconclusive.
+/// Runs the plan's jobs. Without a time limit, first runs the smaller number of seeds for every
+/// model. Then runs all seeds for each precision that is still inconclusive.
 pub(super) fn run(plan: &Plan, pool: &mut Pool, started: Instant) -> Result<Seeds> {
     match plan.time_limit {
         _ if plan.rules_only => {
@@ -67,7 +67,7 @@ fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
 /// Between the two evaluations, the number of seeds depends only on the time, and not on the
 /// results of the seeds. So each evaluation keeps its significance level.
 fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Result<Seeds> {
-    // If the moment is too far in the future for an `Instant`, the rules have no limit.
+    // If the time is too far in the future for an `Instant`, there is no time limit for the rules.
     pool.run_until(started.checked_add(limit), plan.rules())?;
     let mut seeds = Seeds::new(plan, 0);
     let places = 0..plan.precisions.len();

@@ -16,8 +16,8 @@ impl<'a> Stages<'a> {
         Self { job, begun: Instant::now() }
     }
 
-    /// Ends the stage named `stage` and begins the next one. If the stage took long, prints a line
-    /// on standard error.
+    /// Ends the stage named `stage` and begins the next stage. If the stage took long, prints a
+    /// line on standard error.
     pub(super) fn end(&mut self, stage: &str) {
         let seconds = self.begun.elapsed().as_secs_f64();
         if seconds >= LONG {

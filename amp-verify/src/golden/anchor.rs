@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agreement, Golden, Moved, comparable::kernels, compare};
 
-/// The budget for the sum of all accepted changes, in multiples of the golden's tolerance.
+/// The budget for the sum of all accepted changes of a value, in multiples of the golden's
+/// tolerance.
 const BUDGET: f64 = 2.0;
 
 /// The content of an anchor file.

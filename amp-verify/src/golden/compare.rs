@@ -299,7 +299,7 @@ impl Comparator for Agreement {
     }
 }
 
-/// Formats the values that differ from the golden's by more than their tolerance as a table.
+/// Formats a table of the values that differ from those of the golden by more than their tolerance.
 pub fn table(moved: &[Moved]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED);

@@ -188,7 +188,8 @@ impl Training {
 }
 
 impl Order {
-    /// Returns the order for this process, or `None` if the process was not started by a `verify!`.
+    /// Returns the order for this process. Returns `None` if this process was not started by
+    /// `verify!`.
     fn given() -> Result<Option<Self>> {
         let Ok(text) = env::var(ORDER) else { return Ok(None) };
         let order: Self = serde_json::from_str(&text)
@@ -196,7 +197,8 @@ impl Order {
         Ok((order.parent == parent_id()).then_some(order))
     }
 
-    /// Writes the result to the file that the waiting process reads, and ends this process.
+    /// Writes the results, or the error, to the file that the waiting process reads. Then ends this
+    /// process.
     fn answer(&self, golden: Result<Golden>) -> ! {
         let answer = match golden {
             Ok(golden) => Answer::Golden(Box::new(golden)),
@@ -287,7 +289,7 @@ fn trained_elsewhere(
     }
 }
 
-/// Returns the output of the new process, without the lines that libtest prints before the test.
+/// Returns what the new process printed, without the lines that libtest prints before the test.
 fn said(output: &Output, test: &str) -> String {
     let out = String::from_utf8_lossy(&output.stdout);
     let own = out.split_once(&format!("test {test} ... ")).map_or(&*out, |(_, own)| own);

@@ -44,7 +44,7 @@ pub struct Golden {
     /// The description of the machine. The golden cannot be compared with results of another kind
     /// of machine.
     pub fingerprint: Option<Fingerprint>,
-    /// δ: the largest regression of the metric that the gate accepts.
+    /// δ: the regression of the metric from which on the gate fails the precision.
     pub margin: f64,
     /// Whether larger or smaller values are better.
     #[serde(default, skip_serializing_if = "Direction::is_higher")]

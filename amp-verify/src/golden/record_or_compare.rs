@@ -14,7 +14,7 @@ use amp_core::{
 use super::{Agreement, Anchor, Golden, Spread, Target, incomparable, machine, parse, table};
 use crate::matrix;
 
-/// A new golden in the form that insta compares with the recorded snapshot.
+/// A new golden, in the form in which insta compares it with the recorded snapshot.
 pub struct Taken {
     /// The name of the insta snapshot.
     pub name: String,
@@ -107,8 +107,8 @@ impl Target {
         Golden::over_seeds(&taken, margin, case.data.val.examples())
     }
 
-    /// Completes the golden of the first seed with n, s and power from the recorded golden. Returns
-    /// `None` if the first seed does not agree with the recorded golden.
+    /// Completes the results of the first seed with n, s and power from the recorded golden.
+    /// Returns `None` if the results of the first seed do not agree with the recorded golden.
     fn completed(&self, mut first: Golden, known: &Golden) -> Option<Golden> {
         first.seeds.clone_from(&self.check.seeds);
         for (precision, figures) in &mut first.runs {
@@ -121,8 +121,8 @@ impl Target {
         Agreement { spread: self.check.spread.clone(), memory: true }
     }
 
-    /// Returns the target with the spread (the recorded differences between machines) that `folder`
-    /// has for the golden `name`. A spread that the target already has is kept.
+    /// Returns the target with the spread (the recorded differences between machines) that is in
+    /// `folder` for the golden `name`. If the target already has a spread, does not replace it.
     ///
     /// # Errors
     /// When the spread file is damaged.

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::verdict::{standard_deviation, t_quantile};
 
-/// The values of one golden's runs on several kinds of machines. The kinds differ in their kernels
-/// and their numbers of threads.
+/// The results of a golden's training runs on several kinds of machines. The machines differ in
+/// their kernels and in their numbers of threads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The command and the machine that recorded the samples.
@@ -20,7 +20,7 @@ pub struct Spread {
     pub samples: BTreeMap<String, Samples>,
 }
 
-/// The values of the runs under one precision: one value for each kind of machine.
+/// The results under one precision: one value for each kind of machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Samples {
     /// The validation metric of each run.

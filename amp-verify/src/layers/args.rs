@@ -25,7 +25,7 @@ pub struct LayersArgs {
     /// Format of the report
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
-    /// Measure with the weights after training in 32-true, not with the initial weights
+    /// Measure with the weights after training in 32-true, in place of the initial weights
     #[arg(long)]
     pub trained: bool,
     /// The loss scale of 16-mixed, as an exponent of 2

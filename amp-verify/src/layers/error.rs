@@ -32,7 +32,7 @@ impl Bias {
     }
 }
 
-/// How the bias of activations changes with depth: the slope of a linear fit.
+/// How the bias of activations changes from layer to layer: the slope of a linear fit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Growth {
     /// The slope of a least-squares line through one value for each layer, in the order in which

@@ -29,7 +29,7 @@ pub struct Options {
     pub precision: Precision,
     /// The exponent of the loss scale, used only if the precision scales its loss.
     pub log2_scale: i32,
-    /// The requirements for a safe loss scale.
+    /// What is required of a safe loss scale.
     pub window: WindowOptions,
     /// The largest number of bytes of layers' tensors that are kept at once. On a GPU it is half of
     /// the free memory, if that is more. If all layers together need more, they are measured in
@@ -43,7 +43,7 @@ const BUDGET: usize = 4 << 30;
 const SHARE: usize = 2;
 
 impl Options {
-    /// Returns options for this precision with a loss scale of 65536.
+    /// Returns the options for a measurement under this precision, with a loss scale of 65536.
     pub fn new(precision: Precision) -> Self {
         let window = WindowOptions::default();
         Self { precision, log2_scale: 16, window, budget: BUDGET }
@@ -69,7 +69,7 @@ pub fn audit(subject: &Subject<'_>, options: Options) -> Result<(Report, Vec<Own
     in_parts(subject, options, is_narrow(compute).then_some(compute))
 }
 
-/// Measures the layers in parts, so that the kept tensors fit into memory.
+/// Measures the layers in parts, one after another, so that the tensors of a part fit into memory.
 fn in_parts(
     subject: &Subject<'_>,
     options: Options,
@@ -93,7 +93,7 @@ fn in_parts(
         if rounds_to.is_some() {
             all.extend(no_grad(|| passes.own())?);
         }
-        // Frees the tensors of this part before the next part.
+        // Frees the tensors of this part before the next part is measured.
         last = Some(passes.ends());
     }
     let ends = last.ok_or_else(|| Error::config("the model's step runs no module"))?;
@@ -171,7 +171,8 @@ const ON_EXACT: usize = 0;
 pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
 pub(super) const OF_ROUNDED: usize = 3;
-/// The number of runs with stochastically rounded parameters (and, for a 16-bit norm, perturbed inputs).
+/// The number of runs with stochastically rounded parameters. For a 16-bit norm, the inputs are
+/// perturbed as well.
 const RUNS_OTHERWISE: u64 = 3;
 
 /// One tensor of a layer, for example its output or its gradient, in each of the steps.
@@ -255,7 +256,7 @@ impl Passes {
         Ok(Self { part, reference, baseline, actual, alone, log2_scale, dropout, options })
     }
 
-    /// Returns the indices of the part's layers among the modules that ran.
+    /// Returns the indices of the layers of this part, among the modules that ran.
     pub(super) fn places(&self) -> impl Iterator<Item = usize> {
         let calls = &self.reference.calls;
         self.part.clone().filter(|at| is_layer(calls, &calls[*at]))
@@ -266,7 +267,7 @@ impl Passes {
         Ends { log2_scale, dropout, loss: self.actual.loss, exact_loss: self.reference.loss }
     }
 
-    /// Adds the part's layers, and the relative change of magnitude of each layer's output.
+    /// Adds the measurements of this part's layers, and the changes of their outputs' magnitude.
     fn add(&self, layers: &mut Vec<Layer>, changes: &mut Vec<f64>) -> Result<()> {
         for at in self.places() {
             let (call, exact) = (&self.actual.calls[at], &self.reference.calls[at]);

@@ -47,7 +47,7 @@ pub struct Subject<'a> {
     pub overrides: Rc<BTreeMap<String, Region>>,
 }
 
-/// The measurements under one precision, layer by layer.
+/// What was measured under one precision, layer by layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The version of this format. The version changes if a field gets another meaning.
@@ -126,7 +126,7 @@ impl Kind {
     pub const ALL: [Self; 3] = [Self::Forward, Self::InputGradient, Self::WeightGradient];
 }
 
-/// The errors of one kind of a layer's tensors.
+/// The errors of one kind of tensor of a layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Flow {
     /// The root mean square of the exact values.
@@ -149,7 +149,7 @@ pub struct Flow {
     /// Which fraction of the error the layer itself makes: local² / (local² + inherited²). Null if
     /// the two errors are zero, or if one of them is not finite.
     pub local_share: Option<f64>,
-    /// The bias of the layer's own error.
+    /// The bias of the errors that the layer itself makes.
     pub bias: Option<Bias>,
     /// How many values overflow or underflow in the layer's dtype, predicted from the exponents of
     /// the values in 32-true. Gradients are multiplied by the loss scale first. Null if the layer's
@@ -175,8 +175,8 @@ impl Layer {
 }
 
 impl Flow {
-    /// Returns the layer's own error divided by the root mean square of the exact values. Returns
-    /// infinity if this is not finite.
+    /// Returns the layer's own error, divided by the root mean square of the exact values. Returns
+    /// infinity if the quotient is not finite.
     pub fn relative_local_error(&self) -> f64 {
         match (self.local_error, self.rms) {
             (Some(_), Some(0.0)) => 0.0,

@@ -20,7 +20,7 @@ use crate::{
     scalars,
 };
 
-/// The measurements of a layer that runs alone on exact inputs.
+/// What was measured for a layer that runs separately on exact inputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Own {
     /// The path of the layer, as in [`Layer`](super::Layer).
@@ -69,7 +69,7 @@ impl Own {
 }
 
 impl Passes {
-    /// Measures each layer of this part that has 16-bit results.
+    /// Measures the own error of each layer of this part that has 16-bit results.
     pub(super) fn own(&self) -> Result<Vec<Own>> {
         let mut all = Vec::new();
         for at in self.places().filter(|at| is_narrow(self.actual.calls[*at].output.kind())) {
@@ -154,8 +154,8 @@ impl Passes {
     }
 }
 
-/// Of the finite nonzero elements, returns the fraction that bf16 can represent exactly. Returns
-/// `None` if there are too few elements.
+/// Returns the fraction of the finite nonzero elements that bf16 can represent exactly. Returns
+/// `None` if there are too few such elements.
 fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
     let tensor = tensor.f_to_kind(Dtype::Float)?.f_contiguous()?;
     let present = tensor.f_ne(0.0)?.f_logical_and(&tensor.f_isfinite()?)?;
@@ -183,7 +183,7 @@ struct Otherwise {
 }
 
 impl Otherwise {
-    /// Returns the error divided by the error that rounding causes.
+    /// Returns the layer's error, divided by the error that rounding parameters and results causes.
     fn error(&self) -> Result<Option<f64>> {
         let all = std::iter::once(&self.found).chain(&self.others);
         let squares = all.map(|found| error::mean_square_error(found, &self.exact));
@@ -232,8 +232,8 @@ mod tests {
     use super::*;
     use crate::rounding::rounded_stochastically;
 
-    /// Returns the results of a linear layer in f16 with 64 inputs of about the size `size`. Under
-    /// the precision the layer uses rounded or unrounded parameters, as `rounds` says.
+    /// Returns the results of a linear layer in f16 with 64 inputs of about the size `size`. If
+    /// `rounds` is true, the layer uses rounded parameters, and otherwise unrounded ones.
     fn product(rounds: bool, size: f64) -> Result<Otherwise> {
         let _section = random::seeded(11)?;
         let draw = |rows: i64| Tensor::randn([rows, 64], (Dtype::Double, Device::Cpu));
@@ -267,8 +267,9 @@ mod tests {
         Ok(())
     }
 
-    /// Values count as lost if the layer turns subnormal numbers into zeros or finite numbers into
-    /// infinities. Values that are too small for f16 do not count.
+    /// Checks which values count as lost: subnormal numbers that the layer turns into zeros, and
+    /// finite numbers that it turns into infinities. Values that are too small for f16 do not
+    /// count.
     #[rstest]
     #[case::rounded(1.0, |tensor: &Tensor| tensor.shallow_clone(), 0.0)]
     #[case::flushed(1.0 / 65536.0, |tensor: &Tensor| tensor * tensor.abs().ge(2.0_f64.powi(-14)), 1.0)]
@@ -284,7 +285,7 @@ mod tests {
         let nearest = rounded(&exact, Dtype::Half)?;
         let found = lose(&nearest);
         let values = Otherwise { found, rounded: nearest, exact, others: Vec::new() };
-        // −1 stands for `None`: f16 can represent too few of the values.
+        // −1 stands for `None`, which means that f16 can represent too few of the values.
         let lost = values.lost(Dtype::Half)?.unwrap_or(-1.0);
         assert!((lost - expected).abs() < 0.01, "{lost}");
         Ok(())

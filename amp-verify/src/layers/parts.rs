@@ -17,7 +17,8 @@ fn bytes(call: &Ran) -> usize {
     8 * (COPIES * values + OF_PARAMETERS * parameters)
 }
 
-/// Groups consecutive layers so that the tensors of each group fit into the budget.
+/// Divides the layers into ranges of consecutive layers. The tensors of each range fit into the
+/// budget.
 pub(super) fn parts(calls: &[Ran], budget: usize) -> Vec<Range<usize>> {
     let (mut parts, mut start, mut sum) = (Vec::new(), 0, 0);
     for (at, call) in calls.iter().enumerate() {
@@ -73,7 +74,7 @@ mod tests {
         let calls = [layer(1, 0), layer(1, 0), layer(0, 2), layer(9, 0), layer(1, 0)];
         assert_eq!(parts(&calls, 600), [0..3, 3..4, 4..5]);
         assert_eq!(parts(&calls, usize::MAX), vec![0..calls.len()]);
-        // A layer that is larger than the budget becomes a separate part.
+        // A layer that does not fit into the budget becomes a part of its own.
         assert_eq!(parts(&calls, 1), [0..1, 1..2, 2..3, 3..4, 4..5]);
         assert!(parts(&[], 1).is_empty());
     }

@@ -78,8 +78,8 @@ mod tests {
         head: Linear,
     }
 
-    /// For each of 2 examples, the convolution multiplies 4·3·3·3 weights at each of 3·3 positions,
-    /// and the linear layer multiplies 36·5 weights once.
+    /// Checks the number of multiplications. For each of 2 examples, the convolution multiplies
+    /// 4·3·3·3 weights at each of 3·3 positions, and the linear layer multiplies 36·5 weights once.
     #[test]
     fn products_are_those_of_the_definition() -> Result<()> {
         let options = (Kind::Float, Device::Cpu);

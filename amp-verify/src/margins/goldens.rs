@@ -102,8 +102,8 @@ fn recorded(path: &Path) -> Result<Spread> {
     })
 }
 
-/// Trains the golden's case with each set of kernels. Each run is a process of this binary, because
-/// the environment variables that select kernels take effect only when a process starts.
+/// Trains the golden's case with each set of kernels. Each run is a new process of this binary,
+/// because the environment variables that select kernels are read when a process starts.
 fn samples(golden: &Golden, sets: &[KernelSet]) -> Result<BTreeMap<String, Samples>> {
     let mut all: BTreeMap<String, Samples> = BTreeMap::new();
     for set in sets {

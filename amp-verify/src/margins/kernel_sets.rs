@@ -49,7 +49,7 @@ pub(super) fn all() -> Vec<KernelSet> {
 /// The description, in the spread file, of the kernel sets that [`own_of_cpu`] returns.
 pub(super) const OWN_DESCRIPTION: &str = "its own kernels, with 1 and 2 threads";
 
-/// Returns the sets with the newest kernels of this machine, one for each number of threads.
+/// Returns the sets that use this machine's newest kernels, one for each number of threads.
 pub(super) fn own_of_cpu() -> Vec<KernelSet> {
     all().split_off((KERNELS.len() - 1) * THREADS.len())
 }

@@ -59,7 +59,7 @@ pub struct MarginsArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub changes: ChangeArgs,
-    /// Processes at a time [default: one for each core of a CPU, 1 on CUDA]
+    /// Number of processes at a time [default: one for each core of a CPU, 1 on CUDA]
     #[arg(long, value_name = "N")]
     pub processes: Option<usize>,
 }

@@ -42,7 +42,7 @@ pub struct ParityArgs {
     /// Epochs [default: the model's own]
     #[arg(long, value_name = "N")]
     pub epochs: Option<i64>,
-    /// End training after this many optimizer steps, if this is before the end of the last epoch
+    /// End training after N optimizer steps, if this is before the end of the last epoch
     #[arg(long, value_name = "N", value_parser = positive)]
     pub max_steps: Option<u64>,
     /// Number of batches whose losses are compared one by one

@@ -13,9 +13,9 @@ use sha2::{Digest, Sha256};
 
 use super::{ParityArgs, Row, args::Subject};
 
-/// A folder of result rows. The name of a row's file is a digest of everything that the result
-/// depends on: the binary, the machine, the versions of Python and torch, the twin and the options.
-/// The digest does not include the files of data sets.
+/// A folder of result rows. The name of a row's file is a digest of everything that the results
+/// depend on: the binary, the machine, the versions of Python and torch, the twin and the options.
+/// The digest does not cover the files of data sets.
 pub(super) struct Cache {
     folder: PathBuf,
     /// The digest of the running binary. The binary contains the models, so it changes if a model
@@ -35,7 +35,7 @@ impl Cache {
         Ok(Self { folder: folder.to_owned(), binary: digest(&binary) })
     }
 
-    /// Returns the file for a model's row.
+    /// Returns the path of the file for a model's row.
     pub(super) fn path(
         &self,
         args: &ParityArgs,

@@ -63,7 +63,7 @@ struct Part {
     /// implementation of a trait is counted if its type is counted, whatever the names of its
     /// methods are.
     name: String,
-    /// The names that occur in the item.
+    /// The names that occur in the item or method.
     mentions: BTreeSet<String>,
     /// The lines of the item, counted from 1.
     lines: Vec<usize>,

@@ -93,7 +93,7 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
     Ok(Report { schema: SCHEMA.to_owned(), fingerprint, versions, rows })
 }
 
-/// The comparison of one model under one precision.
+/// What is needed to compare one model with its twin under one precision.
 struct Comparison<'a> {
     registry: &'a Registry,
     args: &'a ParityArgs,

@@ -94,7 +94,7 @@ pub struct Row {
     pub status: Status,
     /// The reasons why the model and its twin disagree. Empty if they do not.
     pub failures: Vec<String>,
-    /// Differences that do not count as disagreement, with the reason.
+    /// Differences between the model and its twin that are accepted, with the reasons.
     #[serde(default)]
     pub notes: Vec<String>,
     /// The comparison of the first losses; null if the twin failed.

@@ -38,9 +38,9 @@ pub struct Attempt {
 /// The results of running our side again, for a seed for which the two sides skip different steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Again {
-    /// The steps that our side skips with libtorch's kernels, from 0.
+    /// The indices, from 0, of the steps that our side skips with libtorch's kernels.
     pub skipped: Vec<u64>,
-    /// Our loss scale at the end of the run with libtorch's kernels.
+    /// The loss scale of our side at the end of the run with libtorch's kernels.
     pub scale: Option<f64>,
     /// The first attempts of our side with this library's kernels, and the first attempts of the
     /// twin.
@@ -72,8 +72,8 @@ impl Rounding {
     /// Computes the effect of rounding from the attempts of our run (`own`), the losses of the
     /// model and its twin, and the moved runs. Each optimizer step has `window` batches.
     pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
-        // Converts a gradient to the loss scale of our run. A moved run that skipped an earlier
-        // step has a smaller scale.
+        // Returns the largest gradient of an attempt, converted to the loss scale of our run. The
+        // scale of a moved run is smaller after a step that only this run skipped.
         let size = |attempt: &Attempt, scale: f64| {
             attempt.largest.map_or(f64::NAN, |largest| largest * scale / attempt.scale)
         };
@@ -116,7 +116,7 @@ pub(super) enum Skips {
     Differ(String),
 }
 
-/// Returns the skipped steps with an index below `count`.
+/// Returns the skipped steps whose index is below `count`.
 fn first(skipped: &[u64], count: u64) -> Vec<u64> {
     skipped.iter().copied().filter(|step| *step < count).collect()
 }
@@ -185,8 +185,8 @@ impl Seed {
 }
 
 impl Again {
-    /// Describes the loss scale and the largest gradients in the first step that only one of the
-    /// two sides skips. Our side runs with this library's kernels.
+    /// Describes the first step that only one of the two sides skips: the loss scale and the
+    /// largest gradients. The run of our side is the one with this library's kernels.
     fn seen(&self) -> String {
         let Pair { ours, theirs } = &self.attempts;
         let Some((own, other)) = parting(ours, theirs) else { return String::new() };
@@ -247,7 +247,7 @@ mod tests {
 
     use super::*;
 
-    /// Makes one attempt for each largest gradient. `None` stands for gradients that are not
+    /// Creates one attempt for each largest gradient. `None` stands for gradients that are not
     /// finite: the step is skipped, and the scale of the next attempt is halved.
     fn attempts(largest: &[Option<f64>]) -> Vec<Attempt> {
         let mut scale = 65536.0;

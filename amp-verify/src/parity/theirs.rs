@@ -106,7 +106,7 @@ impl Theirs {
         Ok(Self { process, folder, versions })
     }
 
-    /// Returns the file for the initial weights.
+    /// Returns the path of the file for the initial weights.
     pub(super) fn weights(&self) -> PathBuf {
         self.folder.path().join("weights.safetensors")
     }

@@ -24,7 +24,7 @@ impl Direction {
         }
     }
 
-    /// Returns the direction in the form that callbacks use.
+    /// Returns this direction as the type that callbacks use.
     pub fn mode(self) -> Mode {
         match self {
             Self::HigherIsBetter => Mode::Max,

@@ -52,7 +52,7 @@ use crate::margins_file::Margins;
 #[cfg(feature = "cli")]
 use crate::speed::{Overhead, Report, Target, Workload};
 
-/// The models and data sets of a project, and the folder of its files.
+/// The models and data sets of a project, and the folder with the project's files.
 #[derive(Clone)]
 pub struct Registry {
     project: Project,
@@ -167,7 +167,8 @@ impl Registry {
         &self.project
     }
 
-    /// Returns the models that commands list and run by default: all except the hidden ones.
+    /// Returns the models that commands list and that they run by default: all models that are not
+    /// hidden.
     pub fn models(&self) -> impl Iterator<Item = &Arc<Model>> {
         self.models.iter().filter(|model| !model.is_hidden)
     }
@@ -263,7 +264,7 @@ impl Registry {
         Ok(all)
     }
 
-    /// Checks that names are unique and that every model's data set is registered.
+    /// Checks that all names are unique, and that the data set of every model is registered.
     ///
     /// # Errors
     /// When a name occurs twice, a data set is missing, or there is no model.
@@ -315,8 +316,8 @@ fn no_margin(name: &str, changes: &Changes) -> Error {
     })
 }
 
-/// Describes the first hyperparameter that differs between the recording and now. Returns `None` if
-/// all are equal.
+/// Describes the first hyperparameter whose value in `then` (when the margin was recorded) differs
+/// from its value in `now`. Returns `None` if all values are equal.
 fn first_difference(then: &Hyperparameters, now: &Hyperparameters) -> Option<String> {
     let value = |all: &Hyperparameters, name: &str| {
         all.get(name).map_or("nothing".to_owned(), ToString::to_string)

@@ -1,5 +1,6 @@
-//! The colors of charts. Charts are drawn with the colors for a white background. On the HTML page
-//! each color is replaced by a CSS variable, which has another value in dark color schemes.
+//! The colors of charts. Charts are drawn with the colors for a white background. On the HTML page,
+//! each color is replaced by a CSS variable. In a dark color scheme, this variable has another
+//! value.
 
 use amp_core::precision::Precision;
 use plotters::style::RGBColor;

@@ -15,7 +15,8 @@ use crate::{
     layers::{self, Kind, Options, Report},
 };
 
-/// Returns the unit roundoff of `dtype` divided by that of f32: a power of 2, 1 for f32 itself.
+/// Returns the unit roundoff of `dtype` divided by the unit roundoff of f32. The result is a power
+/// of 2, and 1 for f32 itself.
 fn unit(dtype: amp_core::tch::Kind) -> f64 {
     use amp_core::tch::Kind as Dtype;
     // f32 has 24 bits of precision, f16 11, bf16 8 and f64 53.

@@ -18,7 +18,7 @@ pub struct FaultResult {
     pub fault: Fault,
     /// The part of training that the fault affects.
     pub area: Area,
-    /// The name of the model that was used.
+    /// The name of the model into whose training the fault was put.
     pub model: String,
     /// The checks of the gate that reported the fault.
     pub reported_by: Vec<Reason>,
@@ -49,7 +49,7 @@ impl FaultResult {
 pub struct Report {
     /// The result for each fault.
     pub faults: Vec<FaultResult>,
-    /// The faults that were not tested, with the reason.
+    /// The faults that were not tested, each with the reason.
     pub left_out: Vec<String>,
     /// How many times the gate judged training without a fault. Each time it judged the next model.
     pub repetitions: u64,
@@ -61,14 +61,15 @@ pub struct Report {
     /// The number of cells in the runs without a fault in which the gate was inconclusive. They do
     /// not count as false alarms.
     pub inconclusive: usize,
-    /// Whether a golden (recorded results) that contains NaN was refused.
+    /// Whether the comparison with a golden (recorded results) that contains NaN failed, as it
+    /// must.
     pub nan_golden_refused: bool,
     /// The duration of the self-test in seconds.
     pub seconds: f64,
 }
 
-/// The checks that no fault of the self-test can trigger: two need a golden, and the third does not
-/// compare numbers.
+/// The reasons that no fault of the self-test can cause. Two of them need a golden, and the third
+/// one does not compare values.
 const ELSEWHERE: &[Reason] = &[Reason::Moved, Reason::NotComparable, Reason::Crashed];
 
 impl Report {

@@ -23,7 +23,7 @@ use crate::{
 /// for example the loss scaler.
 const PRECISION: Precision = Precision::F16Mixed;
 
-/// The number of seeds for a fault that breaks no rule.
+/// The number of seeds with which the gate judges a fault that breaks no rule.
 const SEEDS: usize = 3;
 
 /// Puts each fault into training and checks that the gate reports it. Then lets the gate judge
@@ -198,8 +198,8 @@ fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>>
         .collect();
     pool.run(invariants.clone())?;
     let whole = plans.iter().zip(&seen).filter(|(_, seen)| seen.is_empty());
-    // The jobs of all faults are submitted together, so that no process is idle at the end of a
-    // fault.
+    // The jobs of all faults are submitted together, so that no process must wait until the jobs of
+    // one fault have ended.
     let jobs = whole.flat_map(|((_, plan), _)| plan.first_look());
     pool.run(jobs.collect::<Vec<_>>())?;
     let result = |(((fault, plan), mut failures), job): Case<'_>| {

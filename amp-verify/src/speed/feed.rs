@@ -9,7 +9,8 @@ use super::{
     statistics::{Spread, paired_ratio},
 };
 
-/// The speeds of training with the data in host memory and with the data in the device's memory.
+/// The speed of training with the data in host memory, and the speed with the data in the device's
+/// memory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Feed {
     /// The name of the workload.

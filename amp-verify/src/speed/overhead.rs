@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 pub struct Overhead {
     /// The name of the model.
     pub model: String,
-    /// For each measured block of steps: the microseconds per step in addition to the tensor
-    /// operations. In ascending order.
+    /// The microseconds per step that the loop takes in addition to the tensor operations: one
+    /// value for each measured block of steps, in ascending order.
     pub microseconds: Vec<f64>,
     /// The microseconds per step that the tensor operations alone take.
     pub bare_microseconds: f64,

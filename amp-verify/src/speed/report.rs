@@ -172,7 +172,7 @@ impl Report {
         paired_ratio(&reached, &self.bf16_matrix_rates)
     }
 
-    /// Returns whether a row exists for the workload under the precision.
+    /// Returns whether something was measured on the workload under the precision.
     pub fn measured(&self, workload: &str, precision: Precision) -> bool {
         self.rows.iter().any(|row| row.workload == workload && row.precision == precision)
     }

@@ -21,7 +21,7 @@ pub struct Workload {
     pub(crate) operations: Option<f64>,
     pub(crate) compiler_modes: bool,
     pub(crate) mixed_alone: bool,
-    /// Whether the option `--size` has changed the size that the registry declares.
+    /// Whether the option `--size` has replaced the size that the registry declares.
     pub(crate) resized: bool,
 }
 
@@ -215,8 +215,8 @@ impl Workload {
         self
     }
 
-    /// On CUDA, also measures training with gradients stored in 16 bits, and training with 16-bit
-    /// gradients and optimizer state in 8 bits.
+    /// On CUDA, measures training in two further ways: with gradients stored in 16 bits, and with
+    /// 16-bit gradients and the optimizer state in 8 bits.
     #[must_use]
     pub fn with_reduced_state(mut self) -> Self {
         self.reduced_state = true;

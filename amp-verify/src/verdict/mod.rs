@@ -22,7 +22,7 @@ pub enum Verdict {
     Pass,
     /// The test shows that the precision is worse than 32-true by more than δ, or a check failed.
     Fail,
-    /// The seeds are not sufficient for a verdict.
+    /// There are too few seeds for a verdict.
     Inconclusive,
 }
 
@@ -71,13 +71,14 @@ pub struct Judgement {
     /// The probability that a precision without regression passes, computed from `n` and `s_used`.
     /// The probability of detecting a regression of δ is the same.
     pub power: f64,
-    /// Whether the precision is better than 32-true by more than δ. This is no regression, but a
-    /// sign that something has changed.
+    /// Whether the precision is better than 32-true by more than δ. This is not a regression, but
+    /// it shows that something has changed.
     pub improved: bool,
 }
 
 impl Design {
-    /// Returns the α that each evaluation uses: half of the total if there are two evaluations.
+    /// Returns the level α of each evaluation: half of the total level if there are two
+    /// evaluations.
     pub fn look_alpha(&self) -> f64 {
         if self.most > self.first { self.alpha / 2.0 } else { self.alpha }
     }
@@ -85,10 +86,10 @@ impl Design {
     /// Decides from the differences from 32-true whether a precision passes. There is one
     /// difference for each seed.
     ///
-    /// An accuracy changes in steps of size q, so a few differences may be equal by chance. Their
-    /// standard deviation s would be 0, and the interval too narrow. Rounding two metrics to
-    /// multiples of q gives their difference a standard deviation of q/√6, so s is raised to at
-    /// least this value.
+    /// An accuracy changes in steps of size q, so a few differences may be equal by chance. Then
+    /// their standard deviation s would be 0, and the interval would be too narrow. Rounding two
+    /// metrics to multiples of q gives their difference a standard deviation of q/√6. Therefore at
+    /// least this value is used for s.
     ///
     /// # Examples
     ///

@@ -19,7 +19,8 @@ use super::phases;
 /// saved, because this may happen in every step.
 pub struct EpochTable<W> {
     out: W,
-    /// Whether the reader has closed the pipe. This ends the table, but not the training.
+    /// Whether the program that reads the output has closed the pipe. This ends the table, but not
+    /// the training.
     closed: bool,
     /// The header that was printed last.
     header: String,
@@ -101,7 +102,8 @@ impl<W: Write> Subscriber for EpochTable<W> {
             Event::EpochEnd(end) => {
                 let values = end.train.iter().chain(&end.val);
                 let values: Vec<&Logged> = values.filter(|logged| is_shown(&logged.name)).collect();
-                // A column is wide enough for the name, and for a number with five decimals.
+                // A column is as wide as the name of the value, and wide enough for a number with
+                // five decimals.
                 let column = |logged: &Logged, text: String| {
                     format!("{text:>0$}", logged.name.len().max(10))
                 };

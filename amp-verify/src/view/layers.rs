@@ -9,7 +9,7 @@ use crate::{
     text::percent,
 };
 
-/// Formats a line that describes the measurement, the table of the layers, and lines with
+/// Formats a line that describes what was measured, the table of the layers, and lines with
 /// conclusions.
 pub fn layers(report: &Report) -> String {
     let mut out = format!(

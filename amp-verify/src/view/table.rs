@@ -197,8 +197,7 @@ fn over(
     })
 }
 
-/// Formats a value from the differences from the baseline. The text is empty for the baseline
-/// itself.
+/// Formats one of the differences from the baseline. The text is empty for the baseline itself.
 fn delta(run: &Run, text: impl Fn(&Delta) -> Option<String>) -> String {
     run.delta.as_ref().and_then(text).unwrap_or_default()
 }

@@ -1,4 +1,5 @@
-//! Histograms of exponents, compared with closed forms and with libtorch's casts.
+//! Tests of the histograms of exponents. They are compared with closed forms and with libtorch's
+//! casts.
 
 use amp_core::tch::{Device, Kind, Tensor};
 use amp_verify::exponents::{CommonWindow, Format, Histogram, Losses, Window, WindowOptions, cast};

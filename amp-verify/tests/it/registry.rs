@@ -32,8 +32,8 @@ struct Line {
     head: Linear,
 }
 
-/// Returns a data set for learning y = x₀ + x₁, with 64 training examples and 16 validation
-/// examples.
+/// Returns a data set with 64 training examples and 16 validation examples, from which a model can
+/// learn y = x₀ + x₁.
 fn sums(batch_size: i64) -> Result<DataModule> {
     let part = |first: i64, count: i64| {
         let x = Tensor::f_arange_start(first, first + 2 * count, (Kind::Float, Device::Cpu))?;
@@ -183,8 +183,8 @@ fn epochs_are_judged_by_a_logged_value(
     assert_eq!(said, notes);
 }
 
-/// Early stopping uses the direction of the monitored value: higher is better for an accuracy,
-/// lower is better for a loss.
+/// Checks the direction of early stopping: higher is better for an accuracy, and lower is better
+/// for a loss.
 #[rstest]
 #[case("val_acc", "Max")]
 #[case("val_loss", "Min")]

@@ -32,14 +32,14 @@ fn power_gives_the_tables_seeds(#[case] ratio: f64, #[case] eighty: usize, #[cas
     assert_eq!((fewest(0.80), fewest(0.97)), (Some(eighty), Some(high)));
 }
 
-/// Without an effect the power equals α for every n.
+/// Checks that the power equals α for every n if there is no effect.
 #[rstest]
 fn power_without_an_effect_is_alpha(#[values(2, 3, 10, 60)] n: usize) {
     assert!((power(0.0, 1.0, n, 0.05) - 0.05).abs() < 1e-6);
 }
 
-/// The interval of five differences is the one computed by hand: d̄ = 0.01, s = 0.01·√2.5/2 =
-/// 0.0079057 and U, L = d̄ ± 2.1318·s/√5.
+/// Checks the interval of five differences against an interval computed by hand: d̄ = 0.01, s =
+/// 0.01·√2.5/2 = 0.0079057 and U, L = d̄ ± 2.1318·s/√5.
 #[test]
 fn intervals_are_those_of_the_formula() {
     let found = DESIGN.judge(&[0.0, 0.005, 0.01, 0.015, 0.02]);
@@ -66,8 +66,8 @@ fn three_ways(#[case] d: &[f64], #[case] equivalence: bool, #[case] expected: Ve
     assert_eq!(found.improved, found.mean < -0.04);
 }
 
-/// Equal differences do not give an empty interval: s is then the standard deviation of rounding to
-/// the metric's step, so that the interval is wider than one step.
+/// Checks that equal differences do not give an empty interval. In this case s is the standard
+/// deviation of rounding to the metric's step, so the interval is wider than one step.
 #[test]
 fn equal_differences_are_judged_by_the_metrics_step() {
     let step = 1.0 / 360.0;

@@ -30,8 +30,8 @@ pub(in crate::gate) const OF_GRADIENT: f64 = 24.0;
 pub(super) struct Least {
     /// The dtype in which the loss is computed.
     pub(super) loss: Kind,
-    /// The lower limit for the values about weights: the error that arises because an optimizer's
-    /// constants are rounded to f32.
+    /// The lower limit for the bounds of the values about weights. It is the error that arises
+    /// because an optimizer's constants are rounded to f32.
     pub(super) weights: f64,
 }
 
@@ -88,8 +88,8 @@ impl<'a> Bounds<'a> {
     }
 }
 
-/// Returns the limit mean + k·s of distances. Mean and s are computed for the distances raised to
-/// the power 2/3, which are nearly normal.
+/// Returns the limit mean + k·s of some distances. The mean and s are computed for the distances
+/// raised to the power 2/3, because these powers are nearly normal.
 fn limit_of_distance(values: &[f64], k: f64) -> f64 {
     let roots: Vec<f64> = values.iter().map(|value| value.powf(2.0 / 3.0)).collect();
     let middle = mean(&roots);
@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns forty values with this mean and standard deviation.
+    /// Returns forty values whose mean is `mean` and whose standard deviation is `deviation`.
     fn forty_draws(mean: f64, deviation: f64) -> Vec<f64> {
         // Twenty values lie on each side of the mean. The variance (with n − 1) is 40/39 of their
         // squared distance from the mean.

@@ -86,8 +86,8 @@ impl Emulation {
             // Autograd stays on, because the loss may have a gradient penalty.
             first_loss(model, &batch, &mut step)?.kind()
         };
-        // For 64-true, the rounding of 32-true is emulated, because 64-true itself is the exact
-        // run.
+        // If the precision is 64-true, emulates the rounding of 32-true, because the run in 64-true
+        // itself is the exact run.
         let (wide, rounds) = match precision {
             Precision::F64True => (Precision::F64True, Precision::F32True),
             other => (Precision::F32True, other),
@@ -112,7 +112,7 @@ impl Emulation {
         if is_narrow(self.loss) { self.loss } else { Kind::Float }
     }
 
-    /// Returns the module to which a parameter belongs, if this module runs.
+    /// Returns the module to which a parameter belongs. Returns `None` if this module does not run.
     fn module_of(&self, parameter: &str) -> Option<&Kinds> {
         parameter.rsplit_once('.').and_then(|(module, _)| self.modules.get(module))
     }
@@ -184,7 +184,7 @@ pub(in crate::gate) struct Rounding {
     /// The rounded parameters. Each has a copy of the values that it had before it was rounded for
     /// the current step.
     kept: Vec<(Tensor, Tensor)>,
-    /// Whether the parameters are rounded for the current step.
+    /// Whether the parameters are already rounded for the current step.
     has_begun: bool,
     /// Whether values between modules are perturbed at random before they are rounded.
     moves_between: bool,
@@ -233,7 +233,7 @@ impl Rounding {
         Self { moves_between: true, ..self }
     }
 
-    /// Perturbs and rounds the parameters, if this was not yet done for the current step.
+    /// Perturbs and rounds the parameters, unless this was already done for the current step.
     pub(in crate::gate) fn begin(&mut self, model: &dyn LightningModule) -> Result<()> {
         if std::mem::replace(&mut self.has_begun, true) {
             return Ok(());
@@ -253,7 +253,7 @@ impl Rounding {
         })
     }
 
-    /// Returns the substitution that rounds the inputs and outputs of modules.
+    /// Returns the code that rounds the inputs and outputs of modules during a forward pass.
     pub(in crate::gate) fn between(&self) -> Rc<dyn Substitute> {
         Rc::new(Between {
             emulation: Rc::clone(&self.emulation),

@@ -24,13 +24,14 @@ const SHARE: f64 = 1e-2;
 /// the run under 32-true.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
-    /// (l − l₃₂)/l₃₂ for the first loss l.
+    /// (l − l₃₂)/l₃₂, where l is the first loss.
     Loss,
-    /// ‖g − g₃₂‖/‖g₃₂‖ for the first gradient g of a parameter.
+    /// ‖g − g₃₂‖/‖g₃₂‖, where g is the first gradient of the named parameter.
     Gradient(String),
-    /// ‖w − w₃₂‖/‖w₃₂ − w₀‖ for all weights w after the steps, with the initial weights w₀.
+    /// ‖w − w₃₂‖/‖w₃₂ − w₀‖, where w are all weights after the steps, and w₀ are the initial
+    /// weights.
     Update,
-    /// ‖w − w₀‖/‖w₃₂ − w₀‖ − 1, the relative difference of the updates' norms.
+    /// ‖w − w₀‖/‖w₃₂ − w₀‖ − 1: the relative difference between the norms of the two updates.
     Length,
     /// (‖w‖ − ‖w₃₂‖)/‖w₃₂ − w₀‖. This measure reveals rounding towards zero, and a missing weight
     /// decay.
@@ -110,7 +111,7 @@ impl<'a> Exact<'a> {
         ratio(STEPS as f64 * rounding_of(Kind::Float) * self.weights, self.way)
     }
 
-    /// Measures how far another run is from this one.
+    /// Measures how far the run `ran` is from the run under 32-true.
     pub(super) fn compare(&self, ran: &Ran) -> Result<Figures> {
         let Self { ran: exact, way, .. } = *self;
         let mut figures = BTreeMap::from([

@@ -150,7 +150,7 @@ fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Ve
         found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();
     let (gradients, mut judged): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|(what, ..)| matches!(what, What::Gradient(_)));
-    // NaN exceeds every bound. Every value exceeds a bound that is not finite.
+    // A value that is NaN exceeds every bound. If a bound is not finite, every value exceeds it.
     let is_beyond =
         |&(_, figure, bound): &(&What, f64, f64)| !(bound.is_finite() && figure.abs() <= bound);
     let beyond = gradients.iter().filter(|gradient| is_beyond(gradient)).count();

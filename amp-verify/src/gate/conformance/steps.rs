@@ -23,7 +23,7 @@ use crate::{
     interceptor::{Intercepted, Interceptor},
 };
 
-/// The values that are recorded in a run.
+/// What is recorded during a run.
 #[derive(Default)]
 pub(super) struct Trace {
     pub(super) gradients: Vec<(String, Tensor)>,
@@ -34,7 +34,7 @@ pub(super) struct Trace {
 #[derive(Clone)]
 struct Tracer {
     trace: Rc<RefCell<Trace>>,
-    /// Whether a skipped step ends the run with an error.
+    /// Whether the run ends with an error if a step is skipped.
     must_apply: bool,
 }
 
@@ -193,7 +193,8 @@ impl Steps<'_> {
         self.run_model(model, config, None)
     }
 
-    /// Runs the model at the low loss scale, with emulated rounding if `rounding` is given.
+    /// Runs the model with the low loss scale [`LOW_SCALE`], and with emulated rounding if
+    /// `rounding` is given.
     pub(super) fn run_at_low_scale(
         &self,
         model: &mut ResetModel,

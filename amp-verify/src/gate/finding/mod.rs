@@ -59,7 +59,7 @@ pub struct Finding {
     pub layer: Option<String>,
     /// The own error of this layer, relative to its exact output. Null if it is not finite.
     pub layer_error: Option<f64>,
-    /// Whether this error is larger than rounding explains.
+    /// Whether `layer_error` is larger than rounding explains.
     #[serde(default)]
     pub is_beyond: bool,
     /// The paths of the modules that must stay in FP32. With these modules in FP32 the run passes.
@@ -148,7 +148,8 @@ struct Suspect<'a> {
     precision: Precision,
     /// The seed whose run is repeated.
     seed: u64,
-    /// The metric of 32-true for this seed, if the metric of the precision was too much worse.
+    /// The metric of 32-true with this seed. `None` unless the precision failed because its metric
+    /// is too much worse.
     baseline: Option<f64>,
     /// Whether the comparison of the first steps failed.
     steps: bool,
@@ -160,7 +161,7 @@ struct Suspect<'a> {
     baseline_moved: Option<bool>,
     /// The failure as a number, as in [`Finding::figure`]. It is above 1 if the precision failed.
     known: f64,
-    /// The recorded outcome of the seed, if there is one.
+    /// The outcome of the seed's job in the gate. `None` if there is none.
     recorded: Option<Outcome>,
 }
 
@@ -259,8 +260,8 @@ impl<'a> Suspect<'a> {
             overrides: Rc::new(overrides.clone()),
         };
         let (layers, modules) = module_paths(&subject)?;
-        // If the layers cannot be measured in 64-true, the search below still finds modules that
-        // must stay in FP32.
+        // If the layers cannot be measured in 64-true, the diagnosis continues without a suspected
+        // layer. The search below still finds modules that must stay in FP32.
         let planted = Fault::planted(self.plan.fault, self.precision, self.model.planted_layer());
         let audited = layers::audit(&subject, Options::new(self.precision));
         drop(planted);
@@ -363,8 +364,8 @@ impl Check for Again<'_> {
     }
 }
 
-/// Returns how much worse the metric is than the baseline's, divided by the margin δ. Returns
-/// infinity for a run that failed.
+/// Returns how much worse the metric is than the metric of 32-true, divided by the margin δ.
+/// Returns infinity if the run failed.
 fn of_training(model: &gate::Subject, outcome: &Outcome, baseline: f64) -> f64 {
     match outcome.metric {
         Some(metric) if outcome.failures.is_empty() => {

@@ -3,8 +3,8 @@
 use super::{Cause, Finding};
 use crate::text::percent;
 
-/// Formats the diagnosis. If `searched` is true, modules that must stay in FP32 were searched for,
-/// and the text includes the result.
+/// Formats the diagnosis. If `searched` is true, a search for modules that must stay in FP32 was
+/// made, and the text includes its result.
 pub(super) fn text(finding: &Finding, searched: bool) -> String {
     let Finding { seed, cause, layer, modules, .. } = finding;
     let text = match cause {

@@ -208,7 +208,8 @@ mod tests {
         steps[3].found.projection = f64::NAN;
         let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;
         assert!(figure.is_nan() && bound.is_finite(), "{figure} {bound}");
-        // If a pass with emulated rounding has NaN, the bound is NaN, and the rule is broken.
+        // If a pass with emulated rounding has NaN, the bound is NaN. The rule then counts as
+        // broken.
         let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.001))).collect();
         steps[3].rounded[0].error = f64::NAN;
         let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;

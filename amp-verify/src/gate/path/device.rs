@@ -130,8 +130,8 @@ fn gradient(
     Ok(gradients)
 }
 
-/// Computes the difference of `a` from `b`, on the device of `b`. For a parameter that has no
-/// gradient in `a`, the gradient counts as zero.
+/// Computes the difference of the gradients `a` from the gradients `b`, on the device of `b`. If a
+/// parameter has no gradient in `a`, its gradient there counts as zero.
 fn gradient_difference(a: &Gradients, b: &Gradients) -> Result<GradientDifference> {
     let mut sums = Vec::new();
     for (name, exact) in b {

@@ -10,8 +10,8 @@ use amp_core::{
     tch::{Kind, Tensor, no_grad},
 };
 
-/// The largest accepted difference between the fraction of zeroed elements and the rate that
-/// follows from the factor, in standard errors.
+/// The largest accepted difference between two rates, in standard errors: the fraction of zeroed
+/// elements, and the dropout rate that follows from the factor.
 pub(super) const CHANCE: f64 = 6.0;
 /// The relative variation up to which the factors of the kept elements count as equal. The factors
 /// vary because 16-bit values are rounded.
@@ -25,14 +25,14 @@ pub(super) struct Counter(RefCell<Counts>);
 #[derive(Default)]
 struct Counts {
     /// Whether counting has ended. Only one batch is counted, because counting reads every element
-    /// of each output.
+    /// of each layer's output.
     done: bool,
     /// The number of dropout layers that were found.
     layers: u64,
     /// The largest difference, in standard errors, between the fraction of zeroed elements of a
     /// layer and the rate that follows from the layer's factor.
     worst: f64,
-    /// A sentence about the layer with this difference.
+    /// A sentence about the layer that has this difference.
     text: String,
     /// Whether this difference is too large.
     wrong: bool,
@@ -40,7 +40,7 @@ struct Counts {
 
 /// What a layer does to the elements of its input.
 struct Drops {
-    /// The fraction of the nonzero elements that become zero.
+    /// The fraction of the nonzero elements of the input that become zero.
     share: f64,
     /// The factor by which the kept elements are multiplied.
     factor: f64,

@@ -48,7 +48,8 @@ pub(super) struct Counts {
     pub(super) batches: i64,
     /// The number of steps, applied or skipped.
     pub(super) attempts: i64,
-    /// For each step: the bytes of all tensors after the step, minus the bytes before the run.
+    /// For each step: the bytes of all tensors after the step, minus the bytes of all tensors
+    /// before the run.
     pub(super) held: Vec<i64>,
 }
 
@@ -153,7 +154,8 @@ impl FinalState {
         Ok(None)
     }
 
-    /// Describes the first tensor that differs by more than `tolerance`.
+    /// Describes the first tensor that differs by more than `tolerance`. Returns `None` if there is
+    /// none.
     pub(super) fn tensors_differ(
         &self,
         other: &Self,

@@ -143,7 +143,7 @@ impl<'a> Checks<'a> {
         self.end(&mut stages)
     }
 
-    /// Fills the report with the properties of the unobserved epoch.
+    /// Writes the properties of the unobserved epoch into the report.
     fn describe(&mut self, plain: &FinalState) -> Result<()> {
         let (case, record) = (self.setup.case, &plain.record);
         let loader = case.data.train_loader(case.trainer.policy(), 0)?;
@@ -185,7 +185,7 @@ impl<'a> Checks<'a> {
         Ok(())
     }
 
-    /// Checks that steps do not leak memory.
+    /// Checks that training steps do not leak memory.
     fn memory(&mut self, plain: &FinalState) {
         let held = &plain.counts.held;
         // The first six steps are left out, because they allocate the optimizer's state, workspaces
@@ -206,7 +206,7 @@ impl<'a> Checks<'a> {
         );
     }
 
-    /// Checks runs with a high loss scale: steps overflow, and the scale falls and grows.
+    /// Checks runs with a high loss scale: steps overflow, and the loss scale falls and grows.
     fn overflowing(&mut self) -> Result<()> {
         let plain = self.setup.plain(Scenario::Overflowing)?;
         let (observed, observation, model) = self.setup.observed(Scenario::Overflowing)?;
@@ -232,7 +232,7 @@ impl<'a> Checks<'a> {
         Ok(())
     }
 
-    /// Compares the unobserved run with the observed one.
+    /// Checks that the unobserved run and the observed run end with the same state.
     fn same(
         &mut self,
         scenario: Scenario,
@@ -325,7 +325,7 @@ impl<'a> Checks<'a> {
             && nn::parameters(model).iter().any(|parameter| attends(&parameter.name))
     }
 
-    /// Compares each step's gradient and loss, and the batch statistics, with 32-true's.
+    /// Compares each step's gradient and loss, and the batch statistics, with those of 32-true.
     fn gradients(
         &mut self,
         observation: &Observation,

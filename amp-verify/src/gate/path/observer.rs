@@ -47,7 +47,7 @@ pub(super) struct Observation {
     pub(super) norms: Vec<f64>,
     pub(super) applied: u64,
     pub(super) skipped: u64,
-    /// The number of steps so far, applied or skipped.
+    /// The number of steps that the run has attempted so far, including skipped steps.
     attempts: u64,
     /// The gradients of the current step. Each optimizer has one map, from the name of a parameter
     /// to its gradient.

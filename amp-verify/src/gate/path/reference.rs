@@ -29,7 +29,7 @@ use crate::{
 /// whole gradient's norm. A smaller gradient may consist mostly of rounding errors.
 const SHARE: f64 = 0.05;
 
-/// A model in 32-true that gets the weights of the observed run before each step.
+/// A model under 32-true. Before each step it receives the weights of the observed run.
 pub(super) struct Reference {
     model: Box<dyn LightningModule>,
     policy: Policy,
@@ -37,9 +37,9 @@ pub(super) struct Reference {
     /// The sum of the weights of this step's batches so far. The weight of a batch in the mean
     /// gradient is, for example, its number of examples.
     weight: f64,
-    /// The comparisons of the steps so far.
+    /// The comparisons of all steps so far.
     pub(super) steps: Vec<Compared>,
-    /// The largest relative difference of a loss in this step.
+    /// The largest relative difference between two losses in this step.
     loss: f64,
     /// Whether the model uses random numbers in training.
     pub(super) draws: bool,
@@ -56,13 +56,14 @@ pub(super) struct Reference {
 pub(super) struct Figures {
     /// |⟨g, r⟩/⟨r, r⟩ − 1| of the whole gradient.
     pub(super) projection: f64,
-    /// The largest value of |⟨g, r⟩/⟨r, r⟩ − 1| for a single parameter.
+    /// |⟨g, r⟩/⟨r, r⟩ − 1| for the gradient of a single parameter: the largest value of all
+    /// parameters.
     pub(super) parameter: f64,
     /// ‖g − r‖/‖r‖ for the whole gradient.
     pub(super) error: f64,
-    /// The largest value of ‖g − r‖/‖r‖ for a single parameter.
+    /// ‖g − r‖/‖r‖ for the gradient of a single parameter: the largest value of all parameters.
     pub(super) parameter_error: f64,
-    /// The largest |l − m|/|m| for the step's batches.
+    /// |l − m|/|m| for the losses of a batch: the largest value of all batches of the step.
     pub(super) loss: f64,
 }
 
@@ -232,9 +233,9 @@ impl Reference {
         Ok(Figures { projection, parameter, error, parameter_error, loss: 0.0 })
     }
 
-    /// Returns the name of the buffer with the largest difference from the reference's buffer, and
-    /// this difference relative to the buffer's norm. What rounding to the buffer's dtype explains
-    /// is subtracted: a running average with momentum 0.1 accumulates ten roundings.
+    /// Returns the name of the buffer that differs most from the reference's buffer, and the
+    /// difference relative to the buffer's norm. The difference that rounding to the buffer's dtype
+    /// explains is subtracted. For a running average with momentum 0.1, these are ten roundings.
     pub(super) fn buffers(&self, run: &dyn LightningModule) -> Result<Option<(String, f64)>> {
         let (mut buffers, mut sums) = (Vec::new(), Vec::new());
         let own = named_tensors(self.model.as_ref()).into_iter().zip(named_tensors(run));

@@ -30,7 +30,7 @@ use crate::{
 /// covers several f32 operations with a relative error of 2⁻²⁴ each.
 const ROUNDING: f64 = 2e-5;
 
-/// The optimizers with f64 copies of the parameters.
+/// Repeats the optimizer steps of a run with f64 copies of the parameters.
 pub(super) struct Replay {
     /// Never read: keeps alive the model whose parameters are the f64 copies that this replay
     /// updates.
@@ -216,8 +216,8 @@ impl Replay {
         let run_parameters = run.optimizer.parameters();
         let run = run.optimizer.state()?;
         let (mut slots, mut each) = (Vec::new(), Vec::new());
-        // The run rounds clipped gradients to the dtype of the parameters, so the accepted
-        // difference is not below the rounding of this dtype.
+        // The run rounds clipped gradients to the dtype of the parameters. So the accepted
+        // difference is at least one rounding of this dtype.
         let kinds = run_parameters.iter().map(|parameter| rounding_of(parameter.tensor.kind()));
         let mut eps = kinds.fold(0.0_f64, f64::max);
         for (name, tensor) in own.tensors() {
@@ -244,8 +244,8 @@ impl Replay {
         Ok(sums.into_iter().map(distance).collect())
     }
 
-    /// Returns the additional accepted difference of weights for Lion, which steps by the sign of a
-    /// number: rounding may turn the signs of a few numbers near zero.
+    /// Returns how much more the weights may differ for the optimizer Lion. Lion steps by the sign
+    /// of a number, and rounding may change the signs of a few numbers that are near zero.
     fn signs(&self) -> f64 {
         let by_sign = self
             .scheduled
@@ -303,7 +303,7 @@ impl Ruled {
         Ok(())
     }
 
-    /// Returns the state under the names that the optimizer itself uses in checkpoints.
+    /// Returns the optimizer state under the names that the optimizer uses in checkpoints.
     fn state(&self) -> State {
         let mut state = State::default();
         for (name, (_, slots)) in &self.kept {

@@ -26,7 +26,7 @@ pub struct PathReport {
     /// hook. This access prevents CUDA graphs and clipping within the step. Null if the model needs
     /// no such access.
     pub watched_by_itself: Option<String>,
-    /// The trainer's notes on the run, for example why there are no graphs.
+    /// The trainer's notes on the run, for example why there are no CUDA graphs.
     pub notes: Vec<String>,
     /// The result of each check.
     pub checked: Vec<Checked>,

@@ -29,8 +29,8 @@ impl Checks<'_> {
         self.resume(scenario, &plain)
     }
 
-    /// Compares two runs with the uninterrupted run `plain`: one that is saved half way and goes
-    /// on, and one that resumes from the saved file in a new model.
+    /// Compares two runs with the uninterrupted run `plain`. The first run is saved half way and
+    /// goes on. The second one resumes from the saved file in a new model.
     fn resume(&mut self, scenario: Scenario, plain: &FinalState) -> Result<()> {
         let folder = run::folder()?;
         let path = folder.path().join("half.safetensors");

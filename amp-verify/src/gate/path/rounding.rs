@@ -51,7 +51,8 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Checks that the layers round to nearest.
+/// Checks that the layers round to nearest: the mean of their rounding errors must be close to
+/// zero.
 fn mean(report: &layers::Report, findings: &mut Findings) {
     let (mut worst, mut layer) = (0.0, "");
     // Layers without weights are left out. Dropout, for example, multiplies all elements by a
@@ -90,8 +91,8 @@ fn size(own: &[Own], findings: &mut Findings) {
     );
 }
 
-/// Checks that the layers do not turn values into 0 or infinity that their dtype can represent.
-/// Also records how far the loss scale is from the limits of the range that is safe for all layers.
+/// Checks that no layer turns values that its dtype can represent into 0 or infinity. Also records
+/// how far the loss scale is from the limits of the range that is safe for all layers.
 fn exponents(report: &layers::Report, own: &[Own], findings: &mut Findings) {
     let lost = own.iter().filter_map(|own| Some((own.lost?, own.path.as_str())));
     if let Some((share, path)) = lost.max_by(|a, b| a.0.total_cmp(&b.0)) {

@@ -100,7 +100,8 @@ impl Rule {
                     g
                 } else {
                     let buffer = match slots.get("momentum_buffer") {
-                        // The buffer starts with the first gradient itself, without dampening.
+                        // The momentum buffer starts with the first gradient itself, without
+                        // dampening.
                         None => g.f_mul_scalar(1.0)?,
                         Some(old) => {
                             let new = g.f_mul_scalar(1.0 - options.number("dampening"))?;

@@ -20,7 +20,7 @@ impl ScaleRule {
         Self { constants, scale, since: 0, grown: 0, backed_off: 0 }
     }
 
-    /// Returns the scale after a step with this outcome.
+    /// Returns the loss scale after a step with this outcome.
     pub(super) fn after(&mut self, outcome: &StepOutcome) -> f64 {
         let GradScalerConfig { growth_factor, backoff_factor, growth_interval, .. } =
             self.constants;

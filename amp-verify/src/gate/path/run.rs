@@ -1,5 +1,5 @@
-//! The runs to compare: pairs of an unobserved and an observed run. Their options are chosen so
-//! that each rule of the training path is put to use.
+//! The runs to compare: pairs of an unobserved run and an observed run. The options of the runs are
+//! chosen so that each rule of the training path applies.
 
 use std::{cell::RefCell, path::Path, rc::Rc};
 
@@ -37,7 +37,8 @@ use crate::{
 
 /// The number of steps of the short runs.
 pub(super) const STEPS: u64 = 6;
-/// The number of applied steps of the run that starts with an overflowing scale.
+/// The number of applied steps in the run that starts with so high a loss scale that steps
+/// overflow.
 const SCALED_STEPS: u64 = 12;
 /// A loss scale with which no step overflows.
 pub(super) const LOW_SCALE: f64 = 1024.0;
@@ -50,7 +51,7 @@ pub(super) enum Scenario {
     /// An epoch and its validation, with the options that the model declares and a constant loss
     /// scale.
     Epoch,
-    /// A few steps with gradients clipped to this norm.
+    /// A few steps in which gradients are clipped to this norm.
     Clipped(f64),
     /// Steps that begin with a loss scale so high that gradients overflow. The growth interval is
     /// short, so that the scale also grows again.
@@ -102,8 +103,8 @@ impl Setup<'_> {
                     Length::Epochs(_) => most,
                     Length::Steps(steps) => most.min(i64::try_from(steps).unwrap_or(most)),
                 };
-                // With accumulation, the last step has only one batch, because the last step of a
-                // real epoch may also have fewer batches.
+                // With gradient accumulation, the last step has only one batch. This tests a short
+                // last step, which a real epoch may also have.
                 let most = steps * window - (window - 1);
                 if self.batches(&config)? > most {
                     config.loops.limit_train_batches = Limit::Batches(most);
@@ -170,7 +171,8 @@ impl Setup<'_> {
         (1..=bounds::passes(windows)).map(draw).collect()
     }
 
-    /// Trains with the gate's observer. Returns the final state, what was observed, and the model.
+    /// Trains with the gate's observer. Returns the final state of the run, what the observer saw,
+    /// and the model.
     pub(super) fn observed(
         &self,
         scenario: Scenario,
@@ -233,7 +235,7 @@ impl Setup<'_> {
     }
 }
 
-/// A callback that saves the run after the step with the number `after`.
+/// A callback that saves the run after step number `after`.
 struct Saver {
     after: u64,
     path: std::path::PathBuf,

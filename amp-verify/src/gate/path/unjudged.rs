@@ -8,7 +8,7 @@ use crate::gate::{checked::Findings, deadline::OVER, reason::Reason};
 pub(super) struct Stage {
     pub(super) name: &'static str,
     rules: &'static [Reason],
-    /// Returns whether the stage applies to this device and precision.
+    /// Returns whether the stage runs on this device and under this precision.
     runs: fn(&Setup<'_>) -> bool,
 }
 
@@ -159,7 +159,7 @@ mod tests {
         let checked = outcome.path.map(|path| path.checked).unwrap_or_default();
         let rules: BTreeSet<Reason> = checked.iter().map(|checked| checked.rule).collect();
         assert!(checked.iter().all(|checked| !checked.is_done()), "{checked:?}");
-        // The rule for fused layers is missing, because layers are fused only on a GPU.
+        // The rule for fused layers is left out, because layers are fused only on a GPU.
         let expected = super::super::report::RULES.iter().filter(|own| **own != Reason::Fusion);
         assert_eq!(rules, expected.copied().collect());
         for task in [Task::Conformance, Task::Path, Task::Frozen] {

@@ -93,7 +93,8 @@ impl Model {
         }
     }
 
-    /// Sets another name, for example to register one struct at several sizes.
+    /// Sets the name under which the model is registered, for example to register one struct at
+    /// several sizes.
     #[must_use]
     pub fn named(mut self, name: &'static str) -> Self {
         self.name = name;

@@ -9,7 +9,7 @@ use crate::{
     report::color::{ALARM, ChartColor, LIMIT},
 };
 
-/// The largest number of letters of a layer's path that are shown. Of a longer path, the end is
+/// The largest number of letters of a layer's path that are shown. Only the end of a longer path is
 /// shown.
 const LETTERS: usize = 24;
 

@@ -12,11 +12,12 @@ fails, its answer has the field "error" with the message.
   {"end": true}                             -> {"metric": m, "peak_memory_bytes": b}
 
 `attempts` has two numbers for each optimizer step: the loss scale, and the largest scaled gradient divided by
-f16's largest number (null if a gradient is not finite). It is empty if the loss is not scaled.
+the largest f16 number (null if a gradient is not finite). `attempts` is empty if the loss is not scaled.
 
-`prepare` has hyperparameters, plan, clip ({"norm": c}, {"value": c} or null), scaler (GradScaler's arguments)
-and weights, the path of a safetensors file. FILE is a safetensors file with batches; its tensors are named
-BATCH/NAME. `shares` has a list for each optimizer step, with the factor on the loss of each of its batches.
+`prepare` also has the hyperparameters, the training plan, clip ({"norm": c}, {"value": c} or null), scaler
+(GradScaler's arguments) and weights, the path of a safetensors file. FILE is a safetensors file with batches. The
+names of its tensors are BATCH/NAME. `shares` has one list for each optimizer step. The list contains, for each
+batch of the step, the weight of the batch's loss in the loss of the step.
 """
 
 import argparse
@@ -113,13 +114,13 @@ def requested(what):
 
 
 def load(net, path):
-    """Copies the model's weights into the twin by name, and fails if a name has no counterpart."""
+    """Copies the model's weights into the twin by name. Fails if a name of one side is missing on the other."""
     state = read(path)
     found = net.load_state_dict(state, strict=False)
     own = net.state_dict()
     loaded = {own[name].data_ptr() for name in state if name in own}
     # Two kinds of names may be missing in the file: further names of a tied tensor, and the batch counters of
-    # batch norms, on which no number depends.
+    # batch norms, because the counters have no effect on the results.
     is_there = lambda name: own[name].data_ptr() in loaded or name.endswith("num_batches_tracked")
     missing = [name for name in found.missing_keys if not is_there(name)]
     for what, names in [("not in the model", missing), ("not in the twin", found.unexpected_keys)]:
@@ -128,7 +129,7 @@ def load(net, path):
 
 
 class Step:
-    """What the `manual_step` of a twin with manual optimization uses to train on a batch."""
+    """The argument `step` of a twin's `manual_step`, with which the twin trains on a batch itself."""
 
     def __init__(self, run):
         self.run, self.optimizers, self.loss = run, run.optimizers, None
@@ -158,7 +159,7 @@ class Step:
 
 
 class Run:
-    """The training of the twin under one precision."""
+    """Trains the twin under one precision."""
 
     def __init__(self, twin, task):
         torch.manual_seed(0)
@@ -187,7 +188,7 @@ class Run:
         return [p for group in optimizer.param_groups for p in group["params"]]
 
     def measure(self, optimizer):
-        """Updates `largest`: the largest scaled gradient of the step, divided by f16's largest number."""
+        """Updates `largest`, which is the largest scaled gradient of the step, divided by the largest f16 number."""
         gradients = [p.grad for p in self.parameters(optimizer) if p.grad is not None]
         if self.scaler.is_enabled() and gradients:
             largest = torch.stack([gradient.abs().max() for gradient in gradients]).max()
@@ -288,7 +289,7 @@ class Run:
         own = getattr(self.net, "metric", lambda first, *_: first.float().mean())
         value = float(own(*joined))
         if CUDA:
-            # Without the bytes that were in use before this run, because the trainer in Rust counts so too.
+            # Subtracts the bytes that were in use before this run, because the trainer in Rust does so too.
             self.peak = requested("peak") - self.before
         answer(metric=value if math.isfinite(value) else None, peak_memory_bytes=self.peak)
 

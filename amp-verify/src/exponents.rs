@@ -392,8 +392,8 @@ impl CommonWindow {
         common
     }
 
-    /// If no scale is safe for all layers, returns the names of two layers: the first needs a
-    /// larger scale than the second allows.
+    /// Returns the names of two layers if no scale is safe for all layers. The first needs a larger
+    /// scale than the second allows.
     pub fn conflict(&self) -> Option<(&str, &str)> {
         self.window.is_empty().then_some((self.lowest.as_str(), self.highest.as_str()))
     }

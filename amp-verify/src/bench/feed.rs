@@ -42,10 +42,10 @@ fn data(workload: &Task, bytes: u64) -> Result<DataModule> {
     Ok(DataModule::new("feed", train, val, workload.batch))
 }
 
-/// In each round, trains `steps` steps with the data in host memory, and `steps` steps with the
-/// data in the device's memory. Each measured time is the time of a long run minus the time of a
-/// short run. So it does not include the time to start a run. The examples are read in random order
-/// from the whole data set.
+/// Trains in each round `steps` steps with the data in host memory, and `steps` steps with the data
+/// in the device's memory. Each measured time is the time of a long run minus the time of a short
+/// run. So it does not include the time to start a run. The examples are read in random order from
+/// the whole data set.
 ///
 /// # Errors
 /// When a run fails, or the data set does not fit into memory.

@@ -158,7 +158,7 @@ impl Workload {
         self
     }
 
-    /// On CUDA, measures torch.compile in two further modes: its default mode, and
+    /// Measures torch.compile on CUDA in two further modes: its default mode, and
     /// max-autotune-no-cudagraphs.
     #[must_use]
     pub fn with_compiler_modes(mut self) -> Self {
@@ -207,15 +207,15 @@ impl Workload {
         self
     }
 
-    /// On CUDA, also measures steps without the checks of training invariants, to show how much
-    /// time the checks take.
+    /// Measures steps on CUDA also without the checks of training invariants, to show how much time
+    /// the checks take.
     #[must_use]
     pub fn with_unchecked_steps(mut self) -> Self {
         self.unchecked = true;
         self
     }
 
-    /// On CUDA, measures training in two further ways: with gradients stored in 16 bits, and with
+    /// Measures training on CUDA in two further ways: with gradients stored in 16 bits, and with
     /// 16-bit gradients and the optimizer state in 8 bits.
     #[must_use]
     pub fn with_reduced_state(mut self) -> Self {

@@ -226,9 +226,9 @@ impl Rounding {
         }
     }
 
-    /// Also perturbs the values between modules before they are rounded. Weights that are stored in
-    /// 16 bits cannot be perturbed. So without these perturbations, all emulated runs of a step
-    /// would round in the same way.
+    /// Perturbs the values between modules as well, before they are rounded. Weights that are
+    /// stored in 16 bits cannot be perturbed. So without these perturbations, all emulated runs of
+    /// a step would round in the same way.
     pub(in crate::gate) fn moving_between_modules(self) -> Self {
         Self { moves_between: true, ..self }
     }
@@ -323,7 +323,7 @@ impl Rounding {
         Ok(gradient.f_add(&drawn.f_mul(&size)?.f_mul_scalar(share)?)?)
     }
 
-    /// After an optimizer step, rounds parameters and optimizer state to the dtypes in which the
+    /// Rounds parameters and optimizer state after an optimizer step, to the dtypes in which the
     /// precision stores them.
     pub(super) fn stepped(
         &self,

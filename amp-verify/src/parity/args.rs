@@ -45,7 +45,7 @@ pub struct ParityArgs {
     /// End training after N optimizer steps, if this is before the end of the last epoch
     #[arg(long, value_name = "N", value_parser = positive)]
     pub max_steps: Option<u64>,
-    /// Number of batches whose losses are compared one by one
+    /// Number of batches at the start whose losses are compared with the twin's
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
     pub losses: u64,
     /// Kernels of our layers and losses on CUDA: own, or libtorch. If the twin skips other steps

@@ -88,7 +88,7 @@ impl Twin {
     /// and the twin would use different random dropout masks.
     ///
     /// # Panics
-    /// When the value is not an object: this is a mistake in the registry's source.
+    /// When the value is not a JSON object, which is a mistake in the registry's source.
     #[must_use]
     pub fn hyperparameters(mut self, hyperparameters: Value) -> Self {
         let Value::Object(hyperparameters) = hyperparameters else {

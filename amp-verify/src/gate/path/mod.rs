@@ -283,7 +283,7 @@ impl<'a> Checks<'a> {
         Ok(tolerance)
     }
 
-    /// Records that a rule that requires equal values is kept, unless it has a failure.
+    /// Records that a rule that requires equal values is kept, unless a failure was found.
     fn said(&mut self, rule: Reason, what: &str, over: impl Into<String>) {
         let is_held = self.findings.failures.iter().all(|failure| failure.reason != rule);
         self.findings.checked.push(Checked::equal(rule, what, over, is_held));

@@ -56,7 +56,7 @@ struct Ruled {
     kept: BTreeMap<String, (u64, Slots)>,
 }
 
-/// The difference between the run's optimizer state and the repetition in float64.
+/// The difference between the optimizer state of the run and that of the repetition in float64.
 struct Distance {
     /// What was compared, in words.
     what: String,

@@ -8,7 +8,7 @@ use amp_core::{
 };
 use serde_json::{Map, Value};
 
-/// The optimizer state of one parameter. The keys are the names that torch uses.
+/// The optimizer state of one parameter. The keys are the names of the state's tensors in torch.
 pub(super) type Slots = BTreeMap<&'static str, Tensor>;
 
 /// The optimizers for which this module has an update rule.
@@ -20,7 +20,7 @@ pub(super) enum Rule {
     Lion,
 }
 
-/// The options of an optimizer, by field name.
+/// The options of an optimizer, by the names of their fields.
 struct Options<'a>(&'a Map<String, Value>);
 
 impl Options<'_> {

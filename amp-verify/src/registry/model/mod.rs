@@ -216,7 +216,7 @@ impl Model {
     /// Sets hyperparameters that differ from the struct's defaults, as a JSON object.
     ///
     /// # Panics
-    /// When the value is not an object: this is a mistake in the registry's source.
+    /// When the value is not a JSON object, which is a mistake in the registry's source.
     #[must_use]
     pub fn hyperparameters(mut self, hyperparameters: Value) -> Self {
         let Value::Object(hyperparameters) = hyperparameters else {

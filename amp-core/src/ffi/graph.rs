@@ -1,6 +1,7 @@
 //! Captures and launches CUDA graphs (`csrc/graph.cpp`).
 
 use std::{
+    cell::Cell,
     ffi::{c_int, c_void},
     marker::PhantomData,
 };
@@ -24,6 +25,25 @@ unsafe extern "C" {
     fn amp_set_grads(parameters: *const Handle, grads: *const Handle, count: usize) -> c_int;
 }
 
+thread_local! {
+    static CAPTURING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Returns whether this thread's work on the device is being captured, so that the host cannot read
+/// its results.
+pub(crate) fn is_capturing() -> bool {
+    CAPTURING.get()
+}
+
+/// Ends [`is_capturing`], after a panic too.
+struct Capturing;
+
+impl Drop for Capturing {
+    fn drop(&mut self) {
+        CAPTURING.set(false);
+    }
+}
+
 /// A CUDA graph: captured work of a device, which is launched as a whole. The memory of its tensors
 /// stays reserved until the graph is dropped.
 #[derive(Debug)]
@@ -41,7 +61,11 @@ impl CudaGraph {
         let mut handle = std::ptr::null_mut();
         checked!(amp_graph_begin(index as c_int, &mut handle))?;
         let graph = Self { handle, _not_send: PhantomData };
-        let noted = body();
+        let noted = {
+            CAPTURING.set(true);
+            let _capturing = Capturing;
+            body()
+        };
         let ended: Result<(), Error> = checked!(amp_graph_end(graph.handle));
         // The error of `body` is returned first, because it is more specific than the error of the
         // capture.

@@ -30,6 +30,7 @@ macro_rules! checked {
 // The modules are declared below the macro `checked!`, because they use it.
 mod attention;
 mod autocast_and_gradients;
+mod ctc;
 mod cuda_library;
 mod device;
 mod flops;
@@ -49,6 +50,7 @@ mod transfer;
 
 pub(crate) use attention::*;
 pub(crate) use autocast_and_gradients::*;
+pub(crate) use ctc::*;
 pub use cuda_library::CudaLibrary;
 pub(crate) use cuda_library::*;
 pub(crate) use device::*;

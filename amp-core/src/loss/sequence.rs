@@ -2,23 +2,28 @@
 
 use tch::{Kind, Reduction, Tensor};
 
-use super::{IGNORED, Loss, MeanOver, shapes::misfit};
-use crate::{Result, precision::is_floating};
+use super::{
+    IGNORED, Loss, MeanOver,
+    shapes::{computed_in, misfit},
+};
+use crate::{Result, ffi, precision::is_floating};
+
+const NAME: &str = "ctc_loss";
 
 /// Connectionist temporal classification (Graves et al. 2006). The output contains log
 /// probabilities `[N, T, C]`, batch first. The target contains int64 labels `[N, S]` without
 /// blanks; each row is padded at its end with -100. As in torch, the mean divides the loss of each
-/// example by the example's number of labels, and then averages over the examples.
+/// example by the example's number of labels, and then averages over the examples. The log
+/// probabilities must come from a log softmax: as in torch, the gradient contains a part of the
+/// derivative of the log softmax. There are no second derivatives, as in torch.
 ///
-/// libtorch reads the lengths on the host, so a step with this loss cannot be recorded as a CUDA
-/// graph. With [`Graph::Auto`](crate::trainer::Graph::Auto) the steps run without a graph, and a
-/// note says why. With `Graph::On` this is an error. cuDNN has a kernel that reads the lengths on
-/// the device, but it is not used, for two reasons. It supports only f32 and the blank 0. It reads
-/// out of bounds if there are more labels than steps or at least 256 labels, which a recorded step
-/// cannot check.
+/// On CUDA the lengths are read on the device, so that steps run as CUDA graphs. With
+/// [`Kernels::Libtorch`](crate::precision::Kernels::Libtorch) the host reads them, and steps run without a graph.
 ///
 /// # Errors
-/// When shapes or dtypes are invalid, or libtorch refuses a length.
+/// When shapes or dtypes are invalid, a label is not a class or is the blank, -100 stands before a
+/// label, or a length is not from 0 to T. A captured step cannot report the last three: the loss of
+/// the example is NaN, so the trainer repeats the step without a graph, which reports them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ctc {
     /// The number of the blank class. The default is 0.
@@ -29,8 +34,8 @@ pub struct Ctc {
 }
 
 impl Ctc {
-    /// Computes the loss of outputs with these lengths (`[N]`, int64). With the reduction `None`,
-    /// returns the loss of each example, `[N]`.
+    /// Computes the loss of outputs with these lengths (`[N]`, int64, on the output's device). With
+    /// the reduction `None`, returns the loss of each example, `[N]`.
     ///
     /// # Errors
     /// When output, target or options are not as [`Ctc`] requires.
@@ -41,31 +46,98 @@ impl Ctc {
         lengths: &Tensor,
         reduction: Reduction,
     ) -> Result<Tensor> {
-        const NAME: &str = "ctc_loss";
-        let (sizes, of) = (output.size(), target.size());
-        let fits = sizes.len() == 3 && of.len() == 2 && sizes[0] == of[0];
-        if !fits || !is_floating(output.kind()) || target.kind() != Kind::Int64 {
-            let why = "log probabilities are [N, T, C], and labels int64 [N, S], padded with -100";
-            return Err(misfit(NAME, output, target, why));
+        self.check(output, target, lengths)?;
+        let counts = target.f_ne(IGNORED)?.f_sum_dim_intlist([1].as_slice(), false, Kind::Int64)?;
+        let kind = match output.kind() {
+            Kind::Double => Kind::Double,
+            _ => Kind::Float,
+        };
+        let each = self.each(&output.f_to_kind(kind)?, target, [lengths, &counts])?;
+        let loss = match reduction {
+            Reduction::Mean => each.f_div(&counts.f_clamp_min(1)?)?.f_mean(kind)?,
+            Reduction::Sum => each.f_sum(kind)?,
+            _ => each,
+        };
+        Ok(loss.f_to_kind(computed_in(output)?)?)
+    }
+
+    /// Computes the loss of each example.
+    fn each(
+        &self,
+        output: &Tensor,
+        target: &Tensor,
+        [lengths, counts]: [&Tensor; 2],
+    ) -> Result<Tensor> {
+        let Self { blank, zero_infinity } = *self;
+        if output.device().is_cuda()
+            && ffi::own_kernels()
+            && let Some(each) =
+                ffi::ctc_loss(output, target, [lengths, counts], blank, zero_infinity)?
+        {
+            return Ok(each);
         }
-        if lengths.size() != [sizes[0]] || lengths.kind() != Kind::Int64 {
-            return Err(misfit(NAME, output, lengths, "lengths are int64 [N]"));
-        }
-        let kept = target.f_ne(IGNORED)?;
-        let labels = kept.f_sum_dim_intlist([1].as_slice(), false, Kind::Int64)?;
-        let target = target.f_masked_fill(&kept.f_logical_not()?, self.blank)?;
-        let steps_first = output.f_transpose(0, 1)?;
+        let labels = target.f_masked_fill(&target.f_eq(IGNORED)?, blank)?;
         Ok(Tensor::f_ctc_loss_tensor(
-            &steps_first,
-            &target,
-            lengths,
+            &output.f_transpose(0, 1)?,
             &labels,
-            self.blank,
-            reduction,
-            self.zero_infinity,
+            lengths,
+            counts,
+            blank,
+            Reduction::None,
+            zero_infinity,
         )?)
     }
+
+    fn check(&self, output: &Tensor, target: &Tensor, lengths: &Tensor) -> Result<()> {
+        let (sizes, of) = (output.size(), target.size());
+        let ([examples, steps, classes], [rows, _]) = (sizes.as_slice(), of.as_slice()) else {
+            return Err(misfit(NAME, output, target, SHAPES));
+        };
+        let kinds = is_floating(output.kind()) && target.kind() == Kind::Int64;
+        if examples != rows || !kinds {
+            return Err(misfit(NAME, output, target, SHAPES));
+        }
+        if lengths.size() != [*examples] || lengths.kind() != Kind::Int64 {
+            return Err(misfit(NAME, output, lengths, "lengths are int64 [N]"));
+        }
+        let device = output.device();
+        if [target, lengths].iter().any(|tensor| tensor.device() != device) {
+            let why = format!("labels and lengths must be on the output's device, {device:?}");
+            return Err(misfit(NAME, output, target, &why));
+        }
+        if !(0..*classes).contains(&self.blank) {
+            let why = format!("the blank is class {}, but there are {classes}", self.blank);
+            return Err(misfit(NAME, output, target, &why));
+        }
+        // The kernels check the values of a captured step.
+        if ffi::is_capturing() {
+            return Ok(());
+        }
+        let labels = target.f_ne(IGNORED)?;
+        let outside = target.f_lt(0)?.f_logical_or(&target.f_ge(*classes)?)?;
+        let after = labels.f_slice(1, 1, None, 1)?;
+        let before = labels.f_slice(1, 0, -1, 1)?;
+        let faults = [
+            outside.f_logical_and(&labels)?.f_any()?,
+            target.f_eq(self.blank)?.f_any()?,
+            after.f_logical_and(&before.f_logical_not()?)?.f_any()?,
+            lengths.f_lt(0)?.f_logical_or(&lengths.f_gt(*steps)?)?.f_any()?,
+        ];
+        let faults = Vec::<bool>::try_from(Tensor::f_stack(&faults, 0)?)?;
+        let whys = [
+            format!("a label is outside the classes, 0 to {}", classes - 1),
+            format!("a label is the blank, class {}; pad labels with -100", self.blank),
+            "-100 stands before a label, but only pads a row's end".to_owned(),
+            format!("a length is not from 0 to the number of steps, {steps}"),
+        ];
+        match faults.iter().position(|fault| *fault) {
+            Some(at) => Err(misfit(NAME, output, target, &whys[at])),
+            None => Ok(()),
+        }
+    }
 }
+
+const SHAPES: &str = "log probabilities are [N, T, C], and labels int64 [N, S], padded with -100";
 
 impl Loss for Ctc {
     fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
@@ -80,6 +152,7 @@ impl Loss for Ctc {
     }
 
     fn outside_graphs(&self) -> Option<&'static str> {
-        Some("ctc_loss reads the lengths of outputs and labels on the host")
+        let reason = "libtorch's ctc_loss reads the lengths of outputs and labels on the host";
+        (!ffi::own_kernels()).then_some(reason)
     }
 }

@@ -29,6 +29,7 @@ mod conv;
 mod conv_and_input;
 mod conv_patches;
 mod conversions;
+mod ctc;
 mod cuda_library;
 mod data;
 mod data_threads;

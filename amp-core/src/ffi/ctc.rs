@@ -1,0 +1,40 @@
+//! Connectionist temporal classification (`csrc/ctc.cpp`).
+
+use std::ffi::c_int;
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use super::{Handle, layers::optional_tensor, take_error};
+use crate::Result;
+
+unsafe extern "C" {
+    fn amp_ctc_loss(
+        log_probs: Handle,
+        labels: Handle,
+        lengths: Handle,
+        counts: Handle,
+        blank: i64,
+        zero_infinity: c_int,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+}
+
+/// Returns the loss of each example `[N]` from log probabilities `[N, T, C]` in f32 or f64 and int64
+/// labels `[N, S]`, padded with -100, on one CUDA device. `lengths` and `counts` are the int64
+/// numbers of steps and of labels of each example. The loss of an invalid example is NaN. Returns
+/// `None` if the kernels do not support these sizes.
+pub(crate) fn ctc_loss(
+    log_probs: &Tensor,
+    labels: &Tensor,
+    [lengths, counts]: [&Tensor; 2],
+    blank: i64,
+    zero_infinity: bool,
+) -> Result<Option<Tensor>> {
+    let (log_probs, labels) = (log_probs.as_ptr(), labels.as_ptr());
+    let (lengths, counts) = (lengths.as_ptr(), counts.as_ptr());
+    let zero = zero_infinity.into();
+    optional_tensor(|out| {
+        checked!(amp_ctc_loss(log_probs, labels, lengths, counts, blank, zero, out))
+    })
+}

@@ -73,6 +73,32 @@ impl Module for AlphaDropout {
     }
 }
 
+/// Drops whole channels of each example of `[N, C, …]` as [`AlphaDropout`] drops elements;
+/// nn.FeatureAlphaDropout.
+#[derive(Debug, Clone, Copy)]
+pub struct FeatureAlphaDropout(Dropout);
+
+impl FeatureAlphaDropout {
+    /// Drops with probability `p`.
+    ///
+    /// # Errors
+    /// When `p` is outside `[0, 1]`.
+    pub fn new(p: f64) -> Result<Self> {
+        Dropout::new(p).map(Self)
+    }
+}
+
+impl Visit for FeatureAlphaDropout {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for FeatureAlphaDropout {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        has_channels("feature_alpha_dropout", "alpha_dropout", input)?;
+        Ok(input.f_feature_alpha_dropout(self.0.active(cx), true)?)
+    }
+}
+
 /// Drops the branch of a residual block for some of the examples, before the branch is added to the
 /// block's input (Huang et al., arXiv:1603.09382). In training, sets each example of `[N, …]` to
 /// zero with probability p, and multiplies all other examples by 1/(1−p). Equals torchvision's
@@ -152,12 +178,18 @@ impl Visit for ChannelDropout {
 
 impl Module for ChannelDropout {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        if input.dim() < 3 {
-            return Err(Error::config(format!(
-                "dropout of channels: the input is {:?}, but must be [batch, channels, …]: use `dropout` to drop single elements",
-                input.size()
-            )));
-        }
+        has_channels("dropout of channels", "dropout", input)?;
         Ok(input.f_feature_dropout(self.0.active(cx), true)?)
+    }
+}
+
+/// Checks that the input is `[N, C, …]`. The layer `of_elements` needs no channels.
+fn has_channels(layer: &str, of_elements: &str, input: &Tensor) -> Result<()> {
+    match input.dim() >= 3 {
+        true => Ok(()),
+        false => Err(Error::config(format!(
+            "{layer}: the input is {:?}, but must be [batch, channels, …]: use `{of_elements}` to drop single elements",
+            input.size()
+        ))),
     }
 }

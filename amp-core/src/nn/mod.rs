@@ -18,10 +18,12 @@ mod ddpm;
 mod dropout;
 mod embedding;
 mod forward;
+mod fractional_pool;
 mod fused;
 mod group_norm;
 pub mod init;
 mod linear;
+mod lp_pool;
 mod norm;
 mod norm_relu;
 mod ordered;
@@ -41,15 +43,16 @@ mod shape;
 mod sinusoidal;
 mod sizes;
 mod transformer;
+mod two_inputs;
 mod unpool;
 
 pub use crate::parameter::Parameter;
 pub use activation::{
     Celu, CeluConfig, Elu, EluConfig, Gelu, GeluTanh, Glu, GluConfig, Hardshrink, HardshrinkConfig,
     Hardsigmoid, Hardswish, Hardtanh, HardtanhConfig, Identity, LeakyRelu, LeakyReluConfig,
-    LogSigmoid, LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Selu, Sigmoid, Silu, Softmax,
-    Softmin, Softplus, SoftplusConfig, Softshrink, SoftshrinkConfig, Softsign, Tanh, Tanhshrink,
-    Threshold,
+    LogSigmoid, LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Rrelu, RreluConfig, Selu,
+    Sigmoid, Silu, Softmax, Softmin, Softplus, SoftplusConfig, Softshrink, SoftshrinkConfig,
+    Softsign, Tanh, Tanhshrink, Threshold,
 };
 pub use attention::{
     AttentionMask, AttentionOptions, KvCache, MultiheadAttention, MultiheadAttentionConfig,
@@ -67,9 +70,13 @@ pub use conv::{
     ConvTranspose3d, ConvTranspose3dConfig, ConvTransposeConfig, Padding, PaddingMode,
 };
 pub use ddpm::DdpmSchedule;
-pub use dropout::{AlphaDropout, ChannelDropout, Dropout, StochasticDepth};
+pub use dropout::{AlphaDropout, ChannelDropout, Dropout, FeatureAlphaDropout, StochasticDepth};
 pub use embedding::{BagMode, Embedding, EmbeddingBag, EmbeddingBagConfig, EmbeddingConfig};
 pub use forward::Forward;
+pub use fractional_pool::{
+    FractionalMaxPool, FractionalMaxPool2d, FractionalMaxPool2dConfig, FractionalMaxPool3d,
+    FractionalMaxPool3dConfig, FractionalMaxPoolConfig,
+};
 #[doc(hidden)]
 pub use fused::Fusable;
 pub use group_norm::{
@@ -79,6 +86,10 @@ pub use init::Init;
 #[doc(hidden)]
 pub use init::own_tensor;
 pub use linear::{Activation, Linear, LinearConfig, linear};
+pub use lp_pool::{
+    LpPool, LpPool1d, LpPool1dConfig, LpPool2d, LpPool2dConfig, LpPool3d, LpPool3dConfig,
+    LpPoolConfig,
+};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig, NormalizedShape};
 
 #[doc(hidden)]
@@ -122,6 +133,10 @@ pub use transformer::{
     TransformerDecoderLayer, TransformerDecoderLayerConfig, TransformerEncoder,
     TransformerEncoderConfig, TransformerEncoderLayer, TransformerEncoderLayerConfig,
     TransformerLayerConfig, TransformerStackConfig,
+};
+pub use two_inputs::{
+    Bilinear, BilinearConfig, CosineSimilarity, CosineSimilarityConfig, PairwiseDistance,
+    PairwiseDistanceConfig,
 };
 pub use unpool::{
     MaxUnpool, MaxUnpool1d, MaxUnpool1dConfig, MaxUnpool2d, MaxUnpool2dConfig, MaxUnpool3d,

@@ -51,7 +51,7 @@ pub enum PerDimension<T> {
 impl<T: Copy> PerDimension<T> {
     /// Returns the value of each of `dimensions` dimensions. Returns `None` if no value is set, or
     /// if values are set for another number of dimensions.
-    fn of(self, dimensions: usize) -> Option<Vec<T>> {
+    pub(super) fn of(self, dimensions: usize) -> Option<Vec<T>> {
         let values = match self {
             Self::None => return None,
             Self::All(value) => vec![value; dimensions],
@@ -62,11 +62,11 @@ impl<T: Copy> PerDimension<T> {
         (values.len() == dimensions).then_some(values)
     }
 
-    fn is_given(&self) -> bool {
+    pub(super) fn is_given(&self) -> bool {
         !matches!(self, Self::None)
     }
 
-    fn all(self, fits: impl Fn(T) -> bool) -> bool {
+    pub(super) fn all(self, fits: impl Fn(T) -> bool) -> bool {
         match self {
             Self::None => true,
             Self::All(value) => fits(value),

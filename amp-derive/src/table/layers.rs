@@ -75,6 +75,12 @@ const AVG_POOL_OF_IMAGES_OPTIONS: &[Key] = &[
     optional("divisor_override"),
 ];
 
+const NORM_OF_WINDOW: &[Key] = &[positive("norm_type"), sizes("kernel_size")];
+
+const LP_POOL_OPTIONS: &[Key] = &[sizes("stride"), any("ceil_mode")];
+
+const FRACTIONAL_POOL_OPTIONS: &[Key] = &[sizes("output_size"), optional("output_ratio")];
+
 const WINDOWS_OPTIONS: &[Key] = &[sizes("dilation"), sizes_or_zero("padding"), sizes("stride")];
 
 const OUTPUT: &[Key] = &[any("output_size")];
@@ -185,6 +191,12 @@ const RNN_OPTIONS: &[Key] = &[
 
 pub(crate) const LAYERS: &[Layer] = &[
     layer("linear", "Linear", &[positive("in_features"), positive("out_features")], &[any("bias")]),
+    layer(
+        "bilinear",
+        "Bilinear",
+        &[positive("in1_features"), positive("in2_features"), positive("out_features")],
+        &[any("bias")],
+    ),
     layer("conv1d", "Conv1d", CONV, CONV_OPTIONS),
     layer("conv2d", "Conv2d", CONV, CONV_OPTIONS),
     layer("conv3d", "Conv3d", CONV, CONV_OPTIONS),
@@ -200,6 +212,11 @@ pub(crate) const LAYERS: &[Layer] = &[
     layer("avg_pool1d", "AvgPool1d", WINDOW, AVG_POOL_OPTIONS),
     layer("avg_pool2d", "AvgPool2d", WINDOW, AVG_POOL_OF_IMAGES_OPTIONS),
     layer("avg_pool3d", "AvgPool3d", WINDOW, AVG_POOL_OF_IMAGES_OPTIONS),
+    layer("lp_pool1d", "LpPool1d", NORM_OF_WINDOW, LP_POOL_OPTIONS),
+    layer("lp_pool2d", "LpPool2d", NORM_OF_WINDOW, LP_POOL_OPTIONS),
+    layer("lp_pool3d", "LpPool3d", NORM_OF_WINDOW, LP_POOL_OPTIONS),
+    layer("fractional_max_pool2d", "FractionalMaxPool2d", WINDOW, FRACTIONAL_POOL_OPTIONS),
+    layer("fractional_max_pool3d", "FractionalMaxPool3d", WINDOW, FRACTIONAL_POOL_OPTIONS),
     plain("adaptive_avg_pool1d", "AdaptiveAvgPool1d", OUTPUT),
     plain("adaptive_avg_pool2d", "AdaptiveAvgPool2d", OUTPUT),
     plain("adaptive_avg_pool3d", "AdaptiveAvgPool3d", OUTPUT),
@@ -357,12 +374,21 @@ pub(crate) const LAYERS: &[Layer] = &[
     plain("dropout2d", "ChannelDropout", &[fraction("p")]),
     plain("dropout3d", "ChannelDropout", &[fraction("p")]),
     plain("alpha_dropout", "AlphaDropout", &[fraction("p")]),
+    plain("feature_alpha_dropout", "FeatureAlphaDropout", &[fraction("p")]),
     plain("stochastic_depth", "StochasticDepth", &[fraction("p")]),
+    layer("cosine_similarity", "CosineSimilarity", &[], &[any("dim"), not_negative("eps")]),
+    layer(
+        "pairwise_distance",
+        "PairwiseDistance",
+        &[],
+        &[any("p"), not_negative("eps"), any("keepdim")],
+    ),
     layer("unfold", "Unfold", WINDOW, WINDOWS_OPTIONS),
     layer("fold", "Fold", &[sizes("output_size"), sizes("kernel_size")], WINDOWS_OPTIONS),
     layer("flatten", "Flatten", &[], &[any("start_dim"), any("end_dim")]),
     plain("unflatten", "Unflatten", &[any("dim"), any("unflattened_size")]),
     layer("leaky_relu", "LeakyRelu", &[], &[any("negative_slope")]),
+    layer("rrelu", "Rrelu", &[], &[any("lower"), any("upper")]),
     layer("prelu", "Prelu", &[], &[positive("num_parameters"), any("init")]),
     layer("elu", "Elu", &[], &[any("alpha")]),
     layer("celu", "Celu", &[], &[positive("alpha")]),

@@ -1,12 +1,14 @@
 //! Activation layers, and other layers without parameters.
 
 mod options;
+mod rrelu;
 
 pub use options::{
     Celu, CeluConfig, Elu, EluConfig, Glu, GluConfig, Hardshrink, HardshrinkConfig, Hardtanh,
     HardtanhConfig, LeakyRelu, LeakyReluConfig, LogSoftmax, Prelu, PreluConfig, Softmax, Softmin,
     Softplus, SoftplusConfig, Softshrink, SoftshrinkConfig, Threshold,
 };
+pub use rrelu::{Rrelu, RreluConfig};
 
 use tch::Tensor;
 

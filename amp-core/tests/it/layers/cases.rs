@@ -13,12 +13,13 @@ use amp_core::{
         FoldConfig, GeluTanh, Glu, GluConfig, GroupNorm, GroupNormConfig, Hardshrink,
         HardshrinkConfig, Hardsigmoid, Hardswish, Hardtanh, HardtanhConfig, InstanceNorm,
         InstanceNormConfig, Interpolation, LayerNorm, LayerNormConfig, LeakyRelu, LeakyReluConfig,
-        LocalResponseNorm, LocalResponseNormConfig, LogSigmoid, LogSoftmax, MaxPool1d,
+        LocalResponseNorm, LocalResponseNormConfig, LogSigmoid, LogSoftmax, LpPool1d,
+        LpPool1dConfig, LpPool2d, LpPool2dConfig, LpPool3d, LpPool3dConfig, MaxPool1d,
         MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, Mish, Padding,
         PaddingMode, PixelShuffle, PixelUnshuffle, Prelu, PreluConfig, ReflectionPad1d,
         ReflectionPad2d, ReflectionPad3d, Relu6, ReplicationPad2d, ReplicationPad3d, RmsNorm,
-        RmsNormConfig, Selu, Softmax, Softmin, Softplus, SoftplusConfig, Softshrink,
-        SoftshrinkConfig, Softsign, Tanhshrink, Threshold, TransformerEncoderLayer,
+        RmsNormConfig, Rrelu, RreluConfig, Selu, Softmax, Softmin, Softplus, SoftplusConfig,
+        Softshrink, SoftshrinkConfig, Softsign, Tanhshrink, Threshold, TransformerEncoderLayer,
         TransformerEncoderLayerConfig, Unflatten, Unfold, UnfoldConfig, Upsample, UpsampleConfig,
         ZeroPad1d, ZeroPad2d, ZeroPad3d,
     },
@@ -317,6 +318,19 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
         "softshrink" => boxed(Softshrink::new(SoftshrinkConfig { lambd: 0.3 })),
         "hardshrink" => boxed(Hardshrink::new(HardshrinkConfig { lambd: 0.4 })),
         "threshold" => boxed(Threshold::new(0.1, -2.0)),
+        "lp_pool1d" => {
+            boxed(LpPool1d::new(LpPool1dConfig { stride: 2.into(), ..LpPool1dConfig::new(2, 3) }))
+        }
+        "lp_pool2d" => boxed(LpPool2d::new(LpPool2dConfig {
+            ceil_mode: true,
+            ..LpPool2dConfig::new(4, [3, 2])
+        })),
+        "lp_pool2d sums" => boxed(LpPool2d::new(LpPool2dConfig::new(1.0, 2))),
+        "lp_pool3d" => boxed(LpPool3d::new(LpPool3dConfig {
+            stride: [1, 2, 1].into(),
+            ..LpPool3dConfig::new(2, 2)
+        })),
+        "rrelu" => boxed(Rrelu::new(RreluConfig { lower: 0.3, upper: 0.3 })),
         other => panic!("the oracle has a case `{other}` that no layer is built for"),
     }
 }

@@ -1,7 +1,9 @@
 //! Layers against torch.nn: outputs, gradients, initial weights, and dtypes under autocast.
 
 mod cases;
+mod pair_cases;
 mod pooling_cases;
+mod random;
 mod several;
 mod several_cases;
 

@@ -4,9 +4,10 @@
 use amp_core::{
     Result,
     nn::{
-        Forward, MaxPool, MaxPool1d, MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d,
-        MaxPool3dConfig, MaxUnpool, MaxUnpool1d, MaxUnpool1dConfig, MaxUnpool2d, MaxUnpool2dConfig,
-        MaxUnpool3d, MaxUnpool3dConfig,
+        Forward, FractionalMaxPool, FractionalMaxPool2d, FractionalMaxPool2dConfig,
+        FractionalMaxPool3d, FractionalMaxPool3dConfig, MaxPool, MaxPool1d, MaxPool1dConfig,
+        MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxUnpool, MaxUnpool1d,
+        MaxUnpool1dConfig, MaxUnpool2d, MaxUnpool2dConfig, MaxUnpool3d, MaxUnpool3dConfig,
     },
 };
 
@@ -36,6 +37,18 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
             MaxUnpool3d::new(MaxUnpool3dConfig::new(2)),
             true,
         ),
+        "fractional_max_pool2d" => {
+            fractional(FractionalMaxPool2d::new(FractionalMaxPool2dConfig {
+                output_ratio: [0.5, 0.7].into(),
+                ..FractionalMaxPool2dConfig::new([2, 3])
+            }))
+        }
+        "fractional_max_pool3d" => {
+            fractional(FractionalMaxPool3d::new(FractionalMaxPool3dConfig {
+                output_size: [2, 3, 2].into(),
+                ..FractionalMaxPool3dConfig::new(2)
+            }))
+        }
         other => panic!("the oracle has a case `{other}` that no module is built for"),
     }
 }
@@ -54,5 +67,15 @@ fn unpool<const N: usize>(
         let size = sized.then_some(&size[2..]);
         let put_back = back.forward_with((&largest, &places, size), cx)?;
         Ok(vec![largest, put_back])
+    })
+}
+
+/// Builds a case that pools with the second input as random numbers.
+fn fractional<const N: usize>(pool: Result<FractionalMaxPool<N>>) -> Result<Box<dyn Runs>> {
+    case(pool, |pool, x, cx| {
+        let samples = x[1].detach().abs().frac();
+        let (largest, places) = pool.forward_with_samples(&x[0], &samples, cx)?;
+        let places = places.to_kind(largest.kind());
+        Ok(vec![largest, places])
     })
 }

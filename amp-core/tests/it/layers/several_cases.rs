@@ -16,7 +16,7 @@ use amp_core::{
 };
 
 use super::{
-    pooling_cases,
+    pair_cases, pooling_cases,
     several::{Runs, case},
 };
 
@@ -228,8 +228,8 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
             include_last_offset: true,
             ..EmbeddingBagConfig::new(6, 3)
         }),
-        other if other.starts_with("max_unpool") => pooling_cases::build(other),
-        other => panic!("the oracle has a case `{other}` that no module is built for"),
+        other if other.contains("pool") => pooling_cases::build(other),
+        other => pair_cases::build(other),
     }
 }
 

@@ -5,7 +5,12 @@
 //! `OMP_NUM_THREADS=1 cargo bench -p tests --bench images` prints how many images one core loads
 //! per second of CPU time. A GPU that trains on n images per second needs n divided by this number
 //! of cores. A second number is printed without mirroring and normalization, which can also run on
-//! the GPU (`SharedDataset::transformed`).
+//! the GPU (`SharedDataset::transformed`). If `AMP_PYTHON` names a Python with torchvision, it
+//! prepares the same files with Pillow in turn, and its number is printed too.
+
+mod peer;
+
+use std::ffi::OsStr;
 
 use amp_core::{
     Result,
@@ -19,9 +24,11 @@ use amp_core::{
 };
 use criterion::{Criterion, Throughput};
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
-use rustix::time::{ClockId, clock_gettime};
+
+use peer::{Peer, Seconds, medians};
 
 const FILES: i64 = 64;
+const PREPARED: i64 = 4 * FILES;
 const BATCH: i64 = 32;
 const WIDTH: u32 = 500;
 const HEIGHT: u32 = 375;
@@ -57,17 +64,36 @@ fn jpeg(number: i64) -> Vec<u8> {
     file
 }
 
-/// Returns this thread's CPU time for one image. Other programs have little effect on CPU time.
-fn cpu_seconds(set: &ImageFolder) -> Result<f64> {
-    let now = || {
-        let time = clock_gettime(ClockId::ThreadCPUTime);
-        time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-    };
-    let (start, images) = (now(), 4 * FILES);
-    for at in 0..images {
-        set.get(at % FILES, &mut Draws::new(2, 0).rng(at))?;
+/// Prepares each file four times.
+fn prepare(set: &ImageFolder) {
+    for at in 0..PREPARED {
+        set.get(at % FILES, &mut Draws::new(2, 0).rng(at)).expect("an example");
     }
-    Ok((now() - start) / images as f64)
+}
+
+/// Prints images per second by CPU time, on which other programs have little effect: the medians of
+/// five rounds.
+fn compare(folder: &OsStr, whole: &ImageFolder, part: &ImageFolder) {
+    let rate = |all: &[Seconds]| PREPARED as f64 / medians(all)[1];
+    let mut python = Peer::start("images", folder);
+    let [mut ours, mut parts, mut theirs] = [const { Vec::new() }; 3];
+    for _ in 0..5 {
+        ours.push(peer::seconds(|| prepare(whole)));
+        parts.push(peer::seconds(|| prepare(part)));
+        theirs.extend(python.as_mut().map(|python| python.run(1)));
+    }
+    println!(
+        "decoded, cropped, mirrored, normalized: {:.0} images per second of CPU time",
+        rate(&ours)
+    );
+    println!("decoded and cropped: {:.0} images per second of CPU time", rate(&parts));
+    if !theirs.is_empty() {
+        let times = rate(&ours) / rate(&theirs);
+        println!(
+            "the first of these by torchvision: {:.0}; amp loads {times:.2} times as many",
+            rate(&theirs)
+        );
+    }
 }
 
 fn main() -> Result<()> {
@@ -93,11 +119,7 @@ fn main() -> Result<()> {
         });
     });
     let part = ImageFolder::open(folder.path(), RandomResizedCrop::new(224))?;
-    for (set, what) in
-        [(&set, "decoded, cropped, mirrored, normalized"), (&part, "decoded and cropped")]
-    {
-        println!("{what}: {:.0} images per second of CPU time", 1.0 / cpu_seconds(set)?);
-    }
+    compare(folder.path().as_os_str(), &set, &part);
     let file = set.files()[0].0.clone();
     group.bench_function("decoded", |bencher| {
         bencher.iter(|| decode_image(&file).expect("an image"));

@@ -2,9 +2,12 @@
 //! one thread for each core. The file has 16 row groups of 65,536 rows, with eight columns of
 //! floating-point numbers, one of integers and one of text, compressed by zstd.
 //!
-//! Run it with `cargo bench -p tests --bench parquet`.
+//! Run it with `cargo bench -p tests --bench parquet`. If `AMP_PYTHON` names a Python with torch and
+//! pyarrow, pyarrow reads the same file in turn, and a table compares both.
 
-use std::{fs::File, sync::Arc, thread};
+mod peer;
+
+use std::{ffi::OsStr, fs::File, sync::Arc, thread};
 
 use amp_core::{
     Error, Result,
@@ -17,6 +20,8 @@ use parquet::{
     basic::{Compression, ZstdLevel},
     file::properties::WriterProperties,
 };
+
+use peer::{Peer, medians};
 
 const GROUPS: usize = 16;
 const ROWS: usize = 65_536;
@@ -74,5 +79,26 @@ fn main() -> Result<()> {
     }
     all.finish();
     criterion.final_summary();
+    compare(path.as_os_str(), &[1, cores], |threads| {
+        table(threads).and_then(|table| table.batch(&columns)).map(drop).expect("rows");
+    });
     Ok(())
+}
+
+/// Reads the table in turn here and in Python, and prints the medians of nine rounds. The first is
+/// left out.
+fn compare(path: &OsStr, counts: &[usize], read: impl Fn(usize)) {
+    let Some(mut python) = Peer::start("parquet", path) else { return };
+    println!("| threads | ours: s, CPU s | pyarrow: s, CPU s | ours / pyarrow: s, CPU s |");
+    println!("| --- | --- | --- | --- |");
+    for &threads in counts {
+        let rounds = (0..10).map(|_| (peer::seconds(|| read(threads)), python.run(threads)));
+        let (ours, theirs): (Vec<_>, Vec<_>) = rounds.skip(1).unzip();
+        let [[wall, cpu], [their_wall, their_cpu]] = [medians(&ours), medians(&theirs)];
+        println!(
+            "| {threads} | {wall:.3}, {cpu:.3} | {their_wall:.3}, {their_cpu:.3} | {:.2}, {:.2} |",
+            wall / their_wall,
+            cpu / their_cpu
+        );
+    }
 }

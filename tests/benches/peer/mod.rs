@@ -1,0 +1,75 @@
+//! A Python process that does the same work in the same minutes, for a comparison.
+
+use std::{
+    env,
+    ffi::OsStr,
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Instant,
+};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Wall-clock seconds, and CPU seconds of all threads.
+pub(crate) type Seconds = [f64; 2];
+
+/// Measures work of this process.
+pub(crate) fn seconds(work: impl FnOnce()) -> Seconds {
+    let cpu = || {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+    };
+    let (start, before) = (Instant::now(), cpu());
+    work();
+    [start.elapsed().as_secs_f64(), cpu() - before]
+}
+
+/// Returns the middle one of several measurements, for wall-clock and CPU seconds.
+pub(crate) fn medians(all: &[Seconds]) -> Seconds {
+    [0, 1].map(|at| {
+        let mut values: Vec<f64> = all.iter().map(|seconds| seconds[at]).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    })
+}
+
+/// A process of `peer/peer.py`. It ends when it is dropped.
+pub(crate) struct Peer {
+    process: Child,
+    requests: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    /// Starts the script with the Python that `AMP_PYTHON` names; returns `None` without one.
+    pub(crate) fn start(work: &str, path: &OsStr) -> Option<Self> {
+        let python = env::var_os("AMP_PYTHON")?;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peer/peer.py");
+        let mut process = Command::new(python)
+            .args([OsStr::new(script), OsStr::new(work), path])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the Python of AMP_PYTHON");
+        let requests = process.stdin.take();
+        let answers = BufReader::new(process.stdout.take().expect("its answers"));
+        Some(Self { process, requests, answers })
+    }
+
+    /// Does the work once with so many threads.
+    pub(crate) fn run(&mut self, threads: usize) -> Seconds {
+        let mut requests = self.requests.as_ref().expect("it runs");
+        writeln!(requests, "{threads}").expect("it reads");
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).expect("it answers");
+        let mut numbers = answer.split_whitespace().map(|number| number.parse().expect("a number"));
+        [(); 2].map(|()| numbers.next().expect("two numbers"))
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.requests = None;
+        let _ = self.process.wait();
+    }
+}

@@ -12,8 +12,8 @@ use crate::error::Error;
 /// Creates a command for cargo in the working directory, so that it reads the same configuration as
 /// a plain `cargo`.
 pub(crate) fn command() -> Command {
-    // Cargo sets `CARGO` for the programs that it starts. Using it keeps `cargo +toolchain amp` on
-    // that toolchain.
+    // Cargo sets the variable `CARGO` to its own path for the programs that it starts. Because this
+    // function uses that path, `cargo +toolchain amp` builds with the chosen toolchain.
     Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
@@ -33,8 +33,8 @@ pub(crate) fn metadata() -> Result<Value, Error> {
     })
 }
 
-/// Runs cargo without showing its output and returns its stdout. If cargo fails, `explain` creates
-/// the error from cargo's reason.
+/// Runs cargo without showing its output, and returns what cargo wrote to stdout. If cargo fails,
+/// `explain` turns cargo's reason into the error message.
 pub(crate) fn run(
     command: &mut Command,
     explain: impl FnOnce(String) -> String,
@@ -66,7 +66,7 @@ fn reason(message: &str) -> String {
 /// An executable file that cargo has built.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Executable {
-    /// The folder of the executable's package.
+    /// The folder of the package that the executable belongs to.
     pub(crate) package: PathBuf,
     pub(crate) target: String,
     pub(crate) kind: String,
@@ -75,10 +75,10 @@ pub(crate) struct Executable {
     pub(crate) path: PathBuf,
 }
 
-/// Runs the build `command` and returns its executables. If cargo failed, returns cargo's exit
-/// code; cargo has already printed the reason.
+/// Runs the build `command` and returns the executables that it built. If the build failed, returns
+/// cargo's exit code. Cargo has then already printed the reason.
 pub(crate) fn build(mut command: Command) -> Result<ControlFlow<ExitCode, Vec<Executable>>, Error> {
-    // Errors and warnings go to the terminal; stdout lists the built files.
+    // Cargo writes errors and warnings to the terminal, and the list of built files to stdout.
     let built = command
         .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped())
@@ -92,7 +92,7 @@ pub(crate) fn build(mut command: Command) -> Result<ControlFlow<ExitCode, Vec<Ex
     })
 }
 
-/// Returns the exit code of a program, or 1 if a signal ended it.
+/// Returns the exit code of a finished program, or 1 if a signal ended the program.
 pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     code.map_or(ExitCode::FAILURE, ExitCode::from)

@@ -75,7 +75,7 @@ Exit codes: those of cargo or of the binary. If `cargo amp` itself cannot carry 
 the request, it prints one line with the reason and exits with 2.
 ";
 
-/// The device for the tests.
+/// The device on which `cargo amp test` runs the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Device {
     Cpu,
@@ -123,11 +123,12 @@ pub(crate) enum Request {
         arguments: Vec<OsString>,
     },
     Pack {
-        /// The folder to write; `None` means `dist` in the project's root.
+        /// The folder that `cargo amp pack` writes. `None` means `dist` in the project's root.
         output: Option<PathBuf>,
         bin_only: bool,
     },
-    /// Run the `amp` binary with these arguments, which include the subcommand.
+    /// Run the project's `amp` binary with these arguments. The first argument is the subcommand,
+    /// for example `verify`.
     Amp(Vec<OsString>),
 }
 

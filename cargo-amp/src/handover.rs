@@ -17,8 +17,8 @@ use crate::project::Package;
 /// program sets another number.
 const THREADS: &str = "OMP_NUM_THREADS";
 
-/// Runs all test binaries of `package`, or of the whole workspace, even after one of them has
-/// failed.
+/// Runs all test binaries of `package`, or of the whole workspace. If one of the binaries fails,
+/// still runs the others.
 pub(crate) fn test(
     libtorch: &Libtorch,
     package: Option<&Package>,
@@ -43,8 +43,9 @@ pub(crate) fn test(
         // One test at a time, because a CUDA device counts memory for the whole process.
         command.env("RUST_TEST_THREADS", "1");
     } else if env::var_os(THREADS).is_none() {
-        // Tests and their processes already share the cores. The threads of an operation wait for each other by
-        // spinning: where other processes use the cores, a small model takes up to thirty times the CPU time.
+        // The test processes already use all cores, so each operation gets a single thread. Threads
+        // of one operation wait for each other in a busy loop. If other processes use the cores at
+        // the same time, a small model then takes up to thirty times the CPU time.
         command.env(THREADS, "1");
     }
     if !arguments.is_empty() {
@@ -53,14 +54,16 @@ pub(crate) fn test(
     replace_process(command)
 }
 
-/// Builds the amp binary of `package` and replaces this process with it.
+/// Builds the amp binary of `package`. If the build succeeds, replaces this process with the
+/// binary.
 pub(crate) fn amp(
     libtorch: &Libtorch,
     package: &Package,
     arguments: &[OsString],
 ) -> Result<ExitCode, Error> {
-    // The tests use the dev profile too, so the C++ bindings are compiled once for both. A command
-    // that measures time uses the release profile.
+    // The tests are built with the dev profile. The amp binary uses the dev profile too, so that
+    // the C++ bindings are compiled only once. Only `bench`, which measures time, uses the release
+    // profile.
     let measures = arguments.first().is_some_and(|command| command == "bench");
     let binary = match build(libtorch, package, measures)? {
         ControlFlow::Continue(binary) => binary,
@@ -102,7 +105,8 @@ fn replace_process(mut command: Command) -> Result<ExitCode, Error> {
     Err(could_not_start(&command, &error))
 }
 
-/// Waits for `command` and returns its exit code, on systems that cannot replace a process.
+/// Waits for `command` and returns its exit code. Used on systems where a process cannot replace
+/// itself with another program.
 #[cfg(not(unix))]
 fn replace_process(mut command: Command) -> Result<ExitCode, Error> {
     let status = command.status().map_err(|e| could_not_start(&command, &e))?;

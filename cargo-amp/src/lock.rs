@@ -1,4 +1,4 @@
-//! Prevents two processes from fetching the same files at the same time.
+//! Prevents two processes from downloading the same files at the same time.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::Error;
 
-/// Waits until no other process is fetching into the same folder.
+/// Waits until no other process downloads into the folder that `path` protects.
 pub(crate) fn lock(path: &Path, what: &str) -> Result<File, Error> {
     let cannot_lock = |e: io::Error| {
         Error::new(format!("{} cannot be locked ({e}): make it writable", path.display()))

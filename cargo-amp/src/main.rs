@@ -1,7 +1,7 @@
 //! `cargo amp`: finds the project and libtorch, then starts cargo or the project's own `amp`
 //! binary. It also creates, extends and packs projects.
 //!
-//! This crate has few dependencies and does not depend on libtorch, so that it builds in
+//! This crate has few dependencies and does not depend on libtorch. It can therefore be built in
 //! seconds, before libtorch is installed.
 
 #[macro_use]

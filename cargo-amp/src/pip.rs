@@ -13,18 +13,19 @@ print('%d.%d' % sys.version_info[:2])
 print(importlib.util.find_spec('pip') is not None)
 ";
 
-/// Texts about a download, which the messages about it contain.
+/// Texts that describe a download. The messages about the download contain them.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted {
-    /// The short name, for example `libtorch`.
+    /// The short name of what is downloaded, for example `libtorch`.
     pub(crate) name: &'static str,
-    /// The package with its version, for example `torch 2.11.0`.
+    /// The package and its version, for example `torch 2.11.0`.
     pub(crate) package: &'static str,
-    /// A remedy that always works. It is the end of a sentence and begins with `or`.
+    /// What the user can do if the download fails. The text ends an error message and begins with
+    /// `or`.
     pub(crate) otherwise: &'static str,
 }
 
-/// A `python3` that has pip.
+/// The command of a `python3` that has pip.
 pub(crate) struct Pip {
     wanted: Wanted,
     python_version: String,
@@ -81,7 +82,8 @@ impl Pip {
         arguments
     }
 
-    /// Runs pip in `folder` with these arguments. Its temporary files are written to `temporary`.
+    /// Runs pip with these arguments in the working directory `folder`. pip writes its temporary
+    /// files to `temporary`.
     pub(crate) fn run(
         &self,
         folder: &Path,
@@ -92,16 +94,17 @@ impl Pip {
             Command::new("python3")
                 .args(arguments)
                 .current_dir(folder)
-                // pip unpacks into a temporary folder and moves the files from there. On the same
-                // disk this is a rename, and a small /tmp does not get full.
+                // pip unpacks into a temporary folder and then moves the files to the target
+                // folder. If the temporary folder is on the same disk, moving is a rename, and a
+                // small /tmp does not get full.
                 .env("TMPDIR", temporary)
-                // The user may have set these for other installs. pip refuses them together with
-                // --target or outside a virtual environment.
+                // The user may have set these variables for other installs. pip refuses them
+                // together with --target, or outside a virtual environment.
                 .env("PIP_USER", "0")
                 .env("PIP_REQUIRE_VIRTUALENV", "0")
                 // pip's cache would store a second copy of every download.
                 .env("PIP_NO_CACHE_DIR", "1")
-                // A pip that supports it (25.1) resumes a broken download.
+                // pip 25.1 and later resumes a broken download; older versions ignore the variable.
                 .env("PIP_RESUME_RETRIES", "5")
                 // Suppresses pip's warning about installing into system folders as root.
                 .env("PIP_ROOT_USER_ACTION", "ignore")

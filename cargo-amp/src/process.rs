@@ -1,13 +1,13 @@
-//! Runs Python and shows its output.
+//! Runs a command such as Python, and shows its output.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, ExitStatus, Stdio};
 
-/// Runs `command`, shows its output, and returns its exit status and its stderr.
+/// Runs `command` and shows its output. Returns its exit status and what it wrote to stderr.
 ///
-/// Both streams are written to stderr, because stdout belongs to the program that runs afterwards.
-/// The command inherits stderr as its stdout, so that pip detects a terminal and shows progress
-/// bars.
+/// Everything that the command prints goes to stderr, because stdout belongs to the program that
+/// runs afterwards. The command gets this process's stderr as its stdout, so that pip detects a
+/// terminal and shows progress bars.
 pub(crate) fn show(command: &mut Command) -> io::Result<(ExitStatus, String)> {
     let mut child = command
         .stdin(Stdio::null())

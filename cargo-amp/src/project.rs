@@ -15,15 +15,16 @@ const BINARY: &str = "amp";
 pub(crate) struct Project {
     root: PathBuf,
     packages: Vec<Package>,
-    /// The index of the working directory's package; `None` in the root of a workspace.
+    /// The index of the package that the working directory belongs to. `None` in the root of a
+    /// workspace without a package of its own.
     current: Option<usize>,
     test_python_packages: Vec<String>,
 }
 
-/// A member of the workspace.
+/// A package that is a member of the workspace.
 pub(crate) struct Package {
     pub(crate) name: String,
-    /// The folder of the package's `Cargo.toml`.
+    /// The folder that contains the package's `Cargo.toml`.
     pub(crate) folder: PathBuf,
     /// The binary that `cargo run` starts, if the manifest names one.
     pub(crate) default_run: Option<String>,
@@ -93,8 +94,9 @@ impl Project {
         &self.test_python_packages
     }
 
-    /// Returns the package whose `amp` binary runs: the package `wanted`, or the current package,
-    /// or the only package of the workspace with such a binary.
+    /// Returns the package whose `amp` binary is to run. This is the package `wanted` if given, or
+    /// else the current package, or else the only package of the workspace that has an `amp`
+    /// binary.
     pub(crate) fn with_binary(&self, wanted: Option<&str>) -> Result<&Package, Error> {
         if let Some(package) = wanted.map(|name| self.named(name)).transpose()? {
             return if package.has_binary() { Ok(package) } else { Err(package.has_no_binary()) };
@@ -136,7 +138,7 @@ impl Project {
         }
     }
 
-    /// Returns the member with this name.
+    /// Returns the package called `name`, which must be a member of the workspace.
     pub(crate) fn named(&self, name: &str) -> Result<&Package, Error> {
         self.packages.iter().find(|package| package.name == name).ok_or_else(|| {
             Error::new(format!(
@@ -172,7 +174,8 @@ impl Package {
             default_run: package["default_run"].as_str().map(String::from),
             dependencies: items(&package["dependencies"])
                 .iter()
-                // Dependencies of tests and build scripts have a `kind`, others do not.
+                // Only dependencies of tests and of build scripts have a `kind`. They are not
+                // counted.
                 .filter(|dependency| dependency["kind"].is_null())
                 .map(|dependency| text(&dependency["name"]).into())
                 .collect(),
@@ -211,7 +214,7 @@ impl Package {
     }
 }
 
-/// The table `metadata.amp` in a manifest.
+/// The table `metadata.amp` in a `Cargo.toml`.
 struct Settings<'a> {
     table: &'a Value,
     place: String,

@@ -1,4 +1,5 @@
-//! Fetches the Python packages for a project's tests, once, either completely or not at all.
+//! Installs the Python packages that a project's tests need. They are installed once. An
+//! interrupted installation leaves no incomplete folder.
 
 use std::fs;
 use std::io;
@@ -15,8 +16,8 @@ const WANTED: Wanted = Wanted {
     otherwise: "or run `cargo test --workspace`, where the tests that need them fail",
 };
 
-/// Installs the packages of `test-python-packages` if they are missing, and returns their folder;
-/// `None` if the project lists no packages.
+/// Installs the packages that `test-python-packages` lists, if they are missing. Returns the folder
+/// with the packages, or `None` if the project lists no packages.
 pub(crate) fn ensure(project: &Project) -> Result<Option<PathBuf>, Error> {
     let requirements = project.test_python_packages();
     if requirements.is_empty() {
@@ -63,7 +64,8 @@ fn fetch(pip: &Pip, project: &Project, partial: &Path) -> Result<(), Error> {
     pip.run(project.root(), &temporary, &arguments)
 }
 
-/// Writes the stamp that marks the packages as complete, then moves them into place.
+/// Writes a file that marks the packages as complete, and then moves the folder `partial` to
+/// `home`.
 fn place(partial: &Path, home: &Path, requirements: &[String]) -> io::Result<()> {
     let packages = partial.join("packages");
     fs::write(packages.join("amp-stamp"), stamp(requirements))?;

@@ -6,7 +6,7 @@ use amp_core::Result;
 use amp_core::data::{Batch, DataModule};
 use amp_core::tch::Tensor;
 
-/// The number of training points, of both spirals together.
+/// The number of training points. Half of them lie on each of the two spirals.
 const TRAINING: usize = 1600;
 /// The number of validation points.
 const VALIDATION: usize = 400;
@@ -17,14 +17,14 @@ const VALIDATION: usize = 400;
 /// # Errors
 /// When libtorch cannot allocate memory for the points.
 pub fn spirals(batch_size: i64) -> Result<DataModule> {
-    // The seed is fixed, so that every run uses the same points.
+    // The generator starts from a fixed seed, so every run uses the same points.
     let mut random = fastrand::Rng::with_seed(42);
     let train = points(TRAINING, &mut random)?;
     let validation = points(VALIDATION, &mut random)?;
     Ok(DataModule::new("spirals", train, validation, batch_size))
 }
 
-/// Draws `count` points, alternately on the first and the second spiral.
+/// Generates `count` random points, alternately on the first and on the second spiral.
 fn points(count: usize, random: &mut fastrand::Rng) -> Result<Batch> {
     let mut coordinates = Vec::with_capacity(2 * count);
     let mut spirals = Vec::with_capacity(count);

@@ -1,4 +1,5 @@
-//! A model, its data set, and the registry through which `cargo amp` finds both.
+//! A model, its data set, and the registry (the list of models) through which `cargo amp` finds the
+//! model and the data set.
 
 pub mod data;
 

@@ -1,4 +1,4 @@
-//! Writes several files, either all of them or none.
+//! Writes several files. If one of the files cannot be written, restores all of them.
 
 use std::fs;
 use std::io;
@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-/// The changes so far. Dropping this value undoes all changes, unless they were
-/// [kept](Changes::keep).
+/// The changes that were made so far. Dropping this value undoes all of the changes, unless
+/// [`keep`](Changes::keep) was called before.
 #[derive(Default)]
 pub(crate) struct Changes(Vec<Change>);
 
@@ -23,8 +23,8 @@ impl Changes {
         self.try_write(path, text).map_err(|e| unwritable(path, &e))
     }
 
-    /// Saves the state of `path` before another program changes it: the text of the file, or that
-    /// the file does not exist.
+    /// Saves the state of `path` before another program changes the file. The state is the text of
+    /// the file, or the fact that no file exists.
     pub(crate) fn remember(&mut self, path: &Path) -> Result<(), Error> {
         self.0.push(
             before(path)
@@ -80,7 +80,8 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let partial = path.with_file_name(name);
     let written = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path));
     if written.is_err() {
-        // Only the first error is reported.
+        // A second error, from removing the partial file, is ignored: only the first error is
+        // reported.
         let _ = fs::remove_file(&partial);
     }
     written

@@ -14,13 +14,13 @@ use crate::project::{Package, Project};
 
 /// Extends the package `wanted`, or else the package of the working directory.
 ///
-/// Prints for each file whether it was added, extended or left unchanged. If the user must add
-/// lines to a file, prints the lines and ends with an error.
+/// Prints for each file whether `cargo amp init` added, extended or did not change the file. If the
+/// user must add lines to a file, prints the lines and ends with an error.
 pub(crate) fn init(wanted: Option<&str>, amp_source: Option<&str>) -> Result<ExitCode, Error> {
     let project = Project::find()?;
     let package = project.to_extend(wanted)?;
     let mut init = Init { project: &project, package, changes: Changes::default(), said: vec![] };
-    // This step runs first, because it is the most likely to fail.
+    // Adding the dependencies comes first, because it is the step that is most likely to fail.
     let source = init.add_dependencies(amp_source)?;
     let binary_is_new = init.add_binary()?;
     let config_is_fit = init.add_config()?;
@@ -88,7 +88,7 @@ impl Init<'_> {
         Ok(Some(source))
     }
 
-    /// Adds the `amp` binary if it is missing. Returns whether it was added.
+    /// Adds the `amp` binary if the crate has none. Returns whether the binary was added.
     fn add_binary(&mut self) -> Result<bool, Error> {
         let path = self.package.folder.join(template::BINARY);
         if self.package.has_binary() || path.exists() {
@@ -100,11 +100,12 @@ impl Init<'_> {
         Ok(true)
     }
 
-    /// Adds cargo's configuration if it is missing. Returns whether cargo finds libtorch with the
-    /// configuration.
+    /// Adds `.cargo/config.toml` if the crate has no such file. Returns whether cargo finds
+    /// libtorch with the resulting configuration.
     fn add_config(&mut self) -> Result<bool, Error> {
         let path = self.project.root().join(template::CONFIG);
-        // Cargo also reads the file without extension, and prefers it.
+        // Cargo also reads `.cargo/config` without extension, and prefers it to
+        // `.cargo/config.toml`.
         let old = path.with_extension("");
         let path = if old.exists() { old } else { path };
         let Some(text) = read(&path)? else {
@@ -165,7 +166,7 @@ impl Init<'_> {
     }
 }
 
-/// Prints hints for the next steps.
+/// Prints what the user can do next.
 fn print_advice(project: &Project, package: &Package) -> Result<(), Error> {
     say!(
         "next: register your models in {}, each with a margin; `cargo amp gate` then judges them",

@@ -11,11 +11,11 @@ use super::template;
 use crate::cargo;
 use crate::error::Error;
 
-/// The dependencies of a new crate, which cannot have the same name as the crate.
+/// The dependencies of a new crate. The crate itself cannot have one of these names.
 const DEPENDENCIES: [&str; 4] = ["amp-core", "amp-derive", "amp-verify", "fastrand"];
 
-/// Crates of the Rust distribution. `cargo new` only warns about these names; `cargo amp new`
-/// refuses them.
+/// Crates that are part of the Rust distribution. `cargo new` accepts these names with a warning,
+/// but `cargo amp new` refuses them.
 const STANDARD: [&str; 4] = ["alloc", "core", "proc-macro", "std"];
 
 /// Creates the crate `name` in a folder with that name.
@@ -65,8 +65,8 @@ fn check_name(name: &str) -> Result<(), Error> {
         return Err(Error::new(format!("`{name}` is a crate of the Rust distribution: {another}")));
     }
     if dashed == "amp" {
-        // For a crate named `amp`, `cargo doc` would write the pages of the library and of the
-        // binary into the same folder.
+        // If the crate were named `amp`, its library and its binary would have the same name, and
+        // `cargo doc` would write the pages of both to the same folder.
         return Err(Error::new(format!("`{name}` is the name of the crate's binary: {another}")));
     }
     if DEPENDENCIES.contains(&&*dashed) {

@@ -15,19 +15,20 @@ const CRATES_IO: [&str; 2] =
 /// A source from which cargo gets amp-core and amp-verify.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A checkout of this repository.
+    /// A local checkout of this repository.
     Path(PathBuf),
     Git {
         url: String,
         rev: Option<String>,
     },
-    /// A version on crates.io.
+    /// A version that is published on crates.io.
     Version(String),
 }
 
 impl Source {
-    /// Returns the source in `--amp-source`. Without this option, returns the source from which
-    /// cargo-amp was installed, so that library and command have the same version.
+    /// Returns the source that the user gives with `--amp-source`. Without this option, returns the
+    /// source from which cargo-amp was installed, so that the library has the same version as the
+    /// command.
     pub(crate) fn find(option: Option<&str>) -> Result<Self, Error> {
         if let Some(option) = option {
             return Self::parse(option);
@@ -62,7 +63,8 @@ impl Source {
         Self::checkout(Path::new(option))
     }
 
-    /// Returns the absolute path of a folder with both crates.
+    /// Returns the absolute path of `folder`, after a check that the folder contains the crates
+    /// `amp-core` and `amp-verify`.
     fn checkout(folder: &Path) -> Result<Self, Error> {
         let lacks = |what: String| {
             Error::new(format!(
@@ -81,8 +83,8 @@ impl Source {
         }
     }
 
-    /// Parses cargo's identifier of an installed package; returns `None` for a registry other than
-    /// crates.io.
+    /// Parses the identifier under which cargo lists an installed package. Returns `None` if the
+    /// package comes from a registry other than crates.io.
     fn of_package(identifier: &str) -> Option<Result<Self, Error>> {
         if let Some(url) = identifier.strip_prefix("git+") {
             let (url, rev) = url.split_once('#')?;
@@ -112,7 +114,7 @@ impl Source {
         }
     }
 
-    /// Returns the arguments with which `cargo add` adds `package`.
+    /// Returns the arguments with which `cargo add` adds the dependency `package` from this source.
     pub(crate) fn add_arguments(&self, package: &str) -> Vec<String> {
         match self {
             Source::Path(folder) => {
@@ -157,7 +159,7 @@ fn recorded() -> Option<String> {
     let program = env::current_exe().ok()?;
     let record = fs::read(program.parent()?.parent()?.join(".crates2.json")).ok()?;
     let record: Value = serde_json::from_slice(&record).ok()?;
-    // The keys are `name version (source)`.
+    // Each key has the form `name version (source)`.
     record["installs"].as_object()?.keys().find_map(|package| {
         let (_version, source) = package.strip_prefix("cargo-amp ")?.split_once(" (")?;
         source.strip_suffix(')').map(String::from)
@@ -179,7 +181,7 @@ fn percent_decoded(path: &str) -> Option<String> {
     String::from_utf8(decoded).ok()
 }
 
-/// Formats a TOML string; a JSON string has the same syntax.
+/// Formats `text` as a TOML string. A JSON string is valid TOML, so this function writes JSON.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }

@@ -1,5 +1,5 @@
-//! The files of a new crate. They are stored under `templates`, so that they can be read and
-//! formatted; the crate there is named `my-model`.
+//! The files of a new crate. They are stored in the folder `templates`, where they can be read and
+//! formatted as ordinary files. The crate in these files is named `my-model`.
 
 use super::source::Source;
 
@@ -11,12 +11,13 @@ pub(crate) const CONFIG: &str = ".cargo/config.toml";
 pub(crate) const IGNORED: &str = ".gitignore";
 pub(crate) const WORKFLOW: &str = ".github/workflows/amp.yml";
 
-/// Returns the entries of `.gitignore`.
+/// Returns the lines that a project's `.gitignore` must contain.
 pub(crate) fn ignored() -> impl Iterator<Item = &'static str> {
     include_str!("../../templates/gitignore").lines()
 }
 
-/// Returns the configuration with which cargo and the binaries find libtorch.
+/// Returns the text of `.cargo/config.toml`, which tells cargo and the built binaries where
+/// libtorch is.
 pub(crate) fn config() -> &'static str {
     include_str!("../../templates/config.toml")
 }

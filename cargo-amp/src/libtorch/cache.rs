@@ -29,13 +29,14 @@ impl Cache {
         &self.0
     }
 
-    /// Returns the folder of libtorch. It has the subfolders `torch` and `nvidia`, as Python's
-    /// packages have.
+    /// Returns the folder of libtorch. Its subfolders `torch` and `nvidia` have the same layout as
+    /// Python's packages `torch` and `nvidia`.
     pub(super) fn home(&self) -> PathBuf {
         self.0.join(format!("libtorch-{REQUIRED}"))
     }
 
-    /// Returns the working folder of a fetch. After an interruption it keeps the complete wheels.
+    /// Returns the folder in which a download is prepared. If the download is interrupted, the
+    /// folder keeps the wheels that are complete.
     pub(super) fn partial(&self) -> PathBuf {
         self.0.join(format!("libtorch-{REQUIRED}.partial"))
     }

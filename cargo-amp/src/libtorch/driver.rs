@@ -3,7 +3,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// The folders in which distributions, containers and WSL store the driver's library.
+/// The folders in which Linux distributions, containers and WSL store the library of the NVIDIA
+/// driver.
 const LIBRARY_FOLDERS: [&str; 7] = [
     "/usr/lib/x86_64-linux-gnu",
     "/usr/lib/aarch64-linux-gnu",
@@ -23,8 +24,8 @@ pub(super) fn is_present() -> bool {
     !hidden && (LOADED.iter().any(|path| Path::new(path).exists()) || has_library())
 }
 
-/// Returns whether `CUDA_VISIBLE_DEVICES` hides all GPUs. CUDA ignores the first device in the list
-/// that does not exist, and all devices after it.
+/// Returns whether the value `visible` of `CUDA_VISIBLE_DEVICES` hides all GPUs. In this list, CUDA
+/// ignores the first device that does not exist and all devices after it.
 fn hides_every_gpu(visible: &str) -> bool {
     visible.is_empty() || visible.starts_with("-1")
 }

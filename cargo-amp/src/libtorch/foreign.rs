@@ -15,7 +15,8 @@ spec = importlib.util.find_spec('torch')
 print(os.path.dirname(spec.origin) if spec and spec.origin else '')
 ";
 
-/// Returns the folder in `LIBTORCH` as an absolute path, because builds run in other folders.
+/// Returns the folder that `LIBTORCH` names as an absolute path, because builds run in other
+/// working directories.
 pub(super) fn of_variable(folder: &Path) -> Result<PathBuf, Error> {
     let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     check(&folder).map_err(|problem| {
@@ -30,7 +31,8 @@ pub(super) fn of_variable(folder: &Path) -> Result<PathBuf, Error> {
 
 /// Returns the torch of the user's Python, if `LIBTORCH_USE_PYTORCH` is set.
 pub(super) fn of_python() -> Result<PathBuf, Error> {
-    // The build of the bindings calls the same Python.
+    // The build script of the bindings calls the Python of this name, so this function must call
+    // the same one.
     let python = if env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
     let asked = "LIBTORCH_USE_PYTORCH is set";
     let fix = format!(

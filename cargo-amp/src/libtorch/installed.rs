@@ -11,20 +11,21 @@ use super::version::{self, REQUIRED};
 /// The state of a folder that should have a libtorch.
 pub(super) enum State {
     Absent,
-    /// Complete, according to its manifest.
+    /// All files that the manifest lists exist.
     Complete(Variant),
-    /// Complete, but without a manifest, because the user installed it with `pip install --target`.
+    /// All libraries exist, but there is no manifest, because the user installed the folder with
+    /// `pip install --target`.
     Unstamped,
     /// Unusable, with the reason and, if known, the variant.
     Unusable(String, Option<Variant>),
 }
 
-/// How thoroughly a folder is checked.
+/// How thoroughly the files of a libtorch folder are checked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look {
-    /// Checks only the libraries, a few dozen files; used at every start.
+    /// Checks only the libraries, which are a few dozen files. Used at every start of `cargo amp`.
     Quick,
-    /// Checks every file, about ten thousand.
+    /// Checks every file, which is about ten thousand files.
     Thorough,
 }
 
@@ -65,7 +66,7 @@ pub(super) fn check(folder: &Path, variant: Variant) -> Result<(), String> {
     }
 }
 
-/// Writes a manifest for a folder that the user installed, after a check that it is complete.
+/// Checks that a folder which the user installed is complete, and then writes a manifest for it.
 pub(super) fn take_over(folder: &Path) -> io::Result<Variant> {
     let manifest = from_records(folder).map_err(io::Error::other)?;
     manifest.write(folder)?;

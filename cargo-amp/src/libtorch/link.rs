@@ -1,5 +1,6 @@
-//! The project's `.libtorch`, a symbolic link to the user's libtorch. `.cargo/config.toml` and the
-//! run-time search path of binaries contain this link, so that they are the same in every project.
+//! The project's `.libtorch`, a symbolic link to the libtorch in the user's cache.
+//! `.cargo/config.toml` and the run-time search path of binaries contain the path of the link, so
+//! their text is the same in every project.
 
 use std::fs;
 use std::io;
@@ -35,7 +36,8 @@ pub(super) fn ensure(project: &Path, home: &Path) -> Result<(), Error> {
     let new = project.join(format!("{NAME}.{}", std::process::id()));
     let made = symlink(home, &new).and_then(|()| fs::rename(&new, &path));
     made.map_err(|e| {
-        // The temporary link may not exist.
+        // Removes a temporary link that an interrupted run may have left. Usually there is none, so
+        // an error is ignored.
         let _ = fs::remove_file(&new);
         Error::new(format!(
             "the link {} to libtorch could not be made ({e}): make the folder writable, or set \
@@ -51,8 +53,8 @@ fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(target, link)
 }
 
-/// Returns an error on systems without symbolic links; `cargo amp` does not fetch libtorch there
-/// either.
+/// Returns an error, because this system has no symbolic links. `cargo amp` does not download
+/// libtorch on such a system.
 #[cfg(not(unix))]
 fn symlink(_target: &Path, _link: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())

@@ -1,4 +1,5 @@
-//! The manifest lists libtorch's files with their sizes. It proves that libtorch is complete.
+//! The manifest lists libtorch's files with their sizes. A folder is complete if it has a manifest
+//! and all files that the manifest lists.
 
 use std::fs;
 use std::io;
@@ -9,8 +10,8 @@ use super::version::REQUIRED;
 
 const NAME: &str = "amp-manifest";
 
-/// The version of the folder's layout. Increase it when the layout changes: folders with another
-/// version are replaced.
+/// The version of the folder's layout. If you change the layout, increase this number: `cargo amp`
+/// then replaces all folders that have another number.
 const LAYOUT: u32 = 1;
 
 /// The files of a libtorch. The manifest is written last, so a folder with a manifest was complete.
@@ -20,7 +21,7 @@ pub(super) struct Manifest {
     pub(super) files: Vec<(u64, String)>,
 }
 
-/// The result of reading a manifest.
+/// What was found when the manifest was read.
 pub(super) enum Found {
     Nothing,
     /// The manifest cannot be used, for this reason.

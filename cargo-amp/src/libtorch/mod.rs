@@ -26,24 +26,24 @@ pub(crate) use variant::Variant;
 
 /// A libtorch that is complete and has the required version.
 pub(crate) enum Libtorch {
-    /// The copy in the user's cache. The project's `.libtorch` is a link to it, which
-    /// `.cargo/config.toml` passes to cargo and the linker.
+    /// The libtorch in the user's cache. The project's `.libtorch` is a link to this folder.
+    /// `.cargo/config.toml` passes the path of the link to cargo and the linker.
     Provisioned(PathBuf, Variant),
     /// A folder that the user has chosen, with `lib` and `include`.
     Foreign(PathBuf),
 }
 
 impl Libtorch {
-    /// Searches the same places in the same order as the build of the bindings. If the user has
-    /// chosen no libtorch, fetches one into the user's cache if it is missing, and creates the link
-    /// in `project`.
+    /// Searches for libtorch in the same places and in the same order as the build script of the
+    /// bindings. If the user has not chosen a libtorch, downloads one into the user's cache unless
+    /// the cache already has it, and creates the link in `project`.
     pub(crate) fn find_or_provision(project: &Path) -> Result<Self, Error> {
         Self::find(project, None, Look::Quick)
     }
 
-    /// Finds or fetches libtorch for `cargo amp setup`. Unlike
-    /// [`find_or_provision`](Self::find_or_provision), checks every file, and adds the variant
-    /// `wanted` if it is missing.
+    /// Finds or downloads libtorch for `cargo amp setup`. Unlike
+    /// [`find_or_provision`](Self::find_or_provision), checks every file. If the libtorch in the
+    /// cache lacks the variant `wanted`, adds this variant.
     pub(crate) fn setup(project: &Path, wanted: Option<Variant>) -> Result<Self, Error> {
         let found = Self::find(project, wanted, Look::Thorough)?;
         if let (Libtorch::Foreign(folder), Some(_)) = (&found, wanted) {
@@ -62,7 +62,7 @@ impl Libtorch {
             return foreign::of_python().map(Libtorch::Foreign);
         }
         let own = project.join(".libtorch/torch");
-        // `.cargo/config.toml` sets LIBTORCH to the project's link unless the user sets it.
+        // If the user does not set LIBTORCH, `.cargo/config.toml` sets it to the project's link.
         let set = env::var_os("LIBTORCH").filter(|set| !set.is_empty()).map(PathBuf::from);
         if let Some(folder) = set.filter(|folder| !same_folder(folder, &own)) {
             return foreign::of_variable(&folder).map(Libtorch::Foreign);
@@ -85,11 +85,12 @@ impl Libtorch {
         matches!(self, Libtorch::Provisioned(_, found) if wanted.is_some_and(|w| *found > w))
     }
 
-    /// Sets the environment of `command` for building with this libtorch and loading it.
+    /// Sets the environment variables with which `command` builds with this libtorch and loads it.
     pub(crate) fn apply(&self, command: &mut Command) {
         match self {
-            // `.cargo/config.toml` sets the environment. A plain `cargo` then has the same
-            // environment as `cargo amp`, so that neither rebuilds what the other has built.
+            // Nothing to set here, because `.cargo/config.toml` sets the environment. A plain
+            // `cargo` therefore has the same environment as `cargo amp`, and neither command
+            // rebuilds what the other has built.
             Libtorch::Provisioned(..) => {
                 command.env_remove("LIBTORCH");
             }
@@ -99,11 +100,11 @@ impl Libtorch {
         }
     }
 
-    /// Sets the environment of `command` for running a program, or a cargo that runs tests. Unlike
-    /// `apply`, always sets LD_LIBRARY_PATH, because the run-time search path in
-    /// `.cargo/config.toml` works only in the project's own `target` folder. It does not work for
-    /// documentation tests, which are built elsewhere, or if CARGO_TARGET_DIR or `build.target-dir`
-    /// is set.
+    /// Sets the environment variables with which `command` runs a program, or a cargo that runs
+    /// tests. Unlike `apply`, always sets LD_LIBRARY_PATH. The run-time search path from
+    /// `.cargo/config.toml` is not enough, because it works only for binaries in the project's own
+    /// `target` folder. It does not work for documentation tests, which are built elsewhere, or if
+    /// CARGO_TARGET_DIR or `build.target-dir` is set.
     pub(crate) fn apply_to_run(&self, command: &mut Command) {
         self.apply(command);
         let (Libtorch::Provisioned(torch, _) | Libtorch::Foreign(torch)) = self;
@@ -125,8 +126,8 @@ fn same_folder(one: &Path, other: &Path) -> bool {
     resolve(one) == resolve(other)
 }
 
-/// Returns the library folders of `torch` and of the CUDA wheels next to it, followed by the
-/// folders in the existing variable.
+/// Returns the value for the variable of library folders: the folders of `torch` and of the CUDA
+/// wheels next to `torch`, followed by the folders that the variable already has.
 fn library_path(torch: &Path) -> OsString {
     let mut folders = vec![torch.join("lib")];
     if let Some(site) = torch.parent() {
@@ -139,12 +140,13 @@ fn library_path(torch: &Path) -> OsString {
     folders.retain(|folder| folder.is_dir());
     let set = env::var_os("LD_LIBRARY_PATH").filter(|set| !set.is_empty());
     folders.extend(set.iter().flat_map(env::split_paths));
-    // A list of paths cannot contain a folder with a colon in its name.
+    // The separator of the list is a colon, so a folder with a colon in its name cannot be added.
     folders.retain(|folder| env::join_paths([folder]).is_ok());
     env::join_paths(folders).unwrap_or_default()
 }
 
-/// Returns the folders in `folder`, sorted, so that the search path is the same in every run.
+/// Returns the subfolders of `folder` in sorted order, so that the search path is the same in every
+/// run.
 fn subfolders(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(folder)
         .into_iter()

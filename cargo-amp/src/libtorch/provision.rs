@@ -1,4 +1,5 @@
-//! Fetches libtorch into the user's cache, once, either completely or not at all.
+//! Downloads libtorch into the user's cache once. An interrupted download leaves no incomplete
+//! libtorch there.
 
 use std::fs;
 use std::io;
@@ -53,8 +54,8 @@ pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Resu
     Ok(variant)
 }
 
-/// Fetches `variant` and moves it into place. `adds` means that a complete libtorch exists and is
-/// extended.
+/// Downloads `variant` and moves it into the cache. If `adds` is true, the cache already has a
+/// complete libtorch, and the variant is added to it.
 fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
     let supported = cfg!(target_os = "linux")
         && (cfg!(target_arch = "x86_64") || cfg!(target_arch = "aarch64"));
@@ -66,7 +67,8 @@ fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
     }
     let (home, partial) = (cache.home(), cache.partial());
     let new = partial.join("new");
-    // The complete folder exists if an earlier run was interrupted just before it moved the folder.
+    // If an earlier run was interrupted just before the last move, the complete folder already
+    // exists.
     let is_made = matches!(
         installed::inspect(&new, Look::Thorough),
         State::Complete(found) if found >= variant
@@ -75,8 +77,8 @@ fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
         tidy(&partial).map_err(|e| cache.unwritable(&e))?;
         let made = make(cache, variant, adds, &new);
         if made.is_err() {
-            // Only complete wheels are kept. If something cannot be removed now, the next fetch
-            // removes it.
+            // Removes everything except complete wheels. If a file cannot be removed now, the next
+            // download removes it.
             let _ = tidy(&partial);
             report_kept(cache);
         }
@@ -184,19 +186,21 @@ fn tidy(partial: &Path) -> io::Result<()> {
             fs::remove_dir_all(entry.path())?;
         }
     }
-    // Both calls fail on purpose as long as the folder contains a wheel.
+    // `remove_dir` removes only empty folders. As long as a complete wheel is left, both calls
+    // fail, and the errors are ignored.
     let _ = fs::remove_dir(partial.join(Wheels::FOLDER));
     let _ = fs::remove_dir(partial);
     Ok(())
 }
 
-/// Links the files of `home` into `new`, with hard links if the file system supports them. Running
-/// programs keep their files, and nothing is unpacked twice.
+/// Puts the complete files of `home` into `new`, as hard links if the file system supports them and
+/// as copies otherwise. Programs that use the files in `home` are not disturbed, and no file is
+/// unpacked twice.
 fn link_files(home: &Path, new: &Path) -> io::Result<()> {
     let Found::Manifest(manifest) = Manifest::find(home) else { return Ok(()) };
     for (size, path) in &manifest.files {
         let (from, to) = (home.join(path), new.join(path));
-        // Incomplete files are unpacked again.
+        // A file of the wrong size is incomplete. It is left out here and unpacked again.
         if fs::metadata(&from).is_ok_and(|found| found.len() == *size) {
             fs::create_dir_all(to.parent().unwrap_or(new))?;
             fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop))?;
@@ -214,7 +218,7 @@ fn place(new: &Path, home: &Path, replaced: &Path) -> io::Result<()> {
     }
     fs::rename(new, home).inspect_err(|_| {
         if is_there {
-            // The first error is reported.
+            // If restoring the old folder fails too, only the first error is reported.
             let _ = fs::rename(replaced, home);
         }
     })

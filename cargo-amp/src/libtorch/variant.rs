@@ -11,7 +11,7 @@ pub(crate) enum Variant {
     Cuda,
 }
 
-/// A wheel in Python's package index, without its dependencies.
+/// A wheel in Python's package index. The dependencies of the wheel are not downloaded with it.
 #[derive(Clone, Copy)]
 pub(super) struct Wheel {
     name: &'static str,
@@ -22,9 +22,9 @@ const fn wheel(name: &'static str, version: &'static str) -> Wheel {
     Wheel { name, version }
 }
 
-/// The wheels, with the versions that torch 2.11.0 and its cuda-toolkit 13.0.2 require. The first
-/// three are enough for CPUs: libtorch_cpu.so is linked with one library of the second wheel and
-/// one of the third.
+/// The wheels, in the versions that torch 2.11.0 and its cuda-toolkit 13.0.2 require. A libtorch
+/// for CPUs needs only the first three wheels, because libtorch_cpu.so is linked with one library
+/// of the second wheel and one library of the third.
 const WHEELS: [Wheel; 16] = [
     wheel("torch", REQUIRED),
     wheel("nvidia-cuda-runtime", "13.0.96"),
@@ -44,8 +44,8 @@ const WHEELS: [Wheel; 16] = [
     wheel("nvidia-nvtx", "13.0.85"),
 ];
 
-/// The files to unpack for CPUs. The first matching rule decides: `+` unpacks the file, `-` skips
-/// it. A file without a matching rule is skipped.
+/// The files that are unpacked for CPUs. For each file, the first matching line decides: `+` means
+/// that the file is unpacked, `-` that it is skipped. If no line matches, the file is skipped.
 const CPU_RULES: &[&str] = &[
     "+torch/version.py",
     "+torch/include/*",
@@ -62,8 +62,8 @@ const CPU_RULES: &[&str] = &[
     "+nvidia/cu13/lib/libcupti.so.*",
 ];
 
-/// The files to unpack with CUDA: all libraries that libtorch or CUDA's libraries may load. CUDA's
-/// headers are skipped, because the bindings do not include them.
+/// The files that are unpacked for CUDA: all libraries that libtorch or CUDA's libraries may load.
+/// The headers of CUDA are skipped, because the bindings do not include them.
 const CUDA_RULES: &[&str] = &[
     "+torch/version.py",
     "+torch/include/*",
@@ -150,7 +150,8 @@ impl fmt::Display for Variant {
 }
 
 impl Wheel {
-    /// Returns the requirement for pip.
+    /// Returns the wheel in the form in which pip expects a requirement, for example
+    /// `torch==2.11.0`.
     pub(super) fn requirement(&self) -> String {
         format!("{}=={}", self.name, self.version)
     }

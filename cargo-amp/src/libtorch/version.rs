@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-/// The version for which the bindings (crate `tch` 0.24) are written; they refuse all others.
+/// The libtorch version for which the bindings (crate `tch` 0.24) are written. The bindings refuse
+/// all other versions.
 pub(crate) const REQUIRED: &str = "2.11.0";
 
 /// Returns whether `version` is the required one, with any local version, for example
@@ -12,8 +13,8 @@ pub(crate) fn is_required(version: &str) -> bool {
     version.split('+').next() == Some(REQUIRED)
 }
 
-/// Returns the version of a torch folder. A libtorch archive has it in `build-version`, a wheel in
-/// `version.py`.
+/// Returns the version of the torch in a folder. A libtorch archive stores the version in the file
+/// `build-version`. A wheel stores it in `version.py`.
 pub(crate) fn of(torch: &Path) -> Option<String> {
     if let Ok(version) = fs::read_to_string(torch.join("build-version")) {
         return Some(version.trim().to_owned());

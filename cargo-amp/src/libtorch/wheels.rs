@@ -1,5 +1,5 @@
-//! Fetches wheels one at a time, so that an interruption loses at most one of them, and unpacks
-//! them.
+//! Downloads wheels and unpacks them. The wheels are downloaded one at a time, so that an
+//! interruption loses at most one of them.
 
 use std::fs;
 use std::io;
@@ -14,16 +14,16 @@ use crate::error::Error;
 use crate::pip::Pip;
 use crate::process::{disk_is_full, last_line, show};
 
-/// Python's standard library unpacks the wheels, which are zip archives. Python is installed,
-/// because pip needs it.
+/// Wheels are zip archives, and this Python script unpacks them with Python's standard library.
+/// Python is always installed, because pip needs it.
 const UNPACK: &str = include_str!("unpack.py");
 
 /// The exit status of `UNPACK` for a wheel that is damaged.
 const DAMAGED: i32 = 3;
 
-/// A replacement for the CUDA libraries of libtorch. The build of the bindings passes `-ltorch…`
-/// for a library of this name, so the file must exist in a libtorch for CPUs too. It is a linker
-/// script, which GNU ld, gold and LLD accept (tested with each).
+/// The text of a file that replaces libtorch's CUDA libraries. The build of the bindings passes
+/// `-ltorch…` for a library of this name to the linker, so the file must exist even in a libtorch
+/// for CPUs. The text is a linker script. GNU ld, gold and LLD accept it (each was tested).
 const LINKER_SCRIPT: &str = "INPUT(libtorch_cpu.so)\n";
 
 /// The complete wheels in the working folder of a fetch.
@@ -55,7 +55,8 @@ impl<'a> Wheels<'a> {
         entries.map(|entry| entry.path()).collect()
     }
 
-    /// Lets pip fetch `wheel` into a folder in `work`, and moves the wheel when it is complete.
+    /// Runs pip to download `wheel` into a folder in `work`. When the wheel is complete, moves it
+    /// to its final folder.
     pub(super) fn fetch(&self, pip: &Pip, wheel: &Wheel, work: &Path) -> Result<(), Error> {
         let (incoming, temporary) = (work.join("wheel"), work.join("tmp"));
         for folder in [&incoming, &temporary, &self.folder] {

@@ -6,8 +6,8 @@ use std::path::{self, Path, PathBuf};
 
 use crate::error::Error;
 
-/// A packed folder during packing. Dropping this value removes the folder, unless it was
-/// [finished](Folder::finish).
+/// The folder that `cargo amp pack` is writing. Dropping this value removes the folder, unless
+/// [`finish`](Folder::finish) was called before.
 pub(crate) struct Folder {
     output: PathBuf,
     partial: PathBuf,
@@ -15,8 +15,8 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Refuses an existing `output` that `cargo amp pack` did not create, because it would be
-    /// replaced.
+    /// Creates the folder to write. If `output` already exists but `cargo amp pack` did not create
+    /// it, returns an error, because packing would replace the folder.
     pub(crate) fn new(output: PathBuf) -> Result<Self, Error> {
         let output = path::absolute(&output).map_err(|e| unwritable(&output, &e))?;
         let refuse = |what: &str| {
@@ -50,7 +50,8 @@ impl Folder {
             .map_err(|e| unwritable(&self.partial, &e))
     }
 
-    /// Returns where to write the file `path` of the packed folder, and creates its parent folder.
+    /// Returns the path at which to write the file `path` of the packed folder. Creates the parent
+    /// folder of that path.
     pub(crate) fn place(&self, path: impl AsRef<Path>) -> Result<PathBuf, Error> {
         let place = self.partial.join(path);
         fs::create_dir_all(place.parent().unwrap_or(&place)).map_err(|e| unwritable(&place, &e))?;
@@ -64,13 +65,13 @@ impl Folder {
         Ok(place)
     }
 
-    /// Writes an executable shell script.
+    /// Writes a shell script that can be executed.
     pub(crate) fn script(&self, path: &str, text: &str) -> Result<(), Error> {
         let place = self.write(path, text)?;
         make_executable(&place).map_err(|e| unwritable(&place, &e))
     }
 
-    /// Copies a file, or a folder with everything in it.
+    /// Copies a file, or a folder with all files in it.
     pub(crate) fn copy(&self, from: &Path, to: &Path) -> Result<(), Error> {
         let cannot = |e: io::Error| {
             Error::new(format!(
@@ -88,7 +89,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Moves the folder into place and returns its path and its size in bytes.
+    /// Moves the finished folder to its final path. Returns this path and the folder's size in
+    /// bytes.
     pub(crate) fn finish(&mut self) -> Result<(PathBuf, u64), Error> {
         let bytes = size(&self.partial).map_err(|e| unwritable(&self.partial, &e))?;
         let put = || {

@@ -1,8 +1,8 @@
 //! `cargo amp pack`: creates a folder for a GPU machine without Rust.
 //!
-//! The folder contains `run.sh`, the binaries in `bin`, and files of the packages. The files have
-//! the same paths as in the workspace, so that files recorded on the other machine can be copied
-//! back to these paths.
+//! The packed folder contains `run.sh`, the binaries in `bin`, and files of the packages. Each file
+//! has the same relative path as in the workspace. Files that are recorded on the other machine can
+//! therefore be copied back to the same paths.
 
 mod folder;
 
@@ -42,7 +42,7 @@ impl<'a> Pack<'a> {
                 check(project, package, path)?;
             }
         }
-        // This is checked before the builds, because they take minutes.
+        // Checks that `strip` exists before the builds, because the builds take minutes.
         let strip = Command::new("strip").arg("--version").stdout(Stdio::null()).status();
         strip.map_err(|e| {
             Error::new(format!("strip cannot be run ({e}): install it (package binutils)"))
@@ -53,7 +53,7 @@ impl<'a> Pack<'a> {
 
     /// Builds and packs.
     pub(crate) fn run(mut self, libtorch: &Libtorch) -> Result<ExitCode, Error> {
-        // The release profile is used, because these binaries also measure time.
+        // Builds with the release profile, because the packed binaries also measure time.
         let amp = match handover::build(libtorch, self.package, true)? {
             ControlFlow::Continue(amp) => amp,
             ControlFlow::Break(code) => return Ok(code),
@@ -95,7 +95,8 @@ impl<'a> Pack<'a> {
             if !self.bin_only {
                 files.push("tests/goldens");
             }
-            // The required files were checked before; optional files are copied if they exist.
+            // Files that must exist were checked before. Optional files are copied only if they
+            // exist.
             files.retain(|path| package.folder.join(path).exists());
             for path in files {
                 let place = place(self.project, package).join(path);
@@ -145,11 +146,11 @@ impl<'a> Pack<'a> {
         Ok(ControlFlow::Continue(checks))
     }
 
-    /// Returns the test binaries in `built`, without those that a package excludes.
+    /// Returns those test binaries in `built` that no package excludes in its `Cargo.toml`.
     fn tests(&self, mut built: Vec<Executable>) -> Result<Vec<(PathBuf, Executable)>, Error> {
         built.retain(|found| {
-            // The amp binary has no tests. Tests of a procedural macro are left out, because they need
-            // the compiler's libraries.
+            // Leaves out the amp binary, because it has no tests. Leaves out the tests of
+            // procedural macros, because they need the compiler's libraries.
             let is_amp = found.kind == "bin" && found.target == "amp";
             found.is_test && !is_amp && found.kind != "proc-macro"
         });
@@ -183,7 +184,8 @@ impl<'a> Pack<'a> {
         };
         let place = |found: Executable| {
             let package = &package(&found)?.name;
-            // A library and a test may have the same name.
+            // A library and a test may have the same name, so the name of a library's test binary
+            // also contains its kind.
             let name = match &*found.kind {
                 "test" | "bench" => found.target.clone(),
                 kind => format!("{}-{kind}", found.target),
@@ -200,7 +202,7 @@ fn place<'a>(project: &Project, package: &'a Package) -> &'a Path {
     package.folder.strip_prefix(project.root()).unwrap_or(Path::new(&package.name))
 }
 
-/// Refuses a path that cannot be copied to the same path in the packed folder.
+/// Returns an error if `path` cannot be copied to the same relative path in the packed folder.
 fn check(project: &Project, package: &Package, path: &str) -> Result<(), Error> {
     let refuse = |why: &str| {
         Err(Error::new(format!(
@@ -223,7 +225,7 @@ fn check(project: &Project, package: &Package, path: &str) -> Result<(), Error> 
     Ok(())
 }
 
-/// Copies an executable without its debug symbols.
+/// Copies an executable to `place` without its debug symbols.
 fn strip(executable: &Path, place: &Path) -> Result<(), Error> {
     let mut command = Command::new("strip");
     let status = command.arg("--strip-all").arg("-o").arg(place).arg(executable).status();

@@ -7,7 +7,8 @@ use std::process::Command;
 
 use crate::support::{Checkout, stderr, stdout};
 
-/// Creates a folder that looks like a checkout with amp-core and amp-verify, and returns its path.
+/// Creates a folder that looks like a checkout of this repository with amp-core and amp-verify.
+/// Returns the folder's path.
 pub(crate) fn amp_source(project: &Checkout) -> String {
     for name in ["amp-core", "amp-verify"] {
         let manifest =
@@ -19,7 +20,7 @@ pub(crate) fn amp_source(project: &Checkout) -> String {
     project.path("source").display().to_string()
 }
 
-/// Returns the text of every file below `folder`, by its relative path.
+/// Returns the texts of all files below `folder`. The keys are the files' relative paths.
 pub(crate) fn files(folder: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
@@ -59,8 +60,8 @@ pub(crate) fn metadata(folder: &Path) -> serde_json::Value {
 /// settings.
 #[track_caller]
 pub(crate) fn assert_formatted(project: &Checkout, folder: &Path) {
-    // Without a configuration in its folder, the crate would be formatted with this repository's
-    // configuration.
+    // Without a rustfmt.toml in its folder, the crate would be formatted with the rustfmt.toml of
+    // this repository.
     project.write("plain/rustfmt.toml", "");
     for name in files(folder).keys().filter(|name| name.ends_with(".rs")) {
         let mut command = Command::new("rustfmt");

@@ -151,12 +151,13 @@ fn an_index_without_cuda_is_detected_before_anything_is_replaced() {
     let run = output(command.env("FAKE_PIP", "cpu-index"));
     assert_refused(&run, &["libtorch_cuda.so is missing", "check pip's configuration"]);
     assert!(!checkout.home().exists());
-    // For CPUs the same index is enough.
+    // A package index that has only the CPU wheels is enough for `--cpu`.
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cpu"])));
     assert!(checkout.is_provisioned());
 }
 
-/// Asserts that all CUDA libraries exist that a program can load, and no others.
+/// Asserts that all CUDA libraries which a program can load exist, and that no other CUDA libraries
+/// exist.
 #[track_caller]
 fn assert_has_cuda(checkout: &Checkout) {
     assert!(checkout.is_provisioned());

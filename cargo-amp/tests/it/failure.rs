@@ -100,7 +100,7 @@ fn a_disk_without_room_is_refused_before_the_download() {
     let setup = |arguments: &[&str], free: &str| {
         output(checkout.cargo_amp(arguments).env("FAKE_FREE", free))
     };
-    // `df` counts blocks of 1024 bytes.
+    // `df` reports sizes in blocks of 1024 bytes.
     let run = setup(&["setup", "--cpu"], "900000");
     assert_refused(&run, &["for CPUs needs 1.08 GB", "has 0.92 GB free", "make room"]);
     let run = setup(&["setup", "--cuda"], "5500000");
@@ -121,7 +121,7 @@ fn a_cache_that_cannot_be_written_is_refused() {
     let mut command = checkout.cargo_amp(&["setup"]);
     let run = output(command.env("XDG_CACHE_HOME", checkout.path("file")));
     assert_refused(&run, &["could not be put into", "/file/cargo-amp", "make it writable"]);
-    // The lock file cannot be created.
+    // A folder has the path of the lock file, so the lock file cannot be created.
     let lock = checkout.path("cache/cargo-amp/libtorch-2.11.0.lock");
     fs::create_dir_all(&lock).expect("writable");
     let run = output(&mut checkout.cargo_amp(&["setup"]));

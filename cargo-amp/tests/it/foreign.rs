@@ -95,7 +95,7 @@ fn the_library_path_gets_the_wheels_folders_and_keeps_the_users() {
          {site}/nvidia/cudnn/part/lib:/users/own\n"
     );
     assert!(stdout(&run).contains(&path), "{}", stdout(&run));
-    // A relative path becomes absolute.
+    // cargo-amp turns a relative `LIBTORCH` into an absolute path.
     let libtorch = format!("LIBTORCH {}\n", torch.display());
     assert!(stdout(&run).contains(&libtorch), "{}", stdout(&run));
 }

@@ -83,7 +83,7 @@ fn a_wrong_command_line_is_one_line_and_fetches_nothing() {
 fn amp_test_runs_cargo_test_of_the_workspace() {
     let checkout = Checkout::new();
     let run = output(&mut checkout.cargo_amp(&["test"]));
-    // The exit code is cargo's.
+    // cargo-amp returns the exit code of cargo.
     assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
     // Documentation tests have no run-time search path.
     let home = checkout.home().display().to_string();
@@ -93,7 +93,7 @@ fn amp_test_runs_cargo_test_of_the_workspace() {
         "device unset",
         "python unset",
         "test threads unset",
-        // Several tests run at the same time, so each operation gets one thread.
+        // Several tests run at the same time, so each operation of libtorch gets one thread.
         "threads 1",
         // `.cargo/config.toml` sets the variable, as for a plain cargo.
         "LIBTORCH unset",
@@ -120,7 +120,8 @@ fn amp_test_runs_cargo_test_of_the_workspace() {
         assert!(stdout(&run).lines().any(|l| l == line), "`{line}`: {}", stdout(&run));
     }
 
-    // Cargo runs in the user's folder, so that it finds the same configuration as a plain cargo.
+    // cargo-amp runs cargo in the user's working directory, so that cargo finds the same
+    // configuration as without cargo-amp.
     checkout.write("src/deep/note", "");
     let deep = checkout.path("src/deep");
     let run = output(checkout.cargo_amp(&["test", "--package", "mine"]).current_dir(&deep));
@@ -193,7 +194,8 @@ search {home}/torch/lib:{home}/nvidia/cu13/lib
     assert!(fs::exists(checkout.path("some \"target\"/debug/amp")).expect("readable"));
 }
 
-/// Sets the cargo that runs this test, with its toolchain, for `command`.
+/// Sets the variables with which `command` runs the real cargo, with the toolchain that runs this
+/// test.
 fn real_cargo(command: &mut Command) {
     for variable in ["CARGO", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "HOME"] {
         if let Some(value) = env::var_os(variable) {

@@ -41,7 +41,7 @@ fn missing_files_are_added_and_a_second_run_changes_nothing() {
     assert_eq!(made["src/lib.rs"], "// mine\n");
     assert!(made["Cargo.toml"].contains("# Of mine."), "{}", made["Cargo.toml"]);
     assert!(made["src/bin/amp.rs"].contains("own::data"), "{}", made["src/bin/amp.rs"]);
-    // Cargo also creates Cargo.lock.
+    // In addition to the listed files, cargo has created Cargo.lock.
     assert_eq!(made.len(), 7, "{:?}", made.keys());
     let found = metadata(&folder);
     let dependencies = found["packages"][0]["dependencies"].as_array().expect("a list");
@@ -89,7 +89,8 @@ fn existing_files_are_kept_and_the_users_part_is_printed() {
         assert_eq!(after[name], before[name], "{name}");
     }
 
-    // A second run prints the same. After the user has added the lines, it succeeds.
+    // A second run prints the same lines and changes nothing. After the user has added the lines,
+    // the next run succeeds.
     let again = init(&project, "here/own", &[]);
     assert_refused(&again, &["add the lines above"]);
     assert_eq!(files(&folder), after);
@@ -185,7 +186,8 @@ fn a_failure_changes_nothing() {
     refused(&["--amp-source", &source], &parts);
     assert_eq!(amp_source(&project), source);
 
-    // A file has the name of a folder that `init` creates after it has written other files.
+    // `init` creates the folder `.github` after it has written other files. Here this fails,
+    // because a file has the folder's name.
     project.write("here/own/.github", "a file\n");
     let before = files(&folder);
     let run = init(&project, "here/own", &["--amp-source", &source]);

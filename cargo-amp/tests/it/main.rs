@@ -1,7 +1,8 @@
 //! Runs the cargo-amp binary in small temporary projects, with replacements for python3, df, strip
 //! and cargo.
 
-// On other systems libtorch is not fetched. The replacements are shell scripts.
+// cargo-amp downloads libtorch on Linux only, and the replacements for python3, cargo, strip and df
+// are shell scripts.
 #![cfg(target_os = "linux")]
 
 mod crates;

@@ -67,8 +67,8 @@ fn the_new_crate_is_valid_for_cargo_and_formatted() {
     for name in ["amp-core", "amp-verify"] {
         assert_eq!(dependency(name)["path"], format!("{source}/{name}"));
     }
-    // `cargo test` can reuse the builds of `cargo build`, because no dependency for tests enables
-    // features of other dependencies.
+    // No dependency that only tests need enables features of other dependencies. Therefore `cargo
+    // test` can reuse what `cargo build` has built.
     let dependencies = package["dependencies"].as_array().expect("a list");
     assert!(dependencies.iter().all(|dependency| dependency["kind"].is_null()));
     let targets = package["targets"].as_array().expect("a list");
@@ -78,7 +78,7 @@ fn the_new_crate_is_valid_for_cargo_and_formatted() {
     assert_eq!(targets.len(), 3, "{targets:?}");
     assert_formatted(&project, &folder);
 
-    // Now that the folder exists, the same command is refused.
+    // The first call has created the folder, so a second call with the same arguments is refused.
     let again = new(&project, &["spiral-model", "--amp-source", &source]);
     assert_refused(&again, &["here/spiral-model exists already", "cargo amp init"]);
     assert_eq!(self::files(&folder), files);
@@ -158,7 +158,7 @@ fn under_cargo_run_the_source_is_the_checkout() {
         command.env("CARGO_MANIFEST_DIR", format!("{source}/cargo-amp"));
         output(&mut command)
     };
-    // Under `cargo run` of another package, cargo-amp does not find its own checkout.
+    // If `cargo run` of another package starts cargo-amp, cargo-amp does not find its own checkout.
     assert_refused(&run("other"), &["pass --amp-source"]);
     assert_succeeded(&run("cargo-amp"));
     let manifest = fs::read_to_string(project.path("here/one/Cargo.toml")).expect("a manifest");

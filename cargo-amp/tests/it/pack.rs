@@ -145,7 +145,7 @@ fn a_failure_leaves_the_old_folder() {
     assert_refused(&run, &["strip could not copy ", "built/amp-bin-amp", "exit status: 1"]);
     unchanged("strip");
 
-    // Cargo has printed the reason, so only its exit code is returned.
+    // If cargo fails, cargo has printed the reason, and cargo-amp only returns cargo's exit code.
     for file in ["benches", "tests", "amp"] {
         fs::remove_file(project.path("built").join(file)).expect("written");
         let run = output(&mut pack(&project, &[]));

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use crate::support::Checkout;
 
-/// Creates a workspace: the package `mine` has the amp binary, data and goldens; the package
-/// `checks` has goldens.
+/// Creates a workspace of two packages. The package `mine` has the amp binary, data and golden
+/// files. The package `checks` has golden files only.
 pub(crate) fn workspace() -> Checkout {
     let project = Checkout::new();
     let package = |name: &str| {
@@ -34,7 +34,7 @@ pub(crate) fn workspace() -> Checkout {
     project.write("checks/benches/speed.rs", "");
     project.write("checks/benches/odd.rs", "");
     project.write("checks/tests/goldens/other_cpu.snap", "golden of checks\n");
-    // The golden and the test have the same name as the library `checks`.
+    // In the package `checks`, the library and one test have the same name.
     build(&project, "amp", &[("", "bin", "amp", false)]);
     build(
         &project,
@@ -54,9 +54,10 @@ pub(crate) fn workspace() -> Checkout {
     project
 }
 
-/// Writes cargo's messages for these executables, given as the package's folder, the kind, the
-/// name, and whether it is a test binary. Each executable is a script that prints its arguments,
-/// and fails if its name is in `FAILS`.
+/// Writes the messages that cargo prints for these executables. Each executable is given as the
+/// folder of its package, its kind, its name, and whether it is a test binary. Each executable is a
+/// shell script that prints its arguments, and that fails if the variable `FAILS` contains its
+/// name.
 pub(crate) fn build(project: &Checkout, file: &str, targets: &[(&str, &str, &str, bool)]) {
     let mut messages = String::new();
     for (package, kind, name, is_test) in targets {

@@ -2,7 +2,8 @@
 
 use crate::support::{Checkout, assert_refused, output};
 
-/// Creates a package in a folder with its name, with the binary `binary` if given.
+/// Creates a package in a folder that has the package's name. If `binary` is given, the package has
+/// a binary of this name.
 fn package(project: &Checkout, name: &str, binary: Option<&str>) {
     let manifest =
         format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n");
@@ -13,7 +14,7 @@ fn package(project: &Checkout, name: &str, binary: Option<&str>) {
     }
 }
 
-/// Creates a workspace of these packages, without a package in its root.
+/// Creates a workspace of these packages. The root of the workspace is not a package.
 fn workspace(packages: &[(&str, Option<&str>)]) -> Checkout {
     let project = Checkout::new();
     std::fs::remove_dir_all(project.path("src")).expect("there");
@@ -102,7 +103,7 @@ fn without_the_binary_init_is_suggested_before_the_fetch() {
         assert_refused(&run, &["run `cargo amp init`"]);
     }
     assert!(project.is_bare());
-    // The tests of such a crate still run.
+    // `cargo amp test` still runs the tests of a workspace without an `amp` binary.
     assert_eq!(output(&mut project.cargo_amp(&["test"])).status.code(), Some(7));
 }
 

@@ -15,7 +15,7 @@ fn asking() -> Checkout {
     project
 }
 
-/// Returns the requirements of each run of pip for these packages.
+/// Returns the requirements that were passed to pip, one entry for each run of pip.
 fn fetches(project: &Checkout) -> Vec<String> {
     let log = fs::read_to_string(project.path("pip.log.tensorboard")).unwrap_or_default();
     log.lines().map(str::to_owned).collect()

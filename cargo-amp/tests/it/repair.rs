@@ -7,7 +7,8 @@ use crate::support::{
     CPU_WHEELS, CUDA_WHEELS, Checkout, assert_refused, assert_succeeded, output, stderr, stdout,
 };
 
-/// Creates the files of `pip install --target`: each package with a list of its files.
+/// Creates the files that `pip install --target` would create: for each package, its files and a
+/// list of them.
 fn install_by_hand(checkout: &Checkout) {
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
     fs::remove_file(checkout.home().join("amp-manifest")).expect("there");
@@ -52,7 +53,7 @@ fn an_incomplete_folder_is_replaced() {
         ("verify", "libgomp.so.1 is missing or cut short", |c| {
             fs::remove_file(c.home().join("torch/lib/libgomp.so.1")).expect("there");
         }),
-        // Only `setup` checks each header.
+        // Only `cargo amp setup` checks each header.
         ("setup", "torch.h is missing or cut short", |c| {
             let header = "torch/include/torch/csrc/api/include/torch/torch.h";
             fs::write(c.home().join(header), "torch").expect("there");

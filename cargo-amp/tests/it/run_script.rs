@@ -65,7 +65,7 @@ fn a_command_runs_the_amp_binary_in_the_users_folder() {
             "AMP_DEVICE=unset",
         ],
     );
-    // The exit code is the binary's.
+    // `run.sh` returns the exit code of the binary.
     assert_eq!(run(&project, &["gate"], &[("FAILS", "amp")]).status.code(), Some(1));
     for (arguments, kind) in [(&["test"][..], "tests"), (&["criterion"], "benches")] {
         let refused = run(&project, arguments, &[]);
@@ -107,8 +107,8 @@ fn every_test_runs_against_the_goldens_of_its_package() {
         ],
     );
 
-    // All binaries run, including those of a package without files. At the end the failed ones are
-    // listed.
+    // `run.sh test` runs all binaries even if some fail, and even the binaries of a package whose
+    // folder is missing. At the end it lists the binaries that failed.
     fs::remove_dir_all(project.path("dist/checks")).expect("packed");
     let failed = run(&project, &["test"], &[("FAILS", "checks"), ("AMP_DEVICE", "cpu")]);
     assert_eq!(failed.status.code(), Some(1));
@@ -128,7 +128,7 @@ fn goldens_are_recorded_by_the_named_binaries() {
     assert!(project.path("dist/tests/goldens").is_dir());
     let all = run(&project, &["golden-record"], &[]);
     assert_eq!(ran(&all).len(), 4);
-    // The existing files are listed, so that the user can copy them.
+    // `run.sh` lists the files that already exist, so that the user can copy them.
     assert!(stdout(&all).contains("other_cpu.snap"), "{}", stdout(&all));
     let refused = run(&project, &["golden-record", "absent"], &[]);
     assert_refused(&refused, &["there is no absent in "]);

@@ -1,6 +1,6 @@
-//! A small project in a temporary folder. The cargo-amp binary runs in it isolated from the
-//! machine: without network and pip, with a cache inside the project, and only with the environment
-//! variables that are set here.
+//! A small project in a temporary folder. The cargo-amp binary runs in this project isolated from
+//! the machine. It has no network and no pip, its cache is inside the project, and its only
+//! environment variables are those that are set here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,15 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Returns the folder with replacements for python3, cargo, strip and df. They are committed files.
-/// If a test wrote such a script, a process that another test starts could still have the file
-/// open, and the script could not run.
+/// Returns the folder with the scripts that replace python3, cargo, strip and df. The scripts are
+/// committed files. If a test wrote such a script, a process started by another test could still
+/// have the file open, and the script could then not be run.
 pub(crate) fn fakes() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake")
 }
 
-/// A temporary project: the crate `mine` with a binary `amp`. Dropping it removes it.
+/// A temporary project that consists of the crate `mine` with a binary `amp`. Dropping this value
+/// removes the project.
 pub(crate) struct Checkout(PathBuf);
 
 impl Checkout {
@@ -26,7 +27,8 @@ impl Checkout {
         let root = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join(format!("cargo-amp-{}-{number}", std::process::id()));
         fs::create_dir_all(&root).expect("writable");
-        // The path is resolved, because it is compared with cargo-amp's output.
+        // Symbolic links in the path are resolved, because tests compare the path with cargo-amp's
+        // output.
         let checkout = Checkout(root.canonicalize().expect("just made"));
         checkout.write(".cargo/config.toml", "");
         checkout.write(
@@ -66,7 +68,7 @@ impl Checkout {
             .env("PATH", format!("{}:/usr/bin:/bin", fakes().display()))
             .env("CARGO", fakes().join("cargo"))
             .env("REAL_CARGO", env!("CARGO"))
-            // The same value as in `.cargo/config.toml`.
+            // `.cargo/config.toml` sets LIBTORCH to the same value.
             .env("LIBTORCH", self.path(".libtorch/torch"))
             .env("XDG_CACHE_HOME", self.path("cache"))
             // Simulates a machine without an NVIDIA driver.
@@ -90,7 +92,7 @@ impl Checkout {
         self.path("cache/cargo-amp/libtorch-2.11.0")
     }
 
-    /// Returns the folder in which libtorch is fetched.
+    /// Returns the folder in which a download of libtorch is prepared.
     pub(crate) fn partial(&self) -> PathBuf {
         self.path("cache/cargo-amp/libtorch-2.11.0.partial")
     }
@@ -101,13 +103,14 @@ impl Checkout {
         log.lines().map(str::to_owned).collect()
     }
 
-    /// Returns the number of runs of pip, one for each wheel. For CPUs it is `CPU_WHEELS`.
+    /// Returns how many times pip was run. pip runs once for each wheel, so a libtorch for CPUs
+    /// needs `CPU_WHEELS` runs.
     pub(crate) fn pip_runs(&self) -> usize {
         self.pip_log().len()
     }
 
-    /// Returns whether the user's libtorch is complete, no partial file exists, and `.libtorch` is
-    /// a link to it.
+    /// Returns whether the libtorch in the user's cache is complete, no partial file exists, and
+    /// `.libtorch` is a link to that libtorch.
     pub(crate) fn is_provisioned(&self) -> bool {
         self.home().join("torch/lib/libtorch.so").is_file()
             && self.home().join("amp-manifest").is_file()
@@ -115,7 +118,7 @@ impl Checkout {
             && fs::read_link(self.path(".libtorch")).is_ok_and(|target| target == self.home())
     }
 
-    /// Returns whether no libtorch, no part of it and no link exist.
+    /// Returns whether there is no libtorch, no partial download and no link.
     pub(crate) fn is_bare(&self) -> bool {
         let is_there = |path: &Path| path.symlink_metadata().is_ok();
         !is_there(&self.home()) && !is_there(&self.partial()) && !is_there(&self.path(".libtorch"))
@@ -145,7 +148,7 @@ impl Checkout {
 pub(crate) const CPU_WHEELS: usize = 3;
 pub(crate) const CUDA_WHEELS: usize = 16;
 
-/// Returns the interpreter that unpacks wheels; the replacement for python3 calls it.
+/// Returns the path of the real Python. The replacement for python3 calls it to unpack wheels.
 fn real_python() -> &'static str {
     static FOUND: OnceLock<String> = OnceLock::new();
     FOUND.get_or_init(|| {
@@ -157,12 +160,12 @@ fn real_python() -> &'static str {
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        // If the folder cannot be removed, it stays in `target`. The test does not fail for this.
+        // If the folder cannot be removed, it stays in `target`, but the test does not fail.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// Runs `command` until it ends.
+/// Runs `command` and waits until it ends.
 pub(crate) fn output(command: &mut Command) -> Output {
     command.output().expect("cargo-amp runs")
 }
@@ -193,12 +196,12 @@ pub(crate) fn assert_succeeded(output: &Output) {
     assert!(output.status.success(), "{}", stderr(output));
 }
 
-/// A process that is killed when its test ends, even if the test fails.
+/// A process that is killed at the end of the test, also if the test fails.
 pub(crate) struct Started(pub(crate) std::process::Child);
 
 impl Drop for Started {
     fn drop(&mut self) {
-        // The process may have ended already.
+        // `kill` fails if the process has already ended. This error is ignored.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

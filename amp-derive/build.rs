@@ -1,7 +1,8 @@
-//! Does nothing, but makes this crate depend on amp-libtorch, which checks the libtorch
-//! installation. Cargo starts first what most other crates wait for. Because of this dependency
-//! that is the check. Otherwise torch-sys's build script might run first, and without libtorch it
-//! fails with pages of compiler output instead of one line.
+//! Does nothing. This build script exists so that this crate can depend on amp-libtorch, which
+//! checks the libtorch installation. Cargo builds a crate early if many other crates wait for it.
+//! Because this crate depends on amp-libtorch, cargo builds amp-libtorch before torch-sys.
+//! Otherwise torch-sys might be built first. Without libtorch, its build prints pages of compiler
+//! output instead of a one-line error.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

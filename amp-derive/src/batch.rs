@@ -20,7 +20,7 @@ use crate::{
     suggest, symbol,
 };
 
-/// The role of a field's tensors.
+/// What the tensors of a field contain, which decides how amp-core treats them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Value,
@@ -41,11 +41,13 @@ const ROLES: &[(&str, Role)] = &[
 struct Field {
     ident: Ident,
     ty: Type,
-    /// The variant of amp-core's `Role`; `None` if the dtype decides.
+    /// The field's role, given as a variant of amp-core's `Role`. `None` means that the dtype of
+    /// the tensor decides.
     role: Option<Role>,
 }
 
-/// Expands the derive from plain tokens, so that tests can call it without a compiler.
+/// Expands the derive macro. Input and output are plain tokens, so that tests can call this
+/// function without a compiler.
 pub(crate) fn derive(input: TokenStream, manifest: fn() -> Manifest) -> TokenStream {
     let input: DeriveInput = match syn::parse2(fragments::written_out(input)) {
         Ok(input) => input,
@@ -68,8 +70,8 @@ pub(crate) fn derive(input: TokenStream, manifest: fn() -> Manifest) -> TokenStr
     }
 }
 
-/// Checks the rule: a batch is a struct with at least one named field; at most one field is the
-/// weights.
+/// Checks the rule: a batch is a struct with at least one named field, and at most one of its
+/// fields contains the weights.
 fn fields(input: &DeriveInput, attrs: &[Attr], diag: &Diagnostics) -> Option<Vec<Field>> {
     for attr in attrs.iter().filter(|attr| attr.is(symbol::BATCH)) {
         diag.error(&attr.path, "`#[batch]` belongs on a field of the batch, not on the struct");
@@ -244,8 +246,8 @@ fn bounded(generics: &Generics) -> Generics {
     generics
 }
 
-/// Returns stubs that are emitted next to the errors, so that rustc reports no errors that follow
-/// from them.
+/// Returns empty implementations of the traits. They are emitted together with the errors, so that
+/// rustc does not also report missing implementations.
 fn stubs(input: &DeriveInput, amp_core: &Path) -> TokenStream {
     let ident = &input.ident;
     let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();

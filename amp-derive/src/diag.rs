@@ -1,4 +1,4 @@
-//! Collects all errors of a struct, so that one compilation shows them all.
+//! Collects all errors that are found in a struct, so that one compilation reports all of them.
 
 use std::{cell::RefCell, fmt::Display, thread};
 
@@ -8,11 +8,12 @@ use quote::ToTokens;
 /// A warning.
 #[derive(Debug)]
 pub(crate) struct Warning {
-    /// The token to underline.
+    /// The token that rustc underlines.
     pub(crate) at: Span,
-    /// The name of the rule in SCREAMING_SNAKE_CASE; rustc prints it in its note.
+    /// The name of the rule in SCREAMING_SNAKE_CASE. rustc prints the name in the note of the
+    /// warning.
     pub(crate) rule: &'static str,
-    /// The problem and its remedy.
+    /// What is wrong, and how to correct it.
     pub(crate) note: String,
 }
 
@@ -31,19 +32,19 @@ impl Diagnostics {
         Self(RefCell::new(Some(Collected::default())))
     }
 
-    /// Adds an error that underlines `at`.
+    /// Adds an error. rustc underlines the tokens `at`.
     pub(crate) fn error(&self, at: impl ToTokens, message: impl Display) {
         self.push(syn::Error::new_spanned(at, message));
     }
 
-    /// Adds an error from syn.
+    /// Adds an error that syn has returned.
     pub(crate) fn push(&self, error: syn::Error) {
         if let Some(collected) = self.0.borrow_mut().as_mut() {
             collected.errors.push(error);
         }
     }
 
-    /// Adds a warning about `at`, with the name of its rule.
+    /// Adds a warning for which rustc underlines `at`. `rule` is the name of the violated rule.
     pub(crate) fn warn(&self, at: Span, rule: &'static str, note: impl Into<String>) {
         if let Some(collected) = self.0.borrow_mut().as_mut() {
             collected.warnings.push(Warning { at, rule, note: note.into() });

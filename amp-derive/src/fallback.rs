@@ -1,4 +1,5 @@
-//! Generates stubs if there are errors, so that rustc reports no errors that only follow from them.
+//! Generates empty implementations if there are errors. Without them, rustc would also report
+//! errors that only follow from the missing implementations.
 //!
 //! The stubs are the impls and the builder, with the signatures that follow from the attributes
 //! without errors. Their bodies never run, because the crate does not compile.
@@ -120,8 +121,8 @@ fn builder(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStr
     }
 }
 
-/// Returns whether the field has `#[hparam]` or `#[layer]` without arguments, so that `builder`
-/// takes it as an argument.
+/// Returns whether `builder` takes a value for the field as an argument. This is so if the field
+/// has `#[hparam]` or `#[layer]` without arguments.
 fn is_argument(field: &Field) -> bool {
     [symbol::HPARAM, symbol::LAYER].iter().any(|name| {
         named(&field.attrs, name).any(|attr| attr.args.as_ref().is_some_and(Vec::is_empty))

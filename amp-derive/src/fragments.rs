@@ -1,14 +1,15 @@
-//! Converts input from a `macro_rules!` macro to what it would be without the macro.
+//! Removes the traces that a `macro_rules!` macro leaves in the tokens of a struct.
 //!
-//! rustc wraps the value of a fragment such as `$l:expr` or `$t:ty` in a group without delimiters.
-//! Names from the macro and from its caller have different hygiene. Both are undone here, before a
-//! rule or generated code uses the input.
+//! If a `macro_rules!` macro writes a struct, rustc wraps the value of each fragment, such as
+//! `$l:expr` or `$t:ty`, in a group without delimiters. Names from the macro and names from the
+//! macro's caller also have different hygiene. This module removes the groups and the difference in
+//! hygiene before the rules and the generated code use the tokens.
 
 use proc_macro2::{Delimiter, Group, Punct, Spacing, Span, TokenStream, TokenTree};
 use syn::{Expr, PathArguments, Type, TypeParamBound, punctuated::Punctuated};
 
-/// Returns the tokens of the struct as they would be without a macro. Input without fragments keeps
-/// all its spans, because rustc's messages refer to them.
+/// Returns the tokens of the struct as if no macro had written the struct. Tokens without such
+/// groups keep all their spans, because rustc's messages refer to the spans.
 pub(crate) fn written_out(tokens: TokenStream) -> TokenStream {
     match has_invisible_group(tokens.clone()) {
         true => with_one_hygiene(dissolve(tokens)),
@@ -16,9 +17,10 @@ pub(crate) fn written_out(tokens: TokenStream) -> TokenStream {
     }
 }
 
-/// Replaces every group without delimiters by its content. The content gets parentheses if it would
-/// otherwise be parsed differently: `2 * $n` with `1 + 2` becomes `2 * (1 + 2)`. rustc itself
-/// ignores such groups in the output of a derive, and would compute `2 * 1 + 2`.
+/// Replaces every group without delimiters by its content. If the content would then be parsed
+/// differently, it gets parentheses. For example, `2 * $n` with `1 + 2` for `$n` becomes `2 * (1 +
+/// 2)`. rustc itself ignores groups without delimiters in the output of a derive macro, and would
+/// compute `2 * 1 + 2`.
 fn dissolve(tokens: TokenStream) -> TokenStream {
     let mut output: Vec<TokenTree> = Vec::new();
     let mut rest = tokens.into_iter().peekable();
@@ -45,7 +47,8 @@ fn has_invisible_group(tokens: TokenStream) -> bool {
     })
 }
 
-/// Returns `content`, with parentheses if it needs them between `before` and `after`.
+/// Returns `content`. If `content` would be parsed differently between `before` and `after`, adds
+/// parentheses around it.
 fn inserted(
     content: TokenStream,
     before: &[TokenTree],
@@ -70,8 +73,8 @@ fn inserted(
     }
 }
 
-/// Returns whether `::` may follow `ty` without `<…>` around it: `Linear::new`, but
-/// `<Vec<f64>>::new`.
+/// Returns whether `::` may directly follow `ty`, as in `Linear::new`. A type such as `Vec<f64>`
+/// must be in angle brackets: `<Vec<f64>>::new`.
 fn begins_a_path(ty: &Type) -> bool {
     match ty {
         Type::Path(ty) => {
@@ -82,7 +85,8 @@ fn begins_a_path(ty: &Type) -> bool {
     }
 }
 
-/// Returns whether an operator next to `expr` would apply to only a part of it.
+/// Returns whether `expr` needs parentheses because an operator next to it would apply only to a
+/// part of `expr`.
 fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
     match expr {
         Expr::Array(_)
@@ -98,14 +102,14 @@ fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
         | Expr::Repeat(_)
         | Expr::Try(_)
         | Expr::Tuple(_)
-        // A `let` is a statement.
+        // A `let` counts as a statement and gets no parentheses.
         | Expr::Let(_) => false,
         // `(self.function)(x)` calls the function in the field, while `self.function(x)` calls a
         // method.
         Expr::Field(_) => is_group(after, Delimiter::Parenthesis),
-        // A prefix operator binds more weakly than a postfix operator, but more strongly than all
-        // others. A block before a postfix operator needs parentheses, because it may also be the
-        // body of an `if`.
+        // A prefix operator binds more weakly than a postfix operator, but more strongly than every
+        // other operator. A block before a postfix operator needs parentheses, because the block
+        // may be the body of an `if`.
         Expr::Unary(_) | Expr::Reference(_) | Expr::Block(_) => {
             is_postfix(after)
         }
@@ -175,16 +179,17 @@ fn angled(content: TokenStream, span: Span) -> TokenStream {
     [punct('<')].into_iter().chain(content).chain([punct('>')]).collect()
 }
 
-/// Gives all tokens the hygiene of the derive. Then `self` from the caller, in `net!(lr =
-/// self.rate)`, is the `self` of the generated method, and its name `width` refers to the field
-/// that the macro wrote.
+/// Gives all tokens the hygiene of the derive macro. If a caller passes `self` to a macro, as in
+/// `net!(lr = self.rate)`, this `self` then means the `self` of the generated method. If the caller
+/// passes the name `width`, it means the field `width` that the macro wrote.
 fn with_one_hygiene(tokens: TokenStream) -> TokenStream {
     let token = |mut token: TokenTree| {
         if let TokenTree::Group(group) = &token {
             let content = with_one_hygiene(group.stream());
             token = grouped(group.delimiter(), content, group.span()).into();
         }
-        // `$crate` keeps its span, because the compiler finds the crate by the hygiene of this span.
+        // `$crate` must keep its span, because the compiler finds the crate by the hygiene of this
+        // span.
         let is_crate = matches!(&token, TokenTree::Ident(name) if name == "$crate");
         if !is_crate {
             token.set_span(Span::call_site().located_at(token.span()));

@@ -1,9 +1,10 @@
-//! The derive macros of amp-core: they turn an annotated struct into a model that can be trained.
+//! The derive macros of amp-core. They turn an annotated struct into a model that can be trained.
 //!
-//! Data flows in one direction, and no step needs torch: `fragments` removes the traces of a
-//! surrounding macro, `parse` reads the struct into a `spec`, `check` applies the rules and makes
-//! the `model`, and `expand` writes the code. Errors are collected in `diag`. If there are errors,
-//! `fallback` emits stubs, so that rustc reports no errors that only follow from the first ones.
+//! The modules work one after the other, and none of them needs torch. `fragments` removes the
+//! traces of a surrounding macro. `parse` reads the struct into a `spec`. `check` applies the rules
+//! and makes the `model`. `expand` writes the code. All modules report their errors to `diag`. If
+//! there are errors, `fallback` emits empty implementations, so that rustc does not also report
+//! missing implementations.
 
 mod batch;
 mod check;
@@ -103,7 +104,8 @@ pub fn batch(input: TokenStream) -> TokenStream {
     batch::derive(input.into(), manifest::read).into()
 }
 
-/// Expands a derive from plain tokens, so that tests can call it without a compiler.
+/// Expands a derive macro. Input and output are plain tokens, so that tests can call this function
+/// without a compiler.
 fn derive(
     input: proc_macro2::TokenStream,
     which: Derive,

@@ -6,11 +6,11 @@ use proc_macro_crate::{Error, FoundCrate, crate_name};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Manifest {
     Named(String),
-    /// The crate has dependencies, but amp-core is not one of them.
+    /// The user's crate does not depend on amp-core.
     Missing,
 }
 
-/// The name of the package, and the name of its library.
+/// The two names of amp-core: the name of its package and the name of its library.
 const PACKAGE: &str = "amp-core";
 const LIBRARY: &str = "amp_core";
 
@@ -19,8 +19,8 @@ pub(crate) fn read() -> Manifest {
     match crate_name(PACKAGE) {
         Ok(FoundCrate::Name(name)) => Manifest::Named(name),
         Err(Error::CrateNotFound { .. }) => Manifest::Missing,
-        // amp-core refers to itself by its usual name. So do its examples and doc tests, which are
-        // separate crates.
+        // amp-core refers to itself by the name `amp_core`. So do its examples and doc tests,
+        // although they are separate crates.
         Ok(FoundCrate::Itself) => Manifest::Named(LIBRARY.to_owned()),
         // A build without Cargo has no manifest.
         Err(_) => Manifest::Named(LIBRARY.to_owned()),

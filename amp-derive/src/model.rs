@@ -1,4 +1,4 @@
-//! The checked struct. Its types can represent only structs for which code can be generated.
+//! The struct after all checks. Only a struct for which code can be generated can be represented.
 
 #![expect(clippy::large_enum_variant, reason = "there is one model for each derive")]
 
@@ -12,14 +12,15 @@ use crate::table;
 /// A struct for which code is generated.
 pub(crate) struct Model {
     pub(crate) ident: Ident,
-    /// The name of the generated builder.
+    /// The name of the builder's struct.
     pub(crate) builder: Ident,
     pub(crate) vis: Visibility,
     pub(crate) generics: Generics,
     pub(crate) allows: Vec<Attribute>,
     pub(crate) fields: Vec<Field>,
     pub(crate) forward: Forward,
-    /// The type of the batches; `None` for pairs of input and target.
+    /// The type of the model's batches. `None` means that a batch is a pair of an input and a
+    /// target.
     pub(crate) batch: Option<BatchOf>,
     /// The parts of `LightningModule` that `Module` does not have.
     pub(crate) lightning: Option<Lightning>,
@@ -55,48 +56,49 @@ pub(crate) enum Kind {
         source: Source,
         region: Option<Region>,
     },
-    /// A tensor field, `#[parameter]` or `#[buffer]`.
+    /// A field that is a tensor, with the attribute `#[parameter]` or `#[buffer]`.
     Tensor {
         role: Role,
         initial: Initial,
     },
     State {
-        /// The initial value; `None` means `Default::default()`.
+        /// The expression for the initial value. `None` means `Default::default()`.
         initial: Option<Expr>,
-        /// Whether checkpoints save the field.
+        /// Whether a checkpoint contains the field's value.
         saved: bool,
     },
 }
 
-/// The kind of a tensor field.
+/// Whether a tensor field is a parameter or a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// A parameter, which is trained.
+    /// A parameter: the optimizer trains it.
     Parameter,
     /// A buffer, which is saved and not trained.
     Buffer,
 }
 
-/// A tensor's initial values.
+/// Where the initial values of a tensor come from.
 pub(crate) enum Initial {
     /// The values are drawn by an initializer in the given shape.
     Drawn { drawn: Drawn, shape: Expr },
-    /// A Rust expression of type `Tensor`.
+    /// A Rust expression whose type is `Tensor`.
     Rust(Expr),
 }
 
-/// An initializer of the table; `values` are its required keys in the order of the table.
+/// An initializer of the table. `values` are the expressions for its required keys, in the table's
+/// order.
 pub(crate) struct Drawn {
     pub(crate) row: &'static table::Draw,
     pub(crate) values: Vec<Expr>,
     pub(crate) options: Vec<Pair>,
 }
 
-/// The default of a hyperparameter.
+/// Where the default value of a hyperparameter comes from.
 pub(crate) enum Default {
     /// No default: `builder` takes the value as an argument.
     Required,
-    /// The value of `Default::default()`.
+    /// The default value of the hyperparameter's type, `Default::default()`.
     OfType,
     Expr(Expr),
 }
@@ -108,11 +110,12 @@ pub(crate) enum Source {
     Built(Build),
 }
 
-/// An expression that builds a layer.
+/// How a layer is built.
 pub(crate) enum Build {
     /// A Rust expression that the user has written.
     Rust(Expr),
-    /// A layer of the table; `values` are its required keys in the order of the table.
+    /// A layer of the table. `values` are the expressions for its required keys, in the table's
+    /// order.
     Layer {
         row: &'static table::Layer,
         at: Ident,
@@ -122,7 +125,7 @@ pub(crate) enum Build {
         redrawn: Vec<(Ident, Drawn)>,
     },
     Sequential(Vec<Build>),
-    /// A `Vec` of `count` layers.
+    /// A `Vec` that contains `count` layers.
     Repeat {
         count: Expr,
         index: Pat,
@@ -133,14 +136,14 @@ pub(crate) enum Build {
         enabled: Option<Expr>,
         layer: Box<Build>,
     },
-    /// An `Option` of a layer.
+    /// An `Option` that contains a layer if `condition` is true.
     Optional {
         condition: Expr,
         layer: Box<Build>,
     },
 }
 
-/// An argument `key = value`.
+/// An argument of the form `key = value`.
 #[derive(Clone)]
 pub(crate) struct Pair {
     pub(crate) key: Ident,
@@ -167,7 +170,8 @@ pub(crate) enum Forward {
 }
 
 impl Forward {
-    /// Returns the body if its inputs or outputs are not supported by `Module`.
+    /// If the trait `Module` does not support the inputs or outputs of the `#[forward]`, returns
+    /// the body.
     pub(crate) fn of_any_inputs(&self) -> Option<&Body> {
         match self {
             Self::Body(body) if !body.is_of_one_tensor() => Some(body),
@@ -177,17 +181,18 @@ impl Forward {
 }
 
 pub(crate) struct Body {
-    /// The inputs; there is at least one.
+    /// The inputs of `forward`. There is at least one.
     pub(crate) inputs: Vec<Input>,
-    /// The return type as the user wrote it, and the type inside its `Result`.
+    /// The return type as the user wrote it, and the type inside its `Result`. `None` if the
+    /// closure has no return type.
     pub(crate) output: Option<(Type, Type)>,
     pub(crate) body: Expr,
 }
 
-/// An input of `forward`.
+/// An input of the `forward` function.
 pub(crate) struct Input {
     pub(crate) ident: Ident,
-    /// The type as written, or `&Tensor`.
+    /// The type as the user wrote it. `None` means `&Tensor`.
     pub(crate) ty: Option<Type>,
 }
 
@@ -214,23 +219,23 @@ pub(crate) struct BatchOf {
     pub(crate) target: Part,
 }
 
-/// A part of a batch.
+/// What is selected from a batch.
 #[derive(Clone)]
 pub(crate) enum Part {
     Whole,
-    /// A field of the batch or of a batch inside it.
+    /// A field of the batch (`ids`), or a field of a batch inside the batch (`source.ids`).
     Field(Vec<Ident>),
 }
 
 pub(crate) struct Lightning {
     pub(crate) training: Step,
-    /// The validation step; `None` for a model with `manual_step` and no loss.
+    /// The validation step. `None` for a model that has a `manual_step` but no loss.
     pub(crate) validation: Option<Step>,
     pub(crate) optimizers: Optimizers,
     pub(crate) hooks: Vec<OwnHook>,
 }
 
-/// A hook with the function that the user has written for it.
+/// A hook of the training loop, and the function that the user has written for this hook.
 pub(crate) struct OwnHook {
     pub(crate) hook: &'static table::Hook,
     pub(crate) path: ExprPath,
@@ -256,9 +261,9 @@ pub(crate) enum Step {
 
 #[derive(Clone)]
 pub(crate) enum Loss {
-    /// A loss of the table, or a value, with its options.
+    /// A loss of the table with its options, or an expression for a loss.
     Value(Value),
-    /// A function such as `fn(&Tensor, &Tensor) -> Result<Tensor>`.
+    /// A function of output and target, such as `fn(&Tensor, &Tensor) -> Result<Tensor>`.
     Function(Expr, Own),
     Closure(ExprClosure, Own),
 }
@@ -267,7 +272,7 @@ pub(crate) enum Loss {
 #[derive(Clone)]
 pub(crate) struct Own {
     pub(crate) scope: Scope,
-    /// A function that computes the weight of a batch from its target.
+    /// A function that computes the weight of a batch from the batch's target.
     pub(crate) counts: Option<Expr>,
 }
 
@@ -282,7 +287,7 @@ pub(crate) enum Scope {
 
 #[derive(Clone)]
 pub(crate) struct Metric {
-    /// The logged name, including the stage.
+    /// The logged name, for example `val_accuracy`.
     pub(crate) name: String,
     pub(crate) value: Value,
     pub(crate) of: Measured,
@@ -292,16 +297,17 @@ pub(crate) struct Metric {
 /// The tensors from which a metric is computed.
 #[derive(Clone, Default)]
 pub(crate) struct Measured {
-    /// An expression that reads `output`, the result of `forward`; `None` means the whole output.
+    /// The expression that computes what the metric measures from `output`, the result of
+    /// `forward`. `None` means that the metric measures `output` itself.
     pub(crate) output: Option<Expr>,
-    /// A part of the batch; `None` means the target.
+    /// The field of the batch with which the metric compares. `None` means the target of the loss.
     pub(crate) target: Option<Part>,
 }
 
 /// A loss or a metric that is given as a value.
 #[derive(Clone)]
 pub(crate) enum Value {
-    /// A type of amp-core.
+    /// A loss or metric type of amp-core.
     Known { row: &'static table::Entry, at: Ident, keys: Vec<Pair> },
     /// An expression whose type implements `Loss` or `Metric`.
     Rust(Expr),
@@ -315,7 +321,7 @@ pub(crate) struct LogOptions {
 }
 
 pub(crate) enum Optimizers {
-    /// Generated optimizers; there is at least one.
+    /// Optimizers that the macro generates. There is at least one.
     Generated(Vec<Optimizer>),
     /// A function whose result converts into `Optimizers`.
     Function(ExprPath),
@@ -323,23 +329,23 @@ pub(crate) enum Optimizers {
 
 pub(crate) struct Optimizer {
     pub(crate) config: Config,
-    /// The parameters that this optimizer trains; `None` means all parameters that no other
+    /// The parameters that this optimizer trains. `None` means all parameters that no other
     /// optimizer trains.
     pub(crate) params: Option<Selection>,
     pub(crate) groups: Vec<Group>,
     pub(crate) scheduler: Option<(Config, table::Interval)>,
 }
 
-/// A selection of parameters.
+/// The conditions that select some of the model's parameters.
 #[derive(Default)]
 pub(crate) struct Selection {
-    /// Patterns of parameter names; empty means every name.
+    /// Patterns for the names of parameters. An empty list means every name.
     pub(crate) named: Vec<LitStr>,
     pub(crate) except: Vec<LitStr>,
     pub(crate) ndim: Option<LitInt>,
 }
 
-/// A parameter group with its own options.
+/// A parameter group, which has options of its own within an optimizer.
 pub(crate) struct Group {
     pub(crate) params: Selection,
     pub(crate) keys: Vec<Pair>,
@@ -347,11 +353,11 @@ pub(crate) struct Group {
 
 /// The options of an optimizer or a scheduler.
 pub(crate) enum Config {
-    /// A struct in amp-core's `optim`.
+    /// A struct in amp-core's module `optim`.
     Known { row: &'static table::Entry, at: Ident, keys: Vec<Pair> },
     /// A struct that the user has written.
     Own { ty: ExprPath, keys: Vec<Pair> },
-    /// An expression of any suitable type.
+    /// An expression whose value is an optimizer's or a scheduler's configuration.
     Value(Expr),
 }
 

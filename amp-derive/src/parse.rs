@@ -1,4 +1,5 @@
-//! Converts an annotated struct into a [`Spec`]. Only the syntax is checked here; spans are kept.
+//! Converts an annotated struct into a [`Spec`]. This module checks only the syntax. It keeps all
+//! spans for later error messages.
 
 use proc_macro2::Ident;
 use quote::ToTokens;
@@ -20,8 +21,8 @@ pub(crate) fn attributes(input: &DeriveInput, diag: &Diagnostics) -> Vec<Attr> {
     own_attributes(&input.attrs, diag)
 }
 
-/// Reads the struct's fields; `attrs` are the struct's attributes. Reports an error and returns
-/// `None` if the input is not a struct with named fields.
+/// Reads the fields of the struct `input`, whose attributes are `attrs`. If `input` is not a struct
+/// with named fields, reports an error and returns `None`.
 pub(crate) fn parse(
     input: &DeriveInput,
     attrs: Vec<Attr>,
@@ -69,7 +70,7 @@ fn named_fields(input: &DeriveInput, derive: Derive, diag: &Diagnostics) -> Opti
                 );
                 None
             }
-            // A struct without fields has no layers; another rule reports this.
+            // A struct without fields has no layers. Another rule reports this error.
             Fields::Unit => Some(Vec::new()),
         },
         Data::Enum(data) => {
@@ -104,8 +105,9 @@ pub(crate) fn own_attributes(attrs: &[Attribute], diag: &Diagnostics) -> Vec<Att
     attrs.iter().filter(is_own).map(|attr| attribute(attr, diag)).collect()
 }
 
-/// Parses an attribute as a comma-separated list of Rust expressions, in which `key = value` is an
-/// assignment. All attributes have this grammar, which rust-analyzer supports too.
+/// Parses the arguments of an attribute as a comma-separated list of Rust expressions. An argument
+/// `key = value` is a Rust assignment. All attributes have this grammar, which rust-analyzer
+/// understands too.
 fn attribute(attr: &Attribute, diag: &Diagnostics) -> Attr {
     let path = attr.path().clone();
     let args = match &attr.meta {

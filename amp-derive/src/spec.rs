@@ -1,9 +1,10 @@
-//! An annotated struct with its parts sorted, before the rules are checked.
+//! An annotated struct, with its attributes and fields sorted by kind. The rules have not been
+//! checked yet.
 
 use proc_macro2::Ident;
 use syn::{Attribute, Expr, ExprPath, Generics, Path, Type, Visibility};
 
-/// The derive macro that was called.
+/// The derive macro that the user has applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Derive {
     Module,
@@ -19,7 +20,7 @@ impl Derive {
     }
 }
 
-/// An annotated struct with named fields.
+/// An annotated struct that has named fields.
 pub(crate) struct Spec {
     pub(crate) derive: Derive,
     pub(crate) ident: Ident,
@@ -27,7 +28,8 @@ pub(crate) struct Spec {
     pub(crate) builder: Ident,
     pub(crate) vis: Visibility,
     pub(crate) generics: Generics,
-    /// `#[allow]` and `#[expect]` attributes. They also apply to warnings of the derive.
+    /// `#[allow]` and `#[expect]` attributes of the struct. They also apply to the warnings of the
+    /// derive macro.
     pub(crate) allows: Vec<Attribute>,
     pub(crate) attrs: Vec<Attr>,
     pub(crate) fields: Vec<Field>,
@@ -39,14 +41,16 @@ pub(crate) struct Field {
     pub(crate) docs: Vec<Attribute>,
     /// The attributes that belong to this derive.
     pub(crate) attrs: Vec<Attr>,
-    /// The paths of all other attributes, one of which may be a misspelt attribute of this derive.
+    /// The paths of all attributes that do not belong to this derive macro. One of them may be a
+    /// misspelt attribute of this derive macro.
     pub(crate) foreign: Vec<Path>,
 }
 
 /// One attribute of this derive: `#[path(args, …)]`.
 pub(crate) struct Attr {
     pub(crate) path: Path,
-    /// The arguments; empty for a bare `#[path]`, and `None` if an error was already reported.
+    /// The arguments of the attribute. The list is empty for an attribute without arguments. `None`
+    /// means that an error was already reported.
     pub(crate) args: Option<Vec<Expr>>,
 }
 
@@ -56,7 +60,7 @@ impl Attr {
     }
 }
 
-/// Returns the attributes with this name.
+/// Returns those of the attributes that have the name `name`.
 pub(crate) fn named<'a>(attrs: &'a [Attr], name: &'a str) -> impl Iterator<Item = &'a Attr> {
     attrs.iter().filter(move |attr| attr.is(name))
 }
@@ -66,7 +70,7 @@ pub(crate) fn has(attrs: &[Attr], name: &str) -> bool {
     named(attrs, name).next().is_some()
 }
 
-/// An argument of an attribute or of a layer, by its form.
+/// The form of an argument of an attribute or of a layer.
 #[derive(Clone, Copy)]
 pub(crate) enum Arg<'a> {
     /// `word`

@@ -1,7 +1,7 @@
 //! Suggests the known name that is closest to an unknown name.
 
-/// Formats `unknown WHAT `WORD`` with the closest name of `known`, or with all of them if none is
-/// close.
+/// Formats an error message "unknown `what` `word`". The message suggests the closest name of
+/// `known`. If no name is close, it lists all of them.
 pub(crate) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
     match (closest(word, known), known) {
         (Some(meant), _) => format!("unknown {what} `{word}`: did you mean `{meant}`?"),
@@ -24,7 +24,7 @@ pub(crate) fn quoted(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Names in other frameworks, with the corresponding names here.
+/// Names from other frameworks, each with the corresponding name of amp-core.
 const ALIASES: &[(&str, &str)] = &[
     ("float64", "fp64"),
     ("f64", "fp64"),
@@ -84,8 +84,8 @@ pub(crate) fn fold(name: &str) -> String {
     name.chars().filter(|c| *c != '_').flat_map(char::to_lowercase).collect()
 }
 
-/// Counts the edits between two words; a swap of neighbouring letters is one edit (optimal string
-/// alignment).
+/// Returns the edit distance of two words. Swapping two neighbouring letters counts as one edit
+/// (optimal string alignment).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut before = vec![0; b.len() + 1];

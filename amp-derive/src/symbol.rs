@@ -19,13 +19,14 @@ pub(crate) const ON_TRAIN_START: &str = "on_train_start";
 pub(crate) const ON_TRAIN_EPOCH_START: &str = "on_train_epoch_start";
 pub(crate) const ON_BEFORE_OPTIMIZER_STEP: &str = "on_before_optimizer_step";
 pub(crate) const ON_TRAIN_BATCH_END: &str = "on_train_batch_end";
-/// Marks a hook that the trainer may call after it has started later steps.
+/// The word after a hook which says that the trainer may call the hook after later steps have
+/// started.
 pub(crate) const LATE: &str = "late";
 pub(crate) const ON_TRAIN_EPOCH_END: &str = "on_train_epoch_end";
 pub(crate) const ON_VALIDATION_EPOCH_END: &str = "on_validation_epoch_end";
 pub(crate) const ON_TRAIN_END: &str = "on_train_end";
 
-/// The attributes on a struct.
+/// The attributes that a struct may have.
 pub(crate) const ON_STRUCT: &[&str] = &[
     AMP,
     FORWARD,
@@ -56,11 +57,11 @@ pub(crate) const STATE: &str = "state";
 pub(crate) const TRANSIENT: &str = "transient";
 pub(crate) const PRECISION: &str = "precision";
 
-/// The attributes on a field.
+/// The attributes that a field may have.
 pub(crate) const ON_FIELD: &[&str] =
     &[HPARAM, LAYER, PARAMETER, BUFFER, STATE, TRANSIENT, PRECISION];
 
-/// Every field has exactly one of these attributes.
+/// The attributes that say what a field is. Every field has exactly one of them.
 pub(crate) const FIELD_KINDS: &[&str] = &[HPARAM, LAYER, PARAMETER, BUFFER, STATE, TRANSIENT];
 
 pub(crate) const INPUTS: &str = "inputs";
@@ -86,7 +87,7 @@ pub(crate) const EXCEPT: &str = "except";
 pub(crate) const NDIM: &str = "ndim";
 pub(crate) const GROUP: &str = "group";
 
-/// The keys that select parameters.
+/// The keys that select parameters for an optimizer or a group.
 pub(crate) const SELECTION: &[&str] = &[PARAMS, EXCEPT, NDIM];
 pub(crate) const AUTOCAST: &str = "autocast";
 pub(crate) const OFF: &str = "off";
@@ -94,7 +95,7 @@ pub(crate) const ON_STEP: &str = "on_step";
 pub(crate) const ON_EPOCH: &str = "on_epoch";
 pub(crate) const PROG_BAR: &str = "prog_bar";
 
-/// The flags of `#[log]`.
+/// The flags that `#[log]` accepts.
 pub(crate) const LOG_FLAGS: &[&str] = &[ON_STEP, ON_EPOCH, PROG_BAR];
 
 pub(crate) const SAME: &str = "same";
@@ -108,9 +109,10 @@ pub(crate) const ENABLED: &str = "enabled";
 pub(crate) const FORWARD_WITH: &str = "forward_with";
 /// The context argument of `forward`, which a `#[forward]` closure may name.
 pub(crate) const CX: &str = "cx";
-/// The argument of `configure_optimizers`; the keys of optimizers and schedulers may use it.
+/// The name of the argument of `configure_optimizers`. The values of an optimizer's or a
+/// scheduler's keys may use this name.
 pub(crate) const PLAN: &str = "plan";
 /// The field of the plan with the number of optimizer steps.
 pub(crate) const STEPPING_BATCHES: &str = "estimated_stepping_batches";
-/// The suffix of a key such as `weight_init`, after the name of a parameter.
+/// The suffix of keys such as `weight_init`, which begin with the name of a parameter.
 pub(crate) const OF_INIT: &str = "_init";

@@ -1,7 +1,7 @@
 //! The names that attributes may use: layers, losses, metrics, optimizers and schedulers, with
 //! their keys.
 //!
-//! To add one, add a row here and its type in amp-core.
+//! To add a layer, an optimizer or another entry, add a row here and its type in amp-core.
 
 mod draws;
 mod layers;
@@ -27,15 +27,16 @@ pub(crate) struct Key {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Range {
     Any,
-    /// Any value, `Some(value)` or `None`.
+    /// A value `v`, or `Some(v)`, or `None`.
     Optional,
-    /// A number above zero.
+    /// A number that is greater than zero.
     Positive,
-    /// A number of at least zero.
+    /// A number that is zero or greater.
     NotNegative,
-    /// A number from zero to one.
+    /// A number from zero to one, both included.
     Fraction,
-    /// One of these bare words, each with its Rust expression in amp-core.
+    /// One of these words, written without quotes. Each word is listed with the expression of
+    /// amp-core that it stands for.
     Choice(&'static [(&'static str, &'static str)]),
     /// The name of a logged value, a bare word.
     Logged,
@@ -44,7 +45,7 @@ pub(crate) enum Range {
     Sizes(i64),
     /// Like [`Sizes`](Self::Sizes) with numbers of at least 0, or the word `same`.
     Padding,
-    /// A tensor; it may be a field of `self`.
+    /// A tensor, which may be a field of `self`.
     Tensor,
     /// A list of positive numbers in ascending order.
     Rising,
@@ -83,16 +84,17 @@ impl Range {
     }
 }
 
-/// An entry of the table: its name and its keys.
+/// A row of a table: the name of a layer, loss, optimizer or other entry, and the keys that it
+/// accepts.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// The name that attributes use.
+    /// The name by which attributes refer to the entry.
     pub(crate) name: &'static str,
     /// The name of the type in amp-core.
     pub(crate) ty: &'static str,
     /// The keys without a default, in the order of the constructor's arguments.
     pub(crate) required: &'static [Key],
-    /// The keys with a default.
+    /// The optional keys. Each of them has a default.
     pub(crate) options: &'static [Key],
 }
 
@@ -102,15 +104,15 @@ impl Entry {
     }
 }
 
-/// How a layer is constructed.
+/// How generated code constructs a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     /// A unit struct.
     Unit,
     /// Calls `new(values…)`.
     Plain,
-    /// Calls `new(XConfig)`. The config's own `new` takes the required keys, and its fields are the
-    /// options.
+    /// Calls `new(XConfig)`. The config's own `new` takes the required keys. The optional keys are
+    /// fields of the config.
     Config,
 }
 
@@ -123,7 +125,7 @@ pub(crate) struct Layer {
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     pub(crate) entry: Entry,
-    /// The default unit of the scheduler's counts; `interval` overrides it.
+    /// The unit in which the scheduler counts (step or epoch), unless the user gives `interval`.
     pub(crate) interval: Interval,
 }
 
@@ -134,7 +136,7 @@ pub(crate) enum Interval {
     Epoch,
 }
 
-/// A table in which entries are found by name.
+/// A row of a table. Rows are found by their name.
 pub(crate) trait Named {
     fn entry(&self) -> &Entry;
 }
@@ -157,12 +159,12 @@ impl Named for Scheduler {
     }
 }
 
-/// Returns the row with this name.
+/// Returns the row with the name `name`, if the table has one.
 pub(crate) fn find<T: Named>(rows: &'static [T], name: &str) -> Option<&'static T> {
     rows.iter().find(|row| row.entry().name == name)
 }
 
-/// Returns the names of all rows.
+/// Returns the names of all rows of the table.
 pub(crate) fn names<T: Named>(rows: &'static [T]) -> Vec<&'static str> {
     rows.iter().map(|row| row.entry().name).collect()
 }
@@ -204,7 +206,8 @@ pub(crate) const NOT_NEEDED: &[(&str, &str)] = &[
     ("dtype", "the trainer's precision decides; for one field write `#[precision(fp32)]`"),
 ];
 
-/// A hook of the training loop, with its arguments and the signature of a function for it.
+/// A hook of the training loop: its arguments, and the signature that a user's function for it must
+/// have.
 #[derive(Debug)]
 pub(crate) struct Hook {
     pub(crate) name: &'static str,

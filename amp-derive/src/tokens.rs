@@ -1,10 +1,11 @@
-//! Finds names in the user's code without parsing it, so that it also finds names inside macro
-//! calls.
+//! Searches the user's code for names. The code is searched as tokens and not parsed, so that names
+//! inside macro calls are found too.
 
 use proc_macro2::{Delimiter, Ident, Spacing, Span, TokenStream, TokenTree};
 use syn::{Expr, Lifetime, Token, parse::Parser, punctuated::Punctuated};
 
-/// Returns `name`, followed by underscores until it differs from every name in `tokens`.
+/// Returns an identifier that does not occur in `tokens`. It consists of `name` and as many
+/// underscores as are needed.
 pub(crate) fn free(name: &str, tokens: TokenStream, span: Span) -> Ident {
     let taken = flat(tokens);
     let mut free = Ident::new(name, span);
@@ -14,8 +15,8 @@ pub(crate) fn free(name: &str, tokens: TokenStream, span: Span) -> Ident {
     free
 }
 
-/// Writes `macro` after `=` as a raw identifier. In torchmetrics `macro` is a value, but in Rust it
-/// is a keyword and not an expression.
+/// If the word `macro` stands after `=`, replaces it by the raw identifier `r#macro`. torchmetrics
+/// has a value `macro`, but in Rust `macro` is a keyword and cannot be parsed as an expression.
 pub(crate) fn with_raw_words(tokens: TokenStream) -> TokenStream {
     let mut behind = false;
     let raw = tokens.into_iter().map(|token| {
@@ -33,7 +34,7 @@ pub(crate) fn with_raw_words(tokens: TokenStream) -> TokenStream {
     raw.collect()
 }
 
-/// Returns whether `name` occurs.
+/// Returns whether the identifier `name` occurs in `tokens`.
 pub(crate) fn contains(tokens: TokenStream, name: &Ident) -> bool {
     flat(tokens).iter().any(|token| matches!(token, TokenTree::Ident(ident) if ident == name))
 }
@@ -70,7 +71,7 @@ pub(crate) fn called(tokens: TokenStream) -> Vec<Ident> {
     calls(tokens).into_iter().map(|(name, _)| name).collect()
 }
 
-/// Returns the names that are called as functions, each with its number of arguments.
+/// Returns the names that `tokens` calls as functions, each with the number of its arguments.
 pub(crate) fn calls(tokens: TokenStream) -> Vec<(Ident, usize)> {
     let mut called = Vec::new();
     let mut before: Vec<TokenTree> = Vec::new();
@@ -111,7 +112,8 @@ pub(crate) fn variable(tokens: TokenStream, name: &Ident) -> Option<Ident> {
     None
 }
 
-/// Returns whether `self` or `Self` is used other than in `self.field` with a field in `fields`.
+/// Returns whether `tokens` use `self` or `Self` for anything other than `self.field`, where
+/// `field` is in `fields`.
 pub(crate) fn passes_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
     let tokens = flat(tokens);
     tokens.iter().enumerate().any(|(at, token)| {
@@ -127,7 +129,7 @@ pub(crate) fn passes_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
     })
 }
 
-/// Returns the first lifetime with a name other than `'static` and `'_`.
+/// Returns the first named lifetime in `tokens`, which is a lifetime other than `'static` and `'_`.
 pub(crate) fn named_lifetime(tokens: TokenStream) -> Option<Lifetime> {
     let tokens = flat(tokens);
     tokens.windows(2).find_map(|pair| match pair {

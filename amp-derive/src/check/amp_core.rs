@@ -44,8 +44,8 @@ fn given(attr: &Attr, diag: &Diagnostics) -> Option<Path> {
 
 const EXAMPLE: &str = "`#[amp(crate = \"my_prelude::amp_core\")]`";
 
-/// Checks the rule: the value of `crate` is a path. It may be in quotes as in serde, or bare, so
-/// that a macro can write `$crate`.
+/// Checks the rule: the value of `crate` is a path. The path may be in quotes, as in serde. It may
+/// also be bare, so that a macro can write `$crate`.
 fn crate_is_a_path(pair: &Pair, diag: &Diagnostics) -> Option<Path> {
     let path = match &pair.value {
         Expr::Path(ExprPath { qself: None, path, .. }) => Some(path.clone()),
@@ -67,8 +67,8 @@ fn crate_is_a_path(pair: &Pair, diag: &Diagnostics) -> Option<Path> {
     Some(path)
 }
 
-/// Checks the rule: generated code uses amp-core, so the user's crate must depend on amp-core, or
-/// the attribute must give the path of a crate that re-exports it.
+/// Checks the rule: the user's crate depends on amp-core, because generated code uses amp-core.
+/// Instead of this dependency, the attribute may give the path of a crate that re-exports amp-core.
 fn is_a_dependency(manifest: &Manifest, diag: &Diagnostics) -> Option<Path> {
     let found = named(manifest);
     if found.is_none() {
@@ -83,7 +83,8 @@ fn is_a_dependency(manifest: &Manifest, diag: &Diagnostics) -> Option<Path> {
     found
 }
 
-/// Returns the path that begins with `::`, so that no module of the user can shadow it.
+/// Returns the path of amp-core. The path begins with `::`, so that no module of the user can
+/// shadow amp-core.
 fn named(manifest: &Manifest) -> Option<Path> {
     match manifest {
         Manifest::Named(name) => syn::parse_str(&format!("::{name}")).ok(),

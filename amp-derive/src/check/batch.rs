@@ -73,7 +73,7 @@ pub(super) fn check(
     Some(Some(BatchOf { ty: ty?, inputs, target }))
 }
 
-/// Returns the names of `forward`'s inputs.
+/// Returns the names of the inputs of `forward`.
 fn inputs(forward: &Forward) -> Vec<Ident> {
     match forward {
         Forward::Body(body) => body.inputs.iter().map(|input| input.ident.clone()).collect(),
@@ -97,8 +97,8 @@ fn is_a_type(arg: &Expr, diag: &Diagnostics) -> Option<Path> {
     None
 }
 
-/// Checks the rule: a part of a batch is a field such as `ids` or `source.ids`, or `batch` for the
-/// whole batch.
+/// Checks the rule: each argument names what it takes from a batch. It is a field such as `ids` or
+/// `source.ids`, or the word `batch` for the whole batch.
 fn part(expr: &Expr, diag: &Diagnostics) -> Option<Part> {
     if word(expr).is_some_and(|name| name == symbol::BATCH) {
         return Some(Part::Whole);

@@ -113,8 +113,8 @@ fn name_is_free_in_the_builder(field: &Field, derive: Derive, diag: &Diagnostics
     Some(())
 }
 
-/// Checks the rule: in `forward` a layer is called by its name and `cx` is the context, so no layer
-/// may be called `cx`.
+/// Checks the rule: no layer may be called `cx`. In `forward`, a layer is called by its name, and
+/// `cx` is the name of the context.
 fn name_is_free_in_forward(field: &Field, diag: &Diagnostics) -> Option<()> {
     if field.ident == symbol::CX {
         diag.error(&field.ident, "`cx` is the context in `forward`: give the layer another name");
@@ -142,7 +142,8 @@ fn default(attr: &Attr, diag: &Diagnostics) -> Option<Default> {
     keys::take(&mut pairs, symbol::DEFAULT).map(|pair| Default::Expr(pair.value))
 }
 
-/// Checks the rule: `#[state]` or `#[state(value)]`.
+/// Reads the initial value of a state field. Checks the rule: the attribute has the form `#[state]`
+/// or `#[state(value)]`.
 fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Option<Expr>> {
     match attr.args.as_deref()? {
         [] => Some(None),
@@ -161,7 +162,8 @@ fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Option<Expr>> {
     }
 }
 
-/// Checks the rule: `#[layer]` or `#[layer(how to build it)]`.
+/// Reads how a layer is built. Checks the rule: the attribute has the form `#[layer]` or
+/// `#[layer(how to build it)]`.
 fn source(attr: &Attr, diag: &Diagnostics) -> Option<Source> {
     match attr.args.as_deref()? {
         [] => Some(Source::Argument),

@@ -48,8 +48,8 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Forward> {
 /// The largest number of inputs for which amp-core implements `Arguments`.
 const MOST_INPUTS: usize = 8;
 
-/// Checks the rule: the closure's arguments are simple names, because `forward` gets the same
-/// arguments.
+/// Checks the rule: the arguments of the closure are simple names, because the generated `forward`
+/// has arguments of the same names.
 fn inputs_have_names(closure: &ExprClosure, diag: &Diagnostics) -> Option<Vec<Input>> {
     const MESSAGE: &str =
         "the inputs of `forward` need names, as in `|x| …` or `|x, mask: Option<&Tensor>| …`";
@@ -88,7 +88,8 @@ fn inputs_have_names(closure: &ExprClosure, diag: &Diagnostics) -> Option<Vec<In
     inputs.into_iter().collect()
 }
 
-/// Checks the rule: an input is borrowed for one call only, so its type has no named lifetime.
+/// Checks the rule: the type of an input has no named lifetime, because `forward` borrows an input
+/// only for one call.
 fn lifetimes_are_left_out(ty: Option<&Type>, diag: &Diagnostics) -> Option<()> {
     let Some(named) = ty.and_then(|ty| tokens::named_lifetime(ty.to_token_stream())) else {
         return Some(());
@@ -115,8 +116,8 @@ fn returns_a_result(closure: &ExprClosure, diag: &Diagnostics) -> Option<Option<
     None
 }
 
-/// Checks the rule: an input may not have the name of a layer or of the context, because it would
-/// shadow it.
+/// Checks the rule: an input does not have the name of a layer or of the context. In the closure,
+/// the input would hide the layer or the context.
 fn inputs_hide_nothing(spec: &Spec, inputs: &[Input], diag: &Diagnostics) -> Option<()> {
     let hidden = |input: &Ident| match input {
         cx if cx == symbol::CX => Some("the context"),
@@ -181,7 +182,8 @@ fn uses_every_parameter(spec: &Spec, body: Option<&Expr>, diag: &Diagnostics) {
     }
 }
 
-/// Checks the rule: all calls of a layer have the same number of inputs.
+/// Checks the rule: if the closure calls a layer several times, all calls pass the same number of
+/// inputs.
 fn calls_agree(spec: &Spec, body: &Expr, diag: &Diagnostics) {
     let calls = tokens::calls(body.to_token_stream());
     for layer in layers(spec) {

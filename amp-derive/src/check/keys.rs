@@ -35,8 +35,8 @@ pub(super) fn pairs(
     complete.then_some(pairs)
 }
 
-/// Returns the pairs in `args` without checking their keys: they become fields of a struct, which
-/// rustc checks.
+/// Returns the `key = value` pairs in `args`. The keys are not checked here: they become fields of
+/// a struct, and rustc checks those.
 pub(super) fn any_pairs(args: &[Expr], diag: &Diagnostics) -> Option<Vec<Pair>> {
     let mut pairs: Vec<Pair> = Vec::new();
     let mut complete = true;
@@ -108,7 +108,8 @@ pub(super) fn key_is_new(key: &Ident, before: &[Pair], diag: &Diagnostics) -> bo
     new
 }
 
-/// Checks the rule: every key without a default is given, and every literal is in its range.
+/// Checks two rules: every key without a default is given, and every literal is in the range of its
+/// key.
 pub(super) fn fit(
     at: &Ident,
     row: &'static Entry,
@@ -147,7 +148,7 @@ pub(super) fn are_in_range(
     fits
 }
 
-/// Replaces each known word by the Rust expression for it.
+/// Replaces each known word, such as `same`, by the Rust expression that the word stands for.
 pub(super) fn words_to_values(
     row: &'static Entry,
     pairs: Vec<Pair>,
@@ -166,7 +167,8 @@ pub(super) fn words_to_values(
             let value = &pair.value;
             Some(syn::parse_quote!(__amp::From::from(#value)))
         }
-        // The constructor of the options takes these required keys unchanged.
+        // Only optional keys are converted here. The constructor of the options accepts the values
+        // of required keys as the user wrote them.
         Range::Sizes(_) | Range::Padding if row.options.iter().any(|key| pair.key == key.name) => {
             let value = &pair.value;
             Some(syn::parse_quote!(__amp::From::from(#value)))
@@ -206,7 +208,7 @@ fn logged_name(pair: &Pair, diag: &Diagnostics) -> Option<String> {
     None
 }
 
-/// Checks the rule: a literal is in the range of its key.
+/// Checks the rule: a literal number is in the range that the table gives for its key.
 pub(super) fn literal_is_in_range(
     owner: &str,
     key: &Key,
@@ -253,7 +255,7 @@ fn rises(owner: &str, key: &Key, value: &Expr, diag: &Diagnostics) -> bool {
     fits
 }
 
-/// Returns the value of a literal number, including its sign.
+/// Returns the value of a literal number, with its sign. Returns `None` for any other expression.
 pub(super) fn number(expr: &Expr) -> Option<f64> {
     match expr {
         Expr::Lit(ExprLit { lit: Lit::Int(int), .. }) => int.base10_parse().ok(),
@@ -284,13 +286,14 @@ pub(super) fn fields_are_read_from_self(
     fits
 }
 
-/// Removes the pair called `key` from `pairs` and returns it.
+/// Removes the pair whose key is `key` from `pairs`, and returns the pair.
 pub(super) fn take(pairs: &mut Vec<Pair>, key: &str) -> Option<Pair> {
     let at = pairs.iter().position(|pair| pair.key == key)?;
     Some(pairs.remove(at))
 }
 
-/// Checks the rule: if a key accepts certain words, its value is one of them, without quotes.
+/// Checks the rule: if a key accepts only certain words, its value is one of these words, written
+/// without quotes.
 pub(super) fn choice<T: Copy>(pair: &Pair, words: &[(&str, T)], diag: &Diagnostics) -> Option<T> {
     let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
     let key = &pair.key;

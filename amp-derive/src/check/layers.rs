@@ -14,7 +14,7 @@ use crate::{
     table::{self, Entry, LAYERS, Layer, NOT_NEEDED},
 };
 
-/// Reads the expression for one layer; returns `None` if an error was reported.
+/// Reads the expression that builds one layer. Returns `None` if an error was reported.
 pub(super) fn build(expr: &Expr, diag: &Diagnostics) -> Option<Build> {
     has_no_question_mark(expr, diag)?;
     is_not_spelt_as_in_python(expr, diag)?;
@@ -34,8 +34,9 @@ pub(super) fn build(expr: &Expr, diag: &Diagnostics) -> Option<Build> {
     bind(name, name_is_known(name, diag)?, &args, diag)
 }
 
-/// Returns a lowercase name, or the name and arguments of a call of such a name. Any other
-/// expression is plain Rust.
+/// If `expr` is a lowercase name, returns the name. If `expr` is a call of a lowercase name,
+/// returns the name and the arguments. Returns `None` for any other expression, which is plain
+/// Rust.
 fn named(expr: &Expr) -> Option<(&Ident, Option<Vec<Expr>>)> {
     let (name, args) = match expr {
         Expr::Call(ExprCall { func, args, .. }) => {
@@ -47,7 +48,8 @@ fn named(expr: &Expr) -> Option<(&Ident, Option<Vec<Expr>>)> {
     lowercase.then_some((name, args))
 }
 
-/// Returns all names with a special meaning here; they are not plain Rust.
+/// Returns all names that have a special meaning in `#[layer(…)]`. Such a name is not a Rust
+/// function.
 fn names() -> Vec<&'static str> {
     let mut names = table::names(LAYERS);
     names.extend([symbol::SEQUENTIAL, symbol::REPEAT, symbol::OPTIONAL, symbol::CHECKPOINT]);
@@ -71,7 +73,8 @@ fn name_is_known(name: &Ident, diag: &Diagnostics) -> Option<&'static Layer> {
     found
 }
 
-/// Checks the rule: a layer is written without `?`, because the generated code adds it.
+/// Checks the rule: the expression for a layer does not end in `?`, because the generated code adds
+/// the `?`.
 fn has_no_question_mark(expr: &Expr, diag: &Diagnostics) -> Option<()> {
     if let Expr::Try(tried) = expr
         && let Some((name, _)) = named(&tried.expr)
@@ -128,7 +131,7 @@ fn sequential(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> 
     Some(Build::Sequential(layers))
 }
 
-/// Checks the rule: `repeat(count, |index| layer)`.
+/// Reads a list of layers. Checks the rule: it has the form `repeat(count, |index| layer)`.
 fn repeat(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
     if let [count, Expr::Closure(closure)] = args
         && let Some(index) = index(closure)
@@ -152,7 +155,7 @@ fn index(closure: &ExprClosure) -> Option<Pat> {
     }
 }
 
-/// Checks the rule: `optional(condition, layer)`.
+/// Reads an optional layer. Checks the rule: it has the form `optional(condition, layer)`.
 fn optional(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
     if let [condition, layer] = args {
         let layer = Box::new(build(layer, diag)?);
@@ -186,7 +189,8 @@ fn checkpoint(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> 
     None
 }
 
-/// Reads a layer of the table, together with the initializers for its parameters.
+/// Reads a layer that is in the table. Its arguments may contain initializers for the layer's
+/// parameters, such as `weight_init = normal(0.0, 0.02)`.
 fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
     let (mut own, mut redrawn, mut fits) = (Vec::new(), Vec::new(), true);
     for arg in args {
@@ -202,7 +206,8 @@ fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) ->
     fits.then_some(Build::Layer { row, at: name.clone(), values, options, redrawn })
 }
 
-/// Returns the parameter and its initializer from `weight_init = normal(0.0, 0.02)`.
+/// If `arg` is an initializer such as `weight_init = normal(0.0, 0.02)`, returns the parameter's
+/// name (`weight`) and the value. Returns `None` if `arg` is an ordinary argument of the layer.
 fn parameter_of<'a>(arg: &'a Expr, entry: &Entry) -> Option<(Ident, &'a Expr)> {
     let Arg::Pair(key, value) = Arg::from(arg) else { return None };
     let text = key.to_string();
@@ -275,8 +280,8 @@ fn stands_before_keywords(arg: &Expr, late: bool, diag: &Diagnostics) -> bool {
     !late
 }
 
-/// Checks the rule: a layer or an initializer needs its required arguments, and takes no other
-/// positional arguments.
+/// Checks the rule: a layer or an initializer gets all of its required arguments, and no more
+/// positional arguments than these.
 fn number_of_arguments_fits(
     name: &Ident,
     entry: &'static Entry,
@@ -319,7 +324,7 @@ fn keyword_has_a_counterpart(owner: &str, key: &Ident, known: &[&str], diag: &Di
     reason.is_none()
 }
 
-/// Returns the last segment of `nn::X`.
+/// If `func` is a path `nn::X`, returns `X`.
 fn last_of_nn(func: &Expr) -> Option<&Ident> {
     match func {
         Expr::Path(path) => {

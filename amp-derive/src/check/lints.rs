@@ -46,8 +46,8 @@ fn eps_is_representable_in_half_precision(model: &Model, diag: &Diagnostics) {
     }
 }
 
-/// Checks the rule (advice): batch norm computes its statistics from its input. If a layer before
-/// it computes in half precision, the input is rounded, and so are the statistics.
+/// Warns if a layer before a batch norm computes in half precision. The batch norm's input is then
+/// rounded, and so are the mean and variance that the batch norm computes from it.
 fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
     // With `#[forward]`, the order of the fields does not show the order of the calls.
     if !matches!(model.forward, Forward::InOrder) {
@@ -81,8 +81,8 @@ fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
     }
 }
 
-/// Checks the rule: a loss of logits applies the sigmoid itself. A model that ends in a sigmoid
-/// would apply it twice and learn slowly, without an error.
+/// Warns if a model ends in a sigmoid and its loss expects logits. Such a loss applies the sigmoid
+/// itself. With two sigmoids the model would learn slowly, and no error would be reported.
 pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
     const OF_LOGITS: [&str; 2] = ["binary_cross_entropy_with_logits", "focal"];
     let args = |attr: &'_ Attr| attr.args.as_ref().and_then(|args| args.first().cloned());

@@ -13,13 +13,14 @@ use crate::{
     symbol,
 };
 
-/// The values that generated steps log.
+/// The names and default flags of the values that generated steps log.
 pub(super) struct Names {
     logged: Vec<(String, LogOptions)>,
     /// False if a metric had an error. An unknown name may then be the name of that metric.
     complete: bool,
-    /// For each metric with a `stage`: the name that it would have in the other stage, the metric's
-    /// name, and its stage.
+    /// The metrics whose `stage` restricts them to one stage. For each: the name that the metric
+    /// would have in the other stage, the metric's name, and its stage. Used to explain why a name
+    /// is unknown.
     left_out: Vec<(String, String, Stage)>,
     /// The stages for which the user has written the step.
     own: Vec<Stage>,
@@ -52,14 +53,15 @@ impl Names {
     }
 }
 
-/// Returns Lightning's defaults, except for metrics in training: they are logged once per epoch,
-/// computed from the counts of the whole epoch, unless `on_step` is given.
+/// Returns the default flags for a logged value, which are Lightning's except for metrics in
+/// training. Such a metric is logged once per epoch, and computed from the counts of the whole
+/// epoch, unless `on_step` is given.
 fn defaults(stage: Stage, is_loss: bool) -> LogOptions {
     let on_step = stage == Stage::Train && is_loss;
     LogOptions { on_step, on_epoch: !on_step, prog_bar: false }
 }
 
-/// The flags of each logged value.
+/// The flags of each logged value, by the value's name.
 pub(super) struct Logs(Vec<(String, LogOptions)>);
 
 impl Logs {
@@ -71,11 +73,12 @@ impl Logs {
     }
 }
 
-/// Reads all `#[log]` attributes; `None` if an error was reported.
+/// Reads all `#[log]` attributes. Returns `None` if an error was reported.
 pub(super) fn check(spec: &Spec, names: &Names, diag: &Diagnostics) -> Option<Logs> {
     let mut seen: Vec<&Ident> = Vec::new();
     let mut logs = Some(Vec::new());
-    // If the user has written both steps, another rule refuses every `#[log]`.
+    // If the user has written both steps, no values are generated. Another rule then refuses every
+    // `#[log]`, so this loop skips them.
     let attrs = named(&spec.attrs, symbol::LOG).filter(|_| !names.logged.is_empty());
     for attr in attrs {
         let (values, complete) = begins_with_logged_names(attr, names, diag);
@@ -98,7 +101,7 @@ pub(super) fn check(spec: &Spec, names: &Names, diag: &Diagnostics) -> Option<Lo
     logs.map(Logs)
 }
 
-/// A logged value with its flags.
+/// The name of a logged value in a `#[log]` attribute, and the flags that follow the name.
 struct Value<'a> {
     name: &'a Ident,
     flags: Vec<&'a Expr>,
@@ -236,7 +239,7 @@ fn flag_is_a_word<'a>(flag: &'a Expr, diag: &Diagnostics) -> Option<(&'a Ident, 
     }
 }
 
-/// Checks the rule: a value must be logged per step, per epoch or both.
+/// Checks the rule: a value is logged per step, per epoch, or both per step and per epoch.
 fn is_logged_at_all(name: &Ident, options: LogOptions, diag: &Diagnostics) -> bool {
     let logged = options.on_step || options.on_epoch;
     if !logged {

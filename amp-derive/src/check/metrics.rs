@@ -14,7 +14,7 @@ use crate::{
 
 const STAGES: &[(&str, Stage)] = &[("train", Stage::Train), ("val", Stage::Val)];
 
-/// A declared metric, for one or both stages.
+/// A metric that a `#[metric]` attribute declares, for training, for validation, or for both.
 pub(super) struct Declared {
     pub(super) name: String,
     stage: Option<Stage>,
@@ -110,7 +110,8 @@ fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
         return None;
     };
     let name = text.value();
-    // The name follows `train_` or `val_`, so it may begin with a digit.
+    // The logged name is `train_` or `val_` followed by this name, so this name may begin with a
+    // digit.
     let fits = !name.is_empty() && syn::parse_str::<Ident>(&format!("train_{name}")).is_ok();
     if !fits {
         diag.error(text, "a metric's name has letters, digits and `_` only, as in `name = acc`");
@@ -126,7 +127,7 @@ fn own_metric_is_named(name: Option<String>, at: &Ident, diag: &Diagnostics) -> 
     name
 }
 
-/// Checks the rule: two values cannot have the same logged name.
+/// Checks the rule: no two metrics have the same logged name.
 fn name_is_its_own(metric: &Declared, at: &Ident, before: &[Declared], diag: &Diagnostics) -> bool {
     let name = &metric.name;
     let meets = |other: &&Declared| {

@@ -1,5 +1,5 @@
-//! Converts a [`Spec`] into a [`Model`] by applying the rules. Each rule is one function, with the
-//! rule in its comment.
+//! Converts a [`Spec`] into a [`Model`] by applying the rules. Each rule is one function, whose
+//! comment states the rule.
 //!
 //! A rule reports errors through [`Diagnostics`], and the next rules still run, so that one
 //! compilation shows every mistake. No mistake is reported twice: a part that could not be read is
@@ -32,7 +32,7 @@ use crate::{
     symbol,
 };
 
-/// Applies every rule; returns `None` if a rule reported an error.
+/// Applies every rule to the struct. Returns `None` if a rule reported an error.
 pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
     attributes_are_in_their_place(spec, diag);
     has_a_layer(spec, diag);
@@ -59,8 +59,8 @@ pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
     Some(model)
 }
 
-/// Checks the rule: each attribute is in its place, on a field or on the struct. `derive(Module)`
-/// refuses attributes for training.
+/// Checks the rule: attributes for fields are on fields, and attributes for the struct are on the
+/// struct. `derive(Module)` refuses attributes for training.
 fn attributes_are_in_their_place(spec: &Spec, diag: &Diagnostics) {
     for attr in &spec.attrs {
         if let Some(name) = symbol::ON_FIELD.iter().find(|name| attr.is(name)) {
@@ -116,7 +116,7 @@ pub(crate) fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> 
 
 /// The attribute that replaces a generated function.
 enum Own {
-    /// No attribute: the function is generated.
+    /// The user gave no attribute, so the function is generated.
     Generated,
     Function {
         path: ExprPath,
@@ -133,8 +133,8 @@ impl Own {
     }
 }
 
-/// Checks the rule: an attribute that replaces a generated function contains the path of a function
-/// with the same signature.
+/// Checks the rule: if an attribute replaces a generated function, it contains the path of a
+/// function that has the same signature.
 fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) -> Own {
     let Some(attr) = only(&spec.attrs, name, diag) else {
         return Own::Generated;
@@ -157,9 +157,9 @@ fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) ->
     }
 }
 
-/// Returns the word that may follow a function in an attribute. For a hook it means that the
-/// trainer may call the hook after it has started later steps; for a training step, that the step
-/// may run as a CUDA graph.
+/// Returns the word that may follow the function in this attribute, if there is one. After a hook,
+/// the word means that the trainer may call the hook after later steps have started. After a
+/// training step, the word means that the step may run as a CUDA graph.
 fn mark_of(name: &str) -> Option<&'static str> {
     match name {
         symbol::ON_TRAIN_BATCH_END => Some(symbol::LATE),
@@ -172,8 +172,8 @@ fn is_word(argument: &Expr, word: &str) -> bool {
     matches!(argument, Expr::Path(path) if path.path.is_ident(word))
 }
 
-/// Checks the rule: an attribute is refused if it has no effect because the user replaces the
-/// function to which it belongs.
+/// Checks the rule: if the user replaces a generated function, an attribute that only configures
+/// the generated function is refused, because it has no effect.
 fn has_no_effect(spec: &Spec, names: &[&str], because: &str, diag: &Diagnostics) {
     for attr in spec.attrs.iter().filter(|attr| names.iter().any(|name| attr.is(name))) {
         let name = attr_name(attr);

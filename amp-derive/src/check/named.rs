@@ -9,9 +9,10 @@ use crate::{
     suggest, symbol,
 };
 
-/// The first argument, with the arguments that follow it.
+/// The first argument of an attribute, which names an optimizer or a scheduler, and the arguments
+/// after it.
 pub(super) enum Named<'a> {
-    /// A name from a table.
+    /// The name of an entry in a table.
     Known { at: &'a Ident, args: &'a [Expr] },
     /// A struct that the user has written.
     Own { ty: &'a ExprPath, args: &'a [Expr] },
@@ -20,14 +21,15 @@ pub(super) enum Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    /// Returns the arguments after the first.
+    /// Returns the arguments that follow the first one.
     pub(super) fn args(&self) -> &'a [Expr] {
         let (Self::Known { args, .. } | Self::Own { args, .. } | Self::Value { args, .. }) = self;
         args
     }
 }
 
-/// Reads the first argument of an optimizer or a scheduler; `what` says which of the two.
+/// Reads the first argument of an optimizer's or a scheduler's attribute. `what` is the word
+/// "optimizer" or "scheduler" for messages.
 pub(super) fn named_config<'a>(
     attr: &'a Attr,
     what: &str,

@@ -61,8 +61,9 @@ fn has_an_optimizer(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// Checks the rule: each scheduler follows its optimizer, and an optimizer has at most one
-/// scheduler. If there is only one optimizer, the scheduler may precede it.
+/// Returns each optimizer's attribute with the attribute of its scheduler, if it has one. Checks
+/// the rule: a scheduler stands after its optimizer, and an optimizer has at most one scheduler. If
+/// there is only one optimizer, its scheduler may also stand before it.
 fn with_their_schedulers<'a>(
     spec: &'a Spec,
     diag: &Diagnostics,
@@ -89,8 +90,8 @@ fn with_their_schedulers<'a>(
     pairs
 }
 
-/// Checks the rule: if there are several optimizers, at most one has no `params`; it trains the
-/// remaining parameters.
+/// Checks the rule: if there are several optimizers, at most one of them has no `params`. The
+/// optimizer without `params` trains all parameters that no other optimizer selects.
 fn one_takes_the_rest(
     pairs: &[(&Attr, Option<&Attr>)],
     optimizers: &[Optimizer],
@@ -166,11 +167,11 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
 /// The object to which the options of a group belong.
 #[derive(Clone, Copy)]
 enum Owner<'a> {
-    /// An optimizer of amp-core, with the keys of its row.
+    /// An optimizer of amp-core. `row` lists the keys that it accepts.
     Known { at: &'a Ident, row: &'static Entry },
-    /// A struct that the user has written; its fields are the keys.
+    /// A struct that the user has written. Each key must be a field of this struct.
     Own,
-    /// A value, which takes no keys.
+    /// An expression for the whole optimizer. It accepts no keys.
     Value,
 }
 
@@ -263,7 +264,7 @@ fn is_a_number_of_dimensions(pair: &Pair, diag: &Diagnostics) -> Option<LitInt> 
     }
 }
 
-/// Reads a group such as `group(params = ["*.bias"], weight_decay = 0.0)`.
+/// Reads a parameter group such as `group(params = ["*.bias"], weight_decay = 0.0)`.
 fn check_group(spec: &Spec, owner: Owner<'_>, call: &Expr, diag: &Diagnostics) -> Option<Group> {
     let Expr::Call(ExprCall { func, args, .. }) = call else {
         return None;

@@ -17,7 +17,8 @@ use crate::{
     tokens,
 };
 
-/// Returns the schedule and its interval, or `None` if an error was reported.
+/// Returns the schedule and the unit in which it advances (step or epoch). Returns `None` if an
+/// error was reported.
 pub(super) fn check(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Config, Interval)> {
     match named_config(attr, symbol::SCHEDULER, &table::names(SCHEDULERS), diag)? {
         Named::Known { at, args } => known(spec, at, args, diag),
@@ -37,8 +38,8 @@ pub(super) fn check(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Con
     }
 }
 
-/// Checks the rule: a custom schedule needs an `interval`, because the macro cannot infer its unit
-/// from the type.
+/// Checks the rule: a schedule that the user has written needs an `interval`, because the macro
+/// cannot infer from the type whether the schedule advances per step or per epoch.
 fn own_interval(
     spec: &Spec,
     at: &Ident,
@@ -99,9 +100,9 @@ fn monitors_by_epoch(
 
 const INTERVALS: &[(&str, Interval)] = &[("step", Interval::Step), ("epoch", Interval::Epoch)];
 
-/// Checks the rule: a schedule whose keys count optimizer steps advances at every step. Otherwise,
-/// for example, OneCycleLR with `total_steps = estimated_stepping_batches` would never finish its
-/// warm-up.
+/// Checks the rule: a schedule whose keys count optimizer steps advances at every step. For
+/// example, a OneCycleLR with `total_steps = estimated_stepping_batches` that advanced once per
+/// epoch would never finish its warm-up.
 fn counts_fit_the_interval(
     at: &Ident,
     pairs: &[Pair],

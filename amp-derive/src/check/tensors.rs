@@ -43,8 +43,9 @@ pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
     Some(Initial::Drawn { drawn, shape: shape.value })
 }
 
-/// Checks the rule: a lowercase name, or a call of one, is an initializer with its arguments. The
-/// inner `None` means any other expression; the outer `None` means that an error was reported.
+/// Reads an initializer. Checks the rule: a lowercase name, or a call of a lowercase name, is an
+/// initializer of the table. Returns `Some(None)` for any other expression, and `None` if an error
+/// was reported.
 pub(super) fn drawn(expr: &Expr, diag: &Diagnostics) -> Option<Option<Drawn>> {
     let (name, arguments) = match expr {
         Expr::Call(ExprCall { func, args, .. }) => match word(func) {

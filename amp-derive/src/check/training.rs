@@ -19,7 +19,7 @@ const LOSS_KEYS: [&str; 3] = [symbol::WITH, symbol::OF, symbol::COUNTS];
 
 const SCOPES: &[(&str, Scope)] = &[("examples", Scope::Examples), ("batch", Scope::Batch)];
 
-/// Training or validation; each has its own step.
+/// The stage of a run, training or validation. Each stage has its own step function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Train,
@@ -27,7 +27,7 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    /// Returns the stage's name in attributes, which is also the prefix of its logged names.
+    /// Returns the stage's name in attributes. Logged names begin with the same word.
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Train => "train",
@@ -35,7 +35,7 @@ impl Stage {
         }
     }
 
-    /// Returns the logged name of `value`.
+    /// Returns the name under which `value` is logged in this stage, for example `val_loss`.
     pub(super) fn name_of(self, value: &str) -> String {
         format!("{}_{value}", self.word())
     }
@@ -224,8 +224,9 @@ fn has_a_loss<'a>(spec: &'a Spec, diag: &Diagnostics) -> Option<&'a Attr> {
     found
 }
 
-/// Checks the rule: binary cross entropy of probabilities is refused, because every model must run
-/// in every precision: its logarithm overflows in f16, and CUDA autocast refuses it.
+/// Checks the rule: the loss is not `binary_cross_entropy`, which takes probabilities. Every model
+/// must run in every precision, but the logarithm in this loss overflows in f16, and CUDA's
+/// autocast refuses the loss.
 fn runs_under_autocast(args: &[Expr], diag: &Diagnostics) -> Option<()> {
     let name = args.first().and_then(word);
     if let Some(name) = name.filter(|name| *name == "binary_cross_entropy") {
@@ -248,8 +249,9 @@ fn takes_output_and_target(closure: &ExprClosure, diag: &Diagnostics) -> Option<
     Some(())
 }
 
-/// Checks the rule: the loss is not divided by the number of accumulated batches. The trainer
-/// already divides it; a second division would make gradients N times too small.
+/// Checks the rule: the user's loss is not divided by the number of accumulated batches. The
+/// trainer already divides the loss by this number N. A second division would make the gradients N
+/// times too small.
 fn is_not_divided_for_accumulation(closure: &ExprClosure, diag: &Diagnostics) -> Option<()> {
     let Some(divisor) = divisor(&closure.body) else {
         return Some(());

@@ -50,7 +50,8 @@ pub(super) fn target(model: &Model, locals: &Locals) -> TokenStream {
     }
 }
 
-/// Generates the output for a metric.
+/// Generates the expression for what a metric measures: the model's output, or what the user
+/// computes from this output.
 pub(super) fn measured(output: Option<&Expr>, locals: &Locals) -> TokenStream {
     let given = &locals.output;
     match output {

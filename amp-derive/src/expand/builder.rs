@@ -10,7 +10,8 @@ use crate::{
     tokens,
 };
 
-/// Generates `builder()`, the builder with its setters, and its `build` method.
+/// Generates the method `builder()`, the builder's struct with its setters, and the builder's
+/// `build`.
 pub(super) fn expand(model: &Model) -> TokenStream {
     let (ident, name, vis) = (&model.ident, &model.builder, &model.vis);
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
@@ -101,7 +102,8 @@ pub(super) fn reads(model: &Model) -> Option<TokenStream> {
     let reads: Vec<TokenStream> =
         model.hparams().map(|Field { ident, .. }| quote!(let _ = &#block.#ident;)).collect();
     (!reads.is_empty()).then(|| {
-        // The function is in a scope of its own, so that the user's code cannot call it.
+        // The function is inside a scope of its own, so that the user's code cannot call the
+        // function.
         quote! {
             const _: () = {
                 #[allow(dead_code)]
@@ -113,8 +115,8 @@ pub(super) fn reads(model: &Model) -> Option<TokenStream> {
     })
 }
 
-/// Returns whether the builder needs a marker field, because none of its fields uses some generic
-/// parameter of the struct.
+/// Returns whether the builder needs a marker field (`PhantomData`). If the struct has generic
+/// parameters, the builder needs one, because its other fields may not use every parameter.
 fn has_marker(model: &Model) -> bool {
     !model.generics.params.is_empty()
 }
@@ -170,8 +172,8 @@ fn setter(field: &Field) -> Option<TokenStream> {
     })
 }
 
-/// Generates `hyperparameters`, which sets hyperparameters by name, as
-/// `LightningModule::hyperparameters` has saved them.
+/// Generates the method `hyperparameters`. It sets hyperparameters by name, from the names and
+/// values that `LightningModule::hyperparameters` has saved.
 fn by_name(model: &Model) -> TokenStream {
     let (values, name, value) = (local("values"), local("name"), local("value"));
     let keys: Vec<String> = model.hparams().map(|field| key(&field.ident)).collect();
@@ -221,8 +223,8 @@ fn build(model: &Model, inputs: &[&Field]) -> TokenStream {
     let taken = inputs.iter().map(|field| &field.ident);
     let rest = has_marker(model).then(|| quote!(..));
     let taken = (!inputs.is_empty()).then(|| quote!(let #name { #(#taken,)* #rest } = #builder;));
-    // Fields are created in order of declaration. Weights are drawn in this order, and each
-    // expression can use the fields above it.
+    // Fields are created in the order of their declaration. Initial weights therefore use the
+    // random numbers in this order, and each expression can use the fields above it.
     let made = model.fields.iter().filter_map(|Field { ident, kind, .. }| {
         let value = match kind {
             Kind::Layer { source: Source::Built(build), .. } => layer::expand(build),

@@ -7,7 +7,8 @@ use syn::{Type, ext::IdentExt, spanned::Spanned};
 use super::local;
 use crate::model::{Field, Kind, Model};
 
-/// Generates saving and loading; returns `None` if the struct has no state.
+/// Generates the functions that save and load the struct's state. Returns `None` if the struct has
+/// no state.
 pub(super) fn expand(model: &Model) -> Option<TokenStream> {
     let fields: Vec<&Field> = model
         .fields
@@ -48,9 +49,9 @@ pub(super) fn expand(model: &Model) -> Option<TokenStream> {
     })
 }
 
-/// Returns a variable with the span of `ty`, so that rustc underlines a type that cannot be saved.
-/// `self` does not work here: if a macro got `ty` from its caller, `self` would be resolved at the
-/// caller.
+/// Returns a variable with the span of `ty`. If the type cannot be saved, rustc then underlines
+/// `ty`. `self` cannot be used for this. If a macro received `ty` from its caller, rustc would look
+/// up a `self` with this span at the caller.
 fn value(ty: &Type) -> Ident {
     Ident::new("__value", ty.span())
 }

@@ -1,5 +1,6 @@
-//! Wraps the layers that a `#[forward]` uses through `self`, or calls with several inputs. Each
-//! becomes a `Child`, which runs the layer under its field's name and region.
+//! Wraps layers of a `#[forward]` into a `Child`, which runs a layer under the name and the
+//! precision region of its field. Layers are wrapped if the closure uses them through `self` or
+//! calls them with several inputs.
 
 use std::collections::BTreeSet;
 
@@ -13,10 +14,10 @@ use crate::{
     symbol, tokens,
 };
 
-/// The form in which the body uses a field.
+/// The form in which the body of `#[forward]` uses a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum View {
-    /// A `Child` of the layer.
+    /// One `Child`, for a field that is a layer.
     Whole,
     /// A `Vec` of `Child` for the layers of a `Vec`.
     List,
@@ -24,7 +25,7 @@ enum View {
     Optional,
 }
 
-/// The children that a body uses.
+/// The `Child` values that the body of a `#[forward]` needs.
 pub(super) struct Children<'m> {
     model: &'m Model,
     used: BTreeSet<(String, View)>,
@@ -37,12 +38,12 @@ impl<'m> Children<'m> {
         Self { model, used: BTreeSet::new(), several: BTreeSet::new() }
     }
 
-    /// Returns whether the layer is called by its name with several inputs.
+    /// Returns whether the body calls the layer by its name and with several inputs.
     pub(super) fn has_several_inputs(&self, field: &Field) -> bool {
         self.several.contains(&key(&field.ident))
     }
 
-    /// Declares the children before the body, so that they live as long as it runs.
+    /// Declares the `Child` values before the body, so that they live until the body ends.
     pub(super) fn declarations(&self) -> TokenStream {
         let declared = self.model.layers().flat_map(|(field, precision)| {
             let (name, region) = (key(&field.ident), region(precision));
@@ -66,8 +67,8 @@ impl<'m> Children<'m> {
 
     /// Replaces the layers in the code by children:
     ///
-    /// - `self.head` by a child, also in `&self.blocks`, `self.blocks[i]`, `self.blocks.iter()` and
-    ///   `self.attention.attend(…, cx)`;
+    /// - `self.head` by a child. The same applies to `&self.blocks`, `self.blocks[i]`,
+    ///   `self.blocks.iter()` and `self.attention.attend(…, cx)`;
     /// - `block(x, mask)` by `block.forward_with((x, mask), cx)`;
     /// - `layer.forward(x, mask, cx)` by `layer.forward_with((x, mask), cx)`.
     pub(super) fn rewrite(&mut self, code: TokenStream) -> TokenStream {
@@ -92,7 +93,8 @@ impl<'m> Children<'m> {
         inner.into()
     }
 
-    /// Reads `self.layer`; returns the expression for the child and the number of tokens.
+    /// Reads `self.layer` at the position `at`. Returns the expression for the child, and the
+    /// number of tokens that it replaces.
     fn field_of_self(&mut self, code: &[TokenTree], at: usize) -> Option<(TokenStream, usize)> {
         let [TokenTree::Ident(this), dot, TokenTree::Ident(name), ..] = &code[at..] else {
             return None;
@@ -136,7 +138,7 @@ impl<'m> Children<'m> {
         Some((quote!(#child #run), 2))
     }
 
-    /// Replaces `.forward(x, mask, cx)`.
+    /// Replaces `.forward(x, mask, cx)` by `.forward_with((x, mask), cx)`.
     fn forward_of_several(
         &mut self,
         code: &[TokenTree],

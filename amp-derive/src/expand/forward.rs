@@ -1,5 +1,5 @@
-//! Generates `Module::forward` or `Forward::forward_with`: the layers in order, or the user's
-//! closure. Every layer runs under its name and region.
+//! Generates `Module::forward` or `Forward::forward_with`. The generated function runs the layers
+//! in order, or the user's closure. Every layer runs under its name and its precision region.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -33,7 +33,8 @@ pub(super) fn expand(model: &Model) -> TokenStream {
     }
 }
 
-/// Generates an inherent method `forward`, and an implementation of `Forward` that calls it.
+/// Generates a method `forward` on the struct, and an implementation of the trait `Forward` that
+/// calls this method.
 fn of_any_inputs(model: &Model, body: &Body, forward: &TokenStream) -> TokenStream {
     let (ident, vis) = (&model.ident, &model.vis);
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
@@ -42,7 +43,8 @@ fn of_any_inputs(model: &Model, body: &Body, forward: &TokenStream) -> TokenStre
         Static.visit_type_mut(&mut ty);
         ty
     });
-    // With the input's span, rustc underlines the input if its type is not supported.
+    // The generated code gets the span of the input. If the input's type is not supported, rustc
+    // then underlines the input.
     let span = body
         .inputs
         .iter()
@@ -120,7 +122,8 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     let called: Vec<_> = model
         .layers()
         .filter(|(field, _)| {
-            // A layer with several inputs is not a closure here, but a variable may have its name.
+            // Other layers become closures with their names. A layer that is called with several
+            // inputs does not, but a variable with its name may be used.
             !children.has_several_inputs(field)
                 && tokens::mentions(statements.clone(), &field.ident)
         })
@@ -186,7 +189,7 @@ fn signature(
     }
 }
 
-/// Replaces every omitted lifetime with `'static`.
+/// Replaces every lifetime that the user left out by `'static`.
 struct Static;
 
 impl Static {

@@ -36,7 +36,8 @@ pub(super) fn expand(build: &Build) -> TokenStream {
             quote!(__amp::nn::init::redrawn(#name, #layer, &[#(#draws),*])?)
         }
         Build::Sequential(layers) => {
-            // With the layer's span, rustc underlines the layer if its type is not a `Module`.
+            // The generated code gets the span of the layer. If the layer's type is not a `Module`,
+            // rustc then underlines the layer.
             let boxed = |layer: &Build| {
                 let value = expand(layer);
                 let span = match layer {
@@ -46,7 +47,8 @@ pub(super) fn expand(build: &Build) -> TokenStream {
                 quote_spanned!(span=> __amp::Box::new(#value))
             };
             let mut layers = layers.iter().map(boxed);
-            // The type of the first element determines the type of the others.
+            // Only the first element is converted explicitly. rustc infers the type of all further
+            // elements from it.
             let first = layers.next().map(|first| quote!(#first as __amp::Box<dyn __amp::Module>));
             let layers = first.into_iter().chain(layers);
             quote!(__amp::nn::Sequential::new(__amp::From::from([#(#layers),*])))

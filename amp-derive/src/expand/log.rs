@@ -15,9 +15,9 @@ pub(super) struct Locals {
     pub(super) loss: Ident,
     /// The batch, converted to the model's type.
     pub(super) examples: Ident,
-    /// The batch as the step receives it, before the conversion.
+    /// The variable for the batch as the step receives it, before its conversion.
     any: Ident,
-    /// The weight with which the batch's loss enters means over several batches.
+    /// The variable for the weight that the batch's loss has in means over several batches.
     counted: Ident,
 }
 
@@ -74,8 +74,8 @@ pub(super) fn step(
     }
 }
 
-/// Generates the weight of a batch's loss, unless it is the number of examples or the sum of their
-/// weights.
+/// Generates the weight that a batch's loss has in means over several batches. Returns `None` if
+/// the weight is the number of examples or the sum of their weights.
 fn counts(model: &Model, loss: &Loss, locals: &Locals) -> Option<TokenStream> {
     let (any, target) = (&locals.any, batch::target(model, locals));
     match loss {
@@ -105,7 +105,7 @@ fn counts(model: &Model, loss: &Loss, locals: &Locals) -> Option<TokenStream> {
     }
 }
 
-/// Generates `LightningModule::loss_weight` and `loss_scope`.
+/// Generates the methods `LightningModule::loss_weight` and `LightningModule::loss_scope`.
 pub(super) fn loss_counts(model: &Model, loss: &Loss) -> TokenStream {
     let locals = Locals::new();
     let Locals { batch, any, .. } = &locals;
@@ -218,8 +218,8 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
     }
 }
 
-/// Generates a call of the user's loss function. If both arguments are tensors, errors include
-/// their shapes.
+/// Generates a call of the user's loss function. If output and target are tensors, an error of the
+/// loss function is extended by the shapes of the tensors.
 fn with_arguments(model: &Model, call: TokenStream, locals: &Locals) -> TokenStream {
     let of_tensors = model.batch.is_none() && model.forward.of_any_inputs().is_none();
     match of_tensors {
@@ -234,7 +234,8 @@ fn with_arguments(model: &Model, call: TokenStream, locals: &Locals) -> TokenStr
     }
 }
 
-/// Returns the reference types of output and target, for a loss that does not name them.
+/// Returns the types of output and target, for a loss function that does not name these types
+/// itself.
 fn given(model: &Model) -> [TokenStream; 2] {
     let tensor = || quote!(__amp::Tensor);
     let output = match model.forward.of_any_inputs() {
@@ -287,7 +288,8 @@ fn metric_of_state(metric: &Metric, state: &Ident, locals: &Locals) -> TokenStre
     quote! { #step.metric_state(#name, &#value, #state, #options)?; }
 }
 
-/// Generates the value of a loss or a metric. Its type is in `module` of amp-core.
+/// Generates the value of a loss or of a metric. `module` is the module of amp-core that contains
+/// its type.
 fn value(value: &Value, module: &TokenStream) -> TokenStream {
     let (row, at, keys) = match value {
         Value::Known { row, at, keys } => (row, at, keys),

@@ -1,9 +1,10 @@
-//! Generates the code for a [`Model`].
+//! Generates the Rust code for a [`Model`].
 //!
-//! Three measures prevent clashes with the user's names. All code is inside `const _`. It refers to
-//! amp-core only as `__amp`. Its local variables have the hygiene of the derive ([`local`]). Names
-//! that the user's code may use (`self`, hyperparameters, layers, `cx`, `plan`) have the user's
-//! hygiene.
+//! Three measures prevent the generated code from clashing with the user's names. All code is
+//! inside `const _`. It refers to amp-core only as `__amp`. Its local variables have the hygiene of
+//! the derive macro ([`local`]), so that the user's code cannot see them. Names that the user's
+//! code may use (`self`, hyperparameters, layers, `cx`, `plan`) have the hygiene of the user's
+//! code.
 
 mod batch;
 mod bounds;
@@ -51,7 +52,8 @@ pub(crate) fn expand(mut model: Model, amp_core: &Path, warnings: &[Warning]) ->
 /// Wraps `items`, which refer to amp-core as `__amp`, in a scope, so that no name leaks into the
 /// user's module.
 pub(crate) fn in_const(amp_core: &Path, items: &TokenStream) -> TokenStream {
-    // If the path does not exist, rustc underlines it in the user's code.
+    // The import gets the span of the user's path. If the path does not exist, rustc then
+    // underlines it in the user's code.
     let span = located_at(amp_core.span());
     let import = quote_spanned!(span=> use #amp_core::__private as __amp;);
     quote! {
@@ -166,8 +168,8 @@ impl ToTokens for Region {
     }
 }
 
-/// Returns a reference to a layer's field. With the field's span, rustc underlines the field if its
-/// type is not a `Module`.
+/// Returns the expression that borrows a layer's field. The expression has the span of the field.
+/// If the field's type is not a `Module`, rustc then underlines the field.
 fn layer_of_self(field: &Field) -> TokenStream {
     let ident = &field.ident;
     quote_spanned!(located_at(ident.span())=> &self.#ident)
@@ -178,7 +180,7 @@ pub(crate) fn located_at(span: Span) -> Span {
     Span::call_site().located_at(span)
 }
 
-/// Formats an `Option<Region>` as an argument.
+/// Formats a precision region, or `None`, as an argument of a generated call.
 fn region(region: Option<Region>) -> TokenStream {
     match region {
         None => quote!(__amp::None),

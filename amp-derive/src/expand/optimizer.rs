@@ -78,7 +78,7 @@ fn optimizer(optimizer: &Optimizer) -> TokenStream {
     quote!(#built #params #scheduler)
 }
 
-/// Generates the expression for a `Selection`.
+/// Generates the expression for a `Selection` of parameters.
 fn selection(Selection { named, except, ndim }: &Selection) -> TokenStream {
     if except.is_empty() && ndim.is_none() {
         return quote!([#(#named),*]);
@@ -99,7 +99,8 @@ fn config(config: &Config) -> TokenStream {
     fields(config, keys, &quote!(__amp::Default::default()))
 }
 
-/// Generates a struct with these options; `rest` gives the other fields.
+/// Generates a struct of options with the given keys. `rest` is the expression from which all other
+/// fields are taken.
 fn fields(config: &Config, keys: &[Pair], rest: &TokenStream) -> TokenStream {
     // If every key is given, `..rest` would be superfluous.
     let whole = matches!(config, Config::Known { row, .. } if keys.len() == row.keys().count());

@@ -1,6 +1,7 @@
-//! Finds the layer that computes the model's output. A step whose loss is a cross entropy, and whose
-//! metrics can be computed from some rows of logits at a time, requests this layer: if there are many
-//! logits, the loss runs the layer itself and computes a part of the logits at a time.
+//! Finds the layer that computes the model's output. A step requests this layer if its loss is a
+//! cross entropy and its metrics can be computed from a few rows of logits at a time. If the output
+//! has many logits, the loss then runs the layer itself and computes only some of the rows at a
+//! time.
 
 use proc_macro2::{Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
@@ -12,15 +13,16 @@ use crate::{
     symbol,
 };
 
-/// Returns whether a step with this loss and these metrics requests the output layer.
+/// Returns whether a step with this loss and these metrics requests the output layer (the layer
+/// that computes the logits).
 pub(super) fn is_requested(model: &Model, loss: &Loss, metrics: &[Metric]) -> bool {
     let is_cross_entropy =
         matches!(loss, Loss::Value(Value::Known { row, .. }) if row.ty == "CrossEntropy");
     is_cross_entropy && metrics.iter().all(is_of_rows) && is_known(model)
 }
 
-/// The metrics of logits and classes whose state for a batch is the sum of the states of its chunks
-/// of rows.
+/// Metrics of logits and classes that can be computed from chunks of rows. For these metrics, the
+/// state for a batch is the sum of the states for its chunks.
 const OF_ROWS: &[&str] = &[
     "accuracy",
     "top_k",
@@ -68,7 +70,8 @@ fn is_tensor(ty: &Type) -> bool {
     matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == "Tensor"))
 }
 
-/// Returns the last layer of a model that runs its layers in order, if a step requests it.
+/// If the model runs its layers in order and a step requests the output layer, returns the last
+/// layer.
 pub(super) fn of_layers(model: &Model) -> Option<&Field> {
     last_in_order(model).filter(|_| has_request(model))
 }
@@ -83,16 +86,17 @@ fn is_linear(field: &Field) -> bool {
         Kind::Layer { source: Source::Built(Build::Layer { row, .. }), .. } if row.entry.name == "linear")
 }
 
-/// The call that computes the output.
+/// The call that computes the model's output.
 enum Call<'m> {
-    /// A call of this layer.
+    /// A call of a layer of the struct.
     Layer(&'m Field),
     /// A call of `nn::linear`, if the path refers to amp-core's function.
     Function,
 }
 
-/// Marks the call that computes the output in the statements of a `#[forward]`, if a step requests
-/// it. Returns the declarations that the statements then need.
+/// Finds the call that computes the model's output in the statements of a `#[forward]`, and marks
+/// the call if a step requests the output layer. Returns the declarations that the marked
+/// statements need.
 pub(super) fn mark(model: &Model, statements: &mut [Stmt]) -> Option<TokenStream> {
     let (call, expr) = last_call(model, statements).filter(|_| has_request(model))?;
     let Expr::Call(called) = &*expr else { return None };

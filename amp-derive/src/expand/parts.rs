@@ -1,6 +1,6 @@
-//! Rewrites the use of layers inside layers in a `#[forward]`. In `block.head.forward(x, cx)`,
-//! `block.head` becomes a child of `block` if `block` is a child itself. The layer then runs under
-//! the paths and regions of both.
+//! Rewrites how a `#[forward]` uses layers inside layers. If `block` is a child, `block.head` in
+//! `block.head.forward(x, cx)` becomes a child of `block`. The layer `head` then runs under the
+//! path `block.head`, and under the precision regions of both fields.
 
 use quote::{quote, quote_spanned};
 use syn::{
@@ -11,7 +11,7 @@ use syn::{
 
 use super::{children::is_context, key, local, located_at};
 
-/// Rewrites statements. Returns whether any of them uses a layer inside a layer.
+/// Rewrites `statements`. Returns whether one of the statements uses a layer inside a layer.
 pub(super) fn rewrite(statements: &mut [Stmt]) -> bool {
     let mut parts = Parts { found: false };
     for statement in statements {
@@ -25,9 +25,9 @@ struct Parts {
 }
 
 impl Parts {
-    /// Returns `base.name` as a child of `base`, or `base.name[at]` as an element of a list of
-    /// children. Returns `None` for any other expression, and for fields of `self`, which are
-    /// children already.
+    /// Rewrites `base.name` to a child of `base`, and `base.name[at]` to an element of a list of
+    /// children. Returns `None` for any other expression, and for fields of `self`, because fields
+    /// of `self` are children already.
     fn part(&mut self, layer: &Expr) -> Option<Expr> {
         let (field, at) = match layer {
             Expr::Field(field) => (field, None),

@@ -19,7 +19,8 @@ pub(super) fn expand(ident: &Ident, role: Role, initial: &Initial) -> TokenStrea
         }
         Initial::Rust(value) => {
             let name = key(ident);
-            // With the value's span, rustc underlines the value if it is not a tensor.
+            // The generated call gets the span of the value. If the value is not a tensor, rustc
+            // then underlines the value.
             quote_spanned!(located_at(value.span())=> __amp::nn::own_tensor(#name, #value, #role)?)
         }
     }

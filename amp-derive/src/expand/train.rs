@@ -1,4 +1,5 @@
-//! Generates `LightningModule::training_step`, or else `manual_step`.
+//! Generates `LightningModule::training_step`. For a model with a manual step, generates
+//! `manual_step` instead.
 
 use proc_macro2::TokenStream;
 use quote::quote;

@@ -1,4 +1,4 @@
-//! Generates `LightningModule::validation_step`, `test_step` and `predict_step`.
+//! Generates the methods `validation_step`, `test_step` and `predict_step` of `LightningModule`.
 
 use proc_macro2::TokenStream;
 use quote::quote;

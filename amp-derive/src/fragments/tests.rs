@@ -27,7 +27,7 @@ fn fragments(tokens: TokenStream) -> TokenStream {
 
 #[track_caller]
 fn becomes(written: TokenStream, expected: TokenStream) {
-    // `>>` may be one token or two; the meaning is the same.
+    // The tokens `>>` and `> >` mean the same in a type, so the texts are compared without spaces.
     let text = |tokens: TokenStream| tokens.to_string().replace(' ', "");
     assert_eq!(text(dissolve(fragments(written))), text(expected));
 }
@@ -86,7 +86,7 @@ fn types_keep_their_meaning() {
     becomes(quote!(x: &f!{Tensor}), quote!(x: &Tensor));
 }
 
-/// Input without fragments is unchanged, so that errors underline the right places.
+/// Tokens without fragments keep their spans, so that errors underline what the user wrote.
 #[test]
 fn input_without_fragments_keeps_its_spans() {
     let tokens: TokenStream = "a(b, c)".parse().expect("tokens");
@@ -97,7 +97,8 @@ fn input_without_fragments_keeps_its_spans() {
     assert_eq!(close(written_out(tokens)), Some(")".to_owned()));
 }
 
-/// A struct expands as if it were written by hand, wherever a fragment occurs.
+/// A struct that contains fragments of a macro expands to the same code as a struct that was
+/// written by hand. The fragments occur in every position in which they can occur.
 #[test]
 fn a_struct_of_fragments_expands_as_one_written_by_hand() {
     let from_fragments = fragments(quote! {

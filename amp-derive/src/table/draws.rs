@@ -1,8 +1,8 @@
-//! Initializers: the distributions of initial values.
+//! The table of initializers, which are the distributions of random initial values.
 
 use super::{Entry, Key, Named, any, choice};
 
-/// An initializer: a variant of amp-core's `Init`. Its fields are the keys.
+/// An initializer. `entry` names a variant of amp-core's `Init`, whose fields are the keys.
 #[derive(Debug)]
 pub(crate) struct Draw {
     pub(crate) entry: Entry,

@@ -1,4 +1,4 @@
-//! The table of layers.
+//! The table of the layers that `#[layer(…)]` can build by name.
 
 use super::{
     Entry, Form, Key, Layer, Range, any, choice, fraction, not_negative, optional, positive,

@@ -1,4 +1,4 @@
-//! Compares the tables with their documentation and with each other.
+//! Tests that the tables agree with the documentation and with each other.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const DOCS: &str = include_str!("../../docs/lightning_module.md");
 
-/// Each row has a line in the documentation with its name and all its keys.
+/// For each row of a table, the documentation has a line with the row's name and all of its keys.
 #[test]
 fn every_name_and_key_is_documented() {
     let entries = LAYERS
@@ -39,12 +39,13 @@ fn every_name_and_key_is_documented() {
     }
 }
 
-/// Returns the words in backticks of a table cell.
+/// Returns the words that are in backticks in a table cell of the documentation.
 fn words(cell: &str) -> Vec<String> {
     cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// Returns the first two cells of each row of the table that follows this line.
+/// Finds the line `line` in the documentation. Returns the first two cells of each row of the table
+/// after this line.
 fn rows_after(line: &str) -> Vec<(Vec<String>, Vec<String>)> {
     let (_, behind) = DOCS.split_once(line).unwrap_or_else(|| panic!("`{line}` is there"));
     let lines = behind.lines().skip_while(|line| !line.starts_with("| ---")).skip(1);
@@ -56,9 +57,10 @@ fn rows_after(line: &str) -> Vec<(Vec<String>, Vec<String>)> {
     rows.collect()
 }
 
-/// Each argument of a torch.nn layer is a key of the layer here, or is in the table of missing
-/// arguments. Each layer of torch.nn has a name here, or is in the table of missing layers. The two
-/// tables have no other entries (fixtures/oracles/signatures.json).
+/// Each argument of a torch.nn layer is either a key of the same layer here or listed in the
+/// documentation's table of missing arguments. Each layer of torch.nn either has a name here or is
+/// listed in the table of missing layers. The two tables of the documentation have no other
+/// entries. The layers and arguments of torch.nn come from fixtures/oracles/signatures.json.
 #[test]
 fn missing_arguments_of_torch_layers_are_documented() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/oracles/signatures.json");

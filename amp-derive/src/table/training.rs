@@ -1,4 +1,4 @@
-//! The tables of optimizers and schedulers.
+//! The table of optimizers and the table of schedulers.
 
 use super::{
     Entry, Interval, Key, Range, Scheduler, any, choice, fraction, not_negative, positive,

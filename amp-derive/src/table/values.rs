@@ -2,8 +2,8 @@
 
 use super::{Entry, Key, any, choice, fraction, not_negative, optional, positive, tensor};
 
-/// Losses, named as in torch.nn.functional if it has them. `binary_cross_entropy` is listed so that
-/// a rule can refuse it.
+/// The table of losses. A loss that torch.nn.functional has is named as there.
+/// `binary_cross_entropy` is in the table so that a rule can refuse it.
 pub(crate) const LOSSES: &[Entry] = &[
     loss(
         "cross_entropy",

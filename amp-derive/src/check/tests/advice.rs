@@ -1,4 +1,4 @@
-//! Tests of the warnings.
+//! Tests that the derive macro prints its warnings.
 
 use super::*;
 

@@ -21,12 +21,12 @@ use crate::{
     spec::Derive,
 };
 
-/// Attributes that make a struct valid.
+/// Attributes that a struct needs to be a valid model.
 const TRAINED: &str = "#[loss(cross_entropy)] #[optimizer(adamw, lr = 1e-3)]";
 /// A field that makes a struct valid.
 const LAYER: &str = "#[layer(linear(64, 10))] model: Linear";
 
-/// Returns the manifest of a crate that depends on amp-core under its usual name.
+/// Returns the manifest of a user's crate that depends on amp-core under the name `amp_core`.
 pub(crate) fn manifest() -> Manifest {
     Manifest::Named("amp_core".to_owned())
 }
@@ -58,7 +58,7 @@ fn refuses(source: &str, which: Derive, expected: &[(&str, &str)]) {
     syn::parse2::<syn::File>(derive(input, which, manifest)).expect("items");
 }
 
-/// Checks a struct with these attributes and one layer.
+/// Checks which errors are reported for a struct that has these attributes and one valid layer.
 #[track_caller]
 fn attributes(attributes: &str, expected: &[(&str, &str)]) {
     refuses(&format!("{attributes} struct Net {{ {LAYER} }}"), Derive::LightningModule, expected);

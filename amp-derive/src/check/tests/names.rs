@@ -6,7 +6,7 @@ use super::*;
 
 const BESIDE: &str = "#[layer(linear(64, 10))] model: Linear";
 
-/// Expands a block with these attributes.
+/// Returns the code that `derive(Module)` generates for a block with these attributes.
 fn expanded(attributes: &str, manifest: fn() -> Manifest) -> String {
     let source = format!("{attributes} struct Block {{ {BESIDE} }}");
     derive(parse_str(&source).expect("tokens"), Derive::Module, manifest).to_string()
@@ -20,7 +20,7 @@ fn missing() -> Manifest {
     Manifest::Missing
 }
 
-/// Formats `use PATH::__private` without spaces.
+/// Returns the text `use PATH::__private` as it appears in generated code without spaces.
 fn import(path: &str) -> String {
     let path: syn::Path = parse_str(path).expect("a path");
     format!("use {} :: __private as __amp", path.to_token_stream())

@@ -1,4 +1,4 @@
-//! Tests of the rules about the struct and the places of its attributes.
+//! Tests of the rules about the shape of the struct and about where attributes may stand.
 
 use super::*;
 

@@ -53,8 +53,8 @@ fn a_missing_or_wrong_loss_is_refused() {
     );
 }
 
-/// A model with a manual step and its own validation needs no loss. With a generated validation it
-/// needs one.
+/// A model with a manual training step needs no loss if the user has also written the validation
+/// step. If the validation step is generated, the model needs a loss.
 #[test]
 fn a_model_with_a_manual_step_needs_no_loss() {
     training("#[manual_step(f)] #[validation_step(g)]", &[]);

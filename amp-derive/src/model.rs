@@ -170,8 +170,8 @@ pub(crate) enum Forward {
 }
 
 impl Forward {
-    /// If the trait `Module` does not support the inputs or outputs of the `#[forward]`, returns
-    /// the body.
+    /// Returns the body if the trait `Module` does not support the inputs or outputs of the
+    /// `#[forward]`.
     pub(crate) fn of_any_inputs(&self) -> Option<&Body> {
         match self {
             Self::Body(body) if !body.is_of_one_tensor() => Some(body),

@@ -15,7 +15,7 @@ pub(crate) fn free(name: &str, tokens: TokenStream, span: Span) -> Ident {
     free
 }
 
-/// If the word `macro` stands after `=`, replaces it by the raw identifier `r#macro`. torchmetrics
+/// Replaces the word `macro` after `=` by the raw identifier `r#macro`. torchmetrics
 /// has a value `macro`, but in Rust `macro` is a keyword and cannot be parsed as an expression.
 pub(crate) fn with_raw_words(tokens: TokenStream) -> TokenStream {
     let mut behind = false;

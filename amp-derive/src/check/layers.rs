@@ -34,9 +34,9 @@ pub(super) fn build(expr: &Expr, diag: &Diagnostics) -> Option<Build> {
     bind(name, name_is_known(name, diag)?, &args, diag)
 }
 
-/// If `expr` is a lowercase name, returns the name. If `expr` is a call of a lowercase name,
-/// returns the name and the arguments. Returns `None` for any other expression, which is plain
-/// Rust.
+/// Returns the name and no arguments if `expr` is a lowercase name. Returns the name and the
+/// arguments if `expr` is a call of a lowercase name. Returns `None` for any other expression,
+/// which is plain Rust.
 fn named(expr: &Expr) -> Option<(&Ident, Option<Vec<Expr>>)> {
     let (name, args) = match expr {
         Expr::Call(ExprCall { func, args, .. }) => {
@@ -206,8 +206,8 @@ fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) ->
     fits.then_some(Build::Layer { row, at: name.clone(), values, options, redrawn })
 }
 
-/// If `arg` is an initializer such as `weight_init = normal(0.0, 0.02)`, returns the parameter's
-/// name (`weight`) and the value. Returns `None` if `arg` is an ordinary argument of the layer.
+/// Returns the parameter's name (`weight`) and the value if `arg` is an initializer such as
+/// `weight_init = normal(0.0, 0.02)`. Returns `None` if `arg` is an ordinary argument of the layer.
 fn parameter_of<'a>(arg: &'a Expr, entry: &Entry) -> Option<(Ident, &'a Expr)> {
     let Arg::Pair(key, value) = Arg::from(arg) else { return None };
     let text = key.to_string();
@@ -324,7 +324,7 @@ fn keyword_has_a_counterpart(owner: &str, key: &Ident, known: &[&str], diag: &Di
     reason.is_none()
 }
 
-/// If `func` is a path `nn::X`, returns `X`.
+/// Returns `X` if `func` is a path `nn::X`.
 fn last_of_nn(func: &Expr) -> Option<&Ident> {
     match func {
         Expr::Path(path) => {

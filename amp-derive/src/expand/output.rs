@@ -70,7 +70,7 @@ fn is_tensor(ty: &Type) -> bool {
     matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == "Tensor"))
 }
 
-/// If the model runs its layers in order and a step requests the output layer, returns the last
+/// Returns the last layer if the model runs its layers in order and a step requests the output
 /// layer.
 pub(super) fn of_layers(model: &Model) -> Option<&Field> {
     last_in_order(model).filter(|_| has_request(model))

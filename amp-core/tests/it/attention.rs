@@ -18,8 +18,8 @@ use crate::support::{
 
 const WIDTH: i64 = 32;
 
-/// Computes the reference with libtorch's attention and the same weights: the output, and the
-/// gradients of the output's sum with respect to the input and the weights.
+/// Computes the expected results with libtorch's attention and the same weights. Returns the
+/// output, and the gradients of the sum of the output with respect to the input and the weights.
 fn by_libtorch(input: &Tensor, tensors: &[Tensor], dropout: f64) -> Result<Vec<Tensor>> {
     let [weight, bias, out_weight, out_bias] = tensors else { panic!("four tensors") };
     let heads = |x: &Tensor| -> Result<Tensor> {
@@ -59,7 +59,7 @@ fn one_position_attends_to_itself(#[values(0.0, 0.5)] dropout: f64) -> Result<()
         named_tensors(&attention).into_iter().map(|(_, tensor, _)| tensor).collect();
     let input = Tensor::f_randn([8, 1, WIDTH], (Kind::Float, Device::Cpu))?.set_requires_grad(true);
     let context = Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
-    // With this seed both computations drop the same elements.
+    // Both computations start from this seed, so their dropout sets the same elements to zero.
     tch::manual_seed(11);
     let own = with_gradients(attention.forward(&input, &context)?, &input, &tensors)?;
     tch::manual_seed(11);
@@ -76,9 +76,9 @@ fn one_position_attends_to_itself(#[values(0.0, 0.5)] dropout: f64) -> Result<()
     Ok(())
 }
 
-/// In a sequence of one position, dropout of the only attention weight drops or scales the output
-/// of a whole head, and this head's gradient with it. The output projection is the identity, so the
-/// output shows which heads were dropped.
+/// If a sequence has one position, each head has only one attention weight. Dropout then sets the
+/// output of a whole head to zero or scales it, and does the same to the head's gradient. The
+/// output projection is the identity, so the output shows which heads were set to zero.
 #[rstest]
 fn dropout_drops_whole_heads(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

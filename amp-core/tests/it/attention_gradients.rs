@@ -1,5 +1,5 @@
-//! Tests the gradients of attention on CUDA for both memory layouts that the output's gradient may
-//! have.
+//! Tests the gradients of attention on CUDA. The gradient of the output may have two memory
+//! layouts, and both are tested.
 
 use amp_core::{
     Result,
@@ -19,9 +19,9 @@ fn sizes(first: Layout) -> [i64; 4] {
 /// The memory layout of the output's gradient `[N, heads, L, width]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Layout {
-    /// The heads of one word are next to each other, as in the output.
+    /// For each word, its heads are next to each other in memory, as in the output.
     ByWord,
-    /// The words of one head are next to each other.
+    /// For each head, its words are next to each other in memory.
     ByHead,
 }
 
@@ -49,10 +49,10 @@ fn gradient(
     Ok(gradient.to_kind(Kind::Double))
 }
 
-/// The gradients of queries, keys and values equal f64 for both layouts of the output's gradient,
-/// and for both orders in which the layouts occur in a process. The order matters because libtorch
-/// runs the backward pass that cuDNN compiled for the first layout on gradients of the second
-/// layout.
+/// The gradients of queries, keys and values equal those in f64. This is tested for both memory
+/// layouts of the output's gradient, and for both orders in which the layouts can occur in one
+/// process. The order matters because cuDNN compiles a backward pass for the first layout, and
+/// libtorch also runs this compiled pass on gradients of the second layout.
 #[rstest]
 #[ignore]
 fn each_layout_gives_the_same_gradients(
@@ -63,8 +63,8 @@ fn each_layout_gives_the_same_gradients(
 ) -> Result<()> {
     needs_cuda();
     let _generator = seeded(3);
-    // Each order has another size, so that no other case has compiled a backward pass for this
-    // size.
+    // Each order uses another size. No other case of this test has then compiled a backward pass
+    // for this size.
     let sizes = sizes(order[0]);
     let [n, heads, length, width] = sizes;
     let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, device())).to_kind(kind);

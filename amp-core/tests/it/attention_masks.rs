@@ -83,7 +83,8 @@ fn a_query_without_keys_attends_to_zeros(
     Ok(())
 }
 
-/// Values at padded positions change no bit of other outputs, even if all positions are padded.
+/// Values at padded positions do not change a bit of the other positions' outputs, even if all
+/// positions are padded.
 #[rstest]
 fn padding_has_no_effect(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
@@ -112,7 +113,7 @@ fn padding_has_no_effect(
     for parameter in parameters(&layer) {
         assert!(is_finite(&parameter.tensor.grad()), "{}", parameter.name);
     }
-    // The loss ignores padding and no unpadded query attends to it, so it gets no gradient.
+    // The loss and all other queries ignore the padded positions, so their gradient is zero.
     assert!(is_zero(&x.grad().masked_select(&padding.unsqueeze(-1))));
     Ok(())
 }
@@ -147,8 +148,8 @@ fn the_causal_option_equals_a_mask() -> Result<()> {
     Ok(())
 }
 
-/// Attention that returns its weights has the same output as attention that does not. The weights
-/// of a query add up to 1, or to 0 if all its keys are masked.
+/// Attention that also returns its weights has the same output. The weights of each query add up to
+/// 1, or to 0 if all keys of the query are masked.
 #[rstest]
 fn returned_weights_do_not_change_the_output(
     #[values(2, 4)] num_kv_heads: i64,
@@ -181,7 +182,7 @@ fn returned_weights_do_not_change_the_output(
     Ok(())
 }
 
-/// The slopes equal those in the ALiBi paper, and for 12 heads those of the authors' code.
+/// The slopes of 8 heads equal the ALiBi paper's, and those of 12 heads the authors' code.
 #[test]
 fn alibi_slopes_equal_the_papers() -> Result<()> {
     let eight: Vec<f64> = (1..=8).map(|i| 0.5_f64.powi(i)).collect();
@@ -295,8 +296,8 @@ struct Checkpointed {
     layer: Checkpoint<TransformerEncoderLayer>,
 }
 
-/// A masked layer has the same gradients with and without checkpointing. The recomputation reads
-/// the mask again, so a change of the mask before the backward pass changes the gradients.
+/// Activation checkpointing does not change the gradients of a masked layer. The recomputation
+/// reads the mask again, so changing the mask before the backward pass changes the gradients.
 #[test]
 fn masked_layers_can_be_checkpointed() -> Result<()> {
     let run = |enabled, changes_mask| -> Result<Vec<Tensor>> {

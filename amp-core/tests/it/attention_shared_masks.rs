@@ -1,4 +1,4 @@
-//! Layers that share one attention mask.
+//! Tests of layers that share one attention mask.
 
 use amp_core::{
     Result,
@@ -18,8 +18,9 @@ fn is_finite(tensor: &Tensor) -> bool {
     tensor.isfinite().all().int64_value(&[]) == 1
 }
 
-/// Layers that share a converted mask have bit-identical outputs and gradients to layers that each
-/// convert the mask. The first text has no padding, the last consists of padding only.
+/// If layers share a mask that was converted once, their outputs and gradients have the same bits
+/// as those of layers that each convert the mask. In the batch, the first text has no padding, and
+/// the last text consists only of padding.
 #[rstest]
 fn a_mask_that_layers_share_changes_nothing(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,

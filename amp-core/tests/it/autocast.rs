@@ -19,7 +19,8 @@ use crate::support::{
 
 const CPU: Device = Device::Cpu;
 
-/// Returns positive values below 1. The script that recorded PyTorch's dtypes uses the same values.
+/// Returns a tensor of positive values below 1. The script that recorded PyTorch's dtypes uses the
+/// same values.
 pub(crate) fn x(shape: &[i64]) -> Tensor {
     let count: i64 = shape.iter().product();
     let values: Vec<f64> = (1..=count).map(|n| n as f64 / (count + 2) as f64).collect();
@@ -90,8 +91,8 @@ fn regions_nest_as_torchs(#[case] low: &str) -> Result<()> {
     Ok(())
 }
 
-/// Three autocast regions are nested: f16 inside bf16 inside a region without autocast. When a
-/// region ends, the state of the region around it is restored.
+/// Three autocast regions are nested: f16 inside bf16 inside a region without autocast. When an
+/// inner region ends, the autocast state of the outer region is restored.
 #[test]
 fn every_region_restores_the_one_around_it() -> Result<()> {
     let outside = state();
@@ -111,8 +112,8 @@ fn every_region_restores_the_one_around_it() -> Result<()> {
     Ok(())
 }
 
-/// A `Vec` drops its guards from first to last, so the outermost region ends first. After all
-/// guards were dropped, the original state is restored nevertheless.
+/// A `Vec` drops its guards from first to last, so the outermost autocast region ends first. When
+/// all guards have been dropped, the original state is restored all the same.
 #[test]
 fn guards_dropped_in_the_wrong_order_leave_nothing_behind() -> Result<()> {
     let outside = state();
@@ -157,8 +158,8 @@ fn the_state_belongs_to_one_thread() -> Result<()> {
 }
 
 /// [13]: cast weights are cached until the autocast region ends. If a weight changes between two
-/// regions, the second region uses the new value. In both regions, gradients reach the weight
-/// through the cast.
+/// regions, the second region uses the changed weight. In each of the two regions, the gradient
+/// reaches the weight through the cast.
 #[test]
 fn a_weight_changed_between_regions_is_cast_again() -> Result<()> {
     let on = |tensor: Tensor| tensor.to_device(device());
@@ -176,8 +177,9 @@ fn a_weight_changed_between_regions_is_cast_again() -> Result<()> {
     Ok(())
 }
 
-/// [13], pytorch#48049, #65766: a forward pass under `no_grad` leaves no cast weight in the cache,
-/// because it would block the gradient of a later pass in the same autocast region.
+/// [13], pytorch#48049, #65766: a forward pass under `no_grad` leaves no cast weight in the cache.
+/// Such a cast weight has no gradient, so it would block the gradient of a later forward pass in
+/// the same autocast region.
 #[test]
 fn a_pass_without_gradients_does_not_block_later_gradients() -> Result<()> {
     let on = |tensor: Tensor| tensor.to_device(device());
@@ -209,17 +211,18 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
         drop(input.linear(weight, None::<&Tensor>));
         Ok(())
     };
-    // The first pass allocates the memory that libraries never free, so that the measurement does
-    // not count it.
+    // Libraries allocate memory that they never free. The first forward and backward pass makes
+    // them do so before the measurement, so that this memory is not counted.
     pass(&weights[0])?;
     let peak = |count: usize| -> Result<i64> {
         let meter = MemoryMeter::start(device())?;
         weights.iter().take(count).try_for_each(pass)?;
         Ok(meter.read()?.peak_allocated as i64)
     };
-    // All threads share libtorch's cache of casts. If an autocast region on another thread ends
-    // during a measurement, that thread frees the copy. The meter misses this release and reports
-    // too high a peak, so the lowest of eight measurements counts.
+    // All threads share libtorch's cache of cast weights. If an autocast region on another thread
+    // ends during a measurement, the other thread frees the cast weights. The meter does not see
+    // that this memory was freed and reports too high a peak. Therefore the lowest of eight
+    // measurements is used.
     let least = |count: usize| -> Result<i64> {
         (0..8).try_fold(i64::MAX, |least, _| Ok(least.min(peak(count)?)))
     };
@@ -229,8 +232,9 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
     Ok(())
 }
 
-/// If autocast does not support a dtype, torch warns and computes in f32, so the run would not have
-/// the precision of its name. Here it is an error, and the state does not change.
+/// If autocast does not support a dtype, torch prints a warning and computes in f32. The training
+/// run would then not have the precision that it is named after. Here such a dtype is an error, and
+/// the autocast state does not change.
 #[rstest]
 #[case(Kind::Float, "float32")]
 #[case(Kind::Double, "float64")]

@@ -1,4 +1,4 @@
-//! Which operation runs in which dtype under autocast, on the CPU and on CUDA.
+//! Tests which operation runs in which dtype under autocast, on the CPU and on CUDA.
 
 use amp_core::{
     Result,

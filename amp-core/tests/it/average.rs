@@ -98,8 +98,8 @@ fn net() -> Result<Net> {
 const EMA: Averaging = Averaging::Ema { decay: 0.8 };
 const SWA: Averaging = Averaging::Swa { start_epoch: 1 };
 
-/// The average of one weight equals its definition, computed in f64 from the weight after each
-/// applied step or epoch. Skipped steps do not count.
+/// The moving average of one weight equals its definition, which the test computes in f64 from the
+/// weight after each applied step or epoch. Skipped steps do not change the average.
 #[rstest]
 fn averages_equal_their_definition(
     #[values(EMA, SWA)] averaging: Averaging,
@@ -132,8 +132,9 @@ fn tensors(model: &Net) -> Vec<(String, Tensor)> {
     all.map(|(name, tensor, _)| (name, tensor.to_device(Device::Cpu).copy())).collect()
 }
 
-/// Validation runs the averaged model, the saved file has the averaged weights, and a resumed run
-/// ends with the same weights and averages as an uninterrupted one.
+/// With a moving average of the weights, validation runs the model with the averaged weights, and
+/// the saved file contains them. A resumed run ends with the same weights and the same average as a
+/// run without interruption.
 #[rstest]
 fn validation_and_files_have_the_average(#[values(EMA, SWA)] averaging: Averaging) -> Result<()> {
     let folder = tempdir().expect("a folder");

@@ -1,6 +1,7 @@
-//! Batch normalization of images, followed by ReLU, or by the addition of a residual and ReLU. On
-//! CUDA (`AMP_DEVICE=cuda`) fused kernels run, on other devices one layer after the other. The
-//! reference is libtorch in f64 on the CPU.
+//! Tests of the batch normalization of images, alone, followed by ReLU, or followed by the addition
+//! of a residual and ReLU. On CUDA (`AMP_DEVICE=cuda`), fused kernels compute these operations. On
+//! other devices, they run one after the other. The expected results are computed by libtorch in
+//! f64 on the CPU.
 
 use amp_core::{
     Module, Result, TrainerConfig,
@@ -27,7 +28,7 @@ use crate::{
     },
 };
 
-/// The operations after the norm.
+/// The operations that follow the batch norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum After {
     Nothing,
@@ -71,9 +72,10 @@ impl Exact {
         Self { leaves, statistics, sum }
     }
 
-    /// Returns output, gradients and statistics by name. Rounding decides whether a value near zero
-    /// is cut off by ReLU, so the reference cuts off the elements that are zero in `seen`, the
-    /// output under test.
+    /// Returns the output, the gradients and the batch statistics by name. If a value is close to
+    /// zero, its rounding decides whether ReLU sets it to zero. The expected results must make the
+    /// same decision, so ReLU is replaced: it sets those elements to zero that are zero in `seen`,
+    /// the output under test.
     fn values(
         &self,
         after: After,
@@ -152,9 +154,9 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     lies.permute([0, 3, 1, 2])
 }
 
-/// The kernels differ from f64 by at most two roundings of the dtype. The shapes include one and
-/// several tiles of channels, numbers of rows that no block size divides, channels with a mean far
-/// from zero, and more rows than all blocks process at once.
+/// The results of the kernels differ from f64 by at most two roundings of the dtype. The shapes
+/// cover one and several tiles of channels, and numbers of rows that no block size divides. They
+/// also cover channels whose mean is far from zero, and more rows than all blocks process at once.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn kernels_are_near_f64(
@@ -230,8 +232,8 @@ fn fused_layers_equal_separate_layers(
     Ok(())
 }
 
-/// A residual block with every pattern that has a fused kernel, from `[N, 16, H, W]` to the same
-/// shape.
+/// A residual block from `[N, 16, H, W]` to the same shape. It contains every sequence of
+/// operations that has a fused kernel.
 #[derive(Module)]
 #[forward(|x| {
     let y = self.bn1.forward_relu(&conv1(x)?, cx)?;
@@ -281,8 +283,8 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
 
 /// Trains three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
-    // The section makes other tests that train wait, because the next setting is for the whole
-    // process.
+    // `set_numerics` changes a setting of the whole process. The section makes other tests that
+    // train wait until this test has ended.
     let _generator = seeded(7);
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, ..config.clone() };
@@ -291,8 +293,8 @@ fn train(config: &TrainerConfig) -> Result<Outcome> {
     outcome
 }
 
-/// A run is reproducible, also if its first steps overflow. On CUDA, a run with graphs equals the
-/// run without.
+/// A training run is reproducible, even if its first steps overflow. On CUDA, a run with CUDA
+/// graphs has the same results as a run without CUDA graphs.
 #[rstest]
 fn a_run_is_reproducible(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,

@@ -1,5 +1,5 @@
-//! Tests of transforms that change a whole batch on its device. Each image of the batch is changed
-//! exactly as if it were transformed alone.
+//! Tests of transforms that change a whole batch on its device. Each image of the batch must change
+//! exactly as if the transform were applied to this image alone.
 
 use amp_core::{
     data::{
@@ -62,7 +62,8 @@ pub(crate) fn composed() -> Compose {
         .then(Normalize::imagenet())
 }
 
-/// A transform that draws random numbers for each image, and has no implementation for batches.
+/// A transform that uses random numbers for each image, and that has no implementation for whole
+/// batches.
 struct Plain;
 
 impl Transform for Plain {
@@ -71,8 +72,9 @@ impl Transform for Plain {
     }
 }
 
-/// On the CPU, a batch that is transformed at once is bit-identical to its images transformed one
-/// by one, in every dtype. The random generator of each image ends in the same state.
+/// On the CPU, transforming a whole batch gives the same bits as transforming its images one by
+/// one, in every dtype. After the transform, the random generator of each image is in the same
+/// state in both cases.
 #[rstest]
 #[case::flip(&RandomHorizontalFlip::new(0.5))]
 #[case::crop(&RandomCrop::to(5, 7))]
@@ -146,7 +148,7 @@ fn parts_are_torchvisions() -> Result<()> {
         let (size, place, padding) = (ints("size"), ints("place"), integer(case, "padding"));
         let crop = RandomCrop::to(size[0], size[1]).padding(padding);
         let expected = crate::transforms::picture(&case["result"]);
-        // Finds the first seed whose generator draws this position.
+        // Finds the first seed with which the generator returns this position.
         let wanted = |seed: &u64| {
             let mut rng = Rng::with_seed(*seed);
             let [h, w] = [20, 28].map(|own| own + 2 * padding);
@@ -177,9 +179,9 @@ fn images_that_do_not_fit_are_refused(
     assert!(text.starts_with(says), "{text}");
 }
 
-/// The rectangles that `CutMix` pastes and the shares of the classes equal torchvision 0.26's. The
-/// recording made torchvision use the shares and positions in fixtures/oracles/images.json instead
-/// of random numbers.
+/// The rectangles that `CutMix` pastes, and the fractions by which it mixes the classes, equal
+/// those of torchvision 0.26. The recording script gave torchvision the fractions and positions in
+/// fixtures/oracles/images.json instead of random numbers, and so does this test.
 #[test]
 fn rectangles_are_torchvisions() -> Result<()> {
     let all = crate::transforms::recorded();

@@ -1,5 +1,5 @@
-//! Tests that transforms of batches give the same batches for any number of workers, any placement
-//! of the data and after a resume.
+//! Tests that transforms of whole batches give the same batches with any number of workers, with
+//! any placement of the data, and after a resume.
 
 use std::{path::Path, sync::Arc};
 
@@ -22,7 +22,7 @@ use crate::{
     support::{bits::sha256, message, seeded},
 };
 
-/// A data set of single images, which draws a random number for each image.
+/// A data set of single images. For each image it uses a random number.
 struct Examples(SharedTensor);
 
 impl MapDataset for Examples {
@@ -74,8 +74,8 @@ fn precision_kind(precision: Precision) -> Kind {
     }
 }
 
-/// The batches are the same if the data is read from memory, loaded ahead, loaded by workers or
-/// kept on the device, and if an epoch starts at any of its batches.
+/// The batches are the same whether the data is read from memory, loaded ahead, loaded by workers
+/// or stored on the device. They are also the same if an epoch starts at a later batch.
 #[rstest]
 fn batches_do_not_depend_on_how_they_are_loaded(
     #[values(Precision::F32True, Precision::Bf16True, Precision::F64True)] precision: Precision,
@@ -130,8 +130,8 @@ fn batches_are_changed_before_they_are_narrowed() -> Result<()> {
     Ok(())
 }
 
-/// The random numbers of a batch transform differ in each epoch, and differ from the numbers that
-/// the data set draws.
+/// The random numbers of a batch transform differ from epoch to epoch. They also differ from the
+/// random numbers of the data set.
 #[test]
 fn numbers_of_batches_are_their_own() -> Result<()> {
     #[derive(Clone)]
@@ -166,7 +166,7 @@ fn numbers_of_batches_are_their_own() -> Result<()> {
     Ok(())
 }
 
-/// `head` shows the first examples after their transforms, as training uses them.
+/// `head` shows the first examples of a set as training uses them, after the transforms.
 #[test]
 fn a_look_at_a_set_has_its_changes() -> Result<()> {
     let set = in_memory()?.transformed(Images::new(Normalize::imagenet()));
@@ -188,9 +188,9 @@ struct Net {
     all: Sequential,
 }
 
-/// A run that resumes in the middle of an epoch ends with the weights of an uninterrupted run, even
-/// if the two load their data differently. Batch transforms do not use the model's random
-/// generator.
+/// A run that resumes in the middle of an epoch ends with the same weights as a run without
+/// interruption, even if the two runs load their data differently. The transforms of whole batches
+/// do not change the random numbers of the model.
 #[rstest]
 fn a_resumed_run_equals_the_straight_one(#[values(2, 3, 5)] steps: u64) -> Result<()> {
     let data = |num_workers, prefetch| -> Result<DataModule> {

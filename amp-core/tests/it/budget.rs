@@ -39,7 +39,7 @@ pub(crate) fn sgd(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
 }
 
-/// Returns alternating linear layers and activations.
+/// Returns a stack in which linear layers and activations alternate.
 fn stack<M: Module + 'static>(activation: fn() -> M) -> Result<Model> {
     let mut layers: Vec<Box<dyn Module>> = Vec::new();
     for _ in 0..BLOCKS {
@@ -55,13 +55,13 @@ pub(crate) fn mlp() -> Result<Model> {
     stack(|| Gelu)
 }
 
-/// Returns layers with ReLU. ReLU keeps its output, which is also the input that the next linear
-/// layer keeps: one activation for each block.
+/// Returns linear layers with ReLU. ReLU keeps its output for the backward pass. The next linear
+/// layer keeps the same tensor as its input, so each block keeps only one activation.
 fn relu_mlp() -> Result<Model> {
     stack(|| Relu)
 }
 
-/// Returns blocks with batch statistics and dropout. One of them is wrapped in a checkpoint.
+/// Returns blocks with batch norm and dropout. One of the blocks uses activation checkpointing.
 pub(crate) fn mixed() -> Result<Model> {
     let block = || -> Result<Vec<Box<dyn Module>>> {
         Ok(vec![
@@ -114,8 +114,8 @@ pub(crate) fn config(precision: Precision, budget: Option<u64>) -> TrainerConfig
     })
 }
 
-/// Returns four batches of noise. On CUDA they stay on the host, because a data set on the device
-/// would count towards the budget.
+/// Returns four batches of random numbers. On CUDA the batches stay in the host's memory, because a
+/// data set on the device would count towards the memory budget.
 pub(crate) fn examples() -> Result<DataModule> {
     let noise = || Tensor::randn([4 * BATCH, WIDTH], (Kind::Float, Device::Cpu));
     let mut data = same(Batch::new(noise(), noise())?, BATCH)?;
@@ -126,8 +126,8 @@ pub(crate) fn examples() -> Result<DataModule> {
     Ok(data)
 }
 
-/// Builds the model, trains it for one epoch, and returns the plans, the peak and the resulting
-/// tensors.
+/// Builds the model and trains it for one epoch. Returns the plans for recomputing activations, the
+/// peak of the memory, and the trained tensors.
 fn run(config: &TrainerConfig, build: impl Fn() -> Result<Model>) -> Result<Run> {
     let _generator = seeded(3);
     let data = examples()?;
@@ -144,8 +144,8 @@ fn run(config: &TrainerConfig, build: impl Fn() -> Result<Model>) -> Result<Run>
     Ok(Run { record, plans: plans.collect(), peak, tensors, after })
 }
 
-/// Returns the size of the previous step's inputs and targets. On CUDA they may still exist,
-/// because the device runs behind the host.
+/// Returns the size of the inputs and targets of the previous step. On CUDA they may still exist
+/// during a step, because the device runs behind the host.
 fn earlier_batches(config: &TrainerConfig) -> u64 {
     match device() {
         Device::Cpu => 0,
@@ -202,8 +202,8 @@ fn the_peak_is_as_predicted_and_within_the_budget(
     let freed = plan.segments.iter().map(|segment| {
         let layers = segment.layers.clone().expect("layers of the container");
         assert_eq!(segment.path, "model");
-        // Layers at even positions are linear. If only half of the layers keep their inputs, these
-        // are the linear layers.
+        // Layers at even positions are linear. If only half of the layers keep their inputs, only
+        // the linear layers are counted.
         let kept = layers.filter(|place| place % 2 < kept_of_two).count();
         (kept as u64 - 1) * ACTIVATION
     });
@@ -244,8 +244,8 @@ fn layers_within_a_stage_are_chosen() -> Result<()> {
     Ok(())
 }
 
-/// A run with a memory budget has the same weights, batch statistics, losses, loss scale, profile
-/// phases and next random numbers as a run without one.
+/// A run with a memory budget has the same results as a run without one: weights, batch statistics,
+/// losses, loss scale, phases of the profile, and the next random numbers.
 #[rstest]
 fn a_budget_changes_no_result(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::F64True)]

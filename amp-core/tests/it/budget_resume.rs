@@ -1,4 +1,5 @@
-//! The plan made for a memory budget is saved with the run. Making the plan changes no other state.
+//! Tests of the plan that says which activations are recomputed to stay below a memory budget. The
+//! plan is saved with the run, and making the plan changes no other state.
 
 use std::sync::{
     Arc,
@@ -24,7 +25,7 @@ use crate::{
     },
 };
 
-/// A layer that counts its forward passes.
+/// A layer that counts how often its forward pass runs.
 struct Counts(Arc<AtomicUsize>);
 
 impl Visit for Counts {
@@ -38,8 +39,8 @@ impl Module for Counts {
     }
 }
 
-/// A resumed run with the same budget uses the saved plan without measuring memory. With another
-/// budget it measures again.
+/// A run that resumes with the same memory budget uses the saved plan and does not measure memory.
+/// With another budget, it measures memory again.
 #[test]
 fn a_resumed_run_uses_the_saved_plan() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -82,7 +83,7 @@ fn a_resumed_run_uses_the_saved_plan() -> Result<()> {
     let (second, counted) = part(budget, 2, true)?;
     assert_eq!(first, second);
     // Four training steps and four validation batches run the layer eight times. If the plan
-    // recomputes the layer, each training step runs it once more.
+    // recomputes the layer in the backward pass, each training step runs it once more.
     assert!(counted == 8 || counted == 12, "{counted}");
     let (other, counted) = part(budget + 4096, 2, true)?;
     assert_eq!(other[0].budget, budget + 4096);
@@ -90,7 +91,8 @@ fn a_resumed_run_uses_the_saved_plan() -> Result<()> {
     Ok(())
 }
 
-/// The plan is made by trial steps. They do not change state such as the model's count of steps.
+/// To make the plan, the trainer runs trial steps. The trial steps do not change the state of the
+/// model, such as its count of steps.
 #[test]
 fn trial_steps_do_not_change_the_models_own_count() -> Result<()> {
     let _generator = seeded(3);

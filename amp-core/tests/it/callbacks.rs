@@ -1,4 +1,5 @@
-//! Callbacks and hooks: when they run, the values they read and the values they log.
+//! Tests of callbacks and hooks: when they run, which values they can read, and which values they
+//! log.
 
 use std::cell::RefCell;
 
@@ -24,13 +25,14 @@ use crate::support::{
     seeded,
 };
 
-/// A model that logs the given numbers, one per epoch, as `val_score`, and records the calls of its
-/// hooks.
+/// A model that logs one of the given numbers as `val_score` in each epoch. It also records which
+/// of its hooks were called.
 struct Scripted {
     linear: Linear,
     scores: Vec<f64>,
     calls: RefCell<Vec<String>>,
-    /// The name of the value that the plateau schedule monitors, if the model has such a schedule.
+    /// The name of the logged value that the plateau schedule monitors. `None` if the model has no
+    /// such schedule.
     plateau: Option<&'static str>,
 }
 
@@ -266,8 +268,9 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     Ok(())
 }
 
-/// Two processes that save into one folder would overwrite each other's `last.safetensors`. The
-/// test simulates the other process's lock by a lock through another open file.
+/// If two processes saved into one folder, each would overwrite the `last.safetensors` of the
+/// other. The test simulates the lock of another process by locking the file through a second file
+/// handle.
 #[test]
 fn a_folder_that_another_process_saves_into_is_refused() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

@@ -37,7 +37,8 @@ struct Eager {
     body: Linear,
 }
 
-/// Computes the loss of R-Drop, which runs the same examples with two dropout masks.
+/// Computes the loss of R-Drop. R-Drop runs the same examples twice, with two different dropout
+/// masks.
 fn twice(net: &mut Captured, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
     let one = net.forward(&batch.input, step.context())?;
     let other = net.forward(&batch.input, step.context())?;
@@ -98,7 +99,8 @@ fn a_captured_step_equals_the_eager_step(
             let _section = seeded(0);
             Captured::builder().build()?
         };
-        // `data` seeds the generator too, so it is called before the section in which dropout draws.
+        // `data` seeds the random generator too. It is therefore called before the section, whose
+        // seed determines the dropout.
         let data = data()?;
         let _section = seeded(1);
         let record = train(&mut model, precision, graph, &data)?;

@@ -1,4 +1,4 @@
-//! Activation checkpointing gives the same run with less memory.
+//! Tests that activation checkpointing changes nothing about a training run except its memory.
 
 use std::{
     sync::{
@@ -71,10 +71,10 @@ fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
     })
 }
 
-/// With activation checkpointing, the loss, the gradients, batch statistics and the next random
-/// numbers are bit-identical to those without. Parameters have the names of the inner module. The
-/// peak memory is lower by more than a fifth, although it includes the workspace of CUDA's matrix
-/// library.
+/// With activation checkpointing, the loss, the gradients, the batch statistics and the next random
+/// numbers have the same bits as without. Parameters have the names that they have without the
+/// wrapper. The peak memory is lower by more than a fifth, although the peak includes the workspace
+/// of CUDA's matrix library.
 #[rstest]
 #[case::f32(Precision::F32True)]
 #[case::f16_mixed(Precision::F16Mixed)]
@@ -126,7 +126,8 @@ fn a_failure_while_recomputing_is_an_error_with_its_text() -> Result<()> {
     Ok(())
 }
 
-/// A layer that draws random numbers in the recomputation, as another thread may do at that moment.
+/// A layer that uses additional random numbers when it is recomputed. In a real run, another thread
+/// could use random numbers at that moment.
 struct DrawsAgain;
 
 impl Visit for DrawsAgain {
@@ -142,8 +143,8 @@ impl Module for DrawsAgain {
     }
 }
 
-/// If a module draws no random numbers, its recomputation does not reset the generator. A reset
-/// would also reset the random numbers of another thread.
+/// If a checkpointed module uses no random numbers, its recomputation does not reset the random
+/// generator. Resetting it would also change the random numbers of another thread.
 #[test]
 fn a_module_without_random_numbers_leaves_the_generator_alone() -> Result<()> {
     let policy = Policy::new(Precision::F32True, device());
@@ -159,7 +160,8 @@ fn a_module_without_random_numbers_leaves_the_generator_alone() -> Result<()> {
     Ok(())
 }
 
-/// A layer that records whether it runs while another thread is in a section of `random::seeded`.
+/// A layer that records whether it ran while another thread was inside a section of
+/// `random::seeded`.
 struct Notes {
     is_in_section: Arc<AtomicBool>,
     ran_beside: Arc<AtomicBool>,
@@ -176,9 +178,9 @@ impl Module for Notes {
     }
 }
 
-/// A checkpointed module waits for sections of `random::seeded` on other threads. Otherwise random
-/// numbers that a section draws would be attributed to the module, and its recomputation would
-/// reset the section's generator.
+/// A checkpointed module waits until the sections of `random::seeded` on other threads have ended.
+/// Otherwise the random numbers of such a section would be attributed to the module, and the
+/// recomputation would reset the section's generator.
 #[test]
 fn a_checkpoint_waits_for_sections_of_other_threads() -> Result<()> {
     let (is_in_section, ran_beside) = (Arc::new(AtomicBool::new(true)), Arc::default());
@@ -211,9 +213,9 @@ fn a_second_backward_pass_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// A recomputation uses the same kernels as its forward pass, and the same planted fault, even if
-/// another thread with other settings runs it. The planted factor doubles the gradient if layers
-/// are fused, as with our own kernels.
+/// A recomputation uses the same kernels and the same planted fault as the forward pass that it
+/// repeats, even if it runs on another thread with other settings. The planted factor doubles the
+/// gradient if layers are fused, as they are with this project's kernels.
 #[rstest]
 #[case::libtorch(Kernels::Libtorch, 1.0)]
 #[case::own(Kernels::Own, 2.0)]

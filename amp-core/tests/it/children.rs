@@ -1,5 +1,6 @@
-//! Modules with inputs of any type, and every form in which a derived `#[forward]` can call a
-//! layer. In each form, the layer keeps its path, its precision region and the check of dtypes.
+//! Tests of modules whose inputs may have any type, and of every form in which a derived
+//! `#[forward]` can call a layer. In each form, the layer has its path and its precision region,
+//! and its dtypes are checked.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -31,7 +32,8 @@ pub(crate) fn ones(shape: &[i64]) -> Tensor {
     Tensor::ones(shape, (Kind::Float, Device::Cpu))
 }
 
-/// Runs a model's forward pass in this precision and returns its matrix products in order.
+/// Runs the forward pass of a model in this precision. Returns the matrix products that it
+/// contained, in order.
 pub(crate) fn products<M: Visit, T>(
     precision: Precision,
     model: &M,
@@ -61,7 +63,8 @@ struct Block {
     outer: Linear,
 }
 
-/// A model that calls its layers as methods, in containers, by index and as functions.
+/// A model that calls its layers in several forms: as methods, in containers, by index, and as
+/// functions.
 #[derive(Module)]
 #[forward(|x| {
     let mut x = self.first.forward(x, cx)?;
@@ -164,8 +167,8 @@ fn overrides_apply_to_children() -> Result<()> {
     };
     assert_eq!(of("first"), [Kind::Double, Kind::Double]);
     assert_eq!(of("blocks.0.inner"), [Kind::Double]);
-    // `outer` declares its own precision region. This region is closer to the layer than the
-    // override of `blocks.0`, so it wins.
+    // `outer` declares a precision region itself. This region wins over the override of `blocks.0`,
+    // because it is closer to the layer.
     assert_eq!(of("blocks.0.outer"), [Kind::Float]);
     assert_eq!(of("blocks.1.inner"), [Kind::BFloat16, Kind::BFloat16]);
     assert_eq!((of("grid.0.0"), of("grid.1.0")), (vec![Kind::Float], vec![Kind::Double]));
@@ -173,7 +176,7 @@ fn overrides_apply_to_children() -> Result<()> {
     Ok(())
 }
 
-/// Attention with a mask, as in BERT, has several inputs, one of which is optional.
+/// Attention with a mask, as in BERT. It has several inputs, and the mask is optional.
 #[derive(Module)]
 #[forward(|x, mask: Option<&Tensor>, scale: f64| -> Result<(Tensor, Tensor)> {
     let scores = query(x)?.f_matmul(&key(x)?.f_transpose(1, 2)?)?.f_mul_scalar(scale)?;
@@ -219,8 +222,8 @@ fn mask() -> Tensor {
     Tensor::from_slice(&[true, true, false]).reshape([1, 3])
 }
 
-/// A precision region casts all floating-point inputs and outputs of its module, also in options
-/// and tuples. It does not cast booleans.
+/// A precision region casts all floating-point inputs and outputs of its module, including those in
+/// options and tuples. It does not cast booleans.
 #[test]
 fn a_region_casts_every_input_and_output() -> Result<()> {
     let _generator = seeded(0);
@@ -321,8 +324,9 @@ fn blocks_with_two_inputs_run_in_a_model() -> Result<()> {
     Ok(())
 }
 
-/// A probe for modules with several inputs and outputs. For each output it records the path, the
-/// size, and the largest difference between the output and that of a second run.
+/// A probe that runs each module a second time, for modules with several inputs and outputs. For
+/// each output it records the path, the size, and the largest difference between the outputs of the
+/// two runs.
 #[derive(Default)]
 struct Shown(RefCell<Vec<(String, Vec<i64>, f64)>>);
 
@@ -350,7 +354,8 @@ fn a_probe_gets_each_output() -> Result<()> {
     Ok(())
 }
 
-/// An error names the innermost module, whatever its inputs.
+/// If a layer fails, the error names the innermost module, whatever types of inputs the modules
+/// have.
 #[test]
 fn an_error_names_the_innermost_module() -> Result<()> {
     let _generator = seeded(0);

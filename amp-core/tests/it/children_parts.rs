@@ -1,5 +1,6 @@
-//! Layers within layers, as in `self.block.head`. If a derived `#[forward]` calls `head`, its path
-//! begins with the path of `block`, and the precision regions of both `block` and `head` apply.
+//! Tests of layers within layers, as in `self.block.head`. If a derived `#[forward]` calls `head`,
+//! the path of `head` begins with the path of `block`. The precision regions of `block` and of
+//! `head` both apply.
 
 use amp_core::{
     Module, Result,
@@ -33,7 +34,7 @@ struct Nested {
     list: Vec<Linear>,
 }
 
-/// A struct that is no module. The layers in its fields therefore have no paths.
+/// A struct that is not a module. Layers in its fields therefore have no paths.
 struct Pair<'m> {
     layer: &'m Linear,
 }
@@ -115,7 +116,7 @@ fn a_layer_of_a_layer_keeps_path_and_region() -> Result<()> {
     Ok(())
 }
 
-/// A module that visits its field `projection` under the name `proj`.
+/// A module that reports its field `projection` under the name `proj`.
 struct Renamed {
     projection: Linear,
 }
@@ -126,8 +127,8 @@ impl Visit for Renamed {
     }
 }
 
-/// A layer that is called by the name under which the module visits it has this name in its path.
-/// If the module visits no layer under the given name, the path ends with the module.
+/// If a layer is called by the name under which its module reports it, the layer's path contains
+/// this name. If the module reports no layer of this name, the path ends with the module.
 #[test]
 fn a_field_with_another_name_is_left_out_of_the_path() -> Result<()> {
     let _generator = seeded(0);

@@ -1,4 +1,5 @@
-//! The trace of profiled steps, read as chrome://tracing reads it.
+//! Tests of the trace of profiled steps, which is read in the same form as chrome://tracing reads
+//! it.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -55,8 +56,8 @@ fn complete(trace: &[Value], pid: u64) -> Vec<&Value> {
     trace.iter().filter(|event| event["ph"] == "X" && event["pid"] == pid).collect()
 }
 
-/// Each profile has one `step` event. The step's phases lie within it, in order and without gaps,
-/// and their durations add up to the profile's times.
+/// Each profile has one event called `step`. The phases of the step lie within this event, in order
+/// and without gaps. Their durations add up to the times in the profile.
 #[test]
 fn spans_nest_and_add_up_to_the_profile() -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -92,8 +93,8 @@ fn spans_nest_and_add_up_to_the_profile() -> Result<()> {
         }
         assert!(rest.next().is_none());
     }
-    // The profile measures a phase on the GPU if there is one, so the GPU's events are compared
-    // with it.
+    // If there is a GPU, the profile contains the times of the GPU, so the events of the GPU are
+    // compared with it.
     let events = if gpu.is_empty() { &host } else { &gpu };
     for phase in Phase::ALL {
         let own = events.iter().filter(|event| event["name"] == phase.name());

@@ -1,5 +1,5 @@
-//! Cross entropy and accuracy have their own kernels on CUDA. The tests compare them with libtorch
-//! in f64 on the CPU.
+//! Tests of the kernels that compute cross entropy and accuracy on CUDA. The expected results are
+//! computed by libtorch in f64 on the CPU.
 
 use amp_core::{
     Result,
@@ -16,8 +16,8 @@ use crate::support::{
     device, needs_cuda, seeded,
 };
 
-/// Returns logits and classes. The logits have few bits, so that every dtype represents them
-/// exactly. Every fifth row has the ignored class.
+/// Returns random logits and classes. The logits have so few binary digits that every dtype
+/// represents them exactly. Every fifth row has the class that the loss ignores.
 fn examples(rows: i64, classes: i64) -> [Tensor; 2] {
     let logits = Tensor::randn([rows, classes], (Kind::Double, Device::Cpu)) * 4;
     let targets = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
@@ -30,8 +30,9 @@ fn leaf(tensor: &Tensor, kind: Kind, device: Device) -> Tensor {
     tensor.detach().copy().to_kind(kind).to(device).set_requires_grad(true)
 }
 
-/// The loss equals f64 up to the rounding of the dtype in which it is computed: f32 for 16-bit
-/// logits under autocast. The gradient is also rounded to the dtype of the logits.
+/// The loss equals the loss in f64, up to the rounding of the dtype in which it is computed. For
+/// 16-bit logits under autocast, this dtype is f32. The gradient is also rounded to the dtype of
+/// the logits.
 #[rstest]
 #[case(Kind::Double, Precision::F64True, 1e-14, 1e-13)]
 #[case(Kind::Float, Precision::F32True, 1e-6, 3e-6)]
@@ -130,7 +131,8 @@ fn correct_counts_equal_libtorchs_argmax(
     #[values((1, 2), (7, 10), (300, 33), (4096, 10), (1500, 44))] (rows, classes): (i64, i64),
 ) -> Result<()> {
     let _generator = seeded(3);
-    // Each logit is one of five values, so that rows have ties; about 2 % are NaN.
+    // Each logit is one of five values, so that rows contain equal logits. About 2 % of the logits
+    // are NaN.
     let logits = Tensor::randint(5, [rows, classes], (Kind::Double, Device::Cpu));
     let rare = Tensor::rand([rows, classes], (Kind::Float, Device::Cpu)).lt(0.02);
     let logits = logits.masked_fill(&rare, f64::NAN).to_kind(kind);
@@ -157,8 +159,8 @@ fn a_sequence_has_the_loss_of_its_elements() -> Result<()> {
     Ok(())
 }
 
-/// Computes the loss over the pixels of images with these options, as a cross entropy of the logits
-/// and as a negative log-likelihood of the log-softmax.
+/// Computes the loss over the pixels of images with these options in two forms: as the cross
+/// entropy of the logits, and as the negative log-likelihood of the log-softmax.
 fn of_positions(
     options: (f64, i64, f64, bool),
     logits: &Tensor,
@@ -174,8 +176,8 @@ fn of_positions(
     Ok([entropy, nll])
 }
 
-/// The loss over the pixels of images equals the loss over the same logits as rows. libtorch has a
-/// different kernel for each.
+/// The loss over the pixels of images equals the loss over the same logits in rows. libtorch uses
+/// different kernels for pixels and for rows.
 #[rstest]
 fn a_loss_of_pixels_is_the_loss_of_rows(
     #[values(0.0, 0.1)] label_smoothing: f64,
@@ -220,7 +222,8 @@ fn a_mean_over_many_pixels_in_f16_is_finite() -> Result<()> {
     Ok(())
 }
 
-/// Losses of pixels have the same bits in each run, which libtorch's own kernel does not promise.
+/// The loss over pixels has the same bits each time it is computed. libtorch's kernel does not
+/// guarantee this.
 #[rstest]
 #[ignore]
 fn losses_of_pixels_repeat_their_bits(
@@ -242,7 +245,7 @@ fn losses_of_pixels_repeat_their_bits(
     Ok(())
 }
 
-/// With all its options, the loss equals the loss in f64, for few classes and for many.
+/// The cross entropy equals the loss in f64 with each of its options, for few and for many classes.
 #[rstest]
 fn options_equal_f64(
     #[values((Kind::Float, Precision::F32True), (Kind::BFloat16, Precision::Bf16Mixed))]
@@ -266,8 +269,8 @@ fn options_equal_f64(
     };
     seen.backward();
     assert!(relative(&seen, &wide(&exact_loss)) < 1e-6);
-    // On the CPU, the gradients of the cross entropy and of the z-loss are each rounded before they
-    // are added.
+    // On the CPU, the gradients of the cross entropy and of the z-loss are each rounded, and then
+    // added.
     let terms = if z_loss > 0.0 { 2.0 } else { 1.0 };
     let bound = if kind == Kind::Float { 1e-5 } else { terms * 2.0_f64.powi(-8) };
     let error = relative(&given.grad(), &wide(&exact.grad()));
@@ -290,8 +293,8 @@ fn masked_logits_do_not_contribute(#[values(10, 70_000)] classes: i64) -> Result
     Ok(())
 }
 
-/// If nothing else holds a large tensor of logits, its memory is reused for the gradient. Otherwise
-/// the logits are kept.
+/// If nothing else uses a large tensor of logits, the memory of the logits is reused for their
+/// gradient. Otherwise the logits do not change.
 #[rstest]
 #[case::alone(false, false, true)]
 #[case::held(true, false, false)]

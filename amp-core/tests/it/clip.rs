@@ -44,9 +44,9 @@ fn assert_grads(grads: &[Tensor], case: &Value) {
     }
 }
 
-/// [19]: the norm before clipping and every gradient after clipping have torch's bits. Cases:
-/// ordinary gradients, gradients with an inf or a NaN (which make all gradients non-finite), and
-/// norms outside f32's range at both ends.
+/// [19]: the norm before clipping and every gradient after clipping have the same bits as in torch.
+/// The cases are ordinary gradients, gradients with an inf or a NaN (after which all gradients are
+/// non-finite), and norms that are too large or too small for f32.
 #[test]
 fn norms_and_gradients_have_torchs_bits() -> Result<()> {
     let oracle = oracle!("clip.json");
@@ -76,9 +76,9 @@ fn clipping_by_value_has_torchs_bits() -> Result<()> {
     Ok(())
 }
 
-/// Finite gradients whose f32 norm is infinite become 0, as in torch, so the step has no effect.
-/// The returned norm is infinite although every gradient was finite. Callers can detect the case by
-/// it.
+/// If all gradients are finite but their norm overflows f32, clipping sets the gradients to 0, as
+/// torch does. The step then has no effect. The returned norm is infinite, so that callers can
+/// detect this.
 #[test]
 fn gradients_with_an_infinite_norm_become_zero() -> Result<()> {
     let grads = [Tensor::from_slice(&[1e30_f32, -1e30])];
@@ -88,8 +88,8 @@ fn gradients_with_an_infinite_norm_become_zero() -> Result<()> {
     Ok(())
 }
 
-/// The norm of f16 and bf16 gradients is computed in f32. In f16 a sum of squares would overflow
-/// from a norm of 256 on, and in bf16 it would have only 8 bits.
+/// The norm of f16 and bf16 gradients is computed in f32. In f16, the sum of squares would overflow
+/// if the norm is 256 or more. In bf16, the sum would have only 8 binary digits.
 #[rstest]
 #[case(Kind::Half, 1000.0)]
 #[case(Kind::Half, 1e-4)]
@@ -122,7 +122,7 @@ fn norms_of_16_bit_gradients_are_computed_in_f32(
     Ok(())
 }
 
-/// Parameters of several dtypes have a common norm; each gradient is scaled in its own dtype.
+/// Parameters of several dtypes have one common norm. Each gradient is scaled in its own dtype.
 #[test]
 fn one_norm_spans_several_dtypes() -> Result<()> {
     let three = Tensor::full([1], 3.0 + 1e-9, (Kind::Double, Device::Cpu));
@@ -169,8 +169,9 @@ fn with_gradients(kind: Kind, size: f64, spoiled: Option<f64>) -> Result<Box<dyn
     Ok(optimizer)
 }
 
-/// Unscaling and clipping at once saves one pass over the gradients. It gives the same bits as
-/// unscaling first, because the scale is a power of two.
+/// Unscaling and clipping together reads and writes the gradients once instead of twice. The result
+/// has the same bits as unscaling first and then clipping, because the loss scale is a power of
+/// two.
 #[rstest]
 fn unscaling_and_clipping_in_one_pass_has_the_same_bits(
     #[values(None, Some(65536.0), Some(0.25))] scale: Option<f64>,
@@ -204,9 +205,9 @@ fn unscaling_and_clipping_in_one_pass_has_the_same_bits(
     Ok(())
 }
 
-/// A NaN or an inf in one gradient makes the norm non-finite, and clipping spreads it to all
-/// gradients. The skipped step nevertheless names the parameter whose gradient was not finite
-/// before clipping.
+/// If one gradient contains a NaN or an inf, the norm is not finite, and clipping makes all
+/// gradients non-finite. The report of the skipped step still names the parameter whose gradient
+/// was not finite before clipping.
 #[rstest]
 fn the_first_parameter_with_a_nan_is_named_after_clipping(
     #[values(f64::NAN, f64::INFINITY, f64::NEG_INFINITY)] value: f64,

@@ -78,8 +78,8 @@ fn the_padded_length_follows_the_option(#[case] pad: Pad, #[case] length: i64) -
     Ok(())
 }
 
-/// Padding changes the length of a sequence and no other dimension. Floating-point sequences are
-/// padded in their own dtype.
+/// Padding changes only the length of a sequence and no other dimension. A padded floating-point
+/// sequence keeps its dtype.
 #[test]
 fn sequences_of_vectors_are_padded() -> Result<()> {
     let example = |length: i64| Batch {
@@ -178,7 +178,7 @@ fn invalid_padding_is_refused(#[case] pad: Pad, #[case] says: &str) {
     assert!(text.starts_with(says), "{text}");
 }
 
-/// A data set that draws one random number for each batch and adds it to the batch as `share`.
+/// A data set that uses one random number per batch and stores the number in the batch as `share`.
 struct Mixed;
 
 impl MapDataset for Mixed {

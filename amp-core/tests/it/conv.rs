@@ -58,8 +58,8 @@ impl Module for Images {
     }
 }
 
-/// Builds a classifier of 64 pixels into 10 classes, with convolutions and every kind of layer that
-/// may be between them.
+/// Builds a classifier from images of 64 pixels to 10 classes. It contains convolutions, and every
+/// kind of layer that may be between them.
 fn net() -> Result<Sequential> {
     let conv = |from, to, kernel_size: i64, padding: i64, bias| {
         Conv2d::new(Conv2dConfig {
@@ -84,9 +84,9 @@ fn net() -> Result<Sequential> {
     ]))
 }
 
-/// The output and the gradients of a convolution equal those in f64 on the same rounded inputs,
-/// within a few roundings. The output is in channels_last. libtorch's convolution of contiguous
-/// tensors meets the same bound.
+/// The output and the gradients of a convolution equal those in f64 for the same rounded inputs, up
+/// to a few roundings. The memory layout of the output is channels_last. libtorch's convolution of
+/// contiguous tensors has errors within the same bound.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_layer_on_tensor_cores_is_near_f64(
@@ -143,7 +143,7 @@ fn a_layer_on_tensor_cores_is_near_f64(
     assert_eq!(ours[0].kind(), compute);
     assert!(ours[1..].iter().all(|grad| grad.kind() == storage));
     for (at, exact) in exact.iter().enumerate() {
-        // An output is rounded before its bias is added, and again after.
+        // An output is rounded before its bias is added, and a second time after that.
         let bound = 3.0 * rounding(compute);
         let [ours, plain] = [&ours[at], &plain[at]].map(|seen| relative(seen, exact));
         assert!(ours < bound && plain < bound, "{at}: {ours} and {plain} for {bound}");
@@ -151,9 +151,9 @@ fn a_layer_on_tensor_cores_is_near_f64(
     Ok(())
 }
 
-/// For a first layer with few channels, whose input needs no gradient, the output and the gradients
-/// of the parameters equal those in f64 on the same rounded inputs. The images have even and odd
-/// sides, and are contiguous or in channels_last.
+/// A first layer has few input channels, and its input needs no gradient. Its output and the
+/// gradients of its parameters equal those in f64 for the same rounded inputs. The images have even
+/// and odd sides, and are contiguous or in channels_last.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_first_layer_is_near_f64(
@@ -208,7 +208,7 @@ fn a_first_layer_is_near_f64(
     Ok(())
 }
 
-/// A probe that records the output of each module, so that its memory layout can be compared.
+/// A probe that records the output of each module, so that the tests can check its memory layout.
 #[derive(Default)]
 struct Layouts(RefCell<Vec<(String, Tensor)>>);
 
@@ -218,8 +218,9 @@ impl Probe for Layouts {
     }
 }
 
-/// On CUDA all 16-bit tensors from the first convolution up to the flatten are in channels_last; on
-/// other devices none is. Parameters and their gradients are contiguous everywhere.
+/// On CUDA, all 16-bit tensors from the first convolution to the flatten layer are in
+/// channels_last. On other devices, no tensor is. Parameters and their gradients are contiguous on
+/// all devices.
 #[rstest]
 fn channels_last_is_used_on_cuda_alone(
     #[values(
@@ -266,8 +267,8 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
 
 /// Trains three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
-    // The section makes other tests that train wait, because the next setting is for the whole
-    // process.
+    // `set_numerics` changes a setting of the whole process. The section makes other tests that
+    // train wait until this test has ended.
     let _generator = seeded(7);
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, ..config.clone() };
@@ -276,8 +277,9 @@ fn train(config: &TrainerConfig) -> Result<Outcome> {
     outcome
 }
 
-/// A run is reproducible, and on CUDA a run with graphs equals the run without. The same holds for
-/// optimizer state in 8 bits, whose blocks follow the order of the weights in memory.
+/// A training run is reproducible. On CUDA, a run with CUDA graphs has the same results as a run
+/// without. Both hold also for optimizer state in 8 bits, whose blocks follow the order of the
+/// weights in memory.
 #[rstest]
 fn a_run_is_reproducible(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
@@ -294,8 +296,9 @@ fn a_run_is_reproducible(
     Ok(())
 }
 
-/// A checkpoint of a 16-bit run with channels_last loads into a model without channels_last, and
-/// the other way round, with the same bits under the same names.
+/// A checkpoint of a 16-bit run with channels_last loads into a model without channels_last. A
+/// checkpoint without channels_last loads into a model with it. The tensors have the same bits and
+/// names.
 #[test]
 fn checkpoints_load_across_layouts() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

@@ -1,5 +1,6 @@
-//! A convolution whose input is used a second time. On CUDA (`AMP_DEVICE=cuda`) one product adds up the
-//! gradients of both uses. The reference is libtorch in f64 on the CPU.
+//! Tests of a convolution whose input is also used by another operation. On CUDA
+//! (`AMP_DEVICE=cuda`), one matrix product computes the sum of the two gradients of the input. The
+//! expected results are computed by libtorch in f64 on the CPU.
 
 use amp_core::{
     nn::{Child, Context, Conv2dConfig, Module},
@@ -32,8 +33,8 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// Returns a loss whose gradient with respect to `y` is `for_y` and with respect to `x` is `for_x`,
-/// as far as `uses` includes these outputs.
+/// Returns a loss whose gradient is `for_y` with respect to `y` and `for_x` with respect to `x`.
+/// `uses` says which of the two outputs the loss depends on.
 fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Tensor {
     let sum = |a: &Tensor, b: &Tensor| (a * b.to(a.device()).to_kind(a.kind())).sum(Kind::Double);
     match uses {
@@ -43,9 +44,10 @@ fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Ten
     }
 }
 
-/// The output equals f64, and so do the gradients of the input and the weight if they exist. For
-/// some 1×1 kernels one matrix product also adds up the gradients of both uses. For other kernels
-/// they are added up after the product. The second output equals the input bit for bit.
+/// The output and the gradients of the input and the weight equal those in f64, if these gradients
+/// exist. For some 1×1 convolutions, one matrix product computes the sum of the input's two
+/// gradients. For other convolutions, the gradients are added after the product. The second output
+/// has the same bits as the input.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_are_those_of_f64(
@@ -95,8 +97,8 @@ fn gradients_are_those_of_f64(
     Ok(())
 }
 
-/// A gradient that other code still holds is not overwritten. Here this is the gradient of the
-/// second output, because the test requests it too.
+/// If other code still uses a gradient, the sum is not written into its memory. Here the gradient
+/// of the second output is such a gradient, because the test requests it too.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_gradient_that_is_held_stays() -> Result<()> {

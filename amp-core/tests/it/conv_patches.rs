@@ -15,9 +15,9 @@ use crate::support::{
     seeded,
 };
 
-/// The output and the gradients equal those in f64: for patches of 4 and 16 pixels, for images that
-/// patches cover completely or not, with and without a bias, and for contiguous images and images
-/// in channels_last. On other devices than CUDA, libtorch's convolution runs.
+/// The output and the gradients equal those in f64. The cases are patches of 4 and 16 pixels,
+/// images that the patches cover completely or not, layers with and without bias, and images that
+/// are contiguous or in channels_last. On devices other than CUDA, libtorch's convolution runs.
 #[rstest]
 fn patches_are_those_of_f64(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]

@@ -8,8 +8,8 @@ use amp_core::{
 
 use crate::support::{bits::values, message};
 
-/// tch #995: `half::bf16` is declared as f16, so a tensor made from it has wrong values. If this
-/// test fails, tch has fixed the fault, and `convert` can be removed.
+/// tch #995: tch declares `half::bf16` as f16, so a tensor that is made from such values has wrong
+/// values. If this test fails, tch has fixed the fault, and `convert` can be removed.
 #[test]
 fn tchs_fault_with_bf16_still_exists() {
     assert_eq!(<bf16 as Element>::KIND, Kind::Half);
@@ -18,8 +18,8 @@ fn tchs_fault_with_bf16_still_exists() {
     assert_eq!(tensor.double_value(&[0]), 1.875, "the bits of bf16's 1, read as f16");
 }
 
-/// All 65,536 bit patterns survive the conversion in both directions, including NaN payloads, and
-/// libtorch and `half` agree on the value.
+/// Each of the 65,536 bit patterns of bf16, including the payloads of NaN, is unchanged after it
+/// was converted to libtorch and back. libtorch and `half` also agree on the value of each pattern.
 #[test]
 fn every_bf16_survives_both_ways() -> Result<()> {
     let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();

@@ -1,5 +1,5 @@
-//! With an NVIDIA driver, libtorch's CUDA library is loaded at start-up. The tests use files in
-//! place of drivers and libraries, so that they run on any machine.
+//! Tests that libtorch's CUDA library is loaded at start-up if there is an NVIDIA driver. Ordinary
+//! files stand in for drivers and libraries, so the tests run on any machine.
 
 use std::{
     env, fs,
@@ -15,7 +15,7 @@ use crate::support::message;
 
 const MARK: &str = "cuda library: ";
 
-/// The body of the child processes that the other tests start.
+/// The body of the child processes that the tests of this file start.
 #[test]
 #[ignore = "is run by the other tests, in processes of their own"]
 fn child() {
@@ -54,7 +54,8 @@ impl Libtorch {
                 symlink(real.join(name), own.lib().join(name)).expect("a link");
             }
         }
-        // libtorch looks for NVIDIA's libraries relative to its own path.
+        // libtorch searches for NVIDIA's libraries relative to its own path, so the copy needs them
+        // at the same relative path.
         let nvidia = real.join("../../nvidia");
         if nvidia.exists() {
             symlink(nvidia, own.0.path().join("nvidia")).expect("a link");
@@ -75,7 +76,8 @@ impl Libtorch {
         self.lib().join("libtorch_cuda.so")
     }
 
-    /// Runs a process with this libtorch and returns its view of CUDA and its output.
+    /// Runs a child process with this libtorch. Returns what the process says about CUDA, and its
+    /// output.
     fn run(&self) -> (CudaLibrary, String) {
         let inherited = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
         let first = [self.0.path().to_owned(), self.lib()];
@@ -111,8 +113,8 @@ fn without_a_driver_nothing_is_loaded() {
     let (found, printed) = libtorch.run();
     assert_eq!(found, CudaLibrary::NoDriver);
     assert!(printed.contains("devices: 0"), "{printed}");
-    // The program is not linked with the CUDA library either. Otherwise the loader would have
-    // mapped the replacement, whose folder comes before libtorch's own in the search path.
+    // The program must not be linked with the CUDA library. If it were, the loader would have
+    // mapped the replacement, because its folder comes before libtorch's folder in the search path.
     assert!(printed.contains("mapped: None"), "{printed}");
 }
 

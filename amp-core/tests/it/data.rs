@@ -52,7 +52,8 @@ fn without_shuffling_the_order_is_the_sets() -> Result<()> {
     Ok(())
 }
 
-/// Every epoch has every example once; the last batch has the remaining examples.
+/// Every epoch contains every example once. The last batch contains the remaining examples, and may
+/// be smaller.
 #[rstest]
 #[case(103, 10)]
 #[case(100, 10)]
@@ -75,7 +76,7 @@ fn an_epoch_is_a_permutation(#[case] count: i64, #[case] size: i64) -> Result<()
 }
 
 /// The same seed and epoch give the same order in every call and in every precision. Another seed
-/// or epoch gives another order, even if the sums of seed and epoch are equal.
+/// or another epoch gives another order, even if seed and epoch have the same sum.
 #[test]
 fn the_order_depends_on_seed_and_epoch_alone() -> Result<()> {
     let data: SharedDataset = numbered(64)?.into();
@@ -96,7 +97,8 @@ fn the_order_depends_on_seed_and_epoch_alone() -> Result<()> {
     Ok(())
 }
 
-/// libtorch's generator is reserved for weights and dropout; shuffling does not draw from it.
+/// Shuffling does not use libtorch's random generator, which is reserved for initial weights and
+/// dropout.
 #[test]
 fn shuffling_draws_nothing_from_libtorch() -> Result<()> {
     let draw = || Vec::<f32>::try_from(Tensor::rand([4], (Kind::Float, Device::Cpu)));
@@ -156,7 +158,7 @@ fn the_permutation_is_that_of_the_first_release() -> Result<()> {
     Ok(())
 }
 
-/// With `drop_last` an epoch has only full batches; validation keeps every example.
+/// With `drop_last`, an epoch contains only full batches. Validation still contains every example.
 #[rstest]
 #[case(103, 10, 10)]
 #[case(100, 10, 10)]
@@ -196,8 +198,8 @@ const WAYS: [(Placement, Option<usize>); 6] = [
     (Placement::Host, Some(5)),
 ];
 
-/// An epoch that begins at any batch has the same batches as the rest of a whole epoch, in every
-/// way of loading.
+/// If an epoch begins at a later batch, its batches equal the rest of the whole epoch, for each way
+/// of loading the data.
 #[test]
 fn an_epoch_can_begin_at_any_batch() -> Result<()> {
     for (placement, prefetch) in WAYS {
@@ -212,8 +214,8 @@ fn an_epoch_can_begin_at_any_batch() -> Result<()> {
     Ok(())
 }
 
-/// In each precision, batches have the same bits in every way of loading, in order and shuffled.
-/// The data are multiples of 1/7, which every dtype rounds.
+/// In each precision, the batches have the same bits for each way of loading the data, in order and
+/// shuffled. The data are multiples of 1/7, so every dtype must round them.
 #[rstest]
 fn every_way_of_loading_gives_the_same_bits(
     #[values(Precision::F32True, Precision::F16True, Precision::Bf16True, Precision::F64True)]
@@ -246,8 +248,8 @@ fn every_way_of_loading_gives_the_same_bits(
     Ok(())
 }
 
-/// With `Placement::Auto`, a data set in memory is copied to the device if it fits, except for a
-/// CPU with prefetching. With `Placement::Host` it is never copied.
+/// With `Placement::Auto`, a data set in memory is copied to the device if it fits. The exception
+/// is a CPU with prefetching. With `Placement::Host`, the data set is never copied.
 #[test]
 fn sets_are_stored_according_to_the_placement() -> Result<()> {
     let resident = |placement, prefetch| -> Result<bool> {

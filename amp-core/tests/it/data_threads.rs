@@ -72,8 +72,8 @@ impl Dataset for Records {
     }
 }
 
-/// A user-defined data set that reads batches from disk gives the same batches as the same set in
-/// memory, under every placement.
+/// A user-defined data set that reads its batches from disk gives the same batches as the same data
+/// in memory, with every placement.
 #[rstest]
 fn a_dataset_from_disk_equals_one_in_memory(
     #[values(Placement::Auto, Placement::Device, Placement::Host)] placement: Placement,
@@ -99,7 +99,7 @@ fn a_dataset_from_disk_equals_one_in_memory(
     Ok(())
 }
 
-/// How the data set of the test fails at its faulty example.
+/// How the test's data set fails when it reads the faulty example.
 #[derive(Clone, Copy)]
 enum Fault {
     Error,
@@ -175,8 +175,9 @@ fn a_datasets_failure_reaches_the_loop(
 #[case(1)]
 #[case(3)]
 fn the_thread_gathers_at_most_the_requested_batches(#[case] batches: i64) -> Result<()> {
-    // The section prevents other tests from drawing random numbers while the loader checks whether
-    // the data set draws some. Otherwise the loader would read the first batch again.
+    // The loader checks whether the data set uses random numbers. If another test used random
+    // numbers at the same time, the loader would read the first batch again. The section prevents
+    // this.
     let _section = seeded(1);
     let (data, gathered) = faulty(64, -1, Fault::Error)?;
     let loader = DataLoader::new(&data, 1, ahead(batches as usize), policy())?;
@@ -189,7 +190,7 @@ fn the_thread_gathers_at_most_the_requested_batches(#[case] batches: i64) -> Res
     Ok(())
 }
 
-/// Dropping an epoch in the middle ends its thread, which held the last handle of the data set.
+/// If an epoch is dropped in the middle, its loading thread ends and releases the data set.
 #[rstest]
 fn dropping_an_epoch_ends_its_thread(#[values(0, 1, 5)] taken: usize) -> Result<()> {
     let (data, gathered) = faulty(1000, -1, Fault::Error)?;
@@ -228,7 +229,8 @@ fn train(data: &DataModule) -> Result<RunRecord> {
     fit(&config, &mut model, data).1
 }
 
-/// Training has the same bits in every way of loading, and `drop_last` removes one step.
+/// Training gives the same bits for each way of loading the data. With `drop_last`, there is one
+/// step fewer.
 #[test]
 fn training_does_not_depend_on_loading() -> Result<()> {
     let all = digits(100)?;
@@ -248,10 +250,11 @@ fn training_does_not_depend_on_loading() -> Result<()> {
     Ok(())
 }
 
-/// Copies overlap with the computation. Each batch is summed as soon as it arrives, and released
-/// before its sum has run. A sum that did not wait for the copy, or memory that was reused too
-/// early for the next copy, would give another number. `busy` queues work before each sum, so that
-/// copies run ahead of the computation. Without `busy` the computation runs ahead.
+/// Data is copied to the device while the device computes. The test sums each batch as soon as it
+/// arrives, and releases the batch before its sum has run. If a sum did not wait for the copy, or
+/// if memory were reused too early for the next copy, the sum would be wrong. If `busy` is true,
+/// other work is queued before each sum, so that copies run ahead of the sums. Otherwise the sums
+/// run ahead of the copies.
 #[rstest]
 fn copies_arrive_before_they_are_used(#[values(false, true)] busy: bool) -> Result<()> {
     let cuda = device().is_cuda();
@@ -261,8 +264,8 @@ fn copies_arrive_before_they_are_used(#[values(false, true)] busy: bool) -> Resu
     let x = number.expand([rows, width], false).contiguous();
     let data = Batch::new(x, Tensor::arange(rows, (Kind::Int64, Device::Cpu)))?.into();
     let loader = DataLoader::new(&data, 4, ahead(3), policy())?.shuffled(1);
-    // These products take longer than the thread needs for a batch, so that sums are still queued
-    // when the memory of their batches becomes free.
+    // These matrix products take longer than the thread needs to load a batch. Sums are therefore
+    // still queued when the memory of their batches is released.
     let products = if busy { 8 } else { 0 };
     let side = if cuda { 4096 } else { 8 };
     let work = Tensor::ones([side, side], (Kind::Float, device()));

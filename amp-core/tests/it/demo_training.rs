@@ -1,4 +1,5 @@
-//! The notebook's model, trained by this trainer and compared with the same training in PyTorch.
+//! Trains the notebook's model with this trainer, and compares the results with the same training
+//! in PyTorch.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -48,8 +49,8 @@ fn config(run: &Value) -> TrainerConfig {
     let mut config = TrainerConfig::new(precision, Device::Cpu);
     config.max_epochs = 3;
     config.logging.log_every_n_steps = 1;
-    // In PyTorch a skipped step still updates batch statistics and draws dropout, so it must do the
-    // same here.
+    // In PyTorch, a skipped step still updates batch statistics and uses random numbers for
+    // dropout, so it must do so here too.
     config.recovery.skipped_step_advances = true;
     config.optimization.gradient_clip =
         run["clip"].as_str().map(|_| Clip::Norm(number(run, "clip")));
@@ -61,7 +62,7 @@ fn config(run: &Value) -> TrainerConfig {
     config
 }
 
-/// The trainer's results of one step.
+/// The results of one training step.
 #[derive(Debug, Default, Clone)]
 struct Seen {
     loss: f64,
@@ -101,10 +102,11 @@ fn train(run: &Value) -> Result<Trained> {
     Ok(Trained { model, steps, record: record? })
 }
 
-/// Returns whether loss and gradients of the precision's first step have the recorded bits. If they
-/// do, libtorch and MKL run the same kernels as in the recording, and everything after must have
-/// the same bits. Eight or eleven bits can agree by chance, so the low-precision dtypes also
-/// require the recorder's CPU instructions.
+/// Returns whether the loss and the gradients of the first step in this precision have the recorded
+/// bits. If so, libtorch and MKL run the same kernels as in the recording, and all later results
+/// must have the recorded bits too. Values with only 8 or 11 binary digits can be equal by chance.
+/// For low-precision dtypes, the CPU must therefore also have the instructions of the recording's
+/// CPU.
 fn kernels_are_the_recorders(oracle: &Value, precision: &str) -> Result<bool> {
     if precision.contains("16") && !has_the_recorders_low_kernels() {
         return Ok(false);
@@ -123,16 +125,16 @@ fn kernels_are_the_recorders(oracle: &Value, precision: &str) -> Result<bool> {
     Ok(gradients && steps(&events, 1.0)[0].loss == values(&loss)[0])
 }
 
-/// Returns whether oneDNN uses the recorder's bf16 and f16 kernels. It chooses them by the CPU; the
-/// recording was made with AVX512-BF16 and without AMX.
+/// Returns whether oneDNN uses the same bf16 and f16 kernels as in the recording. oneDNN chooses
+/// them by the CPU. The recording was made on a CPU with AVX512-BF16 and without AMX.
 fn has_the_recorders_low_kernels() -> bool {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let restricted = std::env::var_os("ONEDNN_MAX_CPU_ISA").is_some();
     info.contains("AuthenticAMD") && info.contains("avx512_bf16") && !restricted
 }
 
-/// Before training, the state dict has PyTorch's keys in PyTorch's order, and the same seed gives
-/// PyTorch's weights bit for bit.
+/// Before training, the state dict has the same keys as in PyTorch, in the same order. With the
+/// same seed, the initial weights have the same bits as in PyTorch.
 #[rstest]
 #[case(0)]
 #[case(1)]
@@ -149,11 +151,11 @@ fn one_seed_gives_torchs_initial_weights(#[case] seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Rules [14], [15], [18] and [19] hold at the same time, in twelve steps in every precision: with
-/// and without dropout and clipping, through overflow, growth and backoff of the scale. On a
-/// machine with the recording's kernels, losses, final weights and logits have torch's bits. On
-/// other machines losses are within ten times the recorded spread between kernel sets, plus one
-/// unit of their dtype.
+/// Twelve steps in every precision follow rules [14], [15], [18] and [19] at the same time. The
+/// cases have dropout and clipping or not, and their loss scale overflows, grows and is reduced. If
+/// this machine runs the same kernels as the recording, losses, final weights and logits have
+/// torch's bits. On other machines, losses are within ten times the recorded spread between sets of
+/// kernels, plus one unit of their dtype.
 #[rstest]
 #[case("32-true")]
 #[case("32-true/seed-1")]
@@ -223,10 +225,10 @@ fn unit(kind: Kind) -> f64 {
     }
 }
 
-/// 16-true differs from torch by design: Adam's running averages are f32. So its losses are within
-/// 1 % of the f64 run's at every step, with the default eps. torch's fused optimizer is more than 2
-/// % off with this eps, its unfused one gives NaN from the second step, and both need an eps of
-/// 1e-4 to come near.
+/// 16-true differs from torch by design, because Adam's running averages are f32. With the default
+/// eps, the losses of all steps are within 1 % of those of the f64 run. With this eps, torch's
+/// fused optimizer differs by more than 2 %, and torch's unfused optimizer gives NaN from the
+/// second step on. torch's two optimizers come close only with an eps of 1e-4.
 #[test]
 fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
     let oracle = oracle!("demo_training.json");
@@ -304,8 +306,8 @@ fn every_dtype_is_torchs(#[case] precision: &str) -> Result<()> {
     Ok(())
 }
 
-/// The record lists every skipped step with the parameter that caused it. The loss scale changes at
-/// the same steps as PyTorch's.
+/// The record of the run lists every skipped step, with the parameter whose gradient caused the
+/// skip. The loss scale changes at the same steps as in PyTorch.
 #[test]
 fn the_record_holds_every_skip_and_scale() -> Result<()> {
     let oracle = oracle!("demo_training.json");

@@ -1,5 +1,5 @@
 //! Derives a model in an integration test of amp-core. Such a test is a separate crate, but Cargo
-//! considers it part of amp-core.
+//! treats it as part of the package amp-core.
 
 use amp_core::prelude::*;
 

@@ -118,8 +118,8 @@ struct Encoder {
     table: Embedding,
 }
 
-/// A model for batches with two inputs, one of them optional, and with a target that is called
-/// `labels`.
+/// A model whose batches have two inputs and a target. One of the inputs is optional, and the
+/// target is called `labels`.
 #[derive(LightningModule)]
 #[batch(Sentences, inputs(source.ids, source.mask), target = labels)]
 #[forward(|ids, mask: Option<&Tensor>| head(&encoder(ids, mask)?))]
@@ -133,8 +133,8 @@ struct Classifier {
     head: Linear,
 }
 
-/// A model with two outputs, a loss that reads the whole batch, and a metric that reads one of the
-/// outputs and one field of the batch.
+/// A model with two outputs. Its loss reads the whole batch. Its metric reads one of the outputs
+/// and one field of the batch.
 #[derive(LightningModule)]
 #[batch(Sentences, inputs(batch), target = batch)]
 #[forward(|batch: &Sentences| -> Result<(Tensor, Tensor)> {

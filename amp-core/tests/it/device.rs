@@ -1,5 +1,5 @@
-//! Tests for every device: run them on CUDA with `cargo amp test --device cuda`, or from a packed
-//! folder with `run.sh test`. The CPU's results are the reference.
+//! Tests that can run on every device. To run them on CUDA, use `cargo amp test --device cuda`, or
+//! `run.sh test` in a packed folder. The expected results are those of the CPU.
 
 use amp_core::{
     Error, Module, Result, TrainerConfig,
@@ -50,8 +50,8 @@ fn scaled_step(kind: Kind, grad: &Tensor) -> Result<(StepOutcome, Tensor, f64, (
     Ok((outcome, weight, scaler.scale_value(), scaler.read_device()?))
 }
 
-/// [1] [7] The scale is an f32 on the device, and the host's copy equals it. bf16 gradients are
-/// unscaled on CUDA too, although CUDA's kernel does not support bf16.
+/// [1] [7] The loss scale is an f32 on the device. The copy on the host has the same value. bf16
+/// gradients are unscaled on CUDA too, although CUDA's kernel does not support bf16.
 #[rstest]
 #[case::f32(Kind::Float)]
 #[case::f64(Kind::Double)]
@@ -79,8 +79,8 @@ fn overflow_skips_the_step(
     Ok(())
 }
 
-/// Without loss scaling, the scaler only checks gradients. It skips steps that are not finite in
-/// any dtype, including f16, and has no scale.
+/// If loss scaling is off, the scaler only checks the gradients. It skips steps whose gradients are
+/// not finite, in every dtype including f16. It has no loss scale.
 #[rstest]
 fn steps_that_are_not_finite_are_skipped_under_every_precision(
     #[values(Precision::F32True, Precision::F16True, Precision::Bf16True, Precision::F64True)]
@@ -96,8 +96,8 @@ fn steps_that_are_not_finite_are_skipped_under_every_precision(
     Ok(())
 }
 
-/// [19] The norm and the clipped gradients equal those in f64 on the CPU, up to the rounding of the
-/// dtype.
+/// [19] The norm and the clipped gradients equal those that are computed in f64 on the CPU, up to
+/// the rounding of the dtype.
 #[rstest]
 #[case::f32(Kind::Float, 1e-6)]
 #[case::f64(Kind::Double, 1e-12)]
@@ -172,8 +172,8 @@ fn autocast_casts_and_is_left_on_panic(
     Ok(())
 }
 
-/// The demo network learns in every precision. Its matrix products have the precision's dtype, and
-/// its first loss is close to the loss in f64.
+/// The notebook's first model learns in every precision. Its matrix products have the dtype of the
+/// precision, and its first loss is close to the loss in f64.
 #[rstest]
 fn every_precision_trains(
     #[values(
@@ -255,7 +255,7 @@ fn a_precision_that_did_not_run_is_an_error(
     Ok(())
 }
 
-/// A precision region of f32 runs its layer in f32 under every lower precision.
+/// A layer in an f32 precision region runs in f32 under every precision with fewer bits.
 #[rstest]
 #[case(Precision::F16Mixed)]
 #[case(Precision::Bf16Mixed)]
@@ -277,8 +277,9 @@ fn a_region_of_f32_runs_in_f32(#[case] precision: Precision) -> Result<()> {
     Ok(())
 }
 
-/// A tensor raises the peak by its size. On the CPU this is exact up to the allocator's block; on
-/// CUDA other tests allocate on the same device, so a small part may be missing.
+/// Allocating a tensor raises the measured peak by the size of the tensor. On the CPU, this is
+/// exact up to the block size of the allocator. On CUDA, other tests allocate memory on the same
+/// device, so a small amount may be missing.
 #[test]
 fn the_meter_counts_tensor_bytes() -> Result<()> {
     let options = (Kind::Float, device());

@@ -28,8 +28,9 @@ fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     (found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// Schedules equal diffusers'. diffusers rounds ᾱ to f32. The effect of this rounding grows in
-/// steps in which little of the image is left, because the formula divides by ᾱ.
+/// The noise schedules equal those of diffusers. diffusers rounds ᾱ to f32. In late steps, when
+/// little of the image is left, the effect of this rounding grows, because the formula divides by
+/// ᾱ.
 #[rstest]
 #[case::few(0)]
 #[case::many(1)]
@@ -94,7 +95,8 @@ fn embeddings_of_steps_are_diffusers_and_the_formula() -> Result<()> {
         };
         let found = embed(Precision::F32True)?;
         assert_eq!(found.kind(), Kind::Float);
-        // diffusers multiplies in f32, so its angles at step 999 are off by 6e-5.
+        // diffusers multiplies in f32, so its angles at step 999 differ from the exact angles by
+        // 6e-5.
         let expected = from_bits(Kind::Float, text(own, "result")).view_as(&found);
         assert!(distance(&found, &expected) <= 2e-4, "{}", distance(&found, &expected));
         let exact: Vec<f64> = steps

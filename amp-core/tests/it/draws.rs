@@ -1,5 +1,5 @@
-//! Data sets that draw random numbers: the numbers do not depend on how the data is loaded, or on
-//! whether the run was resumed.
+//! Tests of data sets that use random numbers. The random numbers must depend neither on how the
+//! data is loaded nor on whether the run was resumed.
 
 use std::thread;
 
@@ -17,14 +17,14 @@ use tempfile::tempdir;
 
 use crate::support::{bits::values, device, seeded};
 
-/// A data set that adds noise to its examples.
+/// A data set that adds random noise to its examples.
 #[derive(Clone, Copy)]
 enum Noisy {
     /// Noise from libtorch's generator, which the model's dropout uses too.
     OfLibtorch,
     /// Noise from a separate generator for each example.
     OfItsOwn,
-    /// No noise, and no random numbers.
+    /// Adds no noise and uses no random numbers.
     Silent,
 }
 
@@ -55,8 +55,8 @@ impl Dataset for Noisy {
     }
 }
 
-/// A data set that draws no random numbers, while another thread draws some when the first batch is
-/// gathered.
+/// A data set that uses no random numbers. While its first batch is gathered, another thread uses
+/// random numbers.
 struct Disturbed {
     gathered_on: Vec<Option<String>>,
 }
@@ -84,8 +84,8 @@ impl Dataset for Disturbed {
     }
 }
 
-/// Random numbers that another thread draws are not attributed to the data set: its batches are
-/// still loaded ahead.
+/// If another thread uses random numbers, the loader does not attribute them to the data set. The
+/// batches are therefore still loaded ahead.
 #[test]
 fn draws_of_another_thread_are_not_the_sets() -> Result<()> {
     let data = SharedDataset::from(Disturbed { gathered_on: Vec::new() });
@@ -131,8 +131,8 @@ fn weights(net: &Net) -> Vec<f64> {
     nn::parameters(net).iter().flat_map(|own| values(&own.tensor)).collect()
 }
 
-/// pytorch PR#174106: a data set draws the same random numbers in every way of loading. In PyTorch,
-/// they differed in each run if batches were loaded ahead.
+/// pytorch PR#174106: a data set uses the same random numbers, however its data is loaded. In
+/// PyTorch, the random numbers differed from run to run if batches were loaded ahead.
 #[rstest]
 fn draws_of_a_set_do_not_depend_on_the_way_of_loading(
     #[values(Noisy::OfLibtorch, Noisy::OfItsOwn, Noisy::Silent)] set: Noisy,
@@ -146,8 +146,8 @@ fn draws_of_a_set_do_not_depend_on_the_way_of_loading(
     Ok(())
 }
 
-/// A run that is resumed in the middle of an epoch gets the same random numbers from its data set,
-/// and ends with the same weights as an uninterrupted run.
+/// If a run is resumed in the middle of an epoch, its data set uses the same random numbers. The
+/// run ends with the same weights as a run without interruption.
 #[rstest]
 fn a_resumed_run_draws_the_same_numbers(
     #[values(Noisy::OfLibtorch, Noisy::OfItsOwn)] set: Noisy,
@@ -174,8 +174,7 @@ fn a_resumed_run_draws_the_same_numbers(
     Ok(())
 }
 
-/// The model draws the same random numbers with a data set that draws some as with one that draws
-/// none.
+/// The model uses the same random numbers, whether or not its data set uses random numbers too.
 #[test]
 fn a_sets_draws_do_not_change_the_models() -> Result<()> {
     let after = |set| -> Result<f64> {
@@ -189,8 +188,8 @@ fn a_sets_draws_do_not_change_the_models() -> Result<()> {
     Ok(())
 }
 
-/// Each example has its own random numbers, which change with the epoch and do not depend on its
-/// batch.
+/// Each example has its own random numbers. They change from epoch to epoch, and do not depend on
+/// the batch that contains the example.
 #[test]
 fn examples_have_their_own_random_numbers() -> Result<()> {
     let (one, next) = (Draws::new(5, 0), Draws::new(5, 1));

@@ -14,7 +14,8 @@ fn context(trains: bool) -> Context {
     Context::new(Policy::new(Precision::F32True, device()), trains)
 }
 
-/// Stochastic depth drops whole examples, with the same random numbers as torchvision's operator.
+/// Stochastic depth sets whole examples to zero. With the same seed, it chooses the same examples
+/// as torchvision's operator.
 #[rstest]
 fn stochastic_depth_drops_examples(
     #[values(0.25, 1.0)] p: f64,
@@ -41,8 +42,9 @@ fn stochastic_depth_drops_examples(
     Ok(())
 }
 
-/// Kept elements become a·x + b and dropped ones a·α + b, with α = −1.7581. a and b are chosen so
-/// that an input with mean 0 and variance 1 keeps them (Klambauer et al., arXiv:1706.02515).
+/// Alpha dropout maps kept elements to a·x + b and dropped elements to a·α + b, with α = −1.7581. a
+/// and b are chosen so that an input with mean 0 and variance 1 keeps this mean and variance
+/// (Klambauer et al., arXiv:1706.02515).
 #[rstest]
 fn alpha_dropout_keeps_mean_and_variance(#[values(0.1, 0.5)] p: f64) -> Result<()> {
     let _generator = seeded(5);

@@ -17,8 +17,8 @@ fn row(tensor: &Tensor, index: i64) -> f64 {
     wide(&tensor.get(index)).abs().max().double_value(&[])
 }
 
-/// The vector of the padding index is zero and gets no gradient, for any padding index. All other
-/// vectors have values and gradients.
+/// The vector of the padding index is zero and its gradient is zero, for any padding index. All
+/// other vectors have values and gradients.
 #[rstest]
 fn padding_is_not_trained(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
@@ -85,8 +85,8 @@ fn invalid_arguments_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A model with layer options of the type `Option`. An attribute accepts `None`, `Some(…)` and a
-/// plain value for them.
+/// A model whose layers have options of the type `Option`. In an attribute, such an option may be
+/// `None`, `Some(…)` or a plain value.
 #[derive(Module)]
 #[forward(|ids, offsets: &Tensor| {
     let x = words(ids)?.f_add(&other(ids)?)?;

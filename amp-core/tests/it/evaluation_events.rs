@@ -1,4 +1,5 @@
-//! Events of evaluations without training, and what loggers write for them.
+//! Tests of the events of evaluations that are run without training, and of what loggers write for
+//! these events.
 
 use amp_core::{
     Hook, Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
@@ -113,7 +114,7 @@ fn config() -> TrainerConfig {
         .with(|config| config.loops.num_sanity_val_steps = 0)
 }
 
-/// Runs one evaluation. Returns its values, or none for predictions.
+/// Runs one evaluation. Returns the logged values, or no values for a prediction.
 fn evaluate(trainer: &mut Trainer<'_>, stage: Stage, model: &mut Looking) -> Result<Vec<Logged>> {
     match stage {
         Stage::Validate => trainer.validate(model, &data()?),
@@ -125,7 +126,7 @@ fn evaluate(trainer: &mut Trainer<'_>, stage: Stage, model: &mut Looking) -> Res
     }
 }
 
-/// Returns the events of one evaluation, and its values.
+/// Runs one evaluation. Returns its events and the logged values.
 fn events(stage: Stage, model: &mut Looking) -> Result<(Vec<Event>, Vec<Logged>)> {
     let mut events = Vec::new();
     let mut keep = |event: &Event| -> Result<()> {
@@ -144,8 +145,8 @@ fn media(events: &[Event]) -> Vec<(&str, &Media)> {
     seen.collect()
 }
 
-/// If a trained model is validated again, the images, texts, histograms and values are those of the
-/// last validation during its training.
+/// If a trained model is validated again, its images, texts, histograms and values equal those of
+/// the last validation during its training.
 #[test]
 fn a_validation_reports_the_same_within_training_and_without() -> Result<()> {
     let _generator = seeded(1);
@@ -170,7 +171,8 @@ fn a_validation_reports_the_same_within_training_and_without() -> Result<()> {
     Ok(())
 }
 
-/// Each evaluation begins and ends with its own events, which name the stage and the data.
+/// Each evaluation sends an event at its start and an event at its end. The events name the stage
+/// and the data set.
 #[rstest]
 #[case(Stage::Validate, "val", 7)]
 #[case(Stage::Test, "test", 3)]

@@ -1,4 +1,5 @@
-//! The first step of a run, in which dtypes are recorded, computes the same as other steps.
+//! Tests the first step of a run, in which the trainer records dtypes. It must compute the same as
+//! any other step.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -44,8 +45,8 @@ fn peaks(config: &TrainerConfig, model: &mut Model, data: &DataModule) -> Result
     Ok(peaks)
 }
 
-/// The first of four steps has the same peak memory as the later steps, up to 4 KiB for logged
-/// scalars.
+/// The first of four steps has the same peak memory as the later steps. A difference of 4 KiB is
+/// allowed for logged scalars.
 #[rstest]
 fn the_first_step_has_the_same_peak_memory(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]
@@ -66,7 +67,7 @@ fn the_first_step_has_the_same_peak_memory(
 /// A layer as reported to a probe: path, operator, expected and actual dtype.
 type Row = (String, Op, Kind, Kind);
 
-/// A probe that reads dtypes only.
+/// A probe that reads only the dtypes of tensors.
 #[derive(Default)]
 struct Dtypes(RefCell<Vec<Row>>);
 
@@ -77,7 +78,7 @@ impl DtypeProbe for Dtypes {
     }
 }
 
-/// A probe that reads tensors.
+/// A probe that reads the values of tensors.
 #[derive(Default)]
 struct Tensors(RefCell<Vec<Row>>);
 
@@ -88,8 +89,8 @@ impl Probe for Tensors {
     }
 }
 
-/// Runs a forward pass in training mode over some digits. Returns its output, and the bytes that it
-/// keeps for a backward pass.
+/// Runs a forward pass in training mode over some digits. Returns the output, and how many bytes
+/// are kept for a backward pass.
 fn pass(layers: &Sequential, policy: Policy, context: Context) -> Result<(Tensor, i64)> {
     let input = digits(330)?.place(policy)?.input;
     tch::manual_seed(5);
@@ -101,9 +102,9 @@ fn pass(layers: &Sequential, policy: Policy, context: Context) -> Result<(Tensor
     Ok((output, meter.allocated()?))
 }
 
-/// A probe that reads dtypes gets a report of each layer, like a probe that reads tensors, although
-/// on CUDA one kernel computes batch norm, ReLU and dropout. The pass has the same bits and keeps
-/// as many bytes as a pass without a probe.
+/// On CUDA, one kernel computes batch norm, ReLU and dropout. A probe that reads only dtypes still
+/// gets a report of each of these layers, like a probe that reads values. The forward pass has the
+/// same bits, and keeps as many bytes, as a forward pass without a probe.
 #[rstest]
 fn fused_layers_are_reported_one_by_one(
     #[values(

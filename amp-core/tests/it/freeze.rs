@@ -1,4 +1,4 @@
-//! Fine-tuning with frozen parameters.
+//! Tests of fine-tuning, in which some parameters are frozen.
 
 use amp_core::{
     Hook, LightningModule, Result, Trainer, TrainerConfig,
@@ -57,7 +57,8 @@ fn config(precision: Precision, freeze: &[&str]) -> TrainerConfig {
     TrainerConfig { max_epochs: 5, ..TrainerConfig::new(precision, device()) }.with(|config| {
         config.optimization.freeze =
             freeze.iter().map(|text| text.parse()).collect::<Result<_>>().expect("an entry");
-        // The first step overflows, and the trainer searches for its cause.
+        // With this scale, the gradients of the first step overflow, and the trainer searches for
+        // the cause.
         config.numerics.scaler =
             GradScalerConfig { init_scale: 2f64.powi(26), ..Default::default() };
     })
@@ -81,8 +82,9 @@ fn built<M>(build: impl FnOnce() -> Result<M>) -> Result<M> {
     build()
 }
 
-/// Frozen parameters keep their bits, even under weight decay. The other parameters train as if the
-/// rate of the frozen ones were 0, with and without checkpointed layers.
+/// Frozen parameters do not change in a single bit, even with weight decay. All other parameters
+/// train as if the learning rate of the frozen parameters were 0. This holds with and without
+/// activation checkpointing.
 #[rstest]
 fn frozen_parameters_do_not_move(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
@@ -105,13 +107,13 @@ fn frozen_parameters_do_not_move(
         let near = after.allclose(&expected, 1e-5, 1e-6, false);
         assert!(near, "{name}");
     }
-    // After the run the parameters require gradients again, so that another run may train them.
+    // After the run, all parameters require gradients again, so that another run can train them.
     assert!(nn::parameters(&net).iter().all(|parameter| parameter.tensor.requires_grad()));
     Ok(())
 }
 
-/// A checkpoint has no optimizer state for frozen parameters, and a resumed run keeps the same
-/// parameters frozen.
+/// A checkpoint contains no optimizer state for frozen parameters. When a run is resumed, the same
+/// parameters are frozen.
 #[test]
 fn frozen_runs_are_saved_and_resumed() -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -219,7 +221,7 @@ fn parameters_are_unfrozen_at_their_epoch(
     Ok(())
 }
 
-/// A parameter is frozen as long as at least one entry freezes it.
+/// If several entries freeze a parameter, it stays frozen until the last of these entries ends.
 #[test]
 fn a_parameter_is_frozen_while_any_entry_freezes_it() -> Result<()> {
     let moves = moves(Precision::F32True, &["*=step:2", "encoder.*=step:4", "head.*"], 2);
@@ -233,8 +235,9 @@ fn a_parameter_is_frozen_while_any_entry_freezes_it() -> Result<()> {
     Ok(())
 }
 
-/// A parameter that is unfrozen begins with a new optimizer state. AdamW's first step moves each
-/// element by exactly the rate, after the decay, for any gradient; a later step would not.
+/// When a parameter is unfrozen, its optimizer state is new. In AdamW's first step, each element
+/// moves by exactly the learning rate (after weight decay), whatever its gradient is. In a later
+/// step it would not.
 #[test]
 fn unfrozen_parameters_begin_with_a_new_state() -> Result<()> {
     let (rate, decay) = (0.01, 0.1);

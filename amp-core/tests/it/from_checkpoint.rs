@@ -1,4 +1,4 @@
-//! Models built from a checkpoint alone.
+//! Tests of models that are built from a checkpoint alone.
 
 use amp_core::{
     LightningModule, Module, Result, Trainer, TrainerConfig,

@@ -31,7 +31,7 @@ struct Net {
     head: Linear,
 }
 
-/// `Net` without activation checkpoints.
+/// The same layers as `Net`, without activation checkpointing.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(sgd, lr = 0.1)]
@@ -67,8 +67,8 @@ fn train<M: LightningModule>(
     Ok((weights, record))
 }
 
-/// transformers#23170: the head and all other parameters that are not frozen train the same as
-/// without checkpoints.
+/// transformers#23170: with frozen layers and activation checkpointing, all parameters that are not
+/// frozen train as without checkpointing.
 #[rstest]
 fn unfrozen_parameters_train_under_checkpoints(
     #[values(
@@ -105,7 +105,8 @@ fn a_budget_holds_with_frozen_layers(
     Ok(())
 }
 
-/// pytorch#56876: the cause of a skipped step is named even if a layer before it is frozen.
+/// pytorch#56876: the report about a skipped step names the cause, even if an earlier layer is
+/// frozen.
 #[rstest]
 fn a_skip_is_explained_with_frozen_layers(
     #[values(&["stem.*"], &["stem.*", "middle.*"])] freeze: &[&str],

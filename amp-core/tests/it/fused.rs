@@ -49,7 +49,8 @@ fn fused_layers_equal_separate_layers(
     let layers = Sequential::new(layers);
     let own = fill(&layers, policy, 0.5, 0.5)?;
 
-    // If a probe reads each tensor, the layers run separately, with the same bits.
+    // If a probe reads the values of each tensor, the layers run one by one, with the same bits as
+    // when they are fused.
     let together = pass(&layers, policy, [&input, &incoming], false)?;
     let alone = pass(&layers, policy, [&input, &incoming], true)?;
     for ((name, together), (_, alone)) in together.named().zip(alone.named()) {
@@ -79,9 +80,9 @@ fn fused_layers_equal_separate_layers(
     let exact = if p > 0.0 { cut * factors(p, shape, 5)? } else { cut };
     (&exact * wide(&incoming)).sum(Kind::Double).backward();
 
-    // Gradients of a batch of two are not compared: they cancel almost completely, because each
-    // column is normalized to two numbers. The gradient of a weight is a sum of values that were
-    // rounded to the computation's dtype between the layers.
+    // The gradients of a batch of two examples are not compared. Batch norm maps each column to two
+    // opposite numbers, so that the gradients cancel almost completely. The gradient of a weight is
+    // a sum of values that were rounded between the layers to the dtype of the computation.
     let close = |name: &str, seen: &Tensor, exact: &Tensor, kind: Kind| {
         let bound = 2.0 * rounding(kind).max(rounding(compute));
         let off = relative(seen, exact);
@@ -104,9 +105,9 @@ fn fused_layers_equal_separate_layers(
     Ok(())
 }
 
-/// The backward pass of a norm also computes the gradient of the bias in the layer before it, by
-/// summing the gradient of the norm's input. If another operation also uses that layer's output,
-/// the bias's gradient includes the gradient of that operation.
+/// The backward pass of a norm also computes the gradient of the bias in the preceding layer, as
+/// the sum of the gradient of the norm's input. If another operation also uses the output of that
+/// layer, the gradient of the bias includes the gradient of this operation.
 #[rstest]
 fn a_bias_before_a_norm_has_the_whole_gradient(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
@@ -122,8 +123,8 @@ fn a_bias_before_a_norm_has_the_whole_gradient(
     let cx = Context::new(policy, true);
     let _region = policy.autocast()?;
     let between = linear.forward(&input, &cx)?;
-    // This operation runs before the norm. Its backward pass therefore runs after the norm's, and
-    // adds its gradient to the gradient of the norm's input.
+    // This operation runs before the norm. In the backward pass it therefore runs after the norm,
+    // and adds its gradient to the gradient of the norm's input.
     let other = around.then(|| (&between * &incoming).sum(Kind::Float));
     let own_loss = (norm.forward(&between, &cx)? * &incoming).sum(Kind::Float);
     let loss = other.map_or_else(|| own_loss.shallow_clone(), |other| other + &own_loss);
@@ -138,9 +139,10 @@ fn a_bias_before_a_norm_has_the_whole_gradient(
     Ok(())
 }
 
-/// Dropout on CUDA drops the requested fraction. For a million elements the fraction of dropped
-/// elements is within five standard errors, rows and columns show no pattern, each pass drops other
-/// elements, and the gradient is zero exactly at the dropped elements.
+/// On CUDA, dropout sets the requested fraction of elements to zero. For a million elements, the
+/// fraction is within five standard errors of the requested one. Rows and columns show no pattern,
+/// and each forward pass chooses other elements. The gradient is zero exactly at the elements that
+/// were set to zero.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn dropout_on_cuda_drops_its_share(#[values(0.1, 0.5)] p: f64) -> Result<()> {

@@ -1,5 +1,5 @@
-//! On CUDA (`AMP_DEVICE=cuda`), layer normalization is fused with the operations before and after
-//! it. The reference is libtorch in f64 on the CPU.
+//! Tests of layer normalization, which on CUDA (`AMP_DEVICE=cuda`) is fused with the operations
+//! before and after it. The expected results are computed by libtorch in f64 on the CPU.
 
 use amp_core::{
     Module, Result,
@@ -19,9 +19,10 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// Layer norm, alone and with GELU and dropout, equals f64. The cases have rows that one vector
-/// load covers, rows longer than a block processes at once, and more rows than one pass sums for
-/// weight and bias.
+/// The results of a layer norm equal those in f64, for the norm alone and for the norm followed by
+/// GELU and dropout. The cases have rows that a single vector load covers, rows that are longer
+/// than what a block processes at once, and more rows than one kernel launch sums for weight and
+/// bias.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_norm_with_gelu_and_dropout_equals_f64(
@@ -42,8 +43,8 @@ fn a_norm_with_gelu_and_dropout_equals_f64(
     let policy = Policy::new(precision, device());
     let (compute, storage) = (precision.compute(), precision.storage());
     let input = draw(&shape, compute, 2.0, 10.0);
-    // Under autocast the norm's output is f32, as in PyTorch, so its gradient has the dtype of the
-    // parameters.
+    // Under autocast, the norm's output is f32, as in PyTorch. The gradient of the output therefore
+    // has the dtype of the parameters.
     let incoming = draw(&shape, storage, 1.0, 0.0);
     let mut layers: Vec<Box<dyn Module>> =
         vec![Box::new(LayerNorm::new(LayerNormConfig::new(shape[1]))?)];
@@ -72,7 +73,7 @@ fn a_norm_with_gelu_and_dropout_equals_f64(
         assert_eq!((together.kind(), alone.kind()), (kind, kind), "{name}");
         // Separate layers use libtorch's kernel for GELU, so only without GELU are the bits equal.
         assert!(gelu || together.equal(alone), "{name}");
-        // Roundings between the layers add up.
+        // Each layer rounds its result, and these rounding errors add up.
         let bound = 3.0 * rounding(kind).max(rounding(storage));
         for (how, seen) in [("together", together), ("alone", alone)] {
             let off = relative(seen, exact);
@@ -82,9 +83,10 @@ fn a_norm_with_gelu_and_dropout_equals_f64(
     Ok(())
 }
 
-/// A transformer layer equals f64: two sums of a residual and a dropout, each followed by a norm,
-/// and a dropout after ReLU. With the same random numbers, the separate layers have the same bits,
-/// provided that matrix products do not depend on the size of the batch.
+/// The results of a transformer layer equal those in f64. The layer contains two sums of a residual
+/// and a dropout, each followed by a norm, and a dropout after ReLU. With the same random numbers,
+/// separate layers have the same bits as fused layers, provided that matrix products do not depend
+/// on the size of the batch.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_norm_with_residual_and_dropout_equals_f64(
@@ -152,9 +154,10 @@ fn a_norm_with_residual_and_dropout_equals_f64(
     Ok(())
 }
 
-/// A norm writes its output in 16 bits for a linear layer that follows, and receives the gradient
-/// in 16 bits. The result is bit-identical to a separate cast, also through a view. If the output
-/// was modified or detached in between, the linear layer casts it itself.
+/// If a linear layer follows a norm, the norm writes its output in 16 bits and receives its
+/// gradient in 16 bits. The result has the same bits as with a separate cast, even if there is a
+/// view in between. If the output is modified or detached in between, the linear layer casts the
+/// output itself.
 #[rstest]
 #[case::as_it_is(|x: &Tensor| x.shallow_clone(), |x: &Tensor| x * 1.0)]
 #[case::a_view(|x: &Tensor| x.unsqueeze(1).squeeze_dim(1), |x: &Tensor| x * 1.0)]
@@ -199,8 +202,8 @@ fn a_linear_layer_uses_the_16_bit_output_of_a_norm(
     Ok(())
 }
 
-/// If the number of columns does not fit a vector load, libtorch's kernel runs, with the same
-/// numbers.
+/// If the number of columns does not fit the vector loads of the kernel, libtorch's kernel runs,
+/// and the results are libtorch's.
 #[test]
 fn numbers_of_columns_without_a_kernel_are_libtorchs() -> Result<()> {
     let _generator = seeded(17);

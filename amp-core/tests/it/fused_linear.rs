@@ -1,5 +1,5 @@
-//! On CUDA (`AMP_DEVICE=cuda`), a linear layer is fused with the ReLU or GELU and the dropout that
-//! follow it. The reference is libtorch in f64 on the CPU.
+//! Tests of linear layers, which on CUDA (`AMP_DEVICE=cuda`) are fused with the ReLU or GELU and
+//! the dropout after them. The expected results are computed by libtorch in f64 on the CPU.
 
 use amp_core::{
     Module, Result,
@@ -50,10 +50,11 @@ fn layers(shape: [i64; 2], bias: bool, behind: Behind, p: f64) -> Result<Sequent
     Ok(Sequential::new(layers))
 }
 
-/// A linear layer that is fused with its activation and dropout equals f64, and so do the separate
-/// layers. Separate matrix products may use another kernel, which sums in another order. The cases
-/// include more rows than one pass sums for the bias, numbers of columns that no vector load fits,
-/// and so many elements that they are summed in lines.
+/// The results of a linear layer that is fused with its activation and dropout equal those in f64,
+/// and so do the results of the separate layers. The separate layers may use another kernel for the
+/// matrix product, which adds in another order. The cases include more rows than one kernel launch
+/// sums for the bias, numbers of columns that no vector load fits, and so many elements that they
+/// are summed in lines.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn activation_and_dropout_go_along(
@@ -98,14 +99,14 @@ fn activation_and_dropout_go_along(
     for (((name, together), (_, alone)), exact) in together.named().zip(alone.named()).zip(all) {
         let kind = if name.starts_with("parameter") { storage } else { compute };
         assert_eq!((together.kind(), alone.kind()), (kind, kind), "{name}");
-        // Each operation adds a rounding error.
+        // Each of the operations rounds its result, and these rounding errors add up.
         let bound = if half { 4.0 } else { 2.0 * terms } * rounding(compute);
         for (how, seen) in [("together", together), ("alone", alone)] {
             let off = relative(seen, &exact);
             assert!(off < bound, "{name}, {how}: {off} for {bound}");
         }
     }
-    // Fused and separate layers drop the same elements.
+    // Dropout sets the same elements to zero in fused and in separate layers.
     let zeros = |seen: &Tensor| wide(seen).eq(0.0).logical_and(&distinct);
     let other = zeros(&together.output).ne_tensor(&zeros(&alone.output)).sum(Kind::Int64);
     assert_eq!(other.int64_value(&[]), 0);
@@ -137,8 +138,8 @@ fn second_derivatives_go_through_relu() -> Result<()> {
     Ok(())
 }
 
-/// If a layer's parameters are frozen, the gradient of its input is the same, and its parameters
-/// get none.
+/// If the parameters of a layer are frozen, the gradient of the layer's input does not change, and
+/// the parameters get no gradient.
 #[rstest]
 fn a_frozen_layer_passes_its_gradient_on(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

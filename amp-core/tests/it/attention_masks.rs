@@ -83,8 +83,7 @@ fn a_query_without_keys_attends_to_zeros(
     Ok(())
 }
 
-/// Values at padded positions do not change a bit of the other positions' outputs, even if all
-/// positions are padded.
+/// Values at padded positions do not change a bit of other outputs, even if all are padded.
 #[rstest]
 fn padding_has_no_effect(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

@@ -17,8 +17,8 @@ use crate::support::{
 
 const ACTIVATIONS: [Activation; 3] = [Activation::Relu, Activation::Gelu, Activation::GeluTanh];
 
-/// A block of two residuals, one after the other, so that the kernel of the second residual
-/// computes the gradient of the first.
+/// A block of two residuals, one after the other. The kernel of the second residual then also
+/// computes the gradient of the first residual.
 #[derive(Module)]
 #[forward(|x| {
     let x = self.norm1.residual(x, inner, cx)?;
@@ -41,9 +41,10 @@ struct Block {
     outer: Linear,
 }
 
-/// Fused and separate layers equal f64. The cases have few rows, more rows than blocks sum at once,
-/// the largest number of columns that the kernels support and a larger one, and so many elements
-/// that bias gradients are summed in several passes.
+/// The results of fused and of separate layers equal those in f64. The cases have few rows, more
+/// rows than the blocks of a kernel sum at once, the largest number of columns that the kernels
+/// support, a larger number of columns, and so many elements that the gradient of a bias is summed
+/// by several kernel launches.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn residuals_and_activations_equal_f64(
@@ -95,9 +96,9 @@ fn residuals_and_activations_equal_f64(
     Ok(())
 }
 
-/// A residual around a norm and a linear layer. With `narrow` it is computed by
-/// `residual_of_products`, in which the norm may write its output in the dtype of the autocast
-/// region.
+/// A residual around a norm and a linear layer. If `narrow` is true, `residual_of_products`
+/// computes the residual. In `residual_of_products`, the norm may write its output in the dtype of
+/// the autocast region.
 #[derive(Module)]
 #[forward(|x| match self.narrow {
     true => self.norm.residual_of_products(x, layer, cx),
@@ -112,8 +113,8 @@ struct OfProducts {
     layer: Linear,
 }
 
-/// `residual_of_products` is bit-identical to `residual`, because in both cases the matrix products
-/// of the branch round the norm's output to the dtype of the autocast region.
+/// `residual_of_products` gives the same bits as `residual`, because with each of the two functions
+/// the branch rounds the norm's output to the dtype of the autocast region before it multiplies.
 #[rstest]
 fn a_residual_of_products_is_the_residual(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]
@@ -135,8 +136,8 @@ fn a_residual_of_products_is_the_residual(
     Ok(())
 }
 
-/// On other devices than CUDA a residual is x + branch(norm(x)), and an activation is bit-identical
-/// to libtorch's.
+/// On devices other than CUDA, a residual is x + branch(norm(x)), and an activation has the same
+/// bits as libtorch's.
 #[test]
 fn on_a_cpu_separate_operations_run() -> Result<()> {
     let _generator = seeded(22);
@@ -180,9 +181,9 @@ fn a_residual_has_second_derivatives() -> Result<()> {
     Ok(())
 }
 
-/// If one matrix product computes queries, keys and values, the gradients equal f64. One kernel
-/// joins the three gradients and sums them for the bias. The cases have few positions, and more
-/// positions than one block of the kernel sums.
+/// If one matrix product computes queries, keys and values, the gradients equal those in f64. One
+/// kernel joins the three gradients and sums them for the bias. The cases have few positions, and
+/// more positions than one block of the kernel sums.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_of_heads_equal_f64(

@@ -1,6 +1,7 @@
-//! Runs of models whose layers have their own kernels on CUDA (`AMP_DEVICE=cuda`). A run with
-//! graphs, with checkpointed blocks, or resumed from a checkpoint equals the plain run bit for bit.
-//! On other devices the separate layers run.
+//! Tests of training runs of models whose layers have kernels of this project on CUDA
+//! (`AMP_DEVICE=cuda`). A run with CUDA graphs, a run with checkpointed blocks, and a run that is
+//! resumed from a checkpoint have the same bits as the plain run. On other devices, the layers run
+//! one by one.
 
 use std::{
     cell::Cell,
@@ -49,8 +50,9 @@ struct Attention {
     out: Linear,
 }
 
-/// A transformer block: norms with residuals around attention and around two linear layers, the
-/// first of which is fused with its bias and GELU.
+/// A transformer block with two residuals, each of which begins with a norm. The first is around
+/// attention. The second is around two linear layers. The first of these is fused with its bias and
+/// GELU.
 #[derive(Module)]
 #[forward(|x| {
     let x = self.norm1.residual_of_products(x, attention, cx)?;
@@ -90,7 +92,7 @@ struct Words {
     head: Linear,
 }
 
-/// A block of 1×1 and 3×3 convolutions with a residual around them.
+/// A block of 1×1 and 3×3 convolutions, with a residual around them.
 #[derive(Module)]
 #[forward(|x| {
     let (y, x) = self.conv1.and_input(x, cx)?;
@@ -174,7 +176,7 @@ impl Callback for Saves {
     }
 }
 
-/// The options of a run.
+/// The options of a training run.
 #[derive(Debug, Clone, Copy)]
 struct How<'a> {
     graph: Graph,
@@ -189,16 +191,16 @@ const PLAIN: How<'_> = How { graph: Graph::Off, checkpointed: false, saves: None
 /// after the run, and the number of steps that ran as graphs.
 fn train(net: Net, precision: Precision, how: How<'_>) -> Result<(Vec<(String, String)>, u64)> {
     let How { graph, checkpointed, saves, from } = how;
-    // The section makes other tests that train wait, because the next setting is for the whole
-    // process. A resumed run begins with another seed, so that only the checkpoint can restore the
-    // random numbers.
+    // `set_numerics` changes a setting of the whole process, so the section makes other tests that
+    // train wait. A resumed run begins with another seed, so that its random numbers are right only
+    // if the checkpoint restores them.
     let _generator = seeded(if from.is_some() { 8 } else { 7 });
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, graph, ..TrainerConfig::new(precision, device()) }
         .with(|config| {
             config.optimization.gradient_clip = Some(Clip::Norm(1.0));
             config.recovery.provenance = false;
-            // The first steps overflow in f16.
+            // With this loss scale, the gradients of the first steps overflow in f16.
             config.numerics.scaler =
                 GradScalerConfig { init_scale: 2.0_f64.powi(24), ..Default::default() };
         });

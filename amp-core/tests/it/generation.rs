@@ -1,5 +1,5 @@
-//! The tokens that continue a prompt equal those of transformers' `generate`. Sampled tokens have
-//! the probabilities of its samplers.
+//! Tests of text generation. The tokens that continue a prompt equal those of transformers'
+//! `generate`. Sampled tokens have the probabilities of transformers' samplers.
 
 use std::collections::BTreeMap;
 
@@ -44,8 +44,8 @@ struct Gpt2 {
     h: TransformerEncoder,
 }
 
-/// Returns the model that was recorded. Its weights come from the number generator of the recording
-/// script. The norms' weights are around 1.
+/// Returns the model whose outputs were recorded. Its weights come from the number generator of the
+/// recording script. The weights of its norms are around 1.
 fn gpt2(policy: Policy) -> Result<Gpt2> {
     let (model, mut generator) = (Gpt2::builder().build()?, Lcg(8));
     place(&model, policy, &BTreeMap::new())?;
@@ -68,8 +68,9 @@ fn policy() -> Policy {
     Policy::new(Precision::F64True, device())
 }
 
-/// The likeliest tokens equal those of transformers: with and without a cache, up to the last
-/// position of the context, and with a token that ends sequences.
+/// If the most likely token is always chosen, the tokens equal those of transformers. This holds
+/// with and without a KV cache, up to the last position of the context, and with a token that ends
+/// a sequence.
 #[rstest]
 fn the_likeliest_tokens_are_those_of_transformers(
     #[values(true, false)] cache: bool,
@@ -111,7 +112,7 @@ fn probabilities_are_those_of_transformers() -> Result<()> {
     Ok(())
 }
 
-/// A model that returns the same logits for each next token.
+/// A model whose logits are the same for each next token.
 #[derive(Module)]
 #[forward(|ids| none(&self.logits.f_expand([ids.size()[0], ids.size()[1], 4], false)?))]
 struct Dice {
@@ -121,8 +122,8 @@ struct Dice {
     logits: Tensor,
 }
 
-/// The frequency of chosen tokens is within five standard errors of their probabilities. A sequence's
-/// choices depend only on the seed and its position in the batch.
+/// How often each token is chosen is within five standard errors of its probability. Which tokens a
+/// sequence gets depends only on the seed and on the position of the sequence in the batch.
 #[test]
 fn tokens_are_chosen_by_their_probabilities() -> Result<()> {
     let policy = Policy::new(Precision::F64True, Device::Cpu);
@@ -183,7 +184,7 @@ fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     Ok(())
 }
 
-/// A model with a mistake: it counts positions from 0 and ignores the cache.
+/// A model with a mistake: it counts positions from 0 and does not use the KV cache.
 #[derive(Module)]
 #[forward(|ids| {
     let places = Tensor::f_arange(ids.size()[1], (Kind::Int64, ids.device()))?;

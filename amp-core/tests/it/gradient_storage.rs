@@ -63,9 +63,9 @@ fn run(
     train_on(&config, demo(0.2)?, access, optimizer, Vec::new())
 }
 
-/// A kernel that reads 16-bit gradients makes the same step as with the same values in f32. If code
-/// may read gradients before the step (`StepAccess::InStep`), it gets these values in f32. This
-/// holds with and without clipping, also in steps that overflow.
+/// A kernel that reads 16-bit gradients makes the same step as with the same values in f32. If
+/// other code may read the gradients before the step (`StepAccess::InStep`), that code gets the
+/// same values in f32. This holds with and without clipping, and in steps that overflow.
 #[rstest]
 #[case(adamw)]
 #[case(foreach)]
@@ -96,8 +96,8 @@ fn a_step_with_16_bit_gradients_equals_one_with_the_same_values_in_f32(
     Ok(())
 }
 
-/// Optimizer state in 8 bits works with 16-bit gradients too. (bf16 state is not tested: its random
-/// rounding differs if the gradients of a step have two dtypes.)
+/// Optimizer state in 8 bits can be combined with 16-bit gradients. (State in bf16 is not tested.
+/// It is rounded at random, and this rounding differs if the gradients of a step have two dtypes.)
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn state_in_8_bits_works_with_16_bit_gradients(
@@ -114,8 +114,8 @@ fn state_in_8_bits_works_with_16_bit_gradients(
     Ok(())
 }
 
-/// A callback that records the gradients of the first step, as a hook receives them, times the
-/// scale.
+/// A callback that records the gradients of the first step as hooks receive them, multiplied by the
+/// loss scale.
 struct First {
     seen: Rc<RefCell<Vec<Tensor>>>,
 }
@@ -173,7 +173,7 @@ fn gradients_of_weights_are_rounded_to_16_bits(
         }
         assert_eq!(bits(narrow), bits(&round(narrow)));
         assert_ne!(bits(full), bits(&round(full)));
-        // A sum in another order may be rounded to the other neighbouring 16-bit number.
+        // If a sum is added in another order, it may be rounded to the next 16-bit number.
         let ulp = if half == Kind::Half { 2.0_f64.powi(-10) } else { 2.0_f64.powi(-7) };
         let off = (narrow - full).abs() - full.abs() * (0.51 * ulp);
         assert!(off.max().double_value(&[]) <= 2.0_f64.powi(-24), "{off}");
@@ -203,14 +203,14 @@ fn gradients_in_16_bits_need_half_the_memory() -> Result<()> {
     let [full, narrow] = STORAGES.map(peak);
     let (saved, elements) =
         (full? - narrow?, widths.windows(2).map(|pair| pair[0] * pair[1]).sum::<i64>() as f64);
-    // Memory peaks in the optimizer's step, when all gradients exist. The rest of the memory is
-    // nearly the same in both runs.
+    // The memory is largest during the optimizer's step, when all gradients exist. All other memory
+    // is nearly the same in the two runs.
     assert!((1.8 * elements..=2.0 * elements).contains(&saved), "{}", saved / elements);
     Ok(())
 }
 
-/// Accumulated gradients, and gradients on the CPU, stay in f32 even if the run requests 16 bits:
-/// the weights are bit-identical to those of a run that requests f32.
+/// Accumulated gradients, and gradients on the CPU, are f32 even if the run requests 16 bits. The
+/// trained weights have the same bits as those of a run that requests f32.
 #[rstest]
 fn accumulated_gradients_are_f32(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
@@ -225,8 +225,8 @@ fn accumulated_gradients_are_f32(
     Ok(())
 }
 
-/// If a run requests 16-bit gradients but cannot have them, a note gives the reason. There is no
-/// note if the precision has no 16-bit products.
+/// If a run requests 16-bit gradients but cannot have them, it prints a note with the reason. If
+/// the precision computes no matrix products in 16 bits, there is no note.
 #[rstest]
 #[case(Precision::Bf16Mixed, 1, (!device().is_cuda()).then_some("only CUDA has kernels for 16-bit gradients"))]
 #[case(Precision::F16Mixed, 4, Some(if device().is_cuda() { "the gradients of 4 batches are added" } else { "only CUDA" }))]

@@ -1,6 +1,6 @@
-//! Whole steps as CUDA graphs: they give the same numbers as without graphs, and a note names the
-//! reason if a step cannot be a graph. Tests that need a graph run only on CUDA
-//! (`AMP_DEVICE=cuda`).
+//! Tests of training steps that run as CUDA graphs. They must give the same results as without CUDA
+//! graphs. If a step cannot be a CUDA graph, a note names the reason. Tests that need a CUDA graph
+//! run only on CUDA (`AMP_DEVICE=cuda`).
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -28,7 +28,8 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// A model with a given `step_access`, which decides whether its steps can be CUDA graphs.
+/// A model that returns a given `step_access`. The step access decides whether the model's steps
+/// can be CUDA graphs.
 struct Free {
     model: Model,
     access: StepAccess,
@@ -72,7 +73,7 @@ impl LightningModule for Free {
     }
 }
 
-/// The results of a run: its weights, its events without times, and its record.
+/// What a training run produced: its weights, its events without times, and its record.
 pub(crate) struct Outcome {
     pub(crate) weights: String,
     events: Vec<String>,
@@ -100,7 +101,7 @@ pub(crate) fn train_on(
     let loss = amp_core::loss::cross_entropy;
     let model = Model { model: Box::new(network), loss, optimizer: Box::new(optimizer) };
     let mut model = Free { model, access };
-    // The last batch of an epoch is smaller than the others.
+    // The last batch of an epoch is smaller than the other batches.
     let data = same(digits(330)?, 32)?;
     let mut events = Vec::new();
     let mut listen = |event: &Event| -> Result<()> {
@@ -163,7 +164,7 @@ fn centered(plan: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(rmsprop).with_scheduler(schedule, Interval::Step)
 }
 
-/// Runs the same training with and without graphs.
+/// Runs the same training twice, with and without CUDA graphs.
 pub(crate) fn both(
     change: impl Fn(&mut TrainerConfig),
     precision: Precision,
@@ -266,8 +267,8 @@ fn a_run_ends_after_the_same_steps_as_without_a_graph() -> Result<()> {
     Ok(())
 }
 
-/// A callback that records the outcome of each step, and the model's first weight if its access
-/// allows reading it.
+/// A callback that records the outcome of each step. If its step access allows reading the weights,
+/// it also records the model's first weight.
 struct Watch {
     access: StepAccess,
     seen: Rc<RefCell<Vec<String>>>,
@@ -324,8 +325,8 @@ fn a_callback_gets_the_access_it_asks_for(
     let (graphed, outcome) = run(Graph::On)?;
     assert_eq!(eager[..], graphed[..eager.len()]);
     assert!(outcome.record.end.replayed > 20);
-    // A deferred callback is called after the following steps may have started, so it stops the run
-    // later.
+    // A deferred callback may be called only after later steps have started. The run therefore
+    // stops later than the callback asks.
     let steps = outcome.record.end.global_step;
     match access {
         StepAccess::PerStep => assert_eq!(steps, stopped),

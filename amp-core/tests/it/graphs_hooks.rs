@@ -67,8 +67,9 @@ fn a_hook_gets_each_steps_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
     sees_the_same(|| Each::builder().build(), |model| std::mem::take(&mut model.seen), window)
 }
 
-/// Asserts that the hook gets the same values with several steps in flight as without graphs, and
-/// that the logged values are the same, also if some steps overflow.
+/// Asserts that the hook gets the same values with CUDA graphs as without, although several steps
+/// may then run before the hook is called. The logged values must be the same too, even if some
+/// steps overflow.
 fn sees_the_same<M: LightningModule>(
     new: impl Fn() -> Result<M>,
     seen: impl Fn(&mut M) -> Vec<String>,
@@ -98,7 +99,7 @@ fn sees_the_same<M: LightningModule>(
             }
             Ok(())
         };
-        // The last batch of an epoch is smaller than the others.
+        // The last batch of an epoch is smaller than the other batches.
         let data = same(digits(330)?, 32)?;
         let record = Trainer::new(config).subscribe(&mut listen).fit(&mut model, &data)?;
         Ok::<_, amp_core::Error>((seen(&mut model), logged, record.end))

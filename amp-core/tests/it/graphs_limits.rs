@@ -1,4 +1,5 @@
-//! Reasons why steps cannot be CUDA graphs, and the notes about them.
+//! Tests of the reasons why steps cannot run as CUDA graphs, and of the notes that name these
+//! reasons.
 
 use amp_core::{
     Hook, Module, Result,

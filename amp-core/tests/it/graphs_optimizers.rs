@@ -1,5 +1,5 @@
-//! Optimizers that cannot be part of a CUDA graph, or only after some steps. They run after the
-//! graph, with the same numbers (`AMP_DEVICE=cuda`).
+//! Tests of optimizers that cannot be part of a CUDA graph, or that can be only after some steps.
+//! Such an optimizer runs after the CUDA graph, with the same results (`AMP_DEVICE=cuda`).
 
 use std::cell::Cell;
 
@@ -29,15 +29,16 @@ fn foreach_sgd(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, fused: false, ..Default::default() })
 }
 
-/// Returns SGD with dampening. The first step of each parameter follows another rule, so the graph
-/// contains the optimizer only after every parameter has had its first step.
+/// Returns SGD with dampening. The first step of each parameter is computed differently from later
+/// steps. The CUDA graph therefore contains the optimizer only after every parameter has had its
+/// first step.
 fn damped(_: &TrainingPlan) -> OptimizerConfig {
     let sgd = Sgd { lr: 1e-2, momentum: 0.9, dampening: 0.5, ..Default::default() };
     OptimizerConfig::new(sgd)
 }
 
-/// An optimizer that runs after the graph gives the same weights as without a graph. In steps that
-/// overflow it must not change the weights.
+/// An optimizer that runs after the CUDA graph gives the same weights as without a CUDA graph. In
+/// steps that overflow, it must not change the weights.
 #[rstest]
 #[case(foreach_adamw)]
 #[case(foreach_sgd)]
@@ -50,8 +51,8 @@ fn an_optimizer_behind_the_graph_gives_the_same_step(
     runs(precision, optimizer, || demo(0.2))
 }
 
-/// A layer that does not run for a number of batches of 32, so that its parameters have no
-/// gradient.
+/// A layer that does not run in the first few batches of 32 examples, so that its parameters have
+/// no gradient there.
 struct Late {
     layer: Linear,
     left: Cell<u64>,
@@ -74,10 +75,10 @@ impl Module for Late {
     }
 }
 
-/// A parameter may have no gradient when the training step is first captured. Its first update then
-/// runs with the graph, or without a graph in the smaller last batch of an epoch. After that the
-/// graph can contain updates with damped momentum. A gradient that the graph does not compute
-/// counts as missing.
+/// When the training step is first captured as a CUDA graph, a parameter may have no gradient. The
+/// first update of this parameter then runs after the CUDA graph, or without a CUDA graph in the
+/// smaller last batch of an epoch. From then on, the CUDA graph can contain updates with damped
+/// momentum. A gradient that the CUDA graph does not compute counts as missing.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_parameter_may_get_its_first_gradient_after_the_capture(

@@ -12,8 +12,8 @@ use crate::{
     support::needs_cuda,
 };
 
-/// Optimizer state in fewer bits is updated inside the graph. State in bf16 needs random numbers,
-/// which the graph draws anew in each replay.
+/// A CUDA graph can update optimizer state that has fewer bits than f32. State in bf16 is rounded
+/// with random numbers, which are different each time the CUDA graph is replayed.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_updates_state_in_fewer_bits(

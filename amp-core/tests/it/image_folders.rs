@@ -19,7 +19,8 @@ use crate::{
     transforms::{bytes, near, recorded},
 };
 
-/// A PNG decodes to the same bits as in Pillow, a JPEG to within the rounding of its transform.
+/// A PNG file is decoded to the same bits as in Pillow. A JPEG file is decoded to the same values
+/// up to the rounding of the JPEG transform.
 #[rstest]
 #[case("png", 0)]
 #[case("jpeg", 3)]
@@ -31,7 +32,7 @@ fn files_are_decoded_as_pillow_does(#[case] kind: &str, #[case] levels: i64) -> 
     Ok(())
 }
 
-/// Creates a folder with copies of the recorded image at these paths.
+/// Creates a folder that contains copies of the recorded image at these paths.
 fn folder(files: &[&str]) -> TempDir {
     let folder = tempdir().expect("a temporary folder");
     for file in files {
@@ -47,8 +48,8 @@ fn plain(root: &Path) -> Result<ImageFolder> {
     ImageFolder::open(root, Compose::new().then(Normalize::imagenet()))
 }
 
-/// Files have the order of torchvision's ImageFolder for these names: classes by bytes, then files
-/// by folder and name.
+/// For these names, the files have the same order as in torchvision's ImageFolder: classes are
+/// sorted by the bytes of their names, and files by folder and name.
 #[test]
 fn files_have_torchvisions_order() -> Result<()> {
     let folder = folder(&[
@@ -103,7 +104,8 @@ fn invalid_folders_are_refused(#[case] files: &[&str], #[case] says: &str) {
     assert!(text.contains(says), "{text}");
 }
 
-/// A damaged file ends the epoch with an error that names the file and the number of its example.
+/// If a file is damaged, the epoch ends with an error that names the file and the number of its
+/// example.
 #[rstest]
 fn a_damaged_file_is_named(#[values(0, 2)] num_workers: usize) -> Result<()> {
     let folder = folder(&["a/1.png", "a/2.png", "b/3.png"]);
@@ -134,8 +136,8 @@ fn folders_with_other_classes_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Augmentation and mixing give the same batches with any number of workers, also from the middle
-/// of an epoch.
+/// Augmentation and the mixing of images give the same batches with any number of workers, even if
+/// an epoch starts in the middle.
 #[test]
 fn augmentation_does_not_depend_on_the_workers() -> Result<()> {
     let names: Vec<String> = (0..14).map(|at| format!("{}/{at}.png", ["a", "b"][at % 2])).collect();

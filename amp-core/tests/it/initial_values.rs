@@ -1,4 +1,4 @@
-//! Initial values against torch.nn.init.
+//! Compares initial values with those of torch.nn.init.
 
 use amp_core::{
     Module, Result,
@@ -44,13 +44,13 @@ fn named(name: &str) -> Init {
     }
 }
 
-/// Returns whether the last digits depend on the CPU, because they come from LAPACK or from MKL's
-/// erfinv.
+/// Returns whether the last digits of the initial values depend on the CPU. This is so for
+/// initializers that use LAPACK or MKL's erfinv.
 fn is_of_the_cpu(init: &str) -> bool {
     init == "orthogonal" || init.starts_with("trunc_normal")
 }
 
-/// The same seed gives torch's values, in a new tensor and in place.
+/// With the same seed, the initial values equal torch's, in a new tensor and in an existing tensor.
 #[test]
 fn values_equal_torchs() -> Result<()> {
     let oracle = oracle!("init.json");
@@ -82,8 +82,8 @@ fn values_equal_torchs() -> Result<()> {
     Ok(())
 }
 
-/// A tensor of any dtype and device gets the values of f32 numbers that are drawn on the CPU,
-/// rounded to its dtype.
+/// For any dtype and device, the initial values are random f32 numbers that are generated on the
+/// CPU and then rounded to the dtype of the tensor.
 #[rstest]
 fn values_do_not_depend_on_dtype_and_device(
     #[values(Kind::Half, Kind::BFloat16, Kind::Double)] kind: Kind,
@@ -127,7 +127,7 @@ fn invalid_initializers_are_refused() {
     refused(truncated(9.0, 1.0, -2.0, 2.0), &[4], "more than 2 std outside [a, b]");
 }
 
-/// Layers whose parameters have other initializers than the default.
+/// A model whose layers have initializers other than the default.
 #[derive(Module)]
 struct Net {
     #[hparam(default = 0.02)]
@@ -164,7 +164,7 @@ fn attributes_set_initializers_of_layers() -> Result<()> {
     Ok(())
 }
 
-/// A model with an initializer for a parameter (`bias`) that its layer does not have.
+/// A model that gives an initializer for `bias`, a parameter that its layer does not have.
 #[derive(Module)]
 struct WithoutBias {
     #[layer(linear(5, 3, bias = false, bias_init = zeros))]

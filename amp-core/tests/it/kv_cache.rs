@@ -1,5 +1,5 @@
-//! Tests that several forward passes with a KV cache give the same outputs as one pass on the whole
-//! sequence.
+//! Tests that forward passes over parts of a sequence with a KV cache give the same outputs as one
+//! forward pass over the whole sequence.
 
 use std::collections::BTreeMap;
 
@@ -36,8 +36,8 @@ struct Own {
     out: Linear,
 }
 
-/// The model of these tests: embeddings of tokens and of positions, two kinds of attention and a
-/// transformer block.
+/// The model of these tests. It consists of an embedding of tokens, an embedding of positions, two
+/// kinds of attention and a transformer block.
 #[derive(Module)]
 #[forward(|ids| {
     let x = words(ids)?.f_add(&places(&cx.places(ids)?)?)?;
@@ -89,8 +89,9 @@ fn ids(policy: Policy) -> Tensor {
     Tensor::randint(40, [ROWS, LENGTH], (Kind::Int64, Device::Cpu)).to_device(policy.device)
 }
 
-/// Returns the output of one pass over the whole sequence, and the joined outputs of several passes
-/// with these numbers of tokens.
+/// Returns two outputs for the same sequence. The first is the output of one forward pass over the
+/// whole sequence. The second joins the outputs of several forward passes, which read `parts`
+/// tokens each.
 fn both<M>(model: &M, policy: Policy, parts: &[i64], room: i64) -> Result<[Tensor; 2]>
 where
     M: Forward<Input = (&'static Tensor,), Output = Tensor>,
@@ -131,9 +132,9 @@ fn cached_logits_are_the_uncached_ones(
     Ok(())
 }
 
-/// Asserts that the outputs of one pass and of several passes differ by a few roundings in the
-/// dtype of the matrix products. They differ because the two computations round at different
-/// points.
+/// Asserts that the output of one forward pass and the joined outputs of several forward passes are
+/// equal up to a few roundings in the dtype of the matrix products. They need not have the same
+/// bits, because the two computations round at different points.
 fn is_within_a_few_roundings(precision: Precision, device: Device) -> Result<()> {
     let _generator = seeded(5);
     let policy = Policy::new(precision, device);
@@ -180,7 +181,8 @@ fn lower_precisions_differ_by_roundings_on_cuda() -> Result<()> {
         .try_for_each(|precision| is_within_a_few_roundings(precision, device()))
 }
 
-/// With a padding mask, a sequence after padding has the same outputs as the sequence alone.
+/// If a mask marks padding before a sequence, the outputs of the sequence are the same as without
+/// the padding.
 #[rstest]
 fn padding_before_a_prompt_changes_nothing(#[values(false, true)] floating: bool) -> Result<()> {
     let _generator = seeded(6);
@@ -213,7 +215,8 @@ fn padding_before_a_prompt_changes_nothing(#[values(false, true)] floating: bool
     Ok(())
 }
 
-/// A pass that fails leaves the cache as it was, so that the next pass gives the correct output.
+/// If a forward pass fails, it does not change the KV cache, so the next forward pass gives the
+/// correct output.
 #[test]
 fn a_failed_pass_changes_nothing() -> Result<()> {
     let _generator = seeded(7);

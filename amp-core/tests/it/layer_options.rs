@@ -81,8 +81,8 @@ fn options_leave_tensors_out() -> Result<()> {
     Ok(())
 }
 
-/// Without running statistics a batch is normalized by its own statistics, in evaluation as in
-/// training. A single value has no variance and is refused.
+/// Without running statistics, a batch norm normalizes each batch by the mean and variance of this
+/// batch, in training and in evaluation. A single value has no variance and is refused.
 #[test]
 fn batches_are_their_own_statistics() -> Result<()> {
     let _section = seeded(2);
@@ -102,8 +102,8 @@ fn batches_are_their_own_statistics() -> Result<()> {
     Ok(())
 }
 
-/// Dropout of channels sets whole channels to 0 or scales them, in the requested proportion. In
-/// evaluation nothing is dropped.
+/// Dropout of channels sets whole channels to 0 with the requested probability and scales all
+/// others. In evaluation, it changes nothing.
 #[test]
 fn channels_are_dropped_whole() -> Result<()> {
     let _section = seeded(3);

@@ -1,5 +1,6 @@
-//! Several batches or micro-batches may make up one step. The step's gradient and the logged values
-//! then equal those of one large batch, even if some targets are ignored.
+//! Tests of steps that consist of several batches (accumulation) or micro-batches. The gradient and
+//! the logged values of such a step equal those of one large batch, even if some targets are
+//! ignored.
 
 use amp_core::{Trainer, TrainerConfig, event::Event, nn, prelude::*, record::RunRecord};
 use rstest::rstest;
@@ -40,8 +41,8 @@ struct OfWeightedClasses {
     head: Linear,
 }
 
-/// Returns twelve examples. The targets of the first four are all ignored, and so are some of the
-/// others.
+/// Returns twelve examples. The targets of the first four examples are all ignored. Of the
+/// remaining targets, some are ignored.
 fn examples() -> Result<Batch> {
     let _section = seeded(11);
     let input = Tensor::f_randn([12, 4], (Kind::Float, Device::Cpu))?;
@@ -103,8 +104,8 @@ fn of_weighted_classes(room: i64) -> Result<Box<dyn LightningModule>> {
 type Build = fn(i64) -> Result<Box<dyn LightningModule>>;
 
 /// transformers#24725: one step on twelve examples gives the same weights, logged loss and
-/// validation, whether it consists of accumulated batches, of micro-batches for lack of memory, of
-/// both, or of one batch of twelve.
+/// validation results in four cases: with accumulated batches, with micro-batches for lack of
+/// memory, with both, and with one batch of twelve.
 #[rstest]
 fn ignored_targets_do_not_count_in_a_window(
     #[values(of_classes as Build, of_weighted_classes as Build)] build: Build,
@@ -136,7 +137,8 @@ fn ignored_targets_do_not_count_in_a_window(
     Ok(())
 }
 
-/// Weighted classes give libtorch's result for the same weights and targets in one batch.
+/// With weights of classes, the result equals libtorch's result for the same weights and targets in
+/// one batch.
 #[test]
 fn weighted_classes_equal_libtorchs() -> Result<()> {
     let Batch { input, target } = examples()?;
@@ -165,7 +167,7 @@ fn weighted_classes_equal_libtorchs() -> Result<()> {
     Ok(())
 }
 
-/// A user-defined loss that ignores targets without declaring it.
+/// A user-defined loss that ignores some targets but does not declare it.
 #[derive(LightningModule)]
 #[loss(with = |output, target| loss::cross_entropy(output, target))]
 #[optimizer(sgd, lr = 0.5)]
@@ -212,8 +214,8 @@ fn a_loss_of_the_whole_batch_is_never_split() -> Result<()> {
     Ok(())
 }
 
-/// A model whose loss libtorch computes, but whose gradient it refuses with an error that names no
-/// tensor.
+/// A model whose loss libtorch can compute. libtorch refuses to compute its gradient, with an error
+/// that names no tensor.
 #[derive(LightningModule)]
 #[loss(with = |output, target| {
     Ok(output.f_select(1, 0)?.f_mse_loss(target, amp_core::tch::Reduction::Mean)?)
@@ -273,8 +275,8 @@ struct OfWeights {
     head: Linear,
 }
 
-/// Weights of examples count in validation and in the epoch's loss, as they do in the step. Invalid
-/// weights are refused.
+/// The weights of examples count in the loss of a validation and of an epoch in the same way as in
+/// the loss of a step. Invalid weights are refused.
 #[test]
 fn weights_of_examples_count_everywhere() -> Result<()> {
     let run = |weights: [f64; 8], batch: i64, window: i64| -> Result<(Vec<f64>, f64, f64)> {

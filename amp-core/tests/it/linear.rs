@@ -1,4 +1,4 @@
-//! A linear layer under autocast: the rounding of its gradients.
+//! Tests how a linear layer under autocast rounds its gradients.
 
 use std::collections::BTreeMap;
 
@@ -17,9 +17,9 @@ use crate::support::{
     seeded,
 };
 
-/// Input, weight and incoming gradient have 16 bits. The weight's gradient (a product) and the
-/// bias's gradient (a sum) are f32 on CUDA, and rounded to 16 bits on the CPU, as in PyTorch. The
-/// input's gradient is rounded on both devices.
+/// The input, the weight and the incoming gradient have 16 bits. On CUDA, the gradients of the
+/// weight (a matrix product) and of the bias (a sum) are f32. On the CPU they are rounded to 16
+/// bits, as in PyTorch. The gradient of the input is rounded to 16 bits on CUDA and on the CPU.
 #[rstest]
 fn gradients_of_weights_are_f32_sums_on_cuda(
     #[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
@@ -67,9 +67,9 @@ fn gradients_of_weights_are_f32_sums_on_cuda(
     Ok(())
 }
 
-/// In a layer that computes in the dtype of its parameters, each gradient is a sum in f32 or f64
-/// that is rounded once, also with more rows than one block of the kernel sums for the bias. The
-/// errors of n terms add up as √n.
+/// If a layer computes in the dtype of its parameters, each gradient is summed in f32 or f64 and
+/// then rounded once. This also holds if there are more rows than one block of the kernel sums for
+/// the bias. The rounding errors of a sum of n terms grow with √n.
 #[rstest]
 fn gradients_are_rounded_once(
     #[values(
@@ -165,9 +165,9 @@ fn a_kernel_without_a_second_derivative_returns_an_error() -> Result<()> {
     Ok(())
 }
 
-/// At the start of an autocast region, all weights that the previous region used are cast together.
-/// Each weight then has its current value: the results equal those of a new model with the same
-/// weights.
+/// When an autocast region starts, all weights that the previous region used are cast at once. Each
+/// cast weight has the weight's current value, because the results equal those of a new model with
+/// the same weights.
 #[rstest]
 fn a_region_casts_the_weights_of_the_previous_region_together(
     #[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,

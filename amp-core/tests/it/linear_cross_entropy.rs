@@ -18,7 +18,7 @@ use crate::support::{
 
 const FEATURES: i64 = 16;
 
-/// The tensors of a linear layer.
+/// The input and the parameters of a linear layer.
 struct Layer {
     input: Tensor,
     weight: Tensor,
@@ -26,7 +26,8 @@ struct Layer {
 }
 
 impl Layer {
-    /// Draws values with few bits, so that every product of a row and a column is exact in f32.
+    /// Generates random values with so few binary digits that every product of a row and a column
+    /// is exact in f32.
     fn draw(rows: i64, classes: i64, has_bias: bool) -> Self {
         let few =
             |size: &[i64]| Tensor::randint_low(-16, 17, size, (Kind::Double, Device::Cpu)) / 8;
@@ -37,7 +38,8 @@ impl Layer {
         }
     }
 
-    /// Returns the same values as leaves, with weights in `storage` and the input in `kind`.
+    /// Returns tensors with the same values that require gradients. The weights have the dtype
+    /// `storage`, and the input has the dtype `kind`.
     fn leaves(&self, kind: Kind, storage: Kind) -> Self {
         let leaf = |tensor: &Tensor, kind| {
             tensor.copy().to_kind(kind).to(device()).set_requires_grad(true)
@@ -135,8 +137,9 @@ fn loss_and_gradients_equal_f64(
     Ok(())
 }
 
-/// Without a loss scale the gradients of f16 logits would be far below 6e-5, the smallest f16
-/// number of full precision. The loss scale changes the gradients only by its factor.
+/// Without a loss scale, the gradients of f16 logits would be far below 6e-5. This is the smallest
+/// f16 number that has all digits. The loss scale only multiplies the gradients and does not change
+/// their digits.
 #[rstest]
 fn gradients_of_f16_do_not_depend_on_the_loss_scale(
     #[values(1.0, 65536.0)] scale: f64,
@@ -161,7 +164,7 @@ fn gradients_of_f16_do_not_depend_on_the_loss_scale(
     Ok(())
 }
 
-/// A large `z_loss` makes gradients of logits large, and must not make them infinite in f16.
+/// A large `z_loss` causes large gradients of the logits. They must not become infinite in f16.
 #[rstest]
 fn a_large_z_loss_does_not_overflow_f16() -> Result<()> {
     let _generator = seeded(6);
@@ -186,8 +189,8 @@ fn a_mean_over_no_targets_is_nan_and_has_no_gradient() -> Result<()> {
     Ok(())
 }
 
-/// If the graph is kept, a second backward pass gives the same gradients. Otherwise a second pass
-/// is an error.
+/// If the autograd graph is kept after the backward pass, a second backward pass gives the same
+/// gradients. If it is not kept, a second backward pass returns an error.
 #[rstest]
 fn a_graph_that_is_kept_runs_backward_twice() -> Result<()> {
     let _generator = seeded(7);
@@ -225,7 +228,7 @@ fn second_derivatives_equal_f64(#[values(0.0, 0.01)] z_loss: f64) -> Result<()> 
     Ok(())
 }
 
-/// Only tensors that require gradients get gradients. Without gradients the loss is the same.
+/// Only tensors that require gradients get gradients. Under `no_grad`, the loss is the same.
 #[rstest]
 fn frozen_tensors_get_no_gradient(#[values(0, 1, 2)] frozen: usize) -> Result<()> {
     let _generator = seeded(9);
@@ -282,8 +285,8 @@ fn mistakes_are_errors() -> Result<()> {
     Ok(())
 }
 
-/// A sequence has a class for each of its elements. If shapes can be read in two ways, they are
-/// refused, as for a cross entropy of logits.
+/// A sequence has a class for each of its elements. If the shapes can be read in two ways, the loss
+/// is refused, as in a cross entropy of logits.
 #[rstest]
 fn sequences_are_rows() -> Result<()> {
     let _generator = seeded(12);
@@ -309,7 +312,7 @@ fn sequences_are_rows() -> Result<()> {
 fn the_logits_of_all_rows_do_not_exist_together() -> Result<()> {
     needs_cuda();
     let _generator = seeded(13);
-    // The default chunk has 8192 rows.
+    // By default, a chunk of logits has 8192 rows.
     let (rows, width, classes) = (32_768, 64, 16_384);
     let draw = |size: [i64; 2]| {
         (Tensor::randn(size, (Kind::Float, device())) / 8.0).set_requires_grad(true)

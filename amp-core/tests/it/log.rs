@@ -1,4 +1,5 @@
-//! Values that steps log, and how they are reduced.
+//! Tests of the values that steps log, and of how these values are reduced to one value per step or
+//! epoch.
 
 use amp_core::{
     Result,
@@ -27,8 +28,8 @@ fn the_epochs_mean_weighs_batches_by_their_examples() -> Result<()> {
     Ok(())
 }
 
-/// `on_step` and `on_epoch` choose where a value appears; `prog_bar` is kept with the value. Values
-/// are in the order in which they were first logged.
+/// `on_step` and `on_epoch` decide where a value is reported. `prog_bar` is stored with the value.
+/// Values are reported in the order in which they were first logged.
 #[test]
 fn options_choose_where_a_value_appears() -> Result<()> {
     let mut log = Log::default();
@@ -56,7 +57,8 @@ fn f16_values_are_summed_in_f64() -> Result<()> {
     Ok(())
 }
 
-/// A logged loss is a copy without a graph: later changes of the model do not change it.
+/// A logged loss is a copy without the autograd graph, so later changes of the model do not change
+/// it.
 #[test]
 fn a_logged_value_is_a_copy_without_a_graph() -> Result<()> {
     let mut log = Log::default();
@@ -109,7 +111,8 @@ impl Metric for Table {
     }
 }
 
-/// The index in a name has the row first and then the column, both counted from 0.
+/// If a value has several elements, the name of each element contains its row and then its column,
+/// both counted from 0.
 #[test]
 fn several_values_are_named_by_their_index() -> Result<()> {
     let mut log = Log::default();
@@ -122,7 +125,8 @@ fn several_values_are_named_by_their_index() -> Result<()> {
     Ok(())
 }
 
-/// If the counts of a metric change their shape, they belong to another metric and are refused.
+/// A metric sums counts over batches. If the counts of a batch have another shape than before, they
+/// are refused, because they must belong to another metric.
 #[test]
 fn counts_of_another_shape_are_refused() -> Result<()> {
     let mut log = Log::default();

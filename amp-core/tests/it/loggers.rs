@@ -1,4 +1,5 @@
-//! The files that loggers write, read back, and the threads that write them.
+//! Tests of the files that loggers write, which are read back, and of the threads that write these
+//! files.
 
 use std::{
     collections::BTreeMap,
@@ -19,8 +20,8 @@ fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder for the test")
 }
 
-/// The file has one line for each event, and each line parses back to the same event, digit for
-/// digit. Events of single batches are not written.
+/// The file has one line for each event. Each line can be parsed to the same event, with all
+/// digits. Events of single batches are not written.
 #[test]
 fn json_lines_are_the_events() -> Result<()> {
     let folder = folder();
@@ -36,8 +37,8 @@ fn json_lines_are_the_events() -> Result<()> {
     Ok(())
 }
 
-/// The file has a row for each value. A value of the logging interval has its step, and a value of
-/// the epoch has step and epoch. Numbers are exact.
+/// The file has one row for each value. A value that is logged at the logging interval has a step.
+/// A value of an epoch has a step and an epoch. Numbers are written with all digits.
 #[test]
 fn csv_rows_are_the_logged_values() -> Result<()> {
     let folder = folder();
@@ -93,7 +94,8 @@ fn csv_fields_are_quoted() -> Result<()> {
     Ok(())
 }
 
-/// If a log file cannot be created, the error has its path and the system's reason.
+/// If a log file cannot be created, the error contains the path of the file and the reason that the
+/// system gives.
 #[test]
 fn a_file_that_cannot_be_made_is_named() {
     let folder = folder();
@@ -113,7 +115,8 @@ fn a_file_that_cannot_be_made_is_named() {
     }
 }
 
-/// The memory logger keeps the numbers of each event, with the names that its documentation lists.
+/// The memory logger stores the numbers of each event, under the names that its documentation
+/// lists.
 #[test]
 fn the_memory_logger_keeps_every_number() -> Result<()> {
     let mut logger = MemoryLogger::default();
@@ -147,10 +150,10 @@ fn the_memory_logger_keeps_every_number() -> Result<()> {
     Ok(())
 }
 
-/// A sink that blocks at the first event until the test opens its gate. At the end it sends the
-/// events that it has written.
+/// A logger that blocks at the first event until the test lets it continue. At the end, it sends
+/// the events that it has written to the test.
 struct Gated {
-    /// The test's gate. It is `None` after it was opened.
+    /// Receives the test's permission to continue. `None` after the permission was received.
     gate: Option<Receiver<()>>,
     written: Vec<Event>,
     out: Sender<Vec<Event>>,
@@ -237,7 +240,8 @@ fn a_sinks_error_ends_the_run() -> Result<()> {
     Ok(())
 }
 
-/// A full disk is reported with the file's path, even if it is detected late.
+/// If the disk is full, the error names the file, even if the failure is noticed only after later
+/// events.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_ends_the_run() -> Result<()> {

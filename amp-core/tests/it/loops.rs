@@ -1,5 +1,5 @@
-//! How long runs train, on which sets they validate and when, compared with steps that were counted
-//! by hand.
+//! Tests how long runs train, and when and on which sets they validate. The expected numbers of
+//! steps were counted by hand.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::support::{
     seeded,
 };
 
-/// A model of one linear layer.
+/// A model that consists of one linear layer.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -41,13 +41,14 @@ fn config(max_epochs: i64, loops: Loops) -> TrainerConfig {
     TrainerConfig { max_epochs, loops, ..TrainerConfig::new(Precision::Bf16Mixed, device()) }
 }
 
-/// Returns ten batches of two examples.
+/// Returns ten batches with two examples each.
 fn ten() -> Result<DataModule> {
     same(constant(20, 3, 1.0)?, 2)
 }
 
-/// Returns the run as one line: `.` for a batch, `v` for a validation within an epoch, `|` or `V|`
-/// for the end of an epoch without or with a validation, `!` where the run was stopped.
+/// Returns the course of the run as one line. `.` is a batch, `v` is a validation within an epoch,
+/// `|` is the end of an epoch, `V|` is the end of an epoch with a validation, and `!` is the point
+/// at which the run was stopped.
 fn timeline(events: &[Event]) -> String {
     let part = |event: &Event| match event {
         Event::Batch { .. } => ".",
@@ -67,8 +68,8 @@ fn run(config: &TrainerConfig, data: &DataModule) -> Result<String> {
     Ok(timeline(&events))
 }
 
-/// Options mean the same as in Lightning: a fraction is a part of the epoch's batches, and a whole
-/// number is a number of optimizer steps of the run.
+/// The options mean the same as in Lightning. A fraction is a fraction of the batches of an epoch.
+/// A whole number is a number of optimizer steps of the run.
 #[rstest]
 #[case::epoch_ends(Loops::default(), "..........V|..........V|")]
 #[case::quarters(
@@ -161,8 +162,8 @@ fn no_validation_set_is_needed() -> Result<()> {
     Ok(())
 }
 
-/// A validation within a run gives the same values as a separate validation of the model after that
-/// step.
+/// A validation in the middle of a run gives the same values as a separate validation of a model
+/// that was trained up to the same step.
 #[test]
 fn a_validation_sees_the_model_of_its_step() -> Result<()> {
     let _generator = seeded(0);
@@ -184,7 +185,7 @@ fn a_validation_sees_the_model_of_its_step() -> Result<()> {
     Ok(())
 }
 
-/// Seeds the generator with 0, trains a new model for this many steps, and returns it.
+/// Seeds the random generator with 0, trains a new model for `step` steps, and returns the model.
 fn trained_until(step: u64) -> Result<Model> {
     amp_core::tch::manual_seed(0);
     let mut model = model()?;
@@ -268,8 +269,8 @@ fn early_stopping_waits_for_the_minimum_length(
     Ok(())
 }
 
-/// Sanity validation before training has no effect: events and weights equal those of a run without
-/// it.
+/// The sanity validation before training has no effect. Events and weights equal those of a run
+/// without it.
 #[test]
 fn sanity_steps_leave_no_trace() -> Result<()> {
     let checked = Loops { num_sanity_val_steps: 2, ..Loops::default() };
@@ -286,7 +287,8 @@ fn sanity_steps_leave_no_trace() -> Result<()> {
     Ok(())
 }
 
-/// Three validation sets are run in order, each under its name; the first has no name.
+/// Three validation sets are read in order. The values of each set are logged under the name of the
+/// set. The first set has no name.
 #[test]
 fn validation_sets_have_names() -> Result<()> {
     let _generator = seeded(0);
@@ -345,8 +347,8 @@ fn invalid_options_are_refused(#[case] loops: Loops, #[case] says: &str) -> Resu
     Ok(())
 }
 
-/// Options are parsed from the texts of the command line, and an interval is formatted as the same
-/// text.
+/// The options can be parsed from texts on the command line. A parsed interval is formatted as the
+/// same text.
 #[test]
 fn options_are_parsed_from_text() -> Result<()> {
     for (text, interval) in [

@@ -82,8 +82,8 @@ fn examples(ignored: Option<i64>) -> Result<Batch> {
     Batch::new(input, target)
 }
 
-/// Runs one step over the twelve examples. Returns the weights after it, the logged values, and the
-/// notes.
+/// Runs one training step over the twelve examples. Returns the weights after the step, the logged
+/// values, and the messages that the trainer printed as notes.
 fn run(
     build: Build,
     ignored: Option<i64>,
@@ -142,8 +142,8 @@ fn a_window_equals_the_large_batch(
     Ok(())
 }
 
-/// A batch is not split if its loss needs the whole batch, because half a batch has other negative
-/// pairs and other sums.
+/// If the loss needs the whole batch, the batch is not split. Half a batch would have other
+/// negative pairs and other sums.
 #[rstest]
 fn a_loss_of_the_whole_batch_is_not_split(
     #[values(contrastive as Build, dice_of_all as Build)] build: Build,

@@ -31,7 +31,8 @@ fn tensor(value: &Value) -> Tensor {
     }
 }
 
-/// Computes the loss of a recorded case from its tensors, with the given reduction.
+/// A function that computes the loss of a recorded case from the tensors of the case, with a given
+/// reduction.
 type Reduced = Box<dyn Fn(&[Tensor], Reduction) -> Result<Tensor>>;
 
 /// Wraps a loss of output and target in a function. For the mean, the function calls `compute`.
@@ -212,8 +213,8 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// A pair of shapes that libtorch would broadcast or cannot use is refused, and the error has both
-/// shapes.
+/// Some pairs of shapes would be broadcast by libtorch, or cannot be used. They are refused, and
+/// the error contains both shapes.
 #[rstest]
 #[case::cosine(&CosineSimilarity::default(), &[4], &[4], Kind::Float, "both are vectors, [N, D, …]")]
 #[case::info_nce(&InfoNce::default(), &[4, 3], &[5, 3], Kind::Float, "both must have one shape")]
@@ -257,8 +258,8 @@ fn options_out_of_range_are_refused(#[case] loss: &dyn Loss, #[case] why: &str) 
     assert!(said.contains(why), "{said}");
 }
 
-/// Weights of elements are refused if they do not have the shape of one example: libtorch would
-/// broadcast them along the wrong dimension.
+/// The weights of elements must have the shape of one example. Other shapes are refused, because
+/// libtorch would broadcast them along the wrong dimension.
 #[rstest]
 #[case(&[3], &[4, 3, 3])]
 #[case(&[2, 1], &[4, 3, 3])]

@@ -74,8 +74,8 @@ fn train(model: &mut dyn LightningModule, config: TrainerConfig) -> Result<RunRe
     Trainer::new(config).fit(model, &rows(16)?)
 }
 
-/// A manual step that does what the trainer does in a step gives the same weights, skipped steps,
-/// scale and logged values, bit for bit.
+/// A manual step that calls the same functions as the trainer gives the same weights, skipped
+/// steps, loss scale and logged values, bit for bit.
 #[rstest]
 fn the_trainers_sequence_by_hand_gives_the_trainers_bits(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
@@ -148,9 +148,9 @@ fn columns(input: [f32; 4], target: [f32; 4]) -> Result<DataModule> {
     Ok(DataModule::training("columns", Batch::new(column(input), column(target))?, 1))
 }
 
-/// Each optimizer and its schedule step as often as the function calls them; the scale is updated
-/// once for each batch. In the third batch the generator's pass overflows: the critic has stepped,
-/// and the scale is halved once.
+/// Each optimizer and its schedule make as many steps as the user's function calls. The loss scale
+/// is updated once per batch. In the third batch, the generator's gradients overflow. The critic
+/// has already made its step, and the scale is halved once.
 #[test]
 fn optimizers_step_as_often_as_they_are_called() -> Result<()> {
     let data = columns([1.0; 4], [1.0, 1.0, 3e38, 1.0])?.in_order();
@@ -175,8 +175,8 @@ fn optimizers_step_as_often_as_they_are_called() -> Result<()> {
     Ok(())
 }
 
-/// A critic w·x with WGAN-GP's penalty. The gradient with respect to x is w, so the loss is (|w| -
-/// 1)². Its gradient 2 (|w| - 1) w / |w| needs a second derivative.
+/// A critic w·x with the gradient penalty of WGAN-GP. The gradient of the critic with respect to x
+/// is w, so the loss is (|w| - 1)². Its gradient 2 (|w| - 1) w / |w| needs a second derivative.
 #[derive(LightningModule)]
 #[manual_step(penalized)]
 #[optimizer(sgd, lr = 0.5)]
@@ -226,8 +226,9 @@ fn second_derivatives_reach_the_weights(
     Ok(())
 }
 
-/// A model that toggles an optimizer: a backward pass then reaches only the optimizer's parameters.
-/// Afterwards it reaches all parameters again, even after an error.
+/// A model that toggles an optimizer, so that a backward pass reaches only the parameters of this
+/// optimizer. After the toggle ends, a backward pass reaches all parameters again, even if there
+/// was an error.
 #[derive(LightningModule)]
 #[manual_step(toggled)]
 #[optimizer(sgd, lr = 0.25, params = ["critic.*"])]
@@ -263,8 +264,9 @@ fn toggling_excludes_other_parameters() -> Result<()> {
     let mut chain = Chain::builder().build()?;
     Trainer::new(config)
         .fit(&mut chain, &DataModule { batch_size: 4, ..columns([1.0; 4], [0.0; 4])? })?;
-    // The gradient of each weight is the other weight: the critic becomes 1 - 0.25 · 1, and then
-    // the generator 1 - 0.25 · 0.75.
+    // The loss is the product of two weights, so the gradient of each weight is the other weight.
+    // The critic's weight becomes 1 - 0.25 · 1. The generator's weight then becomes 1 - 0.25 ·
+    // 0.75.
     assert_eq!(values(chain.critic.weight()), [0.75]);
     assert_eq!(values(chain.generator.weight()), [1.0 - 0.25 * 0.75]);
     Ok(())
@@ -286,7 +288,7 @@ fn idle(_: &mut Idle, _: &Batch, _: &mut ManualStep<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A model with its own function for validation steps, so that it needs no loss.
+/// A model whose validation step is a function of the user, so that the model needs no loss.
 #[derive(LightningModule)]
 #[manual_step(idle)]
 #[validation_step(Self::measured)]
@@ -314,8 +316,8 @@ fn a_manual_model_validates_by_its_own_function() -> Result<()> {
     Ok(())
 }
 
-/// `first_loss` returns the first loss of a manual step with its graph, and the model's function
-/// ends at the backward pass of this loss.
+/// `first_loss` runs the user's manual step until its first backward pass, and returns the loss of
+/// this backward pass with its autograd graph.
 #[test]
 fn a_manual_step_ends_at_its_first_loss() -> Result<()> {
     let policy = Policy::new(Precision::F32True, Device::Cpu);

@@ -1,5 +1,6 @@
-//! Data sets of single examples, read by any number of workers: the batches are the same, errors
-//! have the example's number, and threads end.
+//! Tests of data sets that return single examples, which any number of workers read. The batches
+//! must be the same for any number of workers, errors must contain the number of the example, and
+//! threads must end.
 
 use std::{
     sync::{
@@ -31,8 +32,8 @@ enum Fault {
     Panic,
 }
 
-/// A data set of noisy numbers. Reading some examples takes longer than reading the next ones, so
-/// that workers overtake each other.
+/// A data set of numbers with random noise. Some examples take longer to read than the next ones,
+/// so that workers finish in another order.
 struct Numbers {
     count: i64,
     noise: f64,
@@ -90,8 +91,8 @@ fn batches(loader: &DataLoader, epoch: u64, first: i64) -> Result<Vec<(Vec<f64>,
     read.collect()
 }
 
-/// Batches do not depend on the number of workers: in order and shuffled, from the start of an
-/// epoch and from its middle.
+/// The batches do not depend on the number of workers. This is tested in order and shuffled, from
+/// the start of an epoch and from its middle.
 #[rstest]
 fn batches_do_not_depend_on_the_workers(
     #[values(1, 2, 7)] workers: usize,
@@ -168,8 +169,9 @@ fn workers_are_not_too_far_ahead(
     #[case] prefetch: Option<usize>,
     #[case] most: i64,
 ) -> Result<()> {
-    // The section prevents other tests from drawing random numbers while the loader checks whether
-    // the data set draws some. Otherwise the loader would read the first batch more than twice.
+    // The loader checks whether the data set uses random numbers. If another test used random
+    // numbers at the same time, the loader would read the first batch more than twice. The section
+    // prevents this.
     let _section = seeded(1);
     let set = Numbers::of(200);
     let read = set.read.clone();
@@ -182,14 +184,14 @@ fn workers_are_not_too_far_ahead(
         std::thread::sleep(Duration::from_millis(2));
         furthest = furthest.max(read.load(Ordering::SeqCst) - 2 * taken);
     }
-    // The first batch may be read twice, because the loader checks whether the data set draws from
-    // libtorch's generator.
+    // To check whether the data set uses libtorch's random generator, the loader may read the first
+    // batch twice.
     assert!(furthest <= 2 * (most + copying), "{furthest} examples ahead");
     assert!(furthest >= most, "{furthest} examples ahead");
     Ok(())
 }
 
-/// If an epoch is dropped in the middle, its threads end and release the data set.
+/// If an epoch is dropped in the middle, its worker threads end and release the data set.
 #[rstest]
 fn dropping_an_epoch_ends_its_workers(
     #[values(1, 2, 7)] workers: usize,
@@ -212,7 +214,8 @@ fn dropping_an_epoch_ends_its_workers(
     Ok(())
 }
 
-/// Workers do not deadlock in many short epochs, each of which ends at another point.
+/// The workers do not deadlock. The test runs many short epochs, each of which ends at another
+/// point.
 #[test]
 fn workers_never_wait_for_each_other_for_ever() -> Result<()> {
     let set = Numbers { noise: 0.0, ..Numbers::of(6) }.shared();
@@ -238,8 +241,8 @@ fn invalid_loading_options_are_refused(#[case] loading: Loading, #[case] says: &
     assert!(text.starts_with(says), "{text}");
 }
 
-/// A data set that is kept on the device is read only once. So it is refused if it draws random
-/// numbers, which would make each epoch different.
+/// A data set that is stored on the device is read only once. If the data set uses random numbers,
+/// each epoch should be different, so storing it on the device is refused.
 #[test]
 fn a_set_that_draws_is_refused_on_the_device() -> Result<()> {
     let on_device = Loading { placement: Placement::Device, ..Loading::default() };
@@ -293,8 +296,9 @@ fn weights(net: &Net) -> Vec<f64> {
     nn::parameters(net).iter().flat_map(|own| values(&own.tensor)).collect()
 }
 
-/// A run resumed in the middle of an epoch ends with the same bits as an uninterrupted run, with
-/// any numbers of workers, although dropout also draws random numbers during the epoch.
+/// A run that is resumed in the middle of an epoch ends with the same bits as a run without
+/// interruption. This holds for any numbers of workers, although dropout also uses random numbers
+/// during the epoch.
 #[rstest]
 fn a_resumed_run_equals_an_uninterrupted_one(
     #[values(4, 6, 9)] steps: u64,

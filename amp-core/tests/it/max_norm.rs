@@ -34,8 +34,8 @@ fn lengths(rows: &Tensor) -> Vec<f64> {
     Vec::try_from(norms.reshape([-1])).expect("numbers")
 }
 
-/// In evaluation the output has rescaled vectors, but the table is not changed. Output and
-/// gradients equal those of training.
+/// In evaluation, the output contains the rescaled vectors, but the table does not change. Output
+/// and gradients equal those of training.
 #[rstest]
 fn evaluation_leaves_the_table_as_it_is(
     #[values(false, true)] scale_grad_by_freq: bool,
@@ -71,8 +71,8 @@ fn evaluation_leaves_the_table_as_it_is(
     Ok(())
 }
 
-/// In evaluation an embedding bag does not change its table, in any mode, with and without padding.
-/// The output equals that of training.
+/// In evaluation, an embedding bag does not change its table, in any mode, with and without
+/// padding. The output equals the output of training.
 #[rstest]
 #[case(BagMode::Mean, None)]
 #[case(BagMode::Mean, Some(1))]
@@ -163,8 +163,8 @@ fn data() -> Result<DataModule> {
     Ok(DataModule::new("words", rows(24)?, rows(8)?, 2))
 }
 
-/// Returns the events of a run, the weights after it, and the number of steps that ran as a graph.
-/// With `overflows` the first steps are skipped.
+/// Returns the events of a training run, the weights after it, and the number of steps that ran as
+/// a CUDA graph. If `overflows` is true, the first steps overflow and are skipped.
 fn run(config: TrainerConfig, overflows: bool) -> Result<(Vec<Event>, Vec<Tensor>, u64)> {
     let _generator = seeded(3);
     let mut model = Words::builder().build()?;
@@ -186,8 +186,8 @@ fn run(config: TrainerConfig, overflows: bool) -> Result<(Vec<Event>, Vec<Tensor
     Ok((events, weights, record.end.replayed))
 }
 
-/// The invariants of training hold: skipped steps and validations leave the table unchanged,
-/// although their forward passes look up vectors.
+/// Skipped steps and validations do not change the table, although their forward passes look up
+/// vectors. The trainer's checks of invariants confirm this.
 #[rstest]
 #[case(Precision::F32True, false)]
 #[case(Precision::F16Mixed, true)]
@@ -202,8 +202,8 @@ fn skipped_steps_and_validations_change_no_vector(
     Ok(())
 }
 
-/// Master weights are refused for such embeddings, because they would undo the changes of the
-/// forward pass.
+/// Embeddings with a maximal norm refuse master weights. The forward pass changes the table, and
+/// copying the master weights back would undo this change.
 #[test]
 fn master_weights_of_limited_vectors_are_refused() {
     let with = |update| {
@@ -215,8 +215,8 @@ fn master_weights_of_limited_vectors_are_refused() {
     with(WeightUpdate::StochasticRounding).expect("no copy of the weights is kept");
 }
 
-/// A step in a graph rescales the same vectors as a step without a graph, also if steps are
-/// skipped.
+/// A step that runs as a CUDA graph rescales the same vectors as a step without a CUDA graph, even
+/// if some steps are skipped.
 #[rstest]
 #[case(Precision::F32True, false)]
 #[case(Precision::F16Mixed, true)]

@@ -20,7 +20,8 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// The outputs have libtorch's bits, and gradients go to the same elements.
+/// The outputs have the same bits as libtorch's, and the gradients go to the same elements of the
+/// input.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn outputs_and_gradients_equal_libtorchs(

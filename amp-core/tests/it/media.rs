@@ -16,8 +16,8 @@ use rstest::rstest;
 
 use crate::support::{device, message, needs_cuda, seeded};
 
-/// A model that logs its input and weights at the logging interval; with `always` in every step,
-/// with `never` in no step.
+/// A model that logs its input and its weights at the logging interval. If `always` is true, it
+/// logs in every step. If `never` is true, it logs in no step.
 #[derive(LightningModule)]
 #[training_step(shown, captured)]
 #[validation_step(looked_at)]
@@ -69,7 +69,8 @@ fn config(device: Device, graph: Graph) -> TrainerConfig {
     )
 }
 
-/// Returns the events of a run, the weights after it, and the number of steps that ran as a graph.
+/// Returns the events of a training run, the weights after it, and the number of steps that ran as
+/// a CUDA graph.
 fn run(
     (always, never): (bool, bool),
     config: TrainerConfig,
@@ -135,7 +136,7 @@ fn looking_changes_no_number() -> Result<()> {
     Ok(())
 }
 
-/// A callback that logs media in its hook.
+/// A callback that logs a text in its hook.
 struct Texts;
 
 impl Callback for Texts {
@@ -160,8 +161,9 @@ fn hooks_log_media() -> Result<()> {
     Ok(())
 }
 
-/// A logged image has the tensor's pixels, clamped and rounded down. They are written row by row,
-/// with the channels of a pixel next to each other, whatever the tensor's memory layout.
+/// A logged image has the pixels of the tensor, clamped to the valid range and rounded down. They
+/// are written row by row, and the channels of a pixel are next to each other, whatever the memory
+/// layout of the tensor is.
 #[test]
 fn an_image_is_its_pixels() -> Result<()> {
     let values = [-1.0, 0.0, 0.5, 0.999, 1.0, 2.0, f32::NAN, 0.25, 1.0, 0.0, 0.1, 0.2];
@@ -191,7 +193,7 @@ fn what_is_no_image_is_refused(#[case] size: &[i64], #[case] kind: Kind, #[case]
     assert!(text.contains(says), "{text}");
 }
 
-/// A histogram counts every finite value in the bucket whose edges enclose it.
+/// A histogram counts every finite value in the bucket between whose edges the value lies.
 #[test]
 fn a_histogram_counts_each_value() -> Result<()> {
     let values: Vec<f64> = (0..400)
@@ -220,7 +222,8 @@ fn a_histogram_counts_each_value() -> Result<()> {
     Ok(())
 }
 
-/// Steps that log media, which needs the host, run without the graph and give the same results.
+/// Logging images or texts needs the host. Steps that log them run without the CUDA graph and give
+/// the same results.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_leaves_logged_steps_out() -> Result<()> {
@@ -232,8 +235,8 @@ fn a_graph_leaves_logged_steps_out() -> Result<()> {
     let (expected, same, none) = with(Graph::Off)?;
     assert_eq!(media(&events), media(&expected));
     assert!(weights.iter().zip(&same).all(|(weight, same)| weight.equal(same)));
-    // 15 of the 30 steps log on the host and run without a graph, and so do the first steps. At
-    // least ten of the other steps are replayed.
+    // 15 of the 30 steps log on the host and therefore run without a CUDA graph. The first steps
+    // run without one too. At least ten of the remaining steps are replayed.
     assert!(replayed >= 10 && none == 0, "{replayed}");
     Ok(())
 }
@@ -244,7 +247,7 @@ fn a_graph_refuses_to_log_for_the_host() -> Result<()> {
     needs_cuda();
     let text = message(run((true, false), config(device(), Graph::On), None));
     assert!(text.contains("log it only if `step.at_logging_interval()` is true"), "{text}");
-    // With `Graph::Auto` the run continues without a graph, and each of its ten steps logs an
+    // With `Graph::Auto`, the run continues without a CUDA graph, and each of its ten steps logs an
     // image.
     let (events, ..) = run((true, false), config(device(), Graph::Auto), None)?;
     assert_eq!(media(&events).iter().filter(|(_, name, _)| *name == "inputs").count(), 10);

@@ -1,5 +1,6 @@
-//! Metrics in runs: the epoch's value is the value of the whole set, for any batches, windows and
-//! micro-batches, in a run resumed at any step, and in steps that run as CUDA graphs.
+//! Tests of metrics in training runs. The value of an epoch equals the metric of the whole set,
+//! whatever the batches, the accumulation and the micro-batches are. This also holds in a run that
+//! is resumed at any step, and in steps that run as CUDA graphs.
 
 use std::path::{Path, PathBuf};
 
@@ -167,7 +168,7 @@ fn an_epochs_value_is_that_of_the_whole_set(
     Ok(())
 }
 
-/// A metric with several values logs each under its index.
+/// A metric with several values logs each value under its index.
 #[test]
 fn several_values_are_logged_by_their_index() -> Result<()> {
     let mut model = OfClasses::builder().build()?;
@@ -258,8 +259,9 @@ fn a_resumed_run_has_the_epochs_values(
     Ok(())
 }
 
-/// A model that logs a metric in its own training step. A checkpoint does not save how such a
-/// metric is computed. So if no batch of the epoch is left, a resumed run cannot compute it.
+/// A model that logs a metric in its own training step. A checkpoint does not contain how such a
+/// metric is computed. If a run is resumed after the last batch of an epoch, it therefore cannot
+/// compute the metric.
 #[derive(LightningModule)]
 #[training_step(Self::step)]
 #[loss(cross_entropy)]
@@ -293,8 +295,8 @@ fn a_metric_that_nothing_computes_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// With CUDA graphs the metrics have the same values as without, also if a step overflows. Counts
-/// are summed inside the graph, and rows are copied after each replay.
+/// With CUDA graphs, the metrics have the same values as without, even if a step overflows. Counts
+/// are summed inside the CUDA graph. Rows of scores are copied after each replay.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_keeps_the_same_state_as_eager_steps(
@@ -310,8 +312,8 @@ fn a_graph_keeps_the_same_state_as_eager_steps(
     needs_cuda();
     let run = |graph: Graph| -> Result<RunRecord> {
         let _section = seeded(3);
-        // The set is repeated eight times so that a run has enough steps: its first steps do not
-        // run as graphs.
+        // The set is repeated eight times so that the run has enough steps. The first steps of a
+        // run do not run as CUDA graphs.
         let eight = |set: Batch| Batch::new(set.input.repeat([8, 1]), repeated(&set.target));
         let data = DataModule::new("rows", eight(set()?)?, set()?, 4).in_order();
         let config = TrainerConfig { graph, precision, ..config(window) }.with(|config| {

@@ -91,8 +91,8 @@ use crate::support::{device, seeded};
     Does::TrainsInValidation,
     Invariant::EvaluationMode,
     if device().is_cuda() {
-        // On CUDA, this crate's own batch norm runs. libtorch does not record its name, so the
-        // error cannot contain it.
+        // On CUDA, the batch norm runs in a kernel of this crate. libtorch does not record the name
+        // of this kernel, so the error cannot contain it.
         "validation after step 7: layers run in training mode"
     } else {
         "validation after step 7: `batch_norm_impl_index` runs in training mode"
@@ -118,8 +118,9 @@ fn each_broken_rule_is_reported(
     Ok(())
 }
 
-/// If each step has its own `MemoryMeter`, a meter of the whole epoch misses the memory of these
-/// steps, which is reported. Meters that follow one another miss nothing.
+/// If each step uses its own `MemoryMeter`, a meter of the whole epoch does not count the memory of
+/// these steps. The trainer reports this. If meters follow one another without overlap, all memory
+/// is counted.
 #[rstest]
 fn a_meter_that_misses_memory_is_reported(
     #[values(Check::Cheap, Check::Full)] level: Check,
@@ -150,7 +151,7 @@ fn a_skipped_step_that_changes_something_is_reported(
     let _section = seeded(1);
     let text = broken(fit(config.clone(), &mut model), Invariant::SkipsChangeNothing);
     assert!(text.starts_with(says), "{text}");
-    // With `skipped_step_advances` such changes are allowed.
+    // With `skipped_step_advances`, a skipped step may make such changes.
     config.recovery.skipped_step_advances = true;
     config.max_epochs = 1;
     if does != Does::MovesBufferInValidation {
@@ -177,8 +178,8 @@ fn weights_written_after_their_masters_were_made_are_reported() -> Result<()> {
     Ok(())
 }
 
-/// With `save_on_error`, a run that breaks an invariant saves a checkpoint, of the state before the
-/// step or after it. A run with a correct optimizer can be resumed from it.
+/// With `save_on_error`, a run that violates an invariant saves a checkpoint with the state before
+/// the step or after it. A run with a correct optimizer can resume from this checkpoint.
 #[rstest]
 #[case::within_a_step(Odd::KeepsGradients, 13)]
 #[case::after_a_step(Odd::WritesBack, 4)]

@@ -82,9 +82,9 @@ fn no_optimizer_breaks_a_rule_in_any_precision(
     })
 }
 
-/// Runs with learning rates near 0 break no rule: a rate of 0; a rate whose updates are smaller
-/// than any dtype's spacing; a rate that is 0 for longer than the rule waits for a weight to move;
-/// and a rate of 0 in one group.
+/// Training runs with learning rates near 0 violate no invariant. The cases are a rate of 0, a rate
+/// whose updates are too small to change a weight in any dtype, a rate that is 0 for longer than
+/// the invariant waits for a weight to move, and a rate of 0 in one parameter group.
 #[rstest]
 #[case::no_rate(|| OptimizerConfig::new(AdamW { lr: 0.0, ..AdamW::default() }))]
 #[case::no_rate_but_decay(|| {
@@ -115,7 +115,7 @@ fn weights_with_a_reason_not_to_move_break_no_rule(
     trains(config(precision, level), optimizer)
 }
 
-/// Correct runs with other training options violate no invariant.
+/// Correct training runs with other options violate no invariant.
 #[rstest]
 #[case::clipped(|config: &mut TrainerConfig| {
     config.optimization.gradient_clip = Some(Clip::Norm(1e-3));
@@ -182,8 +182,8 @@ fn no_storage_of_16_bit_weights_breaks_a_rule(
     trains(config, move || OptimizerConfig::new(AdamW { lr, ..AdamW::default() }))
 }
 
-/// A model in which most rows of an embedding have no gradient in any step, and the layers of a
-/// branch that never runs have no gradient.
+/// A model in which some gradients are missing for good reasons. Most rows of an embedding have no
+/// gradient in any step. The layers of a branch that never runs have no gradient.
 #[derive(LightningModule)]
 #[forward(|x| {
     let words = drop(&words(x)?)?;

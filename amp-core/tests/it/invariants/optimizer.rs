@@ -13,7 +13,7 @@ use amp_core::{
     tch::{Tensor, no_grad},
 };
 
-/// The fault of an optimizer or its schedule.
+/// The fault that is planted in an optimizer or in its schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Odd {
     Nothing,
@@ -21,19 +21,19 @@ pub(super) enum Odd {
     WritesBack,
     /// Updates only parameters that had a gradient in the first step.
     StepsTheFirst,
-    /// Leaves out the first parameter.
+    /// Does not update the first parameter.
     LeavesOut,
     /// Updates a copy of the first parameter instead of the model's tensor.
     Copies,
     KeepsGradients,
     IgnoresRates,
-    /// Changes its rate even if the step was skipped.
+    /// Changes the learning rate even if the step was skipped.
     MovesRates,
     SchedulesTwice,
     SchedulesNever,
 }
 
-/// Builds AdamW, or its schedule, with the fault.
+/// Builds AdamW or a schedule that contains the fault.
 #[derive(Clone, Copy)]
 pub(super) struct Build(pub(super) Odd);
 

@@ -1,4 +1,4 @@
-//! A model with a planted fault.
+//! A model that contains a planted fault.
 
 use std::cell::{Cell, RefCell};
 
@@ -20,33 +20,34 @@ use crate::support::{
     seeded,
 };
 
-/// The fault of the model.
+/// What the model does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Does {
     Nothing,
-    /// Replaces its tensors before the first step.
+    /// Replaces its tensors by new ones before the first step.
     ReplacesTensors,
-    /// Writes to its weights before the first step.
+    /// Writes new values into its weights before the first step.
     WritesAtStart,
-    /// Switches off the gradient of its first weight in its second step.
+    /// In its second step, declares that its first weight requires no gradient.
     FreezesWithin,
-    /// Changes the dtype of its buffer of counts from its second step on.
+    /// From its second step on, changes the dtype of the buffer that counts batches.
     Converts,
-    /// Changes its first weight in the hook after each batch, even if the step was skipped.
+    /// Changes its first weight in the hook that is called after each batch, even if the step was
+    /// skipped.
     MovesInHook,
     /// Changes a buffer in the hook after each batch.
     CountsInHook,
     MovesWeightInValidation,
     MovesBufferInValidation,
-    /// Validates in training mode.
+    /// Runs its layers in training mode during validation.
     TrainsInValidation,
     /// Applies dropout to the input in validation, whatever the mode of the step.
     DropsInValidation,
-    /// Computes no gradient for its last layer in its first step.
+    /// In its first step, computes no gradient for its last layer.
     SkipsALayer,
     /// Measures the memory of each step while the memory of the epoch is measured.
     MeasuresWithin,
-    /// Measures the memory of each step, one step after the other.
+    /// Measures the memory of each step, with one meter after the other.
     MeasuresSteps,
 }
 
@@ -144,8 +145,8 @@ impl LightningModule for Planted {
             }
             (Does::SkipsALayer, 1) => {
                 let batch = Batch::from_any(batch)?;
-                // The last layer's parameters require no gradient in this forward pass, so the step
-                // computes none for them.
+                // In this forward pass, the parameters of the last layer require no gradient. The
+                // step therefore computes no gradient for them.
                 let tensors = named_tensors(&self.inner);
                 let head = tensors.iter().filter(|(name, _, _)| name.starts_with("model.12."));
                 let held: Vec<Tensor> = head.map(|(_, tensor, _)| tensor.shallow_clone()).collect();

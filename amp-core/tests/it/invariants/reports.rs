@@ -1,10 +1,10 @@
-//! Tests with public reports of silent errors that TrainCheck (OSDI 2025) has reproduced, as far as
-//! such errors can happen here. The other reports need several GPUs (deepspeed-1801,
-//! deepspeed-5794, pytorch-84803, pytorch-96600, baichuan2-86 and a run with diverging replicas),
-//! concern code that this project does not have (pytorch-51800's spectral norm, generation in
-//! transformers-23723, an image processor in transformers-34204, the repeated initial values of
-//! transformers-17877), or describe a deliberate choice (pytorch-forum-84911: all parameters but
-//! the batch norms are frozen).
+//! Tests with silent errors that users have reported in public, and that TrainCheck (OSDI 2025) has
+//! reproduced. Only those reports are tested whose errors can occur in this project. The other
+//! reports need several GPUs (deepspeed-1801, deepspeed-5794, pytorch-84803, pytorch-96600,
+//! baichuan2-86 and a run with diverging replicas), or concern code that this project does not have
+//! (pytorch-51800's spectral norm, generation in transformers-23723, an image processor in
+//! transformers-34204, the repeated initial values of transformers-17877), or describe a deliberate
+//! choice (pytorch-forum-84911: all parameters except those of the batch norms are frozen).
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -54,8 +54,8 @@ fn pytorch_104336_parameters_are_replaced_after_the_optimizer_was_built() -> Res
     Ok(())
 }
 
-/// pytorch-115607: a compiled optimizer permanently skips parameters that had no gradient when it
-/// was compiled.
+/// pytorch-115607: if a parameter has no gradient when an optimizer is compiled, the compiled
+/// optimizer never updates this parameter.
 #[test]
 fn pytorch_115607_what_had_no_gradient_in_the_first_step_is_never_stepped() -> Result<()> {
     let text = says(Odd::StepsTheFirst, Does::SkipsALayer, Invariant::WeightsMove)?;
@@ -63,7 +63,7 @@ fn pytorch_115607_what_had_no_gradient_in_the_first_step_is_never_stepped() -> R
     Ok(())
 }
 
-/// transformers-33844: an attention layer drops elements in evaluation mode, because it does not
+/// transformers-33844: an attention layer applies dropout in evaluation mode, because it does not
 /// check the mode.
 #[test]
 fn transformers_33844_dropout_is_active_in_evaluation() -> Result<()> {
@@ -89,8 +89,9 @@ fn lightning_thunder_725_autocast_leaves_products_out() -> Result<()> {
     Ok(())
 }
 
-/// mmpretrain-702: stages that are configured as frozen are trained, because the freezing method is
-/// never called. Here the trainer freezes them, and they do not move.
+/// mmpretrain-702: stages that are configured as frozen are trained, because the method that
+/// freezes them is never called. Here the trainer freezes the stages, and their parameters do not
+/// change.
 #[test]
 fn mmpretrain_702_frozen_stages_do_not_train() -> Result<()> {
     let mut model = Planted::new(Odd::Nothing, Does::Nothing)?;
@@ -111,9 +112,9 @@ fn mmpretrain_702_frozen_stages_do_not_train() -> Result<()> {
     Ok(())
 }
 
-/// stackoverflow-67180955: the workers of a loader draw the same random numbers and produce the
-/// same augmentations. Here the random numbers depend only on the example; `draws.rs` tests their
-/// values.
+/// stackoverflow-67180955: all workers of a data loader use the same random numbers and therefore
+/// produce the same augmentations. Here the random numbers depend only on the example. `draws.rs`
+/// tests their values.
 #[test]
 fn stackoverflow_67180955_no_two_examples_draw_the_same() {
     let draws = amp_core::random::Draws::new(3, 1);
@@ -155,8 +156,9 @@ impl nn::Module for Tied {
     }
 }
 
-/// A callback that gives the decoder a separate layer when the run begins. Loading a file with both
-/// tensors has this effect if it makes new tensors.
+/// A callback that gives the decoder a layer of its own when the run begins, so that it no longer
+/// shares its weights with the encoder. Loading a file that contains both tensors has this effect
+/// if loading creates new tensors.
 struct Unties(Rc<RefCell<Option<nn::Linear>>>);
 
 impl Callback for Unties {

@@ -1,4 +1,4 @@
-//! Validation sets that contain training examples.
+//! Tests of validation sets that contain training examples.
 
 use amp_core::{
     Result, Trainer,
@@ -12,16 +12,16 @@ use rstest::rstest;
 use super::{Odd, Planted, broken, config, planted::Does};
 use crate::support::{model::digits, seeded};
 
-/// Where the validation examples come from.
+/// Where the examples of the validation set come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum From {
-    /// The training set itself.
+    /// The validation set is the training set itself.
     Handle,
     /// A view of 20 examples in the memory of all 60, from this example on. The training set is the
     /// first 40.
     Memory(i64),
-    /// Copies of the last examples of the training set, followed by other examples. The number says
-    /// how many are copies.
+    /// Copies of the last examples of the training set, followed by other examples. The number is
+    /// the number of copies.
     Copies(i64),
 }
 
@@ -66,7 +66,8 @@ fn validating_on_training_examples_is_reported(
 ) -> Result<()> {
     let text = broken(train(level, from, false), Invariant::SetsAreDisjoint);
     assert!(text.starts_with(&format!("before step 1: the validation set {says}")), "{text}");
-    // With `shared_examples` the overlap is intended, so the run does not report it.
+    // The option `shared_examples` says that the overlap is intended, so the run does not report
+    // it.
     train(level, from, true)?;
     Ok(())
 }

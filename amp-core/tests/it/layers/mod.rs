@@ -33,8 +33,8 @@ fn shape(value: &Value) -> Vec<i64> {
     serde_json::from_value(value.clone()).expect("a list of sizes")
 }
 
-/// Builds the layer and its input, and fills the parameters and inputs with numbers of the
-/// recordings' generator. Also returns the generator, because the next numbers are the gradients of
+/// Builds the layer and its input. Fills parameters and inputs with numbers from the generator of
+/// the recording script. Also returns the generator, because its next numbers are the gradients of
 /// the outputs.
 fn filled(
     name: &str,
@@ -78,7 +78,7 @@ fn near(seen: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
     }
 }
 
-/// Parameters have torch's names and shapes; output and gradients equal torch's in f64.
+/// The parameters have torch's names and shapes. In f64, output and gradients equal torch's.
 #[test]
 fn layers_equal_torchs() -> Result<()> {
     let oracle = oracle!("layers.json");
@@ -88,7 +88,8 @@ fn layers_equal_torchs() -> Result<()> {
         let cx = Context::new(Policy::new(Precision::F64True, device()), true);
         let output = layer.forward(&x, &cx)?;
         assert_eq!(output.size(), shape(&case["output_shape"]), "{name}");
-        // The kernels of these two layers have f32 constants on CUDA.
+        // On CUDA, libtorch's kernels of these two layers contain constants that were rounded to
+        // f32.
         let narrow = device().is_cuda() && matches!(name.as_str(), "hardsigmoid" | "hardswish");
         let tolerance = if narrow { 1e-6 } else { 1e-12 };
         near(&output, &from_bits(Kind::Double, text(case, "output")), tolerance, name);
@@ -123,7 +124,8 @@ fn layers_equal_torchs() -> Result<()> {
     Ok(())
 }
 
-/// Under autocast each layer's output has torch's dtype, and its values up to bf16's rounding.
+/// Under autocast, the output of each layer has the same dtype as in torch, and the same values up
+/// to the rounding of bf16.
 #[test]
 fn layers_under_autocast_equal_torchs() -> Result<()> {
     let oracle = oracle!("layers.json");
@@ -135,7 +137,8 @@ fn layers_under_autocast_equal_torchs() -> Result<()> {
             let _autocast = policy.autocast()?;
             layer.forward(&x, &Context::new(policy, true))?
         };
-        // The recorded dtypes are those of the CPU. On CUDA, torch's autocast lists are different.
+        // The dtypes were recorded on the CPU. torch's autocast uses other lists of operations on
+        // CUDA.
         if !device().is_cuda() {
             let dtype = if output.kind() == Kind::BFloat16 { "bf16" } else { "f32" };
             assert_eq!(dtype, text(case, "autocast_dtype"), "{name}");
@@ -146,7 +149,7 @@ fn layers_under_autocast_equal_torchs() -> Result<()> {
     Ok(())
 }
 
-/// The same seed gives torch's initial weights.
+/// With the same seed, the initial weights equal torch's.
 #[rstest]
 #[case("conv1d dilated")]
 #[case("conv2d rectangular")]

@@ -1,4 +1,4 @@
-//! Builds the recorded cases of max pooling that returns indices, and of unpooling with these
+//! Builds the recorded cases of max pooling that also returns indices, and of unpooling with these
 //! indices.
 
 use amp_core::{

@@ -42,7 +42,7 @@ where
     }
 }
 
-/// Builds a case from a module and a function that runs it.
+/// Builds a test case from a module and from a function that runs this module.
 pub(super) fn case<M: Visit + 'static>(
     module: Result<M>,
     run: impl Fn(&M, &[Tensor], &Context) -> Result<Vec<Tensor>> + 'static,
@@ -50,7 +50,7 @@ pub(super) fn case<M: Visit + 'static>(
     Ok(Box::new(Run { module: module?, run }))
 }
 
-/// Builds an input of a case.
+/// Builds one input of a test case.
 fn input(value: &Value, lcg: &mut Lcg, kind: Kind) -> Tensor {
     let size = shape(&value["shape"]);
     let integers = |key: &str| -> Option<Tensor> {
@@ -67,8 +67,8 @@ fn input(value: &Value, lcg: &mut Lcg, kind: Kind) -> Tensor {
     }
 }
 
-/// Builds the module and its inputs, and fills the parameters and inputs with numbers of the
-/// recordings' generator. Also returns the generator, because the next numbers are the gradients of
+/// Builds the module and its inputs. Fills parameters and inputs with numbers from the generator of
+/// the recording script. Also returns the generator, because its next numbers are the gradients of
 /// the outputs.
 fn filled(
     name: &str,
@@ -99,7 +99,7 @@ fn gradient(tensor: &Tensor) -> Tensor {
     if grad.defined() { grad } else { tensor.zeros_like() }
 }
 
-/// Parameters have torch's names and shapes; outputs and gradients equal torch's in f64.
+/// The parameters have torch's names and shapes. In f64, outputs and gradients equal torch's.
 #[test]
 fn modules_with_several_inputs_equal_torchs() -> Result<()> {
     let oracle = oracle!("several.json");
@@ -139,7 +139,8 @@ fn modules_with_several_inputs_equal_torchs() -> Result<()> {
     Ok(())
 }
 
-/// Under autocast each output has torch's dtype, and its values up to bf16's rounding.
+/// Under autocast, each output has the same dtype as in torch, and the same values up to the
+/// rounding of bf16.
 #[test]
 fn modules_with_several_inputs_under_autocast_equal_torchs() -> Result<()> {
     let oracle = oracle!("several.json");
@@ -153,12 +154,12 @@ fn modules_with_several_inputs_under_autocast_equal_torchs() -> Result<()> {
         };
         for (at, (output, recorded)) in outputs.iter().zip(list(case, "autocast")).enumerate() {
             let what = format!("{name}: output {at}");
-            // The recorded dtypes are those of the CPU. On CUDA, torch's autocast lists are
-            // different.
+            // The dtypes were recorded on the CPU. torch's autocast uses other lists of operations
+            // on CUDA.
             if !device().is_cuda() {
                 let dtype = if output.kind() == Kind::BFloat16 { "bf16" } else { "f32" };
-                // On the CPU torch has no autocast rule for recurrent layers, so only some of its
-                // outputs are bf16. Here all outputs are bf16.
+                // On the CPU, torch's autocast has no rule for recurrent layers, so only some of
+                // their outputs are bf16 in torch. Here all outputs are bf16.
                 let is_recurrent = ["lstm", "gru", "rnn"].iter().any(|kind| name.starts_with(kind));
                 let expected = if is_recurrent { "bf16" } else { text(recorded, "dtype") };
                 assert_eq!(dtype, expected, "{what}");
@@ -169,7 +170,7 @@ fn modules_with_several_inputs_under_autocast_equal_torchs() -> Result<()> {
     Ok(())
 }
 
-/// The same seed gives torch's initial weights.
+/// With the same seed, the initial weights equal torch's.
 #[test]
 fn initial_weights_of_modules_with_several_inputs_equal_torchs() -> Result<()> {
     let oracle = oracle!("several.json");

@@ -302,7 +302,7 @@ where
     })
 }
 
-/// Returns the lengths, if the inputs have any, and the other inputs.
+/// Returns the tensor of lengths, if there is one among the inputs, and the remaining inputs.
 fn lengths(inputs: &[Tensor]) -> (Option<&Tensor>, Vec<&Tensor>) {
     let lengths = inputs.iter().find(|input| input.kind() == Kind::Int64);
     (lengths, inputs.iter().filter(|input| input.kind() != Kind::Int64).collect())

@@ -25,7 +25,8 @@ fn logits_and_labels(case: &Value) -> (Tensor, Tensor) {
     (logits, Tensor::from_slice(&labels))
 }
 
-/// Computes the metric of these batches as the trainer does: counts are summed, then reduced.
+/// Computes the metric of these batches as the trainer does. The counts of all batches are summed
+/// first, and the metric is computed from the sums.
 fn measure(metric: &dyn Metric, batches: &[(Tensor, Tensor)]) -> Result<f64> {
     let mut merged = None::<MetricState>;
     for (logits, labels) in batches {
@@ -39,8 +40,8 @@ fn measure(metric: &dyn Metric, batches: &[(Tensor, Tensor)]) -> Result<f64> {
     Ok(metric.reduction().compute(&merged.expect("a batch"))?.double_value(&[]))
 }
 
-/// Asserts the metric's value for the whole set at once and row by row, because it must not depend
-/// on the batches.
+/// Asserts that the metric has the expected value. The metric is computed from the whole set at
+/// once and from its rows one by one, because its value must not depend on the batches.
 #[track_caller]
 fn assert_metric(metric: &dyn Metric, case: &Value, expected: &str, what: &str) -> Result<()> {
     let (logits, labels) = logits_and_labels(case);
@@ -76,8 +77,8 @@ fn metrics_are_exact_however_the_set_is_cut() -> Result<()> {
     Ok(())
 }
 
-/// Batches of unequal size are weighted by their examples; a mean of the batches' means would
-/// differ.
+/// If batches have unequal sizes, each batch is weighted by the number of its examples. A plain
+/// mean of the batches' accuracies would be another number.
 #[test]
 fn unequal_batches_weigh_by_their_examples() -> Result<()> {
     let oracle = oracle!("metrics.json");
@@ -99,8 +100,8 @@ fn unequal_batches_weigh_by_their_examples() -> Result<()> {
     Ok(())
 }
 
-/// The logits of a language model have the classes last. Logits `[N, L, C]` with labels `[N, L]`
-/// give the same metric as logits `[N·L, C]` with labels `[N·L]`.
+/// In the logits of a language model, the classes are the last dimension. Logits `[N, L, C]` with
+/// labels `[N, L]` give the same metric as logits `[N·L, C]` with labels `[N·L]`.
 #[test]
 fn sequences_count_every_position() -> Result<()> {
     let logits =
@@ -123,7 +124,7 @@ fn f16_logits_are_counted_exactly() -> Result<()> {
     Ok(())
 }
 
-/// The mean of a function is taken over its values, not over batches.
+/// The mean of a function is the mean over all its values, not a mean of the means of batches.
 #[test]
 fn a_mean_is_over_values_and_not_over_batches() -> amp_core::Result<()> {
     use amp_core::metric::Mean;

@@ -1,4 +1,5 @@
-//! Optimizer state in bf16 and 8 bits: its values, the steps with it, and its memory.
+//! Tests of optimizer state in bf16 and in 8 bits: its values, the weights after steps with such
+//! state, and its memory.
 
 use amp_core::{
     Result, TrainerConfig,
@@ -43,8 +44,8 @@ fn draw(count: i64) -> Tensor {
     Tensor::randn([count], (Kind::Float, Device::Cpu)).to(device())
 }
 
-/// Returns the running average of a parameter with `count` elements, in any dtype. 8-bit codes are
-/// converted to the values that they represent, relative to 1.
+/// Returns the running average `name` of a parameter that has `count` elements. The state may have
+/// any dtype. 8-bit codes are converted to the values that they stand for, relative to 1.
 fn average(optimizer: &dyn Optimizer, name: &str, count: usize) -> Result<Vec<f64>> {
     let state = optimizer.state()?;
     let kept = state.tensor(&format!("{name}/weight"))?;
@@ -104,9 +105,10 @@ fn the_first_step_equals_the_one_in_f32(
     Ok(())
 }
 
-/// After one step of Adam the averages are 0.1·g and 0.001·g², for gradients over six decades. In
-/// bf16 the error is less than a unit in the last place. In 8 bits it is less than half the spacing
-/// of the decade, relative to the block's largest value, which is exact.
+/// After one step of Adam, the running averages are 0.1·g and 0.001·g², for gradients g over six
+/// decades. In bf16, the error is less than a unit in the last place. In 8 bits, the error is less
+/// than half the distance between codes of the same decade. The codes are relative to the largest
+/// value of a block, which is exact.
 #[test]
 fn averages_are_as_precise_as_their_dtype() -> Result<()> {
     let _generator = seeded(2);
@@ -148,9 +150,10 @@ fn averages_are_as_precise_as_their_dtype() -> Result<()> {
     Ok(())
 }
 
-/// If gradients are zero, a running square loses a thousandth in each step, far less than bf16's
-/// spacing. State in bf16 follows this decay on average, within five standard errors. State in 8
-/// bits follows it exactly, because its scale is f32.
+/// If all gradients are zero, the running average of the squares becomes smaller by a thousandth in
+/// each step. This is far less than the distance between neighbouring bf16 numbers. State in bf16
+/// follows the decay on average, within five standard errors. State in 8 bits follows the decay
+/// exactly, because its scale is an f32.
 #[rstest]
 #[case(Moments::Bf16, 2e-3)]
 #[case(Moments::EightBit, 1e-5)]
@@ -222,10 +225,10 @@ fn averages_of_f64_stay_f64() -> Result<()> {
     Ok(())
 }
 
-/// With the option `moments` the demo model learns as well as with f32 state, with f32 and bf16
-/// weights. Over six seeds, the mean of the final losses differs by less than a tenth from the mean
-/// with f32 state. Final losses of single seeds have a standard deviation of 2 % (24 seeds), so a
-/// tenth is more than ten standard errors of the mean.
+/// With the option `moments`, the notebook's model learns as well as with f32 state, if its weights
+/// are f32 and if they are bf16. The mean of the final losses over six seeds is less than a tenth
+/// larger than with f32 state. The final loss of a single seed has a standard deviation of 2 % (24
+/// seeds), so a tenth is more than ten standard errors of the mean.
 #[rstest]
 fn a_model_learns_as_well_as_with_f32_state(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

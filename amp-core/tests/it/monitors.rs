@@ -76,7 +76,8 @@ fn each_epochs_peak_memory_is_logged() -> Result<()> {
     let (history, record) = logged(config(2), &mut model, MemoryMonitor::new())?;
     let peaks = history.get("memory_peak_mib");
     assert_eq!(peaks.len(), 2, "one an epoch");
-    // Other tests may allocate on a CUDA device at the same time, so the limit is higher there.
+    // On a CUDA device, other tests may allocate memory at the same time, so the limit is higher
+    // there.
     let most = if device().is_cuda() { 4096.0 } else { 65.0 };
     assert!(peaks.iter().all(|(_, mib)| (63.5..most).contains(mib)), "{peaks:?}");
     assert_eq!(history.last("memory_reserved_mib").is_some(), device().is_cuda());
@@ -84,8 +85,8 @@ fn each_epochs_peak_memory_is_logged() -> Result<()> {
     Ok(())
 }
 
-/// Each epoch's and batch's time is logged. A sleep never ends early, so it bounds the times from
-/// below.
+/// The time of each epoch and of each batch is logged. A sleep never ends early, so the sleeps are
+/// lower bounds of the logged times.
 #[test]
 fn each_epochs_and_batchs_time_is_logged() -> Result<()> {
     let _generator = seeded(0);
@@ -115,7 +116,8 @@ fn the_rates_of_every_optimizer_and_group_are_logged() -> Result<()> {
     let (history, _) = logged(config(1), &mut model, LearningRateMonitor::new())?;
     let values =
         |name: &str| -> Vec<f64> { history.get(name).iter().map(|(_, value)| *value).collect() };
-    // The logged rates are those of the next step, because the schedule has already advanced.
+    // When the rates are logged, the schedule has already advanced, so they are the rates of the
+    // next step.
     assert_eq!(values("lr-SGD/pg1_step"), [0.5, 0.25, 0.125, 0.0625]);
     assert_eq!(values("lr-SGD/pg2_step"), [2.0, 1.0, 0.5, 0.25]);
     let cycle = |plan: &TrainingPlan| {
@@ -132,8 +134,9 @@ fn the_rates_of_every_optimizer_and_group_are_logged() -> Result<()> {
     Ok(())
 }
 
-/// `GradientStatistics` describes gradients before they are clipped. The model is one layer of ones
-/// on inputs of ones: d/dw of the mean of (4w + b)² is 2·(4w + b)·x / 1.
+/// `GradientStatistics` describes the gradients before they are clipped. The model is one layer
+/// whose weights are ones, on inputs of ones. The gradient d/dw of the mean of (4w + b)² is 2·(4w +
+/// b)·x / 1.
 #[test]
 fn gradients_are_described_before_they_are_clipped() -> Result<()> {
     let _generator = seeded(0);
@@ -143,7 +146,8 @@ fn gradients_are_described_before_they_are_clipped() -> Result<()> {
             for parameter in amp_core::nn::parameters(&layer) {
                 let _ = parameter.tensor.shallow_clone().fill_(0.0);
             }
-            // One of four outputs differs from its target by one; the others have zero gradients.
+            // One of the four outputs differs from its target by one. The gradients of the
+            // remaining outputs are zero.
             let bias = amp_core::nn::parameters(&layer).remove(1).tensor;
             let _ = bias.select(0, 0).fill_(1.0);
         });

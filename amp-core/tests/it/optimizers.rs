@@ -57,8 +57,8 @@ fn two_hundred_steps_in_f64_have_torchs_bits(
     replay_all(&oracle!("optimizers_f64.json"), kind, way, count, Kind::Double)
 }
 
-/// Lion follows its paper. The tolerances are the largest sum of 200 roundings of a weight below 2
-/// in each dtype.
+/// Lion gives the weights that its paper defines. The tolerances are the largest possible sum of
+/// 200 roundings of a weight below 2, in each dtype.
 #[rstest]
 fn lion_follows_its_paper(#[values(Kind::Double, Kind::Float)] dtype: Kind) -> Result<()> {
     let oracle = oracle!("lion.json");
@@ -82,7 +82,8 @@ fn lion_follows_its_paper(#[values(Kind::Double, Kind::Float)] dtype: Kind) -> R
     Ok(())
 }
 
-/// Replays the cases of this machine's kernel set; there must be `count` of them.
+/// Repeats the recorded cases whose kernel set is the one of this machine. Asserts that there are
+/// `count` such cases.
 fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) -> Result<()> {
     let way = oracle["same_way"][way].as_str().unwrap_or(way);
     let ours = capability();
@@ -119,9 +120,9 @@ fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) 
     Ok(())
 }
 
-/// Returns whether `torch.sqrt` has the recorder's bits on this machine. On the CPU it is MKL's,
-/// whose last bit depends on the maker of the processor. If the bits differ, results that depend on
-/// square roots are compared within a bound.
+/// Returns whether `torch.sqrt` has the same bits on this machine as in the recording. On the CPU,
+/// it calls MKL, whose last bit depends on the maker of the processor. If the bits differ, results
+/// that depend on square roots are compared within a bound.
 fn takes_the_recorded_roots(oracle: &Value, dtype: Kind) -> bool {
     let roots = (Tensor::arange_start(1, 4097, (dtype, Device::Cpu)) / 7.0).sqrt();
     sha256(&roots.to_kind(Kind::Double)) == text(&oracle["sqrt"], name_of(dtype))
@@ -206,7 +207,8 @@ fn build(case: &Value) -> Result<Box<dyn BuildOptimizer>> {
     })
 }
 
-/// The default options equal those of torch.optim, and for Lion those of its paper.
+/// The default options equal those of torch.optim. The default options of Lion equal those of its
+/// paper.
 #[test]
 fn the_defaults_are_torchs() {
     let (adamw, adam, sgd) = (AdamW::default(), Adam::default(), Sgd::default());
@@ -225,8 +227,8 @@ fn the_defaults_are_torchs() {
     assert_eq!((sgd.lr, sgd.momentum, sgd.dampening, sgd.weight_decay), (1e-3, 0.0, 0.0, 0.0));
 }
 
-/// A parameter whose first gradient comes late starts its own count of steps and, with SGD, its own
-/// momentum. It moves as if it were trained alone.
+/// If the first gradient of a parameter comes late, the parameter has its own count of steps and,
+/// with SGD, its own momentum. It moves as if it were trained alone.
 #[rstest]
 #[case::adam(&AdamW::default())]
 #[case::sgd(&Sgd { momentum: 0.9, dampening: 0.5, ..Default::default() })]
@@ -247,8 +249,8 @@ fn a_parameter_without_a_gradient_waits(#[case] options: &dyn BuildOptimizer) ->
     Ok(())
 }
 
-/// The first step of RMSprop equals the closed form. Each running average is saved under its own
-/// name.
+/// The first step of RMSprop equals the closed form. Each of its running averages is saved under
+/// the right name.
 #[rstest]
 #[case(true, 0.9)]
 #[case(true, 0.0)]
@@ -303,7 +305,7 @@ fn a_step_does_not_change_gradients(
     Ok(())
 }
 
-/// One optimizer updates parameters of several dtypes, each in its own dtype.
+/// One optimizer can update parameters of several dtypes, each in its own dtype.
 #[test]
 fn one_optimizer_updates_several_dtypes() -> Result<()> {
     let kinds = [Kind::Float, Kind::Half, Kind::Double, Kind::BFloat16, Kind::Half];

@@ -18,9 +18,9 @@ use crate::support::{
     device, needs_cuda, parameter, seeded,
 };
 
-/// Returns parameters and their gradients: more tensors than one launch of the kernel takes, most
-/// with sizes that are not a multiple of a block, and a matrix with a transposed gradient.
-/// Gradients are at least a half in size, so that weight decay does not cancel them.
+/// Returns parameters and their gradients. There are more tensors than one launch of the kernel
+/// accepts. Most sizes are not a multiple of a block, and one matrix has a transposed gradient. The
+/// absolute values of gradients are at least a half, so that weight decay does not cancel them.
 fn tensors(kind: Kind) -> (Vec<Tensor>, Vec<Tensor>) {
     let _generator = seeded(3);
     let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(kind);
@@ -92,20 +92,20 @@ const DAMPED: Sgd = Sgd { dampening: 0.5, nesterov: false, ..NESTEROV };
 const CENTERED: RmsProp =
     RmsProp { lr: 1e-2, alpha: 0.99, eps: 1e-8, weight_decay: 0.01, momentum: 0.9, centered: true };
 
-/// Twenty steps with changing rates, and with gradients that change size and sign, equal steps on
-/// the CPU. A step rounds a weight twice, for its decay and its update, and an average twice, for
-/// its decay and the new value: two units in the last place per step. A gradient to which the decay
-/// is added may be rounded once or twice, and its error doubles when it is squared: one unit more.
-/// The direction of Lion is never so close to zero that rounding changes its sign: it is at least
-/// 0.05 of the gradient.
+/// Twenty steps on CUDA equal twenty steps on the CPU. The learning rates change, and the gradients
+/// change their size and sign. Each step rounds a weight twice (for the decay and for the update),
+/// and an average twice (for the decay and for the new value), so two units in the last place are
+/// allowed per step. If the decay is added to the gradient, the sum may be rounded once or twice,
+/// and squaring it doubles the error, so one more unit is allowed. The direction of Lion is at
+/// least 0.05 of the gradient, so rounding never changes its sign.
 ///
-/// Adafactor keeps means of squares over rows and columns, of at most n = 123 numbers, which the
-/// devices add in different orders. With u half a unit in the last place, a sum of n squares has an
-/// error of at most n·u in any order (each square u, and n − 1 sums of positive numbers (n − 1)·u:
-/// Higham, Accuracy and Stability, 4.2). Its root has n/2·u + u, the square of the root (n + 3)·u,
-/// and after the division by n it is (n + 4)·u. The difference between two devices is then n + 4
-/// units. Later steps do not add to it, because a running mean of positive numbers has at most the
-/// error of its inputs, and the roundings above.
+/// Adafactor computes means of squares over rows and columns, of at most n = 123 numbers. The
+/// devices add these numbers in different orders. Let u be half a unit in the last place. A sum of
+/// n squares has an error of at most n·u in any order (each square u, and n − 1 sums of positive
+/// numbers (n − 1)·u: Higham, Accuracy and Stability, 4.2). Its root has the error n/2·u + u, the
+/// square of the root (n + 3)·u, and the mean after the division by n (n + 4)·u. The difference
+/// between two devices is then at most n + 4 units. Later steps do not increase it, because a
+/// running mean of positive numbers has at most the error of its inputs and of the roundings above.
 #[rstest]
 #[case::adamw(&AdamW { weight_decay: 0.1, ..Default::default() }, 0)]
 #[case::adamw_plain(&AdamW { weight_decay: 0.0, ..Default::default() }, 0)]
@@ -145,7 +145,7 @@ fn steps_on_cuda_equal_steps_on_the_cpu(
         }
         let [weights, states] = distances(ours.as_ref(), theirs.as_ref(), epsilon)?;
         let rounded = 3.0 * f64::from(step);
-        // The state of 16-bit weights is f32, so its errors are units of f32.
+        // The optimizer state of 16-bit weights is f32, so its errors are counted in units of f32.
         let unit = epsilon.min(f64::from(f32::EPSILON)) / epsilon;
         let summed = if longest_sum > 0 { f64::from(longest_sum + 4) * unit } else { 0.0 };
         assert!(
@@ -202,7 +202,8 @@ fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
     let number = |value: f32| Tensor::from(value).to(device());
     let mut scaled = build_with(options, &params, device(), moments)?;
     let mut plain = build_with(options, &params, device(), moments)?;
-    // The first step of some optimizers follows another rule, so it runs before the comparison.
+    // The first step of some optimizers is computed differently from later steps, so it is made
+    // before the comparison.
     for optimizer in [&mut scaled, &mut plain] {
         seed_everything(3)?;
         give(optimizer.parameters(), &grads);
@@ -217,7 +218,7 @@ fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
     let before = state(plain.as_ref())?;
     let (factor, zero, one) = (number(0.3), number(0.0), number(1.0));
     for step in 0..3 {
-        // Both optimizers draw the same random numbers.
+        // With the same seed, the two optimizers use the same random numbers.
         seed_everything(step)?;
         give(scaled.parameters(), &grads);
         scaled.step_with(OnDevice { factor: Some(&factor), found_inf: Some(&zero) })?;
@@ -236,11 +237,11 @@ fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
     Ok(())
 }
 
-/// Each optimizer declares its capabilities on the device, before the first step and after a step
-/// in which the second parameter had no gradient. This crate's kernels on CUDA have all
-/// capabilities; libtorch's have none. On the CPU, libtorch's fused kernels can skip a step. SGD
-/// with dampening has the capabilities only after each parameter's first step, which follows
-/// another rule.
+/// Each optimizer declares its capabilities on the device. They are checked before the first step,
+/// and after a step in which the second parameter had no gradient. This crate's kernels on CUDA
+/// have all capabilities. libtorch's kernels on CUDA have none. On the CPU, libtorch's fused
+/// kernels can skip a step. The first step of SGD with dampening is computed differently, so SGD
+/// has the capabilities only after each parameter has had its first step.
 #[rstest]
 #[case::adamw(&AdamW::default(), true, [true; 3])]
 #[case::sgd(&NESTEROV, true, [true; 3])]
@@ -273,11 +274,11 @@ fn each_optimizer_declares_its_capabilities(
     Ok(())
 }
 
-/// The 8-bit codes on CUDA equal those on the CPU. With betas of zero the averages are the gradient
-/// and its square, so that the averages and the scales of blocks have the same bits on both
-/// devices. A code may differ only if its value is within a rounding of the middle between two
-/// codes. The cases cover all decades, full and partial blocks, zeros, and gradients that are
-/// transposed or not aligned.
+/// The 8-bit codes that are computed on CUDA equal those of the CPU. With betas of zero, the
+/// running averages are the gradient and its square. The averages and the scales of blocks then
+/// have the same bits on both devices. A code may differ only if its value is within a rounding of
+/// the middle between two codes. The cases cover all decades, full and partial blocks, zeros, and
+/// gradients that are transposed or not aligned.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn codes_equal_the_cpus() -> Result<()> {

@@ -10,7 +10,7 @@ use rstest::rstest;
 
 use crate::support::{bits::values, parameter, set_gradient};
 
-/// The reference: Adam computed in f64 by its definition; only the weight is f16.
+/// The expected results: Adam computed in f64 by its definition. Only the weight is rounded to f16.
 struct Reference {
     options: AdamW,
     decoupled: bool,
@@ -54,7 +54,8 @@ fn f16_parameters_follow_adam_in_f64(
     const STEPS: i32 = 400;
     let options = AdamW { lr: 1e-3, weight_decay: 1e-2, ..Default::default() };
     let AdamW { lr, betas, eps, weight_decay, fused } = options;
-    // The first element's gradients have one sign; the second element's alternate, like noise.
+    // The gradients of the first element all have the same sign. The gradients of the second
+    // element alternate in sign, like noise.
     let start = [0.5, -0.25];
     let start_tensor = Tensor::from_slice(&start).to_kind(Kind::Half);
     let parameters = vec![parameter("p", &start_tensor)];
@@ -93,8 +94,8 @@ fn f16_parameters_follow_adam_in_f64(
     Ok(())
 }
 
-/// Large f16 parameters are converted to f32 in pieces; each piece is updated once, in the same
-/// way.
+/// Large f16 parameters are converted to f32 in pieces. Each piece is updated exactly once, with
+/// the same result as a small parameter.
 #[test]
 fn every_piece_of_a_large_f16_parameter_is_updated_once() -> Result<()> {
     let sizes = [3_000_000, 5, 2_000_000, 5_000_000, 7];

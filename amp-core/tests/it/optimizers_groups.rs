@@ -1,4 +1,5 @@
-//! Parameter groups, and several optimizers that share one backward pass.
+//! Tests of parameter groups, and of several optimizers whose gradients come from one backward
+//! pass.
 
 use amp_core::{
     nn::Role,
@@ -173,7 +174,7 @@ impl Module for Factor {
     }
 }
 
-/// A model in which the gradient of each factor is the mean of its column.
+/// A model with two factors. The gradient of each factor is the mean of one column of the input.
 #[derive(LightningModule)]
 #[forward(|x| Ok(first(&x.f_narrow(1, 0, 1)?)?.f_add(&second(&x.f_narrow(1, 1, 1)?)?)?))]
 #[loss(with = |output, _| Ok(output.f_mean(None)?))]
@@ -188,9 +189,9 @@ struct TwoFactors {
     second: Factor,
 }
 
-/// [2] [5] [6] Two optimizers share a backward pass and one update of the scaler, whose tracker
-/// counts steps, not optimizers. An overflow in one optimizer halves the scale once; then neither
-/// optimizer steps, and neither schedule advances.
+/// [2] [5] [6] Two optimizers use the gradients of one backward pass and one update of the scaler.
+/// The scaler's growth tracker counts steps, not optimizers. If gradients of one optimizer
+/// overflow, the scale is halved once, no optimizer makes a step, and no schedule advances.
 #[test]
 fn optimizers_share_one_update() -> Result<()> {
     let columns = [[1.0_f32, 1.0], [1.0, 1.0], [1.0, 3e38], [1.0, 1.0]];
@@ -216,8 +217,9 @@ fn optimizers_share_one_update() -> Result<()> {
     Ok(())
 }
 
-/// A model for a plateau schedule in the trainer. Its loss never improves, so the learning rate
-/// falls `patience` + 1 epochs after the first one. The schedule monitors the validation loss.
+/// A model for testing a plateau schedule in the trainer. Its loss never improves. The learning
+/// rate is therefore reduced `patience` + 1 epochs after the first epoch. The schedule monitors the
+/// validation loss.
 #[derive(LightningModule)]
 #[loss(with = |output, _| Ok(output.f_mean(None)?.f_mul_scalar(0.0)?))]
 #[optimizer(sgd, lr = 1.0)]

@@ -1,4 +1,4 @@
-//! The state that optimizers and schedules save, and resuming from it.
+//! Tests of the state that optimizers and schedules save, and of resuming from this state.
 
 use amp_core::{
     Result,
@@ -94,8 +94,9 @@ fn start(kind: Kind) -> Vec<Tensor> {
     SHAPES.iter().map(|shape| lcg.tensor(shape, 128.0).to_kind(kind).to_device(device())).collect()
 }
 
-/// Runs these steps with the same gradients as the recorded run. The last parameter gets its first
-/// gradient in step 100, so that earlier checkpoints contain a parameter without state.
+/// Runs these steps with the same gradients as in the recorded run. The last parameter gets its
+/// first gradient in step 100, so an earlier checkpoint contains a parameter that has no optimizer
+/// state.
 fn train(scheduled: &mut Scheduled, steps: std::ops::Range<u64>) -> Result<()> {
     for step in steps {
         let mut lcg = Lcg(1000 + step);
@@ -125,8 +126,8 @@ fn weights(scheduled: &Scheduled) -> Vec<Tensor> {
     parameters.map(|parameter| parameter.tensor.detach().copy()).collect()
 }
 
-/// Returns the state as it would be read from a file: copies of the tensors on the CPU, and values
-/// that were converted to JSON and back.
+/// Returns the state as if it had been read from a file. The tensors are copies on the CPU, and the
+/// values were converted to JSON and back.
 fn through_a_file(state: &State) -> State {
     let mut read = State::default();
     for (name, tensor) in state.tensors() {
@@ -140,8 +141,9 @@ fn through_a_file(state: &State) -> State {
     read
 }
 
-/// Resuming gives the same bits: 200 steps are compared with 100 steps, saving, loading into a new
-/// optimizer and another 100 steps. Every weight, all state and the rates are compared.
+/// Resuming gives the same bits as an uninterrupted run. One run makes 200 steps. The other makes
+/// 100 steps, saves its state, loads the state into a new optimizer, and makes another 100 steps.
+/// All weights, all state and the learning rates are compared.
 #[rstest]
 fn resuming_from_a_saved_state_gives_the_same_bits(
     #[values(
@@ -174,8 +176,8 @@ fn resuming_from_a_saved_state_gives_the_same_bits(
     goes_on_alike(|| schedule(rates, optimizer(kind)), dtype, WeightUpdate::default())
 }
 
-/// Resuming gives the same bits with master weights, which are saved, and with random rounding, if
-/// the generator is in the same state.
+/// Resuming gives the same bits with master weights, because they are saved. It also does so with
+/// stochastic rounding, if the random generator is in the same state.
 #[rstest]
 fn resuming_works_with_every_weight_update(
     #[values(
@@ -195,8 +197,8 @@ fn resuming_works_with_every_weight_update(
     goes_on_alike(|| schedule("cosine", optimizer(kind)), Kind::BFloat16, update)
 }
 
-/// Resuming gives the same bits with optimizer state in fewer bits; bf16 state is rounded at
-/// random.
+/// Resuming gives the same bits if the optimizer state has fewer bits than f32. State in bf16 is
+/// rounded at random.
 #[rstest]
 fn resuming_works_with_state_in_fewer_bits(
     #[values(
@@ -217,7 +219,8 @@ fn resuming_works_with_state_in_fewer_bits(
     goes_on_alike(|| schedule("cosine", optimizer(kind)), dtype, moments)
 }
 
-/// Resuming gives the same bits with parameter groups, each with its own state and rate.
+/// Resuming gives the same bits with parameter groups. Each group has its own state and learning
+/// rate.
 #[test]
 fn resuming_works_with_parameter_groups() -> Result<()> {
     let config = || {

@@ -1,5 +1,6 @@
-//! Optimizers whose rule needs whole parameters: Muon and Adafactor against 50 recorded steps of
-//! torch.optim, LAMB against its paper. Also the state that they keep, and what they refuse.
+//! Tests of optimizers whose update depends on whole parameters. Muon and Adafactor are compared
+//! with 50 recorded steps of torch.optim, and LAMB is compared with its paper. Other tests check
+//! the state that these optimizers keep, and what they refuse.
 
 use amp_core::{
     Result,
@@ -79,8 +80,9 @@ fn take_step(optimizer: &mut dyn Optimizer, lcg: &mut Lcg, factor: f64) -> Resul
     optimizer.step()
 }
 
-/// Returns the tolerance for weights. Muon's iteration rounds to bfloat16, where products differ
-/// between processors; the entries of its matrices are below 1.
+/// Returns the tolerance for the weights after `step` steps. Muon's iteration rounds to bfloat16,
+/// and its matrix products in bfloat16 differ between processors. The elements of its matrices are
+/// below 1.
 fn bound(case: &Value, kind: Kind, step: i64) -> f64 {
     let rounding = match text(case, "optimizer") {
         "Muon" => {
@@ -163,7 +165,8 @@ fn fifty_steps_equal_the_recorded_ones(
     Ok(())
 }
 
-/// The default options are those of torch; those of LAMB are from the code of its paper.
+/// The default options of each optimizer equal torch's. The default options of LAMB equal those in
+/// the code of its paper.
 #[test]
 fn the_defaults_are_torchs() {
     let oracle = oracle!("rules.json");
@@ -189,8 +192,9 @@ fn the_defaults_are_torchs() {
     assert_eq!((lr, beta2_decay, eps, d, weight_decay), (1e-2, -0.8, (None, 1e-3), 1.0, 0.0));
 }
 
-/// If bf16 weights have f32 masters, the masters are bit-identical to f32 weights with the same
-/// gradients. This shows that the rule receives whole parameters in their shapes.
+/// If bf16 weights have f32 master weights, the master weights have the same bits as f32 weights
+/// with the same gradients. This shows that the optimizer receives whole parameters in their
+/// shapes.
 #[rstest]
 fn masters_are_updated_like_f32_weights(
     #[values("Muon", "Adafactor", "LAMB")] name: &str,
@@ -218,8 +222,8 @@ fn masters_are_updated_like_f32_weights(
     Ok(())
 }
 
-/// With optimizer state in fewer bits the parameters end close to those trained with f32 state: the
-/// difference is small compared with the total change of the parameters.
+/// With optimizer state in fewer bits, the trained parameters are close to those trained with f32
+/// state. Their difference is small compared with how far the parameters moved in total.
 #[rstest]
 fn state_in_fewer_bits_stays_near_f32(
     #[values("Muon", "LAMB")] name: &str,
@@ -256,8 +260,8 @@ fn state_in_fewer_bits_stays_near_f32(
     Ok(())
 }
 
-/// With the scaler and clipping, a step whose gradients overflow leaves weights and state
-/// unchanged.
+/// If the gradients of a step overflow, the step does not change weights and state. The scaler and
+/// clipping are active.
 #[rstest]
 fn a_step_that_overflows_changes_nothing(
     #[values("Muon", "Adafactor", "LAMB")] name: &str,
@@ -304,8 +308,9 @@ fn a_step_that_overflows_changes_nothing(
     Ok(())
 }
 
-/// Muon's iteration makes a matrix nearly orthogonal. Without momentum and decay, the singular
-/// values of the update are near 1 (0.7 to 1.2 according to its authors) for any gradient.
+/// Muon's iteration makes a matrix nearly orthogonal. Without momentum and weight decay, the
+/// singular values of an update are near 1 for any gradient (0.7 to 1.2 according to Muon's
+/// authors).
 #[rstest]
 #[case([6, 4])]
 #[case([4, 6])]
@@ -325,7 +330,8 @@ fn muons_updates_are_nearly_orthogonal(#[case] shape: [i64; 2]) -> Result<()> {
     Ok(())
 }
 
-/// Muon refuses biases and norms; `ndim` assigns them to another optimizer.
+/// Muon refuses biases and the parameters of norms. The key `ndim` assigns such parameters to
+/// another optimizer.
 #[test]
 fn muon_accepts_matrices_alone() -> Result<()> {
     let named =

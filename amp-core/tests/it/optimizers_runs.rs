@@ -162,8 +162,8 @@ fn every_precision_reduces_the_loss(
     Ok(())
 }
 
-/// A run that is stopped in its third epoch and resumed is bit-identical to an uninterrupted run.
-/// In 16-mixed, steps are skipped before and after the stop.
+/// A run is stopped in its third epoch and resumed. It has the same bits as a run without
+/// interruption. In 16-mixed, steps are skipped before and after the stop.
 #[rstest]
 fn a_resumed_run_equals_an_uninterrupted_one(
     #[values("muon", "adafactor", "lamb", "signum")] net: &str,
@@ -193,8 +193,8 @@ fn a_resumed_run_equals_an_uninterrupted_one(
     Ok(())
 }
 
-/// Every rule that allows it runs inside CUDA graphs, with the same numbers as in a run without
-/// graphs. This includes overflows, clipping and changing rates.
+/// Every optimizer that can run inside CUDA graphs does so, with the same results as in a run
+/// without CUDA graphs. The cases include overflows, clipping and changing learning rates.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_runs_the_rule(
@@ -256,7 +256,7 @@ fn autocast_does_not_affect_rules(
     Ok(())
 }
 
-/// Each optimizer declares whether a graph may contain it.
+/// Each optimizer declares whether a CUDA graph can contain its step.
 #[test]
 fn each_rule_declares_whether_a_graph_can_run_it() -> Result<()> {
     for (net, captures) in [

@@ -1,5 +1,5 @@
-//! If deterministic algorithms are requested, gradients on CUDA have the same bits in each run.
-//! This includes layers whose libtorch kernels add in no fixed order.
+//! If deterministic algorithms are requested, the gradients on CUDA have the same bits each time.
+//! This includes layers for which libtorch's kernels add in no fixed order.
 
 use amp_core::{
     Module, Result,
@@ -15,7 +15,7 @@ use rstest::rstest;
 
 use crate::support::{bits::relative, device, needs_cuda, seeded};
 
-/// A guard that requests deterministic algorithms until it is dropped.
+/// Requests deterministic algorithms. When the guard is dropped, the request ends.
 struct Deterministic;
 
 impl Deterministic {

@@ -1,5 +1,6 @@
-//! If a cross entropy follows a linear output layer, the loss runs the layer in chunks of rows,
-//! provided that the derive can tell that nothing else reads the layer's output.
+//! Tests of models whose linear output layer is followed by a cross entropy. The loss then runs the
+//! output layer itself, in chunks of rows. The derive macro allows this only if it can tell that
+//! nothing else reads the output of the layer.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -22,7 +23,8 @@ use crate::support::{
 const CLASSES: i64 = 9;
 const WIDTH: i64 = 6;
 
-/// A user's function with the name and the arguments of `nn::linear`, but it doubles the result.
+/// A function of the user that has the name and the arguments of `nn::linear`, but doubles the
+/// result.
 mod own {
     pub(super) mod nn {
         use amp_core::prelude::*;
@@ -33,7 +35,7 @@ mod own {
     }
 }
 
-/// Defines a language model with these metrics, this `forward` and this output layer.
+/// Defines a language model that has these metrics, this `forward` and this output layer.
 macro_rules! model {
     ($name:ident, [$($metric:meta),*], [$($forward:meta)?], |$head:ident| $($layer:tt)*) => {
         #[derive(LightningModule)]
@@ -62,8 +64,8 @@ model!(Unbiased, [], [forward(|ids| {
 model!(Tied, [], [forward(|ids| {
     nn::linear(&inner(&norm(&token(ids)?)?)?, self.token.weight(), None)
 })], |inner| #[layer(linear(WIDTH, WIDTH))]);
-// In these models the result of the output layer is not the model's output, or something else reads
-// it.
+// In the following models, the loss must not run the output layer in chunks. Either the layer's
+// result is not the model's output, or something other than the loss reads it.
 model!(Capped, [], [forward(|ids| {
     let y = head(&norm(&token(ids)?)?)?;
     Ok(y.f_tanh()?)
@@ -97,7 +99,7 @@ macro_rules! build {
     };
 }
 
-/// Returns eight sequences of five symbols.
+/// Returns eight sequences that consist of five random symbols each.
 fn sequences() -> Result<Batch> {
     let draw = || Tensor::randint(CLASSES, [8, 5], (Kind::Int64, Device::Cpu));
     Batch::new(draw(), draw())
@@ -145,8 +147,8 @@ fn chunks_train_as_all_logits_at_once(#[case] build: Build) -> Result<()> {
     Ok(())
 }
 
-/// Metrics that are computed from chunks of rows have the values that they have for all logits at
-/// once, in training and in validation. In validation the last chunk has fewer rows.
+/// Metrics that are computed from chunks of rows have the same values as if they were computed from
+/// all logits at once, in training and in validation. In validation, the last chunk has fewer rows.
 #[test]
 fn metrics_of_chunks_are_those_of_all_logits() -> Result<()> {
     for precision in [Precision::F64True, Precision::Bf16Mixed] {
@@ -204,8 +206,8 @@ fn the_loss_runs_the_layer_whose_output_is_the_models(
     Ok(())
 }
 
-/// The request for the output layer ends with its step, also after an error. A forward pass after
-/// it returns the model's output.
+/// A step requests that the loss runs the output layer. This request ends with the step, even if
+/// the step fails. A forward pass after the step returns the model's output.
 #[rstest]
 fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
     let _generator = seeded(23);

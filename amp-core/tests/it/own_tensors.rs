@@ -52,7 +52,8 @@ fn own_tensors_are_visited_in_order_of_declaration() -> Result<()> {
     Ok(())
 }
 
-/// Initial values equal those of libtorch's functions that are called in order of declaration.
+/// The initial values equal those of libtorch's functions if these are called in the order in which
+/// the fields are declared.
 #[test]
 fn own_tensors_are_drawn_in_order() -> Result<()> {
     let module = {
@@ -69,8 +70,8 @@ fn own_tensors_are_drawn_in_order() -> Result<()> {
     Ok(())
 }
 
-/// The module's own parameters are trained. For y = Σⱼ (x + p)·2·wⱼ − …, dy/dp = 2·Σⱼ wⱼ, the same
-/// for every row.
+/// A module's own tensors are trained as parameters. For y = Σⱼ (x + p)·2·wⱼ − …, the gradient is
+/// dy/dp = 2·Σⱼ wⱼ, the same for every row.
 #[test]
 fn own_parameters_are_trained() -> Result<()> {
     let _generator = seeded(3);

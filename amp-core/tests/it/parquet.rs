@@ -32,14 +32,15 @@ fn written(all: &Value, kind: &str) -> (TempDir, PathBuf) {
     file("table.parquet", bytes(text(&all["files"], kind)))
 }
 
-/// Returns the recorded cells of a column, `None` for missing ones.
+/// Returns the recorded cells of a column of the table. A missing cell is `None`.
 fn cells<'a>(column: &'a Value, of: &str) -> Option<Vec<Option<&'a Value>>> {
     let cells = column.get(of)?.as_array().expect("cells");
     Some(cells.iter().map(|cell| Some(cell).filter(|cell| !cell.is_null())).collect())
 }
 
-/// Every column has the values that pyarrow reads: as numbers, integers or categories, as far as
-/// its type allows. The files have several compressions and row groups.
+/// Every column has the values that pyarrow reads. They are read as numbers, integers or
+/// categories, as far as the type of the column allows. The files have several compressions and row
+/// groups.
 #[rstest]
 fn columns_are_read_as_pyarrow_reads_them(
     #[values("plain", "snappy", "gzip", "lz4", "zstd")] kind: &str,
@@ -91,8 +92,8 @@ fn columns() -> Columns {
         .integers("flag", "flag")
 }
 
-/// Rows that are read in any order, some of them repeatedly, equal the rows of the whole table, for
-/// any number of row groups that are kept in memory.
+/// Rows can be read in any order and repeatedly. They equal the rows of the whole table, however
+/// many row groups are kept in memory.
 #[rstest]
 fn rows_are_read_when_they_are_needed(#[values(1, 2, 3)] kept: usize) -> Result<()> {
     let all = recorded();
@@ -140,8 +141,8 @@ fn an_epoch_of_shuffled_groups_reads_each_once(
     Ok(())
 }
 
-/// Any number of threads gives the same rows in the same order, reads as many groups, and finds the
-/// same error.
+/// With any number of threads, the same rows are returned in the same order, the same number of row
+/// groups is read, and the same error is found.
 #[rstest]
 fn threads_change_nothing(
     #[values(2, 3, 16)] threads: usize,
@@ -171,7 +172,8 @@ fn threads_change_nothing(
     Ok(())
 }
 
-/// Several threads that read one file do not change each other's position in it.
+/// If several threads read from the same open file, they do not change the position at which
+/// another thread reads.
 #[test]
 fn threads_read_one_file_at_a_time() -> Result<()> {
     let all = recorded();
@@ -187,8 +189,8 @@ fn threads_read_one_file_at_a_time() -> Result<()> {
     Ok(())
 }
 
-/// The batches equal the batches of the table in memory, whether they are read ahead of the loop or
-/// within it.
+/// The batches equal those of the table in memory, whether they are read ahead of the training loop
+/// or inside it.
 #[rstest]
 fn batches_are_those_of_the_table_in_memory(
     #[values((Placement::Host, Some(0)), (Placement::Host, Some(2)), (Placement::Device, None))]
@@ -249,8 +251,8 @@ fn files_that_are_damaged_are_refused() -> Result<()> {
     says(&message(ParquetTable::open(&path)));
     std::fs::write(&path, "a,b\n1,2\n3,4\n5,6\n").expect("room on the disk");
     says(&message(ParquetTable::open(&path)));
-    // The changed byte is in the numbers of the first column, which can still be decompressed; only
-    // the checksum differs.
+    // The changed byte belongs to the numbers of the first column. The column can still be
+    // decompressed, so only the checksum shows the change.
     let mut changed = bytes.clone();
     changed[50] ^= 1;
     std::fs::write(&path, changed).expect("room on the disk");

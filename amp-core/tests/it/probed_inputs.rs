@@ -38,7 +38,7 @@ struct Net {
     bags: EmbeddingBag,
 }
 
-/// A probe that runs each module again on its input.
+/// A probe that runs each module a second time on the same input.
 #[derive(Default)]
 struct Again(RefCell<Vec<(String, f64)>>);
 
@@ -50,8 +50,8 @@ impl Probe for Again {
     }
 }
 
-/// A probe is called for every module with its path, once for each output. Running the module again
-/// gives the same output.
+/// The probe is called for every module, with the module's path, once for each output. Running the
+/// module again gives the same output.
 #[rstest]
 fn modules_with_several_inputs_can_run_again(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
@@ -100,8 +100,8 @@ fn modules_with_several_inputs_can_run_again(
     ];
     assert_eq!(paths, expected);
     for (path, off) in seen {
-        // The two outputs may differ by roundings: one product projects queries, keys and values if
-        // they are one tensor, otherwise three products.
+        // The two outputs may differ by roundings. If queries, keys and values are the same tensor,
+        // one matrix product projects all of them. Otherwise there are three matrix products.
         assert!(off < if precision == Precision::F32True { 1e-6 } else { 1e-2 }, "{path}: {off}");
     }
     Ok(())

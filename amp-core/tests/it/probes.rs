@@ -21,7 +21,8 @@ use crate::support::{
     seeded,
 };
 
-/// A probe that runs each module again on its input, and on half of the input.
+/// A probe that runs each module a second time on the same input, and a third time on half of the
+/// input.
 #[derive(Default)]
 struct Again(RefCell<Vec<(String, Tensor, Tensor, Tensor)>>);
 
@@ -53,8 +54,8 @@ fn run(module: &Sequential, context: &Context, policy: Policy) -> Result<()> {
     module.forward(&input, context).map(drop)
 }
 
-/// A module that runs again, under the same autocast as before, gives the same output for the same
-/// input, and another output for another input. The batch is counted once in batch statistics.
+/// If a module runs again under the same autocast state, it gives the same output for the same
+/// input, and another output for another input. The batch changes the running statistics only once.
 #[test]
 fn a_module_can_run_again_with_the_same_output() -> Result<()> {
     let _generator = seeded(0);
@@ -111,8 +112,8 @@ fn checkpoints_can_be_left_out_of_a_training_pass() -> Result<()> {
     Ok(())
 }
 
-/// A probe that doubles the input of the first layer, negates the output of the ReLU, and records
-/// the order of its calls.
+/// A probe that doubles the input of the first layer and negates the output of the ReLU. It also
+/// records in which order its functions are called.
 #[derive(Default)]
 struct Other(RefCell<Vec<String>>);
 
@@ -218,9 +219,9 @@ impl Probe for Outputs {
     }
 }
 
-/// On CUDA a norm in an autocast region writes a 16-bit copy of its output for the next product.
-/// The gradient of the output that a probe receives must include the copy's gradient, and the probe
-/// changes no number.
+/// On CUDA, a norm in an autocast region also writes a 16-bit copy of its output, which the next
+/// matrix product reads. The gradient of the output that a probe receives must include the gradient
+/// of this copy. The probe must not change any result.
 #[rstest]
 fn the_gradient_of_a_shown_output_is_whole(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,

@@ -30,8 +30,8 @@ fn words() -> Words {
     Words { labels: ids.select(1, 0), ids }
 }
 
-/// An output layer that shares the embedding's table. Its matrix product runs in the run's
-/// precision, with autocast off, or in a precision region of f32.
+/// An output layer that uses the embedding's table as its weight. Its matrix product runs in the
+/// precision of the run, with autocast off, or in an f32 precision region.
 #[derive(Module)]
 #[forward(|x, table: &Tensor| {
     let x = norm(x)?;
@@ -59,7 +59,7 @@ enum How {
     Region,
 }
 
-/// A model whose only matrix products are in its own code.
+/// A model whose matrix products are all in the user's code, and none in a layer.
 #[derive(LightningModule)]
 #[batch(Words, inputs(ids), target = labels)]
 #[forward(|ids| {
@@ -163,8 +163,8 @@ impl Evaluating {
     }
 }
 
-/// The dtypes of products in such a pass, which has another context, are not compared with the
-/// run's precision.
+/// If a forward pass uses another context than that of the run, the dtypes of its matrix products
+/// are not compared with the precision of the run.
 #[test]
 fn products_under_another_context_are_not_checked() -> Result<()> {
     let _generator = seeded(0);

@@ -27,8 +27,8 @@ use crate::support::{
     seeded,
 };
 
-/// A layer that multiplies its input by one number in the forward pass, and the gradient by another
-/// number in the backward pass.
+/// A layer that multiplies its input by `forward` in the forward pass, and multiplies the gradient
+/// by `backward` in the backward pass.
 #[derive(Clone, Copy)]
 struct Gain {
     forward: f64,
@@ -42,8 +42,8 @@ impl Visit for Gain {
 impl Module for Gain {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let fixed = input.f_detach()?;
-        // The second term is zero. The gradient flows only through it and is multiplied by
-        // `backward`.
+        // The second term is zero, so it does not change the output. The gradient flows only
+        // through this term and is multiplied by `backward`.
         let traced = input.f_sub(&fixed)?.f_mul_scalar(self.backward)?;
         Ok(fixed.f_mul_scalar(self.forward)?.f_add(&traced)?)
     }
@@ -106,7 +106,8 @@ fn an_activation_that_overflows_is_named(
     Ok(())
 }
 
-/// Under f16 the report names the module whose output overflows, and float16 as its dtype.
+/// If a matrix product overflows in f16, the report names the module whose output overflows, and
+/// float16 as the dtype.
 #[test]
 fn a_matrix_product_that_overflows_in_f16_is_named() -> Result<()> {
     let _generator = seeded(0);
@@ -127,8 +128,8 @@ fn a_loss_that_overflows_is_named() -> Result<()> {
     Ok(())
 }
 
-/// If the loss is finite but its gradient with respect to the output is not, the report names the
-/// gradient of the loss.
+/// If the loss is finite, but its gradient with respect to the model's output is not, the report
+/// names the gradient of the loss as the cause.
 #[test]
 fn a_loss_gradient_that_overflows_is_named() -> Result<()> {
     let _generator = seeded(0);
@@ -192,8 +193,8 @@ fn a_non_finite_input_or_weight_is_named_first() -> Result<()> {
     Ok(())
 }
 
-/// A layer that draws a random number in each run, returns infinity for a third of them, and counts
-/// its runs.
+/// A layer that uses one random number per forward pass. In about a third of its forward passes it
+/// returns infinity. It counts its forward passes.
 struct Rare {
     runs: Rc<Cell<u32>>,
 }
@@ -212,8 +213,9 @@ impl Module for Rare {
     }
 }
 
-/// Only a skipped step runs a second time. The second run draws the same random numbers as the
-/// first, and does not change the numbers that follow.
+/// To find the cause of a skipped step, the trainer runs this step a second time. No other step is
+/// repeated. The second run uses the same random numbers as the first, and does not change the
+/// random numbers that follow.
 #[rstest]
 #[case(Precision::F32True)]
 #[case(Precision::F16Mixed)]
@@ -250,8 +252,8 @@ fn only_the_skipped_step_runs_again_and_with_the_same_numbers(
     Ok(())
 }
 
-/// If the non-finite value arises inside a checkpointed module, the report names this module,
-/// because the second run cannot observe the modules inside it.
+/// If a value that is not finite arises inside a checkpointed module, the report names the
+/// checkpointed module. The second run of the step cannot observe the modules inside it.
 #[test]
 fn a_checkpointed_part_is_named_as_a_whole() -> Result<()> {
     let _generator = seeded(0);
@@ -269,7 +271,8 @@ fn a_checkpointed_part_is_named_as_a_whole() -> Result<()> {
     Ok(())
 }
 
-/// If a step is non-finite only in its first run, the report says that the second run was finite.
+/// If the gradients of a skipped step are finite when the step is run a second time, the report
+/// says so.
 #[test]
 fn a_cause_that_does_not_recur_is_reported_as_unknown() -> Result<()> {
     struct Once(Cell<bool>);
@@ -297,7 +300,8 @@ fn a_cause_that_does_not_recur_is_reported_as_unknown() -> Result<()> {
     Ok(())
 }
 
-/// If the run is configured to stop at a step that is not finite, its error contains the cause.
+/// If the run is configured to stop at a step whose gradients are not finite, the error contains
+/// the cause.
 #[test]
 fn a_run_that_stops_reports_the_cause() -> Result<()> {
     let _generator = seeded(0);
@@ -314,9 +318,9 @@ fn a_run_that_stops_reports_the_cause() -> Result<()> {
     Ok(())
 }
 
-/// The search for the cause needs no more memory than the step: it does not keep activations
-/// together with their gradients. The model has twelve wide layers, whose activations are most of
-/// the step's memory.
+/// The search for the cause needs no more memory than the step itself, because it does not keep
+/// activations together with their gradients. The model has twelve wide layers, whose activations
+/// are most of the memory of a step.
 #[test]
 fn the_search_needs_no_more_memory_than_the_step() -> Result<()> {
     let peak = |provenance: bool| -> Result<(u64, bool)> {

@@ -1,4 +1,5 @@
-//! Sections that use libtorch's generators exclusively, while other threads train and build layers.
+//! Tests of sections, in which one thread uses libtorch's random generators exclusively, while
+//! other threads train and build layers.
 
 use std::{
     env,
@@ -44,8 +45,8 @@ fn trained() -> Result<Vec<String>> {
     Ok(parameters(&model).iter().map(|parameter| bits(&parameter.tensor)).collect())
 }
 
-/// Sections train at the same time as a thread that builds layers, seeds and trains. Each section
-/// ends with the same weights.
+/// Several sections train while another thread builds layers, seeds the random generator and
+/// trains. Each section still ends with the same weights.
 #[test]
 fn sections_are_not_disturbed() {
     let section = || -> Result<Vec<String>> {
@@ -83,7 +84,8 @@ fn sections_are_not_disturbed() {
     set_numerics(now.tf32, now.deterministic)
 })]
 #[case::section(|| random::seeded(2).map(drop))]
-// Leaving this region would clear the cache of cast weights, which all threads share.
+// When this autocast region ends, it would clear the cache of cast weights. All threads share this
+// cache, so the thread must wait.
 #[case::autocast(|| AutocastGuard::enter(Device::Cpu, Kind::BFloat16).map(drop))]
 fn other_threads_wait_until_a_section_ends(#[case] draws: fn() -> Result<()>) -> Result<()> {
     let section = random::seeded(1)?;
@@ -103,8 +105,8 @@ fn other_threads_wait_until_a_section_ends(#[case] draws: fn() -> Result<()>) ->
     Ok(())
 }
 
-/// A section that begins inside another section seeds the generators again. When it ends, the outer
-/// section is still in force.
+/// A section inside another section seeds the random generators again. When the inner section ends,
+/// the outer section still has exclusive use of the generators.
 #[test]
 fn an_inner_section_seeds_again() -> Result<()> {
     let draw = || Vec::<f32>::try_from(Tensor::rand([4], (Kind::Float, Device::Cpu)));
@@ -151,9 +153,9 @@ impl Callback for Late {
     }
 }
 
-/// A run that began outside of a section cannot begin a section: other threads may already have
-/// disturbed its random numbers, so that it is not reproducible. A run inside a section can begin
-/// an inner section.
+/// If a run began outside of a section, it cannot begin a section later. Other threads may already
+/// have changed its random numbers, so the run would not be reproducible. A run inside a section
+/// can begin an inner section.
 #[test]
 fn a_run_outside_of_a_section_cannot_begin_one() -> Result<()> {
     let train = || -> Result<Option<String>> {
@@ -171,7 +173,8 @@ fn a_run_outside_of_a_section_cannot_begin_one() -> Result<()> {
     Ok(())
 }
 
-/// A data set that builds a layer, and so draws its weights, in each batch.
+/// A data set that builds a layer for each batch. The initial weights of the layer use random
+/// numbers.
 struct Drawn;
 
 impl Dataset for Drawn {
@@ -213,8 +216,8 @@ fn a_data_loader_belongs_to_the_section() {
     assert!(status.is_some_and(|status| status.success()), "{status:?}; None: no exit in 60 s");
 }
 
-/// The data loader's thread shares the training thread's exclusive use of the random generators. It
-/// can draw random numbers without waiting for the training thread.
+/// The training thread has exclusive use of the random generators, and the data loader's thread
+/// shares this use. It can therefore use random numbers without waiting for the training thread.
 #[test]
 #[ignore = "is run by the test above, in a process of its own"]
 fn loads_within_a_section() -> Result<()> {

@@ -32,8 +32,8 @@ fn config(precision: Precision) -> TrainerConfig {
         .with(|config| config.logging.log_every_n_steps = 1)
 }
 
-/// A layer that returns its input, multiplied by infinity in those training passes, counted from 0,
-/// for which `bad` returns true.
+/// A layer that returns its input. It counts the forward passes in training from 0. If `bad`
+/// returns true for the number of a forward pass, the layer multiplies the input by infinity.
 struct Faulty {
     bad: fn(u32) -> bool,
     runs: Rc<Cell<u32>>,
@@ -63,8 +63,8 @@ fn faulty(bad: fn(u32) -> bool) -> Result<Model> {
     Ok(Model::regression(Sequential::new(layers), sgd))
 }
 
-/// Trains for twenty steps on two examples. The search for causes is off, because its second runs
-/// would be counted.
+/// Trains for twenty steps on two examples. The search for the causes of skipped steps is off,
+/// because it runs steps a second time, and the layer would count these forward passes.
 fn train(config: &TrainerConfig, model: &mut Model) -> Result<RunRecord> {
     let config = config.clone().with(|config| config.recovery.provenance = false);
     fit(&config, model, &in_order(constant(40, 4, 0.5)?, 2)?).1
@@ -126,8 +126,8 @@ fn too_many_non_finite_steps_in_a_row_end_the_run() -> Result<()> {
 #[case::skip(NonFinite::Skip)]
 fn a_run_stops_only_if_the_scaler_cannot_help(#[case] policy: NonFinite) -> Result<()> {
     let _generator = seeded(0);
-    // The first scales are so large that steps overflow, although the loss is finite. The scaler
-    // skips these steps under both policies.
+    // The first loss scales are so large that gradients overflow, although the loss is finite. The
+    // scaler skips these steps under each of the two policies.
     let scaler = GradScalerConfig { init_scale: 2f64.powi(30), ..Default::default() };
     let config = config(Precision::F16Mixed).with(|config| {
         config.recovery.on_non_finite = policy;
@@ -140,8 +140,9 @@ fn a_run_stops_only_if_the_scaler_cannot_help(#[case] policy: NonFinite) -> Resu
     Ok(())
 }
 
-/// With `LowerScale`, a step that overflows is repeated with the same examples at a lower scale. No
-/// example is skipped: the weights equal those of a run that began at the final scale.
+/// With `LowerScale`, a step whose gradients overflow is repeated with the same examples and a
+/// lower loss scale. No example is skipped, so the weights equal those of a run that began with the
+/// final loss scale.
 #[test]
 fn lowering_the_scale_repeats_the_same_examples() -> Result<()> {
     let train = |init_scale: f64, policy: NonFinite| -> Result<_> {
@@ -180,11 +181,11 @@ fn the_last_good_state_is_restored() -> Result<()> {
     let mut model = faulty(|run| run == 7)?;
     let record = train(&restoring, &mut model)?;
     assert_eq!(record.recoveries, [(8, Recovery::Restored { global_step: 5 })]);
-    // Before the rollback 7 steps were applied, of which 5 remain. The 12 batches that are left add
-    // 12 steps.
+    // Before the rollback, 7 steps were applied, and the rollback undoes 2 of them. The remaining
+    // 12 batches add 12 steps.
     assert_eq!((record.end.global_step, record.end.skipped), (17, 1));
-    // All examples are equal, so the weights equal those of a run of 17 good steps, including the
-    // effect of momentum.
+    // All examples are equal. The weights therefore equal those of a run of 17 steps without a
+    // fault, and so does the momentum.
     let _ = amp_core::hardware::seed_everything(0);
     let mut straight = faulty(|_| false)?;
     let config = TrainerConfig { max_steps: Some(17), ..config(Precision::F32True) };
@@ -285,8 +286,8 @@ impl Module for Room {
     }
 }
 
-/// A batch that does not fit is halved until its parts fit; the step equals the step of the whole
-/// batch.
+/// If a batch does not fit into memory, it is halved until its parts fit. The step then equals the
+/// step of the whole batch.
 #[rstest]
 #[case::one_batch(1)]
 #[case::windows(3)]
@@ -331,8 +332,8 @@ fn a_batch_that_does_not_fit_is_split(#[case] window: i64) -> Result<()> {
     Ok(())
 }
 
-/// A batch is also split if the CUDA device itself runs out of memory. Here activations of 64 GiB
-/// do not fit, but a quarter of them does.
+/// A batch is also split if the CUDA device itself runs out of memory. The activations of the batch
+/// need 64 GiB and do not fit. The activations of a quarter of the batch fit.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_batch_that_does_not_fit_on_cuda_is_split() -> Result<()> {

@@ -1,4 +1,4 @@
-//! Recurrent layers: their dtypes, their dropout, and the inputs they refuse.
+//! Tests of recurrent layers: their dtypes, their dropout, and which inputs they refuse.
 
 use amp_core::{
     Module, Result,
@@ -27,7 +27,7 @@ fn random(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(shape, (Kind::Float, device())).to_kind(kind).set_requires_grad(true)
 }
 
-/// Runs the layer in this precision, and returns its output and gradients.
+/// Runs the layer in this precision. Returns the output and the gradients.
 fn ran(precision: Precision, config: LstmConfig, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
     let _generator = seeded(1);
     let policy = Policy::new(precision, device());
@@ -79,8 +79,9 @@ fn each_precision_computes_in_its_dtype(
     Ok(())
 }
 
-/// Without dropout all layers run in one call, and with dropout they run one by one. Evaluation
-/// equals training without dropout, and a dropout of 0 changes nothing.
+/// Without dropout, one call of libtorch runs all layers of an LSTM. With dropout, the layers run
+/// one by one. Evaluation gives the same output as training without dropout, and a dropout of 0
+/// changes nothing.
 #[test]
 fn layers_run_one_by_one_equal_layers_run_together() -> Result<()> {
     let config =
@@ -126,8 +127,8 @@ fn dropout_acts_between_layers() -> Result<()> {
     Ok(())
 }
 
-/// On the CPU, dropout between layers drops the same elements as libtorch's layers, for padded and
-/// packed sequences.
+/// On the CPU, dropout between recurrent layers sets the same elements to zero as in libtorch's
+/// layers, for padded and for packed sequences.
 #[rstest]
 fn dropout_drops_libtorchs_elements(#[values(false, true)] is_packed: bool) -> Result<()> {
     let _generator = seeded(6);
@@ -231,7 +232,8 @@ fn invalid_inputs_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Recurrent layers built by attributes, one of them in a precision region.
+/// A model whose recurrent layers are built by attributes. One of the layers is in a precision
+/// region.
 #[derive(Module)]
 #[forward(|ids, lengths: &Tensor| {
     let x = words(ids)?;
@@ -266,8 +268,8 @@ fn last_of(h: &Tensor) -> Result<Tensor> {
     Ok(h.f_narrow(0, -1, 1)?)
 }
 
-/// The dtype probe reports every product under its layer's path, in the dtype of the layer's
-/// precision region.
+/// The dtype probe reports every matrix product under the path of its layer, in the dtype of the
+/// layer's precision region.
 #[test]
 fn attributes_build_recurrent_layers() -> Result<()> {
     let _generator = seeded(0);

@@ -20,7 +20,7 @@ use crate::support::{
     seeded,
 };
 
-/// A linear layer, optionally in a precision region, and optionally with inner layers that run
+/// A linear layer. It may be in a precision region, and it may contain an inner `Part` that runs
 /// before it.
 struct Part {
     region: Option<Region>,
@@ -72,7 +72,8 @@ struct Run {
     output: Kind,
 }
 
-/// Runs `part` forward and backward with these overrides by path, and returns all dtypes.
+/// Runs `part` forward and backward. `islands` assigns precision regions to layers by their paths.
+/// Returns all dtypes.
 fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<Run> {
     let policy = Policy::new(precision, Device::Cpu);
     let islands: BTreeMap<_, _> =
@@ -102,9 +103,10 @@ fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<
     })
 }
 
-/// Under each precision, a region sets the dtypes of its parameters and of its matrix products, but
-/// not of the products around it. In a mixed run the region's dtype is used. In a `*-true` run a
-/// region can only raise the dtype, so that the baseline stays the baseline.
+/// Under each precision, a precision region sets the dtypes of its parameters and of its matrix
+/// products, but not those of the matrix products around it. In a run with mixed precision, the
+/// dtype of the region is used. In a `*-true` run, a region can only raise the dtype, so that the
+/// 32-true run (the baseline) has no lower dtypes.
 #[rstest]
 #[case(Precision::F16Mixed, Region::Fp32, Kind::Float, Kind::Float)]
 #[case(Precision::F16Mixed, Region::Bf16, Kind::Float, Kind::BFloat16)]
@@ -141,8 +143,8 @@ fn a_region_applies_to_its_part_alone(
     Ok(())
 }
 
-/// Precision regions can be nested: a region of bf16 inside a region of f32, in an f16 run. After
-/// each region the state of the region around it is restored.
+/// Precision regions can be nested. Here a bf16 region is inside an f32 region, in an f16 run.
+/// After each region, the autocast state of the surrounding region is restored.
 #[test]
 fn regions_nest() -> Result<()> {
     let _generator = seeded(0);
@@ -156,8 +158,8 @@ fn regions_nest() -> Result<()> {
     Ok(())
 }
 
-/// In a `*-true` run with nested regions, a layer and its parameters have the dtype of the
-/// innermost region that raises the dtype of the run.
+/// In a `*-true` run with nested precision regions, a layer and its parameters have the dtype of
+/// the innermost region that raises the dtype of the run.
 #[test]
 fn a_region_inside_a_raised_one_raises_from_the_runs_dtype() -> Result<()> {
     let _generator = seeded(0);
@@ -231,8 +233,8 @@ fn a_panic_inside_a_region_restores_autocast() -> Result<()> {
     Ok(())
 }
 
-/// Placing a model changes its tensors in place, so that the tensors that an optimizer holds remain
-/// valid.
+/// Placing a model on a device changes the data of its tensors in place. Tensors that an optimizer
+/// already refers to therefore stay valid.
 #[test]
 fn handles_taken_before_placing_remain_valid() -> Result<()> {
     let _generator = seeded(0);
@@ -282,8 +284,8 @@ struct Inside {
     head: Linear,
 }
 
-/// A model that calls the block's layers through a reference to the block, so that they have no
-/// path.
+/// A model that calls the layers of a block through a plain reference to the block. The layers
+/// therefore run without a path.
 #[derive(LightningModule)]
 #[forward(|x| {
     let block: &Inside = &self.block;
@@ -305,8 +307,8 @@ struct Through {
     block: Inside,
 }
 
-/// If the model runs a layer without its declared precision region, the run ends with an error. The
-/// tests of `amp-verify` cover steps whose forward passes run under other contexts.
+/// If the model runs a layer without the precision region that the layer declares, the run ends
+/// with an error. The tests of `amp-verify` cover steps whose forward passes use other contexts.
 #[test]
 fn a_region_that_was_bypassed_is_refused() -> Result<()> {
     let _generator = seeded(0);

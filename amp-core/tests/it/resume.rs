@@ -105,8 +105,8 @@ pub(crate) fn fingerprint(model: &Model) -> String {
         .collect()
 }
 
-/// Returns an event as JSON without its times, or `None` for events that may differ in a resumed
-/// run.
+/// Returns an event as JSON without its times. Returns `None` for events that may differ between a
+/// resumed run and a run without interruption.
 fn comparable(event: &Event) -> Option<Value> {
     if matches!(event, Event::FitStart(_) | Event::Observed(_) | Event::Note { .. }) {
         return None;
@@ -118,7 +118,7 @@ fn comparable(event: &Event) -> Option<Value> {
     Some(value)
 }
 
-/// Trains and returns the events.
+/// Trains the model. Returns the events and the result of the training run.
 pub(crate) fn run(
     trainer: Trainer<'_>,
     model: &mut Model,
@@ -126,8 +126,8 @@ pub(crate) fn run(
 ) -> (Vec<Event>, Result<RunRecord>) {
     let events = Rc::new(RefCell::new(Vec::new()));
     let kept = events.clone();
-    // The closure is leaked so that its borrow is `'static` and does not restrict the trainer's
-    // other borrows.
+    // The closure is leaked. Its borrow is then `'static` and does not restrict the lifetime of the
+    // trainer.
     let listen = Box::leak(Box::new(move |event: &Event| -> Result<()> {
         kept.borrow_mut().push(event.clone());
         Ok(())
@@ -166,8 +166,8 @@ fn resuming_at_any_step_equals_an_uninterrupted_run(
         assert!(record.end.skipped > 0 && record.end.global_step > 0, "{:?}", record.end);
     }
     for step in 1..=steps {
-        // A resumed run begins with another seed, because only the checkpoint may determine its
-        // random numbers.
+        // A resumed run begins with another seed, so that its random numbers are right only if the
+        // checkpoint restores them.
         let _generator = seeded(100 + step as u64);
         let path = file(folder.path(), step);
         let mut resumed = model(optimizer)?;
@@ -202,8 +202,8 @@ pub(crate) fn short(precision: Precision) -> TrainerConfig {
     TrainerConfig { max_epochs: 1, ..TrainerConfig::new(precision, device()) }
 }
 
-/// A run that is stopped in the middle of an epoch and resumed reports the values of the whole
-/// epoch; callbacks continue with the values they had.
+/// A run is stopped in the middle of an epoch and resumed. It reports the values of the whole
+/// epoch, and callbacks continue with their saved state.
 #[test]
 fn a_run_stopped_in_an_epoch_resumes_in_its_middle() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -292,8 +292,8 @@ fn a_run_that_fell_back_resumes_in_bf16() -> Result<()> {
     Ok(())
 }
 
-/// A resumed run neither compares nor deletes the best files that a checkpoint names, if they are
-/// in another folder or no longer exist.
+/// A checkpoint names the best files that were saved so far. If these files are in another folder
+/// or no longer exist, a resumed run neither compares with them nor deletes them.
 #[test]
 fn best_files_of_another_folder_are_kept() -> Result<()> {
     let (one, other) = (tempdir().expect("a folder"), tempdir().expect("a folder"));

@@ -1,4 +1,5 @@
-//! A damaged checkpoint is refused and changes nothing; a valid one is also a file of weights.
+//! Tests that a damaged checkpoint is refused without changing anything, and that a valid
+//! checkpoint can also be used as a file of weights.
 
 use std::{fs, path::Path};
 
@@ -16,7 +17,8 @@ use crate::{
     },
 };
 
-/// Returns the error of resuming from `path`. Asserts that the model is unchanged.
+/// Resumes from `path`, which must fail, and returns the error. Asserts that the model did not
+/// change.
 fn refused(path: &Path, config: &TrainerConfig, batch_size: i64) -> Result<String> {
     let _generator = seeded(2);
     let mut model = Model::regression(linear(8, 8)?, adam);

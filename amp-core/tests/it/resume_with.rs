@@ -1,4 +1,5 @@
-//! Runs that are resumed with other options: refused, or continued as requested.
+//! Tests of runs that are resumed with other options. They are refused, or continued as the user
+//! requested.
 
 use std::path::{Path, PathBuf};
 
@@ -152,9 +153,9 @@ fn a_new_rate_needs_permission() -> Result<()> {
     Ok(())
 }
 
-/// A run with another batch size continues the epoch after the same number of examples: after 4 of
-/// 6 batches of 2 examples, it continues after 2 of 3 batches of 4. With other data the epoch
-/// restarts.
+/// A run that is resumed with another batch size continues the epoch after the same number of
+/// examples. After 4 of 6 batches of 2 examples, it continues after 2 of 3 batches of 4 examples.
+/// With other data, the epoch restarts.
 #[test]
 fn an_epoch_continues_after_the_same_number_of_examples() -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -191,8 +192,8 @@ fn halved(gamma: f64) -> OptimizerConfig {
         .with_scheduler(schedule, Interval::Epoch)
 }
 
-/// Other changed options than the rate are refused by name, and accepted with permission (see
-/// examples#816).
+/// If an option other than the learning rate has changed, resuming is refused and the error names
+/// the option. With the user's permission, the run continues (see examples#816).
 #[test]
 fn other_changed_options_need_permission() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

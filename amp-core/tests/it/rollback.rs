@@ -89,16 +89,16 @@ fn a_skipped_step_changes_nothing() -> Result<()> {
     let with = data(5, &[2])?;
     let (skipped, record) = train(config(NonFinite::Skip), &with)?;
     assert_eq!((record.end.skipped, record.end.global_step), (1, 4));
-    // The run to compare with has the same examples without the third batch, and the scale after
-    // the skip.
+    // The run to compare with is trained on the same examples without the third batch. It starts
+    // with the loss scale that the first run has after the skipped step.
     let all = with.train.head(40)?;
     let keep: Vec<i64> = (0..16).chain(24..40).collect();
     let index = Tensor::from_slice(&keep);
     let pick = |name| Ok::<_, amp_core::Error>(all.required(name)?.index_select(0, &index));
     let rest = Batch::new(pick("input")?, pick("target")?)?;
     let without = DataModule { train: rest.into(), ..with };
-    // The skip halved the scale of the first run only. The scale is a power of two, so it does not
-    // change the bits.
+    // The skipped step has halved the loss scale only in the first run. The loss scale is a power
+    // of two, so this does not change the bits.
     let (straight, record) = train(config(NonFinite::Skip), &without)?;
     assert_eq!(record.end.skipped, 0);
     same(&skipped, &straight);

@@ -25,8 +25,8 @@ fn sorted(mut order: Vec<i64>) -> Vec<i64> {
     order
 }
 
-/// Examples are drawn in proportion to their weights, within five standard deviations of the
-/// binomial distribution. Examples with weight 0 are never drawn, at either end and in the middle.
+/// Each example is chosen in proportion to its weight, within five standard deviations of the
+/// binomial distribution. Examples with weight 0 are never chosen, at each end and in the middle.
 #[test]
 fn examples_are_drawn_in_proportion_to_their_weights() -> Result<()> {
     let weights = [0.0, 1.0, 2.5, 0.0, 0.5, 6.0, 0.0];
@@ -60,8 +60,8 @@ fn balanced_weights_draw_each_class_equally_often() -> Result<()> {
     Ok(())
 }
 
-/// `Bucketed` draws every example once. If all examples are in one pool, the ranges of lengths in
-/// two batches do not overlap, and the batches are in random order.
+/// `Bucketed` returns every example once. If all examples are in one pool, the lengths in two
+/// batches do not overlap, and the batches are in random order.
 #[rstest]
 fn batches_have_similar_lengths(#[values(60, 67)] examples: i64) -> Result<()> {
     let lengths: Vec<i64> = (0..examples).map(|at| at * 37 % 61).collect();
@@ -131,8 +131,8 @@ fn processes_get_the_same_examples_as_in_torch(
     Ok(())
 }
 
-/// Each example is drawn by exactly one process. Batches that all processes draw at the same time
-/// have similar lengths.
+/// Each example is returned in exactly one process. The batches that all processes read at the same
+/// time have similar lengths.
 #[test]
 fn processes_share_an_order() -> Result<()> {
     let lengths: Vec<i64> = (0..48).map(|at| at * 29 % 48).collect();
@@ -166,7 +166,7 @@ fn a_subset_follows_the_other_samplers_order() -> Result<()> {
     Ok(())
 }
 
-/// A user-defined sampler with a planted fault in its length or its examples.
+/// A user-defined sampler. Its length or its examples contain a planted fault.
 #[derive(Debug)]
 struct Given(i64, Vec<i64>);
 
@@ -194,8 +194,8 @@ fn order(loader: &DataLoader, first: i64) -> Result<Vec<Vec<f64>>> {
     loader.epoch(2, first)?.map(|batch| Ok(values(batch?.required("target")?))).collect()
 }
 
-/// Batches have the examples of the sampler in its order, including repetitions. This holds for
-/// data on the device and on the host, and if an epoch begins at any of its batches.
+/// The batches contain the examples of the sampler in its order, including repeated examples. This
+/// holds for data on the device and on the host, and for an epoch that begins at a later batch.
 #[rstest]
 fn batches_follow_the_sampler(
     #[values(Placement::Device, Placement::Host)] placement: Placement,
@@ -329,7 +329,7 @@ fn a_resumed_run_continues_in_the_samplers_order() -> Result<()> {
     Ok(())
 }
 
-/// The trainer's default order is `Shuffled`.
+/// If no sampler is given, the trainer uses the order of `Shuffled`.
 #[test]
 fn the_default_order_is_shuffled() -> Result<()> {
     let own = {

@@ -1,4 +1,5 @@
-//! With `save_on_error`, a run that ends with an error saves its state from before the failed step.
+//! Tests of `save_on_error`. If a run ends with an error, it saves its state from before the failed
+//! step.
 
 use std::{cell::Cell, path::Path};
 
@@ -126,8 +127,8 @@ fn run(
             config.max_epochs = 3;
             config.optimization.accumulate_grad_batches = window;
         });
-        // A resumed run begins with another seed, because only the checkpoint may determine its
-        // random numbers.
+        // A resumed run begins with another seed, so that its random numbers are right only if the
+        // checkpoint restores them.
         let _section = seeded(if resume { 1 } else { 0 });
         let trainer = Trainer::new(config).save_on_error(save_to).callback(Fails(0));
         let trainer = if resume { trainer.resume_from(save_to) } else { trainer };
@@ -143,7 +144,7 @@ fn run(
     (outcome, notes)
 }
 
-/// A run that was saved after an error resumes bit for bit, including batch statistics, random
+/// A run that was saved after an error resumes bit for bit. This includes batch statistics, random
 /// numbers, the running sums of logged values, momentum and schedule.
 #[rstest]
 #[case::first_batch(At::Batch(0), 1)]
@@ -172,8 +173,8 @@ fn a_run_saved_after_an_error_resumes_bit_for_bit(
     Ok(())
 }
 
-/// If a step fails after it has changed the weights, the run is not saved, because a resumed run
-/// would repeat the step.
+/// If a step has changed the weights and then fails, the run is not saved. A run that resumed from
+/// such a file would make the step twice.
 #[test]
 fn a_step_that_changed_weights_before_its_error_is_not_saved() {
     let folder = tempdir().expect("a folder");
@@ -187,7 +188,8 @@ fn a_step_that_changed_weights_before_its_error_is_not_saved() {
     assert!(!path.exists());
 }
 
-/// If saving fails, a note reports it, and the run ends with its original error.
+/// If saving after an error fails, a note reports this failure, and the run ends with its original
+/// error.
 #[test]
 fn a_file_that_cannot_be_written_is_a_note() {
     let folder = tempdir().expect("a folder");

@@ -31,8 +31,8 @@ struct Part(
 /// Compares every step of a family of recorded runs (traces): the scale's bits on the device and in
 /// the host's copy, the tracker, the skipped steps, the unscaled gradients and the parameters.
 ///
-/// The traces cover rules 3 (reciprocal in f64), 4 (skip on any non-finite gradient), 5 (growth,
-/// backoff, the limits of f32) and 6 (one update for several optimizers).
+/// The recorded traces cover rules 3 (reciprocal in f64), 4 (skip if any gradient is not finite), 5
+/// (growth, backoff, the limits of f32) and 6 (one update for several optimizers).
 #[rstest]
 #[case::random("random", 512)]
 #[case::top("top", 80)]
@@ -86,8 +86,9 @@ fn replay(name: &str, trace: &Value) -> amp_core::Result<()> {
         {
             let part: Part = serde_json::from_value(part.clone()).expect("six fields");
             let name = format!("{name}, optimizer {index}");
-            // torch's fused kernel divides by the scale, all other code multiplies by its
-            // reciprocal. The bits are the same if the scale is a power of two.
+            // torch's fused kernel divides by the loss scale. All other code multiplies by the
+            // reciprocal of the scale. If the scale is a power of two, the results have the same
+            // bits.
             let fused = trace["fused"] == 1 && part.0 == "s";
             let exact = !fused || scale_before.log2().fract() == 0.0;
             drive(&name, &mut scaler, optimizer.as_mut(), &part, fused, exact)?;
@@ -130,8 +131,8 @@ fn drive(
     set_gradients(optimizer, &grads);
     let gradients = scaler.gradients(optimizer)?;
     let gradients = scaler.unscale(gradients)?;
-    // torch unscales also in skipped steps, except in its fused kernel, which leaves gradients
-    // scaled.
+    // torch unscales the gradients of skipped steps too. Only its fused kernel does not change
+    // them.
     if !(fused && *applied == 0) {
         let expected = unscaled.as_ref().unwrap_or(given).iter().zip(optimizer.parameters().iter());
         for (expected, parameter) in expected {
@@ -180,8 +181,9 @@ fn compare(tensor: &Tensor, expected: &str, exact: bool, what: &str) {
     }
 }
 
-/// The backward pass starts from the scale: the gradient of three times a weight is three times the
-/// scale, for a loss of any dtype, without dimensions or with one of size 1. A loss with several
+/// The backward pass starts with the loss scale as the gradient of the loss. If the loss is three
+/// times a weight, the gradient of the weight is therefore three times the scale. This holds for a
+/// loss of any dtype, without dimensions or with one dimension of size 1. A loss with several
 /// elements is refused.
 #[rstest]
 fn backward_starts_from_the_scale(

@@ -1,4 +1,4 @@
-//! Wrong uses of GradScaler, saving and restoring, and the limits of its range.
+//! Tests of wrong uses of GradScaler, of saving and restoring it, and of the limits of its range.
 
 use amp_core::{
     Result,
@@ -16,7 +16,8 @@ use crate::support::{
     parameter, set_gradients,
 };
 
-/// Builds SGD for the parameters `p0`, `p1`, … with these dtypes. Their elements are ones.
+/// Builds SGD for the parameters `p0`, `p1`, …, one for each of these dtypes. The elements of the
+/// parameters are ones.
 fn optimizer(kinds: &[Kind]) -> Result<Box<dyn Optimizer>> {
     let ones = |kind: &Kind| Tensor::ones([2], (*kind, Device::Cpu));
     let parameters =
@@ -40,10 +41,10 @@ fn unscaled(scaler: &mut GradScaler, optimizer: &dyn Optimizer) -> Result<Gradie
     scaler.unscale(gradients)
 }
 
-/// [2], [9]: misuse that torch refuses is refused here too, at the same call or an earlier one.
-/// Mistakes that the types exclude (a closure, LBFGS, a number as a loss, a scale with two
-/// elements) are not listed. torch requires a scaled loss only before the first step; here it is
-/// required in every step.
+/// [2], [9]: if torch refuses a wrong use of GradScaler, it is refused here too, at the same call
+/// or at an earlier one. Mistakes that the Rust types exclude (a closure, LBFGS, a number as a
+/// loss, a scale with two elements) are not listed. torch requires a scaled loss only before the
+/// first step. Here it is required in every step.
 #[rstest]
 #[case("unscale_twice", "already unscaled since the last update")]
 #[case("unscale_twice_after_an_update", "run backward on scale(loss)")]
@@ -83,9 +84,9 @@ fn misuse_that_torch_refuses_is_refused(#[case] name: &str, #[case] says: &str) 
     Ok(())
 }
 
-/// [9]: the other recorded refusals of torch cannot be written here. A step takes no closure, so
-/// LBFGS does not exist; a loss is a tensor; an update takes no scale. The test checks that every
-/// recorded case is covered.
+/// [9]: the remaining wrong uses that torch refuses cannot be written in Rust. A step accepts no
+/// closure, so LBFGS does not exist; a loss is always a tensor; an update accepts no scale. The
+/// test checks that every recorded case is in one of the two tests.
 #[test]
 fn the_types_exclude_all_other_misuse() {
     const REFUSED: usize = 19;
@@ -142,8 +143,8 @@ fn perform(
     }
 }
 
-/// If the scaled gradients of an optimizer are taken twice, they are divided by the scale only
-/// once.
+/// If the scaled gradients of an optimizer are requested twice, they are divided by the loss scale
+/// only once.
 #[test]
 fn gradients_taken_twice_are_unscaled_once() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float])?);
@@ -157,7 +158,8 @@ fn gradients_taken_twice_are_unscaled_once() -> Result<()> {
     Ok(())
 }
 
-/// After an update the gradients may belong to another iteration, so they cannot be used.
+/// After an update of the scaler, earlier gradients may belong to another iteration, so using them
+/// is refused.
 #[test]
 fn gradients_kept_beyond_an_update_are_refused() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float])?);
@@ -228,7 +230,8 @@ fn gradients_outlive_those_of_their_parameters() -> Result<()> {
     Ok(())
 }
 
-/// [7]: for f16 gradients the error names the parameter; bf16 and f64 gradients are unscaled.
+/// [7]: f16 gradients are refused, and the error names the parameter. bf16 and f64 gradients are
+/// unscaled.
 #[test]
 fn f16_gradients_are_refused_and_bf16_gradients_accepted() -> Result<()> {
     let (mut scaler, mut mixed) = (scaler()?, optimizer(&[Kind::Float, Kind::Half])?);
@@ -245,7 +248,8 @@ fn f16_gradients_are_refused_and_bf16_gradients_accepted() -> Result<()> {
     Ok(())
 }
 
-/// [8]: a saved state has PyTorch's keys, and a scaler that loads it behaves like the saved one.
+/// [8]: the saved state has the same keys as in PyTorch. A scaler that loads this state behaves
+/// like the scaler that saved it.
 #[test]
 fn a_restored_scaler_continues_like_the_saved_one() -> Result<()> {
     let oracle = &oracle!("grad_scaler.json")["state_dict"];
@@ -350,7 +354,8 @@ fn constants_out_of_range_are_refused(#[case] config: GradScalerConfig, #[case] 
     assert!(message(GradScaler::new(Device::Cpu, config)).contains(names));
 }
 
-/// A disabled scaler has the same methods, does not scale and never skips, for any gradients.
+/// A disabled scaler has the same methods as an enabled one. It does not scale the loss and never
+/// skips a step, whatever the gradients are.
 #[test]
 fn a_disabled_scaler_only_steps() -> Result<()> {
     let (mut scaler, mut optimizer) =

@@ -24,7 +24,7 @@ use crate::support::{
     parameter,
 };
 
-/// Returns the rates of `count` steps.
+/// Returns the learning rates of the first `count` steps.
 pub(crate) fn rates(
     schedule: &dyn BuildScheduler,
     base: Rates,
@@ -75,8 +75,8 @@ fn plateau(case: &Value) -> ReduceLrOnPlateau {
     }
 }
 
-/// A plateau schedule equals torch's: the rate after each of 100 recorded values, some of which are
-/// NaN.
+/// A plateau schedule gives the same learning rates as torch's. The rates are compared after each
+/// of 100 recorded values, some of which are NaN.
 #[rstest]
 fn a_plateau_equals_torchs(
     #[values("defaults", "min_rel", "max_abs_cooldown", "nan")] name: &str,
@@ -129,8 +129,8 @@ fn groups_have_torchs_rates(
     };
     let one = Tensor::from_slice(&[1.0_f32]);
     let mut scheduled = config.build(vec![parameter("first", &one), parameter("second", &one)])?;
-    // The 101st recorded rate is not compared, because torch's OneCycle rises again after its
-    // cycle.
+    // The 101st recorded rate is not compared, because the rate of torch's OneCycleLR rises again
+    // after its cycle.
     for step in 0..100 {
         for rates in scheduled.rates() {
             assert_eq!(rates.optimizer, "AdamW");
@@ -165,8 +165,9 @@ fn a_monitored_value_must_be_logged() -> Result<()> {
     Ok(())
 }
 
-/// After its last step, OneCycle keeps its last rate. torch's OneCycleLR rises again and then
-/// raises an error, so that one optimizer step or epoch too many ends a run.
+/// After its last step, OneCycle keeps its last learning rate. The rate of torch's OneCycleLR rises
+/// again, and then the schedule raises an error. One optimizer step or epoch too many therefore
+/// ends a run in torch.
 #[test]
 fn one_cycle_holds_its_last_rate_where_torch_turns_back_up() -> Result<()> {
     let oracle = oracle!("schedulers.json");
@@ -187,9 +188,10 @@ fn one_cycle_leaves_an_optimizer_without_momentum() -> Result<()> {
     Ok(())
 }
 
-/// The schedule follows transformers' `get_cosine_schedule_with_warmup`: t / warm-up, then half a
-/// cosine. The recorded warm-ups of torch are `LambdaLR` with (t + 1) / warm-up. They differ during
-/// the warm-up; afterwards the cosines are equal up to rounding.
+/// The schedule is that of transformers' `get_cosine_schedule_with_warmup`: t / warm-up during the
+/// warm-up, then half a cosine. The recorded warm-ups of torch are `LambdaLR` with (t + 1) /
+/// warm-up. During the warm-up, the two therefore differ. After it, the cosines are equal up to
+/// rounding.
 #[test]
 fn warmup_cosine_follows_its_formula() -> Result<()> {
     let schedule = WarmupCosine { warmup_steps: 10, total_steps: 100 };
@@ -265,8 +267,8 @@ fn options_out_of_range_are_refused(#[case] schedule: &dyn BuildScheduler, #[cas
     assert!(said.contains(says), "{said}");
 }
 
-/// Options without a valid rate are refused. torch's LinearLR refuses a start of 0; other schedules
-/// of torch return NaN.
+/// Options that give no valid learning rate are refused. torch's LinearLR also refuses a start
+/// factor of 0. Other schedules of torch return NaN.
 #[rstest]
 #[case(&LinearLr { start_factor: 0.0, ..Default::default() }, "start_factor is 0, but must be in (0, 1]")]
 #[case(&LinearLr { start_factor: f64::NAN, ..Default::default() }, "start_factor is NaN")]
@@ -299,7 +301,7 @@ fn options_without_a_valid_rate_are_refused(
     assert!(said.contains(says), "{said}");
 }
 
-/// A user-defined schedule with invalid rates.
+/// A user-defined schedule that returns an invalid learning rate.
 struct Own(f64);
 
 impl BuildScheduler for Own {
@@ -351,8 +353,8 @@ fn a_schedule_with_an_invalid_rate_ends_the_run(
     Ok(())
 }
 
-/// pytorch#47513: if the best value is negative, the threshold is relative to its absolute value.
-/// torch considers -0.96 better than -1.0.
+/// pytorch#47513: if the best value is negative, the threshold is relative to the absolute value of
+/// the best value. torch instead treats -0.96 as better than -1.0.
 #[rstest]
 #[case(Mode::Min, -1.0, [-0.96, -1.04, -1.06], [false, false, true])]
 #[case(Mode::Max, -1.0, [-1.04, -0.96, -0.94], [false, false, true])]

@@ -32,10 +32,10 @@ fn lambda_warmup_cosine(t: i64) -> f64 {
     }
 }
 
-/// Every one of 101 recorded rates is equal, and the momentum (Adam's first beta) if the schedule
-/// changes it. For OneCycle only the 100 rates of its cycle are compared. The recorder checked that
-/// torch continues with these rates from its state_dict; here every seventh state is saved and
-/// loaded into a new schedule.
+/// All 101 learning rates equal the recorded ones. If the schedule changes the momentum (Adam's
+/// first beta), the momenta are equal too. For OneCycle, only the 100 rates of its cycle are
+/// compared. The recording script checked that torch continues with the same rates from its
+/// state_dict. Here every seventh state is saved and loaded into a new schedule.
 #[rstest]
 #[case("cosine", &CosineAnnealing { t_max: 50, eta_min: 0.0 }, 101)]
 #[case("cosine_eta_min", &CosineAnnealing { t_max: 50, eta_min: 1e-5 }, 101)]
@@ -162,9 +162,8 @@ impl Schedule for InverseRoot {
     }
 }
 
-/// A user-defined schedule with state. It halves the rate after each interval in which the loss was
-/// above
-/// 1.
+/// A user-defined schedule that has state. It halves the learning rate after each interval in which
+/// the loss was above 1.
 struct Halving;
 
 struct HalvingRunning {
@@ -222,8 +221,8 @@ fn advance(scheduled: &mut Scheduled, loss: f64) -> Result<[f64; 2]> {
     Ok([0, 1].map(|group| scheduled.rates()[group].rates.lr))
 }
 
-/// A user-defined formula changes the rate of every parameter group, starting from the group's own
-/// rate, and resumes from its saved state.
+/// A user-defined formula changes the learning rate of every parameter group, starting from the
+/// rate of this group. The schedule also resumes from its saved state.
 #[test]
 fn a_formula_is_enough_for_a_schedule() -> Result<()> {
     let mut straight = scheduled(InverseRoot { warmup_steps: 4 })?;
@@ -248,7 +247,7 @@ fn a_formula_is_enough_for_a_schedule() -> Result<()> {
 }
 
 mod own {
-    /// A user-defined struct, named by its path.
+    /// Attributes refer to this user-defined struct by its path.
     pub(super) use super::InverseRoot;
 }
 

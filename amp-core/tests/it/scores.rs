@@ -197,7 +197,7 @@ fn a_curve_of_positives_alone(#[values(None, Some(7))] thresholds: Option<i64>) 
     Ok(())
 }
 
-/// A NaN score makes the metric NaN, unless its example is ignored.
+/// If a score is NaN, the metric is NaN. The exception is a score of an ignored example.
 #[rstest]
 #[case::auroc(&Auroc::default())]
 #[case::auroc_in_bins(&Auroc { thresholds: Some(9), ..Default::default() })]
@@ -212,8 +212,8 @@ fn a_nan_score_makes_the_metric_nan(#[case] metric: &dyn Metric) -> Result<()> {
     Ok(())
 }
 
-/// For recall@k, an answer whose score equals those of other answers does not count as retrieved.
-/// If all outputs are equal, recall@k is 0.
+/// For recall@k, an answer is not counted as retrieved if its score equals the scores of other
+/// answers. If all outputs are equal, recall@k is therefore 0.
 #[test]
 fn ties_count_as_not_retrieved() -> Result<()> {
     let alike = Tensor::ones([6, 3], (Kind::Float, Device::Cpu));
@@ -292,7 +292,7 @@ fn a_class_out_of_range_is_refused(#[case] metric: &dyn Metric) {
     assert!(said.contains("float32 [2, 3]") && said.contains('3'), "{said}");
 }
 
-/// States of different shapes do not merge, and a reduction checks the state that it gets.
+/// States of different shapes cannot be merged. A reduction also checks the state that it gets.
 #[test]
 fn states_that_do_not_merge_are_refused() -> Result<()> {
     let counts = |size: i64| MetricState::sum(&zeros(&[size], Kind::Double));

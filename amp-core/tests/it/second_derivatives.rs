@@ -1,4 +1,5 @@
-//! Gradients of gradients, as in gradient penalties, through every layer that has its own kernels.
+//! Tests of gradients of gradients, which gradient penalties need, through every layer that has
+//! kernels of this project.
 
 use std::collections::BTreeMap;
 
@@ -65,7 +66,7 @@ fn gradients(
     Ok(named.map(|(parameter, gradient)| (parameter.name.clone(), gradient)).collect())
 }
 
-/// Second derivatives on every device and in every precision equal those in f64 on the CPU.
+/// On every device and in every precision, the second derivatives equal those in f64 on the CPU.
 #[rstest]
 #[case::linear(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Tanh)]), &[6, 8])]
 #[case::linear_relu(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Relu), Box::new(linear(8, 8)?)]), &[6, 8])]
@@ -134,7 +135,8 @@ fn gradients_of_penalties_equal_f64(
     Ok(())
 }
 
-/// Fused attention kernels have no second derivative; libtorch returns an error, not a wrong value.
+/// Fused attention kernels have no second derivative. libtorch returns an error and not a wrong
+/// value.
 #[test]
 fn attention_reports_that_it_has_no_second_derivative() {
     let build: Build =

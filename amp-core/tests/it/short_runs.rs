@@ -17,8 +17,8 @@ use crate::support::{
     seeded,
 };
 
-/// A run may be shorter than the warm-up, for example a trial run. The expected rates are those of
-/// transformers 5.3 with a base rate of 1.
+/// A run may be shorter than the warm-up, for example a trial run. The expected learning rates are
+/// those of transformers 5.3 with a base rate of 1.
 #[rstest]
 #[case(
     &WarmupCosine { warmup_steps: 5, total_steps: 4 },
@@ -49,8 +49,8 @@ fn a_warm_up_may_be_longer_than_the_schedule(
     Ok(())
 }
 
-/// A trial run of a few steps trains with the first learning rates of the full run. A run that is
-/// shorter than its warm-up prints a note. The full run has 30 steps, of which 10 are the warm-up.
+/// A trial run of a few steps uses the first learning rates of the full run. If a run is shorter
+/// than its warm-up, it prints a note. The full run has 30 steps, and its warm-up has 10.
 #[rstest]
 #[case::tried_out(|config: &mut TrainerConfig| config.loops.fast_dev_run = Some(2), None)]
 #[case::part_of_a_run(

@@ -16,7 +16,7 @@ use tempfile::{TempDir, tempdir};
 
 use crate::support::{bits::values, device, message};
 
-/// Returns a file with these bytes.
+/// Creates a temporary file that contains these bytes. Returns the folder and the path of the file.
 fn file(bytes: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join("data");
@@ -38,7 +38,8 @@ fn tokens(width: TokenWidth, count: u32) -> Vec<u8> {
     (0..count).flat_map(bytes).collect()
 }
 
-/// A token file has all windows that fit into it. The targets of a window are the next tokens.
+/// A token file returns every window of tokens that fits into the file. The targets of a window are
+/// the next tokens.
 #[rstest]
 #[case(TokenWidth::U16, 65535.0)]
 #[case(TokenWidth::U32, 4294967295.0)]
@@ -101,8 +102,9 @@ fn tokens_of_another_vocabulary_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Random windows begin anywhere, differently in each epoch and with each seed, but equally for any
-/// number of workers and after a resume in the middle of an epoch.
+/// Random windows can begin anywhere in the file. Their positions differ from epoch to epoch and
+/// from seed to seed. They do not depend on the number of workers or on whether the run was resumed
+/// in the middle of an epoch.
 #[test]
 fn random_windows_follow_from_the_seed() -> Result<()> {
     let (_folder, path) = file(tokens(TokenWidth::U16, 14));
@@ -127,7 +129,8 @@ fn random_windows_follow_from_the_seed() -> Result<()> {
         assert_eq!((input, target), (&from(start), &from(start + 1.0)));
         starts[start as usize] += 1;
     }
-    // Each of the ten starts is expected 40 times in 400 draws. Five standard deviations are 30.
+    // There are 400 random windows and ten possible starts, so each start is expected 40 times.
+    // Five standard deviations are 30.
     assert!(starts.iter().all(|count| (10..=70).contains(count)), "{starts:?}");
     assert_eq!(read(3, 1, 0, 0)?, own);
     assert_eq!(read(0, 1, 0, 150)?, own[150..]);
@@ -138,7 +141,7 @@ fn random_windows_follow_from_the_seed() -> Result<()> {
     Ok(())
 }
 
-/// Several workers can read windows of one file at the same time.
+/// Several workers can read windows from the same file at the same time.
 #[test]
 fn workers_read_windows() -> Result<()> {
     let (_folder, path) = file(tokens(TokenWidth::U16, 300));
@@ -364,7 +367,7 @@ fn windows_stay_within_a_series() -> Result<()> {
     Ok(())
 }
 
-/// `Windows::split` puts no value into both parts.
+/// `Windows::split` puts no value into both the training part and the validation part.
 #[test]
 fn a_split_leaks_nothing() -> Result<()> {
     let (before, after) = Windows::new(vec![series(0, 20), series(1, 11)], 3, 2)?.split(0.5)?;

@@ -116,7 +116,7 @@ enum Choice {
     Two { of: (f32, f64) },
 }
 
-/// A value that would be read back differently is refused when it is saved.
+/// If a value would be read back as a different value, saving it is refused.
 #[test]
 fn a_float_within_another_value_is_refused() -> Result<()> {
     let mut state = State::default();
@@ -187,7 +187,7 @@ fn tensors_of_every_dtype_are_saved() -> Result<()> {
     {
         assert!(one.kind() == other.kind() && one.equal(&other), "`{name}`");
     }
-    // tch's own reader returns the same dtypes.
+    // tch's reader of safetensors files returns the same dtypes.
     for (name, tensor) in Tensor::read_safetensors(&path)? {
         let own = named_tensors(&kinds).into_iter().find(|(own, ..)| *own == name);
         assert_eq!(own.map(|(_, own, _)| own.kind()), Some(tensor.kind()), "{name}");
@@ -281,7 +281,7 @@ impl LightningModule for Named {
     }
 }
 
-/// A NaN is not better than any other value, and ends a run that monitors it.
+/// A NaN is never better than another value. If a monitored value is NaN, the run stops.
 #[test]
 fn a_monitored_nan_is_never_the_best_and_stops_the_run() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -298,8 +298,8 @@ fn a_monitored_nan_is_never_the_best_and_stops_the_run() -> Result<()> {
     Ok(())
 }
 
-/// Two callbacks of one name are refused, because a checkpoint would hold the state of only one of
-/// them.
+/// Two callbacks with the same name are refused, because a checkpoint could contain the state of
+/// only one of them.
 #[test]
 fn two_callbacks_of_one_name_are_refused() -> Result<()> {
     let _section = seeded(0);
@@ -341,7 +341,8 @@ fn a_negative_difference_is_refused(#[case] delta: f64) -> Result<()> {
     Ok(())
 }
 
-/// A fraction of a set that leaves no batch is refused. It does not mean that validation is off.
+/// A fraction of a set that leaves no batch is refused. It is not understood as switching
+/// validation off.
 #[test]
 fn a_fraction_that_leaves_nothing_is_refused() -> Result<()> {
     let _section = seeded(0);

@@ -39,7 +39,8 @@ fn with_outliers(size: f64) -> Result<DataModule> {
     Ok(DataModule::new("rows", Batch::new(input, target)?, val, 8).in_order())
 }
 
-/// Trains an epoch over these batches. Returns the record, and the logged loss of each step.
+/// Trains for one epoch over these batches. Returns the record of the run and the logged loss of
+/// each step.
 fn regress(config: TrainerConfig, size: f64) -> Result<(RunRecord, Vec<f64>)> {
     let _section = seeded(0);
     let mut model = Regression::builder().build()?;
@@ -62,8 +63,8 @@ fn mixed(on_non_finite: NonFinite) -> TrainerConfig {
     })
 }
 
-/// transformers PR#13619: a skipped step, with any loss, is excluded from the epoch's mean; its own
-/// value is reported.
+/// transformers PR#13619: a skipped step is not included in the mean of the epoch, whatever its
+/// loss is. The loss of the step itself is reported.
 #[rstest]
 #[case::a_gradient_overflows(600.0)]
 #[case::the_loss_is_infinite(1e38)]
@@ -105,7 +106,7 @@ fn lightnings_rule_counts_a_skipped_step() -> Result<()> {
     Ok(())
 }
 
-/// A repeated step logs the value of its last run, and hooks receive this loss.
+/// If a step is repeated, it logs the loss of its last repetition. Hooks receive the same loss.
 #[test]
 fn a_repeated_step_logs_its_last_run() -> Result<()> {
     /// A layer whose output overflows in f16 but not in bf16.
@@ -158,7 +159,8 @@ impl Callback for Meddler {
     }
 }
 
-/// A hook cannot log under the name of a step's value, because a mean of both would be meaningless.
+/// A hook cannot log under a name that a step uses, because a mean over values of the step and of
+/// the hook would have no meaning.
 #[test]
 fn a_hook_does_not_log_under_the_steps_name() -> Result<()> {
     let _section = seeded(0);

@@ -15,11 +15,11 @@ use tempfile::tempdir;
 
 use crate::support::{bits::values, data::numbered, device, message, seeded};
 
-/// A stream of the numbers from 0 on. The tensor of its state is modified in place.
+/// A stream of the numbers from 0 on. The tensor that contains its state is modified in place.
 struct Numbers {
     next: Tensor,
     noise: f64,
-    /// The number whose first reading fails.
+    /// The number at which reading fails the first time.
     fails: Option<i64>,
 }
 
@@ -80,8 +80,8 @@ fn read(loader: &DataLoader, epoch: u64, first: i64, most: usize) -> Result<Vec<
     batches.map(|batch| Ok(values(batch?.required("target")?))).collect()
 }
 
-/// An epoch begins where the previous epoch ended, even if that epoch was not read to its end, or
-/// if the loader read ahead.
+/// An epoch begins where the previous epoch has ended. This also holds if the previous epoch was
+/// not read to its end, or if the loader has read ahead.
 #[rstest]
 fn an_epoch_begins_where_the_previous_one_ended(#[values(0, 2)] prefetch: usize) -> Result<()> {
     let way = loading(prefetch);
@@ -114,8 +114,8 @@ fn a_stream_can_be_read_again_from_any_batch(#[values(0, 2)] prefetch: usize) ->
     Ok(())
 }
 
-/// A failed batch is read again. The error has the number of the failed example, and the next
-/// reading begins at the first number of its batch.
+/// If reading a batch fails, the error contains the number of the failed example. The next attempt
+/// reads this batch again, from its first number on.
 #[rstest]
 fn a_failed_batch_is_read_again(#[values(0, 2)] prefetch: usize) -> Result<()> {
     let set = Numbers { fails: Some(7), ..Numbers::new() }.shared()?;

@@ -13,8 +13,8 @@ use tempfile::{TempDir, tempdir};
 
 use crate::support::{bits::values, message};
 
-/// Writes a file with this name and these bytes into a temporary folder, and returns the folder and
-/// the file's path.
+/// Creates a temporary folder, and in it a file with this name and these bytes. Returns the folder
+/// and the path of the file.
 pub(crate) fn file(name: &str, bytes: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join(name);
@@ -46,8 +46,8 @@ struct People {
     class: Tensor,
 }
 
-/// Columns become fields with their shapes, dtypes and roles. Empty cells and NaN get the declared
-/// values.
+/// Columns of the file become fields of the batch, with their shapes, dtypes and roles. Empty cells
+/// and NaN become the values that the declaration of the column gives.
 #[test]
 fn columns_become_fields() -> Result<()> {
     let (_folder, path) = file("people.csv", PEOPLE);
@@ -108,8 +108,8 @@ fn columns_and_categories_are_saved() -> Result<()> {
     Ok(())
 }
 
-/// `ShuffledBlocks` draws every example once, in another order in each epoch. At any time, at most
-/// `together` blocks are begun and not finished.
+/// `ShuffledBlocks` returns every example once, in another order in each epoch. At any time, at
+/// most `together` blocks have been started and not yet finished.
 #[rstest]
 fn blocks_are_shuffled(#[values(1, 2, 3, 9)] together: usize) -> Result<()> {
     let lengths = vec![3, 0, 5, 1, 4, 2];

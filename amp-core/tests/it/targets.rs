@@ -1,5 +1,6 @@
-//! Losses and metrics for targets of every shape, some of them ignored. They give the values of
-//! torch and torchmetrics, or an error that names the loss, both tensors and the remedy.
+//! Tests of losses and metrics with targets of every shape, some of which are ignored. They give
+//! the values of torch and torchmetrics. If the shapes do not fit, the error names the loss, both
+//! tensors and the remedy.
 
 use amp_core::{
     Result, loss,
@@ -19,7 +20,7 @@ fn shape(case: &Value) -> Vec<i64> {
     serde_json::from_value(case["shape"].clone()).expect("a shape")
 }
 
-/// Returns a recorded tensor in f64.
+/// Returns a recorded tensor as f64.
 fn tensor(case: &Value, key: &str, shape: &[i64]) -> Tensor {
     let (bits, count) = (text(case, key), shape.iter().product::<i64>() as usize);
     let kind = if bits.len() == 8 * count { Kind::Float } else { Kind::Double };
@@ -37,7 +38,7 @@ fn target(case: &Value, classes: bool) -> Tensor {
     Tensor::from_slice(&of).reshape(shape)
 }
 
-/// Returns the metric of one batch.
+/// Returns the metric that is computed from one batch.
 fn measure(metric: &dyn Metric, output: &Tensor, target: &Tensor) -> Result<f64> {
     Ok(metric.measure(output, target)?.double_value(&[]))
 }
@@ -83,8 +84,8 @@ fn classes_of_every_shape_equal_torchs() -> Result<()> {
     Ok(())
 }
 
-/// Logits with classes in the last dimension give the same loss as torch's shape. If the shapes can
-/// be read in both ways, the loss is refused.
+/// Logits with the classes in the last dimension give the same loss as logits in the shape that
+/// torch expects. If the shapes fit both readings, the loss is refused.
 #[test]
 fn classes_last_are_flattened() -> Result<()> {
     let oracle = oracle!("classes.json");
@@ -175,8 +176,8 @@ fn losses_of_elements_refuse_other_shapes_and_dtypes(
     }
 }
 
-/// If target and output have different dtypes, the loss uses the wider one. libtorch would compute
-/// such a loss and refuse its gradient.
+/// If target and output have different dtypes, the loss is computed in the wider dtype. libtorch
+/// would compute such a loss and then refuse to compute its gradient.
 #[rstest]
 #[case(Kind::Float, Kind::BFloat16, Kind::Float)]
 #[case(Kind::BFloat16, Kind::Float, Kind::Float)]
@@ -228,8 +229,8 @@ fn classes_that_do_not_fit_are_refused(
     }
 }
 
-/// Classes out of range are refused. torch's error for them is unclear, and metrics would count
-/// them as wrong predictions.
+/// Targets with a class number that is out of range are refused. torch's error for such a target is
+/// unclear, and metrics would count the example as a wrong prediction.
 #[rstest]
 #[case(3)]
 #[case(-1)]
@@ -287,8 +288,8 @@ fn binary_targets_are_probabilities(#[case] target: &[f64]) {
     assert!(said.contains("targets must be from 0 to 1"), "{said}");
 }
 
-/// The function of a `Mean` must return a value for each example. One value for a whole batch would
-/// have the same weight for batches of every size.
+/// The function of a `Mean` must return one value for each example. If it returned one value per
+/// batch, small batches would have the same weight as large ones.
 #[test]
 fn a_mean_takes_a_value_for_each_example() -> Result<()> {
     let (output, target) = (zeros(&[3, 2], Kind::Float), zeros(&[3], Kind::Int64));

@@ -1,5 +1,5 @@
-//! Reads TensorBoard's event files back by their specification. `tests/tests/tensorboard.rs` reads
-//! them with TensorBoard's own reader.
+//! Tests of TensorBoard's event files, which are read with code that was written from their
+//! specification. `tests/tests/tensorboard.rs` reads them with TensorBoard's own reader.
 
 use std::path::{Path, PathBuf};
 
@@ -39,9 +39,10 @@ fn bytes(fields: &[(u64, Field)], number: u64) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// An event file contains the whole run, and the checksums of all records are correct. The first
-/// record has the version, the next ones have the hyperparameters, and the last one has the end of
-/// the session. Between them is every number of the run, in f32, with its step.
+/// An event file contains the whole run, and the checksums of all its records are correct. The
+/// first record contains the version, the next records the hyperparameters, and the last record the
+/// end of the session. The records between contain every number of the run as an f32, with its
+/// step.
 #[test]
 fn an_event_file_holds_the_run() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder for the test");
@@ -92,7 +93,8 @@ fn an_event_file_holds_the_run() -> Result<()> {
     Ok(())
 }
 
-/// Each run of one logger, and of later loggers, has its own folder, so that charts do not mix.
+/// Each run has a folder of its own, whether the runs use one logger or several loggers. Charts of
+/// different runs therefore do not mix.
 #[test]
 fn every_run_has_a_folder_of_its_own() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder for the test");

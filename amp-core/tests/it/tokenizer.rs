@@ -49,9 +49,10 @@ fn same(tokens: &Tokens, expected: &Value) {
     assert_eq!(kinds, [Kind::Int64, Kind::Int64, Kind::Bool]);
 }
 
-/// The tokenizer equals Python's. The test compares ids with and without special tokens, and the
-/// decoded text. It also compares batches of texts and of pairs, truncated and padded on both
-/// sides: to the longest text, to a length, and to a multiple.
+/// The tokenizer gives the same results as Python's. The test compares the ids with and without
+/// special tokens, and the decoded text. It also compares batches of texts and of pairs of texts,
+/// truncated and padded on each side. They are padded to the longest text, to a given length, and
+/// to a multiple of a number.
 #[rstest]
 fn text_is_encoded_as_by_python(
     #[values("byte_level", "word_piece", "unigram")] kind: &str,
@@ -121,8 +122,8 @@ impl MapDataset for Sentences {
     }
 }
 
-/// A batch that the data set pads when it collates examples equals the batch that the tokenizer
-/// makes of the same texts.
+/// A data set can pad examples when it collates them. Such a batch equals the batch that the
+/// tokenizer makes of the same texts.
 #[test]
 fn examples_are_padded_when_they_are_collated() -> Result<()> {
     let all = recorded();

@@ -1,4 +1,5 @@
-//! The training loop: its events, the configurations that it refuses, and its effects.
+//! Tests of the training loop: its events, the configurations that it refuses, and its effects on
+//! the model.
 
 use amp_core::{
     Error, Module, Result, Trainer, TrainerConfig,
@@ -27,7 +28,7 @@ fn config(precision: Precision) -> TrainerConfig {
     TrainerConfig { max_epochs: 2, ..TrainerConfig::new(precision, Device::Cpu) }
 }
 
-/// Returns the event's kind, and the numbers that locate it.
+/// Returns the kind of the event, and the numbers that say where in the run it occurred.
 fn brief(event: &Event) -> String {
     match event {
         Event::FitStart(start) => format!("start {}x{}", start.max_epochs, start.batches_per_epoch),
@@ -97,7 +98,7 @@ fn the_record_gathers_the_events() -> Result<()> {
     Ok(())
 }
 
-/// The same seed gives the same events, except for times.
+/// With the same seed, two runs have the same events, except for the times in the events.
 #[rstest]
 #[case(Precision::F32True)]
 #[case(Precision::F16Mixed)]
@@ -157,15 +158,16 @@ fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
         &mut model,
         &same(digits(64)?, 64)?,
     );
-    // Only the training batches changed the statistics; the validations in between did not.
+    // Only the training batches changed the running statistics. The validations between them did
+    // not.
     let tracked = amp_core::nn::named_tensors(&model)
         .into_iter()
         .find(|(name, ..)| name == "model.1.num_batches_tracked");
     assert_eq!(tracked.expect("a batch norm").1.int64_value(&[]), 4);
     assert!(record.last("val_loss").is_some_and(f64::is_finite));
     let again = again.1?;
-    // With the same weights and statistics a second validation gives the same bits, because nothing
-    // is dropped.
+    // A second validation with the same weights and statistics gives the same bits, because
+    // validation applies no dropout.
     let data = same(digits(64)?, 64)?;
     let mut trainer = Trainer::new(config);
     let first = trainer.validate(&mut model, &data)?;
@@ -181,7 +183,7 @@ fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
     Ok(())
 }
 
-/// An error names the module by its path.
+/// If a layer fails, the error contains the path of the module.
 #[test]
 fn an_error_names_the_module() -> Result<()> {
     let _generator = seeded(0);
@@ -225,7 +227,7 @@ impl Module for Stubborn {
     }
 }
 
-/// A run that did not compute in its precision is an error.
+/// If a run did not compute in the dtypes of its precision, it ends with an error.
 #[rstest]
 #[case(Precision::F16Mixed, "the run does not compute in 16-mixed", "float16")]
 #[case(Precision::Bf16Mixed, "the run does not compute in bf16-mixed", "bfloat16")]
@@ -258,7 +260,7 @@ fn a_run_restores_autocast() -> Result<()> {
     Ok(())
 }
 
-/// A subscriber's error ends the run.
+/// If a subscriber returns an error, the run ends with this error.
 #[test]
 fn a_subscribers_error_ends_the_run() -> Result<()> {
     let _generator = seeded(0);

@@ -29,8 +29,8 @@ fn weights(model: &Model) -> Vec<f64> {
     nn::parameters(model).iter().flat_map(|parameter| values(&parameter.tensor)).collect()
 }
 
-/// Trains a linear regression on these examples, from the weights of `from` if it is given. Returns
-/// the model.
+/// Trains a linear regression on these examples and returns the model. If `from` is given, training
+/// starts from its weights.
 fn trained_on(
     examples: std::ops::Range<i64>,
     batch: i64,
@@ -77,8 +77,9 @@ fn a_window_equals_one_large_batch(#[case] batch: i64, #[case] window: i64) -> R
     Ok(())
 }
 
-/// [17], Lightning #19987: the last window of an epoch may be shorter and is divided by its own
-/// length: one step on six examples and one on four.
+/// [17], Lightning #19987: the last window (the batches of one accumulated step) of an epoch may be
+/// shorter. Its gradients are divided by its own length. The test compares this with one step on
+/// six examples and one step on four.
 #[test]
 fn a_partial_last_window_is_divided_by_its_own_length() -> Result<()> {
     let accumulated = weights(&trained_on(0..10, 2, 3, None)?);
@@ -106,8 +107,8 @@ fn overflowing(advances: bool) -> Result<(RunRecord, f64)> {
     Ok((record, lr))
 }
 
-/// [16]: a skipped step advances neither the count of steps nor the schedule (accelerate's rule).
-/// With the option for Lightning's rule it advances both.
+/// [16]: a skipped step advances neither the count of steps nor the schedule, as in accelerate. If
+/// the option for Lightning's behavior is set, a skipped step advances both.
 #[rstest]
 #[case(false)]
 #[case(true)]
@@ -128,7 +129,7 @@ fn a_skipped_step_advances_no_count_by_default(#[case] advances: bool) -> Result
     Ok(())
 }
 
-/// A skipped step changes no weight.
+/// A skipped step does not change any weight.
 #[test]
 fn a_skipped_step_changes_no_weight() -> Result<()> {
     let _generator = seeded(0);
@@ -142,7 +143,8 @@ fn a_skipped_step_changes_no_weight() -> Result<()> {
     Ok(())
 }
 
-/// The epoch reports the rate of its last step, not of the next step.
+/// The event at the end of an epoch reports the learning rate of the last step, not of the next
+/// step.
 #[rstest]
 #[case(Interval::Step, 1e-3 * (1.0 + (std::f64::consts::PI * 3.0 / 4.0).cos()) / 2.0)]
 #[case(Interval::Epoch, 1e-3)]
@@ -196,7 +198,7 @@ fn clipping_sees_unscaled_gradients(#[case] clip: Clip, #[case] limit: f64) -> R
     Ok(())
 }
 
-/// A loss that is not a scalar is refused by name when it is logged.
+/// If a logged loss is not a scalar, it is refused, and the error contains its name.
 #[test]
 fn a_loss_that_is_not_a_scalar_is_an_error() -> Result<()> {
     let _generator = seeded(0);
@@ -211,7 +213,7 @@ fn a_loss_that_is_not_a_scalar_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// A weight that is used in two places is trained once, under its first name.
+/// A weight that two modules share is trained as one parameter, under the name of its first use.
 #[test]
 fn a_tied_weight_is_one_parameter() -> Result<()> {
     struct Tied(Linear);
@@ -233,8 +235,8 @@ fn a_tied_weight_is_one_parameter() -> Result<()> {
         nn::parameters(&tied).into_iter().map(|p| p.name.to_string()).collect();
     assert_eq!(names, ["first.weight", "first.bias"]);
     assert_eq!(nn::named_tensors(&tied).len(), 4);
-    // One step changes the weight once, by the sum of the gradients of both uses:
-    // L = mean of (W(Wx + b) + b − y)².
+    // One step changes the shared weight once, by the sum of the gradients of its two uses: L =
+    // mean of (W(Wx + b) + b − y)².
     let batch = constant(2, 3, 1.0)?;
     let own: Vec<Tensor> = nn::parameters(&tied)
         .iter()

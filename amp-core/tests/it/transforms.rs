@@ -31,7 +31,7 @@ pub(crate) fn bytes(digits: &str) -> Vec<u8> {
     (0..digits.len()).step_by(2).map(byte).collect()
 }
 
-/// Returns a recorded image.
+/// Returns the pixels of a recorded image as a tensor.
 pub(crate) fn picture(value: &Value) -> Tensor {
     Tensor::from_slice(&bytes(text(value, "bytes"))).view(shape(value).as_slice())
 }
@@ -40,7 +40,8 @@ fn apply(transform: &dyn Transform, image: &Tensor) -> Result<Tensor> {
     transform.apply(image.shallow_clone(), &mut Rng::with_seed(1))
 }
 
-/// Asserts the same size and a difference of at most `levels` out of 256.
+/// Asserts that the image has the expected size, and that no pixel differs from the expected image
+/// by more than `levels` of 256 levels.
 #[track_caller]
 pub(crate) fn near(seen: &Tensor, expected: &Value, levels: i64) {
     let expected = picture(expected);
@@ -53,8 +54,8 @@ fn sizes(value: &Value, key: &str) -> Vec<i64> {
     list(value, key).iter().map(|size| size.as_i64().expect("a size")).collect()
 }
 
-/// Images are resized to a shorter side and to both sides, smaller and larger, as in torchvision.
-/// The rounding of the CPU's kernels may change a pixel by one level.
+/// Images are resized as in torchvision, to a given shorter side and to two given sides, smaller
+/// and larger. The rounding of the CPU's kernels may change a pixel by one level.
 #[test]
 fn images_are_resized_as_in_torchvision() -> Result<()> {
     let all = recorded();
@@ -130,7 +131,8 @@ fn values_are_normalized_as_in_torchvision() -> Result<()> {
     Ok(())
 }
 
-/// A probability of 1 mirrors all images, 0 mirrors none, and others mirror about this fraction.
+/// With a probability of 1, all images are mirrored, and with 0, none. With a probability in
+/// between, about this fraction of the images is mirrored.
 #[test]
 fn some_images_are_mirrored() -> Result<()> {
     let all = recorded();
@@ -147,8 +149,8 @@ fn some_images_are_mirrored() -> Result<()> {
     Ok(())
 }
 
-/// The same random numbers give the same image, and other numbers give another. Floating-point
-/// images stay between 0 and 1.
+/// With the same random numbers, an augmentation gives the same image, and with other random
+/// numbers it gives another image. The values of floating-point images stay between 0 and 1.
 #[test]
 fn random_changes_follow_from_their_numbers() -> Result<()> {
     let augment = || -> Result<Compose> {

@@ -18,7 +18,7 @@ use crate::support::{
     seeded,
 };
 
-/// A layer that visits its tensors under these names and roles.
+/// A layer that reports these tensors, each with a name and a role.
 struct Tensors(Vec<(&'static str, Tensor, Role)>);
 
 impl Visit for Tensors {
@@ -79,8 +79,8 @@ fn fit(layer: impl Module + 'static, config: TrainerConfig) -> Result<()> {
     Trainer::new(config).fit(&mut model, &same(constant(4, 3, 0.0)?, 2)?).map(drop)
 }
 
-/// A parameter that requires no gradient is refused when it is trained, because the optimizer would
-/// never move it.
+/// If a parameter requires no gradient, training it is refused, because the optimizer would never
+/// change it.
 #[test]
 fn a_parameter_without_a_gradient_is_refused_when_it_is_trained() {
     let _generator = seeded(0);

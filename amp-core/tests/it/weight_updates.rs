@@ -1,5 +1,5 @@
-//! Updates that are smaller than bf16's spacing. They are lost, kept in master weights, or kept on
-//! average by stochastic rounding.
+//! Tests of updates that are smaller than the distance between neighbouring bf16 numbers. Such
+//! updates are lost, are kept in master weights, or are kept on average by stochastic rounding.
 
 use amp_core::{
     Error, Result, TrainerConfig,
@@ -23,7 +23,7 @@ fn ones(count: i64, kind: Kind) -> Tensor {
     Tensor::ones([count], (kind, device()))
 }
 
-/// Builds an optimizer over `count` ones.
+/// Builds an optimizer with one weight that consists of `count` ones.
 fn over_ones(
     options: &dyn BuildOptimizer,
     count: i64,
@@ -43,7 +43,7 @@ fn train(optimizer: &mut dyn Optimizer, steps: usize) -> Result<()> {
     Ok(())
 }
 
-/// Returns the weight's mean, in f64.
+/// Returns the mean of the weight's elements in f64.
 fn mean(optimizer: &dyn Optimizer) -> f64 {
     optimizer.parameters()[0]
         .tensor
@@ -77,8 +77,8 @@ fn stochastic_rounding_is_unbiased() -> Result<()> {
     Ok(())
 }
 
-/// Stochastic rounding is unbiased for both signs and several sizes. Exact values, infinities and
-/// zeros do not change.
+/// Stochastic rounding is right on average, for positive and negative numbers of several sizes.
+/// Numbers that need no rounding, infinities and zeros do not change.
 #[test]
 fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
     let _generator = seeded(1);
@@ -118,9 +118,10 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
     Ok(())
 }
 
-/// Each update of 10⁻⁵ is 1/400 of the spacing. With rounding to nearest, the weights have not
-/// moved after 400 steps. With stochastic rounding, they have moved by the sum of the updates on
-/// average. With master weights, they move to the next value once the sum is closer to it.
+/// Each update is 10⁻⁵, which is 1/400 of the distance between neighbouring bf16 numbers. With
+/// rounding to nearest, the weights have not moved after 400 steps. With stochastic rounding, they
+/// have on average moved by the sum of the updates. With master weights, they move to the next bf16
+/// number as soon as the sum is closer to it.
 #[test]
 fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
     let _generator = seeded(2);
@@ -143,8 +144,8 @@ fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
     Ok(())
 }
 
-/// With master weights, 16-bit parameters equal the rounded values of an f32 run, bit for bit. The
-/// running averages are f32 and equal those of the f32 run.
+/// With master weights, the 16-bit parameters equal the rounded parameters of an f32 run, bit for
+/// bit. The running averages are f32 and equal those of the f32 run.
 #[rstest]
 fn masters_equal_an_f32_run(
     #[values(
@@ -172,8 +173,9 @@ fn masters_equal_an_f32_run(
     Ok(())
 }
 
-/// As in torch, Adam's averages of bf16 parameters are bf16 by default. With a second beta of 0.999
-/// the running square then cannot decay; in f32 it does.
+/// By default, Adam's running averages of bf16 parameters are bf16, as in torch. With a second beta
+/// of 0.999, the running average of the squares then cannot decay. If the running averages are f32,
+/// it decays.
 #[rstest]
 #[case(WeightUpdate::RoundToNearest, Kind::BFloat16, 1.0)]
 #[case(WeightUpdate::MasterWeights, Kind::Float, 0.999)]
@@ -201,7 +203,7 @@ fn the_running_square_decays_in_f32(
     Ok(())
 }
 
-/// Stochastic rounding applies to bf16 only; f32 parameters are not affected.
+/// Stochastic rounding is applied only to bf16 parameters. f32 parameters do not change.
 #[test]
 fn stochastic_rounding_applies_to_bf16_alone() -> Result<()> {
     let options = Sgd { lr: 1e-5, ..Default::default() };
@@ -264,7 +266,8 @@ fn notes(
     Ok(record.notes.into_iter().filter(|note| note.contains("did not move")).collect())
 }
 
-/// ml-by-hand#85: a run whose weights do not move reports it once, with the share and a remedy.
+/// ml-by-hand#85: if the weights of a run do not move, the run reports this once. The note contains
+/// the percentage of weights that did not move, and a remedy.
 #[rstest]
 #[case::bf16(Precision::Bf16True, 1e-6, "bfloat16's spacing", "step 1 ")]
 #[case::f16(Precision::F16True, 1e-7, "float16's spacing", "step 1 ")]
@@ -281,7 +284,8 @@ fn lost_updates_are_reported(
     for part in [spacing, step, "--weight-update master-weights"] {
         assert!(told[0].contains(part), "{}", told[0]);
     }
-    // With a schedule the tenth step is checked, because its first rate is not representative.
+    // With a schedule, the tenth step is checked instead of the first, because the first learning
+    // rate may be exceptionally small.
     let told = notes(precision, rate, WeightUpdate::RoundToNearest, true, 5)?;
     assert!(told.len() == 1 && told[0].contains("step 10 "), "{told:?}");
     Ok(())

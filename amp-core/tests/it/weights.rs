@@ -49,8 +49,8 @@ fn saved_weights_are_restored_bit_for_bit(#[case] precision: Precision) -> Resul
     Ok(())
 }
 
-/// The header has PyTorch's names and safetensors' dtypes; the test reads it without amp-core's
-/// code.
+/// The header of the file contains PyTorch's names of tensors and safetensors' names of dtypes. The
+/// test reads the header without amp-core's code.
 #[test]
 fn the_file_has_pytorchs_names() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -83,9 +83,10 @@ impl Module for Tied {
     }
 }
 
-/// A tied weight loads under any of its names. A file of `safetensors.torch.save_model` has only
-/// its alphabetically first name, and a state_dict has both names. Both files load, and so does a
-/// file that this crate saved.
+/// A weight that two modules share can be loaded under any of its names. A file of
+/// `safetensors.torch.save_model` contains only the name that is first in the alphabet. A
+/// state_dict contains both names. Both kinds of files load, and so does a file that this crate
+/// saved.
 #[rstest]
 #[case::the_first_of_the_alphabet(&["head.weight"])]
 #[case::the_first_declared(&["token.weight"])]

@@ -96,7 +96,8 @@ fn with_other_head(keep: bool) -> Result<(Bert, Result<Imported>)> {
     Ok((model, report))
 }
 
-/// With `keep`, a head with another number of classes than the file's keeps its initial values.
+/// With `keep`, the head keeps its initial values if its number of classes differs from that in the
+/// file.
 #[test]
 fn a_head_of_another_size_keeps_its_initial_values() -> Result<()> {
     let before = {

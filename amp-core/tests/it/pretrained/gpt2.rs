@@ -69,8 +69,8 @@ fn its_files_give_pythons_logits(#[case] file: &str) -> Result<()> {
     Ok(())
 }
 
-/// A file that this crate saved can be imported without renaming or other steps. It has the
-/// metadata that transformers requires.
+/// A file that this crate has saved can be imported without renaming tensors and without other
+/// conversions. It contains the metadata that transformers requires.
 #[test]
 fn a_file_saved_here_needs_no_steps() -> Result<()> {
     let _generator = seeded(0);

@@ -1,4 +1,5 @@
-//! Files of transformers and torchvision give the same logits as in Python.
+//! Tests that models with weights from files of transformers and torchvision give the same logits
+//! as in Python.
 
 mod bert;
 mod gpt2;
@@ -24,8 +25,8 @@ fn case(name: &str) -> Value {
     oracle!("pretrained.json")["cases"][name].clone()
 }
 
-/// Includes the files that Python wrote. They are compiled in, so that the test binary needs no
-/// other files.
+/// Includes the files that Python has written in the test binary, so that the binary needs no other
+/// files.
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
         [$(($name, include_bytes!(concat!(
@@ -55,7 +56,7 @@ fn folder(name: &str) -> TempDir {
     folder
 }
 
-/// Returns token ids below 40.
+/// Returns random token ids below 40.
 fn ids(seed: u64) -> Tensor {
     let mut generator = Lcg(seed);
     let ids: Vec<i64> =

@@ -1,4 +1,5 @@
-//! `resnet18` of torchvision; the model here has the same names.
+//! torchvision's `resnet18`. The parameters of the model here have the same names as in
+//! torchvision.
 
 use amp_core::{
     nn::Context,

@@ -16,7 +16,7 @@ use crate::support::{
     oracle::{oracle, parsed, text},
 };
 
-/// A model of named tensors.
+/// A model that consists of named tensors.
 struct Tensors(Vec<(&'static str, Tensor)>);
 
 impl Visit for Tensors {
@@ -43,7 +43,8 @@ fn open(path: &Path) -> Import {
     Import::open(path).expect("a file")
 }
 
-/// Each error quotes the step as it is written, and the model is unchanged.
+/// If an import step fails, the error quotes the step as it was written, and the model does not
+/// change.
 #[rstest]
 #[case::rename(|i: Import| i.rename("c.*", "b.*"), "rename(`c.*`, `b.*`): no tensor matches `c.*`: tensors are called `a.q`, `a.w`")]
 #[case::renamed_before(|i: Import| i.rename("a.*", "b.*").rename("a.*", "b.*"), "tensors are called `b.q`, `b.w`")]
@@ -68,8 +69,8 @@ fn invalid_steps_are_refused(#[case] steps: fn(Import) -> Import, #[case] says: 
     }
 }
 
-/// A step reads the names that the previous steps produced, and a stack keeps the order of its
-/// parts.
+/// A step refers to tensors by the names that the previous steps have produced. A step that stacks
+/// tensors keeps their order.
 #[test]
 fn steps_run_in_their_order() -> Result<()> {
     let of = |value: f64| ones(&[1, 2]) * value;

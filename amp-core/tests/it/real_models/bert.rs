@@ -73,8 +73,9 @@ struct Bert {
     head: Linear,
 }
 
-/// Draws sentences whose class depends on one word, 1 or 2, among their first words. The padding
-/// contains the other word, so a model that does not mask the padding learns nothing.
+/// Generates random sentences. The class of a sentence depends on whether word 1 or word 2 is among
+/// its first words. The padding contains the other of these two words, so a model that does not
+/// mask the padding learns nothing.
 fn sentences(count: i64, padding: i64) -> Result<Sentences> {
     let options = (Kind::Int64, Device::Cpu);
     let labels = Tensor::f_randint(2, [count], options)?;
@@ -110,8 +111,8 @@ fn a_masked_encoder_learns(
     Ok(())
 }
 
-/// Masked words have no effect: with other words after the sentences' ends, the weights are
-/// bit-identical.
+/// Masked words have no effect. If the words after the end of each sentence are changed, the
+/// trained weights have the same bits.
 #[test]
 fn masked_words_have_no_effect() -> Result<()> {
     let mut weights = Vec::new();

@@ -69,8 +69,8 @@ fn tch_no_grad<T>(body: impl FnOnce() -> T) -> T {
     amp_core::tch::no_grad(body)
 }
 
-/// The generator finds the points, which are around (2, -1). It begins around (0, 0) and must move
-/// there.
+/// The generator learns to produce points around (2, -1), like the real points. It begins with
+/// points around (0, 0).
 #[rstest]
 fn a_generator_finds_the_points(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,

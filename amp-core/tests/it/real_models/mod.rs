@@ -1,5 +1,6 @@
-//! Models like those of real projects: several inputs, masks, tuples, a user-defined training step.
-//! Each task can be learned only if the inputs arrive correctly.
+//! Tests of models like those of real projects, with several inputs, masks, tuples, or a training
+//! step that the user has written. Each task can be learned only if the model gets the right
+//! inputs.
 
 mod bert;
 mod copying;
@@ -20,7 +21,7 @@ use amp_core::{
 
 use crate::support::device;
 
-/// Trains for this many epochs.
+/// Trains the model for this many epochs.
 fn train(
     model: &mut dyn LightningModule,
     data: &DataModule,
@@ -42,7 +43,7 @@ fn train(
     Ok(record)
 }
 
-/// Asserts that the run used CUDA graphs if and only if it ran on CUDA.
+/// Asserts that the run used CUDA graphs if it ran on CUDA, and none otherwise.
 fn is_replayed_on_cuda(record: &RunRecord) {
     let replayed = record.end.replayed;
     assert_eq!(replayed > 0, device().is_cuda(), "{replayed} replayed, {:?}", record.notes);

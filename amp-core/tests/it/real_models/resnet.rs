@@ -1,4 +1,4 @@
-//! ResNet-50, in which the gradient of the first convolution overflows.
+//! A ResNet-50 in which the gradient of the first convolution overflows.
 
 use amp_core::{
     LightningModule, Module, Result, Trainer, TrainerConfig,
@@ -47,7 +47,7 @@ struct Bottleneck {
     downsample: Option<Sequential>,
 }
 
-/// Builds the blocks of a stage.
+/// Builds the residual blocks of one stage.
 fn stage(width: i64, inputs: i64, blocks: usize, stride: i64) -> Result<Sequential> {
     let mut layers: Vec<Box<dyn Module>> = Vec::new();
     for block in 0..blocks {

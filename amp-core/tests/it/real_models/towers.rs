@@ -35,7 +35,8 @@ struct Towers {
     right: Sequential,
 }
 
-/// Draws pairs in which an answer is half of its question, in reverse order.
+/// Generates random pairs of a question and an answer. The answer is one half of the question's
+/// vector in reverse order.
 fn pairs(count: i64) -> Result<Pairs> {
     let question = randn(&[count, 16]);
     let answer = question.f_narrow(1, 0, 8)?.f_flip([1_i64].as_slice())?.f_mul_scalar(2.0)?;

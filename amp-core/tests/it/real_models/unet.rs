@@ -10,12 +10,12 @@ use crate::support::seeded;
 struct Noisy {
     /// The noisy images, `[N, 1, 8, 8]`.
     x: Tensor,
-    /// The share of noise in each image, from 0 to 1, `[N, 1]`.
+    /// The fraction of noise in each image, from 0 to 1, `[N, 1]`.
     t: Tensor,
     noise: Tensor,
 }
 
-/// A stage of two convolutions, with the time added between them.
+/// A stage of two convolutions. Between the two convolutions, a projection of the time t is added.
 #[derive(Module)]
 #[forward(|x: &Tensor, t: &Tensor| {
     let shift = time(t)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?;
@@ -59,8 +59,9 @@ struct UNet {
     up: Stage,
 }
 
-/// Draws images of stripes with noise of any strength: (1 - t) image + t noise. Without t the
-/// strength is unknown, so only the direction of the noise could be predicted.
+/// Generates images of stripes with noise of any strength: (1 - t) image + t noise. The model must
+/// read t. Without t, the strength of the noise would be unknown, and only its direction could be
+/// predicted.
 fn noisy(count: i64) -> Result<Noisy> {
     let stripes = Tensor::f_arange(8, (Kind::Float, Device::Cpu))?.f_remainder(2.0)?;
     let image = stripes.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?.f_view([1, 1, 1, 8])?;

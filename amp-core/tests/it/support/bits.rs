@@ -23,7 +23,7 @@ pub(crate) fn name_of(kind: Kind) -> &'static str {
         .expect("a dtype that the oracles name")
 }
 
-/// Returns a one-dimensional tensor from its bit patterns.
+/// Returns a one-dimensional tensor whose elements have these bit patterns.
 pub(crate) fn from_bits(kind: Kind, text: &str) -> Tensor {
     let digits = 2 * kind.elt_size_in_bytes();
     let mut bytes = Vec::with_capacity(text.len() / 2);
@@ -53,12 +53,12 @@ fn bytes(tensor: &Tensor) -> Vec<u8> {
     bytes
 }
 
-/// Returns the digest of a tensor's bytes, as the recordings store it for large tensors.
+/// Returns the SHA-256 of the tensor's bytes, which the recordings contain for large tensors.
 pub(crate) fn sha256(tensor: &Tensor) -> String {
     Sha256::digest(bytes(tensor)).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Returns whether the tensor has these bits; all NaNs count as equal.
+/// Returns whether the tensor has the expected bits. All NaNs count as equal.
 pub(crate) fn has_bits(tensor: &Tensor, expected: &str) -> bool {
     let seen = bits(tensor);
     if seen == expected {
@@ -78,14 +78,14 @@ fn nans(tensor: &Tensor) -> Vec<bool> {
     Vec::try_from(tensor.isnan()).expect("one flag an element")
 }
 
-/// Returns the values in f64.
+/// Returns the elements of the tensor as f64.
 pub(crate) fn values(tensor: &Tensor) -> Vec<f64> {
     let flat = tensor.detach().to_kind(Kind::Double).flatten(0, -1);
     Vec::try_from(flat).expect("one number an element")
 }
 
-/// Asserts that the tensor has these bits (see [`has_bits`]). If not, shows the tensor's bits and
-/// the expected bits in full.
+/// Asserts that the tensor has the expected bits (see [`has_bits`]). If not, the message shows the
+/// bits of the tensor and the expected bits in full.
 #[track_caller]
 pub(crate) fn assert_bits(tensor: &Tensor, expected: &str, what: &str) {
     assert!(

@@ -1,4 +1,4 @@
-//! Data sets for tests of loading.
+//! Data sets for the tests of data loading.
 
 use amp_core::{
     Result,

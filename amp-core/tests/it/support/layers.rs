@@ -11,7 +11,7 @@ use amp_core::{
 
 use super::{bits::wide, device};
 
-/// A layer that runs out of memory if it gets more examples than this.
+/// A layer that fails as if memory had run out if it gets more examples than this number.
 #[derive(Debug)]
 pub(crate) struct Room(pub(crate) i64);
 
@@ -28,8 +28,8 @@ impl Module for Room {
     }
 }
 
-/// Returns half a unit in the last place, as a relative error. For f32 and f64 it is larger,
-/// because sums have some hundred terms.
+/// Returns the relative error of one rounding, half a unit in the last place. For f32 and f64 it
+/// returns a larger number, because sums of some hundred terms round several times.
 pub(crate) fn rounding(kind: Kind) -> f64 {
     match kind {
         Kind::Half => 2.0_f64.powi(-11),
@@ -39,12 +39,13 @@ pub(crate) fn rounding(kind: Kind) -> f64 {
     }
 }
 
-/// Draws normal numbers with the mean `shift` and the standard deviation `scale`.
+/// Generates normally distributed numbers with mean `shift` and standard deviation `scale`.
 pub(crate) fn draw(shape: &[i64], kind: Kind, scale: f64, shift: f64) -> Tensor {
     (Tensor::randn(shape, (Kind::Double, Device::Cpu)) * scale + shift).to_kind(kind)
 }
 
-/// Returns the factors by which dropout multiplies elements in this shape, drawn from this seed.
+/// Returns the factors by which dropout multiplies the elements of a tensor of this shape. The
+/// random numbers start from `seed`.
 pub(crate) fn factors(p: f64, shape: [i64; 2], seed: i64) -> Result<Tensor> {
     let cx = Context::new(Policy::new(Precision::F64True, device()), true);
     tch::manual_seed(seed);
@@ -68,7 +69,7 @@ pub(crate) fn fill(
     Ok(tensors)
 }
 
-/// The results of a pass.
+/// The results of a forward and a backward pass.
 pub(crate) struct Seen {
     pub(crate) output: Tensor,
     pub(crate) input_grad: Tensor,
@@ -77,7 +78,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Returns all results by name.
+    /// Returns all results with their names.
     pub(crate) fn named(&self) -> impl Iterator<Item = (String, &Tensor)> {
         let parts = [("output", &self.output), ("input", &self.input_grad)];
         let parts = parts.into_iter().map(|(name, tensor)| (name.to_owned(), tensor));

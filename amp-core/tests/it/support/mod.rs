@@ -20,8 +20,8 @@ use amp_core::{
 
 use self::model::{Model, constant, linear, same};
 
-/// Seeds libtorch's generator, which the whole process shares for weights and dropout, and reserves
-/// it until the section ends. Meanwhile sums run on one thread.
+/// Seeds libtorch's random generator and reserves it until the section ends. The whole process
+/// shares this generator for initial weights and dropout. After this call, sums run on one thread.
 pub(crate) fn seeded(seed: u64) -> Section {
     let section = random::seeded(seed).expect("libtorch takes a seed");
     tch::set_num_threads(1);
@@ -45,7 +45,8 @@ pub(crate) fn set_gradient(parameter: &Parameter, grad: &Tensor) {
     (&parameter.tensor * grad).sum(grad.kind()).backward();
 }
 
-/// Sets every gradient of the optimizer; `None` leaves a parameter without one.
+/// Sets the gradient of every parameter of the optimizer. `None` means that the parameter gets no
+/// gradient.
 pub(crate) fn set_gradients(optimizer: &mut dyn Optimizer, grads: &[Option<Tensor>]) {
     optimizer.zero_grad().expect("gradients can be dropped");
     for (parameter, grad) in optimizer.parameters().iter().zip(grads) {
@@ -55,7 +56,7 @@ pub(crate) fn set_gradients(optimizer: &mut dyn Optimizer, grads: &[Option<Tenso
     }
 }
 
-/// Returns the text of the error; panics if there is no error.
+/// Returns the text of the error. Panics if the result is not an error.
 pub(crate) fn message<T>(result: amp_core::Result<T>) -> String {
     match result {
         Ok(_) => panic!("an error was expected"),
@@ -69,9 +70,9 @@ pub(crate) fn device() -> Device {
     hardware::parse_device(&name).expect("AMP_DEVICE names a device of this machine")
 }
 
-/// Asserts that the device is CUDA. This must be the first line of every test that needs a CUDA
-/// device. Such a test has `#[ignore]`, so that a run without a GPU lists it as ignored;
-/// `--include-ignored` requires a device.
+/// Asserts that the tests run on CUDA. This call must be the first line of every test that needs a
+/// CUDA device. The test also has `#[ignore]`, so that without a GPU it is listed as ignored. With
+/// `--include-ignored`, the test fails if there is no CUDA device.
 pub(crate) fn needs_cuda() {
     assert!(device().is_cuda(), "this test needs a CUDA device: set AMP_DEVICE=cuda");
 }
@@ -87,7 +88,8 @@ pub(crate) fn logged_run(listener: &mut dyn Subscriber) -> Result<Vec<Event>> {
     heard(config, &mut model, listener)
 }
 
-/// Returns the events of a run over five batches of two ones each. `listener` receives them too.
+/// Trains over five batches of two examples, all of whose elements are ones. Returns the events of
+/// the run. `listener` receives the same events.
 pub(crate) fn heard(
     config: TrainerConfig,
     model: &mut Model,

@@ -1,4 +1,5 @@
-//! Models written by hand, like the code that the derive generates, and functions that train them.
+//! Models that are written by hand, like the code that the derive macro generates, and functions
+//! that train these models.
 
 use std::io::Read;
 
@@ -79,10 +80,10 @@ impl LightningModule for Model {
     }
 }
 
-/// A model with its own state: a count.
+/// A model with state of its own, which is a count of training steps.
 pub(crate) struct Counting {
     pub(crate) inner: Model,
-    /// The number of training steps.
+    /// The number of training steps so far.
     pub(crate) seen: i64,
 }
 
@@ -186,8 +187,8 @@ pub(crate) fn constant(count: i64, width: i64, target: f64) -> Result<Batch> {
     Batch::new(Tensor::ones(shape, options), Tensor::full(shape, target, options))
 }
 
-/// Returns data with equal training and validation examples in separate memory. They are not
-/// shuffled.
+/// Returns data whose training and validation examples are equal, but in separate memory. The
+/// examples are not shuffled.
 pub(crate) fn in_order(examples: Batch, batch_size: i64) -> Result<DataModule> {
     Ok(same(examples, batch_size)?.in_order())
 }

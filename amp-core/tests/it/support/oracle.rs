@@ -1,9 +1,9 @@
-//! The recorded files, compiled in so that the test binary needs no other files.
+//! The recorded files. They are compiled into the test binary, so that it needs no other files.
 
 use amp_core::tch::{Kind, Tensor};
 use serde_json::Value;
 
-/// Parses a file of `fixtures/oracles`.
+/// Parses a JSON file of `fixtures/oracles` (results recorded from PyTorch).
 macro_rules! oracle {
     ($name:literal) => {
         serde_json::from_str::<serde_json::Value>(include_str!(concat!(
@@ -16,7 +16,7 @@ macro_rules! oracle {
 }
 pub(crate) use oracle;
 
-/// Returns a text field.
+/// Returns the text in the field `key`.
 #[track_caller]
 pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_else(|| panic!("`{key}` is a text"))
@@ -28,20 +28,20 @@ pub(crate) fn number(value: &Value, key: &str) -> f64 {
     parsed(&value[key])
 }
 
-/// Parses a number that the recording stores as Python's `repr`; see [`number`].
+/// Parses a number that the recording stores in the form of Python's `repr`. See [`number`].
 #[track_caller]
 pub(crate) fn parsed(value: &Value) -> f64 {
     let text = value.as_str().unwrap_or_else(|| panic!("{value} is a number in a text"));
     text.parse().unwrap_or_else(|_| panic!("{text} is a number"))
 }
 
-/// Returns an integer field.
+/// Returns the integer in the field `key`.
 #[track_caller]
 pub(crate) fn integer(value: &Value, key: &str) -> i64 {
     value[key].as_i64().unwrap_or_else(|| panic!("`{key}` is an integer"))
 }
 
-/// Returns a list field.
+/// Returns the list in the field `key`.
 #[track_caller]
 pub(crate) fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value[key].as_array().unwrap_or_else(|| panic!("`{key}` is a list"))

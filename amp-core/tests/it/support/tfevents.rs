@@ -1,5 +1,5 @@
-//! Reads TensorBoard's event files by their specification alone: TFRecord's framing, a CRC-32C from
-//! its polynomial, and protobuf's wire format.
+//! Reads TensorBoard's event files with code that was written from their specification: the framing
+//! of TFRecord, CRC-32C computed from its polynomial, and the wire format of protobuf.
 
 /// Returns the records of a file. Panics if a length or checksum is wrong.
 pub(crate) fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
@@ -18,7 +18,7 @@ pub(crate) fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
     records
 }
 
-/// Masks a CRC as TensorFlow does.
+/// Masks a CRC in the same way as TensorFlow.
 fn masked_crc(data: &[u8]) -> [u8; 4] {
     let crc = crc32c(data);
     crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
@@ -38,7 +38,7 @@ fn the_checksum_is_the_standards() {
     assert_eq!(crc32c(&std::array::from_fn::<u8, 32, _>(|at| at as u8)), 0x46dd_794e);
 }
 
-/// A field of a protobuf message.
+/// The value of a field in a protobuf message.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Field {
     Varint(u64),

@@ -1,7 +1,7 @@
-//! Measures the cost of saving a checkpoint during a run with 126 million parameters. A checkpoint
-//! contains the weights and AdamW's state, together 1.5 GB. Each round is a run without a
-//! checkpoint and then a run that saves one, and compares the time of their steps. Run it with
-//! `cargo bench --bench checkpoint -- [rounds]`.
+//! Measures how much time a run spends on saving a checkpoint, for a model with 126 million
+//! parameters. A checkpoint contains the weights and AdamW's state, which are 1.5 GB together. Each
+//! round consists of a run without a checkpoint and a run that saves one. The times of the steps of
+//! the two runs are compared. Run the benchmark with `cargo bench --bench checkpoint -- [rounds]`.
 
 use std::{path::PathBuf, time::Instant};
 

@@ -1,8 +1,8 @@
-//! Measures the cost of a whole run in addition to its tensor operations: see
+//! Measures how much time the trainer adds to the tensor operations of a training run: see
 //! [`fixtures::bench::overhead`].
 //!
-//! `cargo bench -p tests --bench fit` times `Trainer::fit` and the bare loop with criterion. Then
-//! it prints for each model the overhead of the trainer's loop per step, in µs.
+//! `cargo bench -p tests --bench fit` first measures `Trainer::fit` and the bare loop with
+//! criterion. Then it prints for each model how many µs per step the trainer adds to the bare loop.
 
 use amp_core::tch::set_num_threads;
 use criterion::Criterion;

@@ -1,10 +1,11 @@
-//! Measures three ways of loading batches, over a shuffled epoch of 64 MiB. A batch is selected
-//! from a data set on the device, or gathered on the host by a thread that runs ahead of the loop,
-//! or gathered on the host in the loop. Each batch is multiplied by a matrix, as in a training
-//! step, so that loading can overlap with computation.
+//! Measures three ways of loading the batches of a shuffled epoch of 64 MiB. In the first, a batch
+//! is selected from a data set on the device. In the second, a thread that runs ahead of the loop
+//! gathers a batch on the host. In the third, the loop itself gathers a batch on the host. Each
+//! batch is multiplied by a matrix, as in a training step, so that loading can overlap with
+//! computation.
 //!
-//! Run it with `cargo bench -p tests --bench loader` on the CPU, and with `AMP_DEVICE=cuda` on a
-//! GPU. Compare the three times.
+//! Run the benchmark with `cargo bench -p tests --bench loader` on the CPU, and with
+//! `AMP_DEVICE=cuda` on a GPU. Compare the three times.
 
 use amp_core::{
     Result,
@@ -19,7 +20,8 @@ const EXAMPLES: i64 = 16384;
 const FEATURES: i64 = 1024;
 const BATCH: i64 = 256;
 
-/// The ways of loading, by name.
+/// The three ways of loading. Each has a name, the placement of the data, and the number of batches
+/// to load ahead.
 const WAYS: [(&str, Placement, Option<usize>); 3] = [
     ("on the device", Placement::Device, None),
     ("host, 2 ahead", Placement::Host, Some(2)),

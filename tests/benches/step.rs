@@ -1,11 +1,11 @@
-//! Measures the cost of a step in addition to its tensor operations, on small tensors, for which it
-//! is visible. Compared are the derived training step, the same step written by hand, and the bare
-//! libtorch calls.
+//! Measures how much time a training step needs in addition to its tensor operations. The tensors
+//! are small, so that this time is visible. The benchmark compares three steps: the step that the
+//! derive macro generates, the same step written by hand, and the bare calls of libtorch.
 //!
-//! `cargo bench -p tests --bench step` times all three; compare the times. With `AMP_STEPS=100` and
-//! the name of one of them in `AMP_STEP` it runs this number of steps and ends. Two such runs under
-//! `valgrind --tool=callgrind` with different numbers of steps give the number of instructions of a
-//! step.
+//! `cargo bench -p tests --bench step` measures the times of the three steps, to be compared with
+//! each other. If `AMP_STEP` contains the name of one of the steps, and for example
+//! `AMP_STEPS=100`, the program runs this step 100 times and ends. Two such runs under `valgrind
+//! --tool=callgrind` with different numbers of steps give the number of instructions per step.
 
 use amp_core::{
     data::{AnyBatch, Batch, BatchType},
@@ -22,7 +22,7 @@ use fixtures::models::PrecisionTestModel;
 const FEATURES: i64 = 128;
 const BATCH: i64 = 64;
 
-/// PrecisionTestModel written without the derive.
+/// PrecisionTestModel, written without the derive macro.
 struct ByHand {
     model: Sequential,
 }
@@ -110,7 +110,7 @@ fn bare(weights: &[(Tensor, Tensor)], batch: &Batch, sum: &mut Tensor) -> Result
 /// Runs one step.
 type Run = Box<dyn FnMut() -> Tensor>;
 
-/// Returns the three steps, by name.
+/// Returns the three steps to compare, by name.
 fn candidates() -> Result<Vec<(&'static str, Run)>> {
     amp_core::tch::set_num_threads(1);
     let context = || Context::new(Policy::new(Precision::F32True, Device::Cpu), true);

@@ -1,17 +1,17 @@
 //! Compiles the README's example and the documentation of the derive macros. amp-derive's examples
 //! need amp-core, on which amp-derive cannot depend. The tests across crates are in `tests/tests`.
 
-/// The examples of `derive(LightningModule)`.
+/// Compiles and runs the examples in the documentation of `derive(LightningModule)`.
 #[cfg(doctest)]
 #[doc = include_str!("../../amp-derive/docs/lightning_module.md")]
 pub struct LightningModuleDocs;
 
-/// The examples of `derive(Batch)`.
+/// Compiles and runs the examples in the documentation of `derive(Batch)`.
 #[cfg(doctest)]
 #[doc = include_str!("../../amp-derive/docs/batch.md")]
 pub struct BatchDocs;
 
-/// The examples of `derive(Module)`.
+/// Compiles and runs the examples in the documentation of `derive(Module)`.
 #[cfg(doctest)]
 #[doc = include_str!("../../amp-derive/docs/module.md")]
 pub struct ModuleDocs;

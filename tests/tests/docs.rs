@@ -35,7 +35,8 @@ fn names(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2).filter(|name| name.contains("::"))
 }
 
-/// Returns the reason why a test of this name does not exist, or `None` if it exists.
+/// Returns `None` if a test of this name exists. Otherwise returns the reason why it does not
+/// exist.
 fn missing(name: &str) -> Option<String> {
     let (folder, rest) = match name.split_once("::") {
         Some(("tests", rest)) => ("tests/tests", rest),
@@ -105,7 +106,7 @@ fn every_complaint_has_tests_and_every_test_exists() {
     assert!(wrong.is_empty(), "PAINS.md: {wrong:#?}");
 }
 
-/// The check reports wrong names.
+/// The check reports names of tests that do not exist.
 #[test]
 fn a_name_that_is_not_a_test_is_found() {
     assert_eq!(missing("scaler_misuse::the_defaults_are_torchs"), None);

@@ -65,8 +65,9 @@ fn in_16(golden: &mut Golden) -> &mut Figures {
     golden.runs.get_mut("16-mixed").expect("a run of 16-mixed")
 }
 
-/// The comparison with a golden reports each of these differences by name. This holds whether the
-/// tolerance comes from a recorded spread or from the golden's own seeds.
+/// If results differ from the golden (the recorded results), the comparison names each value that
+/// differs. This holds whether the tolerance comes from a recorded spread or from the seeds in the
+/// golden.
 #[rstest]
 fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
     let agreement = Agreement { spread: recorded.then(spread), memory: true };
@@ -94,8 +95,9 @@ fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
     assert_eq!(refused(&|g| drop(g.runs.remove("16-mixed"))), [(String::new(), "precisions")]);
 }
 
-/// Between other kernels, a gradient that is next to the largest f16 may overflow with one of them only,
-/// which is one halving of the scale. With the same kernels, skipped steps and the scale are equal.
+/// A gradient that is close to the largest f16 number may overflow with one set of kernels and not
+/// with another. The number of halvings of the loss scale may therefore differ by one between
+/// kernels. With the same kernels, skipped steps and the loss scale must be equal.
 #[rstest]
 #[case::other_kernels(cpu(), Fingerprint { capability: "avx512".into(), ..cpu() }, 1)]
 #[case::f16(cpu(), Fingerprint { multiplies_f16: true, ..cpu() }, 1)]
@@ -127,8 +129,8 @@ fn other_kernels_may_halve_the_scale_once_more(
     assert_eq!(moved(2, None), ["final_scale"]);
 }
 
-/// On the same model of GPU, a run must reproduce every number of the golden to the last bit. On
-/// another model of GPU with the same compute capability there is a tolerance.
+/// On the same model of GPU, a run must reproduce every number of the golden (the recorded results)
+/// to the last bit. On another model of GPU with the same compute capability, a tolerance applies.
 #[test]
 fn one_model_of_gpu_repeats_every_figure() {
     let on = |device: &str| {
@@ -181,8 +183,8 @@ fn no_golden_tolerates_more_than_the_gate() {
     }
 }
 
-/// A run whose loss is not a finite number does not agree with any golden, not even with one that
-/// has the same value. An anchor cannot be made from such a run.
+/// If the loss of a run is not a finite number, the run agrees with no golden (recorded results),
+/// even if the golden contains the same value. No anchor can be recorded from such a run.
 #[test]
 fn nan_agrees_with_nothing() {
     for value in [None, Some(f64::NAN), Some(f64::INFINITY)] {
@@ -194,8 +196,9 @@ fn nan_agrees_with_nothing() {
     }
 }
 
-/// Small changes cannot add up without limit. Each change is within the golden's tolerance and is
-/// accepted as the new golden, but the anchor reports when their sum exceeds its budget.
+/// Small changes of the results cannot add up without limit. Each change is within the tolerance of
+/// the golden, and the changed results are accepted as the new golden. The anchor (the first
+/// recording) still reports when the sum of all changes exceeds its budget.
 #[test]
 fn accepted_drift_cannot_ratchet() {
     let agreement = agreement();
@@ -276,8 +279,8 @@ fn machines_differ_in_whatever_changes_figures(
     }
 }
 
-/// A GPU's golden has the compute capability in its file name. A golden of another GPU, and a
-/// golden without an anchor, are refused. The fingerprints are invented.
+/// The file name of a GPU's golden contains the compute capability. A golden of another GPU, and a
+/// golden without an anchor, are refused. The descriptions of machines in this test are invented.
 #[test]
 fn goldens_are_kept_by_compute_capability() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -309,8 +312,8 @@ fn goldens_are_kept_by_compute_capability() {
     assert!(bare.contains("AMP_ANCHORS=write"), "{bare}");
 }
 
-/// Peak memory depends on the kernels. If a CPU uses other kernels than the golden's CPU, peak
-/// memory is compared neither with the golden nor with its anchor.
+/// The peak memory depends on the kernels. If this CPU uses other kernels than the CPU on which the
+/// golden was recorded, the peak memory is not compared with the golden or its anchor.
 #[rstest]
 #[case::same(cpu(), true)]
 #[case::other_kernels(Fingerprint { capability: "avx512".into(), ..cpu() }, false)]

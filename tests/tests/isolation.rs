@@ -1,6 +1,6 @@
-//! Tests that `verify!` is not affected by other tests in the same binary, and tests of its
-//! messages if training fails. The ignored tests are examples of a user's tests. The other tests
-//! run them in a child process of this binary.
+//! Tests that other tests in the same binary do not affect `verify!`, and tests of its messages
+//! when training fails. The ignored tests in this file are examples of a user's tests. The
+//! remaining tests run the ignored tests in a child process of this binary.
 
 use std::{
     env, fs,
@@ -17,7 +17,7 @@ use amp_verify::{
 use rstest::rstest;
 use serde_json::json;
 
-/// A model that draws random numbers for its initial weights and, in each step, for its dropout.
+/// A model that uses random numbers for its initial weights, and in each step for its dropout.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(accuracy, name = acc)]
@@ -27,7 +27,7 @@ struct Drawn {
     body: Sequential,
 }
 
-/// A linear layer without a metric.
+/// A model of one linear layer that has no metric.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = 1e-2)]
@@ -36,7 +36,7 @@ struct Unjudged {
     body: Linear,
 }
 
-/// A linear layer, judged by its F1 score.
+/// A model of one linear layer, which is compared by its F1 score.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(f1, num_classes = 4)]
@@ -58,7 +58,7 @@ fn drawn() -> Result<DataModule> {
 
 static TRAINED: AtomicBool = AtomicBool::new(false);
 
-/// Sets `TRAINED` when it is dropped, so that the test `noise` ends even if the test `golden`
+/// Dropping this value sets `TRAINED`. The test `noise` therefore ends even if the test `golden`
 /// fails.
 struct Ended;
 
@@ -87,7 +87,7 @@ fn with_a_spread_of_its_own() {
     verify!(Drawn, data = drawn().expect("data"), check = check);
 }
 
-/// Draws random numbers until `golden` has ended.
+/// Uses random numbers all the time until the test `golden` has ended.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn noise() {
@@ -96,7 +96,7 @@ fn noise() {
     }
 }
 
-/// Compares with several goldens in one test, two of them in a loop.
+/// Compares results with several goldens in one test. Two of the comparisons are in a loop.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn several() {
@@ -106,7 +106,7 @@ fn several() {
     verify!(Drawn, data = drawn().expect("data"), precisions = IN_ONE, epochs = 1, case = "short");
 }
 
-/// Compares two different runs with goldens of the same name, which is an error.
+/// Compares the results of two different runs with goldens of the same name, which is an error.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn twice() {
@@ -162,9 +162,9 @@ fn with_another_metric() {
     verify!(Scored, data = drawn().expect("data"));
 }
 
-/// Compares with a golden on threads that do not have the name of a test. `verify!` takes the name
-/// of the test from the thread, to run that test in a child process. Without it, `verify!` trains
-/// in this process.
+/// Compares results with a golden on threads that do not have the name of a test. `verify!` needs
+/// this name to run the test in a child process. Without the name, `verify!` trains in this
+/// process.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn on_other_threads() {
@@ -176,7 +176,7 @@ fn on_other_threads() {
     }
 }
 
-/// Runs these tests of this file in parallel, with their goldens in `folder`.
+/// Runs the given tests of this file in parallel. Their goldens are in `folder`.
 fn run(folder: &Path, tests: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command.args(tests).args(["--exact", "--include-ignored", "--test-threads=3"]);
@@ -217,8 +217,8 @@ fn files(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Another test that constantly draws random numbers does not change the result of `verify!`, even
-/// if the data is random. The golden's text stays exactly the same.
+/// If another test uses random numbers all the time, the result of `verify!` does not change, even
+/// if the data is random. The text of the golden stays exactly the same.
 #[test]
 fn a_test_that_draws_does_not_change_a_golden() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -228,15 +228,16 @@ fn a_test_that_draws_does_not_change_a_golden() {
     passed(&run(folder.path(), &["golden", "noise"], &exact), 2);
 }
 
-/// The first run creates the folder and records the golden and its anchor, and the next run
-/// compares with them. In CI, or if `INSTA_UPDATE` is set, a run without a golden fails instead,
-/// and the message names the missing file and the command that records it.
+/// The first run creates the folder, and records the golden and its anchor (the first recording).
+/// The next run compares its results with them. In CI, or if `INSTA_UPDATE` is set, a run without a
+/// golden fails. The message then names the missing file and the command that records it.
 #[test]
 fn the_first_run_records_a_golden_but_not_in_ci() {
     let root = tempfile::tempdir().expect("a folder");
     let folder = root.path().join("tests/goldens");
     for variables in [&[("CI", "true")], &[("INSTA_UPDATE", "always")], &[("INSTA_UPDATE", "no")]] {
-        // Loading the data would abort the process, so a message proves that it was not loaded.
+        // Loading the data aborts the process. If the process prints a message instead, it has not
+        // loaded the data.
         let missing = run(&folder, &["aborts"], variables);
         let command = "record it with `AMP_ANCHORS=write cargo test aborts`";
         failed(&missing, &["NOT COMPARABLE: there is no golden", "drawn_cpu.snap yet", command]);
@@ -275,7 +276,8 @@ fn each_golden_of_a_test_has_its_own_process() {
         cases.map(|case| ["anchor.json", "snap"].map(|end| format!("drawn_cpu_{case}.{end}")));
     assert_eq!(files(folder.path()), names.concat());
     passed(&run(folder.path(), &tests, &[]), 2);
-    // The second run of the loop is compared with its own golden, not with the first one.
+    // The second pass of the loop is compared with a golden of its own, and not with the golden of
+    // the first pass.
     let path = folder.path().join("drawn_cpu_4.snap");
     let golden = fs::read_to_string(&path).expect("the golden");
     let moved = golden.replacen("\"skipped_steps\": 0", "\"skipped_steps\": 9", 1);
@@ -294,15 +296,15 @@ fn each_golden_of_a_test_has_its_own_process() {
 #[case("with_another_metric", &["it logs `val_f1`, `val_loss`", "with `metric`"])]
 fn a_failed_training_is_explained(#[case] test: &str, #[case] expected: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
-    // A second test runs too. `verify!` starts a child process only if there are other tests.
+    // `verify!` starts a child process only if there are other tests, so a second test runs too.
     let output = run(folder.path(), &[test, "expected_to_fail"], &RECORD);
     failed(&output, expected);
     failed(&output, &["1 passed; 1 failed"]);
     assert_eq!(files(folder.path()), Vec::<String>::new());
 }
 
-/// If only one test runs, `verify!` trains in the test's process. It does so too on threads that do
-/// not have the name of a test.
+/// If only one test runs, `verify!` trains in the process of the test. It also does so on threads
+/// that do not have the name of a test.
 #[test]
 fn without_other_tests_training_needs_no_child_process() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -311,8 +313,8 @@ fn without_other_tests_training_needs_no_child_process() {
     passed(&run(folder.path(), &["on_other_threads", "golden"], &[exact]), 2);
 }
 
-/// A golden of a CPU with fewer instructions is reproduced to the last digit: the training runs in a
-/// process that uses this CPU's kernels for those instructions.
+/// If a golden was recorded on a CPU with fewer instructions, it is reproduced to the last digit.
+/// The training runs in a process in which this CPU uses only the kernels for those instructions.
 #[test]
 fn a_golden_of_older_kernels_is_compared_with_these_kernels() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -324,7 +326,7 @@ fn a_golden_of_older_kernels_is_compared_with_these_kernels() {
     passed(&run(folder.path(), &["golden"], &[("INSTA_REQUIRE_FULL_MATCH", "1")]), 1);
 }
 
-/// Returns the text of a spread file that has these samples for each measured value.
+/// Returns the text of a spread file. It contains these samples for each measured value.
 fn spread(samples: [f64; 3]) -> String {
     let figures = json!({ "accuracy": samples, "loss": samples, "peak_memory_bytes": samples });
     let samples = json!({ "32-true": figures, "bf16-mixed": figures });
@@ -376,8 +378,8 @@ fn an_anchor_has_its_budget_from_the_spread() {
     assert!(of_its_seeds < 10.0 && recorded > 1e3, "{of_its_seeds} {recorded}");
 }
 
-/// A damaged spread file is reported before training, with its path and the fix. Training would
-/// abort the process when it loads the data.
+/// A damaged spread file is reported before training, with its path and the remedy. If training
+/// began, it would abort the process when it loads the data.
 #[rstest]
 #[case("{", "recorded spread: EOF")]
 #[case(&spread([1.0; 3]).replace("1.0,", ""), "32-true has fewer than three samples")]

@@ -1,7 +1,7 @@
-//! Tests the library that `cargo amp new` writes. It compiles, its own tests pass, and its model
+//! Tests the library that `cargo amp new` writes: it compiles, its tests pass, and its model
 //! trains.
 
-// The files refer to each other as modules of their crate.
+// The template's files refer to each other as modules of the crate `my_model`.
 #[path = "../../cargo-amp/templates/lib.rs"]
 #[allow(unreachable_pub, reason = "these are modules of a library")]
 mod my_model;
@@ -22,7 +22,7 @@ fn the_registered_model_learns_the_spirals() -> Result<()> {
     let accuracy = record.last("val_acc").expect("the template logs it");
     assert!(accuracy > 0.95, "val_acc {accuracy}");
     // The training loss is logged once per epoch, although an epoch is shorter than the logging
-    // interval. `cargo amp train` shows it.
+    // interval. `cargo amp train` therefore shows the training loss.
     assert!(record.last("train_loss").is_some());
     Ok(())
 }

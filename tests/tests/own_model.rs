@@ -1,5 +1,5 @@
-//! Tests of `verify!` for a model without a registry, with its own data, and of a golden that the
-//! test binary records and compares without cargo, as on a machine without Rust.
+//! Tests of `verify!` for a model that is in no registry and has its own data. Also tests that the
+//! test binary can record a golden and compare with it without cargo, as on a machine without Rust.
 
 use std::{
     env,
@@ -44,7 +44,7 @@ fn waves() -> DataModule {
     DataModule::new("waves", examples(0, 512), examples(512, 128), 64)
 }
 
-/// Each case of a parametrized test has its own golden.
+/// Each case of a parametrized test has a golden of its own.
 #[rstest]
 fn wave_net(#[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision) {
     amp_verify::verify!(
@@ -56,8 +56,8 @@ fn wave_net(#[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Prec
     );
 }
 
-/// The runs of the other seeds are needed only for a report, so they are skipped if the results of
-/// the first seed equal the golden.
+/// The further seeds are needed only for a report of differences. They are not run if the results
+/// of the first seed equal the golden.
 #[test]
 fn further_seeds_are_run_when_a_figure_moved() {
     let target = Target::model(
@@ -97,8 +97,9 @@ fn packed(folder: &Path, variables: &[(&str, &str)]) -> Output {
     command.envs(variables.iter().copied()).output().expect("this binary runs")
 }
 
-/// The golden is recorded into the folder that a variable names, compared with it there, and
-/// refused if it differs or is missing. Files are written only on request.
+/// A variable names the folder of the golden. The golden is recorded into this folder and compared
+/// there. If it differs or is missing, the test fails. Files are written only if the user asks for
+/// it.
 #[test]
 fn a_packed_binary_records_and_checks() {
     let folder = tempfile::tempdir().expect("a folder");

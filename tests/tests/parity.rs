@@ -1,5 +1,6 @@
-//! Compares the models with their twins in real PyTorch. A model agrees with its twin, and after a
-//! change to the twin's training it disagrees.
+//! Compares models with their twins (the same models in PyTorch), which run in real PyTorch. A
+//! model agrees with its twin. After a change to how the twin trains, the model and the twin
+//! disagree.
 
 use std::{
     cell::Cell,
@@ -86,24 +87,24 @@ fn a_twin_agrees(#[case] model: &str, #[case] steps: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns a registry with the LSTM's project. In the source of its twin, `from` is replaced by
-/// `to`.
+/// Returns a registry that contains the LSTM. In the source of its twin (the same model in
+/// PyTorch), `from` is replaced by `to`.
 fn lstm(from: &str, to: &str) -> Result<Registry> {
     const TWIN: &str = include_str!("../../fixtures/twins/lstm.py");
     const LSTM: &str = include_str!("../../fixtures/src/projects/lstm.rs");
     changed(["LstmForecaster", "waves"], [TWIN, LSTM], from, to)
 }
 
-/// Returns a registry with the WGAN's project. In the source of its twin, `from` is replaced by
-/// `to`.
+/// Returns a registry that contains the WGAN. In the source of its twin (the same model in
+/// PyTorch), `from` is replaced by `to`.
 fn wgan(from: &str, to: &str) -> Result<Registry> {
     const TWIN: &str = include_str!("../../fixtures/twins/wgan.py");
     const WGAN: &str = include_str!("../../fixtures/src/projects/wgan.rs");
     changed(["WganGp", "ring"], [TWIN, WGAN], from, to)
 }
 
-/// Returns a registry with only this model and its data set. In the source of the model's twin,
-/// `from` is replaced by `to`.
+/// Returns a registry that contains only this model and its data set. In the source of the model's
+/// twin (the same model in PyTorch), `from` is replaced by `to`.
 fn changed(
     [model, data]: [&str; 2],
     [twin, source]: [&'static str; 2],
@@ -118,8 +119,9 @@ fn changed(
     Ok(Registry::new(project!()).data_set(data.as_ref().clone()).model(model))
 }
 
-/// If only the twin skips a step, the report shows the largest gradients of the steps before. The
-/// twin overflows in step 3. Before that, the largest gradients of both are nearly equal.
+/// If only the twin (the same model in PyTorch) skips a step, the report shows the largest
+/// gradients of the steps before. The twin overflows in step 3. Until then, the largest gradients
+/// of the model and of the twin are nearly equal.
 #[rstest]
 #[case::automatic(lstm("return F.mse_loss(", &format!("return {} * F.mse_loss(", overflows("self")))?)]
 #[case::manual(wgan("loss = gap +", &format!("loss = gap + {} *", overflows("self")))?)]
@@ -149,16 +151,16 @@ fn other_skips_are_shown_with_the_largest_gradients(#[case] registry: Registry) 
     Ok(())
 }
 
-/// Returns a Python expression whose value is 1e30 the fourth time it is evaluated, and 1 at other
-/// times.
+/// Returns a Python expression. Its value is 1e30 when it is evaluated the fourth time, and 1
+/// otherwise.
 fn overflows(module: &str) -> String {
     format!(
         "(setattr({module}, 'n', getattr({module}, 'n', -1) + 1) or (1e30 if {module}.n == 3 else 1.0))"
     )
 }
 
-/// A twin with a different training disagrees. Each of these changes has a larger effect on the
-/// first losses than rounding in f32.
+/// If the twin (the same model in PyTorch) trains differently, the model and the twin disagree.
+/// Each of these changes affects the first losses more than rounding in f32 does.
 #[rstest]
 #[case::learning_rate("lr=self.learning_rate", "lr=1.0001 * self.learning_rate")]
 #[case::epsilon("lr=self.learning_rate", "lr=self.learning_rate, eps=1e-7")]
@@ -174,8 +176,9 @@ fn a_twin_that_trains_otherwise_disagrees(#[case] from: &str, #[case] to: &str) 
     Ok(())
 }
 
-/// A row that is stored in the folder is not computed again. It is computed again if the options or
-/// the twin differ, if its file is damaged, or if the twin failed.
+/// If the folder already contains a row of the report, the row is not computed again. It is
+/// computed again if the options or the twin (the same model in PyTorch) differ, if its file is
+/// damaged, or if the twin failed.
 #[test]
 fn rows_are_kept_in_a_folder() -> Result<()> {
     const RATE: &str = "lr=self.learning_rate";

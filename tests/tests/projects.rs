@@ -67,8 +67,9 @@ fn a_project_has_at_most_150_lines_of_code() {
 /// the matrix products run in the dtype of the precision.
 #[rstest]
 #[case::lstm("LstmForecaster", 2, json!({}))]
-// With its registered width it takes 45 seconds of CPU time, nearly all of it in convolutions in
-// f16. The diffusion model and GPT-2 are also made smaller to save time.
+// With the width in the registry, this model would need 45 seconds of CPU time, nearly all of it
+// for convolutions in f16. It is therefore made smaller. The diffusion model and GPT-2 are made
+// smaller for the same reason.
 #[case::image_folder("ResNet", 4, json!({ "width": 8 }))]
 #[case::tabular("TabularNet", 2, json!({}))]
 #[case::two_tower("TwoTower", 2, json!({}))]

@@ -1,7 +1,8 @@
-//! Tests that weights can be moved from PyTorch to these models and back, under the same names.
+//! Tests that weights can be moved from PyTorch to the models of this repository and back. The
+//! tensors have the same names in both.
 //!
-//! `fixtures/oracles/pytorch_copies.json` and the files next to it were recorded from PyTorch
-//! copies of the models. To test the other direction, real PyTorch runs, which `cargo amp`
+//! `fixtures/oracles/pytorch_copies.json` and the files next to it were recorded from copies of the
+//! models in PyTorch. The tests of the other direction run PyTorch itself, which `cargo amp`
 //! installs.
 
 use std::{
@@ -27,7 +28,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::tempdir;
 
-/// Includes recorded files in the binary, so that it needs no other files when it runs.
+/// Includes recorded files in the test binary, so that the binary needs no other files.
 macro_rules! recorded {
     ($($name:literal),*) => {
         [$((
@@ -55,7 +56,7 @@ const WEIGHTS: [(&str, &[u8]); 13] = recorded![
 ];
 const OUTPUTS: [(&str, &[u8]); 1] = recorded!["logits"];
 
-/// The Python program that reads the weights, and the packages that it imports.
+/// The Python program that reads the weights, and the modules that this program imports.
 const PYTHON: [(&str, &str); 4] = [
     ("read_weights.py", include_str!("../read_weights.py")),
     ("recorders/__init__.py", include_str!("../../fixtures/oracles/recorders/__init__.py")),
@@ -73,7 +74,7 @@ fn recorded(name: &str) -> Value {
     all["models"][name].clone()
 }
 
-/// Builds the model with the hyperparameters of its copy and random weights.
+/// Builds the model with random weights and with the hyperparameters of its copy in PyTorch.
 fn build(name: &str) -> Box<dyn LightningModule> {
     let hyperparameters: Hyperparameters =
         serde_json::from_value(recorded(name)["hyperparameters"].clone()).expect("an object");
@@ -120,7 +121,7 @@ fn logits(model: &mut dyn LightningModule, policy: Policy, input: &Tensor) -> Te
     run(model, &input, &Context::new(policy, false)).to_device(Device::Cpu)
 }
 
-/// Returns the largest difference, in f64.
+/// Returns the largest difference between elements of the two tensors, in f64.
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
@@ -138,10 +139,11 @@ fn every_model_has_a_copy() {
     assert_eq!(registry.models().map(|model| model.name()).collect::<Vec<_>>(), names);
 }
 
-/// A model that loads the weights of its PyTorch copy computes the copy's logits. On the CPU the
-/// bounds are 1e-6 in f32 and 1e-12 in f64. On CUDA, sums in f32 have another order, and the bound
-/// is eight times the distance between PyTorch's f32 and f64 logits, or eight roundings of the
-/// largest logit. TF32 is off here. It would cause differences a hundred times as large.
+/// A model that loads the weights of its copy in PyTorch computes the same logits as the copy. On
+/// the CPU, the bounds are 1e-6 in f32 and 1e-12 in f64. On CUDA, sums in f32 are computed in
+/// another order. The bound there is the larger of two numbers: eight times the distance between
+/// PyTorch's f32 and f64 logits, and eight roundings of the largest logit. TF32 is off in this
+/// test, because it would cause differences that are a hundred times as large.
 #[rstest]
 fn pytorchs_weights_give_its_logits(
     #[values(Precision::F32True, Precision::F64True)] precision: Precision,
@@ -183,7 +185,8 @@ fn state_dicts_have_pytorchs_order() {
     }
 }
 
-/// The weights of another model are refused, and so is a file with the same names and other shapes.
+/// A file with the weights of another model is refused. A file with the same names and other shapes
+/// is refused too.
 #[test]
 fn the_recorded_weights_belong_to_one_model() {
     let folder = tempdir().expect("a temporary folder");
@@ -193,8 +196,9 @@ fn the_recorded_weights_belong_to_one_model() {
     assert!(error.to_string().contains("these are the weights of another model"), "{error}");
 }
 
-/// PyTorch loads saved weights with `strict=True` and computes the same logits with them. In each
-/// precision the weights have the names and dtypes of the copy's `state_dict`.
+/// PyTorch loads the saved weights with `strict=True`, and computes the same logits with them. In
+/// each precision, the weights have the names and dtypes of the `state_dict` of the copy in
+/// PyTorch.
 #[test]
 fn pytorch_reads_our_weights() {
     let folder = tempdir().expect("a temporary folder");

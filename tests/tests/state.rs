@@ -1,4 +1,4 @@
-//! A derived model's state is saved in its checkpoints, and its transient fields are not.
+//! Tests that the checkpoints of a derived model contain its state, but not its transient fields.
 
 use amp_core::{
     callback::{Action, Callback},

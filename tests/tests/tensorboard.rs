@@ -1,4 +1,4 @@
-//! Compares a run's event files, as TensorBoard reads them, with the run.
+//! Compares a run with its event files, which TensorBoard itself reads.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use amp_verify::{
 use fixtures::registry;
 use serde::Deserialize;
 
-/// A run in the form in which `read_tensorboard.py` prints it.
+/// The contents of a run's event files, in the form in which `read_tensorboard.py` prints them.
 #[derive(Deserialize)]
 struct Run {
     scalars: BTreeMap<String, Vec<(u64, f64)>>,
@@ -108,7 +108,8 @@ fn tensorboards_own_reader_reads_every_run() -> Result<()> {
     Ok(())
 }
 
-/// Images, texts and histograms equal those that torch.utils.tensorboard writes for the same tensors.
+/// Images, texts and histograms equal those that torch.utils.tensorboard writes for the same
+/// tensors.
 #[test]
 fn tensorboard_shows_what_torch_would_write() -> Result<()> {
     packages();

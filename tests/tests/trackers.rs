@@ -35,7 +35,7 @@ fn packages() -> PathBuf {
     folder
 }
 
-/// Runs a Python program and returns its output.
+/// Runs a Python program in `folder` and returns its output.
 fn python(arguments: &[&str], folder: &Path) -> String {
     let output = Command::new("python3")
         .args(arguments)
@@ -65,8 +65,8 @@ fn shown() -> Result<Vec<(u64, &'static str, Media)>> {
     ])
 }
 
-/// Trains a model that logs images, texts and histograms, and skips some steps. Then starts a
-/// second run and does not finish it.
+/// Trains a model that logs images, texts and histograms, and that skips some steps. Then starts a
+/// second run, and does not finish it.
 fn train(logger: &mut dyn Subscriber) -> Result<MemoryLogger> {
     let registry = registry();
     let model = registry.find(Some("PrecisionTestModel"))?;
@@ -119,7 +119,7 @@ fn mlflows_client_reads_every_run() -> Result<()> {
     let mut logger = MlflowLogger::create(&store)?;
     let memory = train(&mut logger)?;
     drop(logger);
-    // Another logger continues in the same experiment.
+    // A second logger continues in the same experiment.
     drop(MlflowLogger::create(&store)?);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/read_mlflow.py");
     let runs: Vec<MlflowRun> =
@@ -198,8 +198,8 @@ fn wandbs_reader_reads_every_run() -> Result<()> {
     Ok(())
 }
 
-/// Asserts that each step has one row, that the steps increase, that the rows contain the logged
-/// values, and that the summary contains the last value of each name.
+/// Asserts that there is one row for each step and that the steps increase. The rows must contain
+/// the logged values, and the summary must contain the last value of each name.
 fn holds(memory: &MemoryLogger, history: &[&Value], summary: &Value) {
     let step = |row: &Value| row["step"]["num"].as_u64().expect("a step");
     let steps: Vec<u64> = history.iter().map(|row| step(row)).collect();
@@ -211,8 +211,8 @@ fn holds(memory: &MemoryLogger, history: &[&Value], summary: &Value) {
         let last = values.last().expect("a value").1;
         assert_eq!(summary["update"][tag].as_f64(), Some(last), "{tag}");
         if tag.starts_with("grad_scaler/") {
-            // These values are logged at attempted steps. A row may contain several attempted
-            // steps, so it has only the last value.
+            // These values are logged at attempted steps, including skipped ones. One row may stand
+            // for several attempted steps, so it contains only the last value.
             assert_eq!(rows.last().map(|(_, value)| *value), Some(last), "{tag}");
         } else {
             let by_step: BTreeMap<u64, f64> = values.iter().copied().collect();

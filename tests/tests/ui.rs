@@ -1,5 +1,5 @@
-//! Tests of the error messages of the derive macros. `ui/<rule>/<defect>.rs` breaks one rule in one
-//! way, and the `.stderr` file next to it has rustc's output.
+//! Tests of the error messages of the derive macros. Each file `ui/<rule>/<defect>.rs` breaks one
+//! rule in one point. The `.stderr` file next to it contains the expected output of rustc.
 //!
 //! The cases use the amp-core library that was built for this test, so no crate is built again.
 //!
@@ -65,7 +65,7 @@ fn cases(root: &Path) -> Vec<PathBuf> {
 fn check(root: &Path, case: &Path, amp_core: &Path, overwrite: bool) -> Result<(), String> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let output = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-        // rustc prints paths relative to this folder, in which amp-core was compiled.
+        // rustc prints paths relative to this folder, because amp-core was compiled in it.
         .current_dir(root.parent().expect("the workspace's root"))
         .args(["--edition=2024", "--crate-type=bin", "--emit=metadata", "-Adead_code"])
         .args(["--error-format=json", "--diagnostic-width=140", "--out-dir"])
@@ -90,13 +90,13 @@ fn check(root: &Path, case: &Path, amp_core: &Path, overwrite: bool) -> Result<(
     }
 }
 
-/// Returns rustc's output without the parts that depend on the machine or on line numbers in other
+/// Returns rustc's output without the text that depends on the machine or on line numbers in other
 /// files.
 fn diagnostics(json: &[u8]) -> String {
     let json = str::from_utf8(json).expect("rustc writes UTF-8");
     let messages = json.lines().map(|line| match serde_json::from_str::<Value>(line) {
         Ok(message) => message,
-        // The compiler itself failed.
+        // The output is not a list of diagnostics, so the compiler itself failed.
         Err(_) => panic!("{json}"),
     });
     messages
@@ -108,8 +108,8 @@ fn diagnostics(json: &[u8]) -> String {
         .join("\n")
 }
 
-/// Formats one diagnostic. Line numbers in other crates of the workspace are removed, together with
-/// their space in all lines.
+/// Formats one diagnostic of rustc. Removes line numbers that refer to other crates of the
+/// workspace, and the space that they take in all lines.
 fn normalized(text: &str) -> String {
     let indent = |line: &str| line.len() - line.trim_start().len();
     let mut elsewhere = false;
@@ -142,7 +142,7 @@ fn normalized(text: &str) -> String {
             None => line.to_owned(),
         });
     }
-    // In `15 | code` with ` --> file` above it, the column of the numbers ends where the arrow
+    // If ` --> file` stands above `15 | code`, the column of the line numbers ends where the arrow
     // begins.
     let arrow = lines.iter().find(|line| line.trim_start().starts_with("--> "));
     let width = arrow.map_or(0, |line| indent(line));

@@ -10,7 +10,8 @@ use crate::Finding;
 /// The largest number of lines of a file.
 const LINES: usize = 400;
 const CODE: &[&str] = &["rs", "cpp", "h", "cu", "cuh", "py"];
-/// Folders of the project whose name begins with a dot. Other such folders belong to tools.
+/// Folders of the project whose names begin with a dot. All further folders with such names belong
+/// to tools and are not searched.
 const DOTTED: &[&str] = &[".cargo", ".ci", ".github"];
 
 /// Lists every file, relative to the root.
@@ -40,7 +41,7 @@ fn is_own(folder: &str) -> bool {
     !dotted && !["target", "dist", "__pycache__"].contains(&folder)
 }
 
-/// Returns whether the file has one of these extensions.
+/// Returns whether `file` has one of the extensions in `endings`.
 pub(crate) fn ends_in(file: &Path, endings: &[&str]) -> bool {
     let ending = file.extension().and_then(|ending| ending.to_str());
     ending.is_some_and(|ending| endings.contains(&ending))

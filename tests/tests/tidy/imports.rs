@@ -13,8 +13,8 @@ use crate::{
     modules::{Meaning, Names, Source, declared, is_test, sources},
 };
 
-/// Finds imports of a module that is above the importing one in `order`, and modules that are
-/// missing in the crate or in the order.
+/// Finds imports of a module that stands above the importing module in `order`. Also finds modules
+/// of `order` that the crate does not have, and modules of the crate that `order` does not contain.
 pub(crate) fn upward(root: &Path, krate: &str, order: &[&str]) -> Vec<Finding> {
     let (sources, mut findings) = sources(root, krate);
     let names = Names::new(&sources);
@@ -86,7 +86,7 @@ impl Imports {
         Self { krate: krate.replace('-', "_"), depth: source.module.len(), found: Vec::new() }
     }
 
-    /// Resolves one segment of a path; returns `None` if the rest does not matter.
+    /// Resolves one segment of a path. Returns `None` if the rest of the path does not matter.
     fn step(&mut self, at: At, name: &Ident) -> Option<At> {
         let text = name.to_string();
         match (at, text.as_str()) {

@@ -12,7 +12,7 @@ use crate::{
     pages::plain,
 };
 
-/// The folder of the book, and the file with its table of contents.
+/// The folder of the book, and the name of the file with its table of contents.
 const BOOK: &str = "docs";
 const SUMMARY: &str = "SUMMARY.md";
 
@@ -30,8 +30,8 @@ pub(crate) fn broken(root: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Finds pages in `docs` that the table of contents does not list, and links to files outside
-/// `docs`, which do not work in the built book.
+/// Finds pages in `docs` that the table of contents does not list. Also finds links to files
+/// outside of `docs`, because such links do not work in the built book.
 pub(crate) fn outside_the_book(root: &Path) -> Vec<Finding> {
     let book = Path::new(BOOK);
     let summary = book.join(SUMMARY);
@@ -58,7 +58,8 @@ fn pages(root: &Path) -> Vec<PathBuf> {
     all(root).into_iter().filter(|file| ends_in(file, &["md"])).collect()
 }
 
-/// Returns the reason why the target does not exist, or `None` if it exists.
+/// Returns `None` if the target of the link exists. Otherwise returns the reason why it does not
+/// exist.
 fn problem(root: &Path, page: &Path, target: &str) -> Option<String> {
     if is_elsewhere(target) {
         return None;
@@ -99,7 +100,7 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
 fn links(text: &str) -> impl Iterator<Item = (usize, String)> {
     let mut found = Vec::new();
     for (number, line) in prose(text) {
-        // Text between backticks is code.
+        // Text between backticks is code and is not searched for links.
         let line: String = line.split('`').step_by(2).collect();
         for rest in line.split("](").skip(1) {
             let target = rest.split(')').next().unwrap_or_default();
@@ -110,8 +111,9 @@ fn links(text: &str) -> impl Iterator<Item = (usize, String)> {
     found.into_iter()
 }
 
-/// Returns the anchors of headings in the form of GitHub and mdBook: lower case, no punctuation, a
-/// hyphen for each space, and a number for each further heading with the same text.
+/// Returns the anchors of the headings in `text`, in the form of GitHub and mdBook. They are in
+/// lower case, without punctuation, and with a hyphen for each space. If headings have the same
+/// text, a number is added to all but the first.
 fn anchors(text: &str) -> impl Iterator<Item = String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let heading = |line: &str| {

@@ -1,7 +1,7 @@
-//! Checks rules for the sources. No module imports a module above it. No file is too long. Unsafe
-//! code is only in amp-core's `ffi`. Every page is mentioned in another file. Every link leads to
-//! an existing page or heading. Comments of functions begin with a verb. A violation is reported in
-//! one line.
+//! Checks rules for the source files. No module imports a module above it. No file is too long.
+//! Unsafe code is only in amp-core's `ffi`. Every page is mentioned in another file. Every link
+//! leads to an existing page or heading. Comments of functions begin with a verb. Each violation is
+//! reported in one line.
 
 mod files;
 mod imports;
@@ -14,7 +14,8 @@ mod verbs;
 
 use std::path::{Path, PathBuf};
 
-/// amp-core's modules from bottom to top. Each may import those before it.
+/// amp-core's modules from bottom to top. A module may import only modules that stand before it in
+/// this list.
 const AMP_CORE: &[&str] = &[
     "error",
     "parameter",
@@ -50,7 +51,7 @@ const AMP_CORE: &[&str] = &[
     "trainer",
 ];
 
-/// amp-derive's modules from bottom to top.
+/// amp-derive's modules from bottom to top. A module may import only modules that stand before it.
 const AMP_DERIVE: &[&str] = &[
     "manifest",
     "symbol",
@@ -68,7 +69,7 @@ const AMP_DERIVE: &[&str] = &[
     "batch",
 ];
 
-/// amp-verify's modules from bottom to top.
+/// amp-verify's modules from bottom to top. A module may import only modules that stand before it.
 const AMP_VERIFY: &[&str] = &[
     "text",
     "python",
@@ -102,16 +103,16 @@ const AMP_VERIFY: &[&str] = &[
     "cli",
 ];
 
-/// The folders in which comments of functions begin with a verb.
+/// The folders in which the comments of functions must begin with a verb.
 const VERBS: &[&str] = &["amp-core", "amp-derive", "amp-verify", "cargo-amp", "fixtures", "tests"];
 
-/// The only folder with unsafe code.
+/// The only folder that may contain unsafe code.
 const FFI: &str = "amp-core/src/ffi";
 
-/// A violation of a rule: where it is, and how to fix it.
+/// A violation of a rule: where it is, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Finding {
-    /// The path relative to the workspace.
+    /// The path of the file, relative to the workspace.
     file: PathBuf,
     line: usize,
     text: String,

@@ -1,4 +1,5 @@
-//! Finds the modules of a crate, as declared by `mod`, and the meaning of the names at its root.
+//! Finds the modules of a crate that `mod` declares, and what the names at the root of the crate
+//! refer to.
 
 use std::{
     collections::HashMap,
@@ -11,9 +12,9 @@ use crate::{Finding, files};
 
 /// A file of the crate, without test code.
 pub(crate) struct Source {
-    /// The path relative to the workspace.
+    /// The path of the source file, relative to the workspace.
     pub(crate) file: PathBuf,
-    /// The path of its module below the crate's root; empty for `lib.rs`.
+    /// The path of the file's module below the root of the crate. The path is empty for `lib.rs`.
     pub(crate) module: Vec<String>,
     pub(crate) items: Vec<Item>,
 }
@@ -61,18 +62,18 @@ pub(crate) fn is_test(attrs: &[Attribute]) -> bool {
     })
 }
 
-/// The item to which `crate::NAME` refers.
+/// What `crate::NAME` refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Meaning {
-    /// An item of this module.
+    /// An item of the module with this name.
     Module(String),
-    /// An item of another crate. Its use is not an import between modules.
+    /// An item of another crate. Using it is not an import between modules of this crate.
     Foreign,
     /// An item that is defined at the root, above all modules.
     Root,
 }
 
-/// The names at a crate's root.
+/// The names at the root of a crate, and what they refer to.
 pub(crate) struct Names(HashMap<String, Meaning>);
 
 impl Names {
@@ -90,7 +91,8 @@ impl Names {
                 re_exported(&import.tree, None, &modules, &mut names);
             }
         }
-        // Macros with `#[macro_export]` are at the root, in whichever module they are defined.
+        // Macros with `#[macro_export]` belong to the root of the crate, whichever module defines
+        // them.
         for source in sources {
             let Some(module) = source.module.first() else { continue };
             for item in &source.items {
@@ -131,8 +133,8 @@ fn re_exported(
         let first = first.unwrap_or(original);
         match modules.iter().find(|module| *module == first) {
             Some(module) => drop(names.insert(name, Meaning::Module(module.clone()))),
-            // A trait and a derive macro may have the same name. If one of them is in this crate,
-            // that one counts.
+            // A trait and a derive macro may have the same name. If only one of the two is in this
+            // crate, the name refers to it.
             None => drop(names.entry(name).or_insert(Meaning::Foreign)),
         }
     };

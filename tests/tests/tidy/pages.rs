@@ -1,4 +1,4 @@
-//! Finds pages to which no other file refers.
+//! Finds pages that no other file mentions.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -7,7 +7,8 @@ use crate::{
     files::{all, ends_in, text},
 };
 
-/// Finds pages (`*.md`) whose path no other file mentions. The workspace's README is exempt.
+/// Finds pages (`*.md`) whose path no other file mentions. The README of the workspace need not be
+/// mentioned.
 pub(crate) fn unlinked_pages(root: &Path) -> Vec<Finding> {
     let files = all(root);
     let pages: Vec<&PathBuf> = files.iter().filter(|file| ends_in(file, &["md"])).collect();
@@ -30,8 +31,8 @@ fn paths(text: &str) -> impl Iterator<Item = &str> {
     words.filter(|word| word.ends_with(".md"))
 }
 
-/// Returns the pages that `path` in `file` may mean: relative to the file's folder, relative to a
-/// folder above it, or by a name that only one page has.
+/// Returns the pages that the text `path` in the file `file` may refer to. `path` may be relative
+/// to the file's folder or to a folder above it, or it may be a name that only one page has.
 fn meant(path: &str, file: &Path, pages: &[&PathBuf]) -> impl Iterator<Item = PathBuf> {
     let seen = file.ancestors().skip(1).map(|folder| plain(&folder.join(path)));
     let mut found: Vec<PathBuf> = seen.filter(|seen| pages.contains(&seen)).take(1).collect();

@@ -18,7 +18,7 @@ use crate::{
     verbs,
 };
 
-/// Creates a workspace with these files.
+/// Creates a temporary workspace that contains these files.
 fn planted(files: &[(&str, &str)]) -> TempDir {
     let folder = tempdir().expect("a temporary folder");
     for (file, text) in files {
@@ -119,8 +119,8 @@ fn missing_and_unknown_modules_of_the_order_are_found() {
     assert!(found[1].starts_with("kit/src/lib.rs:1: there is no module `gone`"), "{found:?}");
 }
 
-/// The check also finds an upward import in real code: it is added to a copy of amp-derive, which
-/// has none.
+/// The check also finds an upward import in real code. The test adds such an import to a copy of
+/// amp-derive, which otherwise has none.
 #[test]
 fn an_import_planted_in_amp_derive_is_found() {
     let folder = tempdir().expect("a temporary folder");

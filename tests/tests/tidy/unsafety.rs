@@ -1,4 +1,4 @@
-//! Finds unsafe code, and lint attributes that allow it.
+//! Finds unsafe code, and lint attributes that allow unsafe code.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub(crate) fn outside(root: &Path, home: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     for file in sources.filter(|file| !file.starts_with(home)) {
         let source = text(&root.join(&file));
-        // Most files do not contain the word, so they need not be parsed.
+        // Most files do not contain the word `unsafe`, so they need not be parsed.
         if source.contains("unsafe") {
             findings.extend(words(&source).into_iter().map(|(line, word)| {
                 let home = home.display();
@@ -39,8 +39,8 @@ pub(crate) fn words(source: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Collects occurrences. `allowed` is true if the tokens belong to a lint attribute other than
-/// `deny` and `forbid`.
+/// Collects the places at which unsafe code occurs. `allowed` is true if the tokens belong to a
+/// lint attribute other than `deny` and `forbid`.
 fn collect(tokens: TokenStream, allowed: bool, found: &mut Vec<(usize, String)>) {
     let mut levels = false;
     for token in tokens {

@@ -69,7 +69,7 @@ const NO_VERBS: &[&str] = &[
     "Windows",
 ];
 
-/// Returns the doc comments of functions in these folders that begin without a verb.
+/// Returns the doc comments of functions in these folders that do not begin with a verb.
 pub(crate) fn missing(root: &Path, folders: &[&str]) -> Vec<Finding> {
     let in_folders = |file: &Path| folders.iter().any(|folder| file.starts_with(folder));
     let sources = all(root).into_iter().filter(|file| ends_in(file, &["rs"]) && in_folders(file));
@@ -103,7 +103,8 @@ impl Functions {
             return;
         }
         let Some((line, word)) = attrs.iter().find_map(first_word) else { return };
-        // A heading such as `# Errors` may stand alone where a trait describes the function.
+        // If a trait already describes the function, its comment may consist of a heading such as
+        // `# Errors`.
         if word != "#" && !is_verb(&word) {
             self.found.push((line, word));
         }

@@ -11,7 +11,7 @@
 
 use engine::prelude::*;
 
-/// A struct with every attribute.
+/// A struct that uses every attribute of the derive macros.
 #[derive(LightningModule)]
 #[allow(missing_debug_implementations, reason = "a Sequential has none")]
 #[forward(|x| {
@@ -65,7 +65,7 @@ impl<B> Whole<B> {
 }
 
 impl<const N: usize> Residual<N> {
-    /// Returns the widths with which it was built.
+    /// Returns the widths from which the struct was built.
     #[must_use]
     pub const fn widths(&self) -> [i64; N] {
         self.widths

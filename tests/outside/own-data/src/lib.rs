@@ -1,4 +1,4 @@
-//! A data set of your own; the crate's README explains it.
+//! A data set that you write yourself. The README of this crate explains it.
 
 use std::{
     fs::File,
@@ -74,7 +74,7 @@ impl Dataset for Rows {
     }
 }
 
-/// Predicts the height of a place.
+/// A model that predicts the height of a place.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(adamw, lr = 1e-2)]
@@ -102,7 +102,7 @@ pub fn registry_of(project: Project) -> Registry {
         .model(model!(HeightNet).judged_by_loss().batch_size(16).epochs(4).margin(0.01))
 }
 
-/// Returns the registry of this project.
+/// Returns the registry (the list of models and data sets) of this project.
 pub fn registry() -> Registry {
     registry_of(project!())
 }

@@ -67,7 +67,8 @@ fn damaged_and_missing_files_are_named() {
     assert!(missing.to_string().contains("gone.f32: No such file"), "{missing}");
 }
 
-/// If the file is truncated after it was opened, the epoch ends with an error that names the file.
+/// If the file is cut off after it was opened, the epoch ends with an error that contains the
+/// file's name.
 #[test]
 fn an_example_that_is_gone_ends_the_epoch_with_the_files_name() {
     let folder = project();
@@ -111,12 +112,13 @@ fn an_epoch_has_every_example_once() {
     assert_eq!(found, heights);
 }
 
-/// The registered set is read from the project's folder, and the model learns from it. A model that
-/// always predicts the mean height would have the variance as its loss; this model has less than
-/// half of it.
+/// The data set in the registry is read from the project's folder, and the model learns from it. If
+/// a model always predicted the mean height, its loss would be the variance of the heights. The
+/// loss of the trained model is less than half of the variance.
 #[test]
 fn the_registered_set_is_trained_on() {
-    // Initial weights depend on this seed alone, not on random draws of other tests.
+    // Inside the section, the initial weights depend only on this seed, and not on random numbers
+    // that other tests use.
     let _section = random::seeded(1).expect("a seed");
     let folder = project();
     let data = loaded(&folder).expect("data");

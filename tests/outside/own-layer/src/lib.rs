@@ -1,4 +1,4 @@
-//! A layer of your own; the crate's README explains it.
+//! A layer that you write yourself. The README of this crate explains it.
 
 use amp_core::{
     Error, Result,
@@ -13,7 +13,7 @@ pub struct Gain {
 }
 
 impl Gain {
-    /// Draws a weight for each of `features` features from N(1, 0.1²).
+    /// Creates a layer with one random weight per feature, from N(1, 0.1²).
     ///
     /// # Errors
     /// If `features` is not positive.

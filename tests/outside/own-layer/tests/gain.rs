@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fs};
 use amp_core::{nn::named_tensors, precision::Policy, prelude::*, random, tch::no_grad, weights};
 use own_layer::Gain;
 
-/// Runs `build` so that its random draws depend on the seed alone, not on other tests.
+/// Runs `build` in a section, so that its random numbers depend only on the seed, and not on other
+/// tests.
 fn seeded<T>(seed: u64, build: impl FnOnce() -> Result<T>) -> T {
     let _section = random::seeded(seed).expect("a seed");
     build().expect("what can be built")
@@ -41,7 +42,7 @@ fn one_seed_gives_one_set_of_weights() {
     let drawn = |seed| numbers(&weight(&seeded(seed, || Gain::new(10_000))));
     assert_eq!(drawn(1), drawn(1));
     assert_ne!(drawn(1), drawn(2));
-    // The mean of 10,000 draws has a standard deviation of 0.001.
+    // The mean of 10,000 random weights has a standard deviation of 0.001.
     let mean = drawn(1).iter().sum::<f64>() / 10_000.0;
     assert!((mean - 1.0).abs() < 0.005, "{mean}");
 }
@@ -111,7 +112,8 @@ fn training_finds_the_weights_that_made_the_data() {
     }
 }
 
-/// The file's header is JSON with the names; the test reads it without amp-core.
+/// The header of the file is JSON that contains the names of the tensors. The test reads the header
+/// without amp-core.
 #[test]
 fn the_weight_is_saved_and_loaded_under_its_name() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -157,8 +159,8 @@ fn trained_kinds(precision: Precision) -> [Kind; 2] {
     [weight(&model.plain).kind(), weight(&model.exact).kind()]
 }
 
-/// A `*-true` precision stores the weight in its dtype, unless the layer is in a region; a mixed
-/// one keeps it in f32.
+/// Under a `*-true` precision, the weight is stored in the dtype of the precision, unless the layer
+/// is in a precision region. Under mixed precision, the weight is stored in f32.
 #[test]
 fn the_weight_has_the_precisions_dtype() {
     assert_eq!(trained_kinds(Precision::Bf16True), [Kind::BFloat16, Kind::Float]);

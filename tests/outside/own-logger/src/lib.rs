@@ -1,4 +1,4 @@
-//! A logger of your own; the crate's README explains it.
+//! A logger that you write yourself. The README of this crate explains it.
 
 use std::{
     fs::File,
@@ -11,8 +11,8 @@ use amp_core::{
     event::{EpochEnd, Event, Subscriber},
 };
 
-/// Writes a line for each epoch, as in `epoch 0 step 25 lr 0.001 train_loss 0.9 val_loss 0.7`, and
-/// a line for each skipped step.
+/// Writes one line for each epoch, for example `epoch 0 step 25 lr 0.001 train_loss 0.9 val_loss
+/// 0.7`, and one line for each skipped step.
 #[derive(Debug)]
 pub struct EpochLines {
     path: PathBuf,
@@ -30,7 +30,7 @@ impl EpochLines {
         Ok(Self { path, file })
     }
 
-    /// Returns the path of the file.
+    /// Returns the path of the file that the logger writes.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -1,4 +1,4 @@
-//! A metric of your own; the crate's README explains it.
+//! A metric that you write yourself. The README of this crate explains it.
 
 use amp_core::{
     Error, Result,

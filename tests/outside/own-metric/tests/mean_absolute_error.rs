@@ -35,7 +35,7 @@ fn shapes_that_would_broadcast_are_refused() {
     assert!(error.to_string().ends_with("the output has shape [4, 1], the target [4]"), "{error}");
 }
 
-/// The model y = w·x + b with a learning rate of zero, so that it does not change.
+/// The model y = w·x + b. Its learning rate is zero, so that training does not change it.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[metric(with = MeanAbsoluteError, name = mae)]
@@ -99,7 +99,7 @@ fn an_epochs_value_is_the_mean_over_its_examples() {
     assert!((train - mean(0..40)).abs() < 1e-6, "{train}");
 }
 
-/// The gate judges a registered model by this metric: lower is better.
+/// The gate compares a registered model by this metric, for which lower values are better.
 #[test]
 fn a_registered_model_is_judged_by_it() {
     let registry = Registry::new(project!())

@@ -48,7 +48,8 @@ pub fn registry() -> Registry {
                 .learns_by(0.5),
         )
         .workload(
-            // This size makes full use of a GPU. The workload runs only if the command names it.
+            // With this size, the workload makes full use of a GPU. The workload is measured only
+            // if the command names it.
             Workload::new("next-symbol", "NextSymbol")
                 .batch(64)
                 .tokens(16, 512, SYMBOLS)

@@ -1,7 +1,7 @@
 use amp_core::prelude::*;
 
-/// A language model: for each position of a sentence, scores of the next symbol. It has no metric,
-/// so it is judged by its loss.
+/// A language model. For each position of a sentence, it computes a score for each possible next
+/// symbol. The model has no metric, so the gate compares its loss.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = self.learning_rate)]

@@ -1,7 +1,7 @@
 use amp_core::prelude::*;
 
-/// A classifier that decides which of two rings a point belongs to. Both rings have the same number
-/// of points, so the head needs no bias.
+/// A classifier that decides to which of two rings a point belongs. The two rings have the same
+/// number of points, so the head needs no bias.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(accuracy, name = acc)]

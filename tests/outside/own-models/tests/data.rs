@@ -45,8 +45,9 @@ fn points_are_on_the_ring_of_their_class() {
     }
 }
 
-/// Each symbol is followed by one of two symbols, in 70 % of all positions by the first. With 8,192
-/// positions the standard deviation is 0.5 %, so five of them are 2.5 %.
+/// Each symbol is followed by one of two symbols. In 70 % of all positions, it is the first of the
+/// two. For 8,192 positions, the standard deviation is 0.5 %, so five standard deviations are 2.5
+/// %.
 #[test]
 fn sentences_follow_the_grammar() {
     let [train, _] = all(&sentences::load(16).expect("sentences"));

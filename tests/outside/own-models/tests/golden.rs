@@ -1,4 +1,5 @@
-//! Compares each model under 16-mixed and bf16-mixed with its golden in `tests/goldens`.
+//! Compares each model under 16-mixed and bf16-mixed with its golden (its recorded results) in
+//! `tests/goldens`.
 
 use amp_verify::verify;
 use own_models::registry;

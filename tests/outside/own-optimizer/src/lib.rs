@@ -1,4 +1,4 @@
-//! An optimizer of your own; the crate's README explains it.
+//! An optimizer that you write yourself. The README of this crate explains it.
 
 use amp_core::{
     Result,

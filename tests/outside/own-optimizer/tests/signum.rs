@@ -53,8 +53,8 @@ fn a_constant_gradient_has_a_closed_form() {
     close(&numbers(moment), &c.map(|c| share * f64::from(c)));
 }
 
-/// The gradient of ½·Σ a·w² is a·w, which changes its sign when a weight passes zero. 60 steps are
-/// compared with the formula in f64.
+/// The gradient of ½·Σ a·w² is a·w. It changes its sign when a weight passes zero. The test
+/// compares 60 steps with the formula, which it computes in f64.
 #[test]
 fn a_quadratic_agrees_with_the_formula_step_by_step() {
     let (lr, beta, a) = (0.03, 0.8, [1.0, 4.0, 0.25]);
@@ -146,8 +146,8 @@ fn a_schedule_sets_the_rates() {
     assert_eq!(optimizer.rates(), [Rates { lr: 0.05, momentum: Some(0.5) }]);
 }
 
-/// The state of another optimizer, or of this one with other parameters, is refused and changes
-/// nothing.
+/// The optimizer refuses the state of an optimizer of another kind, or of one with other
+/// parameters, and does not change.
 #[test]
 fn another_state_is_refused_as_a_whole() {
     let state = |options: &dyn BuildOptimizer, name: &str, values: &[f32]| {
@@ -179,7 +179,8 @@ struct Net {
 }
 
 impl Net {
-    /// Builds the net. Its weights use no random generator, because other tests may draw from it.
+    /// Builds the model. Its weights do not come from the random generator, because other tests may
+    /// use the generator at the same time.
     fn new() -> Self {
         let net = Self::builder().build().expect("a model");
         for (at, (_, mut tensor, _)) in named_tensors(&net).into_iter().enumerate() {
@@ -194,7 +195,7 @@ impl Net {
     }
 }
 
-/// Returns numbers without a simple pattern.
+/// Returns numbers that have no simple pattern.
 fn wave(shape: &[i64], pace: f64) -> Tensor {
     let count = shape.iter().product::<i64>();
     (Tensor::arange(count, (Kind::Float, Device::Cpu)) * pace).sin().view(shape)
@@ -243,7 +244,7 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     assert_eq!(straight.weights(), resumed.weights());
 }
 
-/// Trains one epoch; returns the largest movement of a weight and all values of m.
+/// Trains for one epoch. Returns how far a weight moved at most, and all values of m.
 fn one_epoch(precision: Precision) -> (f64, Vec<f64>) {
     let folder = tempfile::tempdir().expect("a folder");
     let trainer = Trainer::new(config(precision, 1)).callback(saving(folder.path()));

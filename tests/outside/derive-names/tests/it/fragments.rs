@@ -40,7 +40,7 @@ macro_rules! net {
 }
 
 net! {
-    /// Written by a macro.
+    /// A model that a `macro_rules!` macro writes.
     pub(crate) Net { width: i64 = 2 + 2, rate: f64 = 1e-2 }
     loss = cross_entropy, metric = accuracy, top = 2,
     optimizer = adamw, lr = self.rate * 0.5, decay = "head.*",
@@ -77,8 +77,9 @@ macro_rules! block {
 
 block!(Scaled<M>, Option<M>, 1 + 2, |x| Ok(given(x)? * self.product as f64), { 7 }, -1..=3);
 
-/// A fragment such as `1 + 2` keeps its value in a product. In the output of a derive, rustc drops
-/// the invisible groups around fragments, so the derive must write parentheses.
+/// If a macro passes the fragment `1 + 2` into a product, the fragment keeps its value 3. rustc
+/// drops the invisible groups around fragments in the output of a derive macro, so the derive macro
+/// must write parentheses.
 #[test]
 fn a_fragment_keeps_its_value() {
     let block = Scaled::builder(Some(Identity)).build().expect("a block");
@@ -133,8 +134,8 @@ macro_rules! hygienic {
     };
 }
 
-// The fields are defined in the macro. The expressions that mention them, and `self`, `cx` and
-// `plan`, are written by the caller.
+// The macro defines the fields. The caller of the macro writes the expressions that mention the
+// fields, `self`, `cx` and `plan`.
 hygienic!(
     linear(2, width),
     |x| {

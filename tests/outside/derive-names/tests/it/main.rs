@@ -6,7 +6,7 @@ mod shadowed;
 use derive_names::{Residual, Whole};
 use engine::{precision::Policy, prelude::*, trainer::TrainerConfig};
 
-/// Points on both sides of a line.
+/// Returns points on the two sides of a line. The class of a point says on which side it is.
 fn points() -> DataModule {
     let points = |count: i64| {
         let x = Tensor::arange(count, (Kind::Float, Device::Cpu)) / count - 0.5;
@@ -16,7 +16,7 @@ fn points() -> DataModule {
     DataModule::new("points", points(32), points(8), 8)
 }
 
-/// Trains the model for one optimizer step and returns its validation loss.
+/// Trains the model for one optimizer step. Returns its validation loss after the step.
 fn step(model: &mut dyn LightningModule) -> f64 {
     let config = TrainerConfig {
         max_epochs: 1,

@@ -1,8 +1,8 @@
-//! Tests that the generated code works if the user's code defines items with the names that it
-//! uses.
+//! Tests that the generated code still works if the user's code defines items with the same names
+//! as the generated code uses.
 
-/// A module without the prelude that defines the prelude's names itself, and items with the names
-/// of the generated variables, which a variable cannot shadow.
+/// A module without the prelude. It defines the prelude's names itself. It also defines items with
+/// the names of the generated variables, because a variable cannot shadow such an item.
 #[no_implicit_prelude]
 #[allow(dead_code, unused_macros, non_camel_case_types, non_upper_case_globals)]
 pub(crate) mod hostile {

@@ -1,4 +1,4 @@
-//! The data sets. Each load computes the same examples again.
+//! The data sets of this project. Loading a data set always computes the same examples.
 
 mod numbers;
 pub mod rings;

@@ -1,5 +1,6 @@
-/// Random numbers that depend on a seed alone (SplitMix64 by Steele, Lea and Flood, 2014). The data
-/// does not draw from libtorch's generator, which initial weights and dropout use.
+/// A generator of random numbers that depend only on a seed (SplitMix64 by Steele, Lea and Flood,
+/// 2014). The data sets do not use libtorch's generator, because initial weights and dropout use
+/// it.
 pub(crate) struct Numbers(u64);
 
 impl Numbers {
@@ -7,7 +8,7 @@ impl Numbers {
         Self(seed)
     }
 
-    /// Draws the next number, in `[0, 1)`.
+    /// Returns the next random number, in `[0, 1)`.
     pub(crate) fn draw(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;

@@ -12,7 +12,7 @@ use super::numbers::Numbers;
 
 const TRAIN: i64 = 1600;
 const VAL: i64 = 400;
-/// Half the width of a ring.
+/// Half of the width of a ring.
 const HALF_WIDTH: f64 = 0.55;
 
 /// Returns training and validation examples: `[N, 2]` coordinates, and 0 for a point of the inner
@@ -28,8 +28,9 @@ pub fn load(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("rings", train, val, batch_size))
 }
 
-/// Returns the expected accuracy of the best possible model. Where the rings overlap, half of the
-/// points belong to each ring, so that every model is wrong about half of them.
+/// Returns the expected accuracy of the best possible model. In the area where the two rings
+/// overlap, half of the points belong to each ring. In this area, every model is therefore wrong
+/// about half of the points.
 pub fn best_accuracy() -> f64 {
     let overlap = 2.0 * HALF_WIDTH - 1.0;
     1.0 - 0.5 * overlap / (2.0 * HALF_WIDTH)

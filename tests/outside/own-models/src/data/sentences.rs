@@ -9,7 +9,7 @@ use amp_core::{
 
 use super::numbers::Numbers;
 
-/// The number of symbols.
+/// The number of different symbols.
 const SYMBOLS: i64 = 12;
 /// The probability of the more frequent next symbol.
 const FREQUENT: f64 = 0.7;

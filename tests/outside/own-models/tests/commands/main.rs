@@ -11,13 +11,14 @@ use serde_json::Value;
 use support::Said;
 use tempfile::{TempDir, tempdir};
 
-/// Runs the binary with `folder` as its working directory and its project, so that recorded files
-/// are written there.
+/// Runs the binary with `folder` as its working directory and as its project. Files that the binary
+/// records are therefore written to `folder`.
 fn amp(folder: &TempDir, arguments: &[&str]) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_amp"));
     command.current_dir(folder.path()).env("AMP_PROJECT", folder.path());
-    // By default, threads wait for each other in a busy loop, which takes many times as long if
-    // other processes use the cores. This setting does not change the results.
+    // By default, the threads of one operation wait for each other in a busy loop. If other
+    // processes use the cores, this takes many times as long. The setting does not change the
+    // results.
     command.env("OMP_WAIT_POLICY", "passive");
     Said::of(command.args(arguments))
 }
@@ -52,7 +53,7 @@ fn verified(model: &str, epochs: &str) -> Value {
     json(&amp(&folder(), &[&arguments[..], &["--device", "cpu", "--quiet"]].concat()).done())
 }
 
-/// All precisions; the baseline is the first.
+/// All precisions. The first is the baseline, with which the others are compared.
 const PRECISIONS: [&str; 6] =
     ["32-true", "16-mixed", "bf16-mixed", "64-true", "16-true", "bf16-true"];
 
@@ -67,8 +68,8 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"))
 }
 
-/// The best possible accuracy is 95.5 %. With 400 points an accuracy has a standard deviation of
-/// about 1 %, so five of them are 5 %.
+/// The best possible accuracy is 95.5 %. An accuracy that is measured on 400 points has a standard
+/// deviation of about 1 %, so five standard deviations are 5 %.
 #[test]
 fn verify_trains_the_classifier_under_every_precision() {
     let comparison = verified("RingNet", "3");
@@ -80,9 +81,9 @@ fn verify_trains_the_classifier_under_every_precision() {
     }
 }
 
-/// The loss must be close to the entropy of the grammar, 0.611, under every precision, and not
-/// below it. A model that guesses has ln 12 = 2.485. The mean of −ln p over 2,048 positions has a
-/// standard deviation of 0.009, so five of them are 0.045.
+/// Under every precision, the loss must be close to the entropy of the grammar, 0.611, and not
+/// below it. A model that guesses has a loss of ln 12 = 2.485. The mean of −ln p over 2,048
+/// positions has a standard deviation of 0.009, so five standard deviations are 0.045.
 #[test]
 fn verify_judges_the_language_model_by_its_loss() {
     let comparison = verified("NextSymbol", "4");
@@ -114,8 +115,8 @@ fn the_gate_asks_for_a_margin_that_was_neither_declared_nor_recorded() {
     assert_eq!(files(folder.path()), [] as [&str; 0]);
 }
 
-/// The gate needs only a declared margin to judge a model. If a project has recorded no bounds for
-/// the first steps, the gate estimates them.
+/// To compare a model, the gate needs only a margin in the registry. If a project has recorded no
+/// bounds for the first training steps, the gate estimates the bounds.
 #[test]
 fn a_declared_margin_is_all_that_the_gate_needs() {
     let folder = folder();
@@ -161,7 +162,7 @@ fn element(start: &quick_xml::events::BytesStart<'_>) -> (String, String) {
     (text(start.name().as_ref()), text(start.attributes_raw()))
 }
 
-/// The file that `margins` records for both models.
+/// The text of the file that `cargo amp margins` records for the two models.
 static RECORDED: LazyLock<String> = LazyLock::new(|| {
     let folder = folder();
     let arguments = ["margins", "--device", "cpu", "--seeds", "3"];
@@ -202,7 +203,7 @@ fn the_gate_judges_by_the_margins_that_were_recorded() {
             elements.iter().filter(|(name, all)| name == kind && all.contains(&attribute)).count()
         };
         assert_eq!(named("testsuite", "name"), 1, "{elements:?}");
-        // The cells are 16-mixed and bf16-mixed.
+        // One test case is 16-mixed, and the other is bf16-mixed.
         assert_eq!(named("testcase", "classname"), 2, "{elements:?}");
     }
     assert!(elements.iter().all(|(name, _)| name != "failure" && name != "error"), "{elements:?}");
@@ -234,8 +235,9 @@ fn layers_measures_each_layer_of_both() {
     }
 }
 
-/// With limit 1, no layer must stay in FP32, because no layer has an error as large as its values.
-/// With a tiny limit some layers must stay in FP32, because every layer has some error.
+/// With a limit of 1, no layer must stay in FP32, because no layer has an error that is as large as
+/// its values. With a tiny limit, some layers must stay in FP32, because every layer has some
+/// rounding error.
 #[test]
 fn diagnose_tells_layers_that_hold_from_layers_that_do_not() {
     for model in ["RingNet", "NextSymbol"] {

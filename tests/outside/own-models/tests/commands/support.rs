@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-/// The output of a command with its exit code.
+/// The exit code of a command, and what it wrote to standard output and standard error.
 pub(crate) struct Said {
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
@@ -16,14 +16,14 @@ impl Said {
         Self { code: status.code(), out: text(stdout), err: text(stderr) }
     }
 
-    /// Asserts that the command succeeded and returns its output.
+    /// Asserts that the command succeeded. Returns its standard output.
     #[track_caller]
     pub(crate) fn done(self) -> String {
         assert_eq!(self.code, Some(0), "{}{}", self.out, self.err);
         self.out
     }
 
-    /// Asserts that the command failed and returns its only error line.
+    /// Asserts that the command failed with exit code 2 and a single error line. Returns this line.
     #[track_caller]
     pub(crate) fn refused(self) -> String {
         assert_eq!(self.code, Some(2), "{}{}", self.out, self.err);

@@ -1,4 +1,5 @@
-//! `derive(Batch)`: makes a struct of tensors a type of batch that a model can train on.
+//! `derive(Batch)`: implements amp-core's traits for batches for a struct of tensors, so that a
+//! model can train on it.
 
 #[cfg(test)]
 mod tests;
@@ -98,7 +99,8 @@ fn fields(input: &DeriveInput, attrs: &[Attr], diag: &Diagnostics) -> Option<Vec
             return None;
         }
     };
-    // In two steps, so that errors of all fields are reported, not only of the first.
+    // The fields are read before the errors are evaluated, so that the errors of all fields are
+    // reported, not only the first.
     let fields: Vec<Option<Field>> = named.iter().map(|found| field(found, diag)).collect();
     let fields: Vec<Field> = fields.into_iter().collect::<Option<_>>()?;
     let mut weights = fields.iter().filter(|field| field.role == Some(Role::Weights));
@@ -119,7 +121,7 @@ fn field(field: &syn::Field, diag: &Diagnostics) -> Option<Field> {
     Some(Field { ident: field.ident.clone()?, ty: field.ty.clone(), role })
 }
 
-/// Checks the rule: `#[batch(ids)]` names one role.
+/// Reads the role of a field. Checks the rule: `#[batch(ids)]` names exactly one role.
 fn role(attr: &Attr, diag: &Diagnostics) -> Option<Role> {
     let names: Vec<&str> = ROLES.iter().map(|(name, _)| *name).collect();
     match attr.args.as_deref()? {
@@ -153,7 +155,8 @@ fn expand(input: &DeriveInput, fields: &[Field], amp_core: &Path) -> TokenStream
     let of = ident.unraw().to_string();
     let names: Vec<&Ident> = fields.iter().map(|field| &field.ident).collect();
     let keys: Vec<String> = names.iter().map(|name| name.unraw().to_string()).collect();
-    // With the field's span, rustc underlines the field's type if the type cannot hold tensors.
+    // The generated calls get the span of the field. If the field's type cannot hold tensors, rustc
+    // then underlines this type.
     let calls = |trait_: TokenStream, method: TokenStream| -> Vec<TokenStream> {
         let call = |field: &Field| {
             let ty = &field.ty;
@@ -236,7 +239,8 @@ fn declared(role: Option<Role>, otherwise: &TokenStream) -> TokenStream {
     }
 }
 
-/// Returns the struct's generics, with a bound that each type parameter is a type of tensors.
+/// Returns the generics of the struct. Each type parameter gets an additional bound, because it
+/// must be a type of tensors.
 fn bounded(generics: &Generics) -> Generics {
     let mut generics = generics.clone();
     for param in generics.type_params_mut() {

@@ -51,8 +51,8 @@ impl Diagnostics {
         }
     }
 
-    /// Returns `value` and the warnings if there was no error. `value` may be `None` only if an
-    /// error was reported.
+    /// Returns `value` and the warnings. If errors were collected, returns the errors. `value` may
+    /// be `None` only if an error was collected.
     pub(crate) fn finish<T>(self, value: Option<T>) -> Result<(T, Vec<Warning>), syn::Error> {
         let Collected { errors, warnings } = self.0.take().unwrap_or_default();
         let all = errors.into_iter().reduce(|mut all, error| {

@@ -1,8 +1,9 @@
 //! Generates empty implementations if there are errors. Without them, rustc would also report
 //! errors that only follow from the missing implementations.
 //!
-//! The stubs are the impls and the builder, with the signatures that follow from the attributes
-//! without errors. Their bodies never run, because the crate does not compile.
+//! The generated code consists of the trait implementations and the builder. Their signatures
+//! follow from the attributes that have no errors. Their bodies never run, because the crate does
+//! not compile.
 
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -15,7 +16,7 @@ use crate::{
     symbol,
 };
 
-/// Generates stubs for a struct with errors.
+/// Generates empty implementations for a struct that has errors.
 pub(crate) fn expand(
     input: &DeriveInput,
     spec: Option<&Spec>,

@@ -117,7 +117,8 @@ fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
     }
 }
 
-/// Returns whether `ty` has several bounds, as in `&(dyn Module + Send)`.
+/// Returns whether `ty` contains several bounds, as in `&(dyn Module + Send)`, so that it needs
+/// parentheses.
 fn has_a_sum(ty: &Type) -> bool {
     let several = |bounds: &Punctuated<TypeParamBound, _>| bounds.len() > 1;
     match ty {
@@ -127,7 +128,7 @@ fn has_a_sum(ty: &Type) -> bool {
     }
 }
 
-/// Returns whether nothing in `before` is an operator that applies to what follows.
+/// Returns whether `before` ends without an operator that would apply to the next tokens.
 fn ends_before(before: &[TokenTree]) -> bool {
     let (last, last_but_one) = match before {
         [] => return true,
@@ -143,7 +144,8 @@ fn ends_after(after: Option<&TokenTree>) -> bool {
     after.is_none() || [',', ';'].into_iter().any(|c| is_punct(after, c))
 }
 
-/// Returns whether a call, an index, a field access or `?` follows. `..` is an operator.
+/// Returns whether the next token begins a call, an index, a field access or a `?`. `..` is a range
+/// operator and does not count.
 fn is_postfix(after: Option<&TokenTree>) -> bool {
     is_group(after, Delimiter::Parenthesis)
         || is_group(after, Delimiter::Bracket)

@@ -2,7 +2,7 @@
 
 use proc_macro_crate::{Error, FoundCrate, crate_name};
 
-/// The name of amp-core in the crate that is being compiled.
+/// The name under which the crate that is being compiled knows amp-core.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Manifest {
     Named(String),
@@ -22,7 +22,7 @@ pub(crate) fn read() -> Manifest {
         // amp-core refers to itself by the name `amp_core`. So do its examples and doc tests,
         // although they are separate crates.
         Ok(FoundCrate::Itself) => Manifest::Named(LIBRARY.to_owned()),
-        // A build without Cargo has no manifest.
+        // A build without Cargo has no manifest, so the usual name is assumed.
         Err(_) => Manifest::Named(LIBRARY.to_owned()),
     }
 }

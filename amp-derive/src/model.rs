@@ -22,7 +22,8 @@ pub(crate) struct Model {
     /// The type of the model's batches. `None` means that a batch is a pair of an input and a
     /// target.
     pub(crate) batch: Option<BatchOf>,
-    /// The parts of `LightningModule` that `Module` does not have.
+    /// Loss, steps, optimizers and hooks, which only `LightningModule` has. `None` for
+    /// `derive(Module)`.
     pub(crate) lightning: Option<Lightning>,
 }
 
@@ -74,13 +75,13 @@ pub(crate) enum Kind {
 pub(crate) enum Role {
     /// A parameter: the optimizer trains it.
     Parameter,
-    /// A buffer, which is saved and not trained.
+    /// A buffer. It is saved, but the optimizer does not train it.
     Buffer,
 }
 
 /// Where the initial values of a tensor come from.
 pub(crate) enum Initial {
-    /// The values are drawn by an initializer in the given shape.
+    /// Random numbers from an initializer, in the given shape.
     Drawn { drawn: Drawn, shape: Expr },
     /// A Rust expression whose type is `Tensor`.
     Rust(Expr),
@@ -96,14 +97,14 @@ pub(crate) struct Drawn {
 
 /// Where the default value of a hyperparameter comes from.
 pub(crate) enum Default {
-    /// No default: `builder` takes the value as an argument.
+    /// There is no default, so `builder` takes the value as an argument.
     Required,
     /// The default value of the hyperparameter's type, `Default::default()`.
     OfType,
     Expr(Expr),
 }
 
-/// The source of a layer field's value.
+/// How the layer of a field is created.
 pub(crate) enum Source {
     /// `builder` takes the layer as an argument.
     Argument,
@@ -121,7 +122,7 @@ pub(crate) enum Build {
         at: Ident,
         values: Vec<Expr>,
         options: Vec<Pair>,
-        /// Parameters with their own initializer, by name.
+        /// The parameters whose initializer the user has given, each with the initializer.
         redrawn: Vec<(Ident, Drawn)>,
     },
     Sequential(Vec<Build>),
@@ -161,11 +162,11 @@ pub(crate) enum Region {
 }
 
 pub(crate) enum Forward {
-    /// All layers run in order of declaration.
+    /// The layers run in the order of their declaration.
     InOrder,
-    /// A body calls the layers by name.
+    /// The user has written a closure that calls the layers by name.
     Body(Body),
-    /// A function with the signature of `Module::forward`.
+    /// The user has written a function with the signature of `Module::forward`.
     Function(ExprPath),
 }
 
@@ -249,13 +250,13 @@ pub(crate) enum Step {
         log: LogOptions,
         metrics: Vec<Metric>,
     },
-    /// A function with the signature of the step.
+    /// The path of a function that has the signature of the generated step.
     Function {
         path: ExprPath,
         /// Whether the step may run as a CUDA graph.
         captured: bool,
     },
-    /// A function that runs backward passes and optimizer steps itself.
+    /// The path of a function that itself runs the backward passes and optimizer steps.
     Manual(ExprPath),
 }
 
@@ -268,7 +269,7 @@ pub(crate) enum Loss {
     Closure(ExprClosure, Own),
 }
 
-/// The options of a custom loss in the attribute.
+/// What the attribute says about a loss that the user has written.
 #[derive(Clone)]
 pub(crate) struct Own {
     pub(crate) scope: Scope,
@@ -280,7 +281,8 @@ pub(crate) struct Own {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
     Examples,
-    /// The whole batch, so that the loss cannot be computed in parts.
+    /// The loss is a mean over something that needs the whole batch, so it cannot be computed from
+    /// a part of the batch.
     Batch,
     Unknown,
 }
@@ -294,7 +296,7 @@ pub(crate) struct Metric {
     pub(crate) log: LogOptions,
 }
 
-/// The tensors from which a metric is computed.
+/// What a metric is computed from.
 #[derive(Clone, Default)]
 pub(crate) struct Measured {
     /// The expression that computes what the metric measures from `output`, the result of
@@ -304,7 +306,7 @@ pub(crate) struct Measured {
     pub(crate) target: Option<Part>,
 }
 
-/// A loss or a metric that is given as a value.
+/// A loss or a metric: a type of amp-core or an expression.
 #[derive(Clone)]
 pub(crate) enum Value {
     /// A loss or metric type of amp-core.
@@ -323,7 +325,7 @@ pub(crate) struct LogOptions {
 pub(crate) enum Optimizers {
     /// Optimizers that the macro generates. There is at least one.
     Generated(Vec<Optimizer>),
-    /// A function whose result converts into `Optimizers`.
+    /// The path of a function whose result can be converted into `Optimizers`.
     Function(ExprPath),
 }
 

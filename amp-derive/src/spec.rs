@@ -24,7 +24,7 @@ impl Derive {
 pub(crate) struct Spec {
     pub(crate) derive: Derive,
     pub(crate) ident: Ident,
-    /// The name of the generated builder type.
+    /// The name of the generated struct that builds the model.
     pub(crate) builder: Ident,
     pub(crate) vis: Visibility,
     pub(crate) generics: Generics,
@@ -65,7 +65,7 @@ pub(crate) fn named<'a>(attrs: &'a [Attr], name: &'a str) -> impl Iterator<Item 
     attrs.iter().filter(move |attr| attr.is(name))
 }
 
-/// Returns whether an attribute has this name.
+/// Returns whether one of the attributes has the name `name`.
 pub(crate) fn has(attrs: &[Attr], name: &str) -> bool {
     named(attrs, name).next().is_some()
 }

@@ -79,7 +79,8 @@ fn allowed(length: usize) -> usize {
     }
 }
 
-/// Removes case and underscores, so that `BatchNorm1d` equals `batch_norm1d`.
+/// Removes underscores and converts to lower case, so that `BatchNorm1d` and `batch_norm1d` become
+/// equal.
 pub(crate) fn fold(name: &str) -> String {
     name.chars().filter(|c| *c != '_').flat_map(char::to_lowercase).collect()
 }

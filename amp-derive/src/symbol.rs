@@ -11,7 +11,7 @@ pub(crate) const SCHEDULER: &str = "scheduler";
 pub(crate) const TRAINING_STEP: &str = "training_step";
 pub(crate) const VALIDATION_STEP: &str = "validation_step";
 pub(crate) const MANUAL_STEP: &str = "manual_step";
-/// Marks a training step that may run as a CUDA graph.
+/// The word after a training step which says that the step may run as a CUDA graph.
 pub(crate) const CAPTURED: &str = "captured";
 pub(crate) const CONFIGURE_OPTIMIZERS: &str = "configure_optimizers";
 
@@ -107,12 +107,12 @@ pub(crate) const ENABLED: &str = "enabled";
 
 /// The method that runs a module with several inputs, given as a tuple.
 pub(crate) const FORWARD_WITH: &str = "forward_with";
-/// The context argument of `forward`, which a `#[forward]` closure may name.
+/// The name of the context argument of `forward`. A `#[forward]` closure may use this name.
 pub(crate) const CX: &str = "cx";
 /// The name of the argument of `configure_optimizers`. The values of an optimizer's or a
 /// scheduler's keys may use this name.
 pub(crate) const PLAN: &str = "plan";
-/// The field of the plan with the number of optimizer steps.
+/// The name of the training plan's field that contains the number of optimizer steps.
 pub(crate) const STEPPING_BATCHES: &str = "estimated_stepping_batches";
 /// The suffix of keys such as `weight_init`, which begin with the name of a parameter.
 pub(crate) const OF_INIT: &str = "_init";

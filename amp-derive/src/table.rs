@@ -19,7 +19,7 @@ use crate::symbol;
 #[derive(Debug)]
 pub(crate) struct Key {
     pub(crate) name: &'static str,
-    /// The range that a literal must be in.
+    /// The range in which a literal value of this key must be.
     pub(crate) range: Range,
 }
 
@@ -38,7 +38,7 @@ pub(crate) enum Range {
     /// One of these words, written without quotes. Each word is listed with the expression of
     /// amp-core that it stands for.
     Choice(&'static [(&'static str, &'static str)]),
-    /// The name of a logged value, a bare word.
+    /// The name of a logged value, written without quotes.
     Logged,
     /// One number for all dimensions, or an array with one number for each. Each number must be at
     /// least the number in the parentheses.
@@ -67,7 +67,7 @@ impl Range {
         }
     }
 
-    /// Returns the end of the sentence "takes a value …".
+    /// Returns the description of the range. It ends the sentence "takes a value …".
     pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Any
@@ -92,7 +92,7 @@ pub(crate) struct Entry {
     pub(crate) name: &'static str,
     /// The name of the type in amp-core.
     pub(crate) ty: &'static str,
-    /// The keys without a default, in the order of the constructor's arguments.
+    /// The required keys, in the order of the constructor's arguments.
     pub(crate) required: &'static [Key],
     /// The optional keys. Each of them has a default.
     pub(crate) options: &'static [Key],
@@ -198,7 +198,8 @@ const fn choice(name: &'static str, words: &'static [(&'static str, &'static str
     Key { name, range: Range::Choice(words) }
 }
 
-/// Keywords of PyTorch's layers that are not supported here, with the reason.
+/// Keywords of PyTorch's layers that are not supported here. For each, the reason why it is not
+/// needed.
 pub(crate) const NOT_NEEDED: &[(&str, &str)] = &[
     ("batch_first", "batches always have the batch dimension first: leave it out"),
     ("inplace", "layers never work in place: leave it out"),
@@ -215,7 +216,7 @@ pub(crate) struct Hook {
     pub(crate) signature: &'static str,
 }
 
-/// The arguments of a hook that follow the model.
+/// An argument that a hook gets after the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HookArgument {
     Gradients,

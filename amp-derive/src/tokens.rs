@@ -90,7 +90,8 @@ pub(crate) fn calls(tokens: TokenStream) -> Vec<(Ident, usize)> {
     called
 }
 
-/// Returns the first occurrence of `name` as a variable, not as a member or a called function.
+/// Returns the first occurrence of `name` that is a variable, and not a member or a called
+/// function.
 pub(crate) fn variable(tokens: TokenStream, name: &Ident) -> Option<Ident> {
     let mut before: Vec<TokenTree> = Vec::new();
     let mut rest = tokens.into_iter().peekable();
@@ -154,7 +155,8 @@ pub(crate) fn is_member(before: &[TokenTree]) -> bool {
     punct(last, ':') && punct(last_but_one, ':') && joint(last_but_one)
 }
 
-/// Returns all tokens in order, without delimiters.
+/// Returns all tokens in order, including those inside groups. The delimiters of groups are left
+/// out.
 fn flat(tokens: TokenStream) -> Vec<TokenTree> {
     tokens
         .into_iter()

@@ -167,7 +167,7 @@ impl Invocation {
     }
 }
 
-/// The arguments that were not read yet.
+/// The arguments that have not been read yet.
 struct Words<'a>(slice::Iter<'a, OsString>);
 
 impl Words<'_> {

@@ -32,7 +32,8 @@ pub(crate) fn test(
         Some(package) => command.args(["--package", &package.name]),
         None => command.arg("--workspace"),
     };
-    // With this option cargo runs all binaries and lists the failed ones at the end.
+    // With this option, cargo runs all test binaries even if one fails, and lists the failed
+    // binaries at the end.
     command.arg("--no-fail-fast");
     libtorch.apply_to_run(&mut command);
     command.envs(python.map(|folder| ("AMP_TEST_PYTHON", folder)));
@@ -40,7 +41,8 @@ pub(crate) fn test(
         command.env("AMP_DEVICE", device.name());
     }
     if device == Some(Device::Cuda) {
-        // One test at a time, because a CUDA device counts memory for the whole process.
+        // Tests run one at a time, because the memory of a CUDA device is counted for the whole
+        // process.
         command.env("RUST_TEST_THREADS", "1");
     } else if env::var_os(THREADS).is_none() {
         // The test processes already use all cores, so each operation gets a single thread. Threads

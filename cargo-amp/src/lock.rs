@@ -18,8 +18,8 @@ pub(crate) fn lock(path: &Path, what: &str) -> Result<File, Error> {
             note!("waiting for another process that is fetching {what}");
             file.lock().map_err(cannot_lock)?;
         }
-        // Some network file systems do not support locks. Two simultaneous fetches are rare, so
-        // this is accepted.
+        // Some network file systems do not support locks. Two downloads at the same time are rare,
+        // so this code continues without a lock.
         Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
         Err(TryLockError::Error(e)) => return Err(cannot_lock(e)),
     }

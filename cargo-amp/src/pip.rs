@@ -6,7 +6,7 @@ use std::process::{Command, ExitStatus};
 use crate::error::Error;
 use crate::process::{disk_is_full, last_line, show};
 
-/// Prints the Python version, and whether pip is installed.
+/// A Python program that prints the version of Python, and whether pip is installed.
 const PROBE: &str = "\
 import importlib.util, sys
 print('%d.%d' % sys.version_info[:2])
@@ -62,7 +62,7 @@ impl Pip {
     ///
     /// With `--target`, pip also works in a Python that the distribution manages (PEP 668).
     pub(crate) fn install(target: &Path, requirements: &[String]) -> Vec<String> {
-        // Nothing is compiled: a package without a wheel is refused. Python's bytecode is not
+        // Nothing is compiled, so a package that has no wheel is refused. Python's bytecode is not
         // needed.
         let options = ["install", "--only-binary=:all:", "--no-compile", "--target"];
         Self::arguments(&options, target, requirements)
@@ -127,7 +127,7 @@ impl Pip {
         let otherwise = self.wanted.otherwise;
         let says = |marks: &[&str]| marks.iter().any(|mark| errors.contains(mark));
         let no_wheel = says(&["No matching distribution found"]);
-        // If an index cannot be reached, pip reports that there are no versions.
+        // If pip cannot reach an index, it reports that the package has no versions.
         let index_answered = !errors.contains("(from versions: none)");
         if disk_is_full(errors) {
             format!("the disk is full: make room in {}, {otherwise}", folder.display())
@@ -158,7 +158,7 @@ fn has_wheels(python: &str) -> bool {
     minor.is_some_and(|minor: u32| (10..=14).contains(&minor))
 }
 
-/// Parts of pip's messages about a failed connection.
+/// Texts by which pip's messages about a failed connection are recognized.
 const NETWORK: &[&str] = &[
     "Retrying (Retry",
     "Could not fetch URL",

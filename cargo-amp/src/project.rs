@@ -26,7 +26,7 @@ pub(crate) struct Package {
     pub(crate) name: String,
     /// The folder that contains the package's `Cargo.toml`.
     pub(crate) folder: PathBuf,
-    /// The binary that `cargo run` starts, if the manifest names one.
+    /// The binary that `cargo run` starts by default, if the package's `Cargo.toml` names one.
     pub(crate) default_run: Option<String>,
     pub(crate) dependencies: Vec<String>,
     targets: Vec<Target>,
@@ -40,7 +40,7 @@ pub(crate) struct Package {
 struct Target {
     name: String,
     kind: String,
-    /// Whether cargo builds the target only with certain features.
+    /// Whether cargo builds the target only if certain features are enabled.
     needs_features: bool,
 }
 
@@ -68,7 +68,8 @@ impl Project {
             .iter()
             .map(Package::from_metadata)
             .collect::<Result<Vec<_>, _>>()?;
-        // A package may be inside another package's folder.
+        // A package may be in a folder inside another package's folder, so the innermost package is
+        // chosen.
         let current = (0..packages.len())
             .filter(|&at| working.starts_with(&packages[at].folder))
             .max_by_key(|&at| packages[at].folder.as_os_str().len());
@@ -189,7 +190,7 @@ impl Package {
         self.binaries().any(|name| name == BINARY)
     }
 
-    /// Returns the names of the package's binaries.
+    /// Returns the names of the binaries of the package.
     pub(crate) fn binaries(&self) -> impl Iterator<Item = &str> {
         self.targets.iter().filter(|target| target.kind == "bin").map(|target| &*target.name)
     }
@@ -221,7 +222,7 @@ struct Settings<'a> {
 }
 
 impl<'a> Settings<'a> {
-    /// Refuses unknown keys, because a misspelt key would have no effect.
+    /// Returns an error for an unknown key, because a misspelt key would have no effect.
     fn new(table: &'a Value, place: &str, known: &[&str]) -> Result<Self, Error> {
         let odd = match table {
             Value::Null => None,

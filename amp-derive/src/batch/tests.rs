@@ -4,7 +4,7 @@ use quote::quote;
 
 use crate::{batch::derive, check::tests::manifest};
 
-/// Returns the errors for a struct that is refused.
+/// Returns the errors that the derive macro reports for a struct that it refuses.
 fn errors(source: &str) -> Vec<String> {
     let input: syn::DeriveInput = syn::parse_str(source).expect("an item");
     let code = derive(quote!(#input), manifest);

@@ -10,7 +10,7 @@ use crate::{diag::Diagnostics, manifest::Manifest, model::Pair, spec::Attr, symb
 /// is no path.
 pub(crate) fn path(attrs: &[Attr], manifest: fn() -> Manifest, diag: &Diagnostics) -> Option<Path> {
     match only(attrs, symbol::AMP, diag) {
-        // If the attribute had an error, the stubs use the path from the manifest.
+        // The attribute had an error, so the path in the generated stubs comes from the manifest.
         Some(attr) => given(attr, diag).or_else(|| named(&manifest())),
         None => is_a_dependency(&manifest(), diag),
     }
@@ -59,8 +59,7 @@ fn crate_is_a_path(pair: &Pair, diag: &Diagnostics) -> Option<Path> {
         diag.error(&pair.value, format!("`crate` is the path of amp-core, as in {EXAMPLE}"));
         return None;
     };
-    // The search for reserved names does not look into string literals, so the path is checked
-    // here.
+    // The search for reserved names skips string literals, so a path in quotes is checked here.
     if matches!(pair.value, Expr::Lit(_)) {
         alias_is_free(&path, diag)?;
     }

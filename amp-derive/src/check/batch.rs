@@ -124,7 +124,7 @@ fn fields(expr: &Expr) -> Option<Vec<Ident>> {
     }
 }
 
-/// Returns the part of the batch from which a metric is computed.
+/// Returns the field of the batch from which a metric is computed.
 pub(super) fn part_of_metric(expr: &Expr, spec: &Spec, diag: &Diagnostics) -> Option<Part> {
     if !has(&spec.attrs, symbol::BATCH) {
         diag.error(expr, "the batch is a pair with one target: name its type in `#[batch(…)]`");

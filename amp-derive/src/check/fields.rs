@@ -59,7 +59,7 @@ fn check_field(spec: &Spec, field: &Field, diag: &Diagnostics) -> Option<model::
 fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut kinds = symbol::FIELD_KINDS.iter().filter_map(|kind| only(&field.attrs, kind, diag));
     let Some(first) = kinds.next() else {
-        // Another rule reports attributes that belong on the struct.
+        // If the attribute belongs on the struct, another rule reports it.
         if field.attrs.iter().any(|attr| symbol::ON_STRUCT.iter().any(|name| attr.is(name))) {
             return None;
         }
@@ -123,7 +123,8 @@ fn name_is_free_in_forward(field: &Field, diag: &Diagnostics) -> Option<()> {
     Some(())
 }
 
-/// Checks the rule: `#[hparam]`, `#[hparam(default)]` or `#[hparam(default = value)]`.
+/// Reads the default of a hyperparameter. Checks the rule: the attribute has the form `#[hparam]`,
+/// `#[hparam(default)]` or `#[hparam(default = value)]`.
 fn default(attr: &Attr, diag: &Diagnostics) -> Option<Default> {
     let args = attr.args.as_deref()?;
     match args {

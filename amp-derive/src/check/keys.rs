@@ -99,7 +99,7 @@ pub(super) fn key_is_known(owner: &str, key: &Ident, known: &[&str], diag: &Diag
     false
 }
 
-/// Checks the rule: no key is given twice.
+/// Checks the rule: no key occurs twice.
 pub(super) fn key_is_new(key: &Ident, before: &[Pair], diag: &Diagnostics) -> bool {
     let new = before.iter().all(|pair| pair.key != *key);
     if !new {
@@ -275,7 +275,8 @@ pub(super) fn fields_are_read_from_self(
     let mut fits = Some(());
     let hparams = || spec.fields.iter().filter(|field| has(&field.attrs, symbol::HPARAM));
     for (pair, field) in pairs.iter().flat_map(|pair| hparams().map(move |field| (pair, field))) {
-        // The variable may be declared in a closure or block within the value.
+        // The variable may be declared in a closure or a block inside the value, so such a value is
+        // not checked.
         let opaque = matches!(pair.value, Expr::Closure(_) | Expr::Block(_));
         let found = tokens::variable(pair.value.to_token_stream(), &field.ident);
         if let Some(found) = found.filter(|found| !opaque && *found != symbol::PLAN) {

@@ -165,7 +165,8 @@ fn optional(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
     None
 }
 
-/// Checks the rule: `checkpoint(layer)` or `checkpoint(layer, enabled = condition)`.
+/// Reads a checkpointed layer. Checks the rule: it has the form `checkpoint(layer)` or
+/// `checkpoint(layer, enabled = condition)`.
 fn checkpoint(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
     let parts = match args {
         [layer] => Some((layer, None)),

@@ -11,14 +11,14 @@ use crate::{
     symbol,
 };
 
-/// Adds warnings for a struct without errors.
+/// Adds warnings for a struct in which no errors were found.
 pub(super) fn advise(model: &Model, diag: &Diagnostics) {
     eps_is_representable_in_half_precision(model, diag);
     batch_norm_is_not_fed_low_precision(model, diag);
 }
 
-/// Checks the rule (advice): Adam divides by √v + eps. The smallest positive f16 number is 2⁻²⁴ ≈
-/// 6e-8, so a smaller eps becomes zero under `16-true` (Lightning #20619).
+/// Warns if Adam's eps is too small for f16. Adam divides by √v + eps. The smallest positive f16
+/// number is 2⁻²⁴ ≈ 6e-8, so a smaller eps becomes zero under `16-true` (Lightning #20619).
 fn eps_is_representable_in_half_precision(model: &Model, diag: &Diagnostics) {
     let Some(lightning) = &model.lightning else {
         return;
@@ -49,7 +49,8 @@ fn eps_is_representable_in_half_precision(model: &Model, diag: &Diagnostics) {
 /// Warns if a layer before a batch norm computes in half precision. The batch norm's input is then
 /// rounded, and so are the mean and variance that the batch norm computes from it.
 fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
-    // With `#[forward]`, the order of the fields does not show the order of the calls.
+    // With `#[forward]`, the order of the fields is not the order in which the layers run, so
+    // nothing is checked.
     if !matches!(model.forward, Forward::InOrder) {
         return;
     }
@@ -91,7 +92,8 @@ pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
     let Some(loss) = OF_LOGITS.iter().find(|of| name.is_some_and(|name| name == *of)) else {
         return;
     };
-    // With `#[forward]`, the last field is not necessarily the last layer to run.
+    // With `#[forward]`, the last field is not necessarily the layer that runs last, so nothing is
+    // checked.
     if has(&spec.attrs, symbol::FORWARD) {
         return;
     }

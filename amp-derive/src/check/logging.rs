@@ -16,13 +16,14 @@ use crate::{
 /// The names and default flags of the values that generated steps log.
 pub(super) struct Names {
     logged: Vec<(String, LogOptions)>,
-    /// False if a metric had an error. An unknown name may then be the name of that metric.
+    /// Whether all metrics could be read. If a metric had an error, an unknown name may be the name
+    /// of this metric, and is not reported.
     complete: bool,
     /// The metrics whose `stage` restricts them to one stage. For each: the name that the metric
     /// would have in the other stage, the metric's name, and its stage. Used to explain why a name
     /// is unknown.
     left_out: Vec<(String, String, Stage)>,
-    /// The stages for which the user has written the step.
+    /// The stages (training, validation) for which the user has written the step.
     own: Vec<Stage>,
 }
 
@@ -189,7 +190,8 @@ fn name_is_new(name: &Ident, before: &[&Ident], diag: &Diagnostics) -> bool {
     new
 }
 
-/// Adds the flags to the defaults. Without defaults the flags are only checked.
+/// Sets the given flags in the default flags of a value. If `defaults` is `None`, the flags are
+/// only checked.
 fn options(
     name: &Ident,
     flags: &[&Expr],

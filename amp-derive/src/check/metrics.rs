@@ -28,7 +28,8 @@ impl Declared {
     }
 }
 
-/// Returns the metrics with their attributes, and whether all were accepted.
+/// Returns the metrics with their attributes, and whether all metrics could be read without an
+/// error.
 pub(super) fn metrics(spec: &Spec, steps: [&Own; 2], diag: &Diagnostics) -> (Vec<Declared>, bool) {
     let mut declared: Vec<Declared> = Vec::new();
     let mut complete = true;
@@ -75,7 +76,7 @@ fn metric(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ide
     Some((Declared { name, stage, value, of: of? }, at.clone()))
 }
 
-/// Returns the tensors from which the metric is computed, or `None` if an error was reported.
+/// Returns the tensors from which the metric is computed. Returns `None` if an error was reported.
 fn measured(spec: &Spec, pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Measured> {
     let output = keys::take(pairs, symbol::OUTPUT).map(|pair| pair.value);
     let target = match keys::take(pairs, symbol::TARGET) {

@@ -114,7 +114,7 @@ pub(crate) fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> 
     first
 }
 
-/// The attribute that replaces a generated function.
+/// What the attribute that replaces a generated function says.
 enum Own {
     /// The user gave no attribute, so the function is generated.
     Generated,
@@ -123,7 +123,7 @@ enum Own {
         /// Whether the attribute has the optional keyword, for example `captured`, after the function's path.
         marked: bool,
     },
-    /// The attribute had an error, which was reported.
+    /// The attribute contained an error, which was already reported.
     Refused,
 }
 

@@ -150,7 +150,7 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
             keys::fit(at, row, &pairs, diag)?;
             nesterov_has_momentum(row, &pairs, diag)?;
             for group in &groups {
-                // If the group does not set a key, the optimizer's value applies.
+                // A key that the group does not set has the value that the optimizer sets.
                 let inherited =
                     pairs.iter().filter(|pair| group.keys.iter().all(|own| own.key != pair.key));
                 let all: Vec<Pair> = group.keys.iter().chain(inherited).cloned().collect();
@@ -164,7 +164,7 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
     Some(Optimizer { config, params, groups, scheduler: None })
 }
 
-/// The object to which the options of a group belong.
+/// The attribute that a key belongs to: an optimizer or a group.
 #[derive(Clone, Copy)]
 enum Owner<'a> {
     /// An optimizer of amp-core. `row` lists the keys that it accepts.
@@ -188,7 +188,8 @@ impl<'a> Owner<'a> {
     }
 }
 
-/// Returns the selection of parameters, if there is one, and the options.
+/// Returns the selection of parameters, if the pairs contain one, and the remaining pairs, which
+/// are options.
 fn own_options(
     spec: &Spec,
     owner: Owner<'_>,

@@ -55,8 +55,8 @@ impl Stage {
     }
 }
 
-/// Returns the parts of `LightningModule` that `Module` does not have, or `None` if an error was
-/// reported.
+/// Returns the description of what only `LightningModule` has: loss, steps, optimizers, hooks.
+/// Returns `None` if an error was reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     let train = own_function(
         spec,
@@ -139,8 +139,8 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     })
 }
 
-/// Returns the parts of a model with `manual_step` and without a loss: the user's function updates
-/// the weights and logs values.
+/// Returns the description of a model that has `manual_step` and no loss. The user's function
+/// updates the weights and logs values.
 fn manual_alone(spec: &Spec, path: ExprPath, diag: &Diagnostics) -> Option<Lightning> {
     let because = "the model has no generated step: log in the function of `manual_step`";
     has_no_effect(spec, &[symbol::METRIC, symbol::LOG], because, diag);
@@ -267,7 +267,8 @@ fn is_not_divided_for_accumulation(closure: &ExprClosure, diag: &Diagnostics) ->
     Some(())
 }
 
-/// Returns the divisor if `expr` returns a quotient.
+/// Returns the divisor if the user's expression `expr` is a division, or a call or a block whose
+/// value is a division.
 fn divisor(expr: &Expr) -> Option<&Expr> {
     match expr {
         Expr::Binary(binary) if matches!(binary.op, BinOp::Div(_)) => Some(&binary.right),

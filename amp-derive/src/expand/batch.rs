@@ -10,7 +10,7 @@ use crate::{
     symbol,
 };
 
-/// Converts the step's batch to the model's own batch type.
+/// Generates the conversion of the step's batch to the type of batch that the model declares.
 pub(super) fn taken(model: &Model, Locals { batch, examples, .. }: &Locals) -> TokenStream {
     match &model.batch {
         None => quote! { let #batch = <__amp::Batch as __amp::BatchType>::from_any(#batch)?; },
@@ -20,7 +20,7 @@ pub(super) fn taken(model: &Model, Locals { batch, examples, .. }: &Locals) -> T
     }
 }
 
-/// Runs the model on the converted batch. The generated expression is a `Result`.
+/// Generates the call of the model on the converted batch. Its value is a `Result`.
 pub(super) fn forward(model: &Model, locals: &Locals) -> TokenStream {
     let Locals { batch, step, .. } = locals;
     let inputs = match &model.batch {
@@ -41,7 +41,7 @@ fn run(model: &Model, inputs: &[TokenStream], step: &Ident) -> TokenStream {
     }
 }
 
-/// Generates the target for loss and metrics.
+/// Generates the expression for the target, which the loss and the metrics read.
 pub(super) fn target(model: &Model, locals: &Locals) -> TokenStream {
     let batch = &locals.batch;
     match &model.batch {
@@ -57,7 +57,8 @@ pub(super) fn measured(output: Option<&Expr>, locals: &Locals) -> TokenStream {
     match output {
         None => quote!(&#given),
         Some(expr) => {
-            // The user's expression mentions `output`, so `output` needs the user's hygiene.
+            // The user's expression mentions `output`, so this variable must have the hygiene of
+            // the user's code.
             let name = Ident::new(symbol::OUTPUT, proc_macro2::Span::call_site());
             quote!({
                 let #name = &#given;
@@ -67,7 +68,7 @@ pub(super) fn measured(output: Option<&Expr>, locals: &Locals) -> TokenStream {
     }
 }
 
-/// Generates the expression for a part of the batch.
+/// Generates the expression for a field of the batch, or for the whole batch.
 pub(super) fn part(part: &Part, Locals { examples, .. }: &Locals) -> TokenStream {
     match part {
         Part::Whole => quote!(&#examples),
@@ -75,8 +76,8 @@ pub(super) fn part(part: &Part, Locals { examples, .. }: &Locals) -> TokenStream
     }
 }
 
-/// Runs the model on the inputs of a batch without using a target. Returns `None` if the inputs are
-/// unknown.
+/// Generates the call of the model on the inputs of a batch. The target is not used. Returns `None`
+/// if the inputs are unknown.
 pub(super) fn predicted(model: &Model, locals: &Locals) -> Option<TokenStream> {
     let Locals { batch, step, output, examples, .. } = locals;
     let Some(BatchOf { ty, inputs, .. }) = &model.batch else {

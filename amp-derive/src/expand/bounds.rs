@@ -1,4 +1,4 @@
-//! Generates trait bounds in addition to the struct's own bounds.
+//! Generates the trait bounds that are added to the bounds of the struct.
 
 use proc_macro2::Ident;
 use syn::{
@@ -50,7 +50,7 @@ fn is_forward(generics: &Generics, param: &Ident) -> bool {
         })
 }
 
-/// Returns the `M` in `M`, `Vec<M>`, `Option<Box<M>>` and similar types.
+/// Returns the type parameter `M` in a type such as `M`, `Vec<M>` or `Option<Box<M>>`.
 fn held(ty: &Type) -> Option<&Ident> {
     let Type::Path(path) = ty else {
         return None;

@@ -94,8 +94,8 @@ fn from_checkpoint(model: &Model, inputs: &[&Field]) -> Option<TokenStream> {
     })
 }
 
-/// Reads every hyperparameter of a block once. Otherwise rustc would warn about hyperparameters
-/// that only the layers use.
+/// Generates code that reads every hyperparameter of a block once. Otherwise rustc would warn that
+/// a hyperparameter is never read if only the layers use it.
 pub(super) fn reads(model: &Model) -> Option<TokenStream> {
     let (ident, block) = (&model.ident, local("block"));
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
@@ -121,13 +121,13 @@ fn has_marker(model: &Model) -> bool {
     !model.generics.params.is_empty()
 }
 
-/// Returns a name for the marker that differs from every field's name.
+/// Returns a name for the marker field that no other field has.
 fn marker(inputs: &[&Field]) -> Ident {
     let fields = inputs.iter().map(|field| &field.ident);
     tokens::free("__model", quote!(#(#fields)*), Span::call_site())
 }
 
-/// Returns whether the builder has the field.
+/// Returns whether the builder has a field of the same name.
 fn is_input(field: &Field) -> bool {
     match &field.kind {
         Kind::Hparam { .. } => true,
@@ -145,7 +145,7 @@ fn is_argument(field: &Field) -> bool {
     }
 }
 
-/// Generates the initial value of a field of the builder.
+/// Generates the value that a field of the builder has at first.
 fn start(field: &Field) -> TokenStream {
     let ident = &field.ident;
     match &field.kind {
@@ -214,8 +214,8 @@ fn by_name(model: &Model) -> TokenStream {
     }
 }
 
-/// Generates the conversion from the builder as a method of the model, so that `Self` in the user's
-/// code means the model.
+/// Generates the code that builds the model from its builder. The code is a method of the model, so
+/// that `Self` in the user's code means the model.
 fn build(model: &Model, inputs: &[&Field]) -> TokenStream {
     let (ident, name) = (&model.ident, &model.builder);
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();

@@ -19,9 +19,9 @@ use crate::{
 enum View {
     /// One `Child`, for a field that is a layer.
     Whole,
-    /// A `Vec` of `Child` for the layers of a `Vec`.
+    /// A `Vec` of `Child` values, for a field that is a `Vec` of layers.
     List,
-    /// An `Option` of `Child` for the layer of an `Option`.
+    /// An `Option` of a `Child`, for a field that is an `Option` of a layer.
     Optional,
 }
 
@@ -65,7 +65,7 @@ impl<'m> Children<'m> {
         declared.collect()
     }
 
-    /// Replaces the layers in the code by children:
+    /// Replaces the layers that the body uses by their children:
     ///
     /// - `self.head` by a child. The same applies to `&self.blocks`, `self.blocks[i]`,
     ///   `self.blocks.iter()` and `self.attention.attend(…, cx)`;
@@ -103,7 +103,7 @@ impl<'m> Children<'m> {
         let field = is_field.then(|| self.layer(name)).flatten()?;
         let behind = &code[at + 3..];
         if tokens::arguments(behind.first()).is_some() {
-            // This is a method with the name of a layer.
+            // `self.name(…)` calls a method that has the same name as a layer.
             return None;
         }
         let (method, inputs) = match behind {
@@ -184,7 +184,8 @@ fn variable(name: &str, view: View) -> String {
     }
 }
 
-/// Returns how the body uses the layers in a container.
+/// Returns the form in which the body uses a container of layers of this type. Returns `None` if
+/// `ty` is not a container.
 fn container(ty: &Type) -> Option<View> {
     match last(ty)?.to_string().as_str() {
         "Vec" => Some(View::List),

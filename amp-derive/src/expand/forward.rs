@@ -96,7 +96,7 @@ fn in_order(model: &Model) -> TokenStream {
     let mut last = calls.pop();
     if let Some(field) = output::of_layers(model) {
         let (name, layer) = (key(&field.ident), layer_of_self(field));
-        // The value that the last layer receives.
+        // The tensor that is passed to the last layer.
         let value = if calls.is_empty() { quote!(#input) } else { quote!(&#output) };
         last = Some(quote!(#cx.call_output(self, #name, #layer, #value)));
     }
@@ -107,9 +107,9 @@ fn in_order(model: &Model) -> TokenStream {
     signature(&quote!(#input: &__amp::Tensor), &cx, &tensor(), &body)
 }
 
-/// Returns the context's name and the statements of `forward`.
+/// Returns the name of the context variable, and the statements of the generated `forward`.
 fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
-    // The user's code may mention `cx`, so `cx` needs the user's hygiene.
+    // The user's code may mention `cx`, so this variable must have the hygiene of the user's code.
     let cx = Ident::new(symbol::CX, Span::call_site());
     let mut children = Children::of(model);
     let mut statements = statements(body);
@@ -145,7 +145,8 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     (cx, body)
 }
 
-/// Returns the statements of the function: the statements of a block body, or the body itself.
+/// Returns the statements of the generated function. If the body is a block, these are the block's
+/// statements. Otherwise the body is the only statement.
 pub(super) fn statements(body: &Expr) -> Vec<Stmt> {
     match body {
         Expr::Block(block) if block.label.is_none() && block.attrs.is_empty() => {

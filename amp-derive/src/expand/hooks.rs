@@ -1,4 +1,4 @@
-//! Generates the hooks of the training loop. Each calls a function that the user has written.
+//! Generates the hooks of the training loop. Each hook calls a function that the user has written.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::quote;

@@ -10,7 +10,8 @@ use crate::{
     table::Form,
 };
 
-/// Returns an expression of the layer's type, for a function that returns `Result`.
+/// Generates an expression whose value is the layer. The expression may contain `?`, because it is
+/// used in a function that returns `Result`.
 pub(super) fn expand(build: &Build) -> TokenStream {
     match build {
         Build::Rust(expr) => quote!(#expr),
@@ -75,8 +76,8 @@ pub(super) fn expand(build: &Build) -> TokenStream {
     }
 }
 
-/// Generates the layer's options. `every` is true if all options are given, so that no default is
-/// needed.
+/// Generates the options of a layer. If `every` is true, the user gave all options, so that no
+/// default is needed.
 fn config(ty: &Ident, values: &[syn::Expr], options: &[Pair], every: bool) -> TokenStream {
     let config = format_ident!("{ty}Config");
     let new = quote!(__amp::nn::#config::new(#(#values),*));

@@ -1,4 +1,4 @@
-//! Generates the computation and logging of losses and metrics in a step.
+//! Generates the code of a step that computes and logs losses and metrics.
 
 use proc_macro2::{Ident, TokenStream};
 use quote::quote;
@@ -7,13 +7,13 @@ use syn::Expr;
 use super::{batch, local, output};
 use crate::model::{BatchOf, Body, LogOptions, Loss, Metric, Model, Pair, Part, Scope, Value};
 
-/// The local variables of a generated step.
+/// The names of the local variables in a generated step.
 pub(super) struct Locals {
     pub(super) batch: Ident,
     pub(super) step: Ident,
     pub(super) output: Ident,
     pub(super) loss: Ident,
-    /// The batch, converted to the model's type.
+    /// The variable for the batch after its conversion to the model's type of batch.
     pub(super) examples: Ident,
     /// The variable for the batch as the step receives it, before its conversion.
     any: Ident,
@@ -35,7 +35,7 @@ impl Locals {
     }
 }
 
-/// Runs the model and computes and logs the loss and the metrics.
+/// Generates the code that runs the model, and that computes and logs the loss and the metrics.
 pub(super) fn step(
     model: &Model,
     locals: &Locals,
@@ -152,7 +152,8 @@ pub(super) fn loss_access(loss: &Loss) -> Option<TokenStream> {
     }
 }
 
-/// Runs the model and computes the loss, which may run the output layer itself, and the state of each metric.
+/// Generates the code that runs the model and computes the loss and the state of each metric. The
+/// loss may run the output layer itself.
 fn compute_with_output(
     model: &Model,
     loss: &Loss,
@@ -200,8 +201,8 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
             quote! { let #value = #computed?; }
         }
         Loss::Closure(closure, _) => {
-            // The types are written out, because rustc cannot infer the types of a closure that is
-            // called at once.
+            // The types are written out. rustc could not infer them, because the closure is called
+            // where it is written.
             let criterion = local("criterion");
             let types = given(model);
             let arguments = closure.inputs.iter().zip(types).map(|(pat, ty)| match pat {

@@ -36,7 +36,7 @@ use crate::{
     model::{Field, Lightning, Model, Region},
 };
 
-/// Generates the impls, the builder and the warnings.
+/// Generates the trait implementations, the builder and the warnings for a model.
 pub(crate) fn expand(mut model: Model, amp_core: &Path, warnings: &[Warning]) -> TokenStream {
     model.generics = bounds::with_modules(&model);
     let model = &model;
@@ -49,8 +49,8 @@ pub(crate) fn expand(mut model: Model, amp_core: &Path, warnings: &[Warning]) ->
     quote! { #items #(#warnings)* }
 }
 
-/// Wraps `items`, which refer to amp-core as `__amp`, in a scope, so that no name leaks into the
-/// user's module.
+/// Puts `items` into a scope in which amp-core is called `__amp`, so that no generated name is
+/// visible in the user's module.
 pub(crate) fn in_const(amp_core: &Path, items: &TokenStream) -> TokenStream {
     // The import gets the span of the user's path. If the path does not exist, rustc then
     // underlines it in the user's code.
@@ -129,8 +129,8 @@ fn hyperparameters(model: &Model) -> TokenStream {
     }
 }
 
-/// Generates a warning as the use of a deprecated constant, because a derive macro cannot emit
-/// warnings in another way.
+/// Generates a warning. A derive macro cannot emit a warning directly, so the generated code uses a
+/// constant that is marked as deprecated.
 fn advice(model: &Model, warning: &Warning) -> TokenStream {
     let Warning { at, rule, note } = warning;
     let allows = &model.allows;
@@ -175,7 +175,8 @@ fn layer_of_self(field: &Field) -> TokenStream {
     quote_spanned!(located_at(ident.span())=> &self.#ident)
 }
 
-/// Returns a span with the derive's hygiene at a position in the user's code.
+/// Returns a span that points to a position in the user's code, but has the hygiene of the derive
+/// macro.
 pub(crate) fn located_at(span: Span) -> Span {
     Span::call_site().located_at(span)
 }

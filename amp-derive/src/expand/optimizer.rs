@@ -13,7 +13,8 @@ use crate::{
 };
 
 pub(super) fn expand(optimizers: &Optimizers) -> TokenStream {
-    // The user's keys may mention `plan`, so `plan` needs the user's hygiene.
+    // The user's keys may mention `plan`, so this variable must have the hygiene of the user's
+    // code.
     let plan = Ident::new(symbol::PLAN, Span::call_site());
     let (plan, all) = match optimizers {
         Optimizers::Function(function) => (plan.clone(), quote!(#function(self, #plan)?)),

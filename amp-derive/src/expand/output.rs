@@ -36,13 +36,14 @@ const OF_ROWS: &[&str] = &[
     "perplexity",
 ];
 
-/// Returns whether a metric can be computed from some rows of the model's output at a time.
+/// Returns whether a metric can be computed from a few rows of the model's output at a time.
 fn is_of_rows(metric: &Metric) -> bool {
     let is_known = matches!(&metric.value, Value::Known { row, .. } if OF_ROWS.contains(&row.name));
     is_known && metric.of.output.is_none() && metric.of.target.is_none()
 }
 
-/// Returns whether some step of the model requests the output layer.
+/// Returns whether a step of the model requests the output layer (the layer that computes the
+/// logits).
 fn has_request(model: &Model) -> bool {
     let Some(lightning) = &model.lightning else { return false };
     [Some(&lightning.training), lightning.validation.as_ref()].into_iter().flatten().any(|step| {
@@ -53,7 +54,7 @@ fn has_request(model: &Model) -> bool {
     })
 }
 
-/// Returns whether the derive can determine the output layer from the code.
+/// Returns whether the derive macro can tell from the code which layer is the output layer.
 fn is_known(model: &Model) -> bool {
     match &model.forward {
         Forward::InOrder => last_in_order(model).is_some(),
@@ -128,7 +129,7 @@ pub(super) fn mark(model: &Model, statements: &mut [Stmt]) -> Option<TokenStream
     Some(declared)
 }
 
-/// Returns the call whose result is the result of the body.
+/// Returns the call that computes the result of the body, if the body ends with such a call.
 fn last_call<'m, 's>(
     model: &'m Model,
     statements: &'s mut [Stmt],
@@ -138,7 +139,7 @@ fn last_call<'m, 's>(
     let Expr::Call(call) = &*expr else { return None };
     let Expr::Path(function) = &*call.func else { return None };
     if let Some(name) = function.path.get_ident() {
-        // If the body mentions the layer elsewhere, the name may be a variable.
+        // If the body mentions the name of the layer a second time, the name may be a variable.
         let is_once = occurrences(tokens, name) == 1 && call.args.len() == 1;
         let named = |(field, region): &(&Field, Option<_>)| {
             field.ident == *name && region.is_none() && is_linear(field)

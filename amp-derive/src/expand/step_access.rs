@@ -1,5 +1,5 @@
-//! Generates `LightningModule::step_access`: whether the user's functions allow a step to run as a
-//! CUDA graph.
+//! Generates `LightningModule::step_access`, which says whether the user's functions allow a step
+//! to run as a CUDA graph.
 
 use proc_macro2::TokenStream;
 use quote::quote;

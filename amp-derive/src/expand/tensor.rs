@@ -1,4 +1,4 @@
-//! Generates the code that creates a tensor of the module.
+//! Generates the code that creates a `#[parameter]` or a `#[buffer]` of the module.
 
 use std::str::FromStr;
 
@@ -9,7 +9,8 @@ use syn::spanned::Spanned;
 use super::{key, located_at};
 use crate::model::{Drawn, Initial, Role};
 
-/// Returns an expression of type `Tensor`, for a function that returns `Result`.
+/// Generates an expression of type `Tensor`. It may contain `?`, because it is used in a function
+/// that returns `Result`.
 pub(super) fn expand(ident: &Ident, role: Role, initial: &Initial) -> TokenStream {
     let role = self::role(role);
     match initial {
@@ -26,7 +27,7 @@ pub(super) fn expand(ident: &Ident, role: Role, initial: &Initial) -> TokenStrea
     }
 }
 
-/// Generates the `Init` for an initializer of the table.
+/// Generates the value of amp-core's `Init` for an initializer of the table.
 pub(super) fn draw(Drawn { row, values, options }: &Drawn) -> TokenStream {
     let (entry, variant) = (&row.entry, format_ident!("{}", row.entry.ty));
     let required = entry.required.iter().zip(values).map(|(key, value)| {
@@ -36,7 +37,7 @@ pub(super) fn draw(Drawn { row, values, options }: &Drawn) -> TokenStream {
     let options = entry.options.iter().zip(row.defaults).map(|(key, default)| {
         let name = format_ident!("{}", key.name);
         let given = options.iter().find(|pair| pair.key == key.name).map(|pair| &pair.value);
-        // The default is a literal or a path.
+        // The table's text for a default is a literal or a path.
         let default = TokenStream::from_str(default).unwrap_or_default();
         let value = given.map_or(default, |value| quote!(#value));
         quote!(#name: #value)

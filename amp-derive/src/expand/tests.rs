@@ -1,11 +1,12 @@
-//! Compares the expansions of the structs in `tests/expand` with recorded ones.
+//! Compares the code that is generated for the structs in `tests/expand` with recorded code.
 
 use quote::quote;
 use syn::{DeriveInput, File, Item};
 
 use crate::{check::tests::manifest, derive, spec::Derive};
 
-/// Returns the expansion of the struct in a file, without the struct itself.
+/// Returns the code that the derive macro generates for the struct in a file, without the struct
+/// itself.
 fn expanded(source: &str) -> String {
     let file: File = syn::parse_str(source).expect("a Rust file");
     let input = file.items.into_iter().find_map(|item| match item {

@@ -7,7 +7,7 @@ use quote::quote;
 use super::{dissolve, written_out};
 use crate::{check::tests::manifest, derive, spec::Derive};
 
-/// Turns each `f!{…}` into a group without delimiters.
+/// Replaces each `f!{…}` in the tokens by a group without delimiters.
 fn fragments(tokens: TokenStream) -> TokenStream {
     let mut output: Vec<TokenTree> = Vec::new();
     for token in tokens {
@@ -42,7 +42,7 @@ fn a_single_fragment_is_unchanged() {
     becomes(quote!(f!{} field: f!{f!{T}}), quote!(field: T));
 }
 
-/// The value must be the one that the macro's caller has written.
+/// The value of an expression must be the value that the caller of the macro has written.
 #[test]
 fn operators_get_parentheses() {
     becomes(quote!(2 * f! {1 + 2}), quote!(2 * (1 + 2)));

@@ -6,7 +6,7 @@ use super::{Entry, Key, Named, any, choice};
 #[derive(Debug)]
 pub(crate) struct Draw {
     pub(crate) entry: Entry,
-    /// The default values of the options, in the order of the options.
+    /// The default values of the options, in the same order as the options.
     pub(crate) defaults: &'static [&'static str],
 }
 

@@ -21,7 +21,7 @@ fn every_name_and_key_is_documented() {
             let names = |name: &str| {
                 line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name)
             };
-            // The heading of the table mentions `lr`.
+            // The heading of the documentation's table already mentions `lr`.
             let keys = || entry.keys().map(|key| key.name).filter(|key| *key != "lr");
             line.starts_with('|') && names(entry.name) && keys().all(names)
         };
@@ -99,7 +99,7 @@ fn missing_arguments_of_torch_layers_are_documented() {
     assert_eq!(told, without);
 }
 
-/// To write the type of a layer field, the prelude is enough.
+/// With the prelude alone, a user can write the type of every layer field.
 #[test]
 fn the_type_of_every_layer_is_in_the_prelude() {
     let source = include_str!("../../../amp-core/src/lib.rs");

@@ -57,7 +57,7 @@ struct Init<'a> {
     project: &'a Project,
     package: &'a Package,
     changes: Changes,
-    /// The report, one line for each file.
+    /// The lines to print at the end, one for each file.
     said: Vec<String>,
 }
 

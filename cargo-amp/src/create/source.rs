@@ -12,7 +12,7 @@ use crate::error::Error;
 const CRATES_IO: [&str; 2] =
     ["registry+https://github.com/rust-lang/crates.io-index", "sparse+https://index.crates.io/"];
 
-/// A source from which cargo gets amp-core and amp-verify.
+/// Where cargo gets amp-core and amp-verify from.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// A local checkout of this repository.

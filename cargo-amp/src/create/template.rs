@@ -3,7 +3,7 @@
 
 use super::source::Source;
 
-/// A path in the crate, and the text of the file.
+/// The path of a file in the new crate, and the text of the file.
 pub(crate) type File = (&'static str, String);
 
 pub(crate) const BINARY: &str = "src/bin/amp.rs";

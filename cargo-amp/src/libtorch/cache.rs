@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::version::REQUIRED;
 use crate::error::Error;
 
-/// The user's folder for everything that `cargo amp` fetches.
+/// The user's folder for everything that `cargo amp` downloads.
 pub(super) struct Cache(PathBuf);
 
 impl Cache {
@@ -41,7 +41,7 @@ impl Cache {
         self.0.join(format!("libtorch-{REQUIRED}.partial"))
     }
 
-    /// Returns the file that a fetch locks.
+    /// Returns the path of the file that is locked during a download.
     pub(super) fn lock_file(&self) -> PathBuf {
         self.0.join(format!("libtorch-{REQUIRED}.lock"))
     }
@@ -60,7 +60,7 @@ impl Cache {
     }
 }
 
-/// Returns the cache folder. The specification says that relative paths are ignored.
+/// Returns the user's cache folder. A relative path is ignored, as the specification says.
 fn folder(cache: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
     let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
     let cache = cache.and_then(absolute);

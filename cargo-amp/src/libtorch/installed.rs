@@ -16,7 +16,7 @@ pub(super) enum State {
     /// All libraries exist, but there is no manifest, because the user installed the folder with
     /// `pip install --target`.
     Unstamped,
-    /// Unusable, with the reason and, if known, the variant.
+    /// Not usable. Contains the reason and, if it is known, the variant.
     Unusable(String, Option<Variant>),
 }
 
@@ -53,7 +53,7 @@ fn is_header(path: &str) -> bool {
     path.starts_with("torch/include/")
 }
 
-/// Checks the version, and that the files exist without which the variant is incomplete.
+/// Checks the version of libtorch, and that the files exist which the variant needs.
 pub(super) fn check(folder: &Path, variant: Variant) -> Result<(), String> {
     match version::of(&folder.join("torch")) {
         Some(found) if version::is_required(&found) => {}
@@ -75,7 +75,7 @@ pub(super) fn take_over(folder: &Path) -> io::Result<Variant> {
 
 /// Creates a manifest from the list of files that pip recorded for each package.
 ///
-/// Every file of every package is checked, although only libraries and headers are used.
+/// The sizes of all files are checked, although only libraries and headers are used.
 fn from_records(folder: &Path) -> Result<Manifest, String> {
     let has_cuda = folder.join("torch/lib/libtorch_cuda.so").is_file();
     let variant = if has_cuda { Variant::Cuda } else { Variant::Cpu };

@@ -24,7 +24,7 @@ pub(super) struct Manifest {
 /// What was found when the manifest was read.
 pub(super) enum Found {
     Nothing,
-    /// The manifest cannot be used, for this reason.
+    /// The manifest exists but cannot be used, for this reason.
     Unusable(String),
     Manifest(Manifest),
 }
@@ -61,7 +61,7 @@ impl Manifest {
         (first == header(variant)).then_some(Manifest { variant, files })
     }
 
-    /// Checks the sizes of the files in `folder` for whose paths `is_looked_at` returns true.
+    /// Checks the sizes of those files in `folder` for whose path `is_looked_at` returns true.
     pub(super) fn check(
         &self,
         folder: &Path,

@@ -1,4 +1,5 @@
-//! Finds the libtorch for builds and runs: the user's own, or the copy in the user's cache.
+//! Finds the libtorch with which the project is built and run. It is either one that the user has
+//! chosen, or the copy in the user's cache.
 
 mod cache;
 mod disk;
@@ -57,7 +58,8 @@ impl Libtorch {
     }
 
     fn find(project: &Path, wanted: Option<Variant>, look: Look) -> Result<Self, Error> {
-        // Any value counts, as in the build of the bindings.
+        // The build script of the bindings accepts any value of this variable, so this code does
+        // too.
         if env::var_os("LIBTORCH_USE_PYTORCH").is_some() {
             return foreign::of_python().map(Libtorch::Foreign);
         }

@@ -31,7 +31,7 @@ pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Resu
         State::Complete(found) if enough(found) => return Ok(found),
         _ => cache.create()?,
     }
-    // The system releases the lock when this process ends.
+    // The system releases the lock at the latest when this process ends.
     let _lock = lock(&cache.lock_file(), "libtorch")?;
     // The state is checked again, because another process may have fetched libtorch while this
     // process waited for the lock.
@@ -118,8 +118,9 @@ fn check_room(
     adds: bool,
     wheels: &Wheels<'_>,
 ) -> Result<(), Error> {
-    // The disk must hold the wheels and the unpacked files, because the wheels are removed last. This
-    // space also covers a second copy of a wheel, which exists while pip moves the wheel.
+    // The wheels are removed last, so the disk must have room for the wheels and the unpacked
+    // files. This room is also enough for the second copy of a wheel that exists while pip moves
+    // the wheel.
     let all = variant.download_mb() + variant.unpacked_mb();
     let linked = if adds { Variant::Cpu.unpacked_mb() } else { 0 };
     let needed = all.saturating_sub(wheels.megabytes() + linked);
@@ -211,7 +212,7 @@ fn link_files(home: &Path, new: &Path) -> io::Result<()> {
 
 /// Moves `new` to `home`. If this fails, the old folder is restored.
 fn place(new: &Path, home: &Path, replaced: &Path) -> io::Result<()> {
-    // A broken link must be removed too.
+    // `symlink_metadata` also finds a broken link, which must be removed too.
     let is_there = home.symlink_metadata().is_ok();
     if is_there {
         fs::rename(home, replaced)?;

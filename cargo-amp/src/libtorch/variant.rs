@@ -76,7 +76,7 @@ const CUDA_RULES: &[&str] = &[
     "+nvidia/*/lib/*.so*",
 ];
 
-/// The files without which a libtorch is incomplete.
+/// The files that every libtorch must contain.
 const NEEDED: [&str; 8] = [
     "torch/version.py",
     "torch/include/ATen/ATen.h",

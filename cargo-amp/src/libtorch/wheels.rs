@@ -18,7 +18,7 @@ use crate::process::{disk_is_full, last_line, show};
 /// Python is always installed, because pip needs it.
 const UNPACK: &str = include_str!("unpack.py");
 
-/// The exit status of `UNPACK` for a wheel that is damaged.
+/// The exit status with which `UNPACK` reports a damaged wheel.
 const DAMAGED: i32 = 3;
 
 /// The text of a file that replaces libtorch's CUDA libraries. The build of the bindings passes
@@ -26,7 +26,7 @@ const DAMAGED: i32 = 3;
 /// for CPUs. The text is a linker script. GNU ld, gold and LLD accept it (each was tested).
 const LINKER_SCRIPT: &str = "INPUT(libtorch_cpu.so)\n";
 
-/// The complete wheels in the working folder of a fetch.
+/// The wheels that were downloaded completely.
 pub(super) struct Wheels<'a> {
     cache: &'a Cache,
     folder: PathBuf,

@@ -42,7 +42,7 @@ impl Folder {
         Ok(Self { output, partial, replaced })
     }
 
-    /// Starts with an empty folder, even after an interruption.
+    /// Creates the temporary folder, and removes the rest of an interrupted run from it.
     pub(crate) fn begin(&self) -> Result<(), Error> {
         remove(&self.partial)
             .and_then(|()| remove(&self.replaced))
@@ -107,7 +107,8 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // After `finish` the folder no longer exists. Another error is already being reported.
+        // After `finish` there is nothing to remove. If the folder cannot be removed after an
+        // error, that error is reported, and this one is ignored.
         let _ = remove(&self.partial);
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo amp pack`: creates a folder for a GPU machine without Rust.
+//! `cargo amp pack`: creates a folder that can be copied to a machine with a GPU and without Rust.
 //!
 //! The packed folder contains `run.sh`, the binaries in `bin`, and files of the packages. Each file
 //! has the same relative path as in the workspace. Files that are recorded on the other machine can
@@ -18,10 +18,10 @@ use crate::libtorch::Libtorch;
 use crate::project::{Package, Project};
 use folder::Folder;
 
-/// The names in the packed folder that packages cannot use.
+/// Names in the packed folder that a package must not use.
 const RESERVED: [&str; 2] = ["run.sh", "bin"];
 
-/// A request that was checked as far as possible before anything is fetched or built.
+/// What to pack. It was checked as far as possible before anything is downloaded or built.
 pub(crate) struct Pack<'a> {
     project: &'a Project,
     package: &'a Package,

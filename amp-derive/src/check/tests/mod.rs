@@ -23,7 +23,7 @@ use crate::{
 
 /// Attributes that a struct needs to be a valid model.
 const TRAINED: &str = "#[loss(cross_entropy)] #[optimizer(adamw, lr = 1e-3)]";
-/// A field that makes a struct valid.
+/// A layer field with which a struct is valid.
 const LAYER: &str = "#[layer(linear(64, 10))] model: Linear";
 
 /// Returns the manifest of a user's crate that depends on amp-core under the name `amp_core`.
@@ -31,7 +31,8 @@ pub(crate) fn manifest() -> Manifest {
     Manifest::Named("amp_core".to_owned())
 }
 
-/// Parses and checks `source`. Returns the errors as pairs of underlined source and message.
+/// Parses and checks `source`. If there are errors, returns each as a pair of the underlined source
+/// text and the message.
 fn run(source: &str, which: Derive) -> Result<Vec<Warning>, Vec<(String, String)>> {
     let input: DeriveInput = parse_str(source).expect("an item");
     let diag = Diagnostics::new();
@@ -53,7 +54,7 @@ fn refuses(source: &str, which: Derive, expected: &[(&str, &str)]) {
     let found = run(source, which).err().unwrap_or_default();
     let found: Vec<(&str, &str)> = found.iter().map(|(at, text)| (&**at, &**text)).collect();
     assert_eq!(found, expected, "{source}");
-    // The stubs that are emitted with the errors must be valid Rust.
+    // The code that `fallback` generates for a struct with errors must be valid Rust.
     let input = parse_str(source).expect("tokens");
     syn::parse2::<syn::File>(derive(input, which, manifest)).expect("items");
 }
@@ -70,7 +71,8 @@ fn fields(fields: &str, expected: &[(&str, &str)]) {
     refuses(&format!("{TRAINED} struct Net {{ {fields} }}"), Derive::LightningModule, expected);
 }
 
-/// Checks a struct with a layer field that is built by `build`.
+/// Checks which errors are reported for a struct whose layer field is built by the expression
+/// `build`.
 #[track_caller]
 fn layer(build: &str, expected: &[(&str, &str)]) {
     fields(&format!("#[layer({build})] model: Model"), expected);

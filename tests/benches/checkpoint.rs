@@ -58,8 +58,8 @@ impl Callback for Saves {
     }
 }
 
-/// Times in seconds since the start of the run: the end of each step, the start of writing the
-/// file, and the moment at which the run noticed that the file was written.
+/// Times in seconds since the start of the run: the end of each step, the moment when writing the
+/// file began, and the moment when the run noticed that the file was written.
 #[derive(Default)]
 struct Times {
     steps: Vec<f64>,
@@ -67,7 +67,8 @@ struct Times {
     saved: Option<f64>,
 }
 
-/// Trains for this many steps. If `saves` is set, a checkpoint is saved after a fifth of the steps.
+/// Trains for this many steps. If `saves` is true, the run saves a checkpoint after a fifth of the
+/// steps.
 fn run(data: &DataModule, device: Device, steps: u64, saves: bool) -> Result<Times> {
     let _section = seeded(0)?;
     let folder = tempfile::tempdir().expect("a folder");

@@ -104,7 +104,7 @@ fn an_allow_attribute_silences_the_advice() {
     assert!(Net::builder().build().is_ok());
 }
 
-/// In this module every usual name has another meaning, and no trait is in scope.
+/// In this module, every usual name means something else, and no trait is in scope.
 #[no_implicit_prelude]
 mod hostile {
     use ::amp_core::{LightningModule, Module, nn};

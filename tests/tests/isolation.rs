@@ -46,7 +46,7 @@ struct Scored {
     body: Linear,
 }
 
-/// Returns a data set whose examples are drawn at random on each call.
+/// Returns a data set whose examples are random and differ from call to call.
 fn drawn() -> Result<DataModule> {
     let set = || -> Result<Batch> {
         let input = Tensor::f_randn([256, 8], (Kind::Float, Device::Cpu))?;
@@ -78,7 +78,8 @@ fn golden() -> Result<()> {
     Ok(())
 }
 
-/// Trains as `golden` does, with a spread so large that any result is accepted.
+/// Trains in the same way as `golden`. The spread in the check is so large that any result is
+/// accepted.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn with_a_spread_of_its_own() {
@@ -341,8 +342,8 @@ fn a_spread_next_to_a_golden_is_its_tolerance(#[values("golden", "noise")] besid
     let path = folder.path();
     let tests: &[&str] = if beside == "golden" { &["golden"] } else { &["golden", beside] };
     passed(&run(path, tests, &RECORD), tests.len());
-    // The spread is larger than the differences on one machine, and smaller than the differences
-    // between seeds.
+    // The spread is larger than the differences between runs on one machine, and smaller than the
+    // differences between seeds.
     let golden = fs::read_to_string(path.join("drawn_cpu.snap")).expect("the golden");
     let loss = parse(&golden).expect("a golden").runs["bf16-mixed"].loss.expect("a loss");
     let moved =

@@ -29,8 +29,9 @@ struct Options {
     parity: ParityArgs,
 }
 
-/// Returns a program that runs Python with torch: the packages of `cargo amp test` if the variable
-/// is set, otherwise Python's own torch. Torch is loaded once for all tests.
+/// Returns a program that runs Python with torch. It uses the packages of `cargo amp test` if the
+/// variable is set, and otherwise the torch that Python itself finds. Torch is loaded once for all
+/// tests.
 fn python() -> &'static str {
     static LOADED: OnceLock<(Child, String)> = OnceLock::new();
     let (_, program) = LOADED.get_or_init(|| {

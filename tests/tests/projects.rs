@@ -94,8 +94,8 @@ fn trains_under_every_precision(#[case] name: &str, #[case] epochs: i64, #[case]
     for precision in Precision::ALL {
         let mut ignore = |_: &Event| Ok(());
         let record = runner::run(&case, precision, Extras::default(), &mut ignore).expect("a run");
-        // The loss is the mean over an epoch's batches. Models that optimize manually log their
-        // validation loss.
+        // The loss of an epoch is the mean over its batches. Models with manual optimization log
+        // the validation loss.
         let loss = |epoch: &EpochEnd| {
             epoch.value("train_loss").or_else(|| epoch.value("val_loss")).expect("a loss")
         };

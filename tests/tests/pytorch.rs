@@ -83,7 +83,7 @@ fn build(name: &str) -> Box<dyn LightningModule> {
     model.build(&hyperparameters).expect("a model")
 }
 
-/// Reads the tensors of a file with tch, not with the code under test.
+/// Reads the tensors of a file with tch, because amp-core's reader is under test.
 fn read(path: &Path) -> HashMap<String, Tensor> {
     Tensor::read_safetensors(path).expect("a safetensors file").into_iter().collect()
 }
@@ -127,7 +127,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// Returns the size to which differences are relative: the largest logit, at least 1.
+/// Returns the number by which differences are divided: the largest logit, but at least 1.
 fn size(logits: &Tensor) -> f64 {
     logits.abs().max().double_value(&[]).max(1.0)
 }

@@ -33,7 +33,7 @@ struct Run {
     media: Seen,
 }
 
-/// The images, texts and histograms of the run.
+/// The images, texts and histograms in a run's event files.
 #[derive(Debug, PartialEq, Deserialize)]
 struct Seen {
     images: BTreeMap<String, serde_json::Value>,

@@ -1,5 +1,5 @@
-//! Attention over a sequence of a single position: softmax gives the only key the weight 1, so the
-//! output is the value of that position.
+//! Tests of attention over a sequence with a single position. Softmax gives the only key the weight
+//! 1, so the output is the value of this position.
 
 use std::collections::BTreeMap;
 

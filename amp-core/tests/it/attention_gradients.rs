@@ -10,8 +10,8 @@ use rstest::rstest;
 
 use crate::support::{bits::relative, device, needs_cuda, seeded};
 
-/// Returns the number of examples, which depends on the layout that runs first, and the numbers of
-/// heads, words and columns per head.
+/// Returns the number of examples, heads, words, and columns per head. The number of examples
+/// depends on the layout that runs first, so that each order has another size.
 fn sizes(first: Layout) -> [i64; 4] {
     [32 + first as i64, 4, 24, 8]
 }
@@ -25,7 +25,8 @@ enum Layout {
     ByHead,
 }
 
-/// Returns the gradient of the product `[N, L, 3·heads·width]` of queries, keys and values.
+/// Returns the gradient of the tensor `[N, L, 3·heads·width]`, which contains queries, keys and
+/// values.
 fn gradient(
     [product, weights]: [&Tensor; 2],
     mask: Option<&Tensor>,

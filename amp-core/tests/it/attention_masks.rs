@@ -1,4 +1,4 @@
-//! Attention with masks, with encodings of positions, and in precision regions.
+//! Tests of attention with masks, with encodings of positions, and in precision regions.
 
 use amp_core::{
     Module, Result,
@@ -117,7 +117,7 @@ fn padding_has_no_effect(
     Ok(())
 }
 
-/// The causal option equals an explicit causal mask, also together with a padding mask.
+/// The causal option gives the same result as an explicit causal mask, also with a padding mask.
 #[test]
 fn the_causal_option_equals_a_mask() -> Result<()> {
     let _generator = seeded(5);

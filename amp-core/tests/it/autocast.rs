@@ -1,4 +1,5 @@
-//! The autocast guard: autocast regions, nested regions, and the cache of cast weights.
+//! Tests of autocast regions, which a guard object begins and ends: nested regions, and the cache
+//! of cast weights.
 
 use std::{panic, thread};
 
@@ -31,7 +32,7 @@ fn state() -> AutocastState {
     autocast_state(CPU).expect("the state can be read")
 }
 
-/// Returns the dtype of the output of a linear layer on f32 input under the current autocast.
+/// Returns the output's dtype of a linear layer with f32 input under the current autocast state.
 fn linear() -> &'static str {
     name_of(x(&[4, 8]).linear(&x(&[3, 8]), None::<&Tensor>).kind())
 }
@@ -146,7 +147,8 @@ fn a_panic_leaves_every_region() {
     assert_eq!(state(), outside);
 }
 
-/// [13]: the autocast state belongs to one thread. Another thread computes in f32.
+/// [13]: the autocast state belongs to one thread. While one thread is in an autocast region,
+/// another thread computes in f32.
 #[test]
 fn the_state_belongs_to_one_thread() -> Result<()> {
     let _guard = AutocastGuard::enter(CPU, Kind::Half)?;
@@ -191,7 +193,8 @@ fn a_pass_without_gradients_does_not_block_later_gradients() -> Result<()> {
         forward().sum(Kind::Float)
     };
     loss.backward();
-    // Each row of the gradient d/dW Σ (x Wᵀ) has the column sums of x, up to bf16's eight bits.
+    // Each row of the gradient d/dW Σ (x Wᵀ) consists of the column sums of x, up to the rounding
+    // of bf16 (8 binary digits).
     let exact = input.sum_dim_intlist([0].as_slice(), false, Kind::Float).expand_as(&weight);
     assert!(weight.grad().allclose(&exact, 2e-2, 0.0, false), "{}", weight.grad());
     Ok(())
@@ -246,8 +249,8 @@ fn a_dtype_autocast_does_not_have_is_refused(#[case] kind: Kind, #[case] name: &
     assert_eq!(state(), outside);
 }
 
-/// Autocast changes numbers, not only dtypes: inside the guard, a sum that bf16 cannot represent is
-/// rounded.
+/// Autocast changes results, not only dtypes. Inside the autocast region, a sum that bf16 cannot
+/// represent is rounded.
 #[test]
 fn products_are_rounded_to_the_low_dtype() -> Result<()> {
     let (one, small) = (Tensor::ones([1, 1], (Kind::Float, CPU)), 1.0 + 2.0_f64.powi(-9));

@@ -146,7 +146,7 @@ const OPERATIONS: &str = "
     matmul_f64_with_f32 prelu_low layer_norm_low batch_norm_low pow_low logsumexp_low cumsum_low
     addcmul_mixed addcdiv_mixed index_put_mixed scatter_add_mixed";
 
-/// ATen's lists for CUDA (ATen/autocast_mode.h), grouped by the output's dtype.
+/// ATen's autocast lists for CUDA (ATen/autocast_mode.h), grouped by the dtype of the output.
 const CUDA: [(&str, &str); 3] = [
     (
         "low",

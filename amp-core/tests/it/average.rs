@@ -1,4 +1,5 @@
-//! Averages of the weights (EMA and SWA), compared with sums that the test computes.
+//! Tests of the moving averages of the weights (EMA and SWA). They are compared with sums that the
+//! test computes.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -178,7 +179,7 @@ fn validation_and_files_have_the_average(#[values(EMA, SWA)] averaging: Averagin
     Ok(())
 }
 
-/// Averages are bit-identical with and without CUDA graphs.
+/// The moving average of the weights has the same bits with and without CUDA graphs.
 #[test]
 fn averages_are_the_same_with_graphs() -> Result<()> {
     let data = data()?;

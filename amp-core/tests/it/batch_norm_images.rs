@@ -50,8 +50,8 @@ fn run(
     }
 }
 
-/// The reference: batch normalization and the addition of the residual by libtorch, in f64 on the
-/// CPU. `values` applies ReLU.
+/// The expected results: libtorch computes the batch normalization and the addition of the residual
+/// in f64 on the CPU. `values` applies ReLU.
 struct Exact {
     leaves: [Tensor; 4],
     statistics: [Tensor; 2],
@@ -102,8 +102,8 @@ impl Exact {
     }
 }
 
-/// Returns the output, the gradients of the input, the residual, weight and bias, and the running
-/// statistics.
+/// Returns the output, the gradients of the input, the residual, the weight and the bias, and the
+/// running statistics.
 fn pass(
     norm: &BatchNorm,
     after: After,
@@ -196,8 +196,8 @@ fn kernels_are_near_f64(
     Ok(())
 }
 
-/// Without gradients, the fused layers equal the separate layers bit for bit: on every device, in
-/// training and evaluation, and under every precision.
+/// If no gradients are needed, fused layers have the same bits as separate layers, on every device,
+/// in training and in evaluation, and under every precision.
 #[rstest]
 fn fused_layers_equal_separate_layers(
     #[values(

@@ -109,8 +109,8 @@ fn a_batch_is_changed_as_each_image_by_itself(
     Ok(())
 }
 
-/// A batch that is transformed on CUDA equals the batch that is transformed on the CPU. Transforms
-/// that do arithmetic may each differ by one of the 256 levels of a pixel.
+/// A batch that is transformed on CUDA equals the batch that is transformed on the CPU. If a
+/// transform does arithmetic, a pixel may differ by one of its 256 levels.
 #[rstest]
 #[case::flip(&RandomHorizontalFlip::new(0.5), 0.0)]
 #[case::crop(&RandomCrop::new(9).padding(3), 0.0)]
@@ -136,7 +136,7 @@ fn a_batch_on_cuda_is_that_on_the_cpu(
     Ok(())
 }
 
-/// `RandomCrop` at the recorded positions gives torchvision's crops.
+/// `RandomCrop` at the recorded positions gives the same crops as torchvision.
 #[test]
 fn parts_are_torchvisions() -> Result<()> {
     let all = crate::transforms::recorded();

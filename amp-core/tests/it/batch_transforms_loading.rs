@@ -109,7 +109,8 @@ fn batches_do_not_depend_on_how_they_are_loaded(
     Ok(())
 }
 
-/// Floating-point images are changed in f32 under a 16-bit precision, and cast once after the changes.
+/// Under a 16-bit precision, floating-point images are transformed in f32, and cast to 16 bits once
+/// after that.
 #[test]
 fn batches_are_changed_before_they_are_narrowed() -> Result<()> {
     let classes = Tensor::arange(COUNT, (Kind::Int64, Device::Cpu)).remainder(3);

@@ -49,8 +49,8 @@ fn stack<M: Module + 'static>(activation: fn() -> M) -> Result<Model> {
     Ok(Model::regression(Sequential::new(layers), sgd))
 }
 
-/// Returns blocks of two layers that each keep their input for the backward pass: two activations
-/// for each block.
+/// Returns blocks of two layers. Each of the two layers keeps its input for the backward pass, so a
+/// block keeps two activations.
 pub(crate) fn mlp() -> Result<Model> {
     stack(|| Gelu)
 }
@@ -153,11 +153,12 @@ fn earlier_batches(config: &TrainerConfig) -> u64 {
     }
 }
 
-/// Returns the peak of a run without a budget, and the bytes that count towards a budget in
-/// addition: memory that was allocated before the run, and the previous step's batches.
+/// Trains without a budget. Returns the peak of the memory, and the bytes that count towards a
+/// budget in addition to the run's tensors: memory that was allocated before the run, and the
+/// batches of the previous step.
 ///
-/// Trains twice and measures the second run, because the first run of a process on CUDA allocates
-/// workspaces that remain.
+/// Trains twice and measures the second run. In the first run of a process on CUDA, libraries
+/// allocate workspaces that they never free.
 pub(crate) fn unlimited(
     config: &TrainerConfig,
     build: impl Fn() -> Result<Model>,
@@ -216,8 +217,8 @@ fn the_peak_is_as_predicted_and_within_the_budget(
     Ok(())
 }
 
-/// If recomputing a whole stage at once would exceed the budget, layers within the stage are
-/// chosen. The model has two stages of layers.
+/// If recomputing a whole stage at once would exceed the budget, the trainer chooses layers inside
+/// the stage. The model has two stages of layers.
 #[test]
 fn layers_within_a_stage_are_chosen() -> Result<()> {
     let stages = || -> Result<Model> {
@@ -338,7 +339,7 @@ fn a_budget_that_is_too_small_names_the_smallest_possible() -> Result<()> {
     Ok(())
 }
 
-/// A model that is a single layer and not a container is refused.
+/// If the whole model is a single layer and not a container, a memory budget is refused.
 #[test]
 fn a_model_without_checkpointable_layers_is_refused() -> Result<()> {
     let lone = || Ok(Model::regression(linear(WIDTH, WIDTH)?, sgd));
@@ -348,7 +349,8 @@ fn a_model_without_checkpointable_layers_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// The plan checkpoints whole blocks of a list, including their dropout, and changes no result.
+/// The trainer chooses to recompute whole blocks of a list, including their dropout. This changes
+/// no result.
 #[test]
 fn transformer_blocks_are_chosen_as_a_whole() -> Result<()> {
     /// Transformer blocks whose input `[N, d]` is reshaped to sequences of 16 rows.

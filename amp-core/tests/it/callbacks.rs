@@ -248,7 +248,7 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
             assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
         }
     }
-    // A value that a schedule monitors must be logged too.
+    // If a schedule monitors a value, the model must log this value.
     let mut model = Scripted { plateau: Some("val_acc"), ..Scripted::new(&[1.0])? };
     let text = message(Trainer::new(config(1)).fit(&mut model, &same(constant(2, 3, 9.0)?, 1)?));
     assert!(text.contains("nothing to monitor under `val_acc`"), "{text}");

@@ -1,4 +1,4 @@
-//! Training steps written by hand that may run as CUDA graphs.
+//! Tests of training steps that the user has written and that may run as CUDA graphs.
 
 use amp_core::{
     LightningModule, Module, Result, Step, Trainer, TrainerConfig,
@@ -76,7 +76,7 @@ fn train(
     Trainer::new(config).fit(model, data)
 }
 
-/// Only a training step that is marked `captured` may run as a graph.
+/// A training step that the user has written runs as a CUDA graph only if it is marked `captured`.
 #[test]
 fn only_a_step_marked_captured_may_be_captured() -> Result<()> {
     assert_eq!(Captured::builder().build()?.step_access(), StepAccess::Deferred);
@@ -89,7 +89,8 @@ fn only_a_step_marked_captured_may_be_captured() -> Result<()> {
     Ok(())
 }
 
-/// 512 steps with and without graphs are bit-identical: weights, logged values, skips and scale.
+/// Training for 512 steps has the same bits with and without CUDA graphs: weights, logged values,
+/// skipped steps and loss scale.
 #[rstest]
 fn a_captured_step_equals_the_eager_step(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,

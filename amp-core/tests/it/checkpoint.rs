@@ -42,7 +42,7 @@ struct Outcome {
     after: Tensor,
 }
 
-/// Runs one training step of four blocks on the device under test.
+/// Runs one training step of four blocks on the device of the tests.
 fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
     let _generator = seeded(1);
     let policy = Policy::new(precision, device());
@@ -82,7 +82,8 @@ fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
 #[case::f64(Precision::F64True)]
 fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) -> Result<()> {
     if device().is_cuda() {
-        // In the first pass of a process, libraries allocate workspaces, which must not count.
+        // During the first forward and backward pass of a process, libraries allocate workspaces.
+        // This memory must not be counted.
         step(precision, true)?;
     }
     let (kept, again) = (step(precision, false)?, step(precision, true)?);

@@ -49,7 +49,7 @@ pub(crate) fn products<M: Visit, T>(
     Ok(told.0.take())
 }
 
-/// A block that contains a precision region.
+/// A block with a layer in a precision region.
 #[derive(Module)]
 #[forward(|x| {
     let y = self.inner.forward(x, cx)?;
@@ -145,7 +145,7 @@ fn every_way_of_calling_a_layer_keeps_path_and_region() -> Result<()> {
     Ok(())
 }
 
-/// A precision override by path applies however the layer is called.
+/// A precision override for a path applies, whichever form the call of the layer has.
 #[test]
 fn overrides_apply_to_children() -> Result<()> {
     let _generator = seeded(0);
@@ -259,7 +259,8 @@ fn masked_elements_have_no_effect() -> Result<()> {
     Ok(())
 }
 
-/// A UNet block has an image and a time as inputs, and two towers have two inputs.
+/// The block of a U-Net has two inputs, an image and a time. The two-tower model has two inputs
+/// too.
 #[derive(Module)]
 #[forward(|x, t| {
     let shift = time(t)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?;

@@ -1,4 +1,4 @@
-//! User-defined modules with several tensors as inputs and outputs.
+//! Tests of user-defined modules that have several tensors as inputs and outputs.
 
 use amp_core::{
     Module, Result,

@@ -51,7 +51,7 @@ fn number(event: &Value, key: &str) -> f64 {
     event[key].as_f64().unwrap_or_else(|| panic!("`{key}` in {event}"))
 }
 
-/// Returns the complete events (`ph: X`) of a process.
+/// Returns the events of one process that have a start and a duration (`ph: X`).
 fn complete(trace: &[Value], pid: u64) -> Vec<&Value> {
     trace.iter().filter(|event| event["ph"] == "X" && event["pid"] == pid).collect()
 }

@@ -25,7 +25,8 @@ fn examples(rows: i64, classes: i64) -> [Tensor; 2] {
     [logits.to_kind(Kind::BFloat16).to_kind(Kind::Double), targets.masked_fill(&ignored, -100)]
 }
 
-/// Returns a leaf tensor with this tensor's values on another device or in another dtype.
+/// Returns a leaf tensor that has the values of `tensor`, on the given device and in the given
+/// dtype.
 fn leaf(tensor: &Tensor, kind: Kind, device: Device) -> Tensor {
     tensor.detach().copy().to_kind(kind).to(device).set_requires_grad(true)
 }
@@ -70,8 +71,8 @@ fn cross_entropy_equals_f64(
     Ok(())
 }
 
-/// The loss is libtorch's, even if a row contains non-finite values or values whose exponential
-/// overflows.
+/// The loss equals libtorch's, even if a row contains non-finite values, or values whose
+/// exponential overflows.
 #[rstest]
 #[case(&[1e4, -1e4, 0.0], 0.0)]
 #[case(&[-1e4, 1e4, 0.0], 2e4)]
@@ -123,8 +124,8 @@ fn cross_entropy_has_second_derivatives(#[values(0.0, 0.01)] z_loss: f64) -> Res
     Ok(())
 }
 
-/// If several logits of a row are equal, the first one counts as the largest. NaN counts as larger
-/// than every number.
+/// If several logits of a row are equal, the first of them counts as the largest. NaN counts as
+/// larger than every number, as in libtorch's argmax.
 #[rstest]
 fn correct_counts_equal_libtorchs_argmax(
     #[values(Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16)] kind: Kind,
@@ -147,7 +148,7 @@ fn correct_counts_equal_libtorchs_argmax(
 }
 
 /// The loss of sequences equals the loss of their flattened elements, also if no gradient is
-/// needed.
+/// computed.
 #[rstest]
 fn a_sequence_has_the_loss_of_its_elements() -> Result<()> {
     let _generator = seeded(3);
@@ -207,8 +208,8 @@ fn a_loss_of_pixels_is_the_loss_of_rows(
     Ok(())
 }
 
-/// The losses of 300,000 pixels, ln 3 each, add up to more than f16's largest number. Their mean is
-/// finite nevertheless.
+/// The losses of 300,000 pixels are ln 3 each. Their sum is larger than the largest f16 number.
+/// Their mean is still finite.
 #[test]
 fn a_mean_over_many_pixels_in_f16_is_finite() -> Result<()> {
     let logits = Tensor::zeros([2, 3, 500, 300], (Kind::Half, device()));
@@ -278,7 +279,7 @@ fn options_equal_f64(
     Ok(())
 }
 
-/// A logit of -inf adds nothing to the loss and has no gradient, for few logits and for many.
+/// A logit of -inf adds nothing to the loss, and its gradient is zero, for few logits and for many.
 #[rstest]
 fn masked_logits_do_not_contribute(#[values(10, 70_000)] classes: i64) -> Result<()> {
     let given = Tensor::zeros([1, classes], (Kind::Float, Device::Cpu));

@@ -1,4 +1,5 @@
-//! Batches made from examples: stacked, padded, or refused with names, numbers and shapes.
+//! Tests of how examples are combined to batches. They are stacked or padded. If neither is
+//! possible, they are refused with names, numbers and shapes.
 
 use amp_core::{
     data::{AnyBatch, BatchField, Collate, FieldRole, MapDataset, Pad},

@@ -1,4 +1,4 @@
-//! Conversion of f16 and bf16 slices to tensors and back.
+//! Tests of converting slices of f16 and bf16 numbers to tensors and back.
 
 use amp_core::{
     Result, convert,
@@ -45,7 +45,7 @@ fn every_f16_survives_both_ways() -> Result<()> {
     Ok(())
 }
 
-/// Elements are read row by row, whatever the strides.
+/// The elements of a tensor are read row by row, whatever its strides are.
 #[test]
 fn a_transposed_tensor_is_read_row_by_row() -> Result<()> {
     let tensor =

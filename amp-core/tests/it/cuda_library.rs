@@ -140,7 +140,8 @@ fn a_driver_without_a_cuda_library_is_reported() {
     assert!(printed.contains("devices: 0"), "{printed}");
 }
 
-/// A library that cannot be loaded is an error. Otherwise `auto` would silently train on the CPU.
+/// A CUDA library that exists but cannot be loaded is an error. Otherwise the device `auto` would
+/// silently be the CPU.
 #[test]
 fn a_library_that_cannot_be_loaded_is_an_error() {
     let libtorch = Libtorch::new();

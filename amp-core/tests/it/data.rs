@@ -1,5 +1,5 @@
-//! The loader: each epoch has every example once, in an order that depends only on the seed and the
-//! epoch.
+//! Tests of the data loader. Each epoch contains every example once, in an order that depends only
+//! on the seed and the epoch.
 
 use std::collections::BTreeSet;
 
@@ -188,7 +188,7 @@ fn drop_last_leaves_full_batches(
     Ok(())
 }
 
-/// All ways of loading, by placement and number of batches ahead.
+/// All ways of loading data. Each is given by a placement and the number of batches to load ahead.
 const WAYS: [(Placement, Option<usize>); 6] = [
     (Placement::Auto, None),
     (Placement::Device, None),

@@ -1,5 +1,5 @@
-//! Loading on a thread: user-defined data sets, their failures, the thread's end, and copies to
-//! CUDA that overlap with the computation.
+//! Tests of loading on a thread: user-defined data sets, their failures, the end of the thread, and
+//! copies to CUDA that overlap with the computation.
 
 use std::{
     fs::File,
@@ -107,7 +107,8 @@ enum Fault {
     TooFew,
 }
 
-/// Numbered examples with a fault at one example. The set counts the gathered batches.
+/// A data set of numbered examples with a fault at one example. It counts the batches that were
+/// gathered.
 struct Faulty {
     inner: Batch,
     at: i64,
@@ -140,8 +141,9 @@ fn faulty(count: i64, at: i64, fault: Fault) -> Result<(SharedDataset, Arc<Atomi
     Ok((data.into(), gathered))
 }
 
-/// The batches before the fault are delivered, then the error, and then the iterator ends. The next
-/// epoch can be read. This holds with and without a thread.
+/// After a fault at one example, the loop first gets the batches before the fault, then the error,
+/// and then the iterator ends. The next epoch can be read. This holds with and without a loading
+/// thread.
 #[rstest]
 #[case::error(Fault::Error, "record 5 is unreadable")]
 #[case::panic(Fault::Panic, "the dataset panicked: a bug in the dataset")]

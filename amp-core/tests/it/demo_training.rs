@@ -270,8 +270,8 @@ impl DtypeProbe for Outputs {
     }
 }
 
-/// [10], [12], [18]: every layer's output, the loss, gradients and parameters have torch's dtypes,
-/// and the trainer reports the dtypes of the matrix products.
+/// [10], [12], [18]: the outputs of all layers, the loss, the gradients and the parameters have the
+/// same dtypes as in torch. The trainer reports the dtypes of the matrix products.
 #[rstest]
 #[case("32-true")]
 #[case("16-mixed")]

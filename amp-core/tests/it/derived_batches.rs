@@ -1,4 +1,4 @@
-//! `derive(Batch)` and models that name the type of their batches.
+//! Tests of `derive(Batch)`, and of models that name the type of their batches.
 
 use amp_core::{
     Hyperparameters, Trainer, TrainerConfig,
@@ -51,8 +51,9 @@ fn sentences(count: i64) -> Sentences {
     }
 }
 
-/// A derived batch is split into named tensors in order of the fields and assembled again. Placing
-/// a batch casts values and shared tensors, but not ids and masks.
+/// A derived batch is split into named tensors in the order of its fields, and assembled again.
+/// When a batch is placed on a device, values and shared tensors are cast to the run's dtype, but
+/// ids and masks are not.
 #[test]
 fn fields_are_placed_by_their_roles() -> Result<()> {
     let batch = sentences(4).to_any()?;

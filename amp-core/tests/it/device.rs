@@ -65,7 +65,8 @@ fn gradients_are_unscaled_and_applied(#[case] kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// [4] [5] One infinite or NaN element skips the step, names the parameter and halves the scale.
+/// [4] [5] If one element of a gradient is infinite or NaN, the step is skipped, the parameter is
+/// named and the loss scale is halved.
 #[rstest]
 fn overflow_skips_the_step(
     #[values(Kind::Float, Kind::Double, Kind::BFloat16)] kind: Kind,
@@ -119,7 +120,7 @@ fn clipping_agrees_with_f64(#[case] kind: Kind, #[case] tolerance: f64) -> Resul
     Ok(())
 }
 
-/// Every optimizer moves f32 and f64 parameters like an f64 run on the CPU.
+/// Every optimizer changes f32 and f64 parameters in the same way as in an f64 run on the CPU.
 #[rstest]
 fn optimizers_agree_with_f64_on_the_cpu(
     #[values("adamw", "adam", "sgd")] name: &str,

@@ -1,5 +1,5 @@
-//! Diffusion: schedules and embeddings of time steps against diffusers, grids of images against
-//! torchvision.
+//! Tests of diffusion: noise schedules and embeddings of time steps against diffusers, and grids of
+//! images against torchvision.
 
 use amp_core::{
     data::ImageGrid,
@@ -59,7 +59,7 @@ fn schedules_are_diffusers(#[case] at: usize) -> Result<()> {
     Ok(())
 }
 
-/// A model that predicts the exact noise restores the image, in one step from step 0 and in all
+/// If a model predicts the noise exactly, the image is restored, in one step from step 0 and in all
 /// steps from pure noise.
 #[test]
 fn the_exact_noise_restores_the_image() -> Result<()> {

@@ -119,7 +119,7 @@ fn data(set: Noisy, prefetch: usize, batch: i64) -> DataModule {
     DataModule { loading, ..DataModule::new("noisy", set, set, batch) }
 }
 
-/// Trains two epochs and returns the weights.
+/// Trains for two epochs and returns the weights.
 fn train(set: Noisy, prefetch: usize) -> Result<Vec<f64>> {
     let _section = seeded(1);
     let mut net = Net::builder().build()?;

@@ -1,4 +1,4 @@
-//! Padding indices of embeddings, and embedding bags built by the derive.
+//! Tests of the padding index of embeddings, and of embedding bags that the derive macro builds.
 
 use amp_core::{
     Module, Result,

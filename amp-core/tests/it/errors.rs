@@ -1,4 +1,5 @@
-//! A C++ exception becomes an error with the exception's text, and the process does not abort.
+//! Tests that a C++ exception becomes an error with the text of the exception, and that the process
+//! does not abort.
 
 use amp_core::{
     Error, Result,
@@ -27,8 +28,8 @@ fn the_text_is_the_exceptions_without_its_stack() -> Result<()> {
     Ok(())
 }
 
-/// Exceptions in this crate's C++ code are caught like exceptions in tch. Here a foreach kernel
-/// refuses an integer tensor.
+/// Exceptions in the C++ code of this crate are caught in the same way as exceptions in tch. Here a
+/// foreach kernel refuses an integer tensor.
 #[test]
 fn the_shim_lets_no_exception_out() {
     let integers = [Tensor::ones([2], (Kind::Int64, Device::Cpu))];

@@ -206,7 +206,7 @@ fn each_evaluation_has_a_start_and_an_end(
     Ok(())
 }
 
-/// Every logger stores an evaluation like a run.
+/// Every logger writes the events of an evaluation as it writes those of a training run.
 #[test]
 fn loggers_keep_evaluations() -> Result<()> {
     let _generator = seeded(1);

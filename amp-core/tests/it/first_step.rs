@@ -24,7 +24,8 @@ use crate::{
     },
 };
 
-/// Returns the peak memory of each batch of a run, above the memory before the run.
+/// Returns the peak memory of each batch of a run, minus the memory that was allocated before the
+/// run.
 fn peaks(config: &TrainerConfig, model: &mut Model, data: &DataModule) -> Result<Vec<u64>> {
     let (mut peaks, mut held) = (Vec::new(), 0_i64);
     let mut meter: Option<MemoryMeter> = None;
@@ -55,7 +56,7 @@ fn the_first_step_has_the_same_peak_memory(
     let _generator = seeded(3);
     let config = TrainerConfig { graph: Graph::Off, ..config(precision, None) };
     let data = examples()?;
-    // The first run of a process on CUDA allocates workspaces that remain.
+    // In the first run of a process on CUDA, libraries allocate workspaces that they never free.
     fit(&config, &mut mixed()?, &data).1?;
     let peaks = peaks(&config, &mut mixed()?, &data)?;
     assert_eq!(peaks.len(), 4);
@@ -64,7 +65,7 @@ fn the_first_step_has_the_same_peak_memory(
     Ok(())
 }
 
-/// A layer as reported to a probe: path, operator, expected and actual dtype.
+/// What a probe is told about a layer: path, operation, planned dtype and actual dtype.
 type Row = (String, Op, Kind, Kind);
 
 /// A probe that reads only the dtypes of tensors.
@@ -120,12 +121,14 @@ fn fused_layers_are_reported_one_by_one(
     let _generator = seeded(3);
     let policy = Policy::new(precision, device());
     let layers = demo(0.2)?;
-    // The FP32 override is for the first ReLU, which is between a batch norm and a dropout.
+    // The FP32 override is for the first ReLU. It stands between a batch norm and a dropout, which
+    // could otherwise be fused.
     let islands = has_island.then(|| ("2".to_owned(), Region::Fp32));
     let islands = Rc::new(islands.into_iter().collect());
     place(&layers, policy, &islands)?;
     let context = || Context::new(policy, true).with_overrides(islands.clone());
-    // The first pass of a process on CUDA allocates workspaces that remain.
+    // In the first forward pass of a process on CUDA, libraries allocate workspaces that they never
+    // free.
     drop(pass(&layers, policy, context())?);
     let (unseen, bytes) = pass(&layers, policy, context())?;
     let (dtypes, tensors) = (Rc::new(Dtypes::default()), Rc::new(Tensors::default()));

@@ -200,8 +200,8 @@ fn moves(precision: Precision, freeze: &[&str], epochs: i64) -> Result<Vec<Vec<S
     Ok(moves.0)
 }
 
-/// Parameters are unfrozen at their epoch or step. The expected steps were counted by hand: with
-/// four steps an epoch, epoch 2 begins with the ninth step.
+/// Parameters are unfrozen at the given epoch or step. The expected steps were counted by hand: an
+/// epoch has four steps, so epoch 2 begins with the ninth step.
 #[rstest]
 #[case::epoch("encoder.*=epoch:2", 8)]
 #[case::step("encoder.*=step:6", 6)]
@@ -261,7 +261,7 @@ fn unfrozen_parameters_begin_with_a_new_state() -> Result<()> {
     Ok(())
 }
 
-/// A run saved before or after the unfreezing resumes bit for bit.
+/// A run that was saved before or after parameters were unfrozen can be resumed bit for bit.
 #[rstest]
 fn runs_resume_before_and_after_an_unfreezing(
     #[values("encoder.*=epoch:2", "encoder.*=step:6")] freeze: &str,

@@ -49,8 +49,9 @@ struct Other {
     head: Linear,
 }
 
-/// A type and a file suffice: hyperparameters (including required ones), weights and state are
-/// restored. The path may also be the folder of the files, alone or followed by `best` or `last`.
+/// A model can be built from its type and a file alone. Its hyperparameters (including required
+/// ones), weights and state are restored. The path may also be the folder that contains the files,
+/// with or without `best` or `last` after it.
 #[test]
 fn a_model_is_built_from_its_type_and_a_file() -> Result<()> {
     let _section = seeded(0);

@@ -90,8 +90,8 @@ fn unfrozen_parameters_train_under_checkpoints(
     Ok(())
 }
 
-/// Frozen layers work with a budget into which a whole step fits, and with a budget that needs
-/// checkpoints.
+/// Frozen layers can be combined with a memory budget, with one that is large enough for a whole
+/// step, and with one that requires recomputation.
 #[rstest]
 fn a_budget_holds_with_frozen_layers(
     #[values(&["stem.*"], &["stem.*", "middle.*"])] freeze: &[&str],

@@ -1,5 +1,5 @@
-//! Fused kernels on CUDA (`AMP_DEVICE=cuda`): batch normalization with ReLU and dropout, and
-//! dropout alone. The reference is libtorch in f64 on the CPU.
+//! Tests of fused kernels on CUDA (`AMP_DEVICE=cuda`): batch normalization with ReLU and dropout,
+//! and dropout alone. The expected results are computed by libtorch in f64 on the CPU.
 
 use amp_core::{
     Module, Result,

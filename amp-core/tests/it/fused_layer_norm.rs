@@ -134,7 +134,8 @@ fn a_norm_with_residual_and_dropout_equals_f64(
         let bound = bound * rounding(compute);
         assert!(off <= bound, "{name}: {off} for {bound}");
     }
-    // If ReLU sets an element to zero in 16 bits but not in f64, the gradients differ.
+    // If ReLU sets an element to zero in 16 bits but not in f64, the two gradients differ, so such
+    // elements are left out.
     if dropout > 0.0 || half {
         return Ok(());
     }
@@ -147,7 +148,7 @@ fn a_norm_with_residual_and_dropout_equals_f64(
     }
     let exact = pass(&exact_layer, exact_policy, [&wide(&input), &wide(&incoming)], false)?;
     for ((name, seen), (_, exact)) in together.named().zip(exact.named()) {
-        // Each of about twelve operations adds a rounding error.
+        // Each of about twelve operations rounds its result, and these rounding errors add up.
         let off = relative(seen, exact);
         assert!(off < 12.0 * rounding(compute), "{name}: {off}");
     }

@@ -113,7 +113,8 @@ fn activation_and_dropout_go_along(
     Ok(())
 }
 
-/// Second derivatives exist through ReLU. No element is near 0, where the derivative jumps.
+/// Second derivatives can be computed through ReLU. No element is close to 0, where the derivative
+/// of ReLU jumps.
 #[test]
 fn second_derivatives_go_through_relu() -> Result<()> {
     let _generator = seeded(13);

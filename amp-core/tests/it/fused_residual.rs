@@ -1,5 +1,6 @@
-//! A residual around a norm, and GELU after a linear layer. Their fused kernels run only on CUDA
-//! (`AMP_DEVICE=cuda`). The reference is libtorch in f64 on the CPU.
+//! Tests of a residual around a norm, and of GELU after a linear layer. Fused kernels compute these
+//! only on CUDA (`AMP_DEVICE=cuda`). The expected results are computed by libtorch in f64 on the
+//! CPU.
 
 use amp_core::{
     nn::{Activation, Context, LinearConfig, split_heads},
@@ -78,14 +79,15 @@ fn residuals_and_activations_equal_f64(
         amp_core::tch::no_grad(|| exact.shallow_clone().copy_(&wide(own)));
     }
     let exact = pass(&exact, exact_policy, [&wide(&input), &wide(&incoming)], false)?;
-    // If ReLU sets an element to zero in 16 bits but not in f64, the gradients differ.
+    // If ReLU sets an element to zero in 16 bits but not in f64, the two gradients differ, so such
+    // elements are left out.
     let is_cut_off =
         ACTIVATIONS[activation] == Activation::Relu && rounding(precision.compute()) > 1e-4;
     for ((name, seen), (_, exact)) in together.named().zip(exact.named()) {
         if is_cut_off && name != "output" {
             continue;
         }
-        // Each of about ten operations adds a rounding error.
+        // Each of about ten operations rounds its result, and these rounding errors add up.
         let bound = 20.0 * rounding(precision.compute());
         let off = relative(seen, exact);
         assert!(off < bound, "{name}: {off} for {bound}");

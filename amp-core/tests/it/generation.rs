@@ -162,8 +162,8 @@ fn tokens_are_chosen_by_their_probabilities() -> Result<()> {
     Ok(())
 }
 
-/// If a text is longer than the context, the model computes only from the last tokens, with and
-/// without a cache.
+/// If a text is longer than the context, the model reads only the last tokens of the text, with and
+/// without a KV cache.
 #[test]
 fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     let _generator = seeded(0);

@@ -1,4 +1,5 @@
-//! Gradients that stay in 16 bits until the step, only on CUDA (`AMP_DEVICE=cuda`).
+//! Tests of gradients that stay in 16 bits until the optimizer's step. Only CUDA supports this
+//! (`AMP_DEVICE=cuda`).
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -50,7 +51,7 @@ fn lion(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Lion::default())
 }
 
-/// Trains the demo model on some digits, without graphs.
+/// Trains the notebook's model on some digits, without CUDA graphs.
 fn run(
     precision: Precision,
     access: StepAccess,
@@ -157,7 +158,7 @@ fn gradients_of_weights_are_rounded_to_16_bits(
         let seen = Rc::new(RefCell::default());
         let mut config = TrainerConfig { max_steps: Some(1), ..config(precision, Graph::Off) };
         config.numerics.gradients = gradients;
-        // With this scale the step does not overflow.
+        // With this loss scale, the gradients of the step do not overflow.
         config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() };
         let callback = First { seen: Rc::clone(&seen) };
         train_on(&config, demo(0.2)?, StepAccess::Deferred, adamw, vec![Box::new(callback)])?;

@@ -80,7 +80,7 @@ pub(crate) struct Outcome {
     pub(crate) record: RunRecord,
 }
 
-/// Trains a demo with batch statistics and dropout on some digits.
+/// Trains the notebook's model with batch norm and dropout on some digits.
 pub(crate) fn train(
     config: &TrainerConfig,
     optimizer: fn(&TrainingPlan) -> OptimizerConfig,
@@ -208,7 +208,7 @@ fn a_graph_gives_the_numbers_of_eager_steps(
     needs_cuda();
     let runs = both(|_| {}, precision, optimizer)?;
     assert_same(&runs);
-    // Graphs ran all steps except the first few and the last step of each epoch.
+    // All steps ran as CUDA graphs, except the first few steps and the last step of each epoch.
     assert!(runs[1].record.end.replayed > 400, "{}", runs[1].record.end.replayed);
     Ok(())
 }

@@ -26,7 +26,8 @@ fn the_step_timer_is_deferred_and_the_rate_monitor_is_not() {
     assert_eq!(LearningRateMonitor::new().step_access(), StepAccess::PerStep);
 }
 
-/// A layer that reads a number from the device in every forward pass.
+/// A layer that reads a number from the device in every forward pass. Such a step cannot run as a
+/// CUDA graph.
 struct Reads;
 
 impl Visit for Reads {
@@ -40,7 +41,8 @@ impl Module for Reads {
     }
 }
 
-/// A layer that copies from host memory that is not pinned, which is not allowed in a capture.
+/// A layer that copies from host memory that is not pinned. This is not allowed while a CUDA graph
+/// is captured.
 struct Copies;
 
 impl Visit for Copies {
@@ -77,7 +79,7 @@ impl Callback for Saves {
     }
 }
 
-/// A step can be captured while a thread copies a checkpoint to the host.
+/// While a thread copies a checkpoint to the host, a step can still be captured as a CUDA graph.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn saving_does_not_disturb_a_capture() -> Result<()> {
@@ -125,7 +127,8 @@ fn a_step_that_cannot_be_captured_runs_without_a_graph(
             let notes = outcome.record.notes;
             assert_eq!(notes.len(), 1, "{notes:?}");
             assert!(notes[0].contains(why), "{notes:?}");
-            // The failed attempt changes nothing, including the random generator.
+            // The failed attempt to capture a step has changed nothing, not even the random
+            // generator.
             assert_eq!(outcome.weights, eager.weights);
         }
     }
@@ -145,7 +148,7 @@ fn a_note_gives_the_reason_why_a_hand_written_step_is_not_a_graph() -> Result<()
     let cuda = device().is_cuda();
     let why = if cuda { "the model is peculiar" } else { "they need a CUDA device" };
     assert_eq!(text, format!("steps do not run as CUDA graphs: {why}"));
-    // A CPU has no graphs, so no note is needed.
+    // A CPU has no CUDA graphs, so no note is printed.
     let notes = run(Graph::Auto)?.record.notes;
     assert_eq!(notes.len(), usize::from(cuda), "{notes:?}");
     Ok(())

@@ -1,4 +1,4 @@
-//! Optimizer state and gradients in fewer bits inside CUDA graphs (`AMP_DEVICE=cuda`).
+//! Tests of optimizer state and gradients with fewer bits inside CUDA graphs (`AMP_DEVICE=cuda`).
 
 use amp_core::{
     Result, TrainerConfig,
@@ -34,7 +34,7 @@ fn a_graph_updates_state_in_fewer_bits(
     Ok(())
 }
 
-/// A graph uses gradients in 16 bits, also in steps that overflow.
+/// A CUDA graph can use gradients in 16 bits, also in steps that overflow.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_uses_gradients_in_16_bits(

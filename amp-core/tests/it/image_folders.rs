@@ -1,4 +1,5 @@
-//! Folders of images: decoding, the order of files, and independence from the number of workers.
+//! Tests of folders of images: how files are decoded, in which order they are read, and that the
+//! result does not depend on the number of workers.
 
 use std::{fs, path::Path};
 

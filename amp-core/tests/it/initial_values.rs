@@ -99,7 +99,7 @@ fn values_do_not_depend_on_dtype_and_device(
     Ok(())
 }
 
-/// The rows of a wide orthogonal matrix are orthogonal, and the columns of a tall one.
+/// The rows of a wide matrix are orthogonal, and so are the columns of a tall matrix.
 #[rstest]
 fn orthogonal_matrices_are_orthogonal(#[values(3, 7)] rows: i64) -> Result<()> {
     let _section = seeded(2);

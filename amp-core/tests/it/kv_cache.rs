@@ -23,7 +23,8 @@ const HEADS: i64 = 6;
 const LENGTH: i64 = 9;
 const ROWS: i64 = 3;
 
-/// Attention written with `split_heads` and `causal_attention`, which use the KV cache too.
+/// Attention that the user has written with `split_heads` and `causal_attention`. These functions
+/// use the KV cache too.
 #[derive(Module)]
 #[forward(|x| {
     let [q, k, v] = split_heads(&qkv(x)?, HEADS)?;
@@ -242,7 +243,7 @@ fn a_failed_pass_changes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Inputs that would silently give wrong results are refused.
+/// If an input would silently give wrong results with a KV cache, it is refused.
 #[test]
 fn what_a_cache_cannot_hold_is_refused() -> Result<()> {
     let _generator = seeded(8);

@@ -1,4 +1,4 @@
-//! Options of layers that change which tensors a layer has, and dropout of channels.
+//! Tests of layer options that decide which tensors a layer has, and of dropout of whole channels.
 
 use amp_core::{
     nn::{BatchNormConfig, ChannelDropout, Context, LayerNormConfig, named_tensors},

@@ -58,11 +58,11 @@ fn config(window: i64) -> TrainerConfig {
     })
 }
 
-/// The results of a run over the twelve examples.
+/// What a run over the twelve examples produced.
 struct Ran {
     weights: Vec<f64>,
     record: RunRecord,
-    /// The first logged value of each step, which is the loss.
+    /// The loss that each step logged.
     logged: Vec<f64>,
     notes: Vec<String>,
 }
@@ -192,8 +192,8 @@ fn an_own_loss_without_a_declaration_is_noted() -> Result<()> {
     Ok(())
 }
 
-/// A model whose loss is a mean over the pairs of a batch. If the batch were split, the loss would
-/// be another one.
+/// A model whose loss is a mean over the pairs of examples in a batch. If the batch were split, the
+/// loss would be different.
 #[derive(LightningModule)]
 #[loss(with = |output, _| Ok(output.f_matmul(&output.f_tr()?)?.f_mean(output.kind())?), of = batch)]
 #[optimizer(sgd, lr = 0.5)]
@@ -238,7 +238,8 @@ struct OfHalfWeights {
     head: Linear,
 }
 
-/// pytorch#45373 and apex#837: the error names dtypes that libtorch refuses.
+/// pytorch#45373 and apex#837: if libtorch refuses the dtypes of a loss, the error names the
+/// dtypes.
 #[test]
 fn dtypes_that_libtorch_refuses_are_named() -> Result<()> {
     let said = message(train(&mut OfIntegers::builder().build()?, 12, 1));

@@ -1,5 +1,5 @@
-//! The cross entropy of a linear layer, computed in chunks of rows. The reference computes all
-//! logits at once in f64.
+//! Tests of the cross entropy of a linear layer, which is computed in chunks of rows. The expected
+//! results are computed from all logits at once in f64.
 
 use amp_core::{
     Result,
@@ -81,7 +81,7 @@ impl Layer {
     }
 }
 
-/// Returns classes. Every fifth row is ignored.
+/// Returns random classes. In every fifth row the class is `ignored`.
 fn targets(rows: i64, classes: i64, ignored: i64) -> Tensor {
     let options = (Kind::Int64, Device::Cpu);
     let left_out = Tensor::arange(rows, options).remainder(5).eq(4);
@@ -96,9 +96,9 @@ fn assert_close(seen: &[Tensor], exact: &[Tensor], bounds: [f64; 3]) {
     }
 }
 
-/// A gradient of logits is rounded to their dtype once, and the input's gradient once more. In f32
-/// and f64 the logits are below 64, and their exponentials have 64 times the relative error of a
-/// rounding.
+/// The gradient of the logits is rounded once to the dtype of the logits, and the gradient of the
+/// input is rounded once more. In f32 and f64, the logits are below 64, so the relative error of
+/// their exponentials is 64 times that of a rounding.
 #[rstest]
 #[case(Kind::Double, Precision::F64True, 2.0_f64.powi(-46))]
 #[case(Kind::Float, Precision::F32True, 2.0_f64.powi(-17))]
@@ -108,8 +108,8 @@ fn loss_and_gradients_equal_f64(
     #[case] kind: Kind,
     #[case] precision: Precision,
     #[case] rounding: f64,
-    // There are chunks of one row, a last chunk with fewer rows, equal chunks, and one chunk for
-    // all rows.
+    // The cases have chunks of one row, a last chunk with fewer rows, equal chunks, and a single
+    // chunk with all rows.
     #[values((50, 1), (50, 7), (64, 16), (50, 1000))] (rows, chunk): (i64, i64),
     #[values(33, 4099)] classes: i64,
     #[values(false, true)] has_bias: bool,
@@ -247,7 +247,7 @@ fn frozen_tensors_get_no_gradient(#[values(0, 1, 2)] frozen: usize) -> Result<()
     Ok(())
 }
 
-/// With class weights, target probabilities or 16-bit weights, chunks are not supported, and all
+/// Chunks do not support class weights, target probabilities and 16-bit weights. In these cases all
 /// logits are computed at once.
 #[rstest]
 fn what_chunks_cannot_do_is_done_at_once() -> Result<()> {
@@ -305,8 +305,8 @@ fn sequences_are_rows() -> Result<()> {
     Ok(())
 }
 
-/// The peak memory of a forward and a backward pass is that of one chunk's logits and of the sums
-/// of gradients.
+/// At the peak of a forward and a backward pass, only the logits of one chunk and the sums of the
+/// gradients exist.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn the_logits_of_all_rows_do_not_exist_together() -> Result<()> {

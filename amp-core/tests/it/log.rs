@@ -17,7 +17,8 @@ fn only(values: Vec<Logged>) -> f64 {
     values[0].value
 }
 
-/// The epoch's value is the mean over examples, so a smaller last batch has a smaller weight.
+/// The value of an epoch is the mean over its examples, so a smaller last batch has a smaller
+/// weight.
 #[test]
 fn the_epochs_mean_weighs_batches_by_their_examples() -> Result<()> {
     let mut log = Log::default();

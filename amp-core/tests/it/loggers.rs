@@ -120,7 +120,7 @@ fn a_file_that_cannot_be_made_is_named() {
 #[test]
 fn the_memory_logger_keeps_every_number() -> Result<()> {
     let mut logger = MemoryLogger::default();
-    // The values of a run are dropped when the next run begins.
+    // When the next run begins, the logger drops the values of the previous run.
     run(&mut logger)?;
     let events = run(&mut logger)?;
     let mut expected: BTreeMap<String, Vec<(u64, f64)>> = BTreeMap::new();
@@ -175,8 +175,9 @@ impl Sink for Gated {
     }
 }
 
-/// A blocked sink does not delay events. Only the end of the run waits until everything is written,
-/// once and in order. Dropping the logger without an end waits too.
+/// A blocked logger does not delay events. Only the end of the run waits until all events are
+/// written, each once and in order. If the logger is dropped before the end of the run, dropping
+/// waits too.
 #[test]
 fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     let events = run(&mut |_: &Event| Ok(()))?;
@@ -184,8 +185,8 @@ fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     for ended in [true, false] {
         let ((open, gate), (out, written)) = (channel(), channel());
         let mut logger = Background::start(Gated { gate: Some(gate), written: Vec::new(), out })?;
-        // Sends more events than a file's buffer can take, while the sink is blocked at the first
-        // one.
+        // Sends more events than the buffer of a file can hold, while the logger is blocked at the
+        // first event.
         let sent: Vec<&Event> = before.iter().cycle().take(1000).collect();
         sent.iter().try_for_each(|event| logger.on_event(event))?;
         open.send(()).expect("the sink waits");
@@ -201,7 +202,7 @@ fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     Ok(())
 }
 
-/// A sink that returns an error, or panics, at events of this kind.
+/// A logger that returns an error, or panics, at an event of this kind.
 struct Failing {
     at: fn(&Event) -> bool,
     panics: bool,
@@ -221,7 +222,8 @@ impl Sink for Failing {
     }
 }
 
-/// A sink's error ends the run with the sink's text, at any event. A panic becomes an error too.
+/// If a logger returns an error, at any event, the run ends with the text of this error. If a
+/// logger panics, the run ends with an error too.
 #[test]
 fn a_sinks_error_ends_the_run() -> Result<()> {
     let first: fn(&Event) -> bool = |event| matches!(event, Event::FitStart(_));

@@ -120,8 +120,8 @@ fn validations_follow_the_configured_steps(
     Ok(())
 }
 
-/// Accumulated batches are one step. If a fraction of the epoch ends within a step of three
-/// batches, validation runs after the step. Ten batches are four steps.
+/// A step of accumulated batches counts as one step. If a fraction of the epoch ends inside a step
+/// of three batches, validation runs after this step. Ten batches are four steps.
 #[rstest]
 #[case(ValCheckInterval::Fraction(0.5), "......v....V|")]
 #[case(ValCheckInterval::Steps(3), ".........v.|")]
@@ -143,7 +143,7 @@ fn times_and_steps_end_runs() -> Result<()> {
     let always = Loops { val_check_interval: every, ..Loops::default() };
     assert_eq!(run(&config(1, always), &same(constant(6, 3, 1.0)?, 2)?)?, ".v.v.v|");
     let at_once = Loops { max_time: Some(Duration::from_nanos(1)), ..Loops::default() };
-    // The time limit has passed before the first step, so no step runs.
+    // The time limit is already over before the first step, so no step runs.
     assert_eq!(run(&config(2, at_once), &ten()?)?, "!");
     let soon = Loops { max_time: Some(Duration::from_secs(3600)), ..Loops::default() };
     assert_eq!(run(&config(1, soon), &ten()?)?, "..........V|");
@@ -152,7 +152,7 @@ fn times_and_steps_end_runs() -> Result<()> {
     Ok(())
 }
 
-/// Without a validation set no validation runs.
+/// If there is no validation set, no validation runs.
 #[test]
 fn no_validation_set_is_needed() -> Result<()> {
     let data = DataModule::training("examples", constant(20, 3, 1.0)?, 2);
@@ -194,8 +194,8 @@ fn trained_until(step: u64) -> Result<Model> {
     Ok(model)
 }
 
-/// Early stopping, the best checkpoint and the plateau schedule act at each validation. The loss
-/// never falls, so each of the three acts after two validations.
+/// Early stopping, the saving of the best checkpoint, and the plateau schedule act at each
+/// validation. The loss never falls, so each of the three acts after two validations.
 #[test]
 fn callbacks_and_plateau_follow_the_interval() -> Result<()> {
     let _generator = seeded(0);
@@ -223,8 +223,8 @@ fn callbacks_and_plateau_follow_the_interval() -> Result<()> {
     Ok(())
 }
 
-/// A plateau schedule with `mode = max` on a falling loss halves the rate at each validation but
-/// the first. Validations follow steps 4, 8, 12, 16 and 20.
+/// A plateau schedule with `mode = max` on a falling loss halves the learning rate at each
+/// validation except the first. Validations run after steps 4, 8, 12, 16 and 20.
 #[test]
 fn a_plateau_moves_at_each_validation() -> Result<()> {
     let _generator = seeded(0);
@@ -307,7 +307,7 @@ fn validation_sets_have_names() -> Result<()> {
     Ok(())
 }
 
-/// Predictions come in order, batch by batch, and equal the model's output.
+/// Predictions are returned batch by batch and in order, and equal the model's output.
 #[test]
 fn predictions_are_streamed() -> Result<()> {
     let _generator = seeded(0);

@@ -1,7 +1,7 @@
-//! Accumulated batches and micro-batches are weighted by the number of elements over which their
-//! loss takes the mean. Their gradient then equals the gradient of the large batch, for every loss
-//! with options and for a user-defined loss. A loss of the whole batch is never split without a
-//! note.
+//! Tests of accumulated batches and micro-batches. They are weighted by the number of elements over
+//! which their loss takes the mean. Their gradient then equals that of one large batch, for every
+//! loss with its options and for a user-defined loss. A loss that needs the whole batch is never
+//! split without a note.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -31,7 +31,7 @@ impl Loss for BySize {
 
 type Build = fn(i64) -> Result<Box<dyn LightningModule>>;
 
-/// Returns weights for the three classes or outputs.
+/// Returns a weight for each of the three classes or outputs.
 fn rare() -> Tensor {
     Tensor::from_slice(&[0.25_f32, 1.0, 8.0])
 }

@@ -1,5 +1,5 @@
-//! Losses with options equal torch's: value, sum, single values and gradients in f64, and f32 under
-//! autocast.
+//! Tests that losses with their options equal torch's. Their values, sums, losses of single
+//! examples and gradients are compared in f64, and in f32 under autocast.
 
 use amp_core::{
     Result,

@@ -1,5 +1,5 @@
-//! Losses in CUDA graphs: the CTC loss, whose lengths are data, and losses that cannot run in one,
-//! whose reason is known before a step is captured.
+//! Tests of losses that cannot run in a CUDA graph. The reason must be known before a step is
+//! captured.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -15,7 +15,7 @@ use rstest::rstest;
 
 use crate::support::{device, message, needs_cuda, seeded};
 
-/// A user's own loss that reads a number from the device.
+/// A loss of the user that reads a number from the device.
 #[derive(Debug)]
 struct Read;
 

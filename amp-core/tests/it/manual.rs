@@ -1,4 +1,4 @@
-//! Models that run backward passes and updates themselves.
+//! Tests of models that run their backward passes and optimizer steps themselves.
 
 use amp_core::{
     Error, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
@@ -26,7 +26,8 @@ struct Automatic {
     head: Linear,
 }
 
-/// The model of `Automatic`, whose manual step does by hand what the trainer does in a step.
+/// The same model as `Automatic`. Its manual step calls the functions that the trainer calls in a
+/// step.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[manual_step(as_the_trainer)]
@@ -115,8 +116,8 @@ fn one() -> Result<Linear> {
     Ok(layer)
 }
 
-/// A model with two weights. The first one is updated three times for each update of the second
-/// one. The gradient of each is the mean of the input.
+/// A model with two weights. The first weight is updated three times for each update of the second
+/// weight. The gradient of each weight is the mean of the input.
 #[derive(LightningModule)]
 #[manual_step(three_to_one)]
 #[optimizer(sgd, lr = 0.25, params = ["critic.*"])]
@@ -164,7 +165,7 @@ fn optimizers_step_as_often_as_they_are_called() -> Result<()> {
     let mut pair = Pair::builder().build()?;
     let record = Trainer::new(config).fit(&mut pair, &data)?;
     assert_eq!(record.scales, [(2, 16.0), (3, 8.0)]);
-    // A batch counts as a step if any optimizer has stepped.
+    // A batch counts as a step if at least one optimizer has made a step.
     assert_eq!((record.end.global_step, record.end.skipped), (4, 0));
     let culprits: Vec<Option<&str>> =
         record.skips.iter().map(|skip| skip.culprit.as_deref()).collect();

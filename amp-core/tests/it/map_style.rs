@@ -132,8 +132,8 @@ fn an_examples_draws_depend_on_its_number_alone() -> Result<()> {
     Ok(())
 }
 
-/// The batches before the fault are delivered, then the error with the example's number, and then
-/// the iterator ends. The next epoch can be read.
+/// After a fault at one example, the loop first gets the batches before the fault, then the error
+/// with the number of the example, and then the iterator ends. The next epoch can be read.
 #[rstest]
 #[case(Fault::Error, "example 7 of the data set: the record is unreadable")]
 #[case(Fault::Panic, "example 7 of the data set: the dataset panicked: a bug")]
@@ -159,7 +159,8 @@ fn a_workers_failure_reaches_the_loop(
     Ok(())
 }
 
-/// The number of batches that workers have begun or finished is limited to the requested number.
+/// Workers do not run too far ahead: at most the requested number of batches are begun or finished
+/// and not yet used.
 #[rstest]
 #[case(2, Some(3), 3)]
 #[case(3, None, 6)]
@@ -257,7 +258,7 @@ fn a_set_that_draws_is_refused_on_the_device() -> Result<()> {
     Ok(())
 }
 
-/// `num_workers` has no effect on data sets in memory, and on data sets that gather whole batches.
+/// `num_workers` has no effect on data sets that are in memory or that gather whole batches.
 #[test]
 fn workers_do_not_affect_sets_of_whole_batches() -> Result<()> {
     let set = || crate::support::data::numbered(10);

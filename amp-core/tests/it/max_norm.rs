@@ -1,4 +1,5 @@
-//! Embeddings whose vectors have a maximum length, in training, evaluation and skipped steps.
+//! Tests of embeddings whose vectors have a maximal length, in training, in evaluation and in
+//! skipped steps.
 
 use amp_core::{
     LightningModule, Module, Result, Step, Trainer, TrainerConfig,
@@ -125,8 +126,8 @@ fn limits_are_above_0(#[case] most: f64, #[case] norm_type: f64, #[case] says: &
     assert!(message(EmbeddingBag::new(maxima)).contains("is for sums and means"));
 }
 
-/// A model of words whose vectors have a maximum length, with a head whose products overflow f16
-/// for long vectors.
+/// A model with an embedding whose vectors have a maximal length. If vectors are long, the products
+/// of its head overflow f16.
 #[derive(LightningModule)]
 #[training_step(trained, captured)]
 #[validation_step(validated)]

@@ -1,5 +1,5 @@
-//! Max pooling of 16-bit images in channels_last on CUDA (`AMP_DEVICE=cuda`) against libtorch on
-//! the CPU. Windows contain equal values, NaN and infinity.
+//! Tests of max pooling of 16-bit images in channels_last on CUDA (`AMP_DEVICE=cuda`). The expected
+//! results are libtorch's on the CPU. The windows contain equal values, NaN and infinity.
 
 use amp_core::{
     Module, Result,
@@ -67,7 +67,8 @@ fn outputs_and_gradients_equal_libtorchs(
     Ok(())
 }
 
-/// Runs the backward pass from a given gradient of the output, whatever the output's values.
+/// Runs the backward pass from a given gradient of the output. The values of the output do not
+/// matter.
 trait BackwardWith {
     fn backward_with(&self, incoming: &Tensor) -> Result<()>;
 }
@@ -80,7 +81,7 @@ impl BackwardWith for Tensor {
     }
 }
 
-/// If the images are not in channels_last, libtorch computes the pool on every device.
+/// If the images are not in channels_last, libtorch's kernel computes the pooling on every device.
 #[test]
 fn without_channels_last_libtorch_computes_it() -> Result<()> {
     let _generator = seeded(2);

@@ -1,4 +1,4 @@
-//! Images, texts and histograms that steps and hooks log.
+//! Tests of images, texts and histograms that steps and hooks log.
 
 use amp_core::{
     Hook, LightningModule, Module, Result, Step, Trainer, TrainerConfig,

@@ -1,4 +1,4 @@
-//! Peak memory on the CPU, to the byte.
+//! Tests of the measured peak memory on the CPU, which must be exact to the byte.
 
 use amp_core::{
     Result,

@@ -20,7 +20,7 @@ use tempfile::tempdir;
 
 use crate::support::{device, layers::Room, message, needs_cuda, seeded};
 
-/// A metric: the largest score of any example.
+/// A metric whose value is the largest score of all examples.
 #[derive(Debug)]
 struct Largest;
 
@@ -34,7 +34,8 @@ impl Metric for Largest {
     }
 }
 
-/// A metric: the mean score, computed from 40,000 counts of the scores in steps of 1/1000.
+/// A metric whose value is the mean score. It is computed from 40,000 counts, one for each interval
+/// of 1/1000.
 #[derive(Debug)]
 struct Centre;
 

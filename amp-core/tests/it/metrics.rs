@@ -1,4 +1,4 @@
-//! Accuracy, top-k and macro F1 against exact fractions from plain Python.
+//! Tests accuracy, top-k and macro F1 against exact fractions that plain Python has computed.
 
 use amp_core::{
     Result,
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::support::oracle::{list, oracle, text};
 
-/// Returns the value of a fraction, `"11/15"`.
+/// Returns the value of a fraction that is written as text, for example `"11/15"`.
 fn fraction(text: &str) -> f64 {
     let (part, whole) = text.split_once('/').expect("a fraction");
     let number = |text: &str| text.parse::<f64>().expect("an integer");
@@ -57,8 +57,8 @@ fn assert_metric(metric: &dyn Metric, case: &Value, expected: &str, what: &str) 
 }
 
 /// Metrics equal the exact fractions, however the examples are divided into batches. Averages are
-/// over the classes that occur among labels or predictions, as in torchmetrics. Some cases have
-/// absent classes, or a single predicted class.
+/// taken over the classes that occur among labels or predictions, as in torchmetrics. In some cases
+/// a class is absent, or only one class is predicted.
 #[test]
 fn metrics_are_exact_however_the_set_is_cut() -> Result<()> {
     let oracle = oracle!("metrics.json");

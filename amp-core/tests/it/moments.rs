@@ -74,8 +74,9 @@ fn average(optimizer: &dyn Optimizer, name: &str, count: usize) -> Result<Vec<f6
     Ok((0..count).map(value).collect())
 }
 
-/// The averages begin at zero, which every dtype represents exactly. So the first step equals the
-/// step with f32 state, also for a parameter that is updated in several pieces.
+/// The running averages begin at zero, which every dtype represents exactly. The first step
+/// therefore equals the step with f32 state. This also holds for a parameter that is updated in
+/// several pieces.
 #[rstest]
 fn the_first_step_equals_the_one_in_f32(
     #[values(
@@ -174,9 +175,9 @@ fn a_running_square_decays(#[case] moments: Moments, #[case] error: f64) -> Resu
     Ok(())
 }
 
-/// Small squares in a block with a large one are not lost. For gradients of 10⁻⁵ in a block with a
-/// gradient of 1, the squares are far below the smallest 8-bit code. Nevertheless no update is
-/// divided by eps alone.
+/// If a block contains one large square, small squares in this block are far below the smallest
+/// 8-bit code. Here one gradient is 1 and all others are 10⁻⁵. No update may be divided by eps
+/// alone.
 #[test]
 fn small_squares_in_a_block_with_a_large_one_do_no_harm() -> Result<()> {
     let grad = zeros(256, Kind::Float) + 1e-5;
@@ -210,7 +211,7 @@ fn state_has_the_stated_size(#[case] moments: Moments, #[case] bytes: f64) -> Re
     Ok(())
 }
 
-/// The option does not change f64 state, because f64 runs are the reference.
+/// The option `moments` does not change state in f64, because f64 runs serve as a reference.
 #[test]
 fn averages_of_f64_stay_f64() -> Result<()> {
     let _generator = seeded(4);
@@ -248,7 +249,7 @@ fn a_model_learns_as_well_as_with_f32_state(
     Ok(())
 }
 
-/// Trains the demo on the digits and returns the loss.
+/// Trains the notebook's model on the digits and returns the final loss.
 fn final_loss(precision: Precision, moments: Moments, seed: u64) -> Result<f64> {
     let _generator = seeded(seed);
     let optimizer = OptimizerConfig::new(AdamW { lr: 3e-3, ..Default::default() });
@@ -264,7 +265,7 @@ fn final_loss(precision: Precision, moments: Moments, seed: u64) -> Result<f64> 
     Ok(record.epochs.last().and_then(|epoch| epoch.value("val_loss")).expect("a loss"))
 }
 
-/// Weights in bf16 with f32 masters and optimizer state in 8 bits can be combined.
+/// bf16 weights with f32 master weights can be combined with optimizer state in 8 bits.
 #[test]
 fn masters_work_with_state_in_fewer_bits() -> Result<()> {
     let _generator = seeded(6);

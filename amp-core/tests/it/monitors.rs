@@ -1,4 +1,4 @@
-//! Callbacks that measure memory, speed, learning rates and gradients.
+//! Tests of callbacks that measure memory, speed, learning rates and gradients.
 
 use std::{thread, time::Duration};
 

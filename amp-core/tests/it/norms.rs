@@ -1,4 +1,4 @@
-//! Inputs that batch norm and layer norm cannot normalize.
+//! Tests of inputs that batch norm and layer norm cannot normalize.
 
 use amp_core::{
     Module, Result,

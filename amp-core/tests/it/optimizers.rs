@@ -1,4 +1,4 @@
-//! Optimizers against 200 recorded steps of torch.optim, fused and foreach, bit for bit.
+//! Tests optimizers against 200 recorded steps of torch.optim (fused and foreach), bit for bit.
 
 use amp_core::{
     Result,

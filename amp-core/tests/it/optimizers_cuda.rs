@@ -1,5 +1,5 @@
-//! This crate's optimizer kernels, only on CUDA (`AMP_DEVICE=cuda`). The reference is libtorch on
-//! the CPU.
+//! Tests of this crate's optimizer kernels, which exist only on CUDA (`AMP_DEVICE=cuda`). The
+//! expected results are libtorch's on the CPU.
 
 use amp_core::{
     Result,
@@ -51,7 +51,7 @@ fn build(
     build_with(options, params, device, Moments::Full)
 }
 
-/// Sets the gradients of the parameters. Each keeps the memory layout of the given gradient.
+/// Sets the gradients of the parameters. Each gradient keeps its memory layout.
 fn give(parameters: &[Parameter], grads: &[Tensor]) {
     for (parameter, grad) in parameters.iter().zip(grads) {
         let mut own = parameter.tensor.grad();
@@ -64,8 +64,8 @@ fn give(parameters: &[Parameter], grads: &[Tensor]) {
     }
 }
 
-/// Returns the largest distances between weights, and between state, in units in the last place.
-/// Values below 1 use the unit of 1.
+/// Returns the largest difference between weights, and the largest difference between state, in
+/// units in the last place. For values below 1, the unit of 1 is used.
 fn distances(a: &dyn Optimizer, b: &dyn Optimizer, epsilon: f64) -> Result<[f64; 2]> {
     let weights = |optimizer: &dyn Optimizer| -> Vec<Tensor> {
         optimizer.parameters().iter().map(|parameter| wide(&parameter.tensor)).collect()

@@ -1,4 +1,5 @@
-//! Adam on f16 parameters, for which torch's Adam diverges or freezes (Lightning #20619).
+//! Tests of Adam on f16 parameters. torch's Adam diverges or freezes with such parameters
+//! (Lightning #20619).
 
 use amp_core::{
     Result,
@@ -116,7 +117,8 @@ fn every_piece_of_a_large_f16_parameter_is_updated_once() -> Result<()> {
     Ok(())
 }
 
-/// A note explains the difference from PyTorch, once and only for f16 parameters.
+/// A note explains the difference from PyTorch. It is printed once, and only if there are f16
+/// parameters.
 #[test]
 fn only_f16_parameters_get_a_note() -> Result<()> {
     let note = |kind| -> Result<Option<String>> {

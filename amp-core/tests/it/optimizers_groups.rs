@@ -34,8 +34,8 @@ fn train(optimizer: &mut dyn amp_core::optim::Optimizer, from: &[&str]) -> Resul
     Ok(())
 }
 
-/// The parameters of each group move exactly as under a separate optimizer with the group's
-/// options.
+/// The parameters of a group move exactly as if a separate optimizer with the group's options
+/// trained them.
 #[rstest]
 #[case::adamw(AdamW::default(), AdamW { lr: 0.1, weight_decay: 0.0, betas: (0.5, 0.9), ..Default::default() })]
 #[case::adam(Adam { fused: false, ..Default::default() }, Adam { weight_decay: 0.1, eps: 1e-3, fused: false, ..Default::default() })]

@@ -1,5 +1,5 @@
-//! Whole runs through `fit`: Muon for matrices together with AdamW, Adafactor, LAMB, and a
-//! user-defined rule.
+//! Tests of whole training runs with Muon for matrices together with AdamW, with Adafactor, with
+//! LAMB, and with a user-defined optimizer.
 
 use amp_core::{
     callback::{Mode, ModelCheckpoint},
@@ -23,7 +23,7 @@ use crate::support::{
     parameter, seeded, set_gradient,
 };
 
-/// A user-defined rule: sign descent with momentum.
+/// A user-defined optimizer: sign descent with momentum.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Signum {
     lr: f64,
@@ -132,7 +132,8 @@ fn config(precision: Precision, epochs: i64) -> TrainerConfig {
     config
 }
 
-/// In every precision, clipped steps reduce the loss by a third, also in windows of two batches.
+/// In every precision, training with clipped gradients reduces the loss by a third, also with two
+/// accumulated batches per step.
 #[rstest]
 fn every_precision_reduces_the_loss(
     #[values("muon", "adafactor", "lamb", "signum")] net: &str,

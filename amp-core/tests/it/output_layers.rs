@@ -112,7 +112,8 @@ fn config(precision: Precision, device: Device, graph: Graph) -> TrainerConfig {
     })
 }
 
-/// Trains for six steps, with validation, in chunks of seven rows if `chunked`.
+/// Trains for six steps, with validation. If `chunked` is true, the loss runs the output layer in
+/// chunks of seven rows.
 fn train(build: Build, config: &TrainerConfig, chunked: bool) -> Result<(RunRecord, Vec<Tensor>)> {
     let _generator = seeded(21);
     let mut model = build()?;
@@ -122,7 +123,7 @@ fn train(build: Build, config: &TrainerConfig, chunked: bool) -> Result<(RunReco
     Ok((record, named_tensors(&*model).into_iter().map(|(_, tensor, _)| tensor).collect()))
 }
 
-/// Losses and weights equal a computation with all logits at once, up to the rounding of sums.
+/// With chunks, losses and weights equal those with all logits at once, up to the rounding of sums.
 #[rstest]
 #[case::in_order(build!(InOrder))]
 #[case::called(build!(Called))]
@@ -178,8 +179,8 @@ fn metrics_of_chunks_are_those_of_all_logits() -> Result<()> {
     Ok(())
 }
 
-/// If the loss has run the output layer, the error about an invalid class names the input of this
-/// layer, and otherwise the logits.
+/// If a class is invalid and the loss has run the output layer, the error names the input of the
+/// output layer. Otherwise the error names the logits.
 #[rstest]
 #[case::in_order(build!(InOrder), true)]
 #[case::called(build!(Called), true)]
@@ -267,7 +268,8 @@ fn observers_see_the_output_layer(#[values(false, true)] reads: bool) -> Result<
     Ok(())
 }
 
-/// If the run sets a precision region for the output layer, the loss runs the layer in this region.
+/// If the run sets a precision region for the output layer, the loss runs the output layer in this
+/// region.
 #[rstest]
 fn an_output_layer_with_a_region_runs_in_it() -> Result<()> {
     let _generator = seeded(25);
@@ -287,7 +289,7 @@ fn an_output_layer_with_a_region_runs_in_it() -> Result<()> {
     Ok(())
 }
 
-/// Steps that run as CUDA graphs are bit-identical to steps without graphs.
+/// Steps that run as CUDA graphs have the same bits as steps that do not.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn captured_steps_equal_eager_ones(

@@ -1,4 +1,4 @@
-//! Parameters and buffers that are fields of a derived module.
+//! Tests of parameters and buffers that are fields of a derived module.
 
 use amp_core::{
     Module, Result,

@@ -1,4 +1,4 @@
-//! Parquet files written by pandas and pyarrow (fixtures/oracles/tables.json).
+//! Tests of Parquet files that pandas and pyarrow have written (fixtures/oracles/tables.json).
 
 use std::path::PathBuf;
 
@@ -118,7 +118,8 @@ fn rows_are_read_when_they_are_needed(#[values(1, 2, 3)] kept: usize) -> Result<
     Ok(())
 }
 
-/// If the groups that are shuffled together fit into memory, an epoch reads every group once.
+/// If the row groups that are shuffled together fit into memory, an epoch reads every row group
+/// once.
 #[rstest]
 fn an_epoch_of_shuffled_groups_reads_each_once(
     #[values(1, 2, 4)] together: usize,
@@ -134,7 +135,7 @@ fn an_epoch_of_shuffled_groups_reads_each_once(
         for batch in order.order(&epoch)?.chunks(batch_size as usize) {
             set.gather(batch)?;
         }
-        // Groups that the previous epoch left in memory are not read again.
+        // Row groups that are still in memory from the previous epoch are not read again.
         let read = set.groups_read() - before;
         assert!(read <= 8 && read + together as u64 >= 8 && (number > 1 || read == 8), "{read}");
     }

@@ -1,4 +1,5 @@
-//! A probe can run a module again, and can run passes without dropout or checkpoints.
+//! Tests that a probe can run a module again, and can run forward passes without dropout or
+//! activation checkpointing.
 
 use std::{cell::RefCell, rc::Rc};
 

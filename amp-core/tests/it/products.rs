@@ -141,7 +141,8 @@ fn a_region_asks_for_its_own_dtype() -> Result<()> {
     Ok(())
 }
 
-/// A model that runs a forward pass in f32 in the middle of a training step, as a monitor may do.
+/// A model that runs an additional forward pass in f32 in the middle of a training step, as a
+/// monitor may do.
 #[derive(LightningModule)]
 #[training_step(Self::evaluating)]
 #[loss(mse_loss)]

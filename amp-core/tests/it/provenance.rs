@@ -1,5 +1,5 @@
-//! If a step is not finite, the report names the first module, gradient or loss with a non-finite
-//! value.
+//! Tests of reports on steps that are not finite. A report names the first module, gradient or loss
+//! with a non-finite value.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -51,7 +51,8 @@ impl Module for Gain {
 
 const PLAIN: Gain = Gain { forward: 1.0, backward: 1.0 };
 
-/// Builds a model of a layer 4 → 4, a multiplication, a ReLU, and a layer 4 → 4, all under `model`.
+/// Builds a model of a layer 4 → 4, a `Gain`, a ReLU, a layer 4 → 4 and a `Gain`, all under the
+/// name `model`.
 fn stack(gain: Gain, after: Gain) -> Result<Model> {
     let layers: Vec<Box<dyn Module>> = vec![
         Box::new(linear(4, 4)?),

@@ -1,5 +1,5 @@
-//! How the trainer continues a run after non-finite steps, at the lowest scale, and when memory is
-//! short.
+//! Tests of how the trainer continues a run after steps that are not finite, at the lowest loss
+//! scale, and when memory is short.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -268,7 +268,7 @@ fn an_invalid_floor_is_refused(#[case] min_scale: f64) -> Result<()> {
     Ok(())
 }
 
-/// A layer that reports a lack of memory for more than this many examples.
+/// A layer that reports a lack of memory if it gets more than this many examples.
 struct Room {
     examples: i64,
 }

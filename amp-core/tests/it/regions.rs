@@ -1,5 +1,5 @@
-//! Precision regions: parts of a model that compute in another dtype than the rest, under every
-//! precision.
+//! Tests of precision regions: parts of a model that compute in another dtype than the rest, under
+//! every precision.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -53,7 +53,7 @@ impl Module for Part {
     }
 }
 
-/// A probe that records the actual and the planned dtype of every matrix product.
+/// A probe that records, for every matrix product, the dtype that ran and the planned dtype.
 #[derive(Default)]
 struct Products(RefCell<BTreeMap<String, (Kind, Kind)>>);
 
@@ -186,8 +186,8 @@ fn regions_by_path_override_declared_regions() -> Result<()> {
     Ok(())
 }
 
-/// An error inside a region restores the autocast state, the module path and the plan of dtypes, so
-/// that the next pass runs.
+/// If an error occurs inside a precision region, the autocast state, the module path and the
+/// planned dtypes are restored, so that the next forward pass runs.
 #[test]
 fn an_error_inside_a_region_ends_it() -> Result<()> {
     let _generator = seeded(0);

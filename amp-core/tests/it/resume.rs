@@ -1,4 +1,4 @@
-//! A run that is resumed from a checkpoint equals an uninterrupted run.
+//! Tests that a run which is resumed from a checkpoint equals a run without interruption.
 
 use std::{
     cell::RefCell,
@@ -97,7 +97,7 @@ fn data() -> Result<DataModule> {
     same(digits(90)?, 16)
 }
 
-/// Returns every tensor of the model as one text.
+/// Returns the bits of every tensor of the model as one text.
 pub(crate) fn fingerprint(model: &Model) -> String {
     nn::named_tensors(model)
         .iter()
@@ -266,7 +266,7 @@ fn a_checkpoint_has_the_models_own_state() -> Result<()> {
     Ok(())
 }
 
-/// A run that fell back to bf16 continues in bf16.
+/// If a run has changed to bf16 because of its loss scale, the resumed run continues in bf16.
 #[test]
 fn a_run_that_fell_back_resumes_in_bf16() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

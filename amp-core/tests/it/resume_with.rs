@@ -89,8 +89,9 @@ fn rates(record: &RunRecord) -> Vec<f64> {
     record.epochs.iter().map(|epoch| epoch.lr).collect()
 }
 
-/// A cosine over two epochs that is extended by two more has the rates of a cosine over four.
-/// Without permission the extension is refused, because the rate would stay 0.
+/// A cosine schedule over two epochs that is extended by two more epochs has the learning rates of
+/// a cosine over four epochs. Without permission the extension is refused, because the learning
+/// rate would stay 0.
 #[test]
 fn a_cosine_can_be_extended() -> Result<()> {
     let folder = tempdir().expect("a folder");

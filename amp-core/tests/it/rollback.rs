@@ -1,4 +1,4 @@
-//! A skipped step changes nothing, and a repeated step counts once.
+//! Tests that a skipped step changes nothing, and that a repeated step counts once.
 
 use amp_core::{
     LightningModule, Result, Trainer, TrainerConfig,

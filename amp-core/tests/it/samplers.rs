@@ -1,4 +1,5 @@
-//! Samplers: the examples of an epoch and their order depend only on the seed and the epoch.
+//! Tests of samplers. The examples of an epoch and their order depend only on the seed and the
+//! epoch.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -41,7 +42,7 @@ fn examples_are_drawn_in_proportion_to_their_weights() -> Result<()> {
     Ok(())
 }
 
-/// Classes of 1, 9 and 90 examples are drawn equally often.
+/// With balanced weights, examples of classes with 1, 9 and 90 examples are chosen equally often.
 #[test]
 fn balanced_weights_draw_each_class_equally_often() -> Result<()> {
     let class = |index: i64| match index {

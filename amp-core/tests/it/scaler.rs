@@ -1,4 +1,4 @@
-//! GradScaler against 1,000 recorded runs of torch.amp.GradScaler.
+//! Tests GradScaler against 1,000 recorded runs of torch.amp.GradScaler.
 
 use amp_core::{
     Result,

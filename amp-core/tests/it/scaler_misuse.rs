@@ -29,7 +29,7 @@ fn scaler() -> Result<GradScaler> {
     GradScaler::new(Device::Cpu, GradScalerConfig::default())
 }
 
-/// Gives every parameter a gradient with this value.
+/// Sets every element of every parameter's gradient to this value.
 fn backward(optimizer: &mut dyn Optimizer, value: f64) {
     let grads: Vec<_> =
         optimizer.parameters().iter().map(|p| Some(p.tensor.full_like(value).detach())).collect();
@@ -324,7 +324,8 @@ fn a_scale_too_low_to_divide_by_is_reported(#[case] scale: f64, #[case] low: boo
     Ok(())
 }
 
-/// A scale that cannot be a divisor is refused in every place that takes a scale.
+/// A loss scale by which gradients cannot be divided is refused by every function that accepts a
+/// loss scale.
 #[rstest]
 #[case(0.0)]
 #[case(-1.0)]
@@ -371,8 +372,8 @@ fn a_disabled_scaler_only_steps() -> Result<()> {
     Ok(())
 }
 
-/// [5]: the gradient of an f16 loss is the scale itself, and 65536 is infinite in f16: the first
-/// step is skipped, and steps from 32768 on are applied.
+/// [5]: the gradient of an f16 loss is the loss scale itself, and 65536 is infinite in f16. The
+/// first step is therefore skipped. Steps with a loss scale of 32768 or less are applied.
 #[test]
 fn an_f16_loss_costs_one_skipped_step() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float])?);

@@ -1,4 +1,4 @@
-//! Learning-rate schedules: plateaus, parameter groups, limits and refusals.
+//! Tests of learning-rate schedules: plateaus, parameter groups, limits and refusals.
 
 use std::f64::consts::PI;
 

@@ -1,4 +1,5 @@
-//! The rates of schedules against torch.optim.lr_scheduler and transformers, to the last bit.
+//! Tests the learning rates of schedules against torch.optim.lr_scheduler and transformers, to the
+//! last bit.
 
 use amp_core::{
     log::Logged,
@@ -122,7 +123,8 @@ fn wsd(case: &Value) -> Wsd {
     }
 }
 
-/// The rates of warm-up, stable, decay equal transformers', including ten steps after the end.
+/// The learning rates of `wsd` (warm-up, stable, decay) equal those of transformers, including ten
+/// steps after the end.
 #[rstest]
 fn wsd_equals_transformers(
     #[values("defaults", "linear", "cosine", "one_minus_sqrt", "no_warmup", "no_stable")]
@@ -276,7 +278,7 @@ struct Net {
     wsd: Linear,
 }
 
-/// A schedule named by an attribute is the schedule that runs.
+/// If an attribute names a schedule, this schedule runs.
 #[test]
 fn the_schedule_named_by_an_attribute_runs() -> Result<()> {
     let net = Net::builder().build()?;

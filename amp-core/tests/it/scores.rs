@@ -1,5 +1,5 @@
-//! Metrics with options equal torchmetrics', for any division into batches, in f64 and under
-//! autocast.
+//! Tests that metrics with their options equal torchmetrics', for any division into batches, in f64
+//! and under autocast.
 
 use amp_core::{
     Result,
@@ -166,7 +166,8 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// A metric without examples is NaN. torchmetrics returns 0, as for a model that is always wrong.
+/// The value of a metric without examples is NaN. torchmetrics returns 0, as for a model that is
+/// always wrong.
 #[rstest]
 #[case::precision(&Precision::default(), "precision of nothing")]
 #[case::recall(&Recall { average: Average::Micro, ..Default::default() }, "recall of nothing")]

@@ -1,4 +1,4 @@
-//! Schedules in runs that are shorter than a warm-up.
+//! Tests of schedules in training runs that are shorter than the warm-up.
 
 use amp_core::{
     Result, TrainerConfig,

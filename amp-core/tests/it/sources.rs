@@ -1,4 +1,4 @@
-//! Sources of examples: token files, numpy's arrays, tables and windows of series.
+//! Tests of sources of examples: token files, numpy's arrays, tables, and windows of series.
 
 use std::path::PathBuf;
 

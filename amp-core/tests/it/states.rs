@@ -1,4 +1,5 @@
-//! The values of a checkpoint: every float and dtype is saved exactly, or refused before training.
+//! Tests of the values in a checkpoint: every float and every dtype is saved exactly, or refused
+//! before training.
 
 use std::{collections::BTreeMap, fs};
 
@@ -17,7 +18,7 @@ use tempfile::tempdir;
 
 use crate::support::{message, seeded};
 
-/// A model whose best values start at an infinity.
+/// A model whose best value so far is infinite at the start.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]

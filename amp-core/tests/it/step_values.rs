@@ -1,4 +1,5 @@
-//! The values that are logged for an epoch and for a step if steps are skipped or repeated.
+//! Tests of the values that are logged for an epoch and for a step if steps are skipped or
+//! repeated.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -80,7 +81,7 @@ fn a_skipped_step_does_not_count_in_the_epochs_mean(#[case] size: f64) -> Result
     Ok(())
 }
 
-/// If every step is skipped, the epoch's value is the mean of the skipped steps.
+/// If every step of an epoch is skipped, the epoch's value is the mean over the skipped steps.
 #[test]
 fn an_epoch_of_skipped_steps_has_their_mean() -> Result<()> {
     let config = mixed(NonFinite::Skip).with(|config| {
@@ -95,7 +96,7 @@ fn an_epoch_of_skipped_steps_has_their_mean() -> Result<()> {
     Ok(())
 }
 
-/// With `skipped_step_advances`, Lightning's rule, a skipped step counts in the epoch's mean.
+/// With `skipped_step_advances`, a skipped step is included in the epoch's mean, as in Lightning.
 #[test]
 fn lightnings_rule_counts_a_skipped_step() -> Result<()> {
     let config = mixed(NonFinite::Skip).with(|config| config.recovery.skipped_step_advances = true);
@@ -141,7 +142,7 @@ fn a_repeated_step_logs_its_last_run() -> Result<()> {
     Ok(())
 }
 
-/// A callback that logs under the name of the step's loss.
+/// A callback that logs under the same name as the step's loss.
 struct Meddler;
 
 impl Callback for Meddler {

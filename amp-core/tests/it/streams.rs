@@ -1,4 +1,4 @@
-//! Streams are read in sequence over all epochs, and resumed at their position.
+//! Tests of streams. They are read in sequence over all epochs, and resumed at their position.
 
 use amp_core::{
     Trainer, TrainerConfig,

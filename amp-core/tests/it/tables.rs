@@ -1,5 +1,5 @@
-//! Columns of tables as fields of batches, read from CSV files and from Parquet files of pandas
-//! (fixtures/oracles/tables.json).
+//! Tests of columns of tables that become fields of batches. The tables are CSV files, and Parquet
+//! files from pandas (fixtures/oracles/tables.json).
 
 use std::path::PathBuf;
 
@@ -99,7 +99,7 @@ fn columns_and_categories_are_saved() -> Result<()> {
     let mut state = State::default();
     state.put("columns", &columns)?;
     assert_eq!(state.get::<Columns>("columns")?, columns);
-    // With names in another order the ids would differ.
+    // If the names were in another order, the ids would differ.
     std::fs::write(&path, r#"{"names": ["b", "a"], "unknown": false}"#).expect("room on the disk");
     let text = message(Categories::load(&path));
     assert!(text.contains("not in the order of their bytes"), "{text}");

@@ -77,7 +77,7 @@ fn events_come_in_order() -> Result<()> {
     Ok(())
 }
 
-/// The record contains the values of the events.
+/// The record of a run contains the values of the run's events.
 #[test]
 fn the_record_gathers_the_events() -> Result<()> {
     let _generator = seeded(0);

@@ -1,4 +1,5 @@
-//! Optimizer steps: accumulation, skipped steps, the schedule, and a collapsing loss scale.
+//! Tests of optimizer steps: accumulation, skipped steps, the schedule, and a loss scale that keeps
+//! falling.
 
 use amp_core::{
     Error, Hook, Result, Trainer, TrainerConfig,
@@ -177,7 +178,8 @@ fn a_collapsing_scale_ends_the_run() -> Result<()> {
     Ok(())
 }
 
-/// [15], [19]: clipping receives unscaled gradients, so the scale does not change the step.
+/// [15], [19]: clipping gets gradients that were already divided by the loss scale. The loss scale
+/// therefore does not change the step.
 #[rstest]
 #[case(Clip::Norm(0.01), 0.01)]
 #[case(Clip::Value(0.001), 0.001)]

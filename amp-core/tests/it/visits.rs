@@ -1,4 +1,4 @@
-//! Mistakes in a hand-written `visit` that are refused, and refused precision overrides.
+//! Tests that mistakes in a hand-written `visit`, and invalid precision overrides, are refused.
 
 use std::collections::BTreeMap;
 

@@ -53,7 +53,7 @@ fn mean(optimizer: &dyn Optimizer) -> f64 {
         .double_value(&[])
 }
 
-/// The spacing of bf16 just below 1.
+/// The distance between neighbouring bf16 numbers just below 1.
 const SPACING: f64 = 1.0 / 256.0;
 
 /// One step moves each weight from 1 to 0.999, which stochastic rounding rounds to one of the two

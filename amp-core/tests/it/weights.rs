@@ -1,4 +1,4 @@
-//! Files of weights: saved values are restored, and an invalid file changes nothing.
+//! Tests of files of weights. Saved values are restored, and an invalid file changes nothing.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -209,8 +209,8 @@ fn values_that_would_change_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Two values of a tied weight are refused. A file of an untied model can have two different values
-/// for a tensor that this model ties.
+/// A file of a model without tied weights can contain two different values for a weight that this
+/// model ties. Such a file is refused.
 #[test]
 fn two_values_of_a_tied_weight_are_refused() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

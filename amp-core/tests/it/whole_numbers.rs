@@ -1,4 +1,4 @@
-//! Ids stored as floating-point values, which 16-bit dtypes would change.
+//! Tests of ids that are stored as floating-point numbers, which 16-bit dtypes would change.
 
 use amp_core::{Trainer, TrainerConfig, data::DataModule, prelude::*};
 use rstest::rstest;

@@ -1,4 +1,4 @@
-//! Checks imports between the top-level modules of a crate.
+//! Checks the imports between the top-level modules of a crate.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ pub(crate) fn upward(root: &Path, krate: &str, order: &[&str]) -> Vec<Finding> {
     findings
 }
 
-/// Compares the root's modules with the order.
+/// Compares the modules that the crate's root declares with the modules in `order`.
 fn differences(root: &Source, krate: &str, order: &[&str]) -> Vec<Finding> {
     let items: Vec<&Item> = root.items.iter().collect();
     let modules: Vec<&Ident> = declared(&items).map(|module| &module.ident).collect();

@@ -1,5 +1,5 @@
-//! Tests of the checks: each test writes a small workspace with violations, which a check must
-//! find.
+//! Tests of the checks. Each test writes a small workspace with violations, and the check must find
+//! them.
 
 use std::{
     fs,

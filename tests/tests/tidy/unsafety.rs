@@ -29,7 +29,7 @@ pub(crate) fn outside(root: &Path, home: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Returns the occurrences outside comments and strings, with their line numbers.
+/// Returns the occurrences of `unsafe` outside of comments and strings, with their line numbers.
 pub(crate) fn words(source: &str) -> Vec<(usize, String)> {
     let Ok(tokens) = source.parse::<TokenStream>() else {
         return vec![(1, "not valid Rust, so that unsafe code cannot be found".to_owned())];

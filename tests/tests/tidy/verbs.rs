@@ -91,7 +91,7 @@ pub(crate) fn missing(root: &Path, folders: &[&str]) -> Vec<Finding> {
     findings
 }
 
-/// The lines and first words of comments without a verb.
+/// The line and the first word of each comment that does not begin with a verb.
 #[derive(Default)]
 struct Functions {
     found: Vec<(usize, String)>,

@@ -12,7 +12,7 @@ use rstest::rstest;
 use super::{Odd, Planted, broken, config, data, fit, planted::Does};
 use crate::support::{device, seeded};
 
-/// If a run breaks an invariant, the error names step, tensor and cause.
+/// If a run violates an invariant, the error names the step, the tensor and the cause.
 #[rstest]
 #[case::weight_written_back(
     Odd::WritesBack,
@@ -133,8 +133,8 @@ fn a_meter_that_misses_memory_is_reported(
     Ok(())
 }
 
-/// A skipped step that changes something is reported. With a loss scale of 2^40 the first steps of
-/// 16-mixed overflow.
+/// If a skipped step changes something, this is reported. With a loss scale of 2^40, the first
+/// steps of 16-mixed overflow and are skipped.
 #[rstest]
 #[case::a_weight(Odd::Nothing, Does::MovesInHook, "step 1: `model.0.weight` has moved")]
 #[case::a_buffer(Odd::Nothing, Does::CountsInHook, "step 1: `model.1.running_mean` has moved")]
@@ -202,7 +202,7 @@ fn a_run_that_breaks_a_rule_is_saved(#[case] odd: Odd, #[case] left: usize) -> R
     Ok(())
 }
 
-/// Without the checks, a run that breaks a rule ends normally, and nothing is reported.
+/// If the checks are off, a run that violates an invariant ends normally, and nothing is reported.
 #[rstest]
 fn without_checks_a_broken_rule_is_not_reported(
     #[values(Odd::WritesBack, Odd::KeepsGradients, Odd::SchedulesTwice)] odd: Odd,

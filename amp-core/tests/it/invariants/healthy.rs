@@ -1,5 +1,5 @@
-//! Runs that break no rule, although parameters do not move, steps are skipped or optimizers are
-//! unusual.
+//! Training runs that violate no invariant, although parameters do not move, steps are skipped or
+//! optimizers are unusual.
 
 use amp_core::{
     Result, Trainer, TrainerConfig,
@@ -29,7 +29,7 @@ fn config(precision: Precision, level: Check) -> TrainerConfig {
     })
 }
 
-/// Trains fourteen steps over two epochs, with a validation after each epoch.
+/// Trains for fourteen steps over two epochs, with a validation after each epoch.
 fn trains(config: TrainerConfig, optimizer: impl Fn() -> OptimizerConfig + 'static) -> Result<()> {
     let _section = seeded(0);
     let mut model = Model::regression(demo(0.2)?, move |_| optimizer());
@@ -60,8 +60,8 @@ impl BuildOptimizer for Boxed {
     }
 }
 
-/// No optimizer breaks an invariant in any precision. In the model, biases before a batch norm have
-/// gradients that consist of rounding errors.
+/// No optimizer violates an invariant in any precision. The model has biases before a batch norm,
+/// whose gradients consist only of rounding errors.
 #[rstest]
 fn no_optimizer_breaks_a_rule_in_any_precision(
     #[values("adamw", "adam foreach", "sgd", "rmsprop", "lion")] name: &'static str,
@@ -166,7 +166,7 @@ fn other_options_break_no_rule(
     })
 }
 
-/// No way of storing 16-bit weights breaks a rule.
+/// None of the ways to store 16-bit weights violates an invariant.
 #[rstest]
 fn no_storage_of_16_bit_weights_breaks_a_rule(
     #[values(

@@ -39,7 +39,7 @@ fn fit(config: TrainerConfig, model: &mut dyn LightningModule) -> Result<RunReco
     Trainer::new(config).fit(model, &data()?)
 }
 
-/// Returns the error text of the rule that a run breaks.
+/// Asserts that the run violates the invariant. Returns the text of the error.
 fn broken(outcome: Result<RunRecord>, invariant: Invariant) -> String {
     match outcome {
         Err(Error::Invariant { name, text }) => {

@@ -17,13 +17,13 @@ use amp_core::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Odd {
     Nothing,
-    /// Restores the first weight after each step.
+    /// Writes the old values back into the first weight after each step.
     WritesBack,
     /// Updates only parameters that had a gradient in the first step.
     StepsTheFirst,
     /// Does not update the first parameter.
     LeavesOut,
-    /// Updates a copy of the first parameter instead of the model's tensor.
+    /// Updates a copy of the first parameter, and not the model's tensor.
     Copies,
     KeepsGradients,
     IgnoresRates,

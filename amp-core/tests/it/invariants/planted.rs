@@ -51,7 +51,7 @@ pub(super) enum Does {
     MeasuresSteps,
 }
 
-/// The notebook's model with batch norm and dropout, and with a planted fault.
+/// The notebook's model with batch norm, dropout and a planted fault.
 pub(super) struct Planted {
     inner: Model,
     odd: Odd,
@@ -66,7 +66,7 @@ pub(super) struct Planted {
 impl Planted {
     pub(super) fn new(odd: Odd, does: Does) -> Result<Self> {
         let _section = seeded(0);
-        // This optimizer is never used, because `configure_optimizers` of the wrapped model is not
+        // The wrapped model's optimizer is never used, because its `configure_optimizers` is not
         // called.
         let mut inner = Model::regression(demo(0.2)?, |_| {
             OptimizerConfig::new(amp_core::optim::AdamW::default())

@@ -33,8 +33,8 @@ fn says(odd: Odd, does: Does, invariant: Invariant) -> Result<String> {
     Ok(broken(fit(config(Check::Cheap), &mut model), invariant))
 }
 
-/// stackoverflow-60335387: `zero_grad` is never called, so the gradients of all steps add up and
-/// the loss rises although the rate is right.
+/// stackoverflow-60335387: `zero_grad` is never called, so the gradients of all steps add up, and
+/// the loss rises although the learning rate is right.
 #[test]
 fn stackoverflow_60335387_gradients_of_all_steps_add_up() -> Result<()> {
     let text = says(Odd::KeepsGradients, Does::Nothing, Invariant::GradientsAreCleared)?;
@@ -45,8 +45,8 @@ fn stackoverflow_60335387_gradients_of_all_steps_add_up() -> Result<()> {
     Ok(())
 }
 
-/// pytorch-104336: the model is moved to another device and back after the optimizer was built, so
-/// that the optimizer still holds the old parameters.
+/// pytorch-104336: after the optimizer was built, the model is moved to another device and back.
+/// The optimizer still refers to the old parameters.
 #[test]
 fn pytorch_104336_parameters_are_replaced_after_the_optimizer_was_built() -> Result<()> {
     let text = says(Odd::Nothing, Does::ReplacesTensors, Invariant::OptimizerHoldsWeights)?;
@@ -72,8 +72,8 @@ fn transformers_33844_dropout_is_active_in_evaluation() -> Result<()> {
     Ok(())
 }
 
-/// lightning-thunder-725: after a change in autocast some products no longer ran in 16 bits. Here
-/// the dtypes recorded in the first step show whether the precision was applied.
+/// lightning-thunder-725: after a change in autocast, some matrix products no longer ran in 16
+/// bits. Here the dtypes that the first step records show whether the precision was applied.
 #[test]
 fn lightning_thunder_725_autocast_leaves_products_out() -> Result<()> {
     let _section = seeded(0);

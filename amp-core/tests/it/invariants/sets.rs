@@ -17,8 +17,8 @@ use crate::support::{model::digits, seeded};
 enum From {
     /// The validation set is the training set itself.
     Handle,
-    /// A view of 20 examples in the memory of all 60, from this example on. The training set is the
-    /// first 40.
+    /// The training set is the first 40 of 60 examples in the same memory. The validation set is a
+    /// view of 20 of these examples, from the example with this number on.
     Memory(i64),
     /// Copies of the last examples of the training set, followed by other examples. The number is
     /// the number of copies.
@@ -85,7 +85,8 @@ fn validating_on_other_examples_is_not_reported(
     Ok(())
 }
 
-/// With `overfit_batches`, validation on training examples is not reported.
+/// With `overfit_batches`, the user wants to validate on training examples, so this is not
+/// reported.
 #[test]
 fn an_option_allows_overfitting() -> Result<()> {
     let mut config = config(Check::Full);

@@ -1,4 +1,5 @@
-//! Layers against torch.nn: outputs, gradients, initial weights, and dtypes under autocast.
+//! Tests of layers against torch.nn: outputs, gradients, initial weights, and dtypes under
+//! autocast.
 
 mod cases;
 mod pair_cases;
@@ -213,7 +214,7 @@ fn invalid_options_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Attributes with options build layers whose parameters have the expected names and shapes.
+/// If attributes with options build a layer, its parameters have the expected names and shapes.
 #[test]
 fn attributes_build_the_same_layers() -> Result<()> {
     let net = {

@@ -53,8 +53,9 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
     }
 }
 
-/// Builds a case of pooling and unpooling: the largest values return to their positions. The output
-/// of unpooling has the input's size if `sized`, otherwise the smallest possible size.
+/// Builds a test case of pooling and then unpooling, which puts the largest values back to their
+/// positions. If `sized` is true, the output of unpooling has the size of the input. Otherwise it
+/// has the smallest possible size.
 fn unpool<const N: usize>(
     pool: Result<MaxPool<N>>,
     back: Result<MaxUnpool<N>>,

@@ -1,4 +1,5 @@
-//! Modules with several inputs or outputs against torch.nn, as in the parent module.
+//! Tests of modules with several inputs or outputs against torch.nn, in the same way as in the
+//! parent module.
 
 use amp_core::{
     Result,
@@ -93,7 +94,7 @@ fn filled(
     Ok((module, inputs, lcg))
 }
 
-/// Returns the gradient, or zeros if nothing depends on the tensor.
+/// Returns the gradient of the tensor, or zeros if the loss does not depend on the tensor.
 fn gradient(tensor: &Tensor) -> Tensor {
     let grad = tensor.grad();
     if grad.defined() { grad } else { tensor.zeros_like() }

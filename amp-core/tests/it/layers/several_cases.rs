@@ -317,7 +317,7 @@ fn lstm(config: LstmConfig) -> Result<Box<dyn Runs>> {
     })
 }
 
-/// A sequence, an initial state and lengths.
+/// The inputs of a recurrent layer: a sequence, an initial state and lengths.
 type Sequence = (&'static Tensor, Option<&'static Tensor>, Option<&'static Tensor>);
 
 fn with_one_state<M>(module: Result<M>) -> Result<Box<dyn Runs>>

@@ -1,4 +1,5 @@
-//! The steps of an import: which mistakes each step refuses, and every dtype that a file may have.
+//! Tests of the steps of an import: which mistakes each step refuses, and which dtypes a file may
+//! have.
 
 use std::path::{Path, PathBuf};
 

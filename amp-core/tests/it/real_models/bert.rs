@@ -1,4 +1,4 @@
-//! A BERT-style classifier with a key padding mask.
+//! Tests of a classifier like BERT, with a key padding mask.
 
 use amp_core::prelude::*;
 use rstest::rstest;

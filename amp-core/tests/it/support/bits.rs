@@ -1,4 +1,5 @@
-//! Tensors in the format of the recordings: hex bit patterns, row-major.
+//! Reads and writes tensors in the format of the recordings: bit patterns as hexadecimal digits,
+//! row by row.
 
 use amp_core::tch::{Device, Kind, Tensor};
 use sha2::{Digest, Sha256};
@@ -28,7 +29,8 @@ pub(crate) fn from_bits(kind: Kind, text: &str) -> Tensor {
     let digits = 2 * kind.elt_size_in_bytes();
     let mut bytes = Vec::with_capacity(text.len() / 2);
     for word in text.as_bytes().chunks(digits) {
-        // Hex digits are big-endian, memory is little-endian.
+        // In the hexadecimal text, the first digits are the highest byte. In memory, the lowest
+        // byte comes first.
         for pair in word.chunks(2).rev() {
             let pair = str::from_utf8(pair).expect("ASCII");
             bytes.push(u8::from_str_radix(pair, 16).expect("hex digits"));
@@ -95,12 +97,12 @@ pub(crate) fn assert_bits(tensor: &Tensor, expected: &str, what: &str) {
     );
 }
 
-/// Returns the elements in f64, on the CPU.
+/// Returns the tensor as f64 on the CPU.
 pub(crate) fn wide(tensor: &Tensor) -> Tensor {
     tensor.detach().to(Device::Cpu).to_kind(Kind::Double)
 }
 
-/// Returns the largest difference divided by the largest value.
+/// Returns the largest absolute difference, divided by the largest absolute value of `exact`.
 pub(crate) fn relative(seen: &Tensor, exact: &Tensor) -> f64 {
     let exact = wide(exact);
     ((wide(seen) - &exact).abs().max() / exact.abs().max()).double_value(&[])

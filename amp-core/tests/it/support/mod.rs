@@ -41,7 +41,7 @@ pub(crate) fn parameter(name: &str, value: &Tensor) -> Parameter {
 /// Gives a parameter this gradient, bit for bit. The parameter must not have a gradient yet.
 pub(crate) fn set_gradient(parameter: &Parameter, grad: &Tensor) {
     assert!(!parameter.tensor.grad().defined(), "gradients would add up");
-    // d/dp Σ p·g = 1·g, and 1·g is g for every g.
+    // The gradient d/dp Σ p·g is 1·g, which has the same bits as g for every g.
     (&parameter.tensor * grad).sum(grad.kind()).backward();
 }
 

@@ -131,7 +131,7 @@ impl LightningModule for Counting {
     }
 }
 
-/// Trains and returns every event and the record.
+/// Trains the model. Returns all events and the record of the run.
 pub(crate) fn fit(
     config: &TrainerConfig,
     model: &mut Model,
@@ -180,7 +180,7 @@ pub(crate) fn digits(rows: usize) -> Result<Batch> {
     Batch::new(features, table.select(1, 64))
 }
 
-/// Returns ones with targets of this value, `[count, width]`.
+/// Returns inputs of ones and targets with the value `target`, each `[count, width]`.
 pub(crate) fn constant(count: i64, width: i64, target: f64) -> Result<Batch> {
     let shape = [count, width];
     let options = (Kind::Float, Device::Cpu);

@@ -1,5 +1,5 @@
-//! Tests of the derives on structs that a `macro_rules!` macro defines, with fragments of every
-//! kind in their attributes.
+//! Tests of the derive macros on structs that a `macro_rules!` macro defines. Their attributes
+//! contain fragments of every kind.
 
 use engine::{nn, prelude::*};
 use serde_json::json;

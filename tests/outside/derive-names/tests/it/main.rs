@@ -1,4 +1,4 @@
-//! Tests the derives in a crate that depends on amp-core under the name `engine`.
+//! Tests the derive macros in a crate that depends on amp-core under the name `engine`.
 
 mod fragments;
 mod shadowed;

@@ -40,7 +40,7 @@ fn augment() -> Compose {
         .then(Normalize::imagenet())
 }
 
-/// Generates an image of smooth waves with some noise, and returns it as a JPEG file.
+/// Draws smooth waves with some noise as a JPEG.
 fn jpeg(number: i64) -> Vec<u8> {
     let mut rng = Rng::with_seed(number.cast_unsigned());
     let waves: Vec<[f64; 3]> = (0..12)
@@ -64,8 +64,7 @@ fn jpeg(number: i64) -> Vec<u8> {
     file
 }
 
-/// Returns how much CPU time this thread needs to load one image. CPU time is used because other
-/// programs have little effect on it.
+/// Returns this thread's CPU time for one image. Other programs have little effect on CPU time.
 fn cpu_seconds(set: &ImageFolder) -> Result<f64> {
     let now = || {
         let time = clock_gettime(ClockId::ThreadCPUTime);

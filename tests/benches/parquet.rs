@@ -1,9 +1,8 @@
-//! Measures how many rows per second are read from a Parquet table, with one decoding thread and
-//! with one decoding thread per core. The file has 16 row groups of 65,536 rows. It has eight
-//! columns of floating-point numbers, one column of integers and one column of text, and is
-//! compressed with zstd.
+//! Measures how many rows per second are read from a Parquet table, decoded by one thread and by
+//! one thread for each core. The file has 16 row groups of 65,536 rows, with eight columns of
+//! floating-point numbers, one of integers and one of text, compressed by zstd.
 //!
-//! Run the benchmark with `cargo bench -p tests --bench parquet`.
+//! Run it with `cargo bench -p tests --bench parquet`.
 
 mod peer;
 

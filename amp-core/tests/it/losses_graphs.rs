@@ -1,5 +1,4 @@
-//! Tests of losses that cannot run in a CUDA graph. The reason must be known before a step is
-//! captured.
+//! Losses that cannot run in a CUDA graph: the reason is known before a step is captured.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -15,7 +14,7 @@ use rstest::rstest;
 
 use crate::support::{device, message, needs_cuda, seeded};
 
-/// A loss of the user that reads a number from the device.
+/// A user's own loss that reads a number from the device.
 #[derive(Debug)]
 struct Read;
 
@@ -209,8 +208,8 @@ fn steps_with_ctc_run_without_a_graph() -> Result<()> {
     Ok(())
 }
 
-/// With `Graph::Auto`, one note gives the reason, and the results are those of a run without CUDA
-/// graphs. With `Graph::On`, the run ends with an error before its first step.
+/// With `Graph::Auto` one note gives the reason, and the numbers are those of a run without graphs.
+/// With `Graph::On` the run ends with an error before any step.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn ctc_on_cuda_is_refused_before_a_step() -> Result<()> {

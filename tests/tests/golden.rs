@@ -1,5 +1,6 @@
-//! Compares the models with their goldens, on any CPU and on GPUs for whose compute capability
-//! there is a golden. Also tests which differences the comparison with a golden reports.
+//! Compares the results of the models with their goldens (recorded results). This is possible on
+//! any CPU, and on GPUs for whose compute capability there is a golden. Also tests which
+//! differences the comparison reports.
 
 use amp_core::{Hyperparameters, hardware::Fingerprint, precision::Precision};
 use amp_verify::golden::{
@@ -44,7 +45,7 @@ goldens! {
     vision_transformer: VisionTransformer, epochs = 3;
 }
 
-/// Returns hyperparameters that replace a registered model's.
+/// Returns hyperparameters that replace those in a model's registry entry.
 fn set(values: Value) -> Hyperparameters {
     serde_json::from_value(values).expect("an object")
 }
@@ -159,8 +160,8 @@ fn one_model_of_gpu_repeats_every_figure() {
     }
 }
 
-/// No golden of this repository tolerates a change of the accuracy that is larger than the model's
-/// margin, with or without a recorded spread.
+/// No golden (recorded results) of this repository accepts a change of the accuracy that is larger
+/// than the model's margin, with or without a recorded spread.
 #[test]
 fn no_golden_tolerates_more_than_the_gate() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens");

@@ -334,8 +334,9 @@ fn spread(samples: [f64; 3]) -> String {
     json!({ "recorded_by": "a test", "examples": 256, "samples": samples }).to_string()
 }
 
-/// A spread file next to the golden determines the tolerance, whether training runs in a child
-/// process or in the test's process. A spread in the check overrides the file.
+/// A spread file next to the golden (the recorded results) determines the tolerance, whether
+/// training runs in a child process or in the test's process. If the check contains a spread, this
+/// spread replaces the one in the file.
 #[rstest]
 fn a_spread_next_to_a_golden_is_its_tolerance(#[values("golden", "noise")] beside: &str) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -360,7 +361,8 @@ fn a_spread_next_to_a_golden_is_its_tolerance(#[values("golden", "noise")] besid
     passed(&run(path, tests, &[]), tests.len());
 }
 
-/// The spread determines the budget of the anchor as well as the tolerance of the golden.
+/// The spread determines the tolerance of the golden (the recorded results), and also the budget of
+/// its anchor (the first recording).
 #[test]
 fn an_anchor_has_its_budget_from_the_spread() {
     let folder = tempfile::tempdir().expect("a folder");

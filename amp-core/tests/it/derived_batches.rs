@@ -156,7 +156,7 @@ struct Whole {
     head: Linear,
 }
 
-/// A model with its own training step for its own type of batch.
+/// A model that defines its training step and its type of batch itself.
 #[derive(LightningModule)]
 #[batch(Sentences, inputs(source.ids), target = labels)]
 #[training_step(Self::own)]

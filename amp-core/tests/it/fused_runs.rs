@@ -187,8 +187,8 @@ struct How<'a> {
 
 const PLAIN: How<'_> = How { graph: Graph::Off, checkpointed: false, saves: None, from: None };
 
-/// Trains three epochs on some digits, with deterministic algorithms on CUDA. Returns every tensor
-/// after the run, and the number of steps that ran as graphs.
+/// Trains for three epochs on some digits, with deterministic algorithms on CUDA. Returns every
+/// tensor after the run, and the number of steps that ran as CUDA graphs.
 fn train(net: Net, precision: Precision, how: How<'_>) -> Result<(Vec<(String, String)>, u64)> {
     let How { graph, checkpointed, saves, from } = how;
     // `set_numerics` changes a setting of the whole process, so the section makes other tests that

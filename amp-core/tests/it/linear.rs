@@ -114,8 +114,8 @@ fn gradients_are_rounded_once(
     Ok(())
 }
 
-/// The second derivatives of a layer are correct: d/dW of |d/dx sum((x·Wᵀ)²)|² = |2·x·Wᵀ·W|² equals
-/// autograd in f64 on the CPU's own operations.
+/// The second derivatives of a layer are correct. d/dW of |d/dx sum((x·Wᵀ)²)|² = |2·x·Wᵀ·W|² equals
+/// the result of autograd in f64 on the CPU, computed with libtorch's operations.
 #[rstest]
 #[case(Precision::F32True, 1e-5)]
 #[case(Precision::Bf16Mixed, 0.02)]

@@ -16,10 +16,10 @@ use crate::support::{
     parameter, set_gradient,
 };
 
-/// In f32 on the CPU, with constant and falling rates, the parameters have torch's bits after 1, 2,
-/// 10, 50 and 200 steps. The kernels differ in the last bit with the CPU's instructions, so the
-/// recording of this machine's kernel set is used. If MKL's square root differs from the
-/// recorder's, optimizers with a square root are compared within a bound.
+/// In f32 on the CPU, with constant and with falling learning rates, the parameters have torch's
+/// bits after 1, 2, 10, 50 and 200 steps. The last bit depends on the kernels that match the CPU's
+/// instructions, so the test uses the recording of this machine's kernel set. If MKL's square root
+/// differs from the recorded one, optimizers with a square root are compared within a bound.
 #[rstest]
 #[case::adamw("AdamW", "fused", 6)]
 #[case::adam("Adam", "fused", 4)]

@@ -67,8 +67,9 @@ where
     Ok(())
 }
 
-/// Rates are reported by group. First are the parameters that are in no declared group, with the
-/// optimizer's own options, unless the declared groups contain every parameter.
+/// Learning rates are reported by group. The first group contains the parameters that are in no
+/// declared group. It has the options of the optimizer. If the declared groups contain every
+/// parameter, this first group does not exist.
 #[test]
 fn rates_are_reported_by_optimizer_and_group() -> Result<()> {
     let adamw = AdamW::default();

@@ -78,8 +78,8 @@ fn a_module_can_run_again_with_the_same_output() -> Result<()> {
     Ok(())
 }
 
-/// Dropout can be switched off in a training pass: no element is dropped, and batch norm still uses
-/// the statistics of the batch.
+/// Dropout can be switched off in a forward pass in training mode. Then no element is set to zero,
+/// and batch norm still uses the statistics of the batch.
 #[test]
 fn dropout_can_be_left_out_of_a_training_pass() -> Result<()> {
     let _generator = seeded(0);
@@ -96,8 +96,8 @@ fn dropout_can_be_left_out_of_a_training_pass() -> Result<()> {
     Ok(())
 }
 
-/// Activation checkpoints can be switched off in a training pass, so that a probe gets activations
-/// with a graph.
+/// Activation checkpointing can be switched off in a forward pass in training mode, so that a probe
+/// gets activations that have an autograd graph.
 #[test]
 fn checkpoints_can_be_left_out_of_a_training_pass() -> Result<()> {
     let _generator = seeded(0);

@@ -1,5 +1,5 @@
-//! The check of dtypes also covers matrix products in a closure's own code, which belong to no
-//! layer.
+//! Tests that the check of dtypes also covers matrix products in the user's code, which belong to
+//! no layer.
 
 use amp_core::{
     data,

@@ -73,8 +73,8 @@ fn sections_are_not_disturbed() {
     assert!(found.iter().all(|weights| *weights == found[0]), "one seed gave different weights");
 }
 
-/// On another thread, four actions wait until the section ends: drawing numbers, seeding, changing
-/// switches, and beginning a section.
+/// While one thread is in a section, another thread must wait with four actions: using random
+/// numbers, seeding, changing switches, and beginning a section.
 #[rstest]
 #[case::uniform(|| linear(3, 3).map(drop))]
 #[case::normal(|| Embedding::new(EmbeddingConfig::new(3, 3)).map(drop))]
@@ -246,7 +246,8 @@ fn loads_within_a_section() -> Result<()> {
     Ok(())
 }
 
-/// Two states of the generators differ if a number was drawn in between, and are equal otherwise.
+/// Two recorded states of the random generators differ if a random number was used in between.
+/// Otherwise they are equal.
 #[test]
 fn states_differ_if_something_was_drawn() -> Result<()> {
     let _section = random::seeded(3)?;

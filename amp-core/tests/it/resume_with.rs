@@ -132,7 +132,8 @@ fn a_length_that_affects_no_schedule_needs_no_permission() -> Result<()> {
 }
 
 /// If the code has another learning rate than the saved run, resuming needs permission, with and
-/// without a schedule. The saved rate is not used silently, and the schedule does not restart.
+/// without a schedule. The saved learning rate does not silently replace the new one, and the
+/// schedule does not restart.
 #[test]
 fn a_new_rate_needs_permission() -> Result<()> {
     let plain: [Optimizer; 2] = [
@@ -215,8 +216,8 @@ fn other_changed_options_need_permission() -> Result<()> {
     Ok(())
 }
 
-/// Resuming with another factor of the schedule needs permission. The run then continues from the
-/// rate of the saved schedule.
+/// If the factor of a schedule differs from the saved factor, resuming needs permission. The run
+/// then continues from the learning rate of the saved schedule.
 #[test]
 fn another_schedule_needs_permission() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

@@ -99,8 +99,8 @@ fn a_plateau_equals_torchs(
     Ok(())
 }
 
-/// The schedule changes the rate of each parameter group, starting from the group's own rate, as in
-/// torch.
+/// The schedule changes the learning rate of each parameter group, starting from the initial rate
+/// of this group, as in torch.
 #[rstest]
 fn groups_have_torchs_rates(
     #[values("cosine_eta_min", "step", "linear", "one_cycle_30", "plateau")] name: &str,
@@ -217,8 +217,8 @@ fn warmup_cosine_follows_its_formula() -> Result<()> {
     Ok(())
 }
 
-/// The optimizer starts with a schedule's first rate, and the rate changes only at the schedule's
-/// interval.
+/// The optimizer starts with the first learning rate of its schedule. After that, the learning rate
+/// changes only at the schedule's interval.
 #[test]
 fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
     let schedule = LinearLr { start_factor: 0.5, end_factor: 1.0, total_iters: 2 };

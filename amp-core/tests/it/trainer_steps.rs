@@ -119,7 +119,7 @@ fn a_skipped_step_advances_no_count_by_default(#[case] advances: bool) -> Result
     assert!((1..11).contains(&skipped), "{skipped} of 12 steps overflow");
     let counted = if advances { 12 } else { 12 - skipped };
     assert_eq!(record.end.global_step, counted);
-    // The epoch reports the rate of the last counted step.
+    // The epoch reports the learning rate of the last step that was counted.
     assert_eq!(lr, 1e-3 * 0.5_f64.powi(counted as i32 - 1));
     let halved = 2.0_f64.powi(24 - skipped as i32);
     assert_eq!(record.end.scale, Some(halved));

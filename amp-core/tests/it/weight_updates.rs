@@ -215,7 +215,7 @@ fn stochastic_rounding_applies_to_bf16_alone() -> Result<()> {
     Ok(())
 }
 
-/// The trainer passes the option `weight_update` to the optimizer.
+/// The option `weight_update` of the trainer's configuration reaches the optimizer.
 #[rstest]
 #[case(WeightUpdate::RoundToNearest, false)]
 #[case(WeightUpdate::MasterWeights, true)]

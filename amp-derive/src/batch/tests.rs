@@ -1,4 +1,4 @@
-//! Tests of the error messages of `derive(Batch)`: each case breaks one rule.
+//! Tests of the error messages of `derive(Batch)`. Each case violates one rule.
 
 use quote::quote;
 

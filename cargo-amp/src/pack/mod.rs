@@ -84,8 +84,8 @@ impl<'a> Pack<'a> {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Copies the files that the packages list, the recorded margins, and the goldens if tests are
-    /// packed.
+    /// Copies the files that the packages list, and the recorded margins. If tests are packed, also
+    /// copies the goldens (recorded results).
     fn copy_files(&self) -> Result<(), Error> {
         for package in self.project.packages() {
             let mut files: Vec<_> = package.pack.iter().map(String::as_str).collect();

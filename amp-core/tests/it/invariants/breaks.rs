@@ -1,4 +1,4 @@
-//! Breaks each invariant of training once, and checks the error.
+//! Tests that violate each invariant of training once, and check the error.
 
 use amp_core::{
     Error, Result, Trainer,

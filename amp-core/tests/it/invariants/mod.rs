@@ -1,5 +1,6 @@
-//! The invariants of training, which hold in every correct run. The tests break each invariant
-//! once, by a fault in an optimizer, a schedule or a model, and check that correct runs break none.
+//! Tests of the invariants of training, which are rules that every correct run follows. The tests
+//! violate each invariant once, by a fault in an optimizer, a schedule or a model. They also check
+//! that correct runs violate none.
 
 mod breaks;
 mod healthy;

@@ -57,8 +57,8 @@ pub(super) struct Planted {
     odd: Odd,
     does: Does,
     steps: Cell<u32>,
-    /// Tensors that `visit` reports in place of the model's own, by position. Empty unless the
-    /// fault is `ReplacesTensors`.
+    /// The tensors that `visit` reports instead of the model's tensors, in the same order. Empty
+    /// unless the fault is `ReplacesTensors`.
     replaced: RefCell<Vec<Tensor>>,
     meter: Option<MemoryMeter>,
 }
@@ -100,7 +100,7 @@ impl Visit for Planted {
     }
 }
 
-/// A visitor that reports replacement tensors in place of the model's own.
+/// A visitor that reports other tensors instead of the model's tensors.
 struct Replacing<'a> {
     visitor: &'a mut dyn Visitor,
     by: &'a [Tensor],

@@ -124,8 +124,9 @@ fn stackoverflow_67180955_no_two_examples_draw_the_same() {
     assert_eq!(seeds.len(), 1000);
 }
 
-/// Errors that TrainCheck's invariants cover without a report's number: a scheduler that never
-/// steps or steps twice, and a group whose rate is ignored.
+/// Errors that TrainCheck's invariants cover, but for which there is no numbered report: a
+/// scheduler that never steps or that steps twice, and a parameter group whose learning rate is
+/// ignored.
 #[rstest]
 #[case::never(Odd::SchedulesNever)]
 #[case::twice(Odd::SchedulesTwice)]

@@ -33,7 +33,7 @@ fn train(
             config.logging.log_every_n_steps = 1000;
             config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() }; // A loss over pairs of examples is not a sum over micro-batches.
             config.memory.micro_batching = false;
-            // Healthy runs must break no invariant of training.
+            // A correct training run must not violate an invariant of training.
             config.checks.level = Check::Full;
         });
     let record = Trainer::new(config).fit(model, data)?;

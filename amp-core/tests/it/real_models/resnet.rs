@@ -59,7 +59,7 @@ fn stage(width: i64, inputs: i64, blocks: usize, stride: i64) -> Result<Sequenti
     Ok(Sequential::new(layers))
 }
 
-/// Multiplies the gradient that passes through by 1e30.
+/// Returns its input. In the backward pass, the gradient is multiplied by 1e30.
 fn amplify(x: &Tensor) -> Result<Tensor> {
     let nothing = x.f_sub(&x.f_detach()?)?;
     Ok(x.f_add(&nothing.f_mul_scalar(1e30)?)?)

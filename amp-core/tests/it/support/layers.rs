@@ -87,8 +87,9 @@ impl Seen {
     }
 }
 
-/// Runs a training pass with a fixed seed: forward, and backward from the gradient `incoming`. With
-/// `one_by_one`, a probe reads each tensor, so that the layers are not fused.
+/// Runs a forward pass in training mode with a fixed seed, and a backward pass from the gradient
+/// `incoming`. If `one_by_one` is true, a probe reads each tensor, so that the layers are not
+/// fused.
 pub(crate) fn pass(
     layers: &impl Module,
     policy: Policy,

@@ -70,7 +70,7 @@ impl Lcg {
     }
 }
 
-/// The generator passes the check in the README of the recordings.
+/// The generator returns the numbers that the README of the recordings gives for checking it.
 #[test]
 fn the_generator_is_the_oracles() {
     let mut zero = Lcg(0);

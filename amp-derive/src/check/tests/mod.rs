@@ -1,5 +1,5 @@
-//! Tests of the rules: each case breaks one rule, and checks the error message and the underlined
-//! source.
+//! Tests of the rules. Each case violates one rule, and checks the error message and the underlined
+//! source text.
 
 mod advice;
 mod field;

@@ -1,5 +1,5 @@
-//! Tests of the data set with numbers that the tests write, and of training on a registered data
-//! set.
+//! Tests of the data set with numbers that the tests write, and of training on the data set that
+//! the registry contains.
 
 use std::{fs, path::Path};
 

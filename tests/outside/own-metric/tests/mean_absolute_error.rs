@@ -99,7 +99,8 @@ fn an_epochs_value_is_the_mean_over_its_examples() {
     assert!((train - mean(0..40)).abs() < 1e-6, "{train}");
 }
 
-/// The gate compares a registered model by this metric, for which lower values are better.
+/// If a model in the registry has this metric, the gate compares the model by it. Lower values are
+/// better.
 #[test]
 fn a_registered_model_is_judged_by_it() {
     let registry = Registry::new(project!())

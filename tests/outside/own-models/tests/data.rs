@@ -22,7 +22,7 @@ fn all(data: &DataModule) -> [Batch; 2] {
     [&data.train, val].map(|set| all(set).expect("the examples"))
 }
 
-/// If a data set differed between two loads, every golden would fail.
+/// If loading the data set twice gave different examples, every golden test would fail.
 #[test]
 fn data_is_the_same_each_time() {
     for load in [rings::load, sentences::load] {

@@ -163,9 +163,8 @@ fn with_another_metric() {
     verify!(Scored, data = drawn().expect("data"));
 }
 
-/// Compares results with a golden on threads that do not have the name of a test. `verify!` needs
-/// this name to run the test in a child process. Without the name, `verify!` trains in this
-/// process.
+/// Compares results with a golden on threads that do not have the name of a test. Without this name,
+/// `verify!` cannot run the test in a child process, so it trains in this process.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn on_other_threads() {
@@ -277,8 +276,7 @@ fn each_golden_of_a_test_has_its_own_process() {
         cases.map(|case| ["anchor.json", "snap"].map(|end| format!("drawn_cpu_{case}.{end}")));
     assert_eq!(files(folder.path()), names.concat());
     passed(&run(folder.path(), &tests, &[]), 2);
-    // The second pass of the loop is compared with a golden of its own, and not with the golden of
-    // the first pass.
+    // The second pass of the loop has another golden than the first pass.
     let path = folder.path().join("drawn_cpu_4.snap");
     let golden = fs::read_to_string(&path).expect("the golden");
     let moved = golden.replacen("\"skipped_steps\": 0", "\"skipped_steps\": 9", 1);

@@ -64,15 +64,35 @@ fn jpeg(number: i64) -> Vec<u8> {
     file
 }
 
-/// Returns this thread's CPU time for one image. Other programs have little effect on CPU time.
-fn cpu_seconds(set: &ImageFolder) -> Result<f64> {
-    let now = || {
-        let time = clock_gettime(ClockId::ThreadCPUTime);
-        time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-    };
-    let (start, images) = (now(), 4 * FILES);
-    for at in 0..images {
-        set.get(at % FILES, &mut Draws::new(2, 0).rng(at))?;
+/// Prepares each file four times.
+fn prepare(set: &ImageFolder) {
+    for at in 0..PREPARED {
+        set.get(at % FILES, &mut Draws::new(2, 0).rng(at)).expect("an example");
+    }
+}
+
+/// Prints images per second by CPU time, on which other programs have little effect: the medians of
+/// five rounds.
+fn compare(folder: &OsStr, whole: &ImageFolder, part: &ImageFolder) {
+    let rate = |all: &[Seconds]| PREPARED as f64 / medians(all)[1];
+    let mut python = Peer::start("images", folder);
+    let [mut ours, mut parts, mut theirs] = [const { Vec::new() }; 3];
+    for _ in 0..5 {
+        ours.push(peer::seconds(|| prepare(whole)));
+        parts.push(peer::seconds(|| prepare(part)));
+        theirs.extend(python.as_mut().map(|python| python.run(1)));
+    }
+    println!(
+        "decoded, cropped, mirrored, normalized: {:.0} images per second of CPU time",
+        rate(&ours)
+    );
+    println!("decoded and cropped: {:.0} images per second of CPU time", rate(&parts));
+    if !theirs.is_empty() {
+        let times = rate(&ours) / rate(&theirs);
+        println!(
+            "the first of these by torchvision: {:.0}; amp loads {times:.2} times as many",
+            rate(&theirs)
+        );
     }
 }
 

@@ -2,7 +2,8 @@
 //! one thread for each core. The file has 16 row groups of 65,536 rows, with eight columns of
 //! floating-point numbers, one of integers and one of text, compressed by zstd.
 //!
-//! Run it with `cargo bench -p tests --bench parquet`.
+//! Run it with `cargo bench -p tests --bench parquet`. If `AMP_PYTHON` names a Python with torch and
+//! pyarrow, pyarrow reads the same file in turn, and a table compares both.
 
 mod peer;
 

@@ -4,6 +4,7 @@
 //! To add a layer, an optimizer or another entry, add a row here and its type in amp-core.
 
 mod draws;
+mod layer_options;
 mod layers;
 mod training;
 mod values;

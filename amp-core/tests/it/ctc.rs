@@ -14,7 +14,7 @@ use crate::support::{
     device, message, needs_cuda, seeded,
 };
 
-/// Log probabilities `[N, T, C]`, labels `[N, S]` and lengths `[N]` on the CPU. Labels repeat, and
+/// Returns log probabilities `[N, T, C]`, labels `[N, S]` and lengths `[N]` on the CPU. Labels repeat, and
 /// the last example's labels need more steps than it has, if there are more than one.
 fn examples(blank: i64, [n, t, c, s]: [i64; 4]) -> [Tensor; 3] {
     let _generator = seeded(11);

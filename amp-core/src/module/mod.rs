@@ -1,10 +1,12 @@
 //! [`LightningModule`]: the trait that the derive implements and the trainer calls.
 
+mod loss_scope;
 mod manual;
 mod media;
 mod step_access;
 
 pub(crate) use manual::{Done, Update};
+pub use loss_scope::LossScope;
 pub use manual::{ManualOptimizer, ManualStep, first_loss};
 pub use step_access::StepAccess;
 
@@ -15,38 +17,13 @@ use crate::{
     data::AnyBatch,
     ffi::PausedProducts,
     log::{Log, LogOptions},
-    loss::{Counted, MeanOver},
+    loss::Counted,
     metric::{Metric, MetricState, Reduction},
     nn::{Context, Visit},
     optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
     state::State,
 };
-
-/// The examples over which a loss takes its mean.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum LossScope {
-    /// The mean is over the batch's examples, by weight. The weighted mean of the micro-batches'
-    /// losses equals the batch's loss.
-    Examples,
-    /// The mean is over the whole batch, whose examples the loss compares with each other, as in a
-    /// contrastive loss. A batch with such a loss is never split.
-    Batch,
-    /// Not known. If memory is short, the batch is split, and a note reports this.
-    #[default]
-    Unknown,
-}
-
-impl LossScope {
-    /// Returns the scope of a loss whose mean has the denominator `over`.
-    pub fn of(over: &MeanOver<'_>) -> Self {
-        match over {
-            MeanOver::Batch => Self::Batch,
-            MeanOver::Examples | MeanOver::Classes { .. } | MeanOver::Weights(_) => Self::Examples,
-        }
-    }
-}
 
 /// The hyperparameters of a model by name, as files of weights store them.
 pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
@@ -177,6 +154,18 @@ pub trait LightningModule: Visit {
     /// code runs within a step. The derive implements this method for generated steps.
     fn step_access(&self) -> StepAccess {
         StepAccess::InStep("the model's steps are handwritten")
+    }
+
+    /// Adds the values outside tensors that the training step reads, for example a weight of the
+    /// loss that a hook raises. A CUDA graph contains the values of its capture, so steps run
+    /// without the graph after a value has changed. The default adds what
+    /// [`on_save_checkpoint`](Self::on_save_checkpoint) saves. The derive adds the `#[state]` and
+    /// `#[hparam]` fields that the forward pass, the loss or a metric reads.
+    ///
+    /// # Errors
+    /// When a value cannot be saved.
+    fn values_in_step(&self, values: &mut State) -> Result<()> {
+        self.on_save_checkpoint(values)
     }
 
     /// Runs once, before the first epoch.

@@ -22,6 +22,7 @@ mod step_access;
 mod tensor;
 mod train;
 mod validate;
+mod values_in_step;
 mod visit;
 
 #[cfg(test)]
@@ -78,7 +79,8 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
     let optimizers = optimizer::expand(&lightning.optimizers);
     let hooks = lightning.hooks.iter().map(hooks::expand);
     let checkpoint = checkpoint::expand(model);
-    let step_access = step_access::expand(lightning);
+    let step_access = step_access::expand(model, lightning);
+    let values_in_step = values_in_step::expand(model, &lightning.training);
     let items = quote! {
         fn name(&self) -> &'static __amp::str {
             #name
@@ -88,6 +90,7 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
         #validate
         #optimizers
         #step_access
+        #values_in_step
         #(#hooks)*
         #checkpoint
     };

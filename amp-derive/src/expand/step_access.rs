@@ -4,18 +4,22 @@
 use proc_macro2::TokenStream;
 use quote::quote;
 
-use super::log;
-use crate::model::{Lightning, Step};
+use super::{log, values_in_step};
+use crate::model::{Lightning, Model, Step};
 
-pub(super) fn expand(lightning: &Lightning) -> TokenStream {
+pub(super) fn expand(model: &Model, lightning: &Lightning) -> TokenStream {
     let own = |name: &str| lightning.hooks.iter().find(|own| own.hook.name == name);
+    // A late hook may change a value after the next step has started.
+    let reads_values = values_in_step::reads_state(model, &lightning.training);
     let access = if matches!(lightning.training, Step::Manual(_)) {
         quote!(InStep("the model optimizes manually"))
     } else if matches!(lightning.training, Step::Function { captured: false, .. }) {
         quote!(InStep("the model's training step is a function that does not say `captured`"))
     } else if own("on_before_optimizer_step").is_some() {
         quote!(InStep("the model has an on_before_optimizer_step"))
-    } else if own("on_train_batch_end").is_some_and(|own| !own.late) {
+    } else if values_in_step::reads_transient(model, &lightning.training) {
+        quote!(InStep("the model's training step reads a #[transient] field"))
+    } else if own("on_train_batch_end").is_some_and(|own| !own.late || reads_values) {
         quote!(PerStep)
     } else {
         quote!(Deferred)

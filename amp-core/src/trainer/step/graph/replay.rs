@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::{
@@ -23,6 +24,7 @@ use crate::{
     optim::{Interval, OnDevice, Scheduler},
     precision::StepOutcome,
     random::RandomState,
+    state::State,
     trainer::config::Graph,
 };
 
@@ -35,6 +37,10 @@ pub(in super::super) struct Replay {
     started: u64,
     /// Whether the log's sums and the parameters' gradients are those of the graph.
     entered: bool,
+    /// The model's values that the graph contains, or that the latest step without a graph read.
+    values: Map<String, Value>,
+    /// Whether a note has told that a value changed.
+    told: bool,
 }
 
 enum Captured {
@@ -71,7 +77,40 @@ impl Replay {
             steps: VecDeque::new(),
             started: 0,
             entered: false,
+            values: Map::new(),
+            told: false,
         })
+    }
+
+    /// Returns whether the model's values that a step reads are those of the graph. If not, and no
+    /// step is in flight, the graph is discarded. A new one is captured after some steps with the
+    /// same values.
+    fn has_same_values(
+        &mut self,
+        state: &StepState<'_>,
+        model: &dyn LightningModule,
+        observers: &mut Observers<'_, '_>,
+    ) -> Result<bool> {
+        let mut own = State::default();
+        model.values_in_step(&mut own)?;
+        let now = own.values();
+        let Some(name) = changed(&self.values, now) else { return Ok(true) };
+        if !self.steps.is_empty() {
+            return Ok(false);
+        }
+        if matches!(self.graph, Captured::Graph(_)) && !self.told {
+            self.told = true;
+            let text = format!(
+                "`{name}` of the model changed, which the training step may read: steps run without a \
+                 CUDA graph until it stays the same. Keep it as a tensor in a #[buffer] to run them \
+                 as graphs"
+            );
+            (observers.emit)(Event::Note { text })?;
+        }
+        self.values = now.clone();
+        self.release(&mut observers.log)?;
+        self.forget(state);
+        Ok(false)
     }
 
     /// Discards the CUDA graph. A new graph is captured after a few steps without a graph, as at
@@ -96,6 +135,12 @@ impl Replay {
     }
 }
 
+/// Returns the name of a value that differs.
+fn changed<'v>(then: &Map<String, Value>, now: &'v Map<String, Value>) -> Option<&'v str> {
+    let differs = |(name, value): &(&String, &Value)| then.get(*name) != Some(*value);
+    now.iter().find(differs).map(|(name, _)| name.as_str())
+}
+
 impl Executor for Replay {
     fn accepts(
         &mut self,
@@ -104,6 +149,11 @@ impl Executor for Replay {
         observers: &mut Observers<'_, '_>,
         examples: &Examples,
     ) -> Result<bool> {
+        if !matches!(self.graph, Captured::Refused)
+            && !self.has_same_values(state, model, observers)?
+        {
+            return Ok(false);
+        }
         let looked_at = state.looks_for_lost_updates(self.running());
         // `does_more` is true for a model that does additional work when values are reported, for
         // example logs images. A graph cannot do this work, because it runs on the host.

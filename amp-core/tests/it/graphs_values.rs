@@ -1,0 +1,136 @@
+//! Tests that a value outside tensors, which a hook changes, reaches the next step also when steps
+//! run as CUDA graphs (`AMP_DEVICE=cuda`).
+
+use amp_core::{
+    event::Event,
+    prelude::*,
+    state::State,
+    trainer::{Graph, StepAccess},
+};
+use rstest::rstest;
+
+use crate::support::{
+    device,
+    model::{digits, same},
+    needs_cuda, seeded,
+};
+
+/// A loss whose weight rises over the first steps and then stays.
+#[derive(LightningModule)]
+#[loss(with = |output, target| Ok(loss::cross_entropy(output, target)?.f_mul_scalar(self.beta)?))]
+#[log(train_loss(on_epoch))]
+#[optimizer(sgd, lr = 0.1)]
+#[on_train_batch_end(Self::raise)]
+struct WarmedUp {
+    #[hparam(default = 12)]
+    steps: u64,
+    #[state(0.1)]
+    beta: f64,
+    #[state]
+    seen: u64,
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+impl WarmedUp {
+    fn raise(&mut self, _: &Tensor, _: Option<&StepOutcome>, hook: &mut Hook<'_>) -> Result<()> {
+        self.seen += 1;
+        self.beta = (0.1 + hook.global_step as f64 / self.steps as f64).min(1.0);
+        Ok(())
+    }
+}
+
+/// The same with a `late` hook and a method that gets the whole model.
+#[derive(LightningModule)]
+#[loss(with = |output, target| self.weighted(output, target))]
+#[log(train_loss(on_epoch))]
+#[optimizer(sgd, lr = 0.1)]
+#[on_train_batch_end(Self::raise, late)]
+struct Late {
+    #[state(0.1)]
+    beta: f64,
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+impl Late {
+    fn raise(&mut self, _: &Tensor, _: Option<&StepOutcome>, hook: &mut Hook<'_>) -> Result<()> {
+        self.beta = (0.1 + hook.global_step as f64 / 12.0).min(1.0);
+        Ok(())
+    }
+
+    fn weighted(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+        Ok(loss::cross_entropy(output, target)?.f_mul_scalar(self.beta)?)
+    }
+}
+
+/// Reads a field whose value cannot be compared.
+#[derive(LightningModule)]
+#[loss(with = |output, target| Ok(loss::cross_entropy(output, target)?.f_mul_scalar(self.factor)?))]
+#[optimizer(sgd, lr = 0.1)]
+struct Transient {
+    #[transient(1.0)]
+    factor: f64,
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn read(model: &dyn LightningModule) -> Result<Vec<String>> {
+    let mut values = State::default();
+    model.values_in_step(&mut values)?;
+    Ok(values.values().keys().cloned().collect())
+}
+
+#[test]
+fn only_fields_that_the_step_reads_are_compared() -> Result<()> {
+    assert_eq!(read(&WarmedUp::builder().build()?)?, ["beta"]);
+    assert_eq!(read(&Late::builder().build()?)?, ["beta"]);
+    Ok(())
+}
+
+#[test]
+fn a_late_hook_of_a_step_that_reads_state_is_called_after_each_step() -> Result<()> {
+    assert_eq!(Late::builder().build()?.step_access(), StepAccess::PerStep);
+    Ok(())
+}
+
+#[test]
+fn a_step_that_reads_a_transient_field_is_not_a_graph() -> Result<()> {
+    let access = Transient::builder().build()?.step_access();
+    assert!(matches!(access, StepAccess::InStep(why) if why.contains("#[transient]")), "{access:?}");
+    Ok(())
+}
+
+#[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
+fn a_changed_value_reaches_the_next_step(#[values(false, true)] late: bool) -> Result<()> {
+    needs_cuda();
+    let run = |graph| {
+        let _generator = seeded(7);
+        let mut model: Box<dyn LightningModule> = match late {
+            true => Box::new(Late::builder().build()?),
+            false => Box::new(WarmedUp::builder().build()?),
+        };
+        let config = TrainerConfig {
+            max_epochs: 4,
+            graph,
+            ..TrainerConfig::new(Precision::F32True, device())
+        };
+        let mut notes = Vec::new();
+        let mut listen = |event: &Event| -> Result<()> {
+            if let Event::Note { text } = event {
+                notes.push(text.clone());
+            }
+            Ok(())
+        };
+        let data = same(digits(320)?, 32)?;
+        let record = Trainer::new(config).subscribe(&mut listen).fit(model.as_mut(), &data)?;
+        let losses = record.epochs.iter().map(|epoch| epoch.value("train_loss"));
+        Ok::<_, amp_core::Error>((losses.collect::<Vec<_>>(), notes, record.end))
+    };
+    let ((eager, ..), (graphed, notes, end)) = (run(Graph::Off)?, run(Graph::On)?);
+    assert_eq!(eager, graphed);
+    // The weight stays the same from step 12 on.
+    assert!(end.replayed > 15, "{end:?} {notes:?}");
+    Ok(())
+}

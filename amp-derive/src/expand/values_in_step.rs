@@ -1,0 +1,93 @@
+//! Generates `LightningModule::values_in_step`: the fields that are neither layers nor tensors and
+//! that the training step reads. A CUDA graph contains their values, and hooks may change them.
+
+use proc_macro2::{Ident, TokenStream};
+use quote::quote;
+use syn::ext::IdentExt;
+
+use super::local;
+use crate::{
+    model::{Field, Forward, Kind, Loss, Measured, Metric, Model, Own, Step, Value},
+    tokens,
+};
+
+pub(super) fn expand(model: &Model, training: &Step) -> TokenStream {
+    let values = local("values");
+    let read = fields_read(model, training).into_iter().map(|Field { ident, .. }| {
+        let name = ident.unraw().to_string();
+        quote!(__amp::State::put(#values, #name, &__amp::hparam::put(&self.#ident))?;)
+    });
+    quote! {
+        fn values_in_step(&self, #values: &mut __amp::State) -> __amp::Result<()> {
+            let _ = &#values;
+            #(#read)*
+            __amp::Ok(())
+        }
+    }
+}
+
+/// Returns whether the training step reads a `#[transient]` field. Its value cannot be compared
+/// with an earlier one.
+pub(super) fn reads_transient(model: &Model, training: &Step) -> bool {
+    let code = code_of_step(model, training);
+    let transient = |field: &&Field| matches!(field.kind, Kind::State { saved: false, .. });
+    model.fields.iter().filter(transient).any(|field| tokens::contains(code.clone(), &field.ident))
+}
+
+/// Returns whether the training step reads `#[state]`.
+pub(super) fn reads_state(model: &Model, training: &Step) -> bool {
+    let is_state = |field: &&Field| matches!(field.kind, Kind::State { .. });
+    fields_read(model, training).iter().any(is_state)
+}
+
+/// Returns the state and hyperparameters that occur in the code of the step, or all of them if that
+/// code passes `self` to other code.
+fn fields_read<'m>(model: &'m Model, training: &Step) -> Vec<&'m Field> {
+    let code = code_of_step(model, training);
+    let names: Vec<&Ident> = model.fields.iter().map(|field| &field.ident).collect();
+    let all = matches!(training, Step::Function { .. }) || tokens::passes_self_on(code.clone(), &names);
+    let has_value = |field: &&Field| match field.kind {
+        Kind::State { saved, .. } => saved,
+        Kind::Hparam { .. } => true,
+        Kind::Layer { .. } | Kind::Tensor { .. } => false,
+    };
+    let is_read = |field: &&Field| all || tokens::contains(code.clone(), &field.ident);
+    model.fields.iter().filter(has_value).filter(is_read).collect()
+}
+
+/// Returns the code that the user has written for the forward pass, the loss and the metrics of a
+/// training step.
+fn code_of_step(model: &Model, training: &Step) -> TokenStream {
+    let forward = match &model.forward {
+        Forward::InOrder => None,
+        Forward::Body(body) => {
+            let body = &body.body;
+            Some(quote!(#body))
+        }
+        // Such a function receives `self`.
+        Forward::Function(_) => Some(quote!(self)),
+    };
+    let Step::Generated { loss, metrics, .. } = training else {
+        return forward.into_iter().collect();
+    };
+    let (loss, counts) = match loss {
+        Loss::Value(value) => (code_of(value), None),
+        Loss::Function(function, Own { counts, .. }) => (quote!(#function), counts.as_ref()),
+        Loss::Closure(closure, Own { counts, .. }) => (quote!(#closure), counts.as_ref()),
+    };
+    let metrics = metrics.iter().map(|Metric { value, of: Measured { output, .. }, .. }| {
+        let value = code_of(value);
+        quote!(#value, #output)
+    });
+    quote!(#forward, #loss, #counts, #(#metrics),*)
+}
+
+fn code_of(value: &Value) -> TokenStream {
+    match value {
+        Value::Known { keys, .. } => {
+            let values = keys.iter().map(|pair| &pair.value);
+            quote!(#(#values),*)
+        }
+        Value::Rust(value) => quote!(#value),
+    }
+}

@@ -2,8 +2,9 @@
 //! observe a run. The self-test uses an interceptor to put faults into a run.
 
 use amp_core::{
-    Hook, Hyperparameters, LightningModule, Result, Step,
+    Hook, Hyperparameters, LightningModule, LossScope, Result, Step,
     data::AnyBatch,
+    metric::Reduction,
     nn::{Visit, Visitor},
     optim::{Optimizers, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
@@ -155,6 +156,22 @@ impl<T: Interceptor> LightningModule for Intercepted<'_, T> {
         self.model.as_ref().step_access().and(self.interceptor.step_access())
     }
 
+    fn values_in_step(&self, values: &mut State) -> Result<()> {
+        self.model.as_ref().values_in_step(values)
+    }
+
+    fn loss_weight(&self, batch: &AnyBatch) -> Result<f64> {
+        self.model.as_ref().loss_weight(batch)
+    }
+
+    fn loss_scope(&self) -> LossScope {
+        self.model.as_ref().loss_scope()
+    }
+
+    fn reduction(&self, name: &str) -> Option<Reduction> {
+        self.model.as_ref().reduction(name)
+    }
+
     fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
         self.interceptor.validation_step(self.model.as_mut(), batch, step)
     }
@@ -219,5 +236,30 @@ impl<T: Interceptor> LightningModule for Intercepted<'_, T> {
 
     fn on_train_end(&mut self) -> Result<()> {
         self.model.as_mut().on_train_end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// Returns the names of the methods between `begin` and the end of that item.
+    fn methods<'s>(source: &'s str, begin: &str) -> Vec<&'s str> {
+        let (_, item) = source.split_once(begin).expect("the item");
+        let (item, _) = item.split_once("\n}\n").expect("the end of the item");
+        let name = |line: &'s str| Some(line.strip_prefix("    fn ")?.split_once('(')?.0);
+        item.lines().filter_map(name).collect()
+    }
+
+    /// A method that is not passed on would have its default, and the run would be another one than
+    /// without the interceptor.
+    #[test]
+    fn every_method_of_a_model_is_passed_on() {
+        let of_trait = include_str!("../../amp-core/src/module/mod.rs");
+        let of_trait = methods(of_trait, "\npub trait LightningModule: Visit {");
+        let own = include_str!("interceptor.rs");
+        let own = methods(own, "LightningModule for Intercepted<'_, T> {");
+        assert!(of_trait.len() > 15, "{of_trait:?}");
+        for name in of_trait {
+            assert!(own.contains(&name), "{name} is not passed on");
+        }
     }
 }

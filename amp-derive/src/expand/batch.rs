@@ -52,20 +52,19 @@ pub(super) fn target(model: &Model, locals: &Locals) -> TokenStream {
 
 /// Generates the expression for what a metric measures: the model's output, or what the user
 /// computes from this output.
-pub(super) fn measured(output: Option<&Expr>, locals: &Locals) -> TokenStream {
+pub(super) fn measured(
+    output: Option<&Expr>,
+    locals: &Locals,
+    of: impl FnOnce(&TokenStream) -> TokenStream,
+) -> TokenStream {
     let given = &locals.output;
-    match output {
-        None => quote!(&#given),
-        Some(expr) => {
-            // The user's expression mentions `output`, so this variable must have the hygiene of
-            // the user's code.
-            let name = Ident::new(symbol::OUTPUT, proc_macro2::Span::call_site());
-            quote!({
-                let #name = &#given;
-                &#expr
-            })
-        }
-    }
+    let Some(expr) = output else { return of(&quote!(&#given)) };
+    // The user's expression mentions `output`, so this variable must have the hygiene of
+    // the user's code. A `match` keeps a value that the expression creates until the metric is
+    // computed.
+    let name = Ident::new(symbol::OUTPUT, proc_macro2::Span::call_site());
+    let computed = of(&quote!(&#expr));
+    quote!(match &#given { #name => #computed })
 }
 
 /// Generates the expression for a field of the batch, or for the whole batch.

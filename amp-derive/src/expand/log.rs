@@ -274,12 +274,14 @@ fn metric(model: &Model, metric: &Metric, locals: &Locals) -> TokenStream {
     let step = &locals.step;
     let (name, options) = (&metric.name, options(metric.log));
     let value = value(&metric.value, &quote!(metric));
-    let output = batch::measured(metric.of.output.as_ref(), locals);
     let target = match &metric.of.target {
         Some(part) => batch::part(part, locals),
         None => batch::target(model, locals),
     };
-    quote! { #step.metric(#name, &#value, #output, #target, #options)?; }
+    let logged = batch::measured(metric.of.output.as_ref(), locals, |output| {
+        quote!(#step.metric(#name, &#value, #output, #target, #options)?)
+    });
+    quote!(#logged;)
 }
 
 fn metric_of_state(metric: &Metric, state: &Ident, locals: &Locals) -> TokenStream {

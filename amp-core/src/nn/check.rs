@@ -23,6 +23,16 @@ pub(super) fn overrides_name_modules(
     Err(Error::config(format!("the model has no module `{unknown}`: {instead}")))
 }
 
+/// Checks the rule: each of these sizes of a layer is positive.
+pub(in crate::nn) fn are_positive(layer: &str, name: &str, sizes: &[i64]) -> Result<()> {
+    match sizes.iter().find(|size| **size < 1) {
+        Some(size) => {
+            Err(Error::config(format!("{layer}: {name} {size}, but it must be at least 1")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Checks that each name belongs to one tensor, and that parameters have a floating-point dtype.
 pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
     names_are_unique(found.iter().map(|found| (found.name.as_str(), &found.tensor)))?;

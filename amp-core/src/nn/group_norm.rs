@@ -3,7 +3,9 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Context, Module, Role, Visit, Visitor, init,
+    Context, Module, Role, Visit, Visitor,
+    check::are_positive,
+    init,
     norm::{NormalizedShape, eps_is_positive},
 };
 use crate::{Error, Result};
@@ -41,10 +43,11 @@ impl GroupNorm {
     /// Initializes the weight to 1 and the bias to 0.
     ///
     /// # Errors
-    /// When the groups do not divide the channels, or eps is not above 0.
+    /// When there are no channels, the groups do not divide them, or eps is not above 0.
     pub fn new(config: GroupNormConfig) -> Result<Self> {
         let GroupNormConfig { num_groups, num_channels, eps, affine } = config;
         eps_is_positive("group_norm", eps)?;
+        are_positive("group_norm", "num_channels", &[num_channels])?;
         if num_groups < 1 || num_channels % num_groups != 0 {
             return Err(Error::config(format!(
                 "group_norm: {num_groups} groups do not divide {num_channels} channels"
@@ -118,11 +121,12 @@ impl InstanceNorm {
     /// 1.
     ///
     /// # Errors
-    /// When the size is negative, eps is not above 0 or the momentum is not in [0, 1].
+    /// When the size is below 1, eps is not above 0 or the momentum is not in [0, 1].
     pub fn new(config: InstanceNormConfig) -> Result<Self> {
         let InstanceNormConfig { num_features, eps, momentum, affine, track_running_stats } =
             config;
         eps_is_positive("instance_norm", eps)?;
+        are_positive("instance_norm", "num_features", &[num_features])?;
         momentum_is_a_fraction("instance_norm", momentum)?;
         let running = track_running_stats.then(|| running_statistics(num_features)).transpose()?;
         let affine = weight_and_bias(num_features, affine)?;

@@ -15,7 +15,7 @@ pub use transpose::{
 
 use tch::Tensor;
 
-use super::{Context, Module, Op, Role, Sizes, Visit, Visitor, init};
+use super::{Context, Module, Op, Role, Sizes, Visit, Visitor, check::are_positive, init};
 use crate::{Error, Result, ffi};
 
 /// The options of a [`Conv`] over `N` dimensions. The defaults are those of nn.Conv2d.
@@ -108,6 +108,9 @@ impl<const N: usize> Conv<N> {
     pub fn new(config: ConvConfig<N>) -> Result<Self> {
         let ConvConfig { in_channels, out_channels, kernel_size, groups, .. } = config;
         groups_divide("conv", groups, in_channels, out_channels)?;
+        are_positive("conv", "kernel_size", &kernel_size.0)?;
+        are_positive("conv", "stride", &config.stride.0)?;
+        are_positive("conv", "dilation", &config.dilation.0)?;
         config.padding.check(config.stride)?;
         let fan_in = in_channels / groups * kernel_size.product();
         let shape = [&[out_channels, in_channels / groups][..], &kernel_size.0].concat();
@@ -143,6 +146,7 @@ fn weights(shape: &[i64], fan_in: i64, bias: Option<i64>) -> Result<(Tensor, Opt
 }
 
 fn groups_divide(layer: &str, groups: i64, in_channels: i64, out_channels: i64) -> Result<()> {
+    are_positive(layer, "channels", &[in_channels, out_channels])?;
     if groups > 0 && in_channels % groups == 0 && out_channels % groups == 0 {
         return Ok(());
     }

@@ -86,6 +86,9 @@ impl<const N: usize> ConvTranspose<N> {
     pub fn new(config: ConvTransposeConfig<N>) -> Result<Self> {
         let ConvTransposeConfig { in_channels, out_channels, kernel_size, groups, .. } = config;
         groups_divide("conv_transpose", groups, in_channels, out_channels)?;
+        super::are_positive("conv_transpose", "kernel_size", &kernel_size.0)?;
+        super::are_positive("conv_transpose", "stride", &config.stride.0)?;
+        super::are_positive("conv_transpose", "dilation", &config.dilation.0)?;
         let fan = out_channels / groups * kernel_size.product();
         let shape = [&[in_channels, out_channels / groups][..], &kernel_size.0].concat();
         let (weight, bias) = weights(&shape, fan, config.bias.then_some(out_channels))?;

@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use super::{MaxNorm, changes_table, padding_index, table, visit_table};
+use super::{MaxNorm, are_positive, changes_table, padding_index, table, visit_table};
 use crate::{
     Error, Result,
     nn::{Context, Forward, Visit, Visitor},
@@ -102,7 +102,7 @@ impl EmbeddingBag {
     /// Creates the layer. Draws the table of vectors from N(0, std²). The padding vector is zero.
     ///
     /// # Errors
-    /// When a size is negative, `padding_idx` is not an index of the table, `max_norm` or
+    /// When a size is below 1, `padding_idx` is not an index of the table, `max_norm` or
     /// `norm_type` is not above 0, or `scale_grad_by_freq` is set together with [`BagMode::Max`].
     pub fn new(config: EmbeddingBagConfig) -> Result<Self> {
         let EmbeddingBagConfig { num_embeddings, embedding_dim, std, .. } = config;
@@ -111,6 +111,8 @@ impl EmbeddingBag {
                 "scale_grad_by_freq is for sums and means, but the mode is Max".to_owned(),
             ));
         }
+        are_positive("embedding_bag", "num_embeddings", &[num_embeddings])?;
+        are_positive("embedding_bag", "embedding_dim", &[embedding_dim])?;
         let padding_idx = padding_index(config.padding_idx, num_embeddings)?;
         let max_norm = MaxNorm::new("embedding_bag", config.max_norm, config.norm_type)?;
         let weight = table([num_embeddings, embedding_dim], std, padding_idx)?;

@@ -6,7 +6,7 @@ mod rescale;
 use tch::Tensor;
 
 use self::rescale::MaxNorm;
-use super::{Context, Module, Visit, Visitor, init};
+use super::{Context, Module, Visit, Visitor, check::are_positive, init};
 use crate::{Error, Result, nn::Role};
 
 pub use bag::{BagMode, EmbeddingBag, EmbeddingBagConfig};
@@ -65,10 +65,12 @@ impl Embedding {
     /// Creates the layer. Draws the table of vectors from N(0, std²). The padding vector is zero.
     ///
     /// # Errors
-    /// When a size is negative, `padding_idx` is not an index of the table, or `max_norm` or
+    /// When a size is below 1, `padding_idx` is not an index of the table, or `max_norm` or
     /// `norm_type` is not above 0.
     pub fn new(config: EmbeddingConfig) -> Result<Self> {
         let EmbeddingConfig { num_embeddings, embedding_dim, scale_grad_by_freq, std, .. } = config;
+        are_positive("embedding", "num_embeddings", &[num_embeddings])?;
+        are_positive("embedding", "embedding_dim", &[embedding_dim])?;
         let padding_idx = padding_index(config.padding_idx, num_embeddings)?;
         let max_norm = MaxNorm::new("embedding", config.max_norm, config.norm_type)?;
         let weight = table([num_embeddings, embedding_dim], std, padding_idx)?;

@@ -185,6 +185,34 @@ impl Replay<'_> {
     }
 }
 
+/// Observes the validation of batches.
+pub(crate) struct Validation(Rc<Watch>);
+
+impl Validation {
+    /// Returns an observer, and `context` with it.
+    pub(crate) fn observe(context: Context) -> (Self, Context) {
+        let watch = Rc::new(Watch::default());
+        (Self(watch.clone()), context.with_probe(watch))
+    }
+
+    /// Runs the validation step on a batch. Returns the first value that is not finite: a tensor of
+    /// the batch, or the output of a module. The caller has switched gradients off.
+    pub(crate) fn find(
+        &self,
+        model: &mut dyn LightningModule,
+        batch: &AnyBatch,
+        step: &mut Step<'_>,
+    ) -> Result<Option<Provenance>> {
+        for (name, tensor) in batch.numbers() {
+            if let Some(found) = check(Cause::Input(name.to_owned()), tensor, None)? {
+                return Ok(Some(found));
+            }
+        }
+        model.validation_step(batch, step)?;
+        self.0.first.take().transpose()
+    }
+}
+
 /// Follows the gradient of the scaled loss back through the modules, starting with the last module,
 /// until a gradient is not finite.
 fn backward(

@@ -12,6 +12,7 @@ use crate::{
     log::{Interval, Log, Logged, Media},
     nn::{Context, Evaluating},
     precision::Policy,
+    provenance::Validation,
 };
 
 /// The loaders of the validation, test or prediction sets, each with the name of its set.
@@ -152,6 +153,32 @@ impl Evaluator {
             show(name, media)?;
         }
         loaders.values(&logs)
+    }
+
+    /// Looks for the first value of a validation that is not finite, and describes it with its batch.
+    pub(super) fn explain(
+        &mut self,
+        model: &mut dyn LightningModule,
+        loaders: &Loaders,
+    ) -> Result<Option<String>> {
+        let context = std::mem::replace(&mut self.context, Context::new(self.policy, false));
+        let (validation, context) = Validation::observe(context);
+        self.context = context;
+        for (set, loader) in &loaders.0 {
+            for (index, batch) in loader.epoch(0, 0)?.enumerate() {
+                let (scope, interval) = (LossScope::Examples, Interval::of(false));
+                let (_, found) =
+                    self.in_parts(&batch?, scope, interval, |runner, part, log| {
+                        let mut step = Step::new(&runner.context, log, index, runner.global_step);
+                        validation.find(model, part, &mut step)
+                    })?;
+                if let Some(cause) = found.into_iter().flatten().next() {
+                    let set = if set.is_empty() { "the set" } else { set };
+                    return Ok(Some(format!("{cause} (batch {index} of {set})")));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Predicts each batch in order, and calls `write` with the predictions, the name of the set

@@ -48,6 +48,8 @@ pub(super) struct Run<'r, 'c> {
     /// When the last validation ended, and the run's position then. `None` before the first
     /// validation.
     pub(super) validated: Option<(Instant, Position)>,
+    /// Whether a validation loss that is not finite was explained.
+    pub(super) explained: bool,
     /// Why the run ends as soon as `min_epochs` and `min_steps` are reached. `None` while nothing
     /// has requested the end.
     stop: Option<String>,
@@ -138,6 +140,7 @@ impl<'r, 'c> Run<'r, 'c> {
             started: Instant::now(),
             trained_before: Duration::ZERO,
             validated: None,
+            explained: false,
             stop: None,
             ended: false,
             interruption,

@@ -68,8 +68,35 @@ impl Run<'_, '_> {
         let values = self.evaluate(None);
         self.state.swap_average()?;
         let values = values?;
+        self.explain_once(&values)?;
         self.validated = Some((Instant::now(), self.position));
         Ok(values)
+    }
+
+    /// Emits a note with the first value that is not finite, if a validation loss is not. The first
+    /// such validation of a run is explained.
+    fn explain_once(&mut self, values: &[Logged]) -> Result<()> {
+        let is_loss = |logged: &&Logged| logged.name.starts_with("val_loss");
+        let Some(loss) = values.iter().filter(is_loss).find(|logged| !logged.value.is_finite())
+        else {
+            return Ok(());
+        };
+        if std::mem::replace(&mut self.explained, true) || !self.config.recovery.provenance {
+            return Ok(());
+        }
+        let backup = StateBackup::begin(self.model, self.config.device)?;
+        let mut evaluator =
+            Evaluator::new(self.config, self.state.policy(), self.state.global_step());
+        self.state.swap_average()?;
+        let found = evaluator.explain(self.model, &self.val.clone());
+        self.state.swap_average()?;
+        backup.end(self.model)?;
+        if let Some(cause) = found? {
+            let (name, value) = (&loss.name, loss.value);
+            let text = format!("`{name}` is {value}: in validation, {cause}");
+            (self.observers.emit)(Event::Note { text })?;
+        }
+        Ok(())
     }
 
     fn evaluate(&mut self, most: Option<i64>) -> Result<Vec<Logged>> {

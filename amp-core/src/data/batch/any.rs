@@ -293,7 +293,7 @@ impl AnyBatch {
     }
 
     /// Returns the number of bytes of the batch's tensors.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.fields.iter().map(|field| tensor_bytes(&field.tensor)).sum()
     }
 

@@ -112,7 +112,7 @@ impl<'a> Checks<'a> {
         }
         self.describe(&plain)?;
         self.batches(&plain)?;
-        self.memory(&plain);
+        self.memory(&plain)?;
         self.end(&mut stages)?;
         device::check(self.setup, self.findings)?;
         self.end(&mut stages)?;
@@ -186,24 +186,22 @@ impl<'a> Checks<'a> {
     }
 
     /// Checks that training steps do not leak memory.
-    fn memory(&mut self, plain: &FinalState) {
+    fn memory(&mut self, plain: &FinalState) -> Result<()> {
         let held = &plain.counts.held;
         // The first six steps are left out, because they allocate the optimizer's state, workspaces
         // of libraries and a CUDA graph.
         let Some(later) = held.get(6..).filter(|later| later.len() >= 4) else {
             self.findings.left_out(Reason::Memory, "the epoch has too few steps");
-            return;
+            return Ok(());
         };
         let (first, second) = later.split_at(later.len() / 2);
         let least = |held: &[i64]| held.iter().copied().min().unwrap_or_default();
-        let grown = (least(second) - least(first)).max(0);
-        self.findings.measured(
-            Reason::Memory,
-            "smallest memory of later steps, minus that of earlier steps",
-            &format!("plain run, the last {} steps", second.len()),
-            Unit::Bytes,
-            (grown as f64, 0.0),
-        );
+        let figure = (least(second) - least(first)).max(0) as f64;
+        let what = "smallest memory of later steps, minus that of earlier steps";
+        let over = format!("plain run, the last {} steps", second.len());
+        let figure = (figure, self.setup.varying_bytes(Scenario::Epoch)? as f64);
+        self.findings.measured(Reason::Memory, what, &over, Unit::Bytes, figure);
+        Ok(())
     }
 
     /// Checks runs with a high loss scale: steps overflow, and the loss scale falls and grows.

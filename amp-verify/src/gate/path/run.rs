@@ -89,6 +89,24 @@ impl Setup<'_> {
         Ok(loader.limited(config.loops.limit_train_batches).batches())
     }
 
+    /// Returns by how many bytes the batches in memory can differ between steps, because sequences
+    /// of different lengths give batches of different sizes: 0 if all full batches are equally large.
+    pub(super) fn varying_bytes(&self, scenario: Scenario) -> Result<u64> {
+        let config = self.config(scenario)?;
+        let (data, mut sizes) = (&self.case.data, Vec::new());
+        for batch in config.train_loader(data)?.epoch(0, 0)? {
+            let batch = batch?;
+            if batch.len() == data.batch_size {
+                sizes.push(batch.bytes());
+            }
+        }
+        let (least, most) = (sizes.iter().min(), sizes.iter().max());
+        // The batches of a step, the batch after it and those that are loaded ahead.
+        let ahead = data.loading.prefetch.unwrap_or(1) as u64;
+        let held = config.optimization.accumulate_grad_batches.cast_unsigned() + 1 + ahead;
+        Ok(least.zip(most).map_or(0, |(least, most)| held * (most - least)))
+    }
+
     pub(super) fn config(&self, scenario: Scenario) -> Result<TrainerConfig> {
         let mut config = self.job.config(self.case, self.precision);
         config.graph = Graph::Auto;
@@ -264,4 +282,87 @@ impl Callback for Saver {
 /// Creates a temporary folder. The folder is removed when the returned value is dropped.
 pub(super) fn folder() -> Result<tempfile::TempDir> {
     tempfile::tempdir().map_err(|error| Error::io("a temporary folder", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{
+        data::{Batch, DataModule, Dataset},
+        precision::Kernels,
+        prelude::*,
+        trainer::Check,
+    };
+
+    use crate::{
+        DataSet, Registry,
+        changes::Changes,
+        gate::{Task, deadline::Deadline, job::Job, reason::Reason},
+        length::Length,
+        model, project,
+    };
+
+    #[derive(LightningModule)]
+    #[forward(|x| head(&x.f_mean_dim([1].as_slice(), true, x.kind())?))]
+    #[loss(mse_loss)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Mean {
+        #[layer(linear(1, 1))]
+        head: Linear,
+    }
+
+    /// Sequences that are longer the later they come.
+    struct Growing(i64);
+
+    impl Dataset for Growing {
+        type Batch = Batch;
+
+        fn len(&self) -> i64 {
+            self.0
+        }
+
+        fn gather(&mut self, indices: &[i64]) -> Result<Batch> {
+            let longest = 100 * indices.iter().max().map_or(1, |last| last + 1);
+            let ones = |width| {
+                Tensor::f_ones([indices.len() as i64, width], (Kind::Float, Device::Cpu))
+            };
+            Batch::new(ones(longest)?, ones(1)?)
+        }
+    }
+
+    fn growing(batch_size: i64) -> Result<DataModule> {
+        Ok(DataModule::new("growing", Growing(64), Growing(8), batch_size).in_order())
+    }
+
+    /// A model whose batches have different sizes does not leak memory because a later batch is
+    /// larger.
+    #[test]
+    fn larger_batches_are_not_a_leak() -> Result<()> {
+        let model = model!(Mean).judged_by_loss().margin(1.0).batch_size(4);
+        let data = DataSet::new("growing", growing);
+        let registry = Registry::new(project!()).data_set(data).model(model);
+        let job = Job {
+            model: "Mean".into(),
+            precision: Precision::Bf16Mixed,
+            seed: 1,
+            length: Length::Epochs(1),
+            changes: Changes::default(),
+            device: "cpu".into(),
+            tf32: false,
+            deterministic: false,
+            kernels: Kernels::default(),
+            check: Check::Off,
+            task: Task::Path,
+            overrides: Default::default(),
+            fault: None,
+        };
+        let outcome = super::super::run(&job, &registry, &Deadline::default())?;
+        let path = outcome.path.expect("a report");
+        let judged = path.checked.iter().any(|checked| {
+            checked.rule == Reason::Memory && checked.what.starts_with("smallest memory")
+        });
+        assert!(judged, "{:?}", path.checked);
+        let leaks = outcome.failures.iter().filter(|failure| failure.reason == Reason::Memory);
+        assert_eq!(leaks.count(), 0, "{:?}", outcome.failures);
+        Ok(())
+    }
 }

@@ -3,9 +3,11 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::thread;
 
 use crate::cargo;
 use crate::cli::Device;
@@ -16,6 +18,29 @@ use crate::project::Package;
 /// The variable with the number of threads that libtorch uses for each operation, unless the
 /// program sets another number.
 const THREADS: &str = "OMP_NUM_THREADS";
+
+/// How often a thread of libgomp looks for the others before it sleeps.
+const SPIN: &str = "GOMP_SPINCOUNT";
+
+/// Lets the threads of an operation wait for each other by sleeping if other processes use the cores
+/// too. Otherwise they spin for milliseconds, and a small model takes ten times as long. Does
+/// nothing if the user has chosen how threads wait.
+fn wait_asleep(command: &mut Command) {
+    let chosen = [SPIN, "OMP_WAIT_POLICY"].iter().any(|name| env::var_os(name).is_some());
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    if !chosen && are_shared(cores, &load) {
+        command.env(SPIN, "1000");
+    }
+}
+
+/// Returns whether other processes use at least half of the cores. `load` is the content of
+/// `/proc/loadavg`, as in `0.20 0.18 0.12 3/80 11206`: 3 threads run, of which this is one.
+fn are_shared(cores: usize, load: &str) -> bool {
+    let running = load.split_whitespace().nth(3).and_then(|tasks| tasks.split_once('/'));
+    let running = running.and_then(|(running, _)| running.parse::<usize>().ok()).unwrap_or(1);
+    2 * running.saturating_sub(1) >= cores
+}
 
 /// Runs all test binaries of `package`, or of the whole workspace. If one of the binaries fails,
 /// still runs the others.
@@ -74,6 +99,9 @@ pub(crate) fn amp(
     let mut command = Command::new(binary);
     command.args(arguments);
     libtorch.apply_to_run(&mut command);
+    if !measures {
+        wait_asleep(&mut command);
+    }
     replace_process(command)
 }
 
@@ -117,4 +145,18 @@ fn replace_process(mut command: Command) -> Result<ExitCode, Error> {
 
 fn could_not_start(command: &Command, error: &std::io::Error) -> Error {
     Error::new(format!("{} could not be started: {error}", command.get_program().display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::are_shared;
+
+    #[test]
+    fn cores_are_shared_if_others_use_half_of_them() {
+        assert!(!are_shared(2, "0.20 0.18 0.12 1/80 11206"));
+        assert!(are_shared(2, "9.20 0.18 0.12 2/80 11206"));
+        assert!(!are_shared(8, "0.20 0.18 0.12 4/80 11206"));
+        assert!(are_shared(8, "0.20 0.18 0.12 5/80 11206"));
+        assert!(!are_shared(2, ""));
+    }
 }

@@ -134,6 +134,9 @@ impl DataModule {
             return Err(Error::config(format!("batch size {batch}: it must be at least 1")));
         }
         self.train.check()?;
+        if train == 0 {
+            return Err(Error::config(format!("`{name}` has no training examples")));
+        }
         if let Order::Sampled(sampler) = &self.order {
             let drawn = sampler.len(train);
             if batch > drawn {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use amp_core::{
     Result,
-    data::{Batch, BatchType, DataLoader, DataModule, Loading, Placement, SharedDataset},
+    data::{Batch, BatchType, Bucketed, DataLoader, DataModule, Loading, Placement, SharedDataset},
     precision::{Policy, Precision},
     tch::{Device, Kind, Tensor},
 };
@@ -155,6 +155,14 @@ fn a_batch_as_large_as_the_set_is_accepted() -> Result<()> {
 #[test]
 fn the_permutation_is_that_of_the_first_release() -> Result<()> {
     assert_eq!(order(&plain(8, 8)?.shuffled(42), 3)?, [[6, 4, 2, 7, 0, 3, 1, 5]]);
+    Ok(())
+}
+
+#[rstest]
+fn an_empty_training_set_is_refused(#[values(false, true)] sampled: bool) -> Result<()> {
+    let data = DataModule::new("numbers", numbered(0)?, numbered(4)?, 4);
+    let data = if sampled { data.with_order(Bucketed::new(Vec::new())) } else { data };
+    assert_eq!(message(data.check()), "`numbers` has no training examples");
     Ok(())
 }
 

@@ -35,7 +35,26 @@ pub struct Ctc {
 
 impl Ctc {
     /// Computes the loss of outputs with these lengths (`[N]`, int64, on the output's device). With
-    /// the reduction `None`, returns the loss of each example, `[N]`.
+    /// the reduction `None` of `amp_core::tch::Reduction`, returns the loss of each example, `[N]`.
+    ///
+    /// ```no_run,standalone_crate
+    /// use amp_core::{prelude::*, tch::Reduction};
+    ///
+    /// #[derive(Batch)]
+    /// struct Utterances {
+    ///     features: Tensor,
+    ///     #[batch(ids)]
+    ///     lengths: Tensor,
+    ///     #[batch(ids)]
+    ///     phonemes: Tensor,
+    /// }
+    ///
+    /// /// For `#[batch(Utterances, inputs(features), target = batch)]` and `#[loss(with = ctc, of = examples)]`.
+    /// fn ctc(output: &Tensor, batch: &Utterances) -> Result<Tensor> {
+    ///     loss::Ctc::default().reduced(output, &batch.phonemes, &batch.lengths, Reduction::Mean)
+    /// }
+    /// # fn main() { let _ = ctc; }
+    /// ```
     ///
     /// # Errors
     /// When output, target or options are not as [`Ctc`] requires.

@@ -100,7 +100,8 @@ type Compute = Arc<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>;
 pub enum Reduction {
     /// The only sum of the state, divided by the state's weight.
     Mean,
-    /// The first of the state's two sums, divided by the second.
+    /// The first of the state's two sums, divided by the second. The state has one tensor with
+    /// both: `MetricState::sum(&Tensor::f_stack(&[errors, known], 0)?)`.
     Ratio,
     /// The result of a function of the state's merged tensors; see [`Reduction::of`].
     Of(Compute),

@@ -85,7 +85,8 @@ impl Twin {
 
     /// Sets the hyperparameters with which `parity` builds the model and its twin, as a JSON
     /// object. They replace the registered hyperparameters. Dropout must be 0, because the model
-    /// and the twin would use different random dropout masks.
+    /// and the twin would use different random dropout masks:
+    /// `.hyperparameters(amp_verify::json!({ "dropout": 0.0 }))`.
     ///
     /// # Panics
     /// When the value is not a JSON object, which is a mistake in the registry's source.

@@ -213,7 +213,8 @@ impl Model {
         self
     }
 
-    /// Sets hyperparameters that differ from the struct's defaults, as a JSON object.
+    /// Sets hyperparameters that differ from the struct's defaults, as a JSON object:
+    /// `.hyperparameters(amp_verify::json!({ "hidden_size": 128 }))`.
     ///
     /// # Panics
     /// When the value is not a JSON object, which is a mistake in the registry's source.

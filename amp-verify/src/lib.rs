@@ -22,6 +22,8 @@ mod interceptor;
 #[cfg(feature = "cli")]
 mod python;
 #[cfg(feature = "cli")]
+mod reset;
+#[cfg(feature = "cli")]
 mod rounding;
 
 mod scalars;

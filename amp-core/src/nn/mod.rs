@@ -104,7 +104,7 @@ pub use parameters::{Role, clear_gradients, named_tensors, parameters, place};
 pub(crate) use parameters::{changed_in_forward, parameters_in_regions};
 pub use part::{PartOfAny, PartOfChild, Within};
 #[doc(hidden)]
-pub use planted::{FusedTimes, LayerLosesDigits};
+pub use planted::{FaultyLayer, FusedTimes, LayerFault};
 pub use pool::{
     AdaptiveAvgPool, AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d, AdaptiveMaxPool,
     AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d, AvgPool, AvgPool1d, AvgPool1dConfig,

@@ -9,7 +9,7 @@ use crate::{Result, precision::Tensors};
 
 thread_local! {
     static FACTOR: Cell<Option<f64>> = const { Cell::new(None) };
-    static LAYER: RefCell<Option<String>> = const { RefCell::new(None) };
+    static LAYER: RefCell<Option<(String, LayerFault)>> = const { RefCell::new(None) };
 }
 
 /// A guard. While it exists, the output of fused layers on this thread is multiplied by a factor. A
@@ -38,7 +38,7 @@ impl Drop for FusedTimes {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Planted {
     factor: Option<f64>,
-    layer: Option<String>,
+    layer: Option<(String, LayerFault)>,
 }
 
 impl Planted {
@@ -82,22 +82,31 @@ pub(super) fn of_group(output: Option<Tensor>) -> Result<Option<Tensor>> {
     }
 }
 
-/// A guard. While it exists, the 16-bit outputs of the module at a path lose their last two binary
-/// digits, as if the module added up in 16 bits. Only models on this thread are affected. Outputs
-/// in wider dtypes and gradients do not change.
+/// What a planted layer does to its 16-bit outputs. Outputs in other dtypes do not change.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerFault {
+    /// They lose their last two binary digits, as if sums were kept in 16 bits. Gradients do not
+    /// change.
+    LosesDigits,
+    /// Numbers below the smallest normal one become zero, and so do their gradients.
+    FlushesSmall,
+}
+
+/// A guard: while it exists, the module at a path has a fault. It affects this thread's models.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct LayerLosesDigits(());
+pub struct FaultyLayer(());
 
-impl LayerLosesDigits {
+impl FaultyLayer {
     /// Plants the fault in the module at `path`.
-    pub fn new(path: impl Into<String>) -> Self {
-        LAYER.set(Some(path.into()));
+    pub fn new(path: impl Into<String>, fault: LayerFault) -> Self {
+        LAYER.set(Some((path.into(), fault)));
         Self(())
     }
 }
 
-impl Drop for LayerLosesDigits {
+impl Drop for FaultyLayer {
     fn drop(&mut self) {
         LAYER.set(None);
     }
@@ -105,18 +114,28 @@ impl Drop for LayerLosesDigits {
 
 /// Applies the planted fault to the output of the module at `path`.
 pub(super) fn of_layer<T: Tensors>(path: &str, output: T) -> Result<T> {
-    if LAYER.with_borrow(|layer| layer.as_deref() != Some(path)) {
+    let of = |(own, fault): &(String, LayerFault)| (own == path).then_some(*fault);
+    let Some(fault) = LAYER.with_borrow(|layer| layer.as_ref().and_then(of)) else {
         return Ok(output);
-    }
+    };
     output.each(&mut |tensor| {
-        if !matches!(tensor.kind(), Kind::Half | Kind::BFloat16) {
-            return Ok(tensor.shallow_clone());
-        }
+        let smallest = match tensor.kind() {
+            Kind::Half => 2.0_f64.powi(-14),
+            Kind::BFloat16 => 2.0_f64.powi(-126),
+            _ => return Ok(tensor.shallow_clone()),
+        };
         let exact = tensor.f_detach()?.f_contiguous()?;
-        let bits = exact.f_view_dtype(Kind::Int16)?.f_bitwise_and(-4)?;
-        // The difference is added to `tensor`, and not returned as a new tensor, so that the
-        // gradient of `tensor` is kept. Difference and sum are exact.
-        let lost = bits.f_view_dtype(tensor.kind())?.f_sub(&exact)?;
-        Ok(tensor.f_add(&lost)?)
+        match fault {
+            LayerFault::LosesDigits => {
+                let bits = exact.f_view_dtype(Kind::Int16)?.f_bitwise_and(-4)?;
+                // The difference is exact, and so is the sum.
+                let lost = bits.f_view_dtype(tensor.kind())?.f_sub(&exact)?;
+                Ok(tensor.f_add(&lost)?)
+            }
+            LayerFault::FlushesSmall => {
+                let small = exact.f_abs()?.f_lt(smallest)?;
+                Ok(tensor.f_masked_fill(&small, 0.0)?)
+            }
+        }
     })
 }

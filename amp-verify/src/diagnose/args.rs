@@ -79,13 +79,7 @@ impl DiagnoseArgs {
         let baseline_moved = reference.map(|reference| reference.moved(case)).transpose()?;
         let build = || case.build();
         let batch = case.data.train.head(case.data.batch_size)?;
-        let subject = || Subject {
-            build: &build,
-            batch: &batch,
-            device: case.trainer.device,
-            seed: case.trainer.seed,
-            overrides: case.trainer.numerics.overrides.clone(),
-        };
+        let subject = || Subject::new(case, &build, &batch);
         let (layers, modules) = module_paths(&subject())?;
         let scope = Scope {
             overrides: &case.trainer.numerics.overrides,

@@ -14,7 +14,7 @@ use std::any::Any;
 use amp_core::{
     Result, TrainerConfig,
     data::{Batch, BatchType, DataModule, Limit, Order},
-    nn::{FusedTimes, LayerLosesDigits},
+    nn::{FaultyLayer, FusedTimes, LayerFault},
     precision::{Clip, GrowsOnHostAlone, Precision},
 };
 use serde::{Deserialize, Serialize};
@@ -148,6 +148,7 @@ faults! {
     Bf16Weights in Precision: "master weights are kept in bf16",
     LayerTruncates in Precision: "a layer truncates to f16, instead of rounding",
     LayerLosesDigits in Precision: "the 16-bit results of one layer lose their last two bits",
+    LayerFlushesSmall in Precision: "the 16-bit results of one layer below the smallest normal number become zero",
     LayerWide in Precision: "a layer multiplies in f32 and casts the result to f16",
     RoundedTwice in Precision: "a layer's values are rounded to bf16 and then to f16",
     LossInF16 in Precision: "the loss is truncated to 6 bits after the binary point",
@@ -206,7 +207,9 @@ impl Fault {
             | Self::LayerWide
             | Self::RoundedTwice
             | Self::DropoutScaleWrong => Some("a layer in the model that has this fault"),
-            Self::LayerLosesDigits => Some("the name of the layer to which the fault is applied"),
+            Self::LayerLosesDigits | Self::LayerFlushesSmall => {
+                Some("the name of the layer to which the fault is applied")
+            }
             Self::LayerNormInF16 => Some("a layer norm whose input has a large variance"),
             Self::BuffersMoveOnSkip
             | Self::CountsConverted
@@ -319,7 +322,12 @@ impl Fault {
         match fault.filter(|fault| fault.strikes(precision))? {
             Self::GrowsOnHostAlone => Some(Box::new(GrowsOnHostAlone::new())),
             Self::FusedLayersWrong => Some(Box::new(FusedTimes::new(1.05))),
-            Self::LayerLosesDigits => Some(Box::new(LayerLosesDigits::new(layer?))),
+            Self::LayerLosesDigits => {
+                Some(Box::new(FaultyLayer::new(layer?, LayerFault::LosesDigits)))
+            }
+            Self::LayerFlushesSmall => {
+                Some(Box::new(FaultyLayer::new(layer?, LayerFault::FlushesSmall)))
+            }
             _ => None,
         }
     }

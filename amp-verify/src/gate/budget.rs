@@ -10,11 +10,8 @@
 //! fewer draws. With [`FEWEST_DRAWS`] in place of [`DRAWS`], a bound is 1.12 times as wide if s is
 //! a tenth of the mean, the smallest s. It is 1.26 times as wide if s is half of the mean.
 
-use std::rc::Rc;
-
 use amp_core::{Result, data::AnyBatch};
 
-use super::job::Job;
 use crate::{
     case::Case,
     layers::{self, Subject},
@@ -53,29 +50,32 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Computes the budget for the model of the case. Runs the model once on a few examples to
-    /// count its multiplications. `steps` is the number of first steps that are compared with
-    /// 32-true.
-    pub(super) fn of(job: &Job, case: &Case, steps: u64) -> Result<Self> {
+    /// Computes the budget of the case's model, which runs once on a few examples. A model that
+    /// needs more examples runs on a batch, and is never judged on less than that. `steps` is the
+    /// number of the first steps.
+    ///
+    /// # Errors
+    /// When the model does not run on a batch.
+    pub(super) fn of(case: &Case, steps: u64) -> Result<Self> {
         let batch = case.data.batch_size;
-        let few = case.data.train.head(batch.min(FEWEST_EXAMPLES))?;
         let build = || case.build();
-        let subject = Subject {
-            build: &build,
-            batch: &few,
-            device: case.trainer.device,
-            seed: case.trainer.seed,
-            overrides: Rc::new(job.overrides.clone()),
+        let products = |examples: i64| -> Result<f64> {
+            let few = case.data.train.head(examples)?;
+            let products = layers::products(&Subject::new(case, &build, &few))?;
+            Ok(products / few.len().max(1) as f64)
         };
-        // If the multiplications cannot be counted, the numbers are not reduced.
-        let products = layers::products(&subject).unwrap_or(0.0) / few.len().max(1) as f64;
+        let few = FEWEST_EXAMPLES.min(batch);
+        let (products, fewest) = match products(few) {
+            Ok(products) => (products, few),
+            Err(_) => (products(batch)?, batch),
+        };
         let window = case.trainer.optimization.accumulate_grad_batches;
-        Ok(Self::for_work(products, batch, window, steps))
+        Ok(Self::for_work(products, (fewest, batch), window, steps))
     }
 
-    /// Computes the budget for a model with `products` multiplications per example.
-    fn for_work(products: f64, batch: i64, window: i64, steps: u64) -> Self {
-        let fewest = FEWEST_EXAMPLES.min(batch);
+    /// Computes the budget for this number of multiplications per example. A pass has at least the
+    /// first number of examples, and a batch has the second one.
+    fn for_work(products: f64, (fewest, batch): (i64, i64), window: i64, steps: u64) -> Self {
         let within = |limit: f64, work: f64, fewest: i64, most: i64| -> i64 {
             // If `work` is 0, the quotient is infinite, so that the result is `most`.
             ((limit / work).min(most as f64) as i64).clamp(fewest, most)
@@ -113,11 +113,10 @@ mod tests {
         #[case] batch: i64,
         #[case] (examples, draws, epoch_steps): (i64, u64, i64),
     ) {
-        let found = Budget::for_work(products, batch, 1, 6);
+        let found = Budget::for_work(products, (batch.min(2), batch), 1, 6);
         assert_eq!(found, Budget { examples, draws, epoch_steps });
-        // If a step has two batches, it needs twice the work, so there are not more draws and
-        // steps.
-        let twice = Budget::for_work(products, batch, 2, 6);
+        // Two batches for each step take twice as long.
+        let twice = Budget::for_work(products, (batch.min(2), batch), 2, 6);
         assert!(twice.draws <= draws && twice.epoch_steps <= epoch_steps);
     }
 

@@ -9,7 +9,7 @@ use amp_core::{
     nn::init::Remembering,
     precision::{Kernels, Precision},
     probe::Observed,
-    tch::{Device, Kind, Tensor},
+    tch::{Device, Tensor},
     trainer::Check,
 };
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,7 @@ use super::{
     deadline::Deadline,
     identity, invariants, path,
     reason::{Failure, Reason},
+    runs::product_error,
 };
 use crate::{
     case::{Case, Choices},
@@ -173,8 +174,28 @@ impl Outcome {
 }
 
 impl Job {
-    /// Runs the job with its model from the registry. If the run ends with an error, the outcome
-    /// contains a failure.
+    /// Creates a job for an unchanged model on a CPU, without a fault and without checks of the
+    /// invariants.
+    pub fn new(model: &str, precision: Precision, seed: u64, length: Length, task: Task) -> Self {
+        Self {
+            model: model.to_owned(),
+            precision,
+            seed,
+            length,
+            changes: Changes::default(),
+            device: "cpu".to_owned(),
+            tf32: false,
+            deterministic: false,
+            kernels: Kernels::default(),
+            check: Check::Off,
+            task,
+            overrides: Overrides::new(),
+            fault: None,
+        }
+    }
+
+    /// Runs a job with a model of the registry. If the run returns an error, the error becomes a
+    /// failure.
     pub fn execute(&self, registry: &Registry) -> Outcome {
         self.execute_within(registry, None)
     }
@@ -357,26 +378,7 @@ impl Job {
     }
 }
 
-/// Returns the relative error of a product of f32 matrices on this device. The error is about 1e-7
-/// in f32, and about 1e-4 in TF32. So it shows whether TF32 was used.
-///
-/// # Errors
-/// When libtorch fails.
-pub fn product_error(device: Device) -> Result<f64> {
-    const SIZE: i64 = 256;
-    // The matrices are not random, because the state of the random generator must not change. Their
-    // phases are square numbers. With equally spaced phases, the sums in the product would nearly
-    // cancel, and the relative error would be ten times as large.
-    let phases = Tensor::f_arange(SIZE * SIZE, (Kind::Double, device))?.f_square()?;
-    let phases = phases.f_view([SIZE, SIZE])?;
-    let [a, b] = [phases.f_sin()?, phases.f_cos()?].map(|m| m.f_to_kind(Kind::Float));
-    let (a, b) = (a?, b?);
-    let exact = a.f_to_kind(Kind::Double)?.f_matmul(&b.f_to_kind(Kind::Double)?)?;
-    let error = a.f_matmul(&b)?.f_to_kind(Kind::Double)?.f_sub(&exact)?;
-    Ok(error.f_norm()?.f_double_value(&[])? / exact.f_norm()?.f_double_value(&[])?)
-}
-
-/// An interceptor that does not change the run.
+/// An interceptor that changes nothing.
 struct Untouched;
 
 impl Interceptor for Untouched {}

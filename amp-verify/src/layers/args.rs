@@ -71,14 +71,7 @@ fn case_with(
     let _kernels = case.trainer.numerics.kernels.enter();
     let build = || build(case, weights);
     let batch = case.data.train.head(case.data.batch_size)?;
-    let subject = Subject {
-        build: &build,
-        batch: &batch,
-        device: case.trainer.device,
-        seed: case.trainer.seed,
-        overrides: case.trainer.numerics.overrides.clone(),
-    };
-    measure(&subject, options)
+    measure(&Subject::new(case, &build, &batch), options)
 }
 
 /// Builds the model. If `weights` is given, copies these values into the model's tensors.

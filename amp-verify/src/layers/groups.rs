@@ -90,11 +90,12 @@ impl Group {
 pub fn groups(subject: &Subject<'_>, precision: Precision) -> Result<Vec<Group>> {
     let policy = Policy::new(precision, subject.device);
     let _section = random::seeded(subject.seed)?;
-    let mut model = (subject.build)()?;
-    place(model.as_ref(), policy, &subject.overrides)?;
+    let mut model = subject.model()?;
+    let mut model = subject.prepared(&mut model)?;
+    place(model.as_mut(), policy, &subject.overrides)?;
     let batch = subject.batch.place(policy)?;
     let probe = Rc::new(Compare {
-        parameters: parameters(model.as_ref()),
+        parameters: parameters(model.as_mut()),
         found: RefCell::default(),
         failed: RefCell::default(),
     });

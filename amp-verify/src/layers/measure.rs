@@ -14,11 +14,13 @@ use amp_core::{
 
 use super::{
     Flow, Kind, Layer, Own, Report, Subject, error, groups, mark_worst,
+    masks::masks_agree,
     parts::{examples, parts},
-    pass::{Job, Pass, Plan, Ran, Rerun, Rounded, exact, masks_agree, module, run},
+    pass::{Job, Pass, Plan, Ran, Rerun, Rounded, exact, module, run},
 };
 use crate::{
     exponents::{CommonWindow, Format, Histogram, Window, WindowOptions, losses},
+    reset::ResetModel,
     rounding::{is_narrow, moved, rounding_of},
 };
 
@@ -76,19 +78,20 @@ fn in_parts(
     rounds_to: Option<Dtype>,
 ) -> Result<(Report, Vec<Own>)> {
     let budget = budget(subject, options)?;
-    let mut counted = run(subject, Plan::counting())?.calls;
+    let mut model = subject.model()?;
+    let mut counted = run(subject, &mut model, Plan::counting())?.calls;
     let examples = examples(&counted, subject.batch.len(), budget);
     let narrow;
-    let mut subject = Subject { overrides: subject.overrides.clone(), ..*subject };
+    let mut subject = subject.clone();
     if examples < subject.batch.len() {
         narrow = subject.batch.narrow(0, examples)?;
         subject.batch = &narrow;
-        counted = run(&subject, Plan::counting())?.calls;
+        counted = run(&subject, &mut model, Plan::counting())?.calls;
     }
     let (mut layers, mut changes, mut all) = (Vec::new(), Vec::new(), Vec::new());
     let mut last = None;
     for part in parts(&counted, budget) {
-        let passes = Passes::of(&subject, options, rounds_to, part)?;
+        let passes = Passes::of(&subject, &mut model, (options, rounds_to), part)?;
         no_grad(|| passes.add(&mut layers, &mut changes))?;
         if rounds_to.is_some() {
             all.extend(no_grad(|| passes.own())?);
@@ -97,7 +100,7 @@ fn in_parts(
         last = Some(passes.ends());
     }
     let ends = last.ok_or_else(|| Error::config("the model's step runs no module"))?;
-    Ok((ends.report(&subject, options, layers, &changes)?, all))
+    Ok((ends.report(&subject, model.name(), options, layers, &changes)?, all))
 }
 
 /// Returns how many bytes of layers' tensors may be kept at once. On a GPU there are many, to have
@@ -116,7 +119,7 @@ fn budget(subject: &Subject<'_>, options: Options) -> Result<usize> {
 /// # Errors
 /// When the training step fails.
 pub fn module_paths(subject: &Subject<'_>) -> Result<(Vec<String>, Vec<String>)> {
-    let calls = run(subject, Plan::counting())?.calls;
+    let calls = run(subject, &mut subject.model()?, Plan::counting())?.calls;
     let (mut layers, mut modules) = (Vec::new(), Vec::new());
     for call in calls.iter().filter(|call| !call.path.contains('#')) {
         modules.push(call.path.clone());
@@ -136,13 +139,7 @@ fn is_layer(calls: &[Ran], call: &Ran) -> bool {
     is_floating(call.output.kind()) && (call.op == Op::Matmul || !calls.iter().any(inside))
 }
 
-impl Subject<'_> {
-    fn name(&self) -> Result<&'static str> {
-        Ok((self.build)()?.name())
-    }
-}
-
-/// Values that do not depend on which part of the layers is measured.
+/// The data that the measurements of all parts share.
 struct Ends {
     log2_scale: i32,
     dropout: bool,
@@ -191,8 +188,8 @@ impl Passes {
     /// layer also runs separately with its parameters rounded to this dtype.
     fn of(
         subject: &Subject<'_>,
-        options: Options,
-        rounds_to: Option<Dtype>,
+        model: &mut ResetModel,
+        (options, rounds_to): (Options, Option<Dtype>),
         part: Range<usize>,
     ) -> Result<Self> {
         let Options { precision, .. } = options;
@@ -203,8 +200,8 @@ impl Passes {
         let keeps = || part.clone();
         let plain =
             |precision| Plan { precision, scale: 1.0, dropout, keeps: keeps(), jobs: Vec::new() };
-        let reference = run(subject, plain(Precision::F64True))?;
-        let baseline = run(subject, plain(Precision::F32True))?;
+        let reference = run(subject, model, plain(Precision::F64True))?;
+        let baseline = run(subject, model, plain(Precision::F32True))?;
         let clone = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::shallow_clone);
         let on = |input: &Tensor, gradient: &Option<Tensor>| Job {
             input: input.shallow_clone(),
@@ -216,14 +213,14 @@ impl Passes {
             is_kept.then(|| on(&call.input, &call.output_gradient)).into_iter().collect()
         });
         let jobs = jobs.collect();
-        let actual = run(subject, Plan { precision, scale, dropout, keeps: keeps(), jobs })?;
+        let actual = run(subject, model, Plan { precision, scale, dropout, keeps: keeps(), jobs })?;
         for other in [&baseline, &actual] {
             let paths =
                 |pass: &Pass| pass.calls.iter().map(|call| call.path.clone()).collect::<Vec<_>>();
             if paths(other) != paths(&reference) {
                 return Err(Error::config(format!(
                     "`{}` runs other layers in 64-true: its precisions cannot be compared by layer",
-                    subject.name()?
+                    model.name()
                 )));
             }
         }
@@ -252,7 +249,7 @@ impl Passes {
             Ok(jobs)
         });
         let jobs = jobs.collect::<Result<Vec<_>>>()?;
-        let alone = run(subject, Plan { jobs, ..plain(Precision::F64True) })?;
+        let alone = run(subject, model, Plan { jobs, ..plain(Precision::F64True) })?;
         Ok(Self { part, reference, baseline, actual, alone, log2_scale, dropout, options })
     }
 
@@ -337,6 +334,7 @@ impl Ends {
     fn report(
         self,
         subject: &Subject<'_>,
+        model: &str,
         options: Options,
         mut layers: Vec<Layer>,
         changes: &[f64],
@@ -346,7 +344,7 @@ impl Ends {
         let finite = |value: f64| value.is_finite().then_some(value);
         Ok(Report {
             schema: "amp-layers/2".into(),
-            model: subject.name()?.into(),
+            model: model.into(),
             precision: options.precision,
             fingerprint: Fingerprint::of(subject.device)?,
             seed: subject.seed,

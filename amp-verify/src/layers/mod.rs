@@ -6,6 +6,7 @@
 mod args;
 mod error;
 mod groups;
+mod masks;
 mod measure;
 mod own_error;
 mod parts;
@@ -16,7 +17,7 @@ pub use args::{LayersArgs, measure_case};
 pub use error::{Bias, Growth, bias, growth, relative_change, rms, rmse};
 pub use groups::{Group, groups};
 pub use measure::{Options, audit, measure, module_paths};
-pub use own_error::{LOST, Own, WITHIN};
+pub use own_error::{Lost, Own, WITHIN};
 pub(crate) use products::products;
 
 use std::{collections::BTreeMap, rc::Rc};
@@ -26,17 +27,32 @@ use amp_core::{
     data::AnyBatch,
     hardware::Fingerprint,
     precision::{Precision, Region},
+    random,
     tch::Device,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::exponents::{CommonWindow, Histogram, Losses, Window};
+use crate::{
+    case::Case,
+    exponents::{CommonWindow, Histogram, Losses, Window},
+    reset::ResetModel,
+};
 
-/// The model, the batch and the device of a measurement.
+/// Builds a model.
+pub type Build<'a> = dyn Fn() -> Result<Box<dyn LightningModule>> + 'a;
+
+/// Wraps a model for one pass.
+pub type Wrap<'a> =
+    dyn for<'m> Fn(&'m mut dyn LightningModule) -> Box<dyn LightningModule + 'm> + 'a;
+
+/// The model and batch of a measurement.
+#[derive(Clone)]
 pub struct Subject<'a> {
-    /// Builds the model. Every call must return a model with the same weights.
-    pub build: &'a dyn Fn() -> Result<Box<dyn LightningModule>>,
-    /// The batch on which the training step runs.
+    /// Builds the model with the same weights on every call.
+    pub build: &'a Build<'a>,
+    /// Wraps the model anew for each pass, for example with a fault; null to measure it as it is.
+    pub wrap: Option<&'a Wrap<'a>>,
+    /// The training batch.
     pub batch: &'a AnyBatch,
     /// The device on which the training step runs.
     pub device: Device,
@@ -47,7 +63,57 @@ pub struct Subject<'a> {
     pub overrides: Rc<BTreeMap<String, Region>>,
 }
 
-/// What was measured under one precision, layer by layer.
+impl<'a> Subject<'a> {
+    /// Creates the subject with the device, the seed and the precision regions of a case.
+    pub fn new(case: &Case, build: &'a Build<'a>, batch: &'a AnyBatch) -> Self {
+        Self {
+            build,
+            wrap: None,
+            batch,
+            device: case.trainer.device,
+            seed: case.trainer.seed,
+            overrides: case.trainer.numerics.overrides.clone(),
+        }
+    }
+
+    /// Wraps the model for each pass.
+    #[must_use]
+    pub fn wrapped(self, wrap: &'a Wrap<'a>) -> Self {
+        Self { wrap: Some(wrap), ..self }
+    }
+
+    /// Builds the model. All passes of a measurement use it, reset to its initial state.
+    fn model(&self) -> Result<ResetModel> {
+        let _section = random::seeded(self.seed)?;
+        ResetModel::new((self.build)()?, self.device, self.seed)
+    }
+
+    /// Resets the model for a pass and wraps it.
+    fn prepared<'m>(&self, model: &'m mut ResetModel) -> Result<Prepared<'m>> {
+        let model = model.reset()?;
+        Ok(match self.wrap {
+            Some(wrap) => Prepared::Wrapped(wrap(model)),
+            None => Prepared::Plain(model),
+        })
+    }
+}
+
+/// A model for one pass.
+enum Prepared<'m> {
+    Plain(&'m mut dyn LightningModule),
+    Wrapped(Box<dyn LightningModule + 'm>),
+}
+
+impl<'m> Prepared<'m> {
+    fn as_mut(&mut self) -> &mut (dyn LightningModule + 'm) {
+        match self {
+            Self::Plain(model) => *model,
+            Self::Wrapped(model) => model.as_mut(),
+        }
+    }
+}
+
+/// The figures of one precision, layer by layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The version of this format. The version changes if a field gets another meaning.

@@ -16,8 +16,9 @@ use super::{
 };
 use crate::{
     exponents::Format,
-    rounding::{is_narrow, rounded},
+    rounding::{is_narrow, rounded, rounding_of},
     scalars,
+    verdict::{CONFIDENCE, RISK, count_limit},
 };
 
 /// What was measured for a layer that runs separately on exact inputs.
@@ -34,10 +35,25 @@ pub struct Own {
     /// The kinds of tensors that have fewer significant digits than their dtype, because they were
     /// first rounded to another dtype.
     pub twice: Vec<Kind>,
-    /// The fraction of results that became zero, infinite or NaN, among the results that the
-    /// layer's dtype can represent. It is the larger value of the forward and the backward pass.
-    /// `None` if there are too few results.
-    pub lost: Option<f64>,
+    /// The values that the layer's dtype holds and that became zero, infinite or NaN; of forward and
+    /// backward the one that is nearer to its bound.
+    pub lost: Lost,
+}
+
+/// A number of values that a layer lost, and the largest number that rounding explains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lost {
+    /// The number of lost values. Equal values are counted once, because they have the same cause.
+    pub found: u64,
+    /// The largest accepted number.
+    pub bound: u64,
+}
+
+impl Lost {
+    /// Returns the share of the bound.
+    pub fn over_bound(self) -> f64 {
+        self.found as f64 / self.bound.max(1) as f64
+    }
 }
 
 /// The largest accepted [`Own::error`]. It is above 1, because some layers round several times
@@ -55,10 +71,11 @@ const LEAST_DIFFERING: f64 = 40.0;
 /// to f16, have so few digits.
 const ALL: f64 = 0.99;
 const BY_CHANCE: f64 = 0.75;
-/// The largest accepted [`Own::lost`]. It is not zero, because a few values may cancel to zero
-/// within a layer.
-pub const LOST: f64 = 0.01;
-/// If a tensor has fewer elements than this, its digits and its lost values are not judged.
+/// The smallest error, as a share of a value, with which the value may become zero: a value that is
+/// held is at least four times the smallest number, half of which is the error of the last
+/// rounding.
+const LOSES: f64 = 7.0 / 8.0;
+/// If there are fewer elements, the rule is not applied.
 const LEAST_ELEMENTS: usize = 64;
 
 impl Own {
@@ -72,13 +89,16 @@ impl Passes {
     /// Measures the own error of each layer of this part that has 16-bit results.
     pub(super) fn own(&self) -> Result<Vec<Own>> {
         let mut all = Vec::new();
+        // Outputs and gradients of all 16-bit layers share the risk of one figure.
+        let layers = self.actual.calls.iter().filter(|call| is_narrow(call.output.kind())).count();
+        let risk = RISK / (2 * layers.max(1)) as f64;
         for at in self.places().filter(|at| is_narrow(self.actual.calls[*at].output.kind())) {
             let mut own = Own {
                 path: self.actual.calls[at].path.clone(),
                 error: None,
                 wide: Vec::new(),
                 twice: Vec::new(),
-                lost: None,
+                lost: Lost::default(),
             };
             // The gradients of parameters are left out. They are sums over a batch, and some
             // kernels round partial sums to 16 bits.
@@ -87,8 +107,9 @@ impl Passes {
                 if let Some(error) = values.error()? {
                     own.error = Some(own.error.map_or(error, |other: f64| other.max(error)));
                 }
-                if let Some(lost) = values.lost(self.actual.calls[at].output.kind())? {
-                    own.lost = Some(own.lost.map_or(lost, |other: f64| other.max(lost)));
+                let lost = values.lost(self.actual.calls[at].output.kind(), risk)?;
+                if lost.over_bound() > own.lost.over_bound() || own.lost.bound == 0 {
+                    own.lost = lost;
                 }
                 let is_product = self.actual.calls[at].op == Op::Matmul;
                 if is_product && values.is_wide()? {
@@ -167,8 +188,13 @@ fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
     Ok(Some(low.f_mean(Dtype::Double)?.f_double_value(&[])?))
 }
 
-/// One kind of tensor of a layer, computed in several ways on the same inputs. Gradients are
-/// multiplied by the loss scale.
+/// Counts the different values, up to rounding in f32: equal examples have equal values.
+fn distinct(values: &Tensor) -> Result<u64> {
+    let (different, ..) = values.f_to_kind(Dtype::Float)?.f_unique_dim(0, true, false, false)?;
+    Ok(different.numel() as u64)
+}
+
+/// The results of a layer for one kind of tensor, all multiplied by the same factor.
 struct Otherwise {
     /// The layer's results under the precision.
     found: Tensor,
@@ -195,21 +221,37 @@ impl Otherwise {
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
-    /// Computes which fraction of the values became zero or not finite, among the values that the
-    /// dtype `to` can represent. Counts only values whose exponent is well within the range of the
-    /// dtype. Returns `None` if there are too few such values.
-    fn lost(&self, to: Dtype) -> Result<Option<f64>> {
-        let Some(format) = Format::of(to) else { return Ok(None) };
+    /// Counts the values well within the dtype's exponents that are lost: they became zero,
+    /// infinite or NaN. Rounding can only lose a value that it can change by the value's own size.
+    /// The bound is the upper tolerance limit of the number of such values, from the results of
+    /// 64-true with rounded parameters.
+    fn lost(&self, to: Dtype, risk: f64) -> Result<Lost> {
+        let Some(format) = Format::of(to) else { return Ok(Lost::default()) };
         let power = |exponent: i32| 2.0_f64.powi(exponent);
         let (least, most) =
             (power(format.min_subnormal_exponent() + 2), power(format.max_exponent()));
         let size = self.exact.f_abs()?;
         let held = size.f_ge(least)?.f_logical_and(&size.f_le(most)?)?;
-        let gone = self.found.f_isfinite()?.f_logical_not()?;
-        let gone = gone.f_logical_or(&self.found.f_eq(0.0)?)?.f_logical_and(&held)?;
-        let [gone, held] =
-            scalars::read_all([gone.f_sum(Dtype::Int64)?, held.f_sum(Dtype::Int64)?])?;
-        Ok((held >= LEAST_ELEMENTS as f64).then(|| gone / held))
+        // The layer may also round its results several times inside.
+        let squares = size.f_square()?.f_masked_fill(&held.f_logical_not()?, 0.0)?;
+        let rms = squares.f_mean(Dtype::Double)?.f_sqrt()?;
+        let (inside, reached) = (rms.f_mul_scalar(rounding_of(to))?, size.f_mul_scalar(LOSES)?);
+        let not_finite =
+            |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_isfinite()?.f_logical_not()?) };
+        let within_reach = |other: &Tensor| -> Result<Tensor> {
+            let error = other.f_sub(&self.exact)?.f_abs()?.f_maximum(&inside)?;
+            let reach = error.f_mul_scalar(WITHIN)?;
+            Ok(reach.f_ge_tensor(&reached)?.f_logical_or(&not_finite(other)?)?)
+        };
+        let gone = self.found.f_eq(0.0)?.f_logical_or(&not_finite(&self.found)?)?;
+        let mut all = vec![gone];
+        all.extend(self.others.iter().map(within_reach).collect::<Result<Vec<_>>>()?);
+        let mut counts = Vec::new();
+        for of in all {
+            counts.push(distinct(&self.exact.f_masked_select(&of.f_logical_and(&held)?)?)?);
+        }
+        let (found, seen) = (counts[0], counts[1..].iter().sum());
+        Ok(Lost { found, bound: count_limit(seen, self.others.len(), risk, CONFIDENCE) })
     }
 
     /// Returns whether the layer computes in a wider dtype: its results are equal to the results
@@ -267,27 +309,55 @@ mod tests {
         Ok(())
     }
 
-    /// Checks which values count as lost: subnormal numbers that the layer turns into zeros, and
-    /// finite numbers that it turns into infinities. Values that are too small for f16 do not
-    /// count.
+    /// A layer that makes zeros of subnormal numbers, or infinities of large ones, loses values that
+    /// f16 holds; values that are too small for f16 are not lost by the layer. Equal values count
+    /// once.
     #[rstest]
-    #[case::rounded(1.0, |tensor: &Tensor| tensor.shallow_clone(), 0.0)]
-    #[case::flushed(1.0 / 65536.0, |tensor: &Tensor| tensor * tensor.abs().ge(2.0_f64.powi(-14)), 1.0)]
-    #[case::overflown(1.0, |tensor: &Tensor| tensor / 0.0, 1.0)]
-    #[case::too_small(2.0_f64.powi(-40), |tensor: &Tensor| tensor * 0.0, -1.0)]
+    #[case::rounded(1.0, 4096, |tensor: &Tensor| tensor.shallow_clone(), 0)]
+    #[case::flushed(1.0 / 65536.0, 4096, |tensor: &Tensor| tensor * tensor.abs().ge(2.0_f64.powi(-14)), 4096)]
+    #[case::overflown(1.0, 4096, |tensor: &Tensor| tensor / 0.0, 4096)]
+    #[case::equal(1.0, 4, |tensor: &Tensor| tensor * 0.0, 4)]
+    #[case::too_small(2.0_f64.powi(-40), 4096, |tensor: &Tensor| tensor * 0.0, 0)]
     fn values_that_the_dtype_holds_are_kept(
         #[case] size: f64,
+        #[case] different: i64,
         #[case] lose: fn(&Tensor) -> Tensor,
-        #[case] expected: f64,
+        #[case] expected: u64,
     ) -> Result<()> {
         let _section = random::seeded(13)?;
-        let exact = Tensor::randn([4096], (Dtype::Double, Device::Cpu)) * size;
+        let drawn = Tensor::randn([different], (Dtype::Double, Device::Cpu)) * size;
+        let exact = drawn.repeat([4096 / different]);
         let nearest = rounded(&exact, Dtype::Half)?;
         let found = lose(&nearest);
-        let values = Otherwise { found, rounded: nearest, exact, others: Vec::new() };
-        // −1 stands for `None`, which means that f16 can represent too few of the values.
-        let lost = values.lost(Dtype::Half)?.unwrap_or(-1.0);
-        assert!((lost - expected).abs() < 0.01, "{lost}");
+        let others = (0..4).map(|_| nearest.shallow_clone()).collect();
+        let values = Otherwise { found, rounded: nearest, exact, others };
+        let lost = values.lost(Dtype::Half, 1e-7)?;
+        // Some normal numbers are too small to be held, and a few of them are equal in f32.
+        assert!(lost.found.abs_diff(expected) <= expected / 50, "{lost:?}");
+        assert_eq!(lost.over_bound() > 1.0, expected > 100, "{lost:?}");
+        Ok(())
+    }
+
+    /// The bound is the number of values that rounding may change by their own size: those below
+    /// 3·8/7 of an error of the parameters, or of a rounding at the size of all values.
+    #[rstest]
+    #[case::inside(0.0, 2.0_f64.powi(-11))]
+    #[case::parameters(0.01, 0.01)]
+    fn the_bound_counts_the_values_that_rounding_may_lose(
+        #[case] error: f64,
+        #[case] reach: f64,
+    ) -> Result<()> {
+        let _section = random::seeded(14)?;
+        let exact = Tensor::randn([65_536], (Dtype::Double, Device::Cpu));
+        let nearest = rounded(&exact, Dtype::Half)?;
+        let others = (0..4).map(|_| &exact + error).collect();
+        let found = &nearest * exact.abs().ge(3.0 * 8.0 / 7.0 * reach);
+        let values = Otherwise { found, rounded: nearest, exact, others };
+        let lost = values.lost(Dtype::Half, 1e-7)?;
+        // The density of a normal distribution at 0 is 0.4.
+        let expected = 65_536.0 * 0.8 * 3.0 * 8.0 / 7.0 * reach;
+        assert!((lost.found as f64 / expected - 1.0).abs() < 0.1, "{lost:?}, not {expected}");
+        assert_eq!(lost.bound, count_limit(4 * lost.found, 4, 1e-7, 0.95));
         Ok(())
     }
 

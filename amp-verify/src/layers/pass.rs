@@ -19,7 +19,10 @@ use amp_core::{
 };
 
 use super::Subject;
-use crate::rounding::{is_narrow, rounded, rounded_stochastically};
+use crate::{
+    reset::ResetModel,
+    rounding::{is_narrow, rounded, rounded_stochastically},
+};
 
 /// One run of a layer within a step. Input and output have the step's dtypes. Gradients are in f64
 /// and divided by the loss scale.
@@ -144,15 +147,15 @@ impl Plan {
     }
 }
 
-/// Runs the step. All steps of one subject use the same random numbers in each layer, whatever the
-/// precision and the jobs of the step are.
-pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
+/// Runs the step. All passes of one subject draw the same random numbers in each layer, independently of its
+/// jobs.
+pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
     let _section = random::seeded(subject.seed)?;
-    let mut model = (subject.build)()?;
-    place(model.as_ref(), policy, &subject.overrides)?;
+    let mut model = subject.prepared(model)?;
+    place(model.as_mut(), policy, &subject.overrides)?;
     let batch = subject.batch.place(policy)?;
-    let parameters = parameters(model.as_ref());
+    let parameters = parameters(model.as_mut());
     let (scale, dropout, keeps) = (plan.scale, plan.dropout, plan.keeps.clone());
     let observer = Rc::new(Observer {
         seed: subject.seed,
@@ -259,8 +262,7 @@ impl Observer {
         let seed = self.seed.wrapping_add(self.drawn.get());
         let mut reruns = Vec::with_capacity(jobs.len());
         for job in jobs {
-            seed_everything(seed)?;
-            reruns.push(self.rerun(call, job)?);
+            reruns.push(self.rerun(call, job, seed)?);
         }
         seed_everything(seed)?;
         let runs = |ran: &&Ran| module(&ran.path) == call.path;
@@ -295,7 +297,7 @@ impl Observer {
         }
     }
 
-    fn rerun(&self, call: &Call<'_>, job: &Job) -> Result<Rerun> {
+    fn rerun(&self, call: &Call<'_>, job: &Job, seed: u64) -> Result<Rerun> {
         let floating = is_floating(call.input.kind());
         let input = job.input.f_detach()?.f_to_kind(call.input.kind())?;
         let input = if floating { input.f_set_requires_grad(true)? } else { input };
@@ -305,6 +307,8 @@ impl Observer {
             Some(rounded) => round(&wanted, rounded)?,
             None => Vec::new(),
         };
+        // Rounding the parameters draws random numbers as well.
+        seed_everything(seed)?;
         let output = (call.rerun)(&input)?;
         if floating {
             wanted.insert(0, input.shallow_clone());
@@ -359,41 +363,7 @@ fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     each.collect()
 }
 
-/// Returns whether dropout with the same seed zeroes the same elements in all these dtypes. This is
-/// so on the CPU. On CUDA, how many elements one thread handles depends on the dtype.
-pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
-    let draw = |kind: Kind| -> Result<Tensor> {
-        let _section = random::seeded(0)?;
-        let mut drawn = Vec::new();
-        for size in [7, 1000, 65_537] {
-            drawn.push(Tensor::f_ones([size], (kind, device))?.f_dropout(0.5, true)?.f_ne(0.0)?);
-        }
-        // Attention with equal weights, applied to an identity matrix. Its output shows the mask.
-        let zeros = Tensor::f_zeros([2, 2, 16, 16], (kind, device))?;
-        let values = Tensor::f_eye(16, (kind, device))?.f_expand([2, 2, 16, 16], false)?;
-        let attended = Tensor::f_scaled_dot_product_attention(
-            &zeros,
-            &zeros,
-            &values.f_contiguous()?,
-            None::<Tensor>,
-            0.5,
-            false,
-            None,
-            false,
-        )?;
-        drawn.push(attended.f_ne(0.0)?.f_flatten(0, -1)?);
-        Ok(Tensor::f_cat(&drawn, 0)?)
-    };
-    let first = draw(Kind::Double)?;
-    for kind in kinds {
-        if !draw(*kind)?.f_equal(&first)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Detaches a tensor. If the tensor is of a floating-point dtype, also converts it to f64.
+/// Converts floating-point tensors to f64.
 pub(super) fn exact(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.f_detach()?;
     Ok(if is_floating(tensor.kind()) { tensor.f_to_kind(Kind::Double)? } else { tensor })

@@ -22,10 +22,11 @@ use super::Subject;
 pub(crate) fn products(subject: &Subject<'_>) -> Result<f64> {
     let policy = Policy::new(Precision::F32True, subject.device);
     let _section = random::seeded(subject.seed)?;
-    let mut model = (subject.build)()?;
-    place(model.as_ref(), policy, &subject.overrides)?;
+    let mut model = subject.model()?;
+    let mut model = subject.prepared(&mut model)?;
+    place(model.as_mut(), policy, &subject.overrides)?;
     let counter =
-        Rc::new(Counter { parameters: parameters(model.as_ref()), products: Cell::default() });
+        Rc::new(Counter { parameters: parameters(model.as_mut()), products: Cell::default() });
     let context = Context::new(policy, true)
         .with_overrides(subject.overrides.clone())
         .without_checkpointing()
@@ -89,6 +90,7 @@ mod tests {
             || -> Result<Box<dyn LightningModule>> { Ok(Box::new(Net::builder().build()?)) };
         let subject = Subject {
             build: &build,
+            wrap: None,
             batch: &batch,
             device: Device::Cpu,
             seed: 1,

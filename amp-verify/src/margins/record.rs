@@ -3,20 +3,13 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use amp_core::{
-    Error, Result,
-    file::Staged,
-    hardware,
-    precision::{Kernels, Precision},
-    trainer::Check,
-};
+use amp_core::{Error, Result, file::Staged, hardware, precision::Precision, trainer::Check};
 use clap::{Args, ValueEnum};
 
 use super::{MetricSpread, ModelMargin, goldens};
 use crate::{
     case::{Case, Choices},
     changes::Changes,
-    diagnose::Overrides,
     gate::{self, Job, Outcome, Task},
     length::Length,
     options::ChangeArgs,
@@ -148,19 +141,10 @@ impl Recorder<'_> {
 
     fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
         Job {
-            model: model.name().to_owned(),
-            precision,
-            seed,
-            length: self.length(model),
             changes: self.changes.clone(),
             device: self.device.to_owned(),
-            tf32: false,
-            deterministic: false,
-            kernels: Kernels::default(),
             check: Check::default(),
-            task,
-            overrides: Overrides::new(),
-            fault: None,
+            ..Job::new(model.name(), precision, seed, self.length(model), task)
         }
     }
 

@@ -10,7 +10,9 @@
 
 mod statistics;
 
-pub use statistics::{mean, power, standard_deviation, t_quantile, tolerance_factor};
+#[cfg(feature = "cli")]
+pub(crate) use statistics::{CONFIDENCE, RISK};
+pub use statistics::{count_limit, mean, power, standard_deviation, t_quantile, tolerance_factor};
 
 use serde::{Deserialize, Serialize};
 

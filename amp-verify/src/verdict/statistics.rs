@@ -1,6 +1,16 @@
 //! Student's t for paired differences: quantiles, intervals and power.
 
-use statrs::distribution::{ChiSquared, Continuous, ContinuousCDF, Normal, StudentsT};
+use statrs::distribution::{
+    ChiSquared, Continuous, ContinuousCDF, DiscreteCDF, Normal, Poisson, StudentsT,
+};
+
+/// The accepted probability that a figure of an unchanged run exceeds its bound.
+#[cfg(feature = "cli")]
+pub(crate) const RISK: f64 = 1e-5;
+/// The confidence that the probability is not larger, although the distribution is estimated from
+/// few runs.
+#[cfg(feature = "cli")]
+pub(crate) const CONFIDENCE: f64 = 0.95;
 
 /// Returns the mean of `values`. Returns NaN if there are no values.
 pub fn mean(values: &[f64]) -> f64 {
@@ -74,8 +84,33 @@ pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
     high
 }
 
-/// Returns P(T > `critical`), where T has a noncentral t distribution with `freedom` degrees of
-/// freedom and the noncentrality `shift`.
+/// Returns the upper tolerance limit of a count. With probability `confidence`, at most the share
+/// `risk` of further counts of the same Poisson distribution is larger. `seen` is the sum of
+/// `draws` counts. The mean is at most χ²(confidence; 2·seen + 2)/(2·draws) (Garwood 1936).
+/// Unlimited without draws.
+pub fn count_limit(seen: u64, draws: usize, risk: f64, confidence: f64) -> u64 {
+    let freedom = 2.0 * seen as f64 + 2.0;
+    let most = ChiSquared::new(freedom).map(|chi| chi.inverse_cdf(confidence));
+    let Ok(mean) = most.map(|most| most / (2.0 * draws as f64)) else { return u64::MAX };
+    // `draws` may be 0, and then the mean is not finite.
+    let Some(counts) = Poisson::new(mean).ok().filter(|_| mean.is_finite()) else {
+        return u64::MAX;
+    };
+    let is_beyond = |count: u64| counts.sf(count) <= risk;
+    let mut high = 1;
+    while !is_beyond(high) {
+        high *= 2;
+    }
+    let mut low = 0;
+    while low < high {
+        let middle = u64::midpoint(low, high);
+        (low, high) = if is_beyond(middle) { (low, middle) } else { (middle + 1, high) };
+    }
+    high
+}
+
+/// Returns P(T > `critical`) for a noncentral T with these degrees of freedom and the noncentrality
+/// `shift`.
 fn noncentral_t_above(critical: f64, freedom: f64, shift: f64) -> f64 {
     let (Ok(normal), Ok(chi)) = (Normal::new(0.0, 1.0), ChiSquared::new(freedom)) else {
         return f64::NAN;

@@ -1,7 +1,7 @@
 //! Tests of the statistical test. Its results are compared with published tables, with closed forms
 //! and with simulated differences.
 
-use amp_verify::verdict::{Design, Verdict, power, t_quantile, tolerance_factor};
+use amp_verify::verdict::{Design, Verdict, count_limit, power, t_quantile, tolerance_factor};
 use rstest::rstest;
 
 const DESIGN: Design =
@@ -170,4 +170,22 @@ fn the_tolerance_factor_is_the_tables(
 ) {
     let found = tolerance_factor(risk, confidence, n);
     assert!((found - expected).abs() < 1.5e-3, "{found}, not {expected}");
+}
+
+/// Computed in Python by summing Poisson probabilities: the largest mean under which so small a sum
+/// has a probability of 1 − confidence, and the smallest count that this mean exceeds with at most
+/// the risk.
+#[rstest]
+#[case(0, 1, 0.01, 8)]
+#[case(0, 4, 1e-7, 9)]
+#[case(3, 4, 1e-5, 10)]
+#[case(100, 4, 1e-7, 62)]
+#[case(0, 0, 0.01, u64::MAX)]
+fn the_limit_of_a_count_follows_from_poissons_distribution(
+    #[case] seen: u64,
+    #[case] draws: usize,
+    #[case] risk: f64,
+    #[case] expected: u64,
+) {
+    assert_eq!(count_limit(seen, draws, risk, 0.95), expected);
 }

@@ -85,6 +85,7 @@ const AMP_VERIFY: &[&str] = &[
     "speed",
     "registry",
     "case",
+    "reset",
     "comparison",
     "runner",
     "matrix",

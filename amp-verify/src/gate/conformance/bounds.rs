@@ -6,18 +6,11 @@ use amp_core::tch::Kind;
 use super::figures::{Figures, What};
 use crate::{
     rounding::rounding_of,
-    verdict::{mean, standard_deviation, tolerance_factor},
+    verdict::{CONFIDENCE, RISK, mean, standard_deviation, tolerance_factor},
 };
 
-/// The accepted probability that a measured value exceeds its bound although nothing is wrong. For
-/// each model and precision there are five values. The gradients of all parameters count as one
-/// value.
-const RISK: f64 = 1e-5;
-/// The confidence that the probability of a false alarm is not larger than [`RISK`]. A confidence
-/// is needed because the standard deviation is estimated from few runs.
-const CONFIDENCE: f64 = 0.95;
-/// The smallest standard deviation of a value, relative to its mean. A smaller one might make a
-/// bound too narrow, because kernels also round inside modules, where the emulation does not round.
+/// The smallest standard deviation of a figure, as a share of its mean. Kernels also round inside
+/// modules, which the emulation does not cover.
 const LEAST_SPREAD: f64 = 0.1;
 /// The smallest bounds for the loss and for gradients, in roundings of the loss's dtype. The
 /// emulation rounds only between modules. But the computation between the last module and the loss
@@ -35,16 +28,11 @@ pub(super) struct Least {
     pub(super) weights: f64,
 }
 
-/// Computes bounds. A bound is an upper tolerance limit, mean + k·s, with the factor k of
-/// [`tolerance_factor`]. The mean and the standard deviation s are those of the runs with emulated
-/// rounding. With confidence 0.95, at most the fraction [`RISK`] of runs in which nothing is wrong
-/// exceeds the bound.
-///
-/// The formula assumes a normal distribution, even for values that are far from the measured ones.
-/// The square of a distance is a sum of squares, so the cube root of this square is nearly normal
-/// (Wilson and Hilferty 1931). Therefore the mean and s of a distance are computed for
-/// distance^(2/3). A difference may be positive or negative, so half of the risk belongs to each
-/// sign.
+/// Bounds are upper tolerance limits: with confidence 0.95, at most the share [`RISK`] of unchanged
+/// runs exceeds mean + k·s, with the factor k of [`tolerance_factor`]. The square of a distance is
+/// a sum of squares, and its cube root is nearly normal (Wilson and Hilferty 1931). Mean and s are
+/// therefore computed for distance^(2/3). Differences have two sides around zero, each with half of
+/// the risk. The gradients of all parameters share the risk of one figure. Both assume that the normal distribution also holds beyond the measured values.
 pub(super) struct Bounds<'a> {
     runs: &'a [Figures],
     least: Least,

@@ -1,14 +1,12 @@
 //! Finds the layer that causes an error. Each layer runs separately on exact inputs, so that its
 //! result does not contain the errors of earlier layers.
 
-use std::rc::Rc;
-
 use amp_core::Result;
 
 use crate::{
     case::Case,
     gate::{budget::Budget, job::Job},
-    layers::{self, Options, Own, Subject},
+    layers::{self, Options, Own, Subject, Wrap},
     rounding::is_narrow,
 };
 
@@ -19,15 +17,10 @@ pub(super) fn locate(job: &Job, case: &Case, budget: Budget) -> Result<String> {
     if !is_narrow(job.precision.compute()) {
         return Ok(String::new());
     }
-    let build = || job.model(case, job.precision);
+    let build = || case.build();
+    let wrap: &Wrap<'_> = &|model| job.with_fault(model, job.precision);
     let batch = budget.sample(case)?;
-    let subject = Subject {
-        build: &build,
-        batch: &batch,
-        device: case.trainer.device,
-        seed: case.trainer.seed,
-        overrides: Rc::new(job.overrides.clone()),
-    };
+    let subject = Subject::new(case, &build, &batch).wrapped(wrap);
     let audited = layers::audit(&subject, Options::new(job.precision));
     Ok(audited.map(|(_, own)| in_words(&own)).unwrap_or_default())
 }
@@ -51,6 +44,7 @@ fn in_words(own: &[Own]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layers::Lost;
 
     fn own(path: &str, error: f64) -> Own {
         Own {
@@ -58,7 +52,7 @@ mod tests {
             error: Some(error),
             wide: Vec::new(),
             twice: Vec::new(),
-            lost: None,
+            lost: Lost::default(),
         }
     }
 

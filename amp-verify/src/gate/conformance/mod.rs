@@ -28,10 +28,9 @@ use super::{
     deadline::Deadline,
     job::{Job, Outcome},
     reason::{Failure, Reason},
-    reset::ResetModel,
     stages::Stages,
 };
-use crate::{faults::Fault, registry::Registry, text::significant};
+use crate::{faults::Fault, registry::Registry, reset::ResetModel, text::significant};
 
 /// The number of optimizer steps that are compared.
 const STEPS: u64 = 6;
@@ -41,11 +40,11 @@ const LOW_SCALE: f64 = 1024.0;
 /// Runs the job. The model is built only once and reset before each run.
 pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result<Outcome> {
     let mut case = job.case(registry, Precision::F32True)?;
-    let budget = Budget::of(job, &case, STEPS)?;
+    let budget = Budget::of(&case, STEPS)?;
     case.data.batch_size = budget.examples;
     let _section = random::seeded(case.trainer.seed)?;
     let mut stages = Stages::new(job);
-    let mut model = ResetModel::new(&case)?;
+    let mut model = ResetModel::of(&case)?;
     stages.end("building the model");
     let mut exact_steps = Steps {
         job,
@@ -185,14 +184,12 @@ fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Ve
 mod tests {
     use amp_core::{
         data::{Batch, DataModule},
-        precision::Kernels,
         prelude::*,
-        trainer::Check,
     };
     use rstest::rstest;
 
     use super::*;
-    use crate::{DataSet, Registry, changes::Changes, gate::Task, length::Length, model, project};
+    use crate::{DataSet, Registry, gate::Task, length::Length, model, project};
 
     /// A model whose activations have about the size `size` if its batch norm uses the initial
     /// running statistics (mean 0, variance 1).
@@ -225,26 +222,7 @@ mod tests {
         Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model.batch_size(16))
     }
 
-    fn job(precision: Precision) -> Job {
-        Job {
-            model: "Net".into(),
-            precision,
-            seed: 3,
-            length: Length::Epochs(1),
-            changes: Changes::default(),
-            device: "cpu".into(),
-            tf32: false,
-            deterministic: false,
-            kernels: Kernels::default(),
-            check: Check::Off,
-            task: Task::Conformance,
-            overrides: Default::default(),
-            fault: None,
-        }
-    }
-
-    /// Checks that batch statistics are used only for a model whose run under 32-true does not stay
-    /// finite with running statistics.
+    /// A model that does not stay finite without batch statistics is compared with them.
     #[rstest]
     #[case::calm(1.0, "dropout and batch statistics")]
     #[case::diverging(1e15, "dropout, bounds")]
@@ -253,7 +231,7 @@ mod tests {
         #[case] without: &str,
     ) -> Result<()> {
         let registry = registry(size);
-        let job = job(Precision::Bf16Mixed);
+        let job = Job::new("Net", Precision::Bf16Mixed, 3, Length::Epochs(1), Task::Conformance);
         let outcome = run(&job, &registry, &Deadline::default())?;
         assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
         let checked = outcome.conformance.unwrap_or_default();

@@ -8,7 +8,7 @@ use amp_core::{
     callback::{Action, Callback},
     data::AnyBatch,
     log::Log,
-    nn::{Context, Role, named_tensors},
+    nn::{Context, parameters},
     precision::{GradScalerConfig, Gradients, Precision, StepOutcome, Unscaled},
     tch::Tensor,
     trainer::{Check, StepAccess, ValCheckInterval, first_loss},
@@ -19,8 +19,14 @@ use super::{LOW_SCALE, STEPS, emulation::Rounding};
 use crate::{
     case::Case,
     diagnose::Overrides,
-    gate::{deadline::Deadline, identity, job::Job, reset::ResetModel},
+    gate::{
+        deadline::Deadline,
+        hooks::{copies, copy_of, rates},
+        identity,
+        job::Job,
+    },
     interceptor::{Intercepted, Interceptor},
+    reset::ResetModel,
 };
 
 /// What is recorded during a run.
@@ -50,9 +56,7 @@ impl Callback for Tracer {
     ) -> Result<()> {
         let mut trace = self.trace.borrow_mut();
         if trace.gradients.is_empty() {
-            for (name, gradient) in gradients.named() {
-                trace.gradients.push((name.to_owned(), kept(gradient)?));
-            }
+            trace.gradients = copies(gradients)?;
         }
         Ok(())
     }
@@ -66,8 +70,7 @@ impl Callback for Tracer {
             return Err(Error::NonFinite("a gradient of 32-true is not finite".into()));
         }
         if outcome == Some(&StepOutcome::Applied) {
-            let rates = hook.optimizers().iter().flat_map(|scheduled| scheduled.rates());
-            self.trace.borrow_mut().rates.extend(rates.map(|group| group.rates.lr));
+            self.trace.borrow_mut().rates.extend(rates(hook));
         }
         Ok(Vec::new())
     }
@@ -118,7 +121,7 @@ impl Interceptor for Still {
         };
         let mut trace = self.tracer.trace.borrow_mut();
         if trace.loss.is_none() {
-            trace.loss = Some(kept(&loss)?);
+            trace.loss = Some(copy_of(&loss)?);
         }
         Ok(descended)
     }
@@ -143,19 +146,7 @@ impl Interceptor for Still {
     }
 }
 
-/// Returns a copy of a tensor, on the same device and in the same dtype. The copy is not converted
-/// to f64 on the host, because three f64 copies of a model would take too much memory.
-fn kept(tensor: &Tensor) -> Result<Tensor> {
-    Ok(tensor.f_detach()?.f_detach_copy()?)
-}
-
-fn parameters(model: &dyn LightningModule) -> Result<Vec<Tensor>> {
-    let tensors = named_tensors(model).into_iter();
-    let own = tensors.filter(|(_, _, role)| *role == Role::Parameter);
-    own.map(|(_, tensor, _)| kept(&tensor)).collect()
-}
-
-/// What was recorded in a run, and the model's weights before and after the run.
+/// The results of a run.
 pub(super) struct Ran {
     pub(super) trace: Trace,
     pub(super) initial: Vec<Tensor>,
@@ -230,7 +221,8 @@ impl Steps<'_> {
         let mut model = Intercepted::borrowing(model.as_mut(), still);
         Trainer::new(config).callback(tracer.clone()).fit(&mut model, &self.case.data)?;
         let finite = identity::is_finite(&model)?;
-        let weights = parameters(&model)?;
+        let weights = parameters(&model);
+        let weights = weights.iter().map(|own| copy_of(&own.tensor)).collect::<Result<_>>()?;
         let trace = tracer.trace.take();
         Ok(Ran { trace, initial, weights, finite })
     }

@@ -3,9 +3,7 @@
 
 mod words;
 
-use std::rc::Rc;
-
-use amp_core::{LightningModule, Result, precision::Precision};
+use amp_core::{Result, precision::Precision};
 use serde::{Deserialize, Serialize};
 
 use self::words::text;
@@ -20,7 +18,7 @@ use crate::{
     diagnose::{self, Attribution, Check, Diagnosis, Overrides, Scope, attribute_to_paste},
     faults::Fault,
     gate,
-    layers::{self, Kind, Options, Subject, module_paths},
+    layers::{self, Kind, Options, Subject, Wrap, module_paths},
 };
 
 /// Why a precision failed.
@@ -249,16 +247,11 @@ impl<'a> Suspect<'a> {
         let job = self.plan.job(self.model, self.precision, self.seed, Task::Train);
         let registry = &self.plan.registry;
         let case = job.case(registry, self.precision)?;
-        let build = || -> Result<Box<dyn LightningModule>> { job.model(&case, self.precision) };
+        let build = || case.build();
+        let wrap: &Wrap<'_> = &|model| job.with_fault(model, self.precision);
         let batch = case.data.train.head(case.data.batch_size)?;
         let overrides = &self.plan.overrides;
-        let subject = Subject {
-            build: &build,
-            batch: &batch,
-            device: case.trainer.device,
-            seed: self.seed,
-            overrides: Rc::new(overrides.clone()),
-        };
+        let subject = Subject::new(&case, &build, &batch).wrapped(wrap);
         let (layers, modules) = module_paths(&subject)?;
         // If the layers cannot be measured in 64-true, the diagnosis continues without a suspected
         // layer. The search below still finds modules that must stay in FP32.

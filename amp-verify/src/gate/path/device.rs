@@ -14,14 +14,12 @@ use amp_core::{
     tch::{Device, Kind, Tensor, no_grad},
 };
 
-use super::{
-    final_state::{copy_of, exact_on},
-    run::Setup,
-};
+use super::{final_state::exact_on, run::Setup};
 use crate::{
     gate::{
         checked::{Findings, Unit},
         conformance::{emulation::SUMS, tolerance_limit},
+        hooks::copy_of,
         reason::Reason,
     },
     rounding::moved,

@@ -16,7 +16,7 @@ use amp_core::{
 use serde_json::{Map, Value};
 
 use super::tolerance::Tolerance;
-use crate::gate::deadline::Deadline;
+use crate::gate::{deadline::Deadline, hooks::copy_of};
 
 /// The state at the end of a run, in the form in which it is compared with the final state of
 /// another run.
@@ -204,13 +204,8 @@ pub(super) fn snapshot(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Te
     tensors.into_iter().map(copy).collect()
 }
 
-/// Returns a copy of a tensor on the same device.
-pub(super) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
-    Ok(no_grad(|| tensor.f_detach()?.f_detach_copy())?)
-}
-
-/// Converts a tensor to f64 on `device`. Call this for one tensor at a time: the f64 copies of all
-/// tensors of a model together may take more memory than the run.
+/// Converts a tensor to f64 on `device`. Tensors are converted one at a time, because all tensors
+/// of a model together may take more memory than the run.
 pub(super) fn exact_on(device: Device, tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Double))?)
 }

@@ -15,9 +15,7 @@ use crate::{
 /// Compares the results of each group of layers that is fused in a training step with the results
 /// of the same layers run one at a time.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
-    let batch = setup.budget.sample(setup.case)?;
-    let build = || setup.job.model(setup.case, setup.precision);
-    let groups = groups(&setup.subject(&build, &batch), setup.precision)?;
+    let groups = setup.measured(|subject| groups(subject, setup.precision))?;
     let Some(worst) = groups.iter().max_by(|a, b| a.over_bound().total_cmp(&b.over_bound())) else {
         findings.left_out(Reason::Fusion, "this device fuses no layers");
         return Ok(());

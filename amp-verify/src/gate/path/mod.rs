@@ -60,7 +60,7 @@ fn statistics_bound(precision: Precision) -> f64 {
 /// Runs the job.
 pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result<Outcome> {
     let case = job.case(registry, job.precision)?;
-    let budget = Budget::of(job, &case, STEPS)?;
+    let budget = Budget::of(&case, STEPS)?;
     let setup = Setup { job, case: &case, precision: job.precision, budget, deadline };
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();

@@ -16,13 +16,15 @@ use amp_core::{
 };
 
 use super::{
-    final_state::copy_of,
     reference::Reference,
     replay::{Replay, Wrong},
     rules::ScaleRule,
 };
 use crate::{
-    gate::reason::{Failure, Reason},
+    gate::{
+        hooks::{copies, copy_of, rates},
+        reason::{Failure, Reason},
+    },
     interceptor::Interceptor,
     scalars::{all_equal, all_finite, read, square},
 };
@@ -186,11 +188,6 @@ impl Observation {
     }
 }
 
-fn rates(hook: &Hook<'_>) -> Vec<f64> {
-    let groups = hook.optimizers().iter().flat_map(|scheduled| scheduled.rates());
-    groups.map(|group| group.rates.lr).collect()
-}
-
 impl Interceptor for Observer {
     fn step_access(&self) -> StepAccess {
         StepAccess::InStep("the gate observes the steps")
@@ -268,9 +265,7 @@ impl Callback for Observer {
         gradients: &Gradients<Unscaled>,
         _: &mut Hook<'_>,
     ) -> Result<()> {
-        let named = gradients.named();
-        let named = named.map(|(name, gradient)| Ok((name.to_owned(), copy_of(gradient)?)));
-        self.0.borrow_mut().gradients.push(named.collect::<Result<_>>()?);
+        self.0.borrow_mut().gradients.push(copies(gradients)?);
         Ok(())
     }
 

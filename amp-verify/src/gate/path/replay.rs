@@ -17,10 +17,11 @@ use amp_core::{
 };
 
 use super::{
-    final_state::{copy_of, exact, exact_on},
+    final_state::{exact, exact_on},
     rule::{Rule, Slots},
 };
 use crate::{
+    gate::hooks::copy_of,
     rounding::rounding_of,
     scalars::{read, square, square_of_difference},
 };

@@ -13,7 +13,7 @@ use crate::{
         checked::{Findings, Unit},
         reason::Reason,
     },
-    layers::{self, LOST, Options, Own, WITHIN},
+    layers::{self, Options, Own, WITHIN},
 };
 
 /// The accepted mean of a layer's rounding errors, divided by their root mean square. Truncation
@@ -32,10 +32,8 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         }
         return Ok(());
     }
-    let batch = setup.budget.sample(setup.case)?;
-    let build = || setup.job.model(setup.case, precision);
-    let (report, own) = match layers::audit(&setup.subject(&build, &batch), Options::new(precision))
-    {
+    let audited = setup.measured(|subject| layers::audit(subject, Options::new(precision)));
+    let (report, own) = match audited {
         Ok(audited) => audited,
         Err(error) => {
             for rule in [Reason::Rounding, Reason::Width] {
@@ -94,17 +92,17 @@ fn size(own: &[Own], findings: &mut Findings) {
 /// Checks that no layer turns values that its dtype can represent into 0 or infinity. Also records
 /// how far the loss scale is from the limits of the range that is safe for all layers.
 fn exponents(report: &layers::Report, own: &[Own], findings: &mut Findings) {
-    let lost = own.iter().filter_map(|own| Some((own.lost?, own.path.as_str())));
-    if let Some((share, path)) = lost.max_by(|a, b| a.0.total_cmp(&b.0)) {
-        let whose = if share > 0.0 { format!(", most in `{path}`") } else { String::new() };
+    let worst = own.iter().max_by(|a, b| a.lost.over_bound().total_cmp(&b.lost.over_bound()));
+    if let Some(Own { path, lost, .. }) = worst {
+        let whose = if lost.found > 0 { format!(", most in `{path}`") } else { String::new() };
         findings.measured(
             Reason::Rounding,
             format!(
                 "values that became 0 or infinite although the dtype can represent them{whose}"
             ),
             &format!("the first examples, {} layers on exact inputs", own.len()),
-            Unit::Share,
-            (share, LOST),
+            Unit::Number,
+            (lost.found as f64, lost.bound as f64),
         );
     }
     if let Some(common) = report.window.as_ref().filter(|_| report.log2_scale > 0) {

@@ -6,7 +6,7 @@ use std::{cell::RefCell, path::Path, rc::Rc};
 use amp_core::{
     Error, LightningModule, Result, Trainer, TrainerConfig,
     callback::{Action, Callback},
-    data::{AnyBatch, Limit},
+    data::Limit,
     nn,
     precision::{Clip, Policy, Precision, StepOutcome},
     random,
@@ -31,7 +31,7 @@ use crate::{
         job::Job,
     },
     interceptor::Intercepted,
-    layers::Subject,
+    layers::{Subject, Wrap},
     length::Length,
 };
 
@@ -68,19 +68,12 @@ pub(super) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// Returns the model and the batch in the form that the measurement of layers requires.
-    pub(super) fn subject<'s>(
-        &self,
-        build: &'s dyn Fn() -> Result<Box<dyn LightningModule>>,
-        batch: &'s AnyBatch,
-    ) -> Subject<'s> {
-        Subject {
-            build,
-            batch,
-            device: self.case.trainer.device,
-            seed: self.case.trainer.seed,
-            overrides: Rc::new(self.job.overrides.clone()),
-        }
+    /// Measures layers of the model, with the job's fault, on the first examples.
+    pub(super) fn measured<T>(&self, measure: impl FnOnce(&Subject<'_>) -> Result<T>) -> Result<T> {
+        let batch = self.budget.sample(self.case)?;
+        let build = || self.case.build();
+        let wrap: &Wrap<'_> = &|model| self.job.with_fault(model, self.precision);
+        measure(&Subject::new(self.case, &build, &batch).wrapped(wrap))
     }
 
     /// Returns how many batches an epoch has with these trainer options.

@@ -68,16 +68,14 @@ mod tests {
 
     use amp_core::{
         data::{Batch, DataModule},
-        precision::{Kernels, Precision},
+        precision::Precision,
         prelude::*,
-        trainer::Check,
     };
     use rstest::rstest;
 
     use super::*;
     use crate::{
         DataSet, Registry,
-        changes::Changes,
         gate::{Task, budget::Budget, deadline::Deadline, job::Job},
         length::Length,
         model, project,
@@ -106,21 +104,7 @@ mod tests {
     }
 
     fn job(task: Task, precision: Precision) -> Job {
-        Job {
-            model: "Net".into(),
-            precision,
-            seed: 1,
-            length: Length::Epochs(1),
-            changes: Changes::default(),
-            device: "cpu".into(),
-            tf32: false,
-            deterministic: false,
-            kernels: Kernels::default(),
-            check: Check::Off,
-            task,
-            overrides: Default::default(),
-            fault: None,
-        }
+        Job::new("Net", precision, 1, Length::Epochs(1), task)
     }
 
     /// Checks that every rule of the remaining stages is listed as not judged, except for stages
@@ -138,7 +122,7 @@ mod tests {
     ) -> Result<()> {
         let job = job(Task::Path, precision);
         let case = job.case(&registry(), precision)?;
-        let budget = Budget::of(&job, &case, 1)?;
+        let budget = Budget::of(&case, 1)?;
         let deadline = Deadline::default();
         let setup = Setup { job: &job, case: &case, precision, budget, deadline: &deadline };
         let mut findings = Findings::default();

@@ -11,10 +11,9 @@ use amp_core::{
 
 use crate::case::Case;
 
-/// A model together with its initial state. Resetting the model is faster than building it again.
-/// Building it generates each weight on the host and copies the weight to the device. Resetting it
-/// only copies on the device.
-pub(super) struct ResetModel {
+/// A model with the values of a new build. Building draws each weight on the host and copies it to
+/// the device; a reset copies it on the device.
+pub(crate) struct ResetModel {
     model: Box<dyn LightningModule>,
     seed: u64,
     device: Device,
@@ -36,10 +35,13 @@ struct Initial {
 }
 
 impl ResetModel {
-    /// Builds the model of the case.
-    pub(super) fn new(case: &Case) -> Result<Self> {
-        let device = case.trainer.device;
-        let model = case.build()?;
+    /// Builds the case's model.
+    pub(crate) fn of(case: &Case) -> Result<Self> {
+        Self::new(case.build()?, case.trainer.device, case.trainer.seed)
+    }
+
+    /// Keeps the values of a model that was just built with this seed.
+    pub(crate) fn new(model: Box<dyn LightningModule>, device: Device, seed: u64) -> Result<Self> {
         let random = RandomState::read(device)?;
         let (mut own, mut state) = (State::default(), State::default());
         model.on_save_checkpoint(&mut own)?;
@@ -50,26 +52,30 @@ impl ResetModel {
         };
         let initial =
             named_tensors(model.as_ref()).into_iter().map(initial).collect::<Result<_>>()?;
-        Ok(Self { model, seed: case.trainer.seed, device, initial, state, random })
+        Ok(Self { model, seed, device, initial, state, random })
     }
 
-    /// Builds the model again if the case has another seed than the model.
-    pub(super) fn follow(&mut self, case: &Case) -> Result<()> {
+    /// Builds another model if the case has another seed.
+    pub(crate) fn follow(&mut self, case: &Case) -> Result<()> {
         if self.seed != case.trainer.seed {
-            *self = Self::new(case)?;
+            *self = Self::of(case)?;
         }
         Ok(())
     }
 
+    /// Returns the name of the model.
+    pub(crate) fn name(&self) -> &'static str {
+        self.model.name()
+    }
+
     /// Returns the initial values of the parameters, on the device.
-    pub(super) fn initial(&self) -> Vec<Tensor> {
+    pub(crate) fn initial(&self) -> Vec<Tensor> {
         let parameters = self.initial.iter().filter(|initial| initial.role == Role::Parameter);
         parameters.map(|initial| initial.values.shallow_clone()).collect()
     }
 
-    /// Resets the model and the random generators to the state that they had after the model was
-    /// built.
-    pub(super) fn reset(&mut self) -> Result<&mut dyn LightningModule> {
+    /// Resets the model to a new build, and the random generators to their state after a build.
+    pub(crate) fn reset(&mut self) -> Result<&mut dyn LightningModule> {
         clear_gradients(self.model.as_ref())?;
         let tensors = named_tensors(self.model.as_ref());
         for ((_, mut tensor, _), initial) in tensors.into_iter().zip(&self.initial) {
@@ -226,7 +232,7 @@ mod tests {
         let case = case()?;
         let built = bits(case.build()?.as_ref())?;
         let expected = trained(&case, case.build()?.as_mut(), precision, false)?;
-        let mut model = ResetModel::new(&case)?;
+        let mut model = ResetModel::of(&case)?;
         let moved = trained(&case, model.reset()?, before, freezes)?;
         let first = moved[4].1.to_kind(built[4].1.kind());
         assert!(!first.equal(&built[4].1), "{} did not train", moved[4].0);
@@ -243,7 +249,7 @@ mod tests {
     fn a_model_follows_the_seed() -> Result<()> {
         let _section = random::seeded(1)?;
         let mut case = case()?;
-        let mut model = ResetModel::new(&case)?;
+        let mut model = ResetModel::of(&case)?;
         let first = bits(model.reset()?)?;
         case.trainer.seed += 1;
         model.follow(&case)?;

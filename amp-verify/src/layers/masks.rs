@@ -58,7 +58,7 @@ mod tests {
     struct Net {
         #[layer(linear(16, 64))]
         first: Linear,
-        #[layer(dropout(0.5))]
+        #[layer(dropout(0.3))]
         dropped: Dropout,
         #[layer(linear(64, 1))]
         head: Linear,
@@ -87,7 +87,7 @@ mod tests {
             Ok(own.and_then(|own| own.error).unwrap_or(f64::NAN))
         };
         let unchanged = error()?;
-        assert!((0.5..1.5).contains(&unchanged), "{unchanged}");
+        assert!((0.5..WITHIN).contains(&unchanged), "{unchanged}");
         let _planted = FaultyLayer::new("dropped", LayerFault::LosesDigits);
         let broken = error()?;
         assert!(broken > WITHIN, "{broken}");

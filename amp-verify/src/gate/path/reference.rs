@@ -48,6 +48,8 @@ pub(super) struct Reference {
     /// The rounding to emulate. `None` means that the model runs under 32-true without emulated
     /// rounding.
     rounding: Option<Rounding>,
+    /// Whether a step has begun.
+    has_begun: bool,
 }
 
 /// How far a step's gradient g and losses l are from the gradient r and the losses m of the
@@ -89,6 +91,7 @@ impl Reference {
             draws: false,
             dropout: Rc::default(),
             rounding: None,
+            has_begun: false,
         })
     }
 
@@ -97,13 +100,18 @@ impl Reference {
         Self { rounding: Some(rounding), ..self }
     }
 
-    /// Begins a step. Copies the weights of the observed run, rounds them if rounding is emulated,
-    /// and clears the gradients.
+    /// Copies the run's weights before the first batch of a step. Parameters that the run freezes
+    /// from its beginning stay frozen as long as the run's do. A parameter that was trained once
+    /// keeps its gradient, so that one that is frozen later by mistake is seen.
     fn begin(&mut self, run: &dyn LightningModule) -> Result<()> {
+        let is_first = !std::mem::replace(&mut self.has_begun, true);
         let own = named_tensors(self.model.as_ref());
         for ((_, own, role), (_, run, _)) in own.into_iter().zip(named_tensors(run)) {
             if role == Role::Parameter {
                 no_grad(|| own.shallow_clone().f_copy_(&run.f_detach()?))?;
+                if is_first || run.requires_grad() {
+                    let _ = own.f_set_requires_grad(run.requires_grad())?;
+                }
             }
         }
         if let Some(rounding) = &mut self.rounding {
@@ -277,4 +285,58 @@ fn relative(a: f64, b: f64) -> f64 {
 /// Returns the larger of two values. If one of them is NaN, returns NaN.
 pub(super) fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{
+        data::{Batch, DataModule},
+        prelude::*,
+        tch::{Device, Kind, Tensor},
+        trainer::Freeze,
+    };
+    use rstest::rstest;
+
+    use crate::{
+        DataSet, Registry,
+        gate::{Task, deadline::Deadline, job::Job},
+        length::Length,
+        model, project,
+    };
+
+    #[derive(LightningModule)]
+    #[forward(|x| head(&first(x)?.f_tanh()?))]
+    #[loss(mse_loss)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Net {
+        #[layer(linear(4, 8))]
+        first: Linear,
+        #[layer(linear(8, 1))]
+        head: Linear,
+    }
+
+    fn waves(batch_size: i64) -> Result<DataModule> {
+        let part = |first: i64| {
+            let x = Tensor::f_arange_start(first, first + 256, (Kind::Float, Device::Cpu))?;
+            let x = x.f_square()?.f_sin()?.f_view([64, 4])?;
+            let y = x.f_sum_dim_intlist([1_i64].as_slice(), true, Kind::Float)?;
+            Batch::new(x, y)
+        };
+        Ok(DataModule::new("waves", part(0)?, part(256)?, batch_size))
+    }
+
+    /// Frozen parameters have no gradient, neither in the run nor in 32-true, until they are
+    /// trained.
+    #[rstest]
+    #[case::always(Freeze::new("first.*"))]
+    #[case::until_a_step(Freeze::new("first.*").until_step(4))]
+    fn frozen_parameters_are_not_compared(#[case] freeze: Freeze) -> Result<()> {
+        let model = model!(Net).judged_by_loss().margin(1.0).batch_size(4).freeze([freeze]);
+        let registry =
+            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
+        let job = Job::new("Net", Precision::Bf16Mixed, 3, Length::Epochs(1), Task::Path);
+        let outcome = crate::gate::path::run(&job, &registry, &Deadline::default())?;
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        Ok(())
+    }
 }

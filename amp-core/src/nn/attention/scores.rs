@@ -141,7 +141,8 @@ pub(super) fn attend_with_weights(
     let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
     let width = query.size().last().copied().unwrap_or(1);
     let scale = options.scale.unwrap_or_else(|| 1.0 / (width as f64).sqrt());
-    let mut scores = query.f_matmul(&key.f_transpose(-2, -1)?)?.f_mul_scalar(scale)?;
+    let scores = query.f_matmul(&key.f_transpose(-2, -1)?)?.f_mul_scalar(scale)?;
+    let mut scores = cx.within(&scores)?;
     let mut masked = None;
     match shapes.mask(query, options, open)? {
         Some(OpenMask { mask, masked: queries }) => {

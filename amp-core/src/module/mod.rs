@@ -5,8 +5,8 @@ mod manual;
 mod media;
 mod step_access;
 
-pub(crate) use manual::{Done, Update};
 pub use loss_scope::LossScope;
+pub(crate) use manual::{Done, Update};
 pub use manual::{ManualOptimizer, ManualStep, first_loss};
 pub use step_access::StepAccess;
 

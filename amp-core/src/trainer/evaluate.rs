@@ -167,11 +167,10 @@ impl Evaluator {
         for (set, loader) in &loaders.0 {
             for (index, batch) in loader.epoch(0, 0)?.enumerate() {
                 let (scope, interval) = (LossScope::Examples, Interval::of(false));
-                let (_, found) =
-                    self.in_parts(&batch?, scope, interval, |runner, part, log| {
-                        let mut step = Step::new(&runner.context, log, index, runner.global_step);
-                        validation.find(model, part, &mut step)
-                    })?;
+                let (_, found) = self.in_parts(&batch?, scope, interval, |runner, part, log| {
+                    let mut step = Step::new(&runner.context, log, index, runner.global_step);
+                    validation.find(model, part, &mut step)
+                })?;
                 if let Some(cause) = found.into_iter().flatten().next() {
                     let set = if set.is_empty() { "the set" } else { set };
                     return Ok(Some(format!("{cause} (batch {index} of {set})")));

@@ -97,7 +97,10 @@ fn a_late_hook_of_a_step_that_reads_state_is_called_after_each_step() -> Result<
 #[test]
 fn a_step_that_reads_a_transient_field_is_not_a_graph() -> Result<()> {
     let access = Transient::builder().build()?.step_access();
-    assert!(matches!(access, StepAccess::InStep(why) if why.contains("#[transient]")), "{access:?}");
+    assert!(
+        matches!(access, StepAccess::InStep(why) if why.contains("#[transient]")),
+        "{access:?}"
+    );
     Ok(())
 }
 

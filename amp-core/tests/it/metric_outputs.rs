@@ -24,7 +24,8 @@ fn doubled(logits: &Tensor) -> Result<Tensor> {
 #[test]
 fn an_output_may_be_a_new_tensor() -> Result<()> {
     let mut model = Net::builder().build()?;
-    let config = TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F32True, Device::Cpu) };
+    let config =
+        TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F32True, Device::Cpu) };
     let record = Trainer::new(config).fit(&mut model, &same(digits(64)?, 32)?)?;
     let [place, new, method] =
         ["val_place", "val_new", "val_method"].map(|name| record.last(name).expect("a value"));

@@ -233,12 +233,11 @@ fn only_the_skipped_step_runs_again_and_with_the_same_numbers(
             Box::new(Rare { runs: runs.clone() }),
         ];
         let mut model = Model::regression(Sequential::new(layers), sgd);
-        let config = TrainerConfig { max_epochs: 10, ..config(precision) }
-            .with(|config| {
-                config.recovery.provenance = provenance;
-                // A validation loss that is not finite is explained by runs too.
-                config.loops.limit_val_batches = Limit::Batches(0);
-            });
+        let config = TrainerConfig { max_epochs: 10, ..config(precision) }.with(|config| {
+            config.recovery.provenance = provenance;
+            // A validation loss that is not finite is explained by runs too.
+            config.loops.limit_val_batches = Limit::Batches(0);
+        });
         let examples = constant(12, 4, 0.5)?;
         let record = fit(&config, &mut model, &in_order(examples, 4)?).1?;
         let tensors = amp_core::nn::named_tensors(&model);

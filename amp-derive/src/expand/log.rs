@@ -278,9 +278,11 @@ fn metric(model: &Model, metric: &Metric, locals: &Locals) -> TokenStream {
         Some(part) => batch::part(part, locals),
         None => batch::target(model, locals),
     };
-    let logged = batch::measured(metric.of.output.as_ref(), locals, |output| {
-        quote!(#step.metric(#name, &#value, #output, #target, #options)?)
-    });
+    let logged = batch::measured(
+        metric.of.output.as_ref(),
+        locals,
+        |output| quote!(#step.metric(#name, &#value, #output, #target, #options)?),
+    );
     quote!(#logged;)
 }
 

@@ -45,7 +45,8 @@ pub(super) fn reads_state(model: &Model, training: &Step) -> bool {
 fn fields_read<'m>(model: &'m Model, training: &Step) -> Vec<&'m Field> {
     let code = code_of_step(model, training);
     let names: Vec<&Ident> = model.fields.iter().map(|field| &field.ident).collect();
-    let all = matches!(training, Step::Function { .. }) || tokens::passes_self_on(code.clone(), &names);
+    let all =
+        matches!(training, Step::Function { .. }) || tokens::passes_self_on(code.clone(), &names);
     let has_value = |field: &&Field| match field.kind {
         Kind::State { saved, .. } => saved,
         Kind::Hparam { .. } => true,

@@ -315,9 +315,8 @@ mod tests {
 
         fn gather(&mut self, indices: &[i64]) -> Result<Batch> {
             let longest = 100 * indices.iter().max().map_or(1, |last| last + 1);
-            let ones = |width| {
-                Tensor::f_ones([indices.len() as i64, width], (Kind::Float, Device::Cpu))
-            };
+            let ones =
+                |width| Tensor::f_ones([indices.len() as i64, width], (Kind::Float, Device::Cpu));
             Batch::new(ones(longest)?, ones(1)?)
         }
     }

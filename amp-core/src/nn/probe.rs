@@ -47,7 +47,8 @@ pub trait Substitute {
     /// When libtorch refuses an operation.
     fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor>;
 
-    /// Replaces an intermediate tensor of the module: the queries, keys, values and weights of attention.
+    /// Replaces an intermediate tensor of the module: the queries, keys, values, scores and
+    /// weights of attention.
     ///
     /// # Errors
     /// When libtorch refuses an operation.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use amp_core::{
     Result,
-    tch::{Kind, Tensor},
+    tch::{Kind, Tensor, no_grad},
 };
 
 use super::{STEPS, steps::Ran};
@@ -29,7 +29,7 @@ pub(super) enum What {
     /// ‖g − g₃₂‖/‖g₃₂‖, where g is the first gradient of the named parameter.
     Gradient(String),
     /// ‖w − w₃₂‖/‖w₃₂ − w₀‖, where w are all weights after the steps, and w₀ are the initial
-    /// weights.
+    /// weights. This measure and the next two leave out [`noisy`] weights.
     Update,
     /// ‖w − w₀‖/‖w₃₂ − w₀‖ − 1: the relative difference between the norms of the two updates.
     Length,
@@ -71,19 +71,41 @@ fn whole(parts: impl IntoIterator<Item = f64>) -> f64 {
     parts.into_iter().map(|part| part * part).sum::<f64>().sqrt()
 }
 
-/// Computes ‖a − b‖ of all tensors together.
-fn distance(a: &[Tensor], b: &[Tensor]) -> Result<f64> {
-    Ok(whole(distances(a.iter().zip(b))?))
-}
-
 /// Returns a/b, or 0 if a is 0.
 fn ratio(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a / b }
 }
 
+/// Masks of weights, by the names of their parameters.
+pub(super) type Masks = BTreeMap<String, Tensor>;
+
+/// Returns a mask of the weights whose first gradient consists of rounding errors alone: the run
+/// `rounded`, which emulates the precision's rounding, changes the gradient of `exact` by at least
+/// the gradient's own size. An example is the bias of attention's keys, whose exact gradient is 0.
+/// Adam divides such a gradient by its size. So the updates of these weights are as large as those
+/// of other weights, but they say nothing about the precision.
+pub(super) fn noisy(exact: &Ran, rounded: &Ran) -> Result<Masks> {
+    let found: BTreeMap<&str, &Tensor> =
+        rounded.trace.gradients.iter().map(|(name, gradient)| (name.as_str(), gradient)).collect();
+    let mut masks = Masks::new();
+    for (name, own) in &exact.trace.gradients {
+        let Some(other) = found.get(name.as_str()) else { continue };
+        let mask = no_grad(|| -> Result<Tensor> {
+            let away = other.f_sub(own)?.f_abs()?;
+            // An infinite or NaN gradient of the emulated run is not a rounding error.
+            let differs = away.f_gt(0.0)?.f_logical_and(&away.f_isfinite()?)?;
+            Ok(away.f_ge_tensor(&own.f_abs()?)?.f_logical_and(&differs)?)
+        })?;
+        masks.insert(name.clone(), mask);
+    }
+    Ok(masks)
+}
+
 /// The run under 32-true, and the norms by which the differences of other runs are divided.
 pub(super) struct Exact<'a> {
     ran: &'a Ran,
+    /// The weights that the measures about weights leave out, in the order of `Ran::weights`.
+    masks: Vec<Option<Tensor>>,
     loss: f64,
     /// The norm of the first gradient of each parameter.
     gradients: Vec<f64>,
@@ -94,14 +116,46 @@ pub(super) struct Exact<'a> {
 }
 
 impl<'a> Exact<'a> {
-    pub(super) fn new(ran: &'a Ran) -> Result<Self> {
-        Ok(Self {
+    /// Leaves the weights of `masks` out of the measures about weights, unless no other weight
+    /// changes in the run.
+    pub(super) fn new(ran: &'a Ran, masks: &Masks) -> Result<Self> {
+        let of_names = ran.names.iter().map(|name| masks.get(name).map(Tensor::shallow_clone));
+        let mut exact = Self {
             ran,
+            masks: of_names.collect(),
             loss: loss(ran)?,
             gradients: norms(ran.trace.gradients.iter().map(|(_, gradient)| gradient))?,
-            weights: whole(norms(&ran.weights)?),
-            way: distance(&ran.weights, &ran.initial)?,
+            weights: 0.0,
+            way: 0.0,
+        };
+        exact.way = exact.distance(&ran.weights, &ran.initial)?;
+        if exact.way == 0.0 && !masks.is_empty() {
+            return Self::new(ran, &Masks::new());
+        }
+        exact.weights = exact.norm(&ran.weights)?;
+        Ok(exact)
+    }
+
+    /// Returns the tensors with zeros in place of the weights that are left out.
+    fn measured(&self, weights: &[Tensor]) -> Result<Vec<Tensor>> {
+        let both = weights.iter().zip(&self.masks);
+        no_grad(|| {
+            both.map(|(weights, mask)| match mask {
+                Some(mask) => Ok(weights.f_masked_fill(&mask.f_to_device(weights.device())?, 0.0)?),
+                None => Ok(weights.shallow_clone()),
+            })
+            .collect()
         })
+    }
+
+    /// Computes the norm of all measured weights together.
+    fn norm(&self, weights: &[Tensor]) -> Result<f64> {
+        Ok(whole(norms(&self.measured(weights)?)?))
+    }
+
+    /// Computes ‖a − b‖ of all measured weights together.
+    fn distance(&self, a: &[Tensor], b: &[Tensor]) -> Result<f64> {
+        Ok(whole(distances(self.measured(a)?.iter().zip(&self.measured(b)?))?))
     }
 
     /// Returns how much f32 itself changes the measures about weights. The constants of an
@@ -116,9 +170,9 @@ impl<'a> Exact<'a> {
         let Self { ran: exact, way, .. } = *self;
         let mut figures = BTreeMap::from([
             (What::Loss, ratio(loss(ran)? - self.loss, self.loss)),
-            (What::Update, ratio(distance(&ran.weights, &exact.weights)?, way)),
-            (What::Length, ratio(distance(&ran.weights, &ran.initial)? - way, way)),
-            (What::Norm, ratio(whole(norms(&ran.weights)?) - self.weights, way)),
+            (What::Update, ratio(self.distance(&ran.weights, &exact.weights)?, way)),
+            (What::Length, ratio(self.distance(&ran.weights, &ran.initial)? - way, way)),
+            (What::Norm, ratio(self.norm(&ran.weights)? - self.weights, way)),
         ]);
         let least = SHARE * whole(self.gradients.iter().copied());
         let found: BTreeMap<&str, &Tensor> =

@@ -18,7 +18,7 @@ pub(super) use self::bounds::{OF_GRADIENT, OF_LOSS, tolerance_limit};
 use self::{
     bounds::{Bounds, Least},
     emulation::{Emulation, Rounding},
-    figures::{Exact, Figures, What},
+    figures::{Exact, Figures, Masks, What, noisy},
     locate::locate,
     steps::{Ran, Steps},
 };
@@ -75,7 +75,8 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     stages.end("the precision");
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
-    let (runs, least) = unchanged(job, registry, &mut model, (&exact, budget, &steps))?;
+    let Unchanged { runs, least, noisy } =
+        unchanged(job, registry, &mut model, (&exact, budget, &steps))?;
     stages.end("runs with emulated rounding");
     let Budget { examples, draws, .. } = budget;
     let without = if batch_statistics { "dropout" } else { "dropout and batch statistics" };
@@ -83,7 +84,7 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
         "{STEPS} steps of {examples} examples without {without}, bounds from {draws} runs with emulated rounding"
     );
     let (checked, mut texts) =
-        judged(&Exact::new(&exact)?.compare(&ran)?, &Bounds::new(&runs, least), &over);
+        judged(&Exact::new(&exact, &noisy)?.compare(&ran)?, &Bounds::new(&runs, least), &over);
     if let Some(first) = texts.first_mut() {
         *first += &locate(job, &case, budget)?;
         stages.end("each layer alone");
@@ -102,14 +103,23 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     Ok(outcome)
 }
 
-/// Runs the steps several times with emulated rounding and without the job's fault. Returns how far
-/// each of these runs is from 32-true, and the lower limits for the bounds.
+/// The results of the runs with emulated rounding.
+struct Unchanged {
+    /// How far each run is from 32-true.
+    runs: Vec<Figures>,
+    /// The lower limits for the bounds.
+    least: Least,
+    /// The weights whose gradients are rounding errors alone.
+    noisy: Masks,
+}
+
+/// Runs the steps several times with emulated rounding and without the job's fault.
 fn unchanged(
     job: &Job,
     registry: &Registry,
     model: &mut ResetModel,
     (of_job, budget, of): (&Ran, Budget, &Steps<'_>),
-) -> Result<(Vec<Figures>, Least)> {
+) -> Result<Unchanged> {
     // If a fault also affects 32-true, these runs have the fault too, because this check looks only
     // for differences between the precision and 32-true.
     let fault = job.fault.filter(|fault| fault.touches_baseline());
@@ -131,14 +141,15 @@ fn unchanged(
         own = steps.run_at_low_scale(model, None)?;
         &own
     };
-    let exact = Exact::new(exact)?;
-    let runs = (1..=budget.draws).map(|number| {
-        let ran =
-            steps.run_at_low_scale(model, Some(Rounding::new(&emulation, job.seed, number)))?;
-        exact.compare(&ran)
-    });
+    let mut emulated =
+        |number| steps.run_at_low_scale(model, Some(Rounding::new(&emulation, job.seed, number)));
+    // A run of its own, so that the masks do not depend on the runs that give the bounds.
+    let noisy = noisy(exact, &emulated(0)?)?;
+    let exact = Exact::new(exact, &noisy)?;
+    let runs = (1..=budget.draws).map(|number| exact.compare(&emulated(number)?));
     let runs = runs.collect::<Result<_>>()?;
-    Ok((runs, Least { loss: emulation.loss(), weights: exact.of_constants() }))
+    let least = Least { loss: emulation.loss(), weights: exact.of_constants() };
+    Ok(Unchanged { runs, least, noisy })
 }
 
 /// Compares each measured value with its bound. Of the gradients of all parameters, returns only

@@ -149,6 +149,8 @@ impl Interceptor for Still {
 /// The results of a run.
 pub(super) struct Ran {
     pub(super) trace: Trace,
+    /// The names of the parameters, in the order of `initial` and `weights`.
+    pub(super) names: Vec<String>,
     pub(super) initial: Vec<Tensor>,
     pub(super) weights: Vec<Tensor>,
     pub(super) finite: bool,
@@ -222,8 +224,9 @@ impl Steps<'_> {
         Trainer::new(config).callback(tracer.clone()).fit(&mut model, &self.case.data)?;
         let finite = identity::is_finite(&model)?;
         let weights = parameters(&model);
+        let names = weights.iter().map(|own| own.name.to_string()).collect();
         let weights = weights.iter().map(|own| copy_of(&own.tensor)).collect::<Result<_>>()?;
         let trace = tracer.trace.take();
-        Ok(Ran { trace, initial, weights, finite })
+        Ok(Ran { trace, names, initial, weights, finite })
     }
 }

@@ -170,42 +170,69 @@ __device__ W passed_on(W value, W kept, float factor) {
   return value;
 }
 
-// Computes the gradient of an activation's input, for an activation that is chosen at run time, and rounds the
-// gradient.
-template <typename W>
-__device__ W passed_on(W value, W kept, int activation, float factor) {
-  switch (activation) {
-    case relu: return rounded<T>(passed_on<relu>(value, kept, factor));
-    case gelu: return rounded<T>(passed_on<gelu>(value, kept, factor));
-    case gelu_tanh: return rounded<T>(passed_on<gelu_tanh>(value, kept, factor));
-    default: return value;
+// The elements of a column that a warp of `column_sums` sums, and where their gradients are written.
+struct Column {
+  const T *in, *kept;
+  Factors factors;
+  T* passed;
+  // The places of the first element and behind the last, and the distance of two elements.
+  long long begin, end, stride;
+};
+
+// Computes the sum of the elements, or of what the activation passes on, which it writes.
+template <int activation>
+__device__ Wide<T> sum_of(const Column& column) {
+  using W = Wide<T>;
+  // The number of elements that are read before the first is used.
+  constexpr int depth = activation == none ? 8 : activation == relu ? 4 : 1;
+  W sum = 0;
+  for (long long first = column.begin; first < column.end; first += depth * column.stride) {
+    T read[depth], kept[depth];
+#pragma unroll
+    for (int turn = 0; turn < depth; ++turn) {
+      const long long place = first + turn * column.stride;
+      if (place >= column.end) break;
+      read[turn] = column.in[place];
+      if constexpr (activation != none) kept[turn] = column.kept[place];
+    }
+#pragma unroll
+    for (int turn = 0; turn < depth; ++turn) {
+      const long long place = first + turn * column.stride;
+      if (place >= column.end) break;
+      W value = widen(read[turn]);
+      if constexpr (activation != none) {
+        const float factor = column.factors.at(place);
+        value = rounded<T>(passed_on<activation>(value, widen(kept[turn]), factor));
+        narrow(value, column.passed[place]);
+      }
+      sum += value;
+    }
   }
+  return sum;
 }
 
 // Sums the columns of a matrix, which gives the gradient of a bias. Each block processes 32 columns and up to `part`
 // rows, and writes one row of sums. With an activation, the matrix is first multiplied by the activation's derivative
 // and written to `passed`. `kept` is the output of ReLU and dropout, or the input of GELU. With an activation, `out`
 // may be null.
-extern "C" __global__ void column_sums(const T* in, const T* kept, int activation,
-                                       const Dropout dropout, T* passed, P* out, long long rows,
-                                       long long columns, long long part) {
+extern "C" __global__ void __launch_bounds__(512)
+    column_sums(const T* in, const T* kept, int activation, const Dropout dropout, T* passed, P* out,
+                long long rows, long long columns, long long part) {
   using W = Wide<T>;
   __shared__ W sums[32][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const long long across = (columns + 31) / 32;
   const long long column = blockIdx.x % across * 32 + lane, at = blockIdx.x / across;
   const long long end = (at + 1) * part < rows ? (at + 1) * part : rows;
-  const Factors factors(dropout);
   W sum = 0;
   if (column < columns) {
-    for (long long row = at * part + warp; row < end; row += warps) {
-      const long long place = row * columns + column;
-      W value = widen(in[place]);
-      if (activation != none) {
-        value = passed_on(value, widen(kept[place]), activation, factors.at(place));
-        narrow(value, passed[place]);
-      }
-      sum += value;
+    const Column own{in, kept, Factors(dropout), passed, (at * part + warp) * columns + column,
+                     end * columns, warps * columns};
+    switch (activation) {
+      case relu: sum = sum_of<relu>(own); break;
+      case gelu: sum = sum_of<gelu>(own); break;
+      case gelu_tanh: sum = sum_of<gelu_tanh>(own); break;
+      default: sum = sum_of<none>(own);
     }
   }
   sums[warp][lane] = sum;

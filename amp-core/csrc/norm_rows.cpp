@@ -13,7 +13,7 @@ namespace amp::norm_rows {
 namespace {
 
 // The sizes of blocks. kernels/norm_rows.cu has the same values.
-constexpr int warps = 8, threads = 32 * warps, sums = 3;
+constexpr int most_warps = 8, sums = 3;
 constexpr int64_t columns_of_a_pack = 128;
 // The largest number of columns. The registers of a lane have room for eight times four columns.
 constexpr int64_t most_columns = 8 * columns_of_a_pack;
@@ -52,7 +52,13 @@ Outgoing backward(const Normalised& from, const Incoming& given, const amp::Drop
   // The largest number of blocks: two for each multiprocessor of the largest GPU. The number is the
   // same on every GPU, because the order of the sums depends on it.
   constexpr int most_blocks = 264;
-  int blocks = std::min((rows + warps - 1) / warps, most_blocks);
+  // In blocks of eight warps, eight rows of two warps take two turns, and few rows occupy few
+  // multiprocessors.
+  constexpr int few_rows = 256;
+  const bool has_small_blocks = rows <= few_rows && columns % (2 * columns_of_a_pack) == 0;
+  const int warps = has_small_blocks ? 4 : most_warps;
+  const int rows_of_block = has_small_blocks ? 2 : most_warps;
+  int blocks = std::min((rows + rows_of_block - 1) / rows_of_block, most_blocks);
   Outgoing out;
   out.in = at::empty_like(in);
   if (wants_branch) out.branch = at::empty_like(in, in.options().dtype(from.cast));
@@ -64,15 +70,16 @@ Outgoing backward(const Normalised& from, const Incoming& given, const amp::Drop
                          std::to_string(columns / columns_of_a_pack)};
   auto drops = before;
   void* arguments[] = {const_cast<Behind*>(&behind), const_cast<Gradients*>(&to), &rows, &drops};
-  source().launch("backward", types, in.device(), static_cast<unsigned>(blocks), threads, arguments);
+  source().launch("backward", types, in.device(), static_cast<unsigned>(blocks),
+                  32U * static_cast<unsigned>(warps), arguments);
   out.weight = at::empty_like(weight);
   out.bias = at::empty_like(weight);
   out.column_sums = at::empty({columns}, means.options());
   const void* summed = amp::const_data(parts);
   void *w = amp::data(out.weight), *b = amp::data(out.bias), *c = amp::data(out.column_sums);
   void* rest[] = {&summed, &blocks, &w, &b, &c};
-  source().launch("add_parts", types, in.device(), static_cast<unsigned>(sums * columns / 32), threads,
-                  rest);
+  source().launch("add_parts", types, in.device(), static_cast<unsigned>(sums * columns / 32),
+                  32 * most_warps, rest);
   return out;
 }
 

@@ -6,14 +6,14 @@
 
 using W = Wide<Q>;
 
-constexpr int warps = 8;
+// The largest number of warps in a block. `backward` runs with fewer if there are few rows.
+constexpr int most_warps = 8;
 // The number of warps per row. If two warps share a row, each needs half as many registers, so that more blocks run at
 // the same time.
 constexpr int halves = AMP_N % 2 == 0 ? 2 : 1;
 constexpr int packs = AMP_N / halves;
 constexpr int stride = 32 * per_thread;
 constexpr int columns = AMP_N * stride;
-constexpr int rows_of_block = warps / halves;
 // The number of blocks that run on a multiprocessor at the same time and share its registers.
 constexpr int resident = sizeof(W) == 8 || packs > 4 ? 1 : 2;
 // The number of column sums: the gradients of the weight, of the bias, and of the branch.
@@ -31,7 +31,7 @@ __device__ Two row_sums(Two own, int turn) {
     own.product += __shfl_xor_sync(~0u, own.product, offset);
   }
   if constexpr (halves == 1) return own;
-  __shared__ Two shared[2][warps];
+  __shared__ Two shared[2][most_warps];
   const int warp = threadIdx.x / 32;
   if (threadIdx.x % 32 == 0) shared[turn][warp] = own;
   asm volatile("bar.sync %0, 64;" ::"r"(1 + warp / 2) : "memory");
@@ -59,9 +59,10 @@ struct Gradients {
   W* parts;
 };
 
-extern "C" __global__ void __launch_bounds__(32 * warps, resident)
+extern "C" __global__ void __launch_bounds__(32 * most_warps, resident)
     backward(const Behind behind, const Gradients out, int rows, const Dropout before) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int rows_of_block = blockDim.x / 32 / halves;
   // The first column that this lane processes.
   const int first = warp % halves * packs * stride + lane * per_thread;
   const Factors factors(before);
@@ -154,20 +155,20 @@ extern "C" __global__ void __launch_bounds__(32 * warps, resident)
 // Adds up the sums of all parts. The gradients of weight and bias are written in their dtype, and the column sums of
 // the branch in the dtype of the computation. Each block processes 32 columns of one of the sums, and each warp of the
 // block reads every eighth part.
-extern "C" __global__ void __launch_bounds__(32 * warps)
+extern "C" __global__ void __launch_bounds__(32 * most_warps)
     add_parts(const W* parts, int count, Q* weight, Q* bias, W* column_sums) {
-  __shared__ double shared[warps][32];
+  __shared__ double shared[most_warps][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   constexpr int across = columns / 32;
   const int s = blockIdx.x / across, column = blockIdx.x % across * 32 + lane;
   double total = 0;
-  for (int part = warp; part < count; part += warps) {
+  for (int part = warp; part < count; part += most_warps) {
     total += parts[(static_cast<long long>(part) * sums + s) * columns + column];
   }
   shared[warp][lane] = total;
   __syncthreads();
   if (warp != 0) return;
-  for (int other = 1; other < warps; ++other) total += shared[other][lane];
+  for (int other = 1; other < most_warps; ++other) total += shared[other][lane];
   if (s == 0) narrow(total, weight[column]);
   if (s == 1) narrow(total, bias[column]);
   if (s == 2) column_sums[column] = static_cast<W>(total);

@@ -99,9 +99,9 @@ fn a_norm_with_residual_and_dropout_equals_f64(
         Precision::Bf16True
     )]
     precision: Precision,
-    // The last two cases use kernels that process whole rows and sum biases' gradients in another
+    // The last three cases use kernels that process whole rows and sum biases' gradients in another
     // order.
-    #[values([6, 1, 16], [9, 13, 24], [5, 7, 128], [300, 3, 256])] shape: [i64; 3],
+    #[values([6, 1, 16], [9, 13, 24], [5, 7, 128], [43, 3, 256], [300, 3, 256])] shape: [i64; 3],
     #[values(0.2, 0.0)] dropout: f64,
 ) -> Result<()> {
     needs_cuda();

@@ -58,7 +58,7 @@ fn residuals_and_activations_equal_f64(
         Precision::Bf16True
     )]
     precision: Precision,
-    #[values([3, 128], [2500, 256], [9, 1024], [5, 1152], [4100, 512])] shape: [i64; 2],
+    #[values([3, 128], [2500, 256], [9, 1024], [131, 768], [5, 1152], [4100, 512])] shape: [i64; 2],
     #[values(0, 1, 2)] activation: usize,
 ) -> Result<()> {
     needs_cuda();

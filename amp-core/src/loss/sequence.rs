@@ -49,7 +49,8 @@ impl Ctc {
     ///     phonemes: Tensor,
     /// }
     ///
-    /// /// For `#[batch(Utterances, inputs(features), target = batch)]` and `#[loss(with = ctc, of = examples)]`.
+    /// /// For a model with `#[batch(Utterances, inputs(features), target = batch)]` and
+    /// /// `#[loss(with = ctc, of = examples)]`.
     /// fn ctc(output: &Tensor, batch: &Utterances) -> Result<Tensor> {
     ///     loss::Ctc::default().reduced(output, &batch.phonemes, &batch.lengths, Reduction::Mean)
     /// }

@@ -180,12 +180,12 @@ impl Substitute for Within {
     fn within(&self, path: &str, inner: &Tensor) -> Result<Tensor> {
         let mut seen = self.0.borrow_mut();
         seen.push((path.to_owned(), inner.size()));
-        // The third tensor is the values: the order is queries, keys, values, weights.
+        // The third tensor is the values: the order is queries, keys, values, scores, weights.
         Ok(if seen.len() == 3 { inner.f_mul_scalar(0.5)? } else { inner.shallow_clone() })
     }
 }
 
-/// A probe can substitute the queries, keys, values and weights of attention. Without a
+/// A probe can substitute the queries, keys, values, scores and weights of attention. Without a
 /// substitution the output is the fused kernel's.
 #[test]
 fn tensors_inside_attention_are_substituted() -> Result<()> {
@@ -203,8 +203,9 @@ fn tensors_inside_attention_are_substituted() -> Result<()> {
     let within = Rc::new(Within::default());
     let halved =
         module.forward(&input, &Context::new(policy, true).with_substitute(within.clone()))?;
-    let (heads, weights) = (vec![3, 2, 5, 4], vec![3, 2, 5, 5]);
-    let expected = [&heads, &heads, &heads, &weights].map(|size| ("0".to_owned(), size.clone()));
+    let (heads, pairs) = (vec![3, 2, 5, 4], vec![3, 2, 5, 5]);
+    let expected = [&heads, &heads, &heads, &pairs, &pairs];
+    let expected = expected.map(|size| ("0".to_owned(), size.clone()));
     assert_eq!(within.0.take(), expected);
     assert!((halved * 2.0).allclose(&plain, 1e-12, 1e-12, false));
     Ok(())

@@ -1,5 +1,9 @@
 //! Control runs: training runs in which the weights never change. They show the metric of a model
 //! that does not learn.
+//!
+//! A model with new weights may be right by chance: with two classes its accuracy depends on the
+//! seed and may be far above one half. So if 32-true seems not to learn beside the first seed's
+//! control run, the other seeds' control runs follow, and the mean of all of them counts.
 
 use std::rc::Rc;
 
@@ -10,10 +14,43 @@ use amp_core::{
         BuildOptimizer, OnDevice, Optimizer, OptimizerConfig, Optimizers, Rates, Storage,
         TrainingPlan,
     },
+    precision::Precision,
     state::State,
 };
 
-use crate::interceptor::Interceptor;
+use super::{Plan, Pool, Subject, Task, job::Outcome, runs::learning};
+use crate::{interceptor::Interceptor, verdict::mean};
+
+/// Runs the control runs of the other first seeds for each model whose 32-true seems not to learn
+/// beside the control run of the first seed.
+///
+/// # Errors
+/// When the cache cannot be written.
+pub(super) fn complete(plan: &Plan, pool: &mut Pool) -> Result<()> {
+    let mut jobs = Vec::new();
+    for model in &plan.models {
+        let run = |seed| pool.outcome(&plan.job(model, Precision::F32True, seed, Task::Train));
+        let runs = plan.seeds(plan.first).map(|seed| run(seed).cloned());
+        let Some(runs) = runs.collect::<Option<Vec<Outcome>>>() else { continue };
+        let is_sound = runs.iter().all(|outcome| outcome.failures.is_empty());
+        if is_sound && learning(model, plan.untrained(pool, model), &runs, "").1.is_some() {
+            let others = plan.seeds(plan.first).skip(1);
+            jobs.extend(others.map(|seed| plan.job(model, Precision::F32True, seed, Task::Frozen)));
+        }
+    }
+    pool.run(jobs)
+}
+
+impl Plan {
+    /// Returns the metric without training: the mean over the control runs so far. Returns `None` if
+    /// there is none, or if one of them failed.
+    pub(super) fn untrained(&self, pool: &Pool, model: &Subject) -> Option<f64> {
+        let control = |seed| pool.outcome(&self.job(model, Precision::F32True, seed, Task::Frozen));
+        let runs = self.seeds(self.first.max(1)).filter_map(control);
+        let metrics: Option<Vec<f64>> = runs.map(|outcome| outcome.metric).collect();
+        metrics.filter(|metrics| !metrics.is_empty()).map(|metrics| mean(&metrics))
+    }
+}
 
 /// An interceptor whose optimizer does nothing. Everything else runs as usual, including forward
 /// and backward passes. The run shows the metric of an untrained model. This metric may be better
@@ -60,6 +97,73 @@ impl Optimizer for Frozen {
     }
 
     fn load_state(&mut self, _: &State) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{
+        data::{Batch, DataModule},
+        prelude::*,
+    };
+    use clap::Parser;
+
+    use super::*;
+    use crate::{
+        DataSet, Registry,
+        gate::{Cache, GateArgs},
+        model, project,
+    };
+
+    /// A random classifier that does not learn, because its rate is 0.
+    #[derive(LightningModule)]
+    #[loss(cross_entropy)]
+    #[metric(accuracy, name = acc)]
+    #[optimizer(sgd, lr = 0.0)]
+    struct Guess {
+        #[layer(linear(4, 2))]
+        head: Linear,
+    }
+
+    fn waves(batch_size: i64) -> Result<DataModule> {
+        let part = |first: i64| {
+            let x = Tensor::f_arange_start(first, first + 256, (Kind::Float, Device::Cpu))?;
+            let x = x.f_square()?.f_sin()?.f_view([64, 4])?;
+            let y = x.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Float)?.f_gt(0.0)?;
+            Batch::new(x, y.f_to_kind(Kind::Int64)?)
+        };
+        Ok(DataModule::new("waves", part(0)?, part(256)?, batch_size))
+    }
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        gate: GateArgs,
+    }
+
+    /// Four seeds give four accuracies without training. A run that does not learn has the mean of
+    /// the control runs of all seeds, but not the accuracy of the first one.
+    #[test]
+    fn the_control_is_the_mean_over_the_seeds() -> Result<()> {
+        let guess = model!(Guess).margin(0.01).batch_size(16);
+        let registry =
+            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(guess);
+        let line = Line::parse_from(["gate", "--device", "cpu", "--precision", "bf16-mixed"]);
+        let plan = Plan::new(&registry, &line.gate)?;
+        let model = &plan.models[0];
+        let mut pool = Pool::new(&registry, 1, 1, Cache::none())?;
+        let job = |seed, task| plan.job(model, Precision::F32True, seed, task);
+        let trained: Vec<_> = plan.seeds(plan.first).map(|seed| job(seed, Task::Train)).collect();
+        pool.run(trained.iter().cloned())?;
+        pool.run([job(plan.first_seed, Task::Frozen)])?;
+        let metric = |pool: &Pool, job| pool.outcome(job).and_then(|outcome| outcome.metric);
+        let metrics: Vec<f64> = trained.iter().filter_map(|job| metric(&pool, job)).collect();
+        assert_eq!(metrics.len(), 4);
+        assert_eq!(plan.untrained(&pool, model), Some(metrics[0]));
+        assert!((mean(&metrics) - metrics[0]).abs() > 0.01, "{metrics:?}");
+        complete(&plan, &mut pool)?;
+        assert_eq!(plan.untrained(&pool, model), Some(mean(&metrics)));
         Ok(())
     }
 }

@@ -93,8 +93,8 @@ impl Plan {
         };
         let mut runs = None;
         if failures.is_empty() && count > 0 {
-            let (control, baseline, own) = (&control, &baseline, &own);
-            let found = Runs { plan: self, model, precision, control, baseline, own }.check();
+            let (untrained, baseline, own) = (self.untrained(pool, model), &baseline, &own);
+            let found = Runs { plan: self, model, precision, untrained, baseline, own }.check();
             failures.extend(found.failures);
             runs = Some(found.checked);
         }
@@ -183,7 +183,7 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
                     hyperparameters: control.map(|c| c.hyperparameters.clone()).unwrap_or_default(),
                     margin: model.margin,
                     learns_by: model.learns_by,
-                    control: control.and_then(|outcome| outcome.metric),
+                    control: plan.untrained(pool, model),
                     cells: cells.collect(),
                 }
             })

@@ -34,8 +34,9 @@ pub(super) struct Runs<'a> {
     pub(super) plan: &'a Plan,
     pub(super) model: &'a Subject,
     pub(super) precision: Precision,
-    /// The control run under 32-true, in which no weight changes.
-    pub(super) control: &'a Outcome,
+    /// The metric of the control runs under 32-true, in which no weight changes. `None` if a control
+    /// run failed.
+    pub(super) untrained: Option<f64>,
     pub(super) baseline: &'a [Outcome],
     pub(super) own: &'a [Outcome],
 }
@@ -48,7 +49,7 @@ impl Runs<'_> {
         self.pairing(&mut findings);
         self.memory(&mut findings);
         for (whose, runs) in [("32-true's ", self.baseline), ("", self.own)] {
-            let (checked, failure) = learning(self.model, self.control, runs, whose);
+            let (checked, failure) = learning(self.model, self.untrained, runs, whose);
             findings.checked.extend(checked);
             findings.failures.extend(failure);
         }
@@ -137,16 +138,16 @@ impl Runs<'_> {
 }
 
 /// Checks that the model has learned: the mean metric of the runs must be better than the metric of
-/// the control run by at least `learns_by`. A run whose metric is not finite is left out of the
+/// the control runs by at least `learns_by`. A run whose metric is not finite is left out of the
 /// mean.
 pub(super) fn learning(
     model: &Subject,
-    control: &Outcome,
+    untrained: Option<f64>,
     runs: &[Outcome],
     whose: &str,
 ) -> (Option<Checked>, Option<Failure>) {
     let metrics: Vec<f64> = runs.iter().filter_map(|outcome| outcome.metric).collect();
-    let Some(control) = control.metric else {
+    let Some(control) = untrained else {
         let failure = Failure::new(Reason::DidNotLearn, "the control run without training failed");
         return (None, Some(failure));
     };

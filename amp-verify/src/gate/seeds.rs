@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use amp_core::{Result, precision::Precision};
 
-use super::{Plan, Pool, job::Task};
+use super::{Plan, Pool, controls, job::Task};
 use crate::verdict::Verdict;
 
 /// How many seeds ran for each model and precision.
@@ -46,6 +46,7 @@ pub(super) fn run(plan: &Plan, pool: &mut Pool, started: Instant) -> Result<Seed
 
 fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
     pool.run(plan.first_look())?;
+    controls::complete(plan, pool)?;
     let mut seeds = Seeds::new(plan, plan.first);
     let mut jobs = Vec::new();
     for (at, model) in plan.models.iter().enumerate() {
@@ -96,6 +97,7 @@ fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Re
             seeds.counts[*model][*at] = count;
         }
         if count == plan.first {
+            controls::complete(plan, pool)?;
             open.retain(|(model, at)| plan.is_open(pool, *model, plan.precisions[*at], count));
         }
     }

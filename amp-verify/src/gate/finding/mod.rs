@@ -178,14 +178,14 @@ impl<'a> Suspect<'a> {
         }
         let precision = cell.precision;
         let outcome = |precision, seed, task| pool.outcome(&plan.job(model, precision, seed, task));
-        let control = outcome(Precision::F32True, plan.first_seed, Task::Frozen)?;
+        let untrained = plan.untrained(pool, model);
         let all = |precision| -> Option<Vec<Outcome>> {
             let seeds = cell.seeds.iter();
             seeds.map(|seed| outcome(precision, *seed, Task::Train).cloned()).collect()
         };
         let (baseline, own) = (all(Precision::F32True)?, all(precision)?);
         let broken = baseline.iter().any(|outcome| !outcome.failures.is_empty());
-        let learns_not = || learning(model, control, &baseline, "").1.is_some();
+        let learns_not = || learning(model, untrained, &baseline, "").1.is_some();
         let baseline_fails = broken || (!baseline.is_empty() && learns_not());
         let baseline_moved = plan.goldens.as_ref().and_then(|folder| {
             let case = goldens::Case {

@@ -241,7 +241,7 @@ fn run_again(
     Ok(ran)
 }
 
-/// Handles a skipped step: counts it, searches for its cause, reports it, restores the state before
+/// Counts a skipped step, searches for its cause, reports the step, restores the state before
 /// its forward pass, and decides what follows.
 fn skip(
     state: &mut StepState<'_>,

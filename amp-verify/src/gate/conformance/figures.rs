@@ -53,17 +53,25 @@ impl fmt::Display for What {
 /// The measured differences between a run and the run under 32-true.
 pub(super) type Figures = BTreeMap<What, f64>;
 
+/// Reads the squares from the device together and returns their roots.
+fn roots(squares: impl Iterator<Item = Result<Tensor>>) -> Result<Vec<f64>> {
+    let squares = squares.collect::<Result<Vec<_>>>()?;
+    Ok(read(&squares)?.into_iter().map(f64::sqrt).collect())
+}
+
 /// Computes the norm of each tensor in f64, one tensor at a time.
 fn norms<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<Vec<f64>> {
-    let squares = tensors.into_iter().map(square).collect::<Result<Vec<_>>>()?;
-    Ok(read(&squares)?.into_iter().map(f64::sqrt).collect())
+    roots(tensors.into_iter().map(square))
 }
 
 /// Computes ‖a − b‖ of each pair in f64, one pair at a time.
 fn distances<'t>(pairs: impl IntoIterator<Item = (&'t Tensor, &'t Tensor)>) -> Result<Vec<f64>> {
-    let squares = pairs.into_iter().map(|(a, b)| square_of_difference(a, b));
-    let squares = squares.collect::<Result<Vec<_>>>()?;
-    Ok(read(&squares)?.into_iter().map(f64::sqrt).collect())
+    roots(pairs.into_iter().map(|(a, b)| square_of_difference(a, b)))
+}
+
+/// Returns the first gradients of a run by the names of their parameters.
+fn by_name(ran: &Ran) -> BTreeMap<&str, &Tensor> {
+    ran.trace.gradients.iter().map(|(name, gradient)| (name.as_str(), gradient)).collect()
 }
 
 /// Computes the norm of several tensors together from the norms of the single tensors.
@@ -85,8 +93,7 @@ pub(super) type Masks = BTreeMap<String, Tensor>;
 /// Adam divides such a gradient by its size. So the updates of these weights are as large as those
 /// of other weights, but they say nothing about the precision.
 pub(super) fn noisy(exact: &Ran, rounded: &Ran) -> Result<Masks> {
-    let found: BTreeMap<&str, &Tensor> =
-        rounded.trace.gradients.iter().map(|(name, gradient)| (name.as_str(), gradient)).collect();
+    let found = by_name(rounded);
     let mut masks = Masks::new();
     for (name, own) in &exact.trace.gradients {
         let Some(other) = found.get(name.as_str()) else { continue };
@@ -136,26 +143,25 @@ impl<'a> Exact<'a> {
         Ok(exact)
     }
 
-    /// Returns the tensors with zeros in place of the weights that are left out.
-    fn measured(&self, weights: &[Tensor]) -> Result<Vec<Tensor>> {
-        let both = weights.iter().zip(&self.masks);
-        no_grad(|| {
-            both.map(|(weights, mask)| match mask {
-                Some(mask) => Ok(weights.f_masked_fill(&mask.f_to_device(weights.device())?, 0.0)?),
-                None => Ok(weights.shallow_clone()),
-            })
-            .collect()
+    /// Returns the tensor at this position with zeros in place of the weights that are left out.
+    fn measured(&self, weights: &[Tensor], at: usize) -> Result<Tensor> {
+        no_grad(|| match &self.masks[at] {
+            Some(mask) => Ok(weights[at].f_masked_fill(mask, 0.0)?),
+            None => Ok(weights[at].shallow_clone()),
         })
     }
 
-    /// Computes the norm of all measured weights together.
+    /// Computes the norm of all measured weights together, one tensor at a time.
     fn norm(&self, weights: &[Tensor]) -> Result<f64> {
-        Ok(whole(norms(&self.measured(weights)?)?))
+        let squares = (0..weights.len()).map(|at| square(&self.measured(weights, at)?));
+        Ok(whole(roots(squares)?))
     }
 
-    /// Computes ‖a − b‖ of all measured weights together.
+    /// Computes ‖a − b‖ of all measured weights together, one pair of tensors at a time.
     fn distance(&self, a: &[Tensor], b: &[Tensor]) -> Result<f64> {
-        Ok(whole(distances(self.measured(a)?.iter().zip(&self.measured(b)?))?))
+        let squares = (0..a.len())
+            .map(|at| square_of_difference(&self.measured(a, at)?, &self.measured(b, at)?));
+        Ok(whole(roots(squares)?))
     }
 
     /// Returns how much f32 itself changes the measures about weights. The constants of an
@@ -175,8 +181,7 @@ impl<'a> Exact<'a> {
             (What::Norm, ratio(self.norm(&ran.weights)? - self.weights, way)),
         ]);
         let least = SHARE * whole(self.gradients.iter().copied());
-        let found: BTreeMap<&str, &Tensor> =
-            ran.trace.gradients.iter().map(|(name, gradient)| (name.as_str(), gradient)).collect();
+        let found = by_name(ran);
         let expected = || exact.trace.gradients.iter();
         let pairs = expected().filter_map(|(name, own)| Some((*found.get(name.as_str())?, own)));
         let mut away = distances(pairs)?.into_iter();

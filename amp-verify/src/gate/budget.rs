@@ -10,11 +10,12 @@
 //! fewer draws. With [`FEWEST_DRAWS`] in place of [`DRAWS`], a bound is 1.12 times as wide if s is
 //! a tenth of the mean, the smallest s. It is 1.26 times as wide if s is half of the mean.
 
-use amp_core::{Result, data::AnyBatch};
+use amp_core::{Result, data::AnyBatch, precision::Precision};
 
+use super::job::Job;
 use crate::{
     case::Case,
-    layers::{self, Subject},
+    layers::{self, Subject, Wrap},
 };
 
 /// The number of draws (runs of the first steps with emulated rounding), and the smallest number of
@@ -92,6 +93,20 @@ impl Budget {
     /// model.
     pub(super) fn sample(self, case: &Case) -> Result<AnyBatch> {
         case.data.train.head(self.examples)
+    }
+
+    /// Measures layers of the case's model, with the job's fault, on the first examples.
+    pub(super) fn measured<T>(
+        self,
+        job: &Job,
+        case: &Case,
+        precision: Precision,
+        measure: impl FnOnce(&Subject<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let batch = self.sample(case)?;
+        let build = || case.build();
+        let wrap: &Wrap<'_> = &|model| job.with_fault(model, precision);
+        measure(&Subject::new(case, &build, &batch).wrapped(wrap))
     }
 }
 

@@ -6,7 +6,7 @@ use amp_core::Result;
 use crate::{
     case::Case,
     gate::{budget::Budget, job::Job},
-    layers::{self, Options, Own, Subject, Wrap},
+    layers::{self, Options, Own},
     rounding::is_narrow,
 };
 
@@ -17,12 +17,10 @@ pub(super) fn locate(job: &Job, case: &Case, budget: Budget) -> Result<String> {
     if !is_narrow(job.precision.compute()) {
         return Ok(String::new());
     }
-    let build = || case.build();
-    let wrap: &Wrap<'_> = &|model| job.with_fault(model, job.precision);
-    let batch = budget.sample(case)?;
-    let subject = Subject::new(case, &build, &batch).wrapped(wrap);
-    let audited = layers::audit(&subject, Options::new(job.precision));
-    Ok(audited.map(|(_, own)| in_words(&own)).unwrap_or_default())
+    budget.measured(job, case, job.precision, |subject| {
+        let audited = layers::audit(subject, Options::new(job.precision));
+        Ok(audited.map(|(_, own)| in_words(&own)).unwrap_or_default())
+    })
 }
 
 fn in_words(own: &[Own]) -> String {

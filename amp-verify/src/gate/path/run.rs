@@ -31,7 +31,7 @@ use crate::{
         job::Job,
     },
     interceptor::Intercepted,
-    layers::{Subject, Wrap},
+    layers::Subject,
     length::Length,
 };
 
@@ -70,10 +70,7 @@ pub(super) struct Setup<'a> {
 impl Setup<'_> {
     /// Measures layers of the model, with the job's fault, on the first examples.
     pub(super) fn measured<T>(&self, measure: impl FnOnce(&Subject<'_>) -> Result<T>) -> Result<T> {
-        let batch = self.budget.sample(self.case)?;
-        let build = || self.case.build();
-        let wrap: &Wrap<'_> = &|model| self.job.with_fault(model, self.precision);
-        measure(&Subject::new(self.case, &build, &batch).wrapped(wrap))
+        self.budget.measured(self.job, self.case, self.precision, measure)
     }
 
     /// Returns how many batches an epoch has with these trainer options.

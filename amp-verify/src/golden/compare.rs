@@ -37,6 +37,12 @@ pub struct Moved {
     pub allowed: String,
 }
 
+impl Moved {
+    fn new(precision: &str, figure: &'static str, [golden, found, allowed]: [String; 3]) -> Self {
+        Self { precision: precision.to_owned(), figure, golden, found, allowed }
+    }
+}
+
 /// Options for the comparison of a run with its golden.
 #[derive(Debug, Clone)]
 pub struct Agreement {
@@ -187,37 +193,22 @@ impl Agreement {
 
 /// Compares the number of skipped steps, and the loss scale at the end of the run.
 fn scaler(moved: &mut Vec<Moved>, precision: &str, golden: &Figures, found: &Figures, skips: u64) {
+    let factor = 2_f64.powi(skips as i32);
+    let allowed = |other: String| if skips == 0 { "equal".into() } else { other };
     let (before, now) = (golden.skipped_steps, found.skipped_steps);
     if before.abs_diff(now) > skips {
-        let allowed = match skips {
-            0 => "equal".into(),
-            _ => format!("± {skips}"),
-        };
-        moved.push(Moved {
-            precision: precision.to_owned(),
-            figure: "skipped_steps",
-            golden: before.to_string(),
-            found: now.to_string(),
-            allowed,
-        });
+        let texts = [before.to_string(), now.to_string(), allowed(format!("± {skips}"))];
+        moved.push(Moved::new(precision, "skipped_steps", texts));
     }
-    let factor = 2_f64.powi(skips as i32);
     let agrees = match (golden.final_scale, found.final_scale) {
         (Some(golden), Some(found)) => golden / found <= factor && found / golden <= factor,
         (golden, found) => golden == found,
     };
     if !agrees {
         let scale = |scale: Option<f64>| scale.map_or("none".into(), |scale| scale.to_string());
-        moved.push(Moved {
-            precision: precision.to_owned(),
-            figure: "final_scale",
-            golden: scale(golden.final_scale),
-            found: scale(found.final_scale),
-            allowed: match skips {
-                0 => "equal".into(),
-                _ => format!("within a factor of {factor}"),
-            },
-        });
+        let allowed = allowed(format!("within a factor of {factor}"));
+        let texts = [scale(golden.final_scale), scale(found.final_scale), allowed];
+        moved.push(Moved::new(precision, "final_scale", texts));
     }
 }
 
@@ -229,13 +220,8 @@ pub(super) fn exact<T: PartialEq + fmt::Display>(
     found: &T,
 ) {
     if golden != found {
-        moved.push(Moved {
-            precision: precision.to_owned(),
-            figure,
-            golden: golden.to_string(),
-            found: found.to_string(),
-            allowed: "equal".into(),
-        });
+        let texts = [golden.to_string(), found.to_string(), "equal".into()];
+        moved.push(Moved::new(precision, figure, texts));
     }
 }
 
@@ -262,16 +248,11 @@ pub(super) fn within(
                 _ => format!("{v:.6}"),
             })
         };
-        moved.push(Moved {
-            precision: precision.to_owned(),
-            figure,
-            golden: text(golden),
-            found: text(found),
-            allowed: match allowed {
-                0.0 => "equal, on this model of GPU".into(),
-                _ => format!("± {allowed:.6}"),
-            },
-        });
+        let limit = match allowed {
+            0.0 => "equal, on this model of GPU".into(),
+            _ => format!("± {allowed:.6}"),
+        };
+        moved.push(Moved::new(precision, figure, [text(golden), text(found), limit]));
     }
 }
 

@@ -15,8 +15,8 @@ inline void note_twin(const at::Tensor& tensor, const at::Tensor& cast) {
 }
 
 // Returns the cached cast of `tensor` in the shape of `tensor`. For a view, returns the cached cast of the whole
-// tensor. Returns nothing if there is no cached cast of this dtype, if the tensor was written to after the cast,
-// or if gradients through the cast would not reach the tensor.
+// tensor. Returns std::nullopt in three cases: no cast to this dtype is cached, the tensor was written to after the
+// cast, or gradients through the cast would not reach the tensor.
 inline std::optional<at::Tensor> twin_of(const at::Tensor& tensor, at::ScalarType dtype) {
   const at::TensorBase& whole = tensor.is_view() ? tensor._base() : tensor;
   const auto twin = known_beside<Twin>(whole);

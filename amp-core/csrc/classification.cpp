@@ -313,8 +313,8 @@ int amp_counted_classes(const at::Tensor* targets, int64_t classes, at::Tensor**
   return amp::guarded([&] { *out = new at::Tensor(counted_classes(*targets, classes)); });
 }
 
-// Writes a new f64 tensor [2] to `out`: the number of rows whose largest logit is that of the target's class, and
-// the number of rows that are not ignored.
+// Counts correct predictions. Writes a new f64 tensor [2] to `out`: the number of rows in which the target's class
+// has the largest logit, and the number of rows whose target is not ignored.
 int amp_hits(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
   return amp::guarded([&] {
     if (!fits(*logits, *targets) || !are_few(*logits)) {

@@ -125,8 +125,8 @@ int amp_products_pause(int by) {
   return amp::guarded([&] { paused += by; });
 }
 
-// Writes the operator and dtype of the recorded product with the index `place`. `op` is a string that is never
-// freed. If there is no such product, `op` is null and all recorded products are removed.
+// Writes the operator's name and the dtype of the recorded product with the index `place`. The caller must not free
+// the name. If there is no product with this index, writes a null name and removes all recorded products.
 int amp_products_take(size_t place, const char** op, int* dtype) {
   return amp::guarded([&] {
     *op = nullptr;

@@ -15,12 +15,13 @@ namespace {
 // An operator, and the indices of those arguments that show whether it runs in training mode.
 struct Mode {
   const char* op;
-  // The index of a probability, which is above 0 in training mode. kNone if there is no such argument.
+  // The index of the dropout probability, which must be above 0 in training mode. kNone if the operator has no such
+  // argument.
   int probability;
-  // The index of a boolean that is true in training mode. kNone if there is no such argument.
+  // The index of the boolean argument that is true in training mode. kNone if the operator has no such argument.
   int training;
-  // The index of the running statistics. kNone if there is no such argument. Without running statistics
-  // the operator always uses the statistics of the batch.
+  // The index of batch norm's running mean. If the call passes none, the operator uses the statistics of the batch
+  // in every mode. kNone if the operator has no such argument.
   int statistics;
 };
 

@@ -1,6 +1,6 @@
 // Adam and AdamW steps over many tensors at once. The lists of tensors are parameters, gradients, exp_avgs,
-// exp_avg_sqs and steps (f32 scalars). For 8-bit averages, lists with an exp_avg_scale and an exp_avg_sq_scale for
-// each 256 elements follow. The arithmetic equals that of libtorch's fused kernel
+// exp_avg_sqs and steps (f32 scalars). With 8-bit averages there are two more lists, the scales of exp_avg and of
+// exp_avg_sq, with one scale for each 256 elements. The arithmetic equals that of libtorch's fused kernel
 // (ATen/native/cuda/fused_adam_utils.cuh): learning rate and betas in f64, everything else in the parameter's dtype,
 // or in f32 if this dtype has 16 bits. This kernel differs from libtorch's kernel in three ways. The learning rate is
 // read from device memory, so that a captured step follows its schedule. Gradients are multiplied by a factor when

@@ -70,9 +70,9 @@ extern "C" __global__ void cross_entropy_backward(const T* logits, const long lo
   narrow(value, out[at]);
 }
 
-// Counts the rows whose largest logit is that of the target, and the rows that are not ignored. Of equal
-// logits, the first counts as the largest. Both counts are NaN if a target is not a class. Runs in a
-// single block.
+// Counts the rows in which the target's class has the largest logit, and the rows whose target is not ignored. If
+// several logits are the largest, the first of them counts. Both counts are NaN if a target is not a class. Runs in
+// a single block.
 extern "C" __global__ void hits(const T* logits, const long long* targets, int rows, int classes,
                                 double* out) {
   double count = 0, counted = 0;

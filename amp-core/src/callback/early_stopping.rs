@@ -1,7 +1,7 @@
 use super::{Action, Callback, Epoch, Mode};
 use crate::{Error, Hook, Result, module::StepAccess, state::State};
 
-/// Ends a run when the monitored value no longer improves or is no longer finite
+/// Ends a run when the monitored value has stopped improving, or is NaN or infinite
 /// (lightning.pytorch.callbacks.EarlyStopping). The callback checks the value whenever the value is
 /// reported: at the end of each epoch, or at each validation within an epoch.
 ///

@@ -1,13 +1,14 @@
 //! Checks rules for the source files. No module imports a module above it. No file is too long.
 //! Unsafe code is only in amp-core's `ffi`. Every page is mentioned in another file. Every link
-//! leads to an existing page or heading. Comments of functions begin with a verb. Each violation is
-//! reported in one line.
+//! leads to an existing page or heading. Comments of functions begin with a verb. A wrapper of a
+//! model passes on every method. Each violation is reported in one line.
 
 mod files;
 mod imports;
 mod links;
 mod modules;
 mod pages;
+mod passed_on;
 mod planted;
 mod unsafety;
 mod verbs;
@@ -183,4 +184,9 @@ fn the_book_has_every_page_of_its_folder_and_no_link_out_of_it() {
 #[test]
 fn comments_of_functions_begin_with_a_verb() {
     assert_none(verbs::missing(&root(), VERBS));
+}
+
+#[test]
+fn an_intercepted_model_passes_on_every_method() {
+    assert_none(passed_on::missing(&root()));
 }

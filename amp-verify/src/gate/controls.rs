@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::{
         DataSet, Registry,
-        gate::{Cache, GateArgs},
+        gate::{Cache, GateArgs, waves::rows},
         model, project,
     };
 
@@ -128,10 +128,8 @@ mod tests {
 
     fn waves(batch_size: i64) -> Result<DataModule> {
         let part = |first: i64| {
-            let x = Tensor::f_arange_start(first, first + 256, (Kind::Float, Device::Cpu))?;
-            let x = x.f_square()?.f_sin()?.f_view([64, 4])?;
-            let y = x.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Float)?.f_gt(0.0)?;
-            Batch::new(x, y.f_to_kind(Kind::Int64)?)
+            let (x, sums) = rows(first)?;
+            Batch::new(x, sums.f_flatten(0, -1)?.f_gt(0.0)?.f_to_kind(Kind::Int64)?)
         };
         Ok(DataModule::new("waves", part(0)?, part(256)?, batch_size))
     }

@@ -26,6 +26,8 @@ mod report;
 mod runs;
 mod seeds;
 mod stages;
+#[cfg(test)]
+mod waves;
 
 pub use crate::interceptor::{Intercepted, Interceptor};
 pub use args::{GateArgs, Tier};

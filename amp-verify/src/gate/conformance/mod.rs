@@ -193,14 +193,16 @@ fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Ve
 
 #[cfg(test)]
 mod tests {
-    use amp_core::{
-        data::{Batch, DataModule},
-        prelude::*,
-    };
+    use amp_core::prelude::*;
     use rstest::rstest;
 
     use super::*;
-    use crate::{DataSet, Registry, gate::Task, length::Length, model, project};
+    use crate::{
+        DataSet, Registry,
+        gate::{Task, waves::waves},
+        length::Length,
+        model, project,
+    };
 
     /// A model whose activations have about the size `size` if its batch norm uses the initial
     /// running statistics (mean 0, variance 1).
@@ -215,16 +217,6 @@ mod tests {
         norm: BatchNorm,
         #[layer(linear(4, 1))]
         head: Linear,
-    }
-
-    fn waves(batch_size: i64) -> Result<DataModule> {
-        let part = |first: i64| {
-            let x = Tensor::f_arange_start(first, first + 256, (Kind::Float, Device::Cpu))?;
-            let x = x.f_square()?.f_sin()?.f_view([64, 4])?;
-            let y = x.f_sum_dim_intlist([1_i64].as_slice(), true, Kind::Float)?;
-            Batch::new(x, y)
-        };
-        Ok(DataModule::new("waves", part(0)?, part(256)?, batch_size))
     }
 
     fn registry(size: f64) -> Registry {

@@ -289,17 +289,12 @@ pub(super) fn larger(a: f64, b: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use amp_core::{
-        data::{Batch, DataModule},
-        prelude::*,
-        tch::{Device, Kind, Tensor},
-        trainer::Freeze,
-    };
+    use amp_core::{prelude::*, trainer::Freeze};
     use rstest::rstest;
 
     use crate::{
         DataSet, Registry,
-        gate::{Task, deadline::Deadline, job::Job},
+        gate::{Task, deadline::Deadline, job::Job, waves::waves},
         length::Length,
         model, project,
     };
@@ -313,16 +308,6 @@ mod tests {
         first: Linear,
         #[layer(linear(8, 1))]
         head: Linear,
-    }
-
-    fn waves(batch_size: i64) -> Result<DataModule> {
-        let part = |first: i64| {
-            let x = Tensor::f_arange_start(first, first + 256, (Kind::Float, Device::Cpu))?;
-            let x = x.f_square()?.f_sin()?.f_view([64, 4])?;
-            let y = x.f_sum_dim_intlist([1_i64].as_slice(), true, Kind::Float)?;
-            Batch::new(x, y)
-        };
-        Ok(DataModule::new("waves", part(0)?, part(256)?, batch_size))
     }
 
     /// Frozen parameters have no gradient, neither in the run nor in 32-true, until they are

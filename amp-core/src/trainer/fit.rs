@@ -196,8 +196,10 @@ impl<'r, 'c> Run<'r, 'c> {
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
         let notes = optimizers.filter_map(|optimizer| optimizer.note());
         let schedules = self.state.optim.scheduled.iter().filter_map(|scheduled| scheduled.note());
-        let notes: Vec<String> =
-            notes.chain(schedules).chain(full_gradients_note(self.config)).collect();
+        let length = self.config.length(self.loader.batches(), self.max_epochs);
+        let no_validation = self.validations.note(length).filter(|_| !self.val.is_empty());
+        let config_notes = no_validation.into_iter().chain(full_gradients_note(self.config));
+        let notes: Vec<String> = notes.chain(schedules).chain(config_notes).collect();
         (self.observers.emit)(Event::FitStart(FitStart {
             run: run_start(self.config, self.model, self.data, parameters)?,
             max_epochs: self.max_epochs,

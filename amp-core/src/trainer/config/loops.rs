@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, data::Limit};
+use crate::{Error, Result, data::Limit, optim::TrainingPlan};
 
 /// When a run validates. The text forms are Lightning's `val_check_interval`.
 ///
@@ -280,6 +280,33 @@ impl Validations {
                 (epoch * steps(self.batches) + steps(end)) % every == 0
             }
             ValCheckInterval::Time(_) | ValCheckInterval::Never => false,
+        }
+    }
+
+    /// Returns a note if a run of this length validates nothing, although it was not told to never
+    /// validate.
+    pub(in crate::trainer) fn note(&self, length: TrainingPlan) -> Option<String> {
+        let steps = length.estimated_stepping_batches;
+        let steps_per_epoch = (self.batches - 1) / self.window + 1;
+        match self.interval {
+            ValCheckInterval::Steps(every) if steps < every => Some(format!(
+                "this run validates nothing: it has {steps} optimizer steps and val_check_interval \
+                 is {every} steps (`never` trains without validation)"
+            )),
+            ValCheckInterval::Fraction(_) => {
+                let epochs = (steps - 1) / steps_per_epoch + 1;
+                (epochs < self.every_n_epoch).then(|| {
+                    format!(
+                        "this run validates nothing: it has {epochs} epochs and \
+                         check_val_every_n_epoch is {} (val_check_interval `never` trains without \
+                         validation)",
+                        self.every_n_epoch
+                    )
+                })
+            }
+            ValCheckInterval::Steps(_) | ValCheckInterval::Time(_) | ValCheckInterval::Never => {
+                None
+            }
         }
     }
 

@@ -176,7 +176,7 @@ impl Steps<'_> {
         config.numerics.scaler =
             GradScalerConfig { init_scale, growth_interval: 4, ..config.numerics.scaler };
         // This run does not validate, because other jobs of the gate check validation.
-        config.loops.val_check_interval = ValCheckInterval::Steps(i64::MAX);
+        config.loops.val_check_interval = ValCheckInterval::Never;
         config.checks.shared_examples = true;
         config
     }

@@ -15,12 +15,12 @@ fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static s
     let Some(model) = report.models.first() else { return Ok("") };
     let mut overrides = plan.overrides.clone();
     let mut precisions = Vec::new();
-    for cell in &model.cells {
-        let modules = cell.finding.iter().flat_map(|finding| &finding.modules);
+    for result in &model.results {
+        let modules = result.finding.iter().flat_map(|finding| &finding.modules);
         let before = overrides.len();
         overrides.extend(modules.map(|path| (path.clone(), Region::Fp32)));
         if overrides.len() > before {
-            precisions.push(cell.precision);
+            precisions.push(result.precision);
         }
     }
     let (Some(first), Some(machine)) = (precisions.first(), &report.fingerprint) else {

@@ -11,7 +11,7 @@ use super::{
     job::Task,
     path::PathReport,
     reason::Reason,
-    report::{Cell, ModelReport, Report},
+    report::{ModelReport, PrecisionResult, Report},
 };
 use crate::{
     registry::Direction,
@@ -19,8 +19,8 @@ use crate::{
     verdict::{Judgement, Verdict},
 };
 
-/// The comparisons that were made for one cell of the report (a model under a precision), and the
-/// rules that were not checked.
+/// The comparisons that were made for one model under one precision, and the rules that were not
+/// checked.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Coverage {
     /// Properties of the runs, each with its name: the path, the modes, the size and the seeds.
@@ -108,36 +108,37 @@ impl Row {
 
 impl Coverage {
     /// Lists what was checked for a model under a precision.
-    pub fn of(report: &Report, model: &ModelReport, cell: &Cell) -> Self {
+    pub fn of(report: &Report, model: &ModelReport, result: &PrecisionResult) -> Self {
         let mut coverage = Self::default();
-        let all = seeds(&cell.seeds);
+        let all = seeds(&result.seeds);
         // The rules about the first steps and about the training path were checked with one seed.
-        // It is read from the list of jobs, because a cell without full runs has no list of seeds.
+        // The seed is read from the list of jobs, because without full runs there is no list of
+        // seeds.
         let of_rules = report.jobs.iter().find(|job| {
-            (&job.model, job.precision) == (&model.model, cell.precision)
+            (&job.model, job.precision) == (&model.model, result.precision)
                 && matches!(job.task, Task::Conformance | Task::Path)
         });
         let first = match of_rules {
             Some(job) => seeds(&[job.seed]),
-            None => seeds(cell.seeds.get(..1).unwrap_or_default()),
+            None => seeds(result.seeds.get(..1).unwrap_or_default()),
         };
-        let why = match cell.seeds.len() {
-            0 | 1 if cell.cut_short || cell.rules_cut_short => OVER,
+        let why = match result.seeds.len() {
+            0 | 1 if result.cut_short || result.rules_cut_short => OVER,
             0 => "a rule was broken before the first seed",
             _ => "a run failed",
         };
-        if let Some(judgement) = &cell.judgement {
+        if let Some(judgement) = &result.judgement {
             coverage.rows.push(metric(model, judgement, &all));
         } else {
             coverage.missing.push(Missing::new(METRIC, why));
         }
         let mut checked: Vec<(&Checked, &str)> = Vec::new();
-        match &cell.runs {
+        match &result.runs {
             Some(runs) => checked.extend(runs.iter().map(|run| (run, all.as_str()))),
             None => coverage.missing.push(Missing::new("rules of full runs", why)),
         }
-        let why_not = if cell.rules_cut_short { OVER } else { "the job failed" };
-        match &cell.conformance {
+        let why_not = if result.rules_cut_short { OVER } else { "the job failed" };
+        match &result.conformance {
             Some(figures) => {
                 checked.extend(figures.iter().map(|figure| (figure, first.as_str())));
             }
@@ -145,7 +146,7 @@ impl Coverage {
                 coverage.missing.push(Missing::new("first steps compared with 32-true", why_not))
             }
         }
-        if let Some(path) = &cell.path {
+        if let Some(path) = &result.path {
             checked.extend(path.checked.iter().map(|checked| (checked, first.as_str())));
         }
         // Sorts the comparisons by rule. The sort is stable, so the comparisons of one rule stay in
@@ -165,27 +166,27 @@ impl Coverage {
         let of = |all: &dyn Fn(&Checked) -> bool| -> usize {
             let rules: BTreeSet<Reason> =
                 checked.iter().filter(|(c, _)| all(c)).map(|(c, _)| c.rule).collect();
-            rules.len() + usize::from(cell.judgement.is_some())
+            rules.len() + usize::from(result.judgement.is_some())
         };
         (coverage.rules, coverage.of_rules) = (of(&judged), of(&|_| true));
         coverage.ran.push(("metric", format!("{} over {}, {all}", model.metric, model.length)));
         if !model.changes.is_empty() {
             coverage.ran.push(("changed", model.changes.to_string()));
         }
-        if let (true, Some(limit)) = (cell.cut_short, report.time_limit_seconds) {
+        if let (true, Some(limit)) = (result.cut_short, report.time_limit_seconds) {
             coverage.missing.push(Missing::new(
-                format!("seeds after the first {}", cell.seeds.len()),
+                format!("seeds after the first {}", result.seeds.len()),
                 format!("the time limit of {limit} s"),
             ));
         }
         if let (Some(plain), Some(watched)) =
-            (cell.peak_memory_bytes, cell.watched_peak_memory_bytes)
+            (result.peak_memory_bytes, result.watched_peak_memory_bytes)
         {
             let (plain, watched) = (show_bytes(plain), show_bytes(watched));
             let text = format!("at most {plain} in plain runs, {watched} in observed runs");
             coverage.ran.push(("memory", text));
         }
-        match &cell.path {
+        match &result.path {
             Some(path) => coverage.path(report, path, &first),
             None => {
                 let missing = Missing::new("the training path", why_not);

@@ -42,7 +42,7 @@ pub use plan::{Plan, Subject};
 pub use pool::{Pool, WORKER, work};
 pub use reason::{Failure, Reason};
 pub use render::{annotations, junit, markdown, table};
-pub use report::{Cell, JobTime, ModelReport, Report, Status};
+pub use report::{JobTime, ModelReport, PrecisionResult, Report, Status};
 pub use runs::product_error;
 
 use std::{path::Path, thread, time::Instant};
@@ -63,13 +63,13 @@ pub const DIAGNOSED: usize = 3;
 impl Plan {
     /// Judges one precision of a model by the results of the first `count` seeds, which have
     /// already run. `cut_short` says whether the time limit prevented further seeds.
-    fn cell(
+    fn judge(
         &self,
         pool: &Pool,
         model: &Subject,
         precision: Precision,
         (count, cut_short): (usize, bool),
-    ) -> Cell {
+    ) -> PrecisionResult {
         let outcome = |precision, seed, task| {
             let found = pool.outcome(&self.job(model, precision, seed, task));
             found.cloned().unwrap_or_else(|| {
@@ -133,7 +133,7 @@ impl Plan {
         let judgement = enough.map(|differences| design.judge(&differences));
         let plain = own.iter().chain(&baseline).map(|run| run.peak_memory_bytes).max();
         let watched = [&steps, &path].map(|run| run.peak_memory_bytes).into_iter().max();
-        Cell {
+        PrecisionResult {
             precision,
             status: Status::Inconclusive,
             judgement,
@@ -173,8 +173,8 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
                 let control = plan.job(model, Precision::F32True, plan.first_seed, Task::Frozen);
                 let control = pool.outcome(&control);
                 fingerprint = fingerprint.take().or(control.and_then(|c| c.fingerprint.clone()));
-                let cells = plan.precisions.iter().enumerate().map(|(place, precision)| {
-                    plan.cell(pool, model, *precision, seeds.of(at, place))
+                let results = plan.precisions.iter().enumerate().map(|(place, precision)| {
+                    plan.judge(pool, model, *precision, seeds.of(at, place))
                 });
                 ModelReport {
                     model: model.name.into(),
@@ -186,16 +186,16 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
                     margin: model.margin,
                     learns_by: model.learns_by,
                     control: plan.untrained(pool, model),
-                    cells: cells.collect(),
+                    results: results.collect(),
                 }
             })
             .collect();
     let is_over = plan.time_limit.is_some_and(|limit| started.elapsed() >= limit);
     let undiagnosed = finding::find(plan, pool, &mut reports, is_over);
-    let cells = reports.iter().flat_map(|model| &model.cells);
+    let results = reports.iter().flat_map(|model| &model.results);
     Ok(Report {
         schema: SCHEMA.into(),
-        status: cells.map(|cell| cell.status).max().unwrap_or(Status::Pass),
+        status: results.map(|result| result.status).max().unwrap_or(Status::Pass),
         tier: plan.tier,
         fingerprint,
         alpha: plan.alpha,

@@ -11,7 +11,7 @@ use super::{
     args::Tier,
     checked::Comparison,
     coverage::{Coverage, Row},
-    report::{Cell, ModelReport, Report, Status},
+    report::{ModelReport, PrecisionResult, Report, Status},
 };
 use crate::{registry::Direction, text::of_bound, view::wrap_to_terminal};
 
@@ -38,16 +38,16 @@ fn difference(direction: Direction, value: f64) -> String {
     }
 }
 
-fn row(report: &Report, model: &ModelReport, cell: &Cell) -> [String; 11] {
-    let coverage = Coverage::of(report, model, cell);
+fn row(report: &Report, model: &ModelReport, result: &PrecisionResult) -> [String; 11] {
+    let coverage = Coverage::of(report, model, result);
     let shown = |value| difference(model.direction, value);
     let of = |text: &dyn Fn(&crate::verdict::Judgement) -> String| {
-        cell.judgement.as_ref().map_or("–".into(), text)
+        result.judgement.as_ref().map_or("–".into(), text)
     };
     [
         model.model.clone(),
-        cell.precision.to_string(),
-        cell.status.name().into(),
+        result.precision.to_string(),
+        result.status.name().into(),
         format!("{} of {}", coverage.rules, coverage.of_rules),
         coverage
             .closest()
@@ -55,14 +55,14 @@ fn row(report: &Report, model: &ModelReport, cell: &Cell) -> [String; 11] {
         of(&|j| shown(j.mean)),
         of(&|j| format!("{} … {}", shown(j.lower), shown(j.upper))),
         shown(model.margin).trim_start_matches('+').to_owned(),
-        cell.seeds.len().to_string(),
+        result.seeds.len().to_string(),
         of(&|j| format!("{:.0}%", 100.0 * j.power)),
-        cell.note(),
+        result.note(),
     ]
 }
 
 fn rows(report: &Report) -> Vec<[String; 11]> {
-    cells(report).map(|(model, cell)| row(report, model, cell)).collect()
+    results(report).map(|(model, result)| row(report, model, result)).collect()
 }
 
 fn tier(report: &Report) -> &'static str {
@@ -90,31 +90,31 @@ fn heading(report: &Report) -> String {
 /// the attribute to paste.
 fn findings(report: &Report) -> Vec<(String, &str)> {
     let mut found = Vec::new();
-    for (model, cell) in cells(report) {
-        if let Some(finding) = &cell.finding {
-            let line = format!("{} under {}: {}", model.model, cell.precision, finding.text);
+    for (model, result) in results(report) {
+        if let Some(finding) = &result.finding {
+            let line = format!("{} under {}: {}", model.model, result.precision, finding.text);
             found.push((line, finding.attribute.as_str()));
         }
     }
     found
 }
 
-fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
-    report.models.iter().flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
+fn results(report: &Report) -> impl Iterator<Item = (&ModelReport, &PrecisionResult)> {
+    report.models.iter().flat_map(|model| model.results.iter().map(move |result| (model, result)))
 }
 
 /// Lists what was not checked. Each line names the models and the precisions for which it was not
 /// checked.
 fn missing(report: &Report) -> Vec<String> {
     let mut found: BTreeMap<String, BTreeMap<Precision, BTreeSet<&str>>> = BTreeMap::new();
-    for (model, cell) in cells(report) {
-        for missing in Coverage::of(report, model, cell).missing {
+    for (model, result) in results(report) {
+        for missing in Coverage::of(report, model, result).missing {
             let whose =
-                found.entry(missing.in_words()).or_default().entry(cell.precision).or_default();
+                found.entry(missing.in_words()).or_default().entry(result.precision).or_default();
             whose.insert(model.model.as_str());
         }
     }
-    let all = report.models.first().map_or(0, |model| model.cells.len());
+    let all = report.models.first().map_or(0, |model| model.results.len());
     let models = |models: &BTreeSet<&str>| match models.len() == report.models.len() {
         true => "every model".to_owned(),
         false => models.iter().copied().collect::<Vec<_>>().join(", "),
@@ -141,9 +141,7 @@ fn closing(report: &Report) -> Vec<String> {
     );
     if report.undiagnosed > 0 {
         let more = report.undiagnosed;
-        lines.push(format!(
-            "{more} more failing cells were not diagnosed: name their model with --model"
-        ));
+        lines.push(format!("{more} more failures were not diagnosed: name the model with --model"));
     }
     lines.push(format!(
         "{}: {} runs, {} from the cache, {:.1} s",
@@ -169,11 +167,11 @@ pub fn table(report: &Report) -> String {
     }
     // A report on many models and precisions has hundreds of comparisons. The terminal shows only
     // the comparisons of failing precisions. The files contain all comparisons.
-    let all = cells(report).count();
+    let all = results(report).count();
     let mut comparisons = String::new();
-    for (model, cell) in cells(report) {
-        if all <= LISTED || cell.status == Status::Regression {
-            comparisons += &compared(report, model, cell);
+    for (model, result) in results(report) {
+        if all <= LISTED || result.status == Status::Regression {
+            comparisons += &compared(report, model, result);
         }
     }
     let mut found = String::new();
@@ -193,8 +191,8 @@ const LISTED: usize = 2;
 const COLUMNS: [&str; 6] = ["rule", "what was compared", "over", "figure", "bound", "of the bound"];
 
 /// Formats the comparisons for one model under one precision as a table.
-fn compared(report: &Report, model: &ModelReport, cell: &Cell) -> String {
-    let coverage = Coverage::of(report, model, cell);
+fn compared(report: &Report, model: &ModelReport, result: &PrecisionResult) -> String {
+    let coverage = Coverage::of(report, model, result);
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(COLUMNS);
     wrap_to_terminal(&mut table);
@@ -206,7 +204,7 @@ fn compared(report: &Report, model: &ModelReport, cell: &Cell) -> String {
     }
     let ran = coverage.ran.iter().map(|(name, text)| format!("{name}: {text}\n"));
     let ran: String = ran.collect();
-    format!("{} under {}\n{ran}{table}\n", model.model, cell.precision)
+    format!("{} under {}\n{ran}{table}\n", model.model, result.precision)
 }
 
 fn comparison(row: &Row) -> [String; 6] {
@@ -242,8 +240,8 @@ pub fn markdown(report: &Report) -> String {
     for row in rows(report) {
         out += &line(&row);
     }
-    for (model, cell) in cells(report) {
-        let Coverage { ran, rows, missing, .. } = Coverage::of(report, model, cell);
+    for (model, result) in results(report) {
+        let Coverage { ran, rows, missing, .. } = Coverage::of(report, model, result);
         let item = |text: String| format!("- {text}\n");
         let ran: String = ran.iter().map(|(name, text)| item(format!("{name}: {text}"))).collect();
         let missing: String = missing.iter().map(|missing| item(missing.in_words())).collect();
@@ -253,7 +251,7 @@ pub fn markdown(report: &Report) -> String {
         out += &format!(
             "\n<details><summary>{} under {}: what was checked, and what was not</summary>\n\n\
              not checked:\n\n{missing}\nchecked:\n\n{ran}\n{compared}\n</details>\n",
-            model.model, cell.precision
+            model.model, result.precision
         );
     }
     for (line, attribute) in findings(report) {
@@ -277,8 +275,8 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
     let mut xml = quick_junit::Report::new("precision gate");
     for model in &report.models {
         let mut suite = TestSuite::new(model.model.as_str());
-        for cell in &model.cells {
-            let kind = match cell.status {
+        for result in &model.results {
+            let kind = match result.status {
                 Status::Pass => None,
                 Status::Regression => Some(NonSuccessKind::Failure),
                 Status::Inconclusive | Status::NotComparable => Some(NonSuccessKind::Error),
@@ -287,20 +285,20 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
                 None => TestCaseStatus::success(),
                 Some(kind) => {
                     let mut status = TestCaseStatus::non_success(kind);
-                    status.set_type(cell.status.name()).set_message(message(model, cell));
-                    let failures = cell.failures.iter().map(|failure| failure.text.as_str());
-                    let found = cell.finding.iter();
+                    status.set_type(result.status.name()).set_message(message(model, result));
+                    let failures = result.failures.iter().map(|failure| failure.text.as_str());
+                    let found = result.finding.iter();
                     let found = found.flat_map(|f| [f.text.as_str(), f.attribute.as_str()]);
                     status.set_description(failures.chain(found).collect::<Vec<_>>().join("\n"));
                     status
                 }
             };
-            let mut case = TestCase::new(cell.precision.name(), status);
+            let mut case = TestCase::new(result.precision.name(), status);
             case.set_classname(model.model.as_str());
-            let figures = HEADER.iter().zip(row(report, model, cell));
+            let figures = HEADER.iter().zip(row(report, model, result));
             let figures: Vec<String> =
                 figures.map(|(name, value)| format!("{name}: {value}")).collect();
-            let Coverage { ran, rows, missing, .. } = Coverage::of(report, model, cell);
+            let Coverage { ran, rows, missing, .. } = Coverage::of(report, model, result);
             let ran = ran.iter().map(|(name, text)| format!("{name}: {text}"));
             let rows = rows.iter().map(|row| format!("checked: {}", row.in_words()));
             let missing =
@@ -315,17 +313,17 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
 }
 
 /// Describes in one line why a precision of a model did not pass.
-fn message(model: &ModelReport, cell: &Cell) -> String {
-    let failure = failure(model, cell);
-    match &cell.finding {
+fn message(model: &ModelReport, result: &PrecisionResult) -> String {
+    let failure = failure(model, result);
+    match &result.finding {
         Some(finding) => format!("{failure}; {}", finding.text),
         None => failure,
     }
 }
 
-fn failure(model: &ModelReport, cell: &Cell) -> String {
+fn failure(model: &ModelReport, result: &PrecisionResult) -> String {
     let shown = |value| difference(model.direction, value);
-    match (cell.note(), &cell.judgement) {
+    match (result.note(), &result.judgement) {
         (note, _) if !note.is_empty() => note,
         (_, Some(judgement)) => format!(
             "{} seeds are too few: the interval {} … {} contains the margin {}; power {:.0}%",
@@ -345,15 +343,18 @@ const SHOWN: usize = 8;
 /// Formats GitHub workflow commands that annotate the run with the worst results. If not all
 /// failures are shown, the last command says how many more there are.
 pub fn annotations(report: &Report) -> String {
-    let mut bad: Vec<(&ModelReport, &Cell)> =
-        cells(report).filter(|(_, cell)| cell.status != Status::Pass).collect();
-    bad.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.status));
+    let mut bad: Vec<(&ModelReport, &PrecisionResult)> =
+        results(report).filter(|(_, result)| result.status != Status::Pass).collect();
+    bad.sort_by_key(|(_, result)| std::cmp::Reverse(result.status));
     let mut out = String::new();
-    for (model, cell) in bad.iter().take(SHOWN) {
-        let level = if cell.status == Status::Regression { "error" } else { "warning" };
-        let title = format!("{} {} under {}", cell.status.name(), model.model, cell.precision);
-        out +=
-            &format!("::{level} title={}::{}\n", property(&title), escaped(&message(model, cell)));
+    for (model, result) in bad.iter().take(SHOWN) {
+        let level = if result.status == Status::Regression { "error" } else { "warning" };
+        let title = format!("{} {} under {}", result.status.name(), model.model, result.precision);
+        out += &format!(
+            "::{level} title={}::{}\n",
+            property(&title),
+            escaped(&message(model, result))
+        );
     }
     if bad.len() > SHOWN {
         out += &format!("::warning::{} more are in the job summary\n", bad.len() - SHOWN);

@@ -130,13 +130,14 @@ pub struct ModelReport {
     pub learns_by: f64,
     /// The metric of the control run, in which no weight changes. Null if the control run failed.
     pub control: Option<f64>,
-    /// The results under each precision.
-    pub cells: Vec<Cell>,
+    /// The results under each precision, in JSON called `cells`.
+    #[serde(rename = "cells")]
+    pub results: Vec<PrecisionResult>,
 }
 
-/// The results of one precision of a model.
+/// The results of one model under one precision: a row of the gate's table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Cell {
+pub struct PrecisionResult {
     /// The precision that was judged.
     pub precision: Precision,
     /// The verdict on this precision.
@@ -178,7 +179,7 @@ pub struct Cell {
     pub finding: Option<Finding>,
 }
 
-impl Cell {
+impl PrecisionResult {
     /// Computes the status from the failures and the statistical test, and sets it.
     pub(super) fn settle(mut self) -> Self {
         let moved = |failure: &Failure| failure.reason != Reason::NotComparable;

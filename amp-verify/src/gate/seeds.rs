@@ -72,10 +72,10 @@ fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Re
     pool.run_until(started.checked_add(limit), plan.rules())?;
     let mut seeds = Seeds::new(plan, 0);
     let places = 0..plan.precisions.len();
-    let cells = (0..plan.models.len()).flat_map(|model| places.clone().map(move |at| (model, at)));
+    let all = (0..plan.models.len()).flat_map(|model| places.clone().map(move |at| (model, at)));
     // If a rule is broken, no seed can change the verdict.
     let mut open: Vec<(usize, usize)> =
-        cells.filter(|(model, at)| plan.holds_rules(pool, *model, plan.precisions[*at])).collect();
+        all.filter(|(model, at)| plan.holds_rules(pool, *model, plan.precisions[*at])).collect();
     let (mut count, mut longest) = (0, Duration::ZERO);
     while count < plan.most && !open.is_empty() {
         let begun = Instant::now();
@@ -108,9 +108,9 @@ impl Plan {
     /// Returns whether a model and a precision need more than `count` seeds: nothing failed, and
     /// the statistical test with `count` seeds is inconclusive.
     fn is_open(&self, pool: &Pool, model: usize, precision: Precision, count: usize) -> bool {
-        let cell = self.cell(pool, &self.models[model], precision, (count, false));
-        let verdict = cell.judgement.map(|judgement| judgement.verdict);
-        cell.failures.is_empty() && verdict == Some(Verdict::Inconclusive)
+        let result = self.judge(pool, &self.models[model], precision, (count, false));
+        let verdict = result.judgement.map(|judgement| judgement.verdict);
+        result.failures.is_empty() && verdict == Some(Verdict::Inconclusive)
     }
 
     fn holds_rules(&self, pool: &Pool, model: usize, precision: Precision) -> bool {

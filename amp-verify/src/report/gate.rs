@@ -4,7 +4,7 @@
 
 use super::{color, page::escaped};
 use crate::{
-    gate::{Cell, Comparison, Coverage, Finding, ModelReport, Report, Row, Status},
+    gate::{Comparison, Coverage, Finding, ModelReport, PrecisionResult, Report, Row, Status},
     text::{of_bound, percent},
 };
 
@@ -42,33 +42,33 @@ pub fn gate_html(report: &Report) -> String {
     )
 }
 
-fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
-    report.models.iter().flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
+fn results(report: &Report) -> impl Iterator<Item = (&ModelReport, &PrecisionResult)> {
+    report.models.iter().flat_map(|model| model.results.iter().map(move |result| (model, result)))
 }
 
 /// Formats the first failure of the combination of model and precision with the worst status. Adds
 /// the diagnosis: the layer at fault, and what to do.
 fn first_failure(report: &Report) -> String {
-    let failing = cells(report).filter(|(_, cell)| cell.status != Status::Pass);
-    let Some((model, cell)) = failing.max_by_key(|(_, cell)| cell.status) else {
+    let failing = results(report).filter(|(_, result)| result.status != Status::Pass);
+    let Some((model, result)) = failing.max_by_key(|(_, result)| result.status) else {
         return String::new();
     };
-    let of = format!("{} under {}", model.model, cell.precision);
-    let note = match cell.note() {
+    let of = format!("{} under {}", model.model, result.precision);
+    let note = match result.note() {
         note if note.is_empty() => "too few seeds to decide".to_owned(),
         note => note,
     };
-    let rule = cell
+    let rule = result
         .failures
         .first()
         .map_or(String::new(), |failure| format!("<strong>{}</strong>: ", failure.reason.title()));
     format!(
         "<div class=\"alarm\">\n<h2><a href=\"#{}\">{}: {}</a></h2>\n<p>{rule}{}</p>\n{}</div>\n",
-        anchor(model, cell),
+        anchor(model, result),
         escaped(&of),
-        cell.status.name(),
+        result.status.name(),
         escaped(&note),
-        cell.finding.as_ref().map_or(String::new(), found)
+        result.finding.as_ref().map_or(String::new(), found)
     )
 }
 
@@ -89,25 +89,25 @@ fn found(finding: &Finding) -> String {
     out
 }
 
-fn anchor(model: &ModelReport, cell: &Cell) -> String {
-    escaped(&format!("{}-{}", model.model, cell.precision).replace(' ', "-"))
+fn anchor(model: &ModelReport, result: &PrecisionResult) -> String {
+    escaped(&format!("{}-{}", model.model, result.precision).replace(' ', "-"))
 }
 
 /// Formats the table of verdicts, with one row for each model and precision.
 fn summary(report: &Report) -> String {
     let mut rows = String::new();
-    for (model, cell) in cells(report) {
-        let coverage = Coverage::of(report, model, cell);
+    for (model, result) in results(report) {
+        let coverage = Coverage::of(report, model, result);
         let closest = coverage.closest().map_or(String::new(), |(row, share)| {
             format!("{} <span class=\"of\">{}</span>", bar(share), row.rule)
         });
         rows += &format!(
             "<tr><th scope=\"row\"><a href=\"#{}\">{}</a></th><td>{}</td><td>{}</td><td>{} of {}</td>\
              <td>{}</td><td class=\"share\">{closest}</td></tr>\n",
-            anchor(model, cell),
+            anchor(model, result),
             escaped(&model.model),
-            cell.precision,
-            verdict(cell.status),
+            result.precision,
+            verdict(result.status),
             coverage.rules,
             coverage.of_rules,
             coverage.missing.len(),
@@ -122,9 +122,9 @@ fn summary(report: &Report) -> String {
 
 fn section(report: &Report, model: &ModelReport) -> String {
     let mut out = format!("<section>\n<h2>{}</h2>\n", escaped(&model.model));
-    for cell in &model.cells {
-        let coverage = Coverage::of(report, model, cell);
-        let judged = cell.judgement.as_ref().map_or(String::new(), |judgement| {
+    for result in &model.results {
+        let coverage = Coverage::of(report, model, result);
+        let judged = result.judgement.as_ref().map_or(String::new(), |judgement| {
             let is_share = model.direction.is_higher();
             let (times, unit) = if is_share { (100.0, " points") } else { (1.0, "") };
             format!(
@@ -138,7 +138,7 @@ fn section(report: &Report, model: &ModelReport) -> String {
                 judgement.n
             )
         });
-        let failures: Vec<String> = cell
+        let failures: Vec<String> = result
             .failures
             .iter()
             .map(|failure| format!("{}: {}", failure.reason.title(), failure.text))
@@ -154,11 +154,11 @@ fn section(report: &Report, model: &ModelReport) -> String {
             "<article id=\"{}\">\n<div class=\"sides\">\n<div>\n<h3>{}: {}</h3>\n{}{}{judged}\
              <dl>\n{ran}</dl>\n</div>\n<div>\n<h3>Not checked: {}</h3>\n{}</div>\n</div>\n\
              <h4>Checked: {} of {} rules</h4>\n{}</article>\n",
-            anchor(model, cell),
-            cell.precision,
-            verdict(cell.status),
+            anchor(model, result),
+            result.precision,
+            verdict(result.status),
             list("What failed", &failures),
-            cell.finding.as_ref().map_or(String::new(), found),
+            result.finding.as_ref().map_or(String::new(), found),
             missing.len(),
             items(&missing),
             coverage.rules,

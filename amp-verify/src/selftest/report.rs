@@ -53,13 +53,14 @@ pub struct Report {
     pub left_out: Vec<String>,
     /// How many times the gate judged training without a fault. Each time it judged the next model.
     pub repetitions: u64,
-    /// The number of cells (models under a precision) in the runs without a fault.
-    pub cells: usize,
-    /// The cells in the runs without a fault in which the gate failed: the model, the precision and
-    /// the seed.
+    /// How many verdicts the gate gave on runs without a fault: one for each model and precision. In
+    /// JSON this field is called `cells`.
+    #[serde(rename = "cells")]
+    pub verdicts: usize,
+    /// The verdicts FAIL on runs without a fault, each with the model, the precision and the seed.
     pub false_alarms: Vec<String>,
-    /// The number of cells in the runs without a fault in which the gate was inconclusive. They do
-    /// not count as false alarms.
+    /// The number of verdicts INCONCLUSIVE on runs without a fault. They do not count as false
+    /// alarms.
     pub inconclusive: usize,
     /// Whether the comparison with a golden (recorded results) that contains NaN failed, as it
     /// must.
@@ -154,13 +155,13 @@ impl Report {
         }
         let (reported, injected) = (self.reported(), self.injected());
         out += &format!(
-            "reported faults: {reported} of {injected} ({:.0}%)\nfalse alarms: {} of {} cells in {} \
-             unchanged runs ({:.1}%), {} inconclusive\n{:.1} s\n",
+            "reported faults: {reported} of {injected} ({:.0}%)\nfalse alarms: {} of {} verdicts in \
+             {} unchanged runs ({:.1}%), {} inconclusive\n{:.1} s\n",
             100.0 * reported as f64 / injected as f64,
             self.false_alarms.len(),
-            self.cells,
+            self.verdicts,
             self.repetitions,
-            100.0 * self.false_alarms.len() as f64 / self.cells.max(1) as f64,
+            100.0 * self.false_alarms.len() as f64 / self.verdicts.max(1) as f64,
             self.inconclusive,
             self.seconds
         );

@@ -73,7 +73,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
         }
     }
     let models = chosen_model.map_or_else(|| registry.models().collect(), |model| vec![model]);
-    let (mut false_alarms, mut cells, mut inconclusive) = (Vec::new(), 0, 0);
+    let (mut false_alarms, mut verdicts, mut inconclusive) = (Vec::new(), 0, 0);
     for index in 0..args.repetitions {
         // Each repetition uses the next model of the registry.
         let model = models[index as usize % models.len()];
@@ -84,16 +84,16 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             plan.precisions.clone_from(&args.precision);
         }
         let report = gate::run(&plan, &mut pool)?;
-        for cell in report.models.iter().flat_map(|model| &model.cells) {
-            cells += 1;
-            if is_red(cell.status) {
-                let (precision, seed) = (cell.precision, plan.first_seed);
+        for result in report.models.iter().flat_map(|model| &model.results) {
+            verdicts += 1;
+            if is_red(result.status) {
+                let (precision, seed) = (result.precision, plan.first_seed);
                 false_alarms.push(format!(
                     "{} under {precision}, seeds from {seed}: {}",
                     model.name,
-                    cell.note()
+                    result.note()
                 ));
-            } else if cell.status != gate::Status::Pass && !args.rules {
+            } else if result.status != gate::Status::Pass && !args.rules {
                 inconclusive += 1;
             }
         }
@@ -102,7 +102,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
         faults: results,
         left_out,
         repetitions: args.repetitions,
-        cells,
+        verdicts,
         false_alarms,
         inconclusive,
         nan_golden_refused: golden::refuses_not_a_number(),
@@ -116,8 +116,8 @@ fn cause(plan: &Plan, pool: &mut Pool) -> Result<Option<String>> {
     let seeds = Some(Duration::MAX);
     let plan = Plan { diagnosed: 1, time_limit: seeds, ..plan.clone() };
     let report = gate::run(&plan, pool)?;
-    let mut cells = report.models.iter().flat_map(|model| &model.cells);
-    Ok(cells.find_map(|cell| cell.finding.as_ref().map(|finding| finding.text.clone())))
+    let mut results = report.models.iter().flat_map(|model| &model.results);
+    Ok(results.find_map(|result| result.finding.as_ref().map(|finding| finding.text.clone())))
 }
 
 fn chosen(names: &[String]) -> Result<Vec<Fault>> {
@@ -207,11 +207,11 @@ fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>>
         let mut reported = failures.first().map(|failure| failure.text.clone()).unwrap_or_default();
         if trained {
             let report = gate::run(plan, pool)?;
-            for cell in report.models.iter().flat_map(|model| &model.cells) {
-                let judged = cell.judgement.as_ref().map(|judgement| judgement.verdict);
+            for result in report.models.iter().flat_map(|model| &model.results) {
+                let judged = result.judgement.as_ref().map(|judgement| judgement.verdict);
                 by_seeds |= judged == Some(Verdict::Fail);
-                failures.extend(cell.failures.iter().cloned());
-                reported = cell.note();
+                failures.extend(result.failures.iter().cloned());
+                reported = result.note();
             }
         }
         // Of the failures in this job, only broken invariants count. All other checks are made in

@@ -11,7 +11,7 @@ use super::{
     Plan, Pool, goldens,
     job::{Job, Outcome, Task},
     reason::Reason,
-    report::{Cell, ModelReport, Status},
+    report::{ModelReport, PrecisionResult, Status},
     runs::learning,
 };
 use crate::{
@@ -76,35 +76,35 @@ pub struct Finding {
     pub text: String,
 }
 
-/// Diagnoses failing cells, at most as many as the plan allows. Returns the number of failing cells
-/// that were not diagnosed. If `is_over` is true, the time limit has passed. Then only causes are
-/// found that can be found without a run.
+/// Diagnoses why models fail under precisions, for at most as many failures as the plan allows.
+/// Returns the number of failures that were not diagnosed. If `is_over` is true, the time limit has
+/// passed. Then only causes are found that can be found without a run.
 pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport], is_over: bool) -> usize {
     let mut open = if is_over { 0 } else { plan.diagnosed };
     let mut more = 0;
     for (model, report) in plan.models.iter().zip(reports) {
-        for cell in &mut report.cells {
-            if let Some(finding) = rule(plan, cell) {
-                cell.finding = Some(finding);
+        for result in &mut report.results {
+            if let Some(finding) = rule(plan, result) {
+                result.finding = Some(finding);
                 continue;
             }
-            let Some(suspect) = Suspect::of(plan, pool, model, cell) else { continue };
+            let Some(suspect) = Suspect::of(plan, pool, model, result) else { continue };
             if open == 0 {
                 more += usize::from(plan.diagnosed > 0);
                 continue;
             }
             open -= 1;
             pool.join();
-            cell.finding = Some(suspect.finding());
+            result.finding = Some(suspect.finding());
         }
     }
     more
 }
 
-/// Returns the finding for a cell that broke rules of training. No run is needed for this: the text
-/// lists each broken rule with its failure.
-fn rule(plan: &Plan, cell: &Cell) -> Option<Finding> {
-    let broken: Vec<String> = cell
+/// Returns the diagnosis of a model that breaks rules of training under a precision. No run is
+/// needed for this: the text lists each broken rule with its failure.
+fn rule(plan: &Plan, result: &PrecisionResult) -> Option<Finding> {
+    let broken: Vec<String> = result
         .failures
         .iter()
         .filter_map(|failure| Some(format!("{} ({})", failure.reason.rule()?, failure.text)))
@@ -164,23 +164,28 @@ struct Suspect<'a> {
 }
 
 impl<'a> Suspect<'a> {
-    /// Collects what is known about the failure of a cell. Returns `None` if the cell did not fail,
-    /// or if the precision cannot be the cause.
-    fn of(plan: &'a Plan, pool: &Pool, model: &'a gate::Subject, cell: &Cell) -> Option<Self> {
+    /// Collects what is known about the failure of a model under a precision. Returns `None` if the
+    /// model did not fail, or if the precision cannot be the cause.
+    fn of(
+        plan: &'a Plan,
+        pool: &Pool,
+        model: &'a gate::Subject,
+        result: &PrecisionResult,
+    ) -> Option<Self> {
         use Reason::{
             AllSkipped, Buffers, DidNotLearn, Gradient, Moved, NonFinite, NotConformant, Rounding,
         };
         let ours =
             [AllSkipped, Buffers, DidNotLearn, Gradient, Moved, NonFinite, NotConformant, Rounding];
-        let other = cell.failures.iter().any(|failure| !ours.contains(&failure.reason));
-        if cell.status != Status::Regression || other {
+        let other = result.failures.iter().any(|failure| !ours.contains(&failure.reason));
+        if result.status != Status::Regression || other {
             return None;
         }
-        let precision = cell.precision;
+        let precision = result.precision;
         let outcome = |precision, seed, task| pool.outcome(&plan.job(model, precision, seed, task));
         let untrained = plan.untrained(pool, model);
         let all = |precision| -> Option<Vec<Outcome>> {
-            let seeds = cell.seeds.iter();
+            let seeds = result.seeds.iter();
             seeds.map(|seed| outcome(precision, *seed, Task::Train).cloned()).collect()
         };
         let (baseline, own) = (all(Precision::F32True)?, all(precision)?);
@@ -214,7 +219,7 @@ impl<'a> Suspect<'a> {
             precision,
             // With a time limit, a rule may fail before a seed has run. Then the diagnosis uses the
             // plan's first seed.
-            seed: cell.seeds.get(at).copied().unwrap_or(plan.first_seed),
+            seed: result.seeds.get(at).copied().unwrap_or(plan.first_seed),
             baseline: losing.and_then(|at| baseline[at].metric),
             steps,
             in_training,
@@ -233,8 +238,8 @@ impl<'a> Suspect<'a> {
             false => self.search(&mut finding).err(),
         };
         finding.text = text(&finding, self.known > 1.0);
-        // If the diagnosis fails with an error, the error is reported, and the status of the cell
-        // does not change.
+        // If the diagnosis fails with an error, the error is reported, and the status of the model
+        // under this precision does not change.
         if let Some(error) = failed {
             finding.cause = Cause::Unknown;
             let error = error.to_string();
@@ -280,8 +285,8 @@ impl<'a> Suspect<'a> {
             Attribution::Environment => Cause::Environment,
             Attribution::Determinism { .. } => Cause::Nondeterministic,
             Attribution::Precision | Attribution::Fusion { .. } => Cause::Precision,
-            // The repeated run passes. So the cell failed only because of its golden, or because of
-            // `--equivalence`.
+            // The repeated run passes. So the model failed under this precision only because of its
+            // golden, or because of `--equivalence`.
             Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
             Attribution::Passes if self.repeats(&job) => Cause::Precision,
             Attribution::Passes => Cause::Nondeterministic,

@@ -125,8 +125,8 @@ fn a_declared_margin_is_all_that_the_gate_needs() {
     assert_eq!(files(folder.path()), ["gate.json"]);
     let report = json(&read(&folder, "gate.json"));
     assert_eq!(report["status"], "pass");
-    for cell in report["models"][0]["cells"].as_array().expect("cells") {
-        let figures = cell["conformance"].as_array().expect("figures of first steps");
+    for result in report["models"][0]["cells"].as_array().expect("results") {
+        let figures = result["conformance"].as_array().expect("figures of first steps");
         let about = |name: &str| figures.iter().any(|figure| figure["what"] == name);
         assert!(about("the first loss") && about("the update of the weights"), "{figures:?}");
         for figure in figures {

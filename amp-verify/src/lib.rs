@@ -9,7 +9,7 @@
 //! The feature `cli` is on by default. It adds the modules of the other commands. `layers` and
 //! `exponents` measure the rounding error of each layer. `diagnose` finds the cause of a failed
 //! check. `gate` judges models in CI, `bench` measures speed, and `parity` compares models with
-//! their copies in PyTorch.
+//! their PyTorch versions.
 
 mod changes;
 pub mod length;

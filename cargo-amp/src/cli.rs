@@ -42,7 +42,7 @@ verify. If several packages of a workspace have such a binary, choose with --pac
   diagnose   find which modules must stay in FP32
   gate       decide whether each precision is as good as 32-true, for CI
   bench      measure speed and memory
-  parity     compare training with a PyTorch copy of the model
+  parity     compare training with the model's PyTorch version
   margins    record each model's margin, and how far goldens differ between CPUs
   selftest   test that the gate reports known faults
   models     list the models and their data

@@ -1,6 +1,6 @@
-//! Compares models with their twins (the same models in PyTorch), which run in real PyTorch. A
-//! model agrees with its twin. After a change to how the twin trains, the model and the twin
-//! disagree.
+//! Compares models with their PyTorch versions, which run in real PyTorch. A model agrees with its
+//! PyTorch version. After a change to how the PyTorch version trains, the model and the PyTorch
+//! version disagree.
 
 use std::{
     cell::Cell,
@@ -88,16 +88,16 @@ fn a_twin_agrees(#[case] model: &str, #[case] steps: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns a registry that contains the LSTM. In the source of its twin (the same model in
-/// PyTorch), `from` is replaced by `to`.
+/// Returns a registry that contains the LSTM. In the source of its PyTorch version, `from` is
+/// replaced by `to`.
 fn lstm(from: &str, to: &str) -> Result<Registry> {
     const TWIN: &str = include_str!("../../fixtures/twins/lstm.py");
     const LSTM: &str = include_str!("../../fixtures/src/projects/lstm.rs");
     changed(["LstmForecaster", "waves"], [TWIN, LSTM], from, to)
 }
 
-/// Returns a registry that contains the WGAN. In the source of its twin (the same model in
-/// PyTorch), `from` is replaced by `to`.
+/// Returns a registry that contains the WGAN. In the source of its PyTorch version, `from` is
+/// replaced by `to`.
 fn wgan(from: &str, to: &str) -> Result<Registry> {
     const TWIN: &str = include_str!("../../fixtures/twins/wgan.py");
     const WGAN: &str = include_str!("../../fixtures/src/projects/wgan.rs");
@@ -105,7 +105,7 @@ fn wgan(from: &str, to: &str) -> Result<Registry> {
 }
 
 /// Returns a registry that contains only this model and its data set. In the source of the model's
-/// twin (the same model in PyTorch), `from` is replaced by `to`.
+/// PyTorch version, `from` is replaced by `to`.
 fn changed(
     [model, data]: [&str; 2],
     [twin, source]: [&'static str; 2],
@@ -120,9 +120,9 @@ fn changed(
     Ok(Registry::new(project!()).data_set(data.as_ref().clone()).model(model))
 }
 
-/// If only the twin (the same model in PyTorch) skips a step, the report shows the largest
-/// gradients of the steps before. The twin overflows in step 3. Until then, the largest gradients
-/// of the model and of the twin are nearly equal.
+/// If only the PyTorch version skips a step, the report shows the largest gradients of the steps
+/// before. The PyTorch version overflows in step 3. Until then, the largest gradients of the model
+/// and of the PyTorch version are nearly equal.
 #[rstest]
 #[case::automatic(lstm("return F.mse_loss(", &format!("return {} * F.mse_loss(", overflows("self")))?)]
 #[case::manual(wgan("loss = gap +", &format!("loss = gap + {} *", overflows("self")))?)]
@@ -160,8 +160,8 @@ fn overflows(module: &str) -> String {
     )
 }
 
-/// If the twin (the same model in PyTorch) trains differently, the model and the twin disagree.
-/// Each of these changes affects the first losses more than rounding in f32 does.
+/// If the PyTorch version trains differently, the model and the PyTorch version disagree. Each of
+/// these changes affects the first losses more than rounding in f32 does.
 #[rstest]
 #[case::learning_rate("lr=self.learning_rate", "lr=1.0001 * self.learning_rate")]
 #[case::epsilon("lr=self.learning_rate", "lr=self.learning_rate, eps=1e-7")]
@@ -178,8 +178,8 @@ fn a_twin_that_trains_otherwise_disagrees(#[case] from: &str, #[case] to: &str) 
 }
 
 /// If the folder already contains a row of the report, the row is not computed again. It is
-/// computed again if the options or the twin (the same model in PyTorch) differ, if its file is
-/// damaged, or if the twin failed.
+/// computed again if the options or the PyTorch version differ, if its file is damaged, or if the
+/// PyTorch version failed.
 #[test]
 fn rows_are_kept_in_a_folder() -> Result<()> {
     const RATE: &str = "lr=self.learning_rate";

@@ -14,7 +14,7 @@ use fixtures::{own_process, registry, without_projects};
 use rstest::rstest;
 use serde_json::{Value, json};
 
-/// The projects in the order of the registry. Each has a PyTorch twin.
+/// The projects in the order of the registry. Each has a PyTorch version.
 const NAMES: [&str; 10] = [
     "LstmForecaster",
     "ResNet",

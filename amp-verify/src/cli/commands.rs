@@ -89,7 +89,7 @@ fn run(registry: &Registry, command: Command) -> Result<ExitCode> {
             return Ok(ExitCode::from(report.status.exit_code()));
         }
         Command::Bench(args) => benchmark(registry, &args)?,
-        Command::Parity(args) => return hold_against_twins(registry, &args),
+        Command::Parity(args) => return compare_with_pytorch(registry, &args),
         Command::Margins(args) => print(&margins::command(registry, &args)?)?,
         Command::Selftest(args) => {
             if !self_test(registry, &args)? {
@@ -320,7 +320,7 @@ fn benchmark(registry: &Registry, args: &BenchArgs) -> Result<()> {
     print(&view::bench(&report))
 }
 
-fn hold_against_twins(registry: &Registry, args: &ParityArgs) -> Result<ExitCode> {
+fn compare_with_pytorch(registry: &Registry, args: &ParityArgs) -> Result<ExitCode> {
     let report = parity::run(registry, args, &|what| {
         if !args.quiet {
             complain(&format!("training: {what}"));

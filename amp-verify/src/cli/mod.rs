@@ -112,8 +112,8 @@ pub enum Command {
     /// Lightning and PyTorch
     #[command(after_help = "Example: cargo amp bench --device cuda --peers --json bench.json")]
     Bench(BenchArgs),
-    /// Train models and their PyTorch copies on the same batches from the same weights, and compare
-    /// them. Exit codes: 0 they agree, 1 they disagree, 2 usage error, 3 inconclusive
+    /// Train models and their PyTorch versions on the same batches from the same weights, and
+    /// compare them. Exit codes: 0 they agree, 1 they disagree, 2 usage error, 3 inconclusive
     #[command(after_help = "Example: cargo amp parity Net --device cuda --seeds 3")]
     Parity(ParityArgs),
     /// Record each model's margin for the gate, and how much the results of goldens differ between

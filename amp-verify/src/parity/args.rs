@@ -22,7 +22,7 @@ const PRECISIONS: [Precision; 3] = [Precision::F32True, Precision::F16Mixed, Pre
 /// The command-line options of `parity`.
 #[derive(Debug, Args)]
 pub struct ParityArgs {
-    /// The models [default: all models with a twin]
+    /// The models [default: all models with a PyTorch version]
     #[arg(value_name = "MODEL")]
     pub models: Vec<String>,
     /// Precisions to compare, separated by commas: 32-true, 16-mixed or bf16-mixed
@@ -32,8 +32,8 @@ pub struct ParityArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Number of seeds, at least 2. For each seed the model and its twin start with the same
-    /// weights and use the same batches
+    /// Number of seeds, at least 2. For each seed the model and its PyTorch version start with the
+    /// same weights and use the same batches
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub seeds: u64,
     /// The first seed
@@ -45,11 +45,12 @@ pub struct ParityArgs {
     /// End training after N optimizer steps, if this is before the end of the last epoch
     #[arg(long, value_name = "N", value_parser = positive)]
     pub max_steps: Option<u64>,
-    /// Number of batches at the start whose losses are compared with the twin's
+    /// Number of batches at the start whose losses are compared with the PyTorch version's
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
     pub losses: u64,
-    /// Kernels of our layers and losses on CUDA: own, or libtorch. If the twin skips other steps
-    /// than our side, our side runs again with libtorch's kernels, which round as PyTorch does
+    /// Kernels of our layers and losses on CUDA: own, or libtorch. If the PyTorch version skips
+    /// other steps than our side, our side runs again with libtorch's kernels, which round as
+    /// PyTorch does
     #[arg(long, value_name = "WHOSE", value_parser = Kernels::from_str,
           default_value_t = Kernels::default())]
     pub kernels: Kernels,
@@ -78,7 +79,7 @@ pub(super) struct Plan {
     pub(super) precisions: Vec<Precision>,
 }
 
-/// A model, its twin (its copy in PyTorch), and its margin δ.
+/// A model, its PyTorch version, and its margin δ.
 pub(super) struct Subject {
     pub(super) model: Arc<Model>,
     pub(super) twin: Twin,
@@ -128,7 +129,7 @@ impl ParityArgs {
             let subjects = twins.collect::<Result<Vec<_>>>()?;
             if subjects.is_empty() {
                 let name = registry.project().name();
-                return Err(Error::config(format!("no model of {name} has a twin: {advice}")));
+                return Err(Error::config(format!("no model of {name} has a PyTorch version: {advice}")));
             }
             return Ok(subjects);
         }
@@ -136,7 +137,7 @@ impl ParityArgs {
             let model = registry.find(Some(name))?;
             let twin = model
                 .own_twin()
-                .ok_or_else(|| Error::config(format!("{name} has no twin: {advice}")))?;
+                .ok_or_else(|| Error::config(format!("{name} has no PyTorch version: {advice}")))?;
             subject(model, twin)
         };
         self.models.iter().map(find).collect()

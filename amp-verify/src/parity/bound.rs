@@ -1,5 +1,5 @@
 //! Bounds for the differences between the first losses of our side (the model in Rust) and of its
-//! twin in PyTorch. The bounds hold if the two sides compute the same function in f32.
+//! PyTorch version. The bounds hold if the two sides compute the same function in f32.
 //!
 //! The two sides round at different places in the computation. A difference between their weights
 //! changes the next step, so it may grow with every step. How fast it grows depends on the model,

@@ -14,7 +14,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::{ImplItem, Item, Type, spanned::Spanned};
 
-/// Counts the lines of code of a twin's Python source.
+/// Counts the lines of code of a PyTorch version's Python source.
 pub(super) fn of_twin(python: &str) -> usize {
     let is_import = |line: &str| line.starts_with("import ") || line.starts_with("from ");
     python.lines().filter(|line| has_code(line, "#") && !is_import(line)).count()
@@ -29,7 +29,7 @@ pub(super) fn of_model(rust: &str, name: &str) -> Result<usize> {
     // a file.
     let lines: Vec<&str> =
         rust.lines().map(|line| if line.starts_with("//!") { "" } else { line }).collect();
-    let refused = |why: String| Error::config(format!("the Rust of the twin of {name}: {why}"));
+    let refused = |why: String| Error::config(format!("the Rust source in `Twin::new` for {name}: {why}"));
     let file = syn::parse_file(&lines.join("\n")).map_err(|error| {
         refused(format!("line {} is not valid Rust: {error}", error.span().start().line))
     })?;

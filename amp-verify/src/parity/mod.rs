@@ -1,10 +1,10 @@
-//! `cargo amp parity`: compares models with their PyTorch twins.
+//! `cargo amp parity`: compares models with their PyTorch versions.
 //!
-//! The model in Rust and its twin start with the same weights, and use the same batches,
+//! The model in Rust and its PyTorch version start with the same weights, and use the same batches,
 //! hyperparameters, precision and schedule. `ours` writes the initial weights to a file and trains
-//! the model. `theirs` sends the batches to the twin's process. `report` compares the two sides:
-//! the first losses (`bound` computes the bounds of their differences), the skipped steps
-//! (`skips`), and the final metric over several seeds.
+//! the model. `theirs` sends the batches to the PyTorch version's process. `report` compares the
+//! two sides: the first losses (`bound` computes the bounds of their differences), the skipped
+//! steps (`skips`), and the final metric over several seeds.
 
 mod args;
 mod bound;
@@ -41,12 +41,12 @@ use crate::{
     text::one_line,
 };
 
-/// Trains the requested models and their twins, and compares them. Before each comparison, passes a
-/// message about the progress to `tell`.
+/// Trains the requested models and their PyTorch versions, and compares them. Before each
+/// comparison, passes a message about the progress to `tell`.
 ///
 /// # Errors
-/// When an option is invalid, or the model in Rust fails. If a twin fails, the error is in its row
-/// of the report.
+/// When an option is invalid, or the model in Rust fails. If a PyTorch version fails, the error is
+/// in its row of the report.
 pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     let plan = args.plan(registry)?;
     let (mut rows, mut versions) = (Vec::new(), BTreeMap::new());
@@ -56,7 +56,7 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
         let name = subject.model.name();
         let start = || {
             Theirs::start(&args.python, name, &subject.twin, plan.device)
-                .map_err(|error| error.at(&format!("the twin of {name}")))
+                .map_err(|error| error.at(&format!("the PyTorch version of {name}")))
         };
         let mut theirs = None;
         if versions.is_empty() {
@@ -81,8 +81,8 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
                 none => none.insert(start()?),
             };
             let row = comparison.row(theirs).map_err(|error| error.at(&what))?;
-            // If the twin failed, the row lacks seeds. Such a row is not stored, because the twin
-            // may succeed in the next call.
+            // If the PyTorch version failed, the row lacks seeds. Such a row is not stored, because
+            // the PyTorch version may succeed in the next call.
             let is_whole = row.seeds.len() as u64 == args.seeds;
             if let Some(file) = file.filter(|_| is_whole) {
                 cache::write(&file, &row)?;
@@ -93,7 +93,7 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
     Ok(Report { schema: SCHEMA.to_owned(), fingerprint, versions, rows })
 }
 
-/// What is needed to compare one model with its twin under one precision.
+/// What is needed to compare one model with its PyTorch version under one precision.
 struct Comparison<'a> {
     registry: &'a Registry,
     args: &'a ParityArgs,
@@ -113,8 +113,8 @@ impl Comparison<'_> {
             ..Choices::default()
         };
         let mut case = Case::new(self.registry, &self.subject.model, choices, self.device)?;
-        // Early stopping is switched off, so that the model and its twin train for the same number
-        // of epochs.
+        // Early stopping is switched off, so that the model and its PyTorch version train for the
+        // same number of epochs.
         case.early_stopping = None;
         Ok(case)
     }
@@ -135,7 +135,7 @@ impl Comparison<'_> {
             let twin = match theirs.train(&case, self.precision, &ours) {
                 Ok(twin) => twin,
                 Err(error) => {
-                    row.failures.push(format!("the twin: {}", one_line(&error.to_string())));
+                    row.failures.push(format!("the PyTorch version: {}", one_line(&error.to_string())));
                     break;
                 }
             };
@@ -189,8 +189,8 @@ impl Comparison<'_> {
         })
     }
 
-    /// Compares the first losses of the model and of its twin. Under 32-true, compares each
-    /// difference with a bound.
+    /// Compares the first losses of the model and of its PyTorch version. Under 32-true, compares
+    /// each difference with a bound.
     fn first_losses(&self, case: &Case, own: &[f64], mut other: Vec<f64>) -> Result<First> {
         let count = usize::try_from(self.args.losses).unwrap_or(usize::MAX);
         let own = own[..own.len().min(count)].to_vec();

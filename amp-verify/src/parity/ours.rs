@@ -58,15 +58,15 @@ pub(super) struct Ours {
     pub(super) record: RunRecord,
     pub(super) peak_memory_bytes: u64,
     /// The training plan (the numbers of epochs and steps) from which the model built its
-    /// optimizers and schedules. The twin receives the same plan.
+    /// optimizers and schedules. The PyTorch version receives the same plan.
     pub(super) plan: Option<TrainingPlan>,
     /// The values of all hyperparameters of the model.
     pub(super) hyperparameters: Hyperparameters,
 }
 
-/// Returns the trainer's options with which the model and its twin are trained. A skipped step
-/// advances the schedule and changes batch statistics, because a training loop in PyTorch does so
-/// too.
+/// Returns the trainer's options with which the model and its PyTorch version are trained. A
+/// skipped step advances the schedule and changes batch statistics, because a training loop in
+/// PyTorch does so too.
 pub(super) fn config(case: &Case, precision: Precision) -> Result<TrainerConfig> {
     let mut config = case.trainer(precision)?;
     config.recovery.skipped_step_advances = true;

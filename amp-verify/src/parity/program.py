@@ -1,4 +1,4 @@
-"""Trains the PyTorch twin of a model for `cargo amp parity`, with torch.autocast and GradScaler, on the batches
+"""Trains the PyTorch version of a model for `cargo amp parity`, with torch.autocast and GradScaler, on the batches
 that `cargo amp parity` sends.
 
 Each line on standard input is a request, a JSON object; each answer is a line on standard output. If a request
@@ -42,7 +42,7 @@ def answer(**fields):
 
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--twin", help="the file with the twin's class")
+parser.add_argument("--twin", help="the file with the class of the PyTorch version")
 parser.add_argument("--name", help="the class")
 parser.add_argument("--device", default="cpu", help="cpu, or cuda:N")
 parser.add_argument("--threads", type=int)
@@ -114,7 +114,7 @@ def requested(what):
 
 
 def load(net, path):
-    """Copies the model's weights into the twin by name. Fails if a name of one side is missing on the other."""
+    """Copies the model's weights into the PyTorch version by name. Fails if a name of one side is missing on the other."""
     state = read(path)
     found = net.load_state_dict(state, strict=False)
     own = net.state_dict()
@@ -123,13 +123,13 @@ def load(net, path):
     # batch norms, because the counters have no effect on the results.
     is_there = lambda name: own[name].data_ptr() in loaded or name.endswith("num_batches_tracked")
     missing = [name for name in found.missing_keys if not is_there(name)]
-    for what, names in [("not in the model", missing), ("not in the twin", found.unexpected_keys)]:
+    for what, names in [("not in the model", missing), ("not in the PyTorch version", found.unexpected_keys)]:
         if names:
             raise ValueError(f"{what}: {', '.join(names[:8])}")
 
 
 class Step:
-    """The argument `step` of a twin's `manual_step`, with which the twin trains on a batch itself."""
+    """The argument `step` of `manual_step`, with which the PyTorch version trains on a batch itself."""
 
     def __init__(self, run):
         self.run, self.optimizers, self.loss = run, run.optimizers, None
@@ -159,7 +159,7 @@ class Step:
 
 
 class Run:
-    """Trains the twin under one precision."""
+    """Trains the PyTorch version under one precision."""
 
     def __init__(self, twin, task):
         torch.manual_seed(0)
@@ -325,7 +325,7 @@ def main():
             at, place = error.__traceback__, ""
             while at is not None:
                 if at.tb_frame.f_code.co_filename == options.twin:
-                    place = f" (line {at.tb_lineno} of the twin)"
+                    place = f" (line {at.tb_lineno} of the PyTorch version)"
                 at = at.tb_next
             text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             answer(error=text + place)

@@ -1,5 +1,5 @@
-//! The results of the models and of their twins, and the decision whether a model and its twin
-//! agree.
+//! The results of the models and of their PyTorch versions, and the decision whether a model and
+//! its PyTorch version agree.
 
 use std::collections::BTreeMap;
 
@@ -18,35 +18,35 @@ use crate::{
 /// The version of the format of [`Report`].
 pub const SCHEMA: &str = "amp-parity/1";
 /// The largest accepted probability that a row is shown as agreeing although the metrics of the
-/// model and its twin differ by δ or more.
+/// model and its PyTorch version differ by δ or more.
 const ALPHA: f64 = 0.05;
 
 /// If a loss has a bound of at most this fraction of the loss, comparing the loss is informative.
 /// If the bound is larger, rounding alone may change the loss by more than 0.1 %.
 const TELLING: f64 = 1e-3;
 
-/// Whether a model and its twin agree.
+/// Whether a model and its PyTorch version agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// The model and its twin agree.
+    /// The model and its PyTorch version agree.
     Agree,
     /// There are too few seeds for a decision.
     Inconclusive,
-    /// The model and its twin disagree.
+    /// The model and its PyTorch version disagree.
     Disagree,
 }
 
-/// A value of the model, and the same value of its twin.
+/// A value of the model, and the same value of its PyTorch version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pair<T> {
     /// The value of the model in Rust.
     pub ours: T,
-    /// The value of the twin in PyTorch.
+    /// The value of the PyTorch version.
     pub theirs: T,
 }
 
-/// The results of the model and its twin for one seed.
+/// The results of the model and its PyTorch version for one seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Seed {
     /// The seed of the two runs.
@@ -57,13 +57,13 @@ pub struct Seed {
     pub skipped: Pair<Vec<u64>>,
     /// The loss scale at the end of training; null if the loss is not scaled.
     pub scale: Pair<Option<f64>>,
-    /// The results of running our side again. This is done if the model and its twin skip different
-    /// steps; otherwise null.
+    /// The results of running our side again. This is done if the model and its PyTorch version
+    /// skip different steps; otherwise null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again: Option<Again>,
 }
 
-/// The comparison of the first losses of the model and its twin, for the first seed.
+/// The comparison of the first losses of the model and its PyTorch version, for the first seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct First {
     /// The largest relative difference between the two losses of a batch. Null if there is a batch
@@ -79,25 +79,25 @@ pub struct First {
     /// losses by more, so comparing later losses says little. Null if there are no bounds.
     #[serde(default)]
     pub told: Option<usize>,
-    /// The losses that were compared, of the model and of its twin.
+    /// The losses that were compared, of the model and of its PyTorch version.
     pub losses: Pair<Vec<f64>>,
 }
 
-/// The comparison of one model with its twin under one precision.
+/// The comparison of one model with its PyTorch version under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// The name of the model.
     pub model: String,
     /// The precision of the runs.
     pub precision: Precision,
-    /// Whether the model and its twin agree.
+    /// Whether the model and its PyTorch version agree.
     pub status: Status,
-    /// The reasons why the model and its twin disagree. Empty if they do not.
+    /// The reasons why the model and its PyTorch version disagree. Empty if they do not.
     pub failures: Vec<String>,
-    /// Differences between the model and its twin that are accepted, with the reasons.
+    /// Differences between the model and its PyTorch version that are accepted, with the reasons.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// The comparison of the first losses; null if the twin failed.
+    /// The comparison of the first losses; null if the PyTorch version failed.
     pub first: Option<First>,
     /// The name of the metric that is compared.
     pub metric: String,
@@ -107,7 +107,7 @@ pub struct Row {
     /// finite.
     pub judgement: Option<Judgement>,
     /// The largest number of bytes that tensors occupied at one time, for the first seed. On a CPU,
-    /// the twin's memory is measured only in the third step.
+    /// the PyTorch version's memory is measured only in the third step.
     pub peak_memory_bytes: Option<Pair<Option<u64>>>,
     /// The numbers of lines of code. For the model, these are the lines of its struct and of
     /// everything in the same source that the struct refers to.
@@ -121,7 +121,7 @@ pub struct Report {
     pub schema: String,
     /// The description of the machine on which the models were trained.
     pub fingerprint: Fingerprint,
-    /// The versions of Python and torch that trained the twins.
+    /// The versions of Python and torch that trained the PyTorch versions.
     pub versions: BTreeMap<String, String>,
     /// The results: one row for each model and precision.
     pub rows: Vec<Row>,
@@ -154,12 +154,12 @@ impl First {
     fn failure(&self) -> Option<String> {
         let Pair { ours, theirs } = &self.losses;
         if ours.len() != theirs.len() {
-            return Some(format!("{} losses, but the twin has {}", ours.len(), theirs.len()));
+            return Some(format!("{} losses, but PyTorch has {}", ours.len(), theirs.len()));
         }
         let (off, most) = self.bound.filter(|(off, most)| off > most)?;
         let (at, own, other) = (self.batch, ours[self.batch], theirs[self.batch]);
         Some(format!(
-            "the loss of batch {at} is {own:.9}, the twin's {other:.9}: they differ by {off:.1e}, but rounding \
+            "the loss of batch {at} is {own:.9}, PyTorch's {other:.9}: they differ by {off:.1e}, but rounding \
              in f32 explains at most {most:.1e}"
         ))
     }
@@ -212,7 +212,7 @@ impl Row {
         self.judgement = differences.map(|differences| design.judge(&differences));
         match &self.judgement {
             Some(judged) if judged.verdict == Verdict::Fail => self.failures.push(format!(
-                "{} differs from the twin's by {:+.4} over {count} seeds, with the interval {:+.4} … {:+.4}; at \
+                "{} differs from PyTorch's by {:+.4} over {count} seeds, with the interval {:+.4} … {:+.4}; at \
                  most {margin} is accepted",
                 self.metric, -judged.mean, -judged.upper, -judged.lower
             )),
@@ -263,8 +263,8 @@ mod tests {
     #[case::alike([0.9, 0.9, 0.9], Status::Agree, "")]
     #[case::near([0.895, 0.9, 0.905], Status::Agree, "")]
     #[case::scattered([0.88, 0.9, 0.92], Status::Inconclusive, "")]
-    #[case::worse([0.85, 0.851, 0.849], Status::Disagree, "val_acc differs from the twin's by -0.0500 over 3")]
-    #[case::better([0.95, 0.951, 0.949], Status::Disagree, "val_acc differs from the twin's by +0.0500 over 3")]
+    #[case::worse([0.85, 0.851, 0.849], Status::Disagree, "val_acc differs from PyTorch's by -0.0500 over 3")]
+    #[case::better([0.95, 0.951, 0.949], Status::Disagree, "val_acc differs from PyTorch's by +0.0500 over 3")]
     fn metrics_agree_within_the_margin(
         #[case] ours: [f64; 3],
         #[case] status: Status,
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case::another_step(vec![0, 2], 1024.0, "skips the steps [0, 2] of the first 100, the twin [0, 1]")]
+    #[case::another_step(vec![0, 2], 1024.0, "skips the steps [0, 2] of the first 100, PyTorch [0, 1]")]
     #[case::later(vec![0, 1, 120], 512.0, "")]
     #[case::another_scale(vec![0, 1], 256.0, "ends with the scale")]
     fn first_skips_are_the_same_and_scales_near(
@@ -322,11 +322,12 @@ mod tests {
         assert_eq!(told(None), None);
     }
 
-    /// Checks that the two sides disagree if the twin trains on fewer batches than the model.
+    /// Checks that the two sides disagree if the PyTorch version trains on fewer batches than the
+    /// model.
     #[test]
     fn both_sides_need_the_same_number_of_losses() {
         let losses = Pair { ours: vec![2.0, 1.0], theirs: vec![2.0] };
         let row = judged(vec![seed(0.9, 0.9)], Some(First::new(losses, None)));
-        assert_eq!(row.failures, ["2 losses, but the twin has 1"]);
+        assert_eq!(row.failures, ["2 losses, but PyTorch has 1"]);
     }
 }

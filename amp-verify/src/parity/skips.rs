@@ -1,14 +1,14 @@
-//! Compares which optimizer steps the model and its twin skip. If they skip different steps, looks
-//! for the reason.
+//! Compares which optimizer steps the model and its PyTorch version skip. If they skip different
+//! steps, looks for the reason.
 //!
 //! If the skipped steps differ, our side (the model in Rust) trains again with libtorch's kernels,
 //! which round where PyTorch rounds, and records the loss scale and the largest gradient of each
 //! step. The difference is accepted if rounding explains it. There are two such explanations.
-//! First: with libtorch's kernels our side skips the same steps as the twin. Second: in the first
-//! step that only one side skips, the largest gradient is so close to overflow that rounding
-//! decides whether the step is skipped. How much rounding changes a gradient is measured with
-//! "moved runs": [runs](super::ours) whose initial weights are perturbed at random by up to one
-//! rounding.
+//! First: with libtorch's kernels our side skips the same steps as the PyTorch version. Second: in
+//! the first step that only one side skips, the largest gradient is so close to overflow that
+//! rounding decides whether the step is skipped. How much rounding changes a gradient is measured
+//! with "moved runs": [runs](super::ours) whose initial weights are perturbed at random by up to
+//! one rounding.
 
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +43,7 @@ pub struct Again {
     /// The loss scale of our side at the end of the run with libtorch's kernels.
     pub scale: Option<f64>,
     /// The first attempts of our side with this library's kernels, and the first attempts of the
-    /// twin.
+    /// PyTorch version.
     pub attempts: Pair<Vec<Attempt>>,
     /// The first attempts of our side with libtorch's kernels.
     pub libtorch: Vec<Attempt>,
@@ -62,15 +62,16 @@ pub struct Rounding {
     pub largest: Vec<f64>,
     /// The steps that some of our runs (our run and the moved runs) skip, while others apply them.
     pub either: Vec<u64>,
-    /// The first step in which the losses of the model and its twin differ by more than four times
-    /// the largest difference between a moved run and our run. From this step on, rounding alone
-    /// does not explain the difference of the two sides. Null if there is no such step.
+    /// The first step in which the losses of the model and its PyTorch version differ by more than
+    /// four times the largest difference between a moved run and our run. From this step on,
+    /// rounding alone does not explain the difference of the two sides. Null if there is no such
+    /// step.
     pub parted: Option<u64>,
 }
 
 impl Rounding {
     /// Computes the effect of rounding from the attempts of our run (`own`), the losses of the
-    /// model and its twin, and the moved runs. Each optimizer step has `window` batches.
+    /// model and its PyTorch version, and the moved runs. Each optimizer step has `window` batches.
     pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
         // Returns the largest gradient of an attempt, converted to the loss scale of our run. The
         // scale of a moved run is smaller after a step that only this run skipped.
@@ -106,7 +107,7 @@ impl Rounding {
 /// The result of comparing the skipped steps of a seed.
 #[derive(Debug, PartialEq)]
 pub(super) enum Skips {
-    /// The model and its twin skip the same steps.
+    /// The model and its PyTorch version skip the same steps.
     Same,
     /// The two sides skip different steps, and rounding explains the difference. The text names the
     /// steps and the explanation.
@@ -148,11 +149,11 @@ impl Seed {
         let seed = self.seed;
         let what = match own == other {
             true => format!(
-                "seed {seed}: our side ends with the scale {:?}, the twin with {:?}",
+                "seed {seed}: our side ends with the scale {:?}, PyTorch with {:?}",
                 self.scale.ours, self.scale.theirs
             ),
             false => format!(
-                "seed {seed}: our side skips the steps {own:?} of the first {count}, the twin {other:?}"
+                "seed {seed}: our side skips the steps {own:?} of the first {count}, PyTorch {other:?}"
             ),
         };
         let Some(again) = &self.again else { return Skips::Differ(what) };
@@ -160,7 +161,7 @@ impl Seed {
         let plain = first(&again.skipped, count);
         if plain == other && are_near(again.scale, self.scale.theirs) {
             return Skips::Rounding(format!(
-                "{what}; with libtorch's kernels our side skips {plain:?}, as the twin does{seen}"
+                "{what}; with libtorch's kernels our side skips {plain:?}, as PyTorch does{seen}"
             ));
         }
         let are_near = |scale| are_near(scale, self.scale.theirs);
@@ -195,7 +196,7 @@ impl Again {
             None => "not finite".to_owned(),
         };
         format!(
-            "; step {}, scale {}: the largest gradient is {}, the twin's {}",
+            "; step {}, scale {}: the largest gradient is {}, PyTorch's {}",
             own.step,
             own.scale,
             size(own),
@@ -292,16 +293,16 @@ mod tests {
         }
     }
 
-    /// Checks both explanations by rounding: our side with libtorch's kernels skips the twin's
-    /// steps, or a gradient is close to the largest f16 number. The columns are the largest
-    /// gradients of our side, of our side with libtorch's kernels, and of the twin; then the
-    /// expected result and a part of its text.
+    /// Checks both explanations by rounding: our side with libtorch's kernels skips the PyTorch
+    /// version's steps, or a gradient is close to the largest f16 number. The columns are the
+    /// largest gradients of our side, of our side with libtorch's kernels, and of the PyTorch
+    /// version; then the expected result and a part of its text.
     #[rstest]
     #[case::same(&[None, Some(0.7)], &[], &[None, Some(0.7)], "same", "")]
     #[case::wide(
         &[Some(1.4), Some(1.3)], &[None, Some(0.65)], &[None, Some(0.65)], "rounding",
-        "skips the steps [] of the first 100, the twin [0]; with libtorch's kernels our side skips [0], as the twin does; \
-         step 0, scale 65536: the largest gradient is 1.4000 of f16's largest number, the twin's not finite"
+        "skips the steps [] of the first 100, PyTorch [0]; with libtorch's kernels our side skips [0], as PyTorch does; \
+         step 0, scale 65536: the largest gradient is 1.4000 of f16's largest number, PyTorch's not finite"
     )]
     #[case::undecided(
         &[Some(0.5), Some(0.3)], &[Some(0.5), Some(0.9995)], &[Some(0.5), None], "rounding",
@@ -317,12 +318,12 @@ mod tests {
     )]
     #[case::beyond_f16(
         &[Some(0.5), Some(1.08)], &[Some(0.4), Some(0.3)], &[Some(0.5), None], "rounding",
-        "skips the steps [] of the first 100, the twin [1]; only one side skips step 1. On the other \
+        "skips the steps [] of the first 100, PyTorch [1]; only one side skips step 1. On the other \
          side its largest gradient is 1.0800"
     )]
     #[case::skips_more(
         &[None, None], &[None, None], &[None, Some(0.5)], "differ",
-        "skips the steps [0, 1] of the first 100, the twin [0], and with libtorch's kernels our side skips [0, 1]"
+        "skips the steps [0, 1] of the first 100, PyTorch [0], and with libtorch's kernels our side skips [0, 1]"
     )]
     fn skips_are_judged_by_a_run_with_the_twins_roundings(
         #[case] own: &[Option<f64>],
@@ -336,8 +337,9 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// Checks that the explanation depends on the measured effect of rounding. Only the twin skips
-    /// step 1. On our side, the largest gradient of step 1 is 0.97 of the largest f16 number.
+    /// Checks that the explanation depends on the measured effect of rounding. Only the PyTorch
+    /// version skips step 1. On our side, the largest gradient of step 1 is 0.97 of the largest f16
+    /// number.
     #[rstest]
     #[case::moves_far(vec![1e-3, 0.05], vec![], None, "rounding", "which rounding moves by up to 5.0e-2")]
     #[case::moves_little(vec![0.05, 0.02], vec![], None, "differ", "")]
@@ -390,7 +392,7 @@ mod tests {
     }
 
     /// Checks that a difference has no explanation if the second run skips the same first steps as
-    /// the twin, but ends with another loss scale.
+    /// the PyTorch version, but ends with another loss scale.
     #[test]
     fn the_second_run_must_end_near_the_twins_scale() {
         let mut seed = seed(&[Some(0.4)], &[None], &[None]);

@@ -1,5 +1,5 @@
-//! The twin's side of the comparison: a Python process that receives the batches on which our side
-//! trains.
+//! The PyTorch version's side of the comparison: a Python process that receives the batches on
+//! which our side trains.
 
 use std::{
     collections::BTreeMap,
@@ -28,14 +28,14 @@ use crate::{
     registry::Twin,
 };
 
-/// The Python program that runs a twin.
+/// The Python program that runs a PyTorch version.
 const PROGRAM: &str = include_str!("program.py");
-/// Batches are collected and then sent to the twin's process together, as soon as they have more
-/// than this number of bytes.
+/// Batches are collected and then sent to the PyTorch version's process together, as soon as they
+/// have more than this number of bytes.
 const CHUNK: usize = 1 << 26;
 
-/// A running process that trains a twin, and the temporary folder with the files that the process
-/// reads.
+/// A running process that trains a PyTorch version, and the temporary folder with the files that
+/// the process reads.
 pub(super) struct Theirs {
     process: Process,
     folder: TempDir,
@@ -43,7 +43,7 @@ pub(super) struct Theirs {
     pub(super) versions: BTreeMap<String, String>,
 }
 
-/// The results of training a twin in PyTorch.
+/// The results of training a PyTorch version.
 #[derive(Default)]
 pub(super) struct Ran {
     /// The loss of each batch, in the order of training.
@@ -76,7 +76,7 @@ struct Ended {
 }
 
 impl Theirs {
-    /// Starts the process for the twin and waits until the process has loaded torch.
+    /// Starts the process for the PyTorch version and waits until the process has loaded torch.
     ///
     /// # Errors
     /// When the interpreter `python` does not exist or has no torch.
@@ -111,11 +111,12 @@ impl Theirs {
         self.folder.path().join("weights.safetensors")
     }
 
-    /// Trains and validates the twin. The twin starts from the weights in the file
-    /// [`weights`](Self::weights), and uses the hyperparameters and the training plan of `ours`.
+    /// Trains and validates the PyTorch version. The PyTorch version starts from the weights in the
+    /// file [`weights`](Self::weights), and uses the hyperparameters and the training plan of
+    /// `ours`.
     ///
     /// # Errors
-    /// When the twin reports an error, or a batch cannot be read or written.
+    /// When the PyTorch version reports an error, or a batch cannot be read or written.
     pub(super) fn train(&mut self, case: &Case, precision: Precision, ours: &Ours) -> Result<Ran> {
         let config = ours::config(case, precision)?;
         let prepare = json!({
@@ -128,7 +129,7 @@ impl Theirs {
         });
         self.process.ask(&json!({ "prepare": prepare }))?;
         // Reads the examples on which our side trained a second time. The tensors stay on the host
-        // and in f32, because the twin's process converts them.
+        // and in f32, because the PyTorch version's process converts them.
         let host = TrainerConfig { precision: Precision::F32True, device: Device::Cpu, ..config };
         let loader = host.train_loader(&case.data)?;
         let model = case.build()?;
@@ -231,7 +232,7 @@ impl Ran {
     }
 }
 
-/// Batches that are sent to the twin's process in one file.
+/// Batches that are sent to the PyTorch version's process in one file.
 #[derive(Default)]
 struct Chunk {
     batches: Vec<AnyBatch>,

@@ -1,10 +1,10 @@
-//! The PyTorch copy of a model.
+//! The PyTorch version of a model.
 
 use amp_core::Hyperparameters;
 use serde_json::Value;
 
-/// A copy of a model in PyTorch. [`Model::twin`](crate::Model::twin) declares the copy.
-/// `cargo amp parity` trains the model and its copy on the same batches from the same initial
+/// The same model in PyTorch. [`Model::twin`](crate::Model::twin) declares it.
+/// `cargo amp parity` trains both versions of the model on the same batches from the same initial
 /// weights, and compares the results.
 ///
 /// The Python source defines a class that extends `torch.nn.Module`. The class has the name under
@@ -77,15 +77,16 @@ pub struct Twin {
 }
 
 impl Twin {
-    /// Creates a twin from the Python source `python`. `rust` is the Rust source of the model, from
-    /// which `parity` counts the lines of code for its table. The binary contains both texts.
+    /// Creates a PyTorch version from the Python source `python`. `rust` is the Rust source of the
+    /// model, from which `parity` counts the lines of code for its table. The binary contains both
+    /// texts.
     pub fn new(python: &'static str, rust: &'static str) -> Self {
         Self { python, rust, hyperparameters: Hyperparameters::new() }
     }
 
-    /// Sets the hyperparameters with which `parity` builds the model and its twin, as a JSON
-    /// object. They replace the registered hyperparameters. Dropout must be 0, because the model
-    /// and the twin would use different random dropout masks:
+    /// Sets the hyperparameters with which `parity` builds the model and its PyTorch version, as a
+    /// JSON object. They replace the registered hyperparameters. Dropout must be 0, because the
+    /// model and the PyTorch version would use different random dropout masks:
     /// `.hyperparameters(amp_verify::json!({ "dropout": 0.0 }))`.
     ///
     /// # Panics
@@ -93,7 +94,7 @@ impl Twin {
     #[must_use]
     pub fn hyperparameters(mut self, hyperparameters: Value) -> Self {
         let Value::Object(hyperparameters) = hyperparameters else {
-            panic!("hyperparameters of a twin: {hyperparameters} is not a JSON object")
+            panic!("hyperparameters of a PyTorch version: {hyperparameters} is not a JSON object")
         };
         self.hyperparameters = hyperparameters;
         self

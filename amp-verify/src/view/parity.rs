@@ -1,4 +1,4 @@
-//! Formats the comparison of models with their PyTorch twins.
+//! Formats the comparison of models with their PyTorch versions.
 
 use amp_core::memory::show_bytes;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_C
 use crate::parity::{Pair, Report, Row, Seed, Status};
 
 /// Formats the table of the models, an explanation of the columns, and the reasons why a model and
-/// its PyTorch copy disagree.
+/// its PyTorch version disagree.
 pub fn parity(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
@@ -16,7 +16,7 @@ pub fn parity(report: &Report) -> String {
         "first losses apart",
         "metric",
         "ours",
-        "twin",
+        "PyTorch",
         "skips",
         "memory",
         "lines",
@@ -32,7 +32,7 @@ pub fn parity(report: &Report) -> String {
         report.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     let mut out = format!("{table}\n");
     out += &format!(
-        "twins: {}; A / B: our value / the twin's; first losses apart: the largest relative difference, then under \
+        "PyTorch versions trained with {}; A / B: our value / PyTorch's; first losses apart: the largest relative difference, then under \
          32-true the largest difference as a fraction of its bound, and how many of the losses have a bound of at most \
          0.1 %; memory: the peak of tensor bytes; lines: lines of code of the model alone\n",
         versions.join(", ")

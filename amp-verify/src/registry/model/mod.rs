@@ -256,7 +256,7 @@ impl Model {
         self
     }
 
-    /// Sets the PyTorch copy of the model, which `cargo amp parity` also trains.
+    /// Sets the PyTorch version of the model, which `cargo amp parity` also trains.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn twin(mut self, twin: Twin) -> Self {

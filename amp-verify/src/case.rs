@@ -51,16 +51,16 @@ pub struct Case {
     pub hyperparameters: Hyperparameters,
     /// The trainer's options under 32-true. [`Case::trainer`] returns the options under another
     /// precision. The seed determines the initial weights, the order of examples and dropout.
-    /// [`plan`](OptimizationConfig::plan) is the plan of the full run. So a run that ends earlier
-    /// uses the learning rates of the full run.
+    /// [`plan`](OptimizationConfig::plan) is the plan of the full run, so that a run that ends
+    /// earlier has the learning rates of the full run.
     pub trainer: TrainerConfig,
     /// The name of the logged value by which early stopping decides, and the patience in epochs.
     /// `None` without early stopping.
     pub early_stopping: Option<(String, u32)>,
 }
 
-/// The user's choices for a case. If a choice is `None`, the value that the registry declares for
-/// the model is used.
+/// The user's choices for a [`Case`]: on which data to train, how long, and with which options. If
+/// a choice is `None`, the value that the registry declares for the model is used.
 #[derive(Debug, Default)]
 pub struct Choices {
     /// The name of the data set to train on.
@@ -234,8 +234,8 @@ impl Case {
         Ok(config)
     }
 
-    /// Returns the callback for early stopping. Returns `None` if the case has no early stopping.
-    /// If the monitored value is the metric by which the model is judged, and higher is better, the
+    /// Returns the callback for early stopping. Returns `None` if training does not stop early. If
+    /// the monitored value is the metric by which the model is judged, and higher is better, the
     /// value improves if it rises. Any other value improves if it falls.
     pub fn stopping(&self) -> Option<EarlyStopping> {
         let (monitor, patience) = self.early_stopping.as_ref()?;
@@ -244,7 +244,7 @@ impl Case {
         Some(EarlyStopping::new(monitor, mode).patience(*patience))
     }
 
-    /// Builds the model. The case's seed determines the initial weights.
+    /// Builds the model. The seed in [`Case::trainer`] determines the initial weights.
     ///
     /// # Errors
     /// When a hyperparameter is unknown or out of range.

@@ -14,8 +14,8 @@ use crate::{
     verdict::{mean, standard_deviation, t_quantile},
 };
 
-/// The training runs of one case under several precisions. Each run has its differences from the
-/// baseline.
+/// The training runs of one model on the same data under several precisions. Each run has its
+/// differences from the baseline, the 32-true run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The version of this format. The version changes if a field gets another meaning.
@@ -146,8 +146,8 @@ pub struct Delta {
 }
 
 impl Comparison {
-    /// Compares the training runs of one case. `records` has one record for each precision; the
-    /// first is the record of the baseline.
+    /// Compares the training runs of one model under several precisions. `records` has one record
+    /// for each precision; the first is the record of the baseline.
     ///
     /// # Panics
     /// When there is no record.
@@ -197,8 +197,8 @@ impl Comparison {
         }
     }
 
-    /// Adds the results of further seeds. Each comparison in `others` is of the same case with
-    /// another seed. `step` is the smallest difference between two values of the metric.
+    /// Adds the results of further seeds. Each comparison in `others` is of the same model and data
+    /// with another seed. `step` is the smallest difference between two values of the metric.
     #[must_use]
     pub fn with_seeds(mut self, others: &[Self], step: f64) -> Self {
         if others.is_empty() {
@@ -217,8 +217,8 @@ impl Comparison {
 }
 
 impl OverSeeds {
-    /// Collects the results of all seeds for one precision: the runs at index `at` of each
-    /// comparison.
+    /// Collects the results of all seeds for one precision. `all` has one comparison for each seed,
+    /// in which the precision has the index `at`.
     fn of(all: &[&Comparison], at: usize, step: f64) -> Self {
         let runs = || all.iter().map(|comparison| &comparison.runs[at]);
         let delta = |of: fn(&Delta) -> Option<f64>, least: f64| {

@@ -160,7 +160,8 @@ impl Histogram {
             // frexp returns a mantissa in [1/2, 1).
             let (mantissa, exponent) = values.f_frexp()?;
             let significand = mantissa.f_mul_scalar(2.0)?;
-            // Computes for each value which counter (one for each exponent and class) counts it.
+            // Computes for each value the index of the counter that counts it. There is one counter
+            // for each exponent and class.
             let place = exponent.f_to_kind(Kind::Int64)?.f_sub_scalar(1 + LOWEST)?;
             let mut place = place.f_mul_scalar(CLASSES)?;
             for format in Format::ALL {
@@ -265,8 +266,8 @@ impl Histogram {
         count - self.predict(format, log2_scale).underflow
     }
 
-    /// Returns the range of loss scales with which `format` can represent the values as precisely
-    /// as `options` demand. Returns `None` if all values are zero.
+    /// Returns the range of safe loss scales: with them, `format` can represent the values as
+    /// `options` demand. Returns `None` if all values are zero.
     pub fn window(&self, format: Format, options: WindowOptions) -> Option<Window> {
         let low = self.low_exponent(options.underflow_share)?;
         let high = self.max_exponent()?;
@@ -345,13 +346,13 @@ impl Window {
         self.low > self.high
     }
 
-    /// Returns how far the scale 2^`log2_scale` is inside the window, in powers of 2. The result is
-    /// negative if the scale is outside.
+    /// Returns how far the loss scale 2^`log2_scale` is from the nearer end of this range, in
+    /// powers of 2. The result is negative if the scale is outside.
     pub fn margin_bits(self, log2_scale: i32) -> i32 {
         (log2_scale - self.low).min(self.high - log2_scale)
     }
 
-    /// Returns the window of the loss scales that are in this window and in `other`.
+    /// Returns the loss scales that are both in this range and in `other`.
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
         Self { low: self.low.max(other.low), high: self.high.min(other.high) }
@@ -362,17 +363,19 @@ impl Window {
 /// `highest` name two layers that need different scales.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommonWindow {
-    /// The scales that are safe for all layers.
+    /// The loss scales that are safe for all layers.
     pub window: Window,
-    /// The layer with the highest `low`. If the scale falls, its values become zero first.
+    /// The layer that needs the largest loss scale. If the scale falls, the values of this layer
+    /// become zero first.
     pub lowest: String,
-    /// The layer with the lowest `high`. If the scale rises, its values overflow first.
+    /// The layer that allows only the smallest loss scale. If the scale rises, the values of this
+    /// layer overflow first.
     pub highest: String,
 }
 
 impl CommonWindow {
-    /// Intersects the windows of layers, each given with its layer's name; `None` if there are
-    /// none.
+    /// Computes the loss scales that are safe for all layers from the safe ranges of the layers,
+    /// each given with its layer's name. Returns `None` if there are no layers.
     pub fn of<'a>(windows: impl IntoIterator<Item = (&'a str, Window)>) -> Option<Self> {
         let mut common: Option<Self> = None;
         for (name, window) in windows {

@@ -1,5 +1,5 @@
 //! Wraps a model and intercepts the trainer's calls to the model. Checks use an interceptor to
-//! observe a run. The self-test uses an interceptor to put faults into a run.
+//! observe a run. The self-test uses one to put mistakes into a run.
 
 use amp_core::{
     Hook, Hyperparameters, LightningModule, LossScope, Result, Step,
@@ -89,7 +89,8 @@ pub struct Intercepted<'m, T> {
     interceptor: T,
 }
 
-/// A model that belongs to the wrapper, or a borrowed model that the caller uses again later.
+/// The wrapped model: owned by the wrapper, or borrowed from a caller that uses the model again
+/// later.
 enum Held<'m> {
     Own(Box<dyn LightningModule>),
     Borrowed(&'m mut dyn LightningModule),

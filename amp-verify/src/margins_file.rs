@@ -1,4 +1,5 @@
-//! The file `margins.json`.
+//! The file `margins.json`: for each model, how much worse than 32-true the gate accepts a
+//! precision to be.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -7,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{changes::Changes, length::Length};
 
-/// The recorded margins of a project's models.
+/// The recorded margins of a project's models. A margin is how much worse than 32-true the gate
+/// accepts a precision to be.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Margins {
     /// The command that wrote this file, for the reader of the file.
@@ -22,11 +24,12 @@ pub struct Margins {
     pub changed: BTreeMap<String, Vec<ModelMargin>>,
 }
 
-/// A model's margin, and the differences from which the margin was computed: for each seed, the
-/// metric under 32-true minus the metric under another precision.
+/// A model's margin (how much worse than 32-true a precision may be), and the differences from
+/// which the margin was computed: for each seed, the metric under 32-true minus the metric under
+/// another precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelMargin {
-    /// δ: three times the largest σ in `spread`, rounded up.
+    /// The margin: three times the largest `sigma` in `spread`, rounded up.
     pub margin: f64,
     /// The number of seeds with which the differences were measured.
     pub n: usize,

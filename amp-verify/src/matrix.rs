@@ -1,4 +1,5 @@
-//! Runs a case under all precisions, the baseline first.
+//! Trains a case (a model with its data and options) under several precisions, the 32-true baseline
+//! first.
 
 use amp_core::{Result, event::Subscriber, optim::Moments, precision::Precision};
 
@@ -8,9 +9,9 @@ use crate::{
     runner::{self, Extras},
 };
 
-/// Trains the case once under the 32-true baseline and once under each of `precisions`. Compares
-/// each run with the baseline. The baseline always stores its optimizer state in full precision,
-/// even if the case prescribes another storage.
+/// Trains `case` (a model with its data and options) once under the 32-true baseline and once under
+/// each of `precisions`. Compares each run with the baseline. The baseline always stores its
+/// optimizer state in full precision, even if the case prescribes another storage.
 ///
 /// # Errors
 /// When a training run fails. The error names the run's precision.
@@ -47,9 +48,9 @@ pub fn run(
     Ok(Comparison::new(records, case.model.judge, case.data.batch_size))
 }
 
-/// Trains the case with `seeds` consecutive seeds, the first of which is the case's seed. Each seed
-/// gives one run under the baseline and one run under each of `precisions`. Each run is compared
-/// with the baseline run that has the same seed.
+/// Trains `case` (a model with its data and options) with `seeds` consecutive seeds. The first is
+/// the seed in the case. Each seed gives one run under the baseline and one run under each of
+/// `precisions`. Each run is compared with the baseline run that has the same seed.
 ///
 /// # Errors
 /// When a training run fails. The error names the run's precision.

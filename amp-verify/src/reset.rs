@@ -11,8 +11,9 @@ use amp_core::{
 
 use crate::case::Case;
 
-/// A model with the values of a new build. Building draws each weight on the host and copies it to
-/// the device; a reset copies it on the device.
+/// A model that can be reset to its initial values. A reset copies them on the device, which is
+/// faster than building the model again: a build draws each weight on the host and copies it to the
+/// device.
 pub(crate) struct ResetModel {
     model: Box<dyn LightningModule>,
     seed: u64,
@@ -35,7 +36,7 @@ struct Initial {
 }
 
 impl ResetModel {
-    /// Builds the case's model.
+    /// Builds the model of `case`.
     pub(crate) fn of(case: &Case) -> Result<Self> {
         Self::new(case.build()?, case.trainer.device, case.trainer.seed)
     }
@@ -55,7 +56,7 @@ impl ResetModel {
         Ok(Self { model, seed, device, initial, state, random })
     }
 
-    /// Builds another model if the case has another seed.
+    /// Builds the model again if the seed of `case` differs from the seed of this build.
     pub(crate) fn follow(&mut self, case: &Case) -> Result<()> {
         if self.seed != case.trainer.seed {
             *self = Self::of(case)?;
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
     use crate::{DataSet, Registry, case::Choices, model, project};
 
-    /// A model with one layer that is applied twice, and that is visited under two names.
+    /// A model that applies one layer twice. The layer has two names.
     struct Twice(Linear);
 
     impl Visit for Twice {

@@ -1,4 +1,4 @@
-//! Trains a case under one precision.
+//! Trains a case (a model with its data and options) under one precision.
 
 use std::{
     collections::BTreeSet,
@@ -26,8 +26,8 @@ use crate::{
 /// compares epochs, to find the best epoch.
 pub type JudgedBy = Box<dyn FnOnce(Judge) -> Result<Box<dyn Callback>>>;
 
-/// What a training run needs in addition to its case. The default is a run without callbacks and
-/// without checkpoints.
+/// What a training run needs in addition to the model, the data and their options. The default is a
+/// run without callbacks and without checkpoints.
 pub struct Extras {
     /// Callbacks, in the order in which the trainer calls them.
     pub callbacks: Vec<Box<dyn Callback>>,
@@ -63,9 +63,10 @@ impl Default for Extras {
     }
 }
 
-/// Trains the case under `precision` and passes the events of the run to `subscriber`. The run is a
-/// [reproducible section](random::seeded): its results depend only on the case's seed. Other
-/// threads that train or draw random numbers through amp-core have no effect on the results.
+/// Trains `case` (a model with its data and options) under `precision` and passes the events of the
+/// run to `subscriber`. The run is a [reproducible section](random::seeded): its results depend
+/// only on the case's seed. Other threads that train or draw random numbers through amp-core have
+/// no effect on the results.
 ///
 /// Before the run, trains a second model on a few batches and discards it. This loads kernels,
 /// starts threads and captures the first CUDA graph of the process. So the measured time and memory
@@ -113,8 +114,8 @@ pub fn run(
     Ok(record)
 }
 
-/// Trains a new model on a few batches. Returns the record of this short run, which shows which
-/// values the model logs.
+/// Trains a new build of the model on a few batches. Returns the record of this short run, which
+/// shows which values the model logs.
 fn warm_up(case: &Case, config: &TrainerConfig) -> Result<RunRecord> {
     let train = |batches: i64, graph: Graph| -> Result<RunRecord> {
         let data = case.data.head(batches)?;

@@ -73,7 +73,7 @@ pub struct BenchArgs {
     pub quiet: bool,
 }
 
-/// Parses the name of a peer.
+/// Parses the name of a peer (another training engine).
 fn peer(name: &str) -> std::result::Result<Engine, String> {
     let all = Engine::PEERS;
     all.into_iter().find(|engine| engine.name() == name).ok_or_else(|| {

@@ -13,8 +13,8 @@ pub struct Clock<'a> {
 }
 
 impl<'a> Clock<'a> {
-    /// Creates a clock. `elapsed` returns the time since the benchmark began. Without a limit every
-    /// measurement runs.
+    /// Creates a clock with this time limit. `elapsed` returns the time since the benchmark began.
+    /// Without a limit every measurement runs.
     pub fn new(limit: Option<Duration>, elapsed: impl Fn() -> Duration + 'a) -> Self {
         let (longest, left_out) = (Duration::ZERO, Vec::new());
         Self { limit, elapsed: Box::new(elapsed), longest, left_out }

@@ -1,5 +1,6 @@
-//! Interleaved measurement: the candidates take turns. In each turn, a candidate trains one chunk
-//! of steps. So a temporary disturbance of the machine affects all candidates equally.
+//! Interleaved measurement: the candidates (the engines to compare) take turns. In each turn, a
+//! candidate trains a few steps, called a chunk. So a temporary disturbance of the machine affects
+//! all candidates equally.
 
 use amp_core::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -21,11 +22,11 @@ pub struct Chunk {
 
 /// An engine that trains a workload, in turns with the other engines.
 pub trait Candidate {
-    /// Returns which engine this candidate measures.
+    /// Returns which engine is measured.
     fn engine(&self) -> Engine;
 
-    /// Starts the preparation without waiting for its end, so that several candidates can prepare
-    /// at the same time. [`prepare`](Self::prepare) then waits for the end.
+    /// Starts the preparation without waiting for its end, so that several engines can prepare at
+    /// the same time. [`prepare`](Self::prepare) then waits for the end.
     ///
     /// # Errors
     /// When the candidate cannot run. The benchmark then skips this candidate.
@@ -46,15 +47,15 @@ pub trait Candidate {
         None
     }
 
-    /// Trains one chunk of steps and returns the measured time.
+    /// Trains a few steps (a chunk) and returns the measured time.
     ///
     /// # Errors
     /// When the training fails. The benchmark then skips this candidate.
     fn chunk(&mut self) -> Result<Chunk>;
 }
 
-/// Prepares the candidates: first this trainer's engines, one after another, then all peers at the
-/// same time. Returns for each candidate a measurement that does not have rates yet.
+/// Prepares the engines to compare: first those of this trainer, one after another, then all other
+/// engines at the same time. Returns for each engine a measurement that does not have rates yet.
 fn prepare(candidates: &mut [Box<dyn Candidate + '_>]) -> Vec<Measurement> {
     let mut failures = vec![None; candidates.len()];
     let text = |error: Error| one_line(&error.to_string());
@@ -79,8 +80,8 @@ fn prepare(candidates: &mut [Box<dyn Candidate + '_>]) -> Vec<Measurement> {
     made.collect()
 }
 
-/// Prepares the candidates. Then, in each round, trains one chunk of steps with each candidate.
-/// Every second round runs through the candidates in reverse order.
+/// Prepares the engines to compare. Then, in each round, trains a few steps with each engine. In
+/// every second round, the engines take turns in reverse order.
 pub fn interleaved(candidates: &mut [Box<dyn Candidate + '_>], rounds: usize) -> Vec<Measurement> {
     let mut measurements = prepare(candidates);
     for round in 0..rounds {

@@ -36,12 +36,12 @@ use self::{
 };
 use crate::registry::Registry;
 
-/// Measures the requested workloads. Before each measurement, passes a message about the progress
-/// to `tell`.
+/// Measures the requested workloads (models with their data and sizes). Before each measurement,
+/// passes a message about the progress to `tell`.
 ///
 /// # Errors
-/// When an option is invalid, or this trainer fails. An error of a peer does not end the benchmark;
-/// the report contains it.
+/// When an option is invalid, or this trainer fails. An error of a peer (another engine, such as
+/// Lightning) does not end the benchmark; the report contains it.
 pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     let begun = Instant::now();
     let plan = args.plan(registry)?;
@@ -131,7 +131,8 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
     Ok(report)
 }
 
-/// Measures the engines of this trainer and the peers on one workload under one precision.
+/// Measures this trainer and the other engines on one workload (a model with its data) under one
+/// precision.
 fn compare(
     plan: &Plan,
     workload: &Task,
@@ -178,8 +179,8 @@ fn compare(
     Ok(measurements.into_iter().map(row).collect())
 }
 
-/// Returns the workloads that are also measured with their data in host memory. Each one is
-/// returned with the precision for this measurement: bf16-mixed on CUDA, 32-true on the CPU.
+/// Returns the workloads that are also measured with their data in host memory, each with the
+/// precision for this measurement: bf16-mixed on CUDA, 32-true on the CPU.
 fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     let precision = match plan.device {
         Device::Cuda(_) => Precision::Bf16Mixed,

@@ -20,9 +20,9 @@ use super::{
     workload::{Size, Task, config},
 };
 
-/// Trains a workload with this trainer. Each chunk of steps is a separate call of `fit` that
-/// continues to train the same model. The first epoch of each call is not measured, because it
-/// loads kernels and captures CUDA graphs.
+/// Trains a workload (a model with its data) with this trainer. Each chunk of steps is a separate
+/// call of `fit` that continues to train the same model. The first epoch of each call is not
+/// measured, because it loads kernels and captures CUDA graphs.
 pub(super) struct Ours<'a> {
     engine: Engine,
     workload: &'a Task,
@@ -36,8 +36,8 @@ pub(super) struct Ours<'a> {
 }
 
 impl<'a> Ours<'a> {
-    /// Creates the candidate. A chunk has at least `steps` steps. This number is rounded up to
-    /// whole epochs.
+    /// Prepares to measure this trainer. Each measured chunk has at least `steps` steps, rounded up
+    /// to whole epochs.
     pub(super) fn new(
         engine: Engine,
         workload: &'a Task,

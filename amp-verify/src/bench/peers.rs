@@ -48,12 +48,12 @@ use crate::{
 pub struct Python {
     program: PathBuf,
     script: PathBuf,
-    /// Never read: keeps the temporary file with the script until the `Python` is dropped. `None`
-    /// if the script is the user's own file.
+    /// The temporary file with the script, or `None` if the script is the user's own file. This
+    /// field is never read: it only keeps the file until the `Python` is dropped.
     _own: Option<NamedTempFile>,
 }
 
-/// A running process that trains with one peer.
+/// A running process that trains with one peer, which is another engine, such as Lightning.
 pub struct Peer {
     engine: Engine,
     /// The versions of Python and of its packages, by the package's name.
@@ -100,8 +100,9 @@ impl Python {
 }
 
 impl Peer {
-    /// Starts the process of a peer. Does not wait until the process is ready, so that several
-    /// processes can start at the same time. [`Peer::greet`] waits until the process is ready.
+    /// Starts the process of another engine. Does not wait until the process is ready, so that
+    /// several processes can start at the same time. [`Peer::greet`] waits until the process is
+    /// ready.
     ///
     /// # Errors
     /// When the interpreter does not exist.
@@ -129,7 +130,7 @@ impl Peer {
     }
 }
 
-/// A peer that is measured on one workload under one precision.
+/// A peer (another engine, such as Lightning) that trains one workload under one precision.
 pub struct Entry<'a> {
     peer: &'a mut Peer,
     task: Value,
@@ -138,7 +139,8 @@ pub struct Entry<'a> {
     stage: Stage,
 }
 
-/// What the peer's process does with the task: the workload to train.
+/// What a peer's process does at the moment. A peer is another engine, such as Lightning. The task
+/// is the workload to train.
 #[derive(PartialEq, Eq)]
 enum Stage {
     /// The process has no task to prepare or to train.
@@ -150,7 +152,8 @@ enum Stage {
 }
 
 impl Peer {
-    /// Returns whether this peer is measured on this workload.
+    /// Returns whether `bench` measures this peer (another engine, such as Lightning) on the
+    /// workload.
     pub fn trains(&self, workload: &Task) -> bool {
         match self.engine {
             Engine::TorchCompileDefault | Engine::TorchCompileAutotuned => {
@@ -162,8 +165,8 @@ impl Peer {
 }
 
 impl<'a> Entry<'a> {
-    /// Creates the measurement of `peer` on a workload. A chunk has at least `steps` steps, rounded
-    /// up to whole epochs as in this trainer's measurements.
+    /// Prepares to measure the engine `peer` on a workload. Each measured chunk has at least
+    /// `steps` steps, rounded up to whole epochs as in this trainer's measurements.
     pub fn new(peer: &'a mut Peer, workload: &Task, precision: Precision, steps: i64) -> Self {
         let epochs = (steps + workload.batches - 1) / workload.batches;
         let steps = (epochs * workload.batches).cast_unsigned();
@@ -232,8 +235,8 @@ impl Drop for Entry<'_> {
     }
 }
 
-/// Returns the peers that are measured on `device`. If `only` is not empty, returns only those
-/// peers that are also in `only`.
+/// Returns the peers (other engines, such as Lightning) that are measured on `device`. If `only` is
+/// not empty, returns only those that are also in `only`.
 pub fn engines(device: Device, only: &[Engine]) -> Vec<Engine> {
     let measured = |engine: &Engine| {
         let everywhere = matches!(engine, Engine::Lightning | Engine::TorchLoop);
@@ -242,8 +245,8 @@ pub fn engines(device: Device, only: &[Engine]) -> Vec<Engine> {
     Engine::PEERS.into_iter().filter(measured).collect()
 }
 
-/// Starts a process for each peer in `engines`. If a peer cannot be started, adds a line to
-/// `notes`.
+/// Starts a process for each peer (another engine, such as Lightning) in `engines`. If a process
+/// cannot be started, adds a line to `notes`.
 pub fn start(
     python: &Python,
     engines: &[Engine],

@@ -21,7 +21,7 @@ use amp_core::{
 /// The norm to which gradients are clipped in every measurement.
 pub const CLIP: f64 = 1.0;
 
-/// The size at which a workload's model is built.
+/// The size at which the model is built for a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
     /// The size that the workload declares, at which training is measured.
@@ -35,7 +35,7 @@ pub enum Size {
 const TINY: i64 = 8;
 
 impl Workload {
-    /// Looks up the workload's model and its data in the registry.
+    /// Looks up the model and the data of this workload in the registry.
     ///
     /// # Errors
     /// When the model or its data is not in the registry.
@@ -246,7 +246,7 @@ impl Task {
         }
     }
 
-    /// Returns whether this workload is measured under `precision`.
+    /// Returns whether `bench` measures this workload under `precision`.
     pub fn is_measured_in(&self, precision: Precision) -> bool {
         !self.workload.mixed_alone || precision != Precision::F32True
     }
@@ -261,7 +261,8 @@ impl Task {
         self.workload.unchecked
     }
 
-    /// Returns whether reduced gradients and optimizer state are measured as well.
+    /// Returns whether training with 16-bit gradients and 8-bit optimizer state is measured as
+    /// well.
     pub fn has_reduced_state(&self) -> bool {
         self.workload.reduced_state
     }
@@ -271,7 +272,7 @@ impl Task {
         self.workload.fed.holds(device)
     }
 
-    /// Returns whether the workload declares the hyperparameters of [`Size::Tiny`].
+    /// Returns whether the workload declares hyperparameters for a tiny version of the model.
     pub fn has_tiny(&self) -> bool {
         self.workload.tiny.is_some()
     }
@@ -333,8 +334,8 @@ impl Task {
     }
 }
 
-/// Returns which random examples are used at [`Size::Tiny`]: examples as in `input`, but with so
-/// few values that tensor operations take almost no time.
+/// Returns which random examples the tiny version of the model is trained on: examples as in
+/// `input`, but with so few values that tensor operations take almost no time.
 fn tiny(input: Option<NoiseInput>) -> NoiseInput {
     match input {
         Some(NoiseInput::Features { classes, .. }) => {

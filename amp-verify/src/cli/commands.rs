@@ -222,7 +222,7 @@ fn progress(runs: usize, quiet: bool) -> ProgressBar {
     if quiet { bar.hidden() } else { bar }
 }
 
-/// Returns an error if the run applied no step, or if its result is not finite.
+/// Returns an error if the run skipped every step, or if its result is not finite.
 fn is_sound(record: &RunRecord) -> Result<()> {
     let advice = "lower the learning rate, or choose how steps that are not finite are handled \
                   (--on-non-finite)";
@@ -356,8 +356,8 @@ fn prepare(registry: &Registry, args: &RunArgs) -> Result<Case> {
     prepare_as(registry, args, args.model.as_deref(), None)
 }
 
-/// Builds the case for the model `model`. If `hyperparameters` is given, the case uses them in
-/// place of the hyperparameters of the command line.
+/// Builds the case (a model with its data and options) for the model `model`. If `hyperparameters`
+/// is given, the model gets them in place of the hyperparameters of the command line.
 pub(super) fn prepare_as(
     registry: &Registry,
     args: &RunArgs,

@@ -46,8 +46,8 @@ pub(super) enum Loop {
     Test,
 }
 
-/// Reads the checkpoint. Builds the case for the model that is named in the checkpoint, builds this
-/// model, and loads the saved weights into the model.
+/// Reads the checkpoint, builds the model that it names, and loads the saved weights into the
+/// model. Also returns the case: the model with its data and options.
 fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn LightningModule>)> {
     let path = checkpoint::find(&args.checkpoint)?;
     let summary = checkpoint::summary(&path)?;

@@ -28,7 +28,7 @@ pub struct SummaryArgs {
 }
 
 impl SummaryArgs {
-    /// Returns a summary of the case's model under each precision.
+    /// Returns a summary of the model under each precision.
     ///
     /// # Errors
     /// When no precision is given, or a step fails.

@@ -58,7 +58,8 @@ pub struct DiagnoseArgs {
 }
 
 impl DiagnoseArgs {
-    /// Diagnoses the case. If the user asked for a policy file, writes it.
+    /// Finds the modules of the model that must stay in FP32. If the user asked for a policy file,
+    /// writes it.
     ///
     /// # Errors
     /// When an option or a file cannot be used, or training fails.

@@ -1,5 +1,5 @@
-//! The checks that `diagnose` runs again and again. Each check measures whether a precision is good
-//! enough if certain modules stay in FP32.
+//! The checks that `diagnose` repeats while it searches for the modules that must stay in FP32.
+//! Each check measures whether a precision is good enough if certain modules stay in FP32.
 
 use std::rc::Rc;
 
@@ -13,7 +13,7 @@ use crate::{
     runner::{self, Extras},
 };
 
-/// The value that a check measured, and the largest value that the check accepts.
+/// The result of a check: the measured value, and the largest value that the check accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The measured value; null if it is not finite. A value that is not finite fails the check.
@@ -28,14 +28,14 @@ impl Outcome {
         self.figure.is_some_and(|figure| figure <= self.limit)
     }
 
-    /// Creates an outcome from a measured value and its limit. If the value is not finite, stores
-    /// null.
+    /// Creates the result of a check from the measured value `figure` and its limit. If the value
+    /// is not finite, stores null.
     pub fn new(figure: f64, limit: f64) -> Self {
         Self { figure: figure.is_finite().then_some(figure), limit }
     }
 }
 
-/// A check that tells the search whether enough modules are in FP32.
+/// A check that decides whether enough modules of the model are in FP32.
 pub trait Check {
     /// Returns a description of the measured value, for reports.
     fn describe(&self) -> String;
@@ -59,8 +59,8 @@ pub struct MetricLoss<'a> {
 }
 
 impl<'a> MetricLoss<'a> {
-    /// Trains the case under 32-true with several seeds, to get the metrics with which the check
-    /// compares. The first seed is the case's own seed.
+    /// Trains the model under 32-true with several seeds, to get the metrics with which the check
+    /// compares a precision. The first seed is the seed in `case`.
     ///
     /// # Errors
     /// When training fails, or 32-true's metric is not finite.
@@ -112,8 +112,8 @@ impl Check for MetricLoss<'_> {
 /// Measures the relative error that each layer makes by itself in one step: the inputs of the layer
 /// are exact. The result is the largest of these errors.
 pub struct LayerError<'a> {
-    /// The model and the batch with which the errors are measured. For each check, the search
-    /// replaces the model's precision regions.
+    /// The model and the batch with which the errors are measured. For each check, the search sets
+    /// other precisions of single modules.
     pub subject: Subject<'a>,
     /// The options with which the errors are measured.
     pub options: Options,
@@ -136,7 +136,8 @@ impl Check for LayerError<'_> {
     }
 }
 
-/// Returns the case with the seed `seed` and the precision regions `overrides`.
+/// Returns a copy of `case` with the seed `seed`. `overrides` sets the precisions of single
+/// modules.
 pub(super) fn with(case: &Case, seed: u64, overrides: &Overrides) -> Case {
     let mut case = case.clone();
     case.trainer.seed = seed;

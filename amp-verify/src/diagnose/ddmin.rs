@@ -6,15 +6,15 @@ use std::collections::BTreeMap;
 
 use amp_core::Result;
 
-/// The set that [`ddmin`] found.
+/// The minimal set that passes the test, as [`ddmin`] found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Minimal<T> {
     /// The elements of the set, in the order in which they were passed to [`ddmin`].
     pub set: Vec<T>,
-    /// Whether the search has shown that the set is 1-minimal: the set passes the test, and fails
-    /// if any one element is removed.
+    /// Whether the search has shown that the set is 1-minimal: the set passes the test, but without
+    /// any one of its elements it fails.
     pub is_one_minimal: bool,
-    /// The number of calls of the predicate. No set is tested twice.
+    /// How many sets were tested. No set is tested twice.
     pub tests: usize,
 }
 

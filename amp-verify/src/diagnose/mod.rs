@@ -1,4 +1,4 @@
-//! Finds the cause of a failed check, and the modules that must stay in FP32.
+//! Finds out why a precision fails a check, and which modules of the model must stay in FP32.
 
 mod args;
 mod checks;
@@ -16,17 +16,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::layers::Group;
 
-/// Why a check failed.
+/// Why a precision failed a check.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub enum Attribution {
     /// The check did not fail.
     Passes,
-    /// Training is not deterministic. The check was repeated with the same seeds, and its value
-    /// changed. The change is at least as large as the distance between the first value and the
-    /// limit.
+    /// Training is not deterministic. The check was repeated with the same seeds, and the measured
+    /// value changed by at least the distance between the first value and the limit.
     Determinism {
-        /// The outcome of the repeated check.
+        /// The result of the repeated check.
         again: Outcome,
     },
     /// The environment has changed: 32-true now gives other results than those in the reference
@@ -63,10 +62,10 @@ pub struct Fix {
     /// The paths of the modules. The check passes if all of them stay in FP32. It fails if any one
     /// of them does not.
     pub modules: Vec<String>,
-    /// Whether the search has run the check without each one of the modules, and the check failed
-    /// each time.
+    /// Whether the search has shown that each of the modules is necessary: without any one of them
+    /// in FP32, the check fails.
     pub is_one_minimal: bool,
-    /// How many times the search ran the check.
+    /// How many sets of modules the search tried.
     pub tests: usize,
     /// The result of the check with the modules in `modules` in FP32.
     pub after: Outcome,
@@ -88,7 +87,7 @@ pub struct Cost {
     pub peak_memory_ratio: f64,
 }
 
-/// What is known about the model before the check runs.
+/// What is known about the model before the check of the precision runs.
 pub struct Scope<'a> {
     /// The precisions of single modules in every run of the check, for example from a policy file.
     pub overrides: &'a Overrides,
@@ -109,8 +108,8 @@ pub struct Scope<'a> {
     pub suspect: Option<String>,
 }
 
-/// Runs the check and determines the cause of a failure. If the precision is the cause, searches
-/// for the modules that must stay in FP32.
+/// Runs the check of the precision and determines why it fails. If the precision is the cause,
+/// searches for the modules that must stay in FP32.
 ///
 /// # Errors
 /// When the check cannot be run.
@@ -198,7 +197,7 @@ fn search(check: &mut dyn Check, scope: &Scope<'_>, modules: &[String]) -> Resul
     }))
 }
 
-/// Returns the precision regions in `overrides`, with an FP32 region added for each of `modules`.
+/// Returns the precisions of single modules in `overrides`, with FP32 added for each of `modules`.
 pub fn fp32(overrides: &Overrides, modules: &[String]) -> Overrides {
     let mut all = overrides.clone();
     all.extend(modules.iter().map(|path| (path.clone(), Region::Fp32)));

@@ -13,11 +13,11 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The precisions of single modules ("precision regions"), by module path.
+/// The precisions of single modules, by module path.
 pub type Overrides = BTreeMap<String, Region>;
 
 const SCHEMA: &str = "amp-policy/2";
-/// The earlier schema, in which the field `overrides` was called `islands`.
+/// The previous version of the file format, in which the field `overrides` was called `islands`.
 const PREVIOUS: &str = "amp-policy/1";
 
 /// The content of a policy file: the precisions of single modules of one model.

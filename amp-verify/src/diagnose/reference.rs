@@ -1,6 +1,6 @@
-//! The reference of a diagnosis: a file with the results of an earlier run under 32-true. If
-//! 32-true now gives other results, the environment has changed, so the precision is not the cause
-//! of the failure.
+//! The reference file of a diagnosis has the results of an earlier run under 32-true. If 32-true
+//! now gives other results, the environment has changed, so the precision is not the cause of the
+//! failure.
 
 use std::{
     fmt, fs,
@@ -79,7 +79,8 @@ impl<'a> From<&'a Golden> for Options<'a> {
 }
 
 impl Reference {
-    /// Reads a reference: an output of `verify --output`, or a golden.
+    /// Reads the results of an earlier run: an output of `verify --output`, or a golden (the
+    /// recorded results of a test).
     ///
     /// # Errors
     /// When the file is missing or has another format.
@@ -99,7 +100,7 @@ impl Reference {
         Ok(Self { path: path.to_owned(), known })
     }
 
-    /// Trains the case in 32-true, and returns whether the results differ from the reference.
+    /// Trains the model in 32-true, and returns whether the results differ from the file's.
     ///
     /// # Errors
     /// When training fails, or the reference was recorded on another machine or with other options.

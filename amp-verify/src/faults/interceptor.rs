@@ -1,4 +1,5 @@
-//! An interceptor that puts a fault into a run. It stands between the trainer and the model.
+//! An interceptor that puts a fault (a mistake on purpose) into a run. It receives the trainer's
+//! calls to the model and changes them.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -15,24 +16,25 @@ use amp_core::{
 use super::{Fault, loss, optimizer, schedule};
 use crate::interceptor::Interceptor;
 
-/// An interceptor that puts a fault into a run.
+/// An interceptor that puts a fault (a mistake on purpose) into a run.
 pub struct Faulty {
     fault: Fault,
     precision: Precision,
-    /// The gradients of the previous step. One fault adds them to the gradients of the next step.
+    /// The gradients of the previous step, for the fault that adds them to the gradients of the
+    /// next step.
     stale: Vec<Tensor>,
-    /// Whether the trainer has called this interceptor within a step. It does so only in an
-    /// observed run. Some faults affect only runs that are not observed.
+    /// Whether the gate observes each step of the run. Then the trainer calls this interceptor
+    /// within a step. Some faults affect only runs that are not observed.
     watched: Rc<Cell<bool>>,
     steps: loss::Steps,
-    /// The values of the model's buffers before the first step. One fault gives the buffers these
-    /// values again after each step.
+    /// The values of the model's buffers before the first step, for the fault that restores them
+    /// after each step.
     buffers: Vec<Tensor>,
 }
 
 impl Faulty {
-    /// Creates the interceptor for a run under `precision`. If the fault does not affect this
-    /// precision, the run is not changed.
+    /// Creates the interceptor that puts `fault` into a run under `precision`. If the fault does
+    /// not affect this precision, the run is not changed.
     pub fn new(fault: Fault, precision: Precision) -> Self {
         Self {
             fault,
@@ -50,7 +52,7 @@ impl Faulty {
 }
 
 impl Faulty {
-    /// Restores the initial values of the buffers.
+    /// Restores the values that the model's buffers had before the first step.
     fn freeze(&mut self, model: &dyn LightningModule) -> Result<()> {
         let buffers = || {
             let tensors = named_tensors(model).into_iter();

@@ -1,4 +1,4 @@
-//! Faults in the forward pass, in training and in validation.
+//! Faults (mistakes on purpose) in the forward pass, in training and in validation.
 
 use amp_core::{
     LightningModule, Result, Step,
@@ -12,7 +12,7 @@ use amp_core::{
 
 use super::Fault;
 
-/// What the faults remember between the steps of a run.
+/// The state that some faults need from one step of the run to the next.
 #[derive(Default)]
 pub(super) struct Steps {
     /// The number of batches that the run has trained on so far.

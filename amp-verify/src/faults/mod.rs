@@ -1,6 +1,6 @@
-//! Typical faults of mixed-precision training, with which the self-test tests the gate. A fault is
-//! put into training through public interfaces, in most cases by wrapping the model, its optimizer
-//! or its schedule.
+//! Typical mistakes in mixed-precision training, with which the self-test tests the gate: the gate
+//! must report each of them. A fault is put into training through public interfaces, in most cases
+//! by wrapping the model, its optimizer or its schedule.
 
 mod interceptor;
 mod loss;
@@ -55,7 +55,8 @@ pub enum Area {
 /// the fault affects, and a description.
 macro_rules! faults {
     ($($name:ident in $area:ident: $about:literal,)+) => {
-        /// A fault that the self-test puts into training.
+        /// A mistake that the self-test puts into training on purpose, to test that the gate
+        /// reports it.
         #[derive(
             Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
         )]
@@ -179,8 +180,8 @@ faults! {
 }
 
 impl Fault {
-    /// Returns which property a model must have so that the fault changes its results. Returns
-    /// `None` if the fault changes the results of every model.
+    /// Returns which property a model must have so that this fault changes the model's results.
+    /// Returns `None` if the fault changes the results of every model.
     ///
     /// If the model needs a property, the fault is put only into models that declare the fault with
     /// [`Model::reveals`](crate::Model::reveals).
@@ -274,8 +275,8 @@ impl Fault {
         Ok(())
     }
 
-    /// Changes the trainer's options, if the fault is a wrong option. It must be called after all
-    /// other code that sets options.
+    /// Changes the trainer's options, if the fault consists of a wrong option. It must be called
+    /// after all other code that sets options.
     pub(crate) fn config(fault: Option<Self>, config: &mut TrainerConfig) {
         let Some(fault) = fault.filter(|fault| fault.strikes(config.precision)) else { return };
         let scales = config.precision.scales_loss();
@@ -311,9 +312,9 @@ impl Fault {
         }
     }
 
-    /// Activates a fault that cannot be caused by a wrapper, if the fault affects this precision.
-    /// The fault stays active until the returned value is dropped. `layer` is the path of the layer
-    /// for a fault that changes a single layer. The registered model names this layer.
+    /// Activates a fault that a wrapper around the model cannot cause, if the fault affects this
+    /// precision. The fault stays active until the returned value is dropped. `layer` is the path
+    /// of the layer for a fault that changes a single layer. The registered model names this layer.
     pub(crate) fn planted(
         fault: Option<Self>,
         precision: Precision,

@@ -1,4 +1,5 @@
-//! Faults in the step of an optimizer. They are caused by a wrapper around the model's optimizer.
+//! Faults (mistakes on purpose) in the step of an optimizer. They are caused by a wrapper around
+//! the model's optimizer.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -16,7 +17,7 @@ use super::Fault;
 /// The norm to which the fault `ClipsEachParameter` clips the gradient of each parameter.
 const EACH: f64 = 0.02;
 
-/// Wraps the optimizer, so that its steps have the fault.
+/// Wraps the optimizer, so that its steps contain the mistake `fault`.
 pub(super) fn broken(
     fault: Fault,
     watched: Rc<Cell<bool>>,

@@ -1,4 +1,5 @@
-//! Faults in a learning rate schedule. They are caused by a wrapper around the model's schedule.
+//! Faults (mistakes on purpose) in a learning rate schedule. They are caused by a wrapper around
+//! the model's schedule.
 
 use amp_core::{
     Result,
@@ -8,7 +9,7 @@ use amp_core::{
 
 use super::Fault;
 
-/// Wraps the schedule, so that it has the fault.
+/// Wraps the schedule, so that it makes the mistake `fault`.
 pub(super) fn broken(fault: Fault, inner: Box<dyn BuildScheduler>) -> Box<dyn BuildScheduler> {
     Box::new(Build { fault, inner })
 }

@@ -1,5 +1,5 @@
 //! Records how much the results of a golden (the recorded results of a run) differ between CPUs:
-//! trains the golden's case with several sets of kernels, and writes the results to
+//! trains the golden's model with several sets of kernels, and writes the results to
 //! `NAME.spread.json` next to the golden.
 
 use std::{
@@ -92,7 +92,7 @@ fn of_cpus(
     Ok(goldens)
 }
 
-/// Reads the spread from an earlier recording.
+/// Reads the spread (the differences between CPUs) that was recorded earlier.
 fn recorded(path: &Path) -> Result<Spread> {
     Spread::read(path)?.ok_or_else(|| {
         Error::config(format!(
@@ -102,8 +102,9 @@ fn recorded(path: &Path) -> Result<Spread> {
     })
 }
 
-/// Trains the golden's case with each set of kernels. Each run is a new process of this binary,
-/// because the environment variables that select kernels are read when a process starts.
+/// Trains the model of a golden (recorded results) with each set of kernels. Each run is a new
+/// process of this binary, because the environment variables that select kernels are read when a
+/// process starts.
 fn samples(golden: &Golden, sets: &[KernelSet]) -> Result<BTreeMap<String, Samples>> {
     let mut all: BTreeMap<String, Samples> = BTreeMap::new();
     for set in sets {

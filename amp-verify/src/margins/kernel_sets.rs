@@ -3,7 +3,8 @@
 
 use std::fs;
 
-/// The description of the kernel sets in the spread file.
+/// The description of the kernel sets in `NAME.spread.json`, the file of the differences between
+/// CPUs.
 pub(super) const DESCRIPTION: &str = "ATen, oneDNN and MKL kernels of SSE, AVX2 and AVX-512 machines \
                                       with and without bf16 instructions, and MKL's compatible ones, \
                                       each with 1 and 2 threads";
@@ -49,7 +50,7 @@ pub(super) fn all() -> Vec<KernelSet> {
 /// The description, in the spread file, of the kernel sets that [`own_of_cpu`] returns.
 pub(super) const OWN_DESCRIPTION: &str = "its own kernels, with 1 and 2 threads";
 
-/// Returns the sets that use this machine's newest kernels, one for each number of threads.
+/// Returns the kernel sets with this machine's newest kernels, one for each number of threads.
 pub(super) fn own_of_cpu() -> Vec<KernelSet> {
     all().split_off((KERNELS.len() - 1) * THREADS.len())
 }

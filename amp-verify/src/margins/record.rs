@@ -196,10 +196,10 @@ impl Recorder<'_> {
 }
 
 fn first_failure(outcome: &Outcome) -> String {
-    outcome.failures.first().map_or("it returned no figure".to_owned(), |first| first.text.clone())
+    outcome.failures.first().map_or("it returned no metric".to_owned(), |first| first.text.clone())
 }
 
-/// Computes the margin δ from `widest`, the largest standard deviation among the precisions.
+/// Computes a model's margin from `widest`, the largest standard deviation among the precisions.
 fn margin_of(direction: Direction, widest: f64) -> f64 {
     let margin = MARGIN_SIGMAS * widest;
     match direction {

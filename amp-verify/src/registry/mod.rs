@@ -1,4 +1,5 @@
-//! The registry of a project: its [`Model`]s, its [`DataSet`]s and the workloads of `bench`.
+//! The registry of a project: its [`Model`]s, its [`DataSet`]s and the workloads (models to train)
+//! of `bench`.
 //!
 //! A project has a function that returns its [`Registry`], and a binary named `amp`. The binary
 //! passes the registry to [`main`](crate::main()):
@@ -62,7 +63,8 @@ pub struct Registry {
     pub(crate) bench: Bench,
 }
 
-/// The workloads, peers and targets that a project adds to `cargo amp bench`.
+/// What a project adds to `cargo amp bench`: workloads (models to train), peers (other engines,
+/// such as Lightning) and targets for speed and memory.
 #[cfg(feature = "cli")]
 #[derive(Clone, Default)]
 pub(crate) struct Bench {
@@ -114,8 +116,8 @@ impl Registry {
         self
     }
 
-    /// Adds a workload to `cargo amp bench`. Without workloads, `bench` trains the models on their
-    /// own data.
+    /// Adds a workload (a model, its data and its size) to `cargo amp bench`. Without workloads,
+    /// `bench` trains the models on their own data.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn workload(mut self, workload: Workload) -> Self {
@@ -216,8 +218,9 @@ impl Registry {
         })
     }
 
-    /// Reads the margins that `cargo amp margins` recorded in the project's file `margins.json`. If
-    /// the file does not exist, there are no margins.
+    /// Reads the models' margins (how much worse than 32-true a precision may be) that `cargo amp
+    /// margins` recorded in the project's file `margins.json`. If the file does not exist, there
+    /// are no margins.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -225,9 +228,10 @@ impl Registry {
         Margins::read(&self.project.margins_file())
     }
 
-    /// Returns δ, the margin with which the gate judges `model`. If `changes` is empty, this is the
-    /// margin that the registry declares, or else the margin that `cargo amp margins` recorded. If
-    /// there are changes, this is the margin that was recorded for the model with the same changes.
+    /// Returns the margin with which the gate judges `model`: how much worse than 32-true a
+    /// precision may be. If `changes` is empty, this is the margin that the registry declares, or
+    /// else the margin that `cargo amp margins` recorded. If there are changes, this is the margin
+    /// that was recorded for the model with the same changes.
     ///
     /// # Errors
     /// When the model has no margin, or the margin was recorded with other hyperparameters.
@@ -316,8 +320,8 @@ fn no_margin(name: &str, changes: &Changes) -> Error {
     })
 }
 
-/// Describes the first hyperparameter whose value in `then` (when the margin was recorded) differs
-/// from its value in `now`. Returns `None` if all values are equal.
+/// Describes the first hyperparameter whose value has changed: from `then`, when the margin was
+/// recorded, to `now`. Returns `None` if all values are equal.
 fn first_difference(then: &Hyperparameters, now: &Hyperparameters) -> Option<String> {
     let value = |all: &Hyperparameters, name: &str| {
         all.get(name).map_or("nothing".to_owned(), ToString::to_string)

@@ -1,5 +1,5 @@
-//! Tests the gate. The gate must report each fault that is put into training on purpose, and it
-//! must pass training without a fault.
+//! Tests the gate. The gate must report each fault (a mistake that is put into training on
+//! purpose), and it must pass training without a fault.
 
 mod args;
 mod report;

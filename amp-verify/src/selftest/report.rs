@@ -1,4 +1,5 @@
-//! The report of the self-test.
+//! The report of the self-test, which puts faults (mistakes on purpose) into training and checks
+//! that the gate reports them.
 
 use amp_core::trainer::Invariant;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
@@ -49,7 +50,7 @@ impl FaultResult {
 pub struct Report {
     /// The result for each fault.
     pub faults: Vec<FaultResult>,
-    /// The faults that were not tested, each with the reason.
+    /// The faults that were not put into training, each with the reason.
     pub left_out: Vec<String>,
     /// How many times the gate judged training without a fault. Each time it judged the next model.
     pub repetitions: u64,
@@ -69,8 +70,8 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// The reasons that no fault of the self-test can cause. Two of them need a golden, and the third
-/// one does not compare values.
+/// The reasons for a failure that no fault of the self-test can cause. Two of them need a golden
+/// (recorded results), and the third one does not compare values.
 const ELSEWHERE: &[Reason] = &[Reason::Moved, Reason::NotComparable, Reason::Crashed];
 
 impl Report {
@@ -80,7 +81,8 @@ impl Report {
             + usize::from(self.nan_golden_refused)
     }
 
-    /// Returns the number of tested faults: the faults in `faults`, and a NaN in a golden.
+    /// Returns the number of tested faults: those in `faults`, and a golden (recorded results) that
+    /// contains NaN.
     pub fn injected(&self) -> usize {
         self.faults.len() + 1
     }

@@ -110,8 +110,8 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     })
 }
 
-/// Runs the gate with a diagnosis and returns the cause that the diagnosis found. The gate makes no
-/// full runs, because a rule is broken before the first seed.
+/// Runs the gate on training with a fault, and returns the cause that the gate's diagnosis finds.
+/// No full training runs are made, because the gate's rules already report the fault.
 fn cause(plan: &Plan, pool: &mut Pool) -> Result<Option<String>> {
     let seeds = Some(Duration::MAX);
     let plan = Plan { diagnosed: 1, time_limit: seeds, ..plan.clone() };
@@ -169,12 +169,12 @@ fn plan(
     })
 }
 
-/// The jobs that check rules, in the order in which they run. For each fault, the jobs end with the
-/// first job that reports the fault. If no job reports it, full training runs follow.
+/// The jobs of the gate that check rules, in the order in which they run. For each fault, the jobs
+/// end with the first job that reports the fault. If no job reports it, full training runs follow.
 const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
 
-/// A fault with its plan and the failures of the rules so far, and the job that checks the training
-/// invariants.
+/// What is known about one fault: the plan with which the gate judges it, the failures that the
+/// gate's rules have found so far, and the job that checks the training invariants.
 type Case<'a> = ((&'a (Fault, Plan), Vec<Failure>), &'a Job);
 
 /// Runs the gate's checks for each fault and returns the results. First come the rules of the

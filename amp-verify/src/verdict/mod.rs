@@ -4,9 +4,10 @@
 //! weights, order of examples and dropout. If d is positive, the precision is worse than 32-true.
 //! For a metric such as a loss, the sign of d is reversed. d̄ is the mean of d over n seeds, and s
 //! is its standard deviation. The confidence interval of d̄ is from L to U: d̄ ± t(1 − α, n −
-//! 1)·s/√n. The precision passes if U < δ, and fails if L > δ. Otherwise the result is
-//! inconclusive. The test is evaluated up to two times: after the first seeds, and again after the
-//! largest number of seeds. Each evaluation uses α/2, so that the total risk is at most α.
+//! 1)·s/√n. Let δ be the margin, the accepted loss of the metric. The precision passes if U < δ,
+//! and fails if L > δ. Otherwise the result is inconclusive. The test is evaluated up to two times:
+//! after the first seeds, and again after the largest number of seeds. Each evaluation uses α/2, so
+//! that the total risk is at most α.
 
 mod statistics;
 
@@ -16,71 +17,72 @@ pub use statistics::{count_limit, mean, power, standard_deviation, t_quantile, t
 
 use serde::{Deserialize, Serialize};
 
-/// The conclusion of the test.
+/// What the statistical test concludes about a precision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The test shows that the precision is worse than 32-true by less than δ.
+    /// The test shows that the precision is worse than 32-true by less than the margin.
     Pass,
-    /// The test shows that the precision is worse than 32-true by more than δ, or a check failed.
+    /// The test shows that the precision is worse than 32-true by more than the margin, or a check
+    /// failed.
     Fail,
     /// There are too few seeds for a verdict.
     Inconclusive,
 }
 
-/// The parameters of the test.
+/// The parameters of the statistical test that compares a precision with 32-true.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Design {
-    /// δ: the smallest regression of the metric that is not accepted, in the metric's unit.
+    /// The margin (δ): the smallest loss of the metric that is not accepted, in the metric's unit.
     pub margin: f64,
-    /// The accepted probability that a precision that is worse by δ passes in one of the two
-    /// evaluations.
+    /// The accepted probability (α) that a precision passes in one of the two evaluations although
+    /// it is worse by the margin.
     pub alpha: f64,
-    /// The number of seeds of the first evaluation.
+    /// The number of seeds with which the test is first evaluated.
     pub first: usize,
-    /// The number of seeds of the second evaluation.
+    /// The number of seeds with which the test is evaluated if the first evaluation was
+    /// inconclusive.
     pub most: usize,
     /// The smallest step of the metric: for an accuracy, one divided by the number of validation
     /// examples.
     pub resolution: f64,
-    /// Whether a precision that is better by more than δ fails as well (two one-sided tests,
-    /// Schuirmann 1987).
+    /// Whether a precision that is better by more than the margin fails as well (two one-sided
+    /// tests, Schuirmann 1987).
     pub equivalence: bool,
 }
 
-/// The result of one evaluation of the test.
+/// The result of one evaluation of the statistical test.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judgement {
     /// What the test concludes.
     pub verdict: Verdict,
-    /// The number of differences, one for each seed.
+    /// The number of differences from 32-true, one for each seed.
     pub n: usize,
-    /// d̄: positive if the precision is worse than the baseline.
+    /// The mean of the differences (d̄). It is positive if the precision is worse than 32-true.
     pub mean: f64,
     /// The standard deviation of the differences, as measured.
     pub s: f64,
     /// The standard deviation from which the interval was computed. It is at least resolution/√6,
     /// for the reason given at [`Design::judge`].
     pub s_used: f64,
-    /// L, the lower end of the interval.
+    /// The lower end (L) of the confidence interval of the mean difference.
     pub lower: f64,
-    /// U, the upper end of the interval.
+    /// The upper end (U) of the confidence interval of the mean difference.
     pub upper: f64,
-    /// The margin δ with which the test was evaluated.
+    /// The margin (δ) with which the test was evaluated.
     pub margin: f64,
-    /// The level α of this evaluation.
+    /// The significance level of this evaluation.
     pub alpha: f64,
     /// The probability that a precision without regression passes, computed from `n` and `s_used`.
-    /// The probability of detecting a regression of δ is the same.
+    /// The probability of detecting a regression as large as the margin is the same.
     pub power: f64,
-    /// Whether the precision is better than 32-true by more than δ. This is not a regression, but
-    /// it shows that something has changed.
+    /// Whether the precision is better than 32-true by more than the margin. This is not a
+    /// regression, but it shows that something has changed.
     pub improved: bool,
 }
 
 impl Design {
-    /// Returns the level α of each evaluation: half of the total level if there are two
-    /// evaluations.
+    /// Returns the significance level of each evaluation: half of α if there are two evaluations.
     pub fn look_alpha(&self) -> f64 {
         if self.most > self.first { self.alpha / 2.0 } else { self.alpha }
     }

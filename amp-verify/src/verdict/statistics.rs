@@ -4,11 +4,11 @@ use statrs::distribution::{
     ChiSquared, Continuous, ContinuousCDF, DiscreteCDF, Normal, Poisson, StudentsT,
 };
 
-/// The accepted probability that a figure of an unchanged run exceeds its bound.
+/// The accepted probability that a value measured in correct training exceeds its bound.
 #[cfg(feature = "cli")]
 pub(crate) const RISK: f64 = 1e-5;
-/// The confidence that the probability is not larger, although the distribution is estimated from
-/// few runs.
+/// The confidence with which this probability is at most [`RISK`], although the distribution is
+/// estimated from a few runs.
 #[cfg(feature = "cli")]
 pub(crate) const CONFIDENCE: f64 = 0.95;
 

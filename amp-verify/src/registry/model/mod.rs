@@ -147,10 +147,10 @@ impl Model {
         self
     }
 
-    /// Sets δ, the margin of the gate, in the unit of the metric: 0.01 is one percentage point of
-    /// an accuracy. If a precision is worse than 32-true by δ or more, the gate calls this a
-    /// regression. If this method is not called, the margin is the one that `cargo amp margins`
-    /// recorded.
+    /// Sets the margin: how much worse than 32-true you accept a precision to be, in the unit of
+    /// the metric. 0.01 is one percentage point of an accuracy. If a precision is worse than
+    /// 32-true by the margin or more, the gate calls this a regression. If this method is not
+    /// called, the margin is the one that `cargo amp margins` recorded.
     #[must_use]
     pub fn margin(mut self, margin: f64) -> Self {
         self.margin = Some(margin);
@@ -289,8 +289,8 @@ impl Model {
         self.judge
     }
 
-    /// Returns the margin δ that the registry declares. Returns `None` if [`margin`](Self::margin)
-    /// was not called.
+    /// Returns the margin that the registry declares: how much worse than 32-true a precision may
+    /// be. Returns `None` if [`margin`](Self::margin) was not called.
     pub fn declared_margin(&self) -> Option<f64> {
         self.margin
     }

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use crate::options::{ChangeArgs, duration, positive};
 
-/// How much a gate runs.
+/// How much the gate runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
@@ -71,9 +71,9 @@ pub struct GateArgs {
     /// Also fail a precision that is better than the baseline by more than the margin
     #[arg(long)]
     pub equivalence: bool,
-    /// δ, the accepted loss of the metric, for the model that --model names [default: the declared
-    /// or recorded margin; a model that is changed by one of the options below has no default
-    /// margin]
+    /// The margin: the accepted loss of the metric, for the model that --model names [default: the
+    /// declared or recorded margin; a model that is changed by one of the options below has no
+    /// default margin]
     #[arg(long, value_name = "DELTA")]
     pub margin: Option<f64>,
     /// Time limit: check rules until then, run one seed after another, and start no seed that might

@@ -1,14 +1,16 @@
 //! Limits how much the gate computes to check the rules of one model, so that checking the rules of
 //! a large model takes minutes. A large model is judged on fewer examples, fewer steps and fewer
-//! draws. A draw is a run of the first steps with emulated rounding.
+//! draws. A draw is a training run of the first steps in which rounding is emulated; the gate
+//! computes its bounds from such runs.
 //!
 //! The work for a model is measured by the number of multiplications with weights in the forward
 //! pass of one example. This number depends only on the model and its data. So each call of the
 //! gate uses the same bounds.
 //!
-//! A bound is mean + k·s of the values that the draws give. The factor k is larger if there are
-//! fewer draws. With [`FEWEST_DRAWS`] in place of [`DRAWS`], a bound is 1.12 times as wide if s is
-//! a tenth of the mean, the smallest s. It is 1.26 times as wide if s is half of the mean.
+//! A bound is mean + k·s, where the mean and the standard deviation s are those of the values that
+//! the draws give. The factor k is larger if there are fewer draws. With [`FEWEST_DRAWS`] in place
+//! of [`DRAWS`], a bound is 1.12 times as wide if s is a tenth of the mean, the smallest s. It is
+//! 1.26 times as wide if s is half of the mean.
 
 use amp_core::{Result, data::AnyBatch, precision::Precision};
 
@@ -38,11 +40,12 @@ const OF_PASS: f64 = 17_179_869_184.0;
 /// draws and steps need more, the gate uses fewer draws and steps.
 const OF_RULES: f64 = 128.0 * OF_PASS;
 
-/// How many examples, draws and steps are used to judge a model.
+/// How many examples, steps and runs with emulated rounding ("draws") the gate uses to judge a
+/// model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Budget {
-    /// The number of examples in the batch on which first steps, layers, fused groups and devices
-    /// are compared.
+    /// The number of examples in the batch with which the gate compares first steps, layers, fused
+    /// layers and devices.
     pub(super) examples: i64,
     /// The number of runs of the first steps with emulated rounding.
     pub(super) draws: u64,
@@ -51,9 +54,9 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Computes the budget of the case's model, which runs once on a few examples. A model that
-    /// needs more examples runs on a batch, and is never judged on less than that. `steps` is the
-    /// number of the first steps.
+    /// Computes the budget for the model of `case`. For this, the model runs once on a few
+    /// examples. If it cannot run on so few, it runs on a whole batch, and is judged on whole
+    /// batches. `steps` is the number of the first steps.
     ///
     /// # Errors
     /// When the model does not run on a batch.
@@ -74,8 +77,9 @@ impl Budget {
         Ok(Self::for_work(products, (fewest, batch), window, steps))
     }
 
-    /// Computes the budget for this number of multiplications per example. A pass has at least the
-    /// first number of examples, and a batch has the second one.
+    /// Computes the budget from the number of multiplications per example (`products`), the
+    /// smallest number of examples in a pass (`fewest`), and the number of examples in a batch
+    /// (`batch`).
     fn for_work(products: f64, (fewest, batch): (i64, i64), window: i64, steps: u64) -> Self {
         let within = |limit: f64, work: f64, fewest: i64, most: i64| -> i64 {
             // If `work` is 0, the quotient is infinite, so that the result is `most`.
@@ -95,7 +99,8 @@ impl Budget {
         case.data.train.head(self.examples)
     }
 
-    /// Measures layers of the case's model, with the job's fault, on the first examples.
+    /// Measures layers of the model on the first training examples. If the self-test has put a
+    /// fault into the job, the model has this fault.
     pub(super) fn measured<T>(
         self,
         job: &Job,
@@ -135,8 +140,9 @@ mod tests {
         assert!(twice.draws <= draws && twice.epoch_steps <= epoch_steps);
     }
 
-    /// Checks how much wider a bound becomes with the smallest number of draws in place of the full
-    /// number. The documentation of this module states the factors.
+    /// Checks how much wider a bound becomes if it is computed from the smallest number of draws
+    /// (runs with emulated rounding) in place of the full number. The documentation of this module
+    /// states the factors.
     #[test]
     fn few_draws_widen_a_bound_little() {
         let bound = |draws: u64, share: f64| {

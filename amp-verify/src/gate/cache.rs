@@ -1,5 +1,5 @@
-//! A cache for the outcomes of jobs. The key of an outcome is a digest of the binary, the machine
-//! and the job.
+//! A cache for the outcomes of the gate's jobs (one training run or check each). The key of an
+//! outcome is a digest of the binary, the machine and the job.
 
 use std::{
     env, fs,

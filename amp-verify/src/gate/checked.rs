@@ -1,4 +1,4 @@
-//! The result of checking a rule: the measured value (its "figure") and the bound of the figure.
+//! The result of checking one of the gate's rules: a measured value (`figure`) and its bound.
 
 use amp_core::memory::show_bytes;
 use serde::{Deserialize, Serialize};
@@ -6,23 +6,23 @@ use serde::{Deserialize, Serialize};
 use super::reason::{Failure, Reason};
 use crate::text::{percent, significant};
 
-/// What the comparison of a figure with its bound shows.
+/// What the comparison of a measured value with its bound shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Comparison {
-    /// The figure is within its bound, or the values that must be equal are equal.
+    /// The measured value is within its bound, or the values that must be equal are equal.
     Held,
-    /// The figure exceeds its bound, or the values that must be equal differ.
+    /// The measured value exceeds its bound, or the values that must be equal differ.
     Broken,
-    /// The figure has no bound. Reports show it, but it has no effect on the verdict.
+    /// The measured value has no bound. Reports show it, but it has no effect on the verdict.
     Shown,
-    /// There are too few seeds to decide whether the figure is within its bound.
+    /// There are too few seeds to decide whether the measured value is within its bound.
     Open,
     /// Nothing was compared. `what` contains the reason.
     LeftOut,
 }
 
-/// The unit of a figure and of its bound.
+/// The unit of a measured value and of its bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
@@ -40,7 +40,7 @@ pub enum Unit {
     Bytes,
 }
 
-/// The result of checking a rule once.
+/// The result of checking one of the gate's rules once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
     /// The rule that was checked, named by the reason of the failure if it is broken.
@@ -54,17 +54,17 @@ pub struct Checked {
     /// The measured value. Null if it is not finite, or if the rule only requires that values are
     /// equal.
     pub figure: Option<f64>,
-    /// The largest accepted figure. For the unit `at_least`, the smallest accepted figure. Null if
-    /// there is no figure or no bound.
+    /// The largest accepted value. For the unit `at_least`, the smallest accepted value. Null if
+    /// nothing was measured or there is no bound.
     pub bound: Option<f64>,
-    /// The unit of the figure and of its bound.
+    /// The unit of the measured value and of its bound.
     pub unit: Unit,
 }
 
 impl Checked {
-    /// Compares a figure with its bound. The bound is the largest accepted figure. For
-    /// [`Unit::AtLeast`], it is the smallest accepted figure. If the bound is infinite, the figure
-    /// is only shown in reports.
+    /// Compares a measured value (`figure`) with its bound. The bound is the largest accepted
+    /// value. For [`Unit::AtLeast`], it is the smallest accepted value. If the bound is infinite,
+    /// reports only show the value.
     pub fn at_most(
         rule: Reason,
         what: impl Into<String>,
@@ -76,7 +76,7 @@ impl Checked {
             Unit::AtLeast => figure >= bound,
             _ => figure <= bound,
         };
-        // A figure that is NaN exceeds every bound.
+        // A value that is NaN exceeds every bound.
         let result = match (bound == f64::INFINITY, is_within) {
             (true, _) if !figure.is_nan() => Comparison::Shown,
             (_, true) => Comparison::Held,
@@ -100,7 +100,7 @@ impl Checked {
         Self { rule, what, over, result, figure: None, bound: None, unit: Unit::Equal }
     }
 
-    /// Returns whether something was compared.
+    /// Returns whether the rule was checked: whether something was compared.
     pub fn is_done(&self) -> bool {
         self.result != Comparison::LeftOut
     }
@@ -110,7 +110,7 @@ impl Checked {
         self.result == Comparison::Broken
     }
 
-    /// Formats the figure with its unit.
+    /// Formats the measured value with its unit.
     pub fn figure(&self) -> String {
         match (self.unit, self.figure) {
             _ if !self.is_done() => "–".to_owned(),
@@ -121,7 +121,7 @@ impl Checked {
         }
     }
 
-    /// Formats the bound with the unit of the figure.
+    /// Formats the bound with its unit.
     pub fn bound(&self) -> String {
         match (self.unit, self.bound) {
             (Unit::Equal, _) if self.is_done() => "equal".to_owned(),
@@ -138,16 +138,16 @@ impl Checked {
             Unit::Bytes if value < 0.0 => format!("-{}", show_bytes(-value as u64)),
             Unit::Bytes => show_bytes(value as u64),
             Unit::StandardErrors => format!("{} σ", significant(value, 2)),
-            // If the figure and its bound would both be printed as 0 %, prints them with an
+            // If the value and its bound would both be printed as 0 %, prints them with an
             // exponent.
             Unit::Share if largest >= 1e-4 => percent(value),
             _ => significant(value, 2),
         }
     }
 
-    /// Returns the figure divided by its bound. For [`Unit::AtLeast`], returns the bound divided by
-    /// the figure. So a broken rule has a result above 1. Returns `None` if there is no bound, or
-    /// if the quotient is not finite.
+    /// Returns the measured value divided by its bound. For [`Unit::AtLeast`], returns the bound
+    /// divided by the value. So a broken rule has a result above 1. Returns `None` if there is no
+    /// bound, or if the quotient is not finite.
     pub fn share(&self) -> Option<f64> {
         let (figure, bound) = (self.figure?.abs(), self.bound?.abs());
         let share = match self.unit {
@@ -157,7 +157,7 @@ impl Checked {
         Some(share).filter(|share| share.is_finite())
     }
 
-    /// Describes what was compared, the figure and the bound in one line.
+    /// Describes in one line what was compared, the measured value and its bound.
     pub fn in_words(&self) -> String {
         let Self { what, over, .. } = self;
         match (self.unit, self.bound) {
@@ -170,7 +170,7 @@ impl Checked {
     }
 }
 
-/// The failures that a job has found, and the results of all its comparisons.
+/// The failures that a job of the gate has found, and the results of all its comparisons.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     pub(super) failures: Vec<Failure>,
@@ -200,7 +200,7 @@ impl Findings {
         }
     }
 
-    /// Adds a figure with its bound. If the figure exceeds its bound, also adds a failure.
+    /// Adds a measured value with its bound. If the value exceeds the bound, also adds a failure.
     pub(super) fn measured(
         &mut self,
         rule: Reason,
@@ -222,7 +222,7 @@ impl Findings {
         self.checked.push(checked);
     }
 
-    /// Records that a rule was not checked, and why.
+    /// Records that one of the gate's rules was not checked, and why.
     pub(super) fn left_out(&mut self, rule: Reason, why: &str) {
         self.checked.push(Checked {
             rule,

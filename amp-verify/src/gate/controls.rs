@@ -2,8 +2,9 @@
 //! that does not learn.
 //!
 //! A model with new weights may be right by chance: with two classes its accuracy depends on the
-//! seed and may be far above one half. So if 32-true seems not to learn beside the first seed's
-//! control run, the other seeds' control runs follow, and the mean of all of them counts.
+//! seed and may be far above one half. So if 32-true with the first seed seems no better than the
+//! control run of this seed, control runs with the other seeds follow, and 32-true is compared with
+//! the mean of all control runs.
 
 use std::rc::Rc;
 
@@ -21,8 +22,8 @@ use amp_core::{
 use super::{Plan, Pool, Subject, Task, job::Outcome, runs::learning};
 use crate::{interceptor::Interceptor, verdict::mean};
 
-/// Runs the control runs of the other first seeds for each model whose 32-true seems not to learn
-/// beside the control run of the first seed.
+/// Finds the models that under 32-true seem no better than the first seed's control run (a run
+/// without learning). For these models, makes the control runs of the other seeds too.
 ///
 /// # Errors
 /// When the cache cannot be written.
@@ -42,8 +43,8 @@ pub(super) fn complete(plan: &Plan, pool: &mut Pool) -> Result<()> {
 }
 
 impl Plan {
-    /// Returns the metric without training: the mean over the control runs so far. Returns `None` if
-    /// there is none, or if one of them failed.
+    /// Returns the metric of a model that does not learn: the mean over the control runs so far.
+    /// Returns `None` if there is none, or if one of them failed.
     pub(super) fn untrained(&self, pool: &Pool, model: &Subject) -> Option<f64> {
         let control = |seed| pool.outcome(&self.job(model, Precision::F32True, seed, Task::Frozen));
         let runs = self.seeds(self.first.max(1)).filter_map(control);
@@ -53,8 +54,8 @@ impl Plan {
 }
 
 /// An interceptor whose optimizer does nothing. Everything else runs as usual, including forward
-/// and backward passes. The run shows the metric of an untrained model. This metric may be better
-/// than the metric of a newly built model, because batch norms still collect statistics.
+/// and backward passes. The run shows the metric of a model that does not learn. This metric may be
+/// better than the metric of a newly built model, because batch norms still collect statistics.
 pub(super) struct Freeze;
 
 impl Interceptor for Freeze {
@@ -116,7 +117,7 @@ mod tests {
         model, project,
     };
 
-    /// A random classifier that does not learn, because its rate is 0.
+    /// A random classifier that does not learn, because its learning rate is 0.
     #[derive(LightningModule)]
     #[loss(cross_entropy)]
     #[metric(accuracy, name = acc)]
@@ -140,8 +141,8 @@ mod tests {
         gate: GateArgs,
     }
 
-    /// Four seeds give four accuracies without training. A run that does not learn has the mean of
-    /// the control runs of all seeds, but not the accuracy of the first one.
+    /// A model that does not learn has another accuracy with each of four seeds. The gate must
+    /// compare it with the mean over the control runs of the four seeds, not with the first one.
     #[test]
     fn the_control_is_the_mean_over_the_seeds() -> Result<()> {
         let guess = model!(Guess).margin(0.01).batch_size(16);

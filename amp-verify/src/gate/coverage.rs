@@ -1,5 +1,5 @@
-//! Lists what was checked for a model under a precision, and what was not checked. Every output
-//! format of the report (table, JUnit, Markdown, HTML) uses this list.
+//! Lists what the gate has checked for a model under a precision, and what it has not checked.
+//! Every output format of the report (table, JUnit, Markdown, HTML) uses this list.
 
 use std::collections::BTreeSet;
 
@@ -38,26 +38,26 @@ pub struct Coverage {
 /// One comparison, formatted as texts for a row of a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// The title of the rule.
+    /// The title of the gate's rule that was checked.
     pub rule: &'static str,
-    /// What the rule compares with what, in words.
+    /// What the gate's rule compares with what, in words.
     pub compares: &'static str,
     /// The quantity that was compared for this model and precision.
     pub what: String,
     /// A description of the run: its mode, its number of steps and its seeds.
     pub over: String,
-    /// The figure (the measured value) with its unit.
+    /// The measured value with its unit.
     pub figure: String,
-    /// The bound of the figure.
+    /// The bound of the measured value, with its unit.
     pub bound: String,
-    /// The figure divided by its bound. `None` if there is no bound, or if the rule only requires
-    /// that values are equal.
+    /// The measured value divided by its bound. `None` if there is no bound, or if the rule only
+    /// requires that values are equal.
     pub share: Option<f64>,
     /// What the comparison shows.
     pub result: Comparison,
 }
 
-/// Rules that were not checked, and the reason.
+/// Rules of the gate that were not checked, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     /// The names of the rules that were not checked.
@@ -92,7 +92,7 @@ impl Row {
         }
     }
 
-    /// Formats the comparison in one line.
+    /// Formats in one line what was compared, the measured value and its bound.
     pub fn in_words(&self) -> String {
         let Self { rule, what, over, figure, bound, .. } = self;
         let found = match self.result {
@@ -199,8 +199,8 @@ impl Coverage {
         coverage
     }
 
-    /// Returns the comparison whose figure is largest relative to its bound, together with this
-    /// ratio. Returns `None` if no comparison has a bound.
+    /// Returns the comparison whose measured value is largest relative to its bound, together with
+    /// this ratio. Returns `None` if no comparison has a bound.
     pub fn closest(&self) -> Option<(&Row, f64)> {
         let shares = self.rows.iter().filter_map(|row| Some((row, row.share?)));
         shares.max_by(|a, b| a.1.total_cmp(&b.1))
@@ -257,8 +257,8 @@ impl Coverage {
 
 const METRIC: &str = "Validation metric";
 
-/// Formats the statistical test over seeds as a comparison. The figure is U, the upper limit of how
-/// much worse the precision is, and the bound is the margin δ.
+/// Formats the statistical test over seeds like the other comparisons. The measured value is the
+/// upper limit of how much worse the precision is than 32-true, and its bound is the margin.
 fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
     let is_share = model.direction == Direction::HigherIsBetter;
     let shown = |value: f64| match is_share {

@@ -11,8 +11,8 @@ use amp_core::{Error, Result};
 /// The reason that reports give for a rule that was not judged.
 pub(super) const OVER: &str = "the time limit was reached";
 
-/// The time at which a job must end. All clones of a deadline share a flag, which says whether the
-/// deadline has ended the job.
+/// The time at which a job of the gate must end. All clones of a deadline share a flag, which says
+/// whether the deadline has ended the job.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Deadline {
     at: Option<Instant>,

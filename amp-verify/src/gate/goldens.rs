@@ -26,8 +26,9 @@ pub(super) struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// Returns a failure for each value that differs from the golden by more than its tolerance. If
-    /// the results cannot be compared with the golden, returns one failure with the reason.
+    /// Returns a failure for each value that differs from the golden (the recorded results) by more
+    /// than its tolerance. If the results cannot be compared with the golden, returns one failure
+    /// with the reason.
     pub(super) fn failures(&self, folder: &Path, base: &Outcome, own: &Outcome) -> Vec<Failure> {
         let moved = match self.moved(folder, base, own) {
             Ok(moved) => moved,
@@ -41,8 +42,8 @@ impl Case<'_> {
         moved.into_iter().map(failure).collect()
     }
 
-    /// Returns whether 32-true gives other results than its golden. Returns `None` if the results
-    /// cannot be compared.
+    /// Returns whether 32-true gives other results than its golden (the recorded results). Returns
+    /// `None` if the results cannot be compared.
     pub(super) fn baseline_moved(
         &self,
         folder: &Path,

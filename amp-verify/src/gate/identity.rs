@@ -14,9 +14,9 @@ use sha2::{Digest, Sha256};
 
 use crate::scalars::all_finite;
 
-/// The number of batches at the start of a run that are recorded. These batches suffice to
-/// distinguish two shuffles. Later batches could not be read, because they may be part of a CUDA
-/// graph.
+/// How many batches at the start of a run are recorded, to compare the order of the examples
+/// between runs. These batches suffice to distinguish two shuffles. Later batches could not be
+/// read, because they may be part of a CUDA graph.
 const NOTED: usize = 3;
 
 /// The largest number of examples that are compared, and the largest number of elements in these
@@ -63,7 +63,8 @@ pub(super) fn is_finite(model: &dyn LightningModule) -> Result<bool> {
     all_finite(&tensors)
 }
 
-/// Properties of the data set that are compared between two paired runs.
+/// Properties of the data set that must be the same in the run under a precision and in the run
+/// under 32-true.
 pub(super) struct Data {
     /// A digest of the validation set.
     pub(super) validation: String,
@@ -88,8 +89,8 @@ impl Data {
     }
 }
 
-/// Returns digests of some examples, and the fraction of the data set that these examples are. The
-/// examples are evenly spaced. If the data set is a stream, they are the first examples.
+/// Returns digests of some examples, and the fraction of the data set's examples that were used.
+/// The examples are evenly spaced. If the data set is a stream, they are the first examples.
 fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
     let length = set.len();
     if length == 0 {

@@ -20,7 +20,7 @@ const EPOCHS: i64 = 8;
 /// A loss scale that is so high that the first steps overflow.
 const SCALE: f64 = 17_179_869_184.0;
 
-/// Runs the job.
+/// Runs the gate's job that checks the invariants of training.
 pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let case = job.case(registry, job.precision)?;
     let mut config = job.config(&case, job.precision);

@@ -1,4 +1,5 @@
-//! A job of the gate and its outcome. Each process of the gate can run any job.
+//! A job of the gate (a training run or a check of one model) and its outcome. Each process of the
+//! gate can run any job.
 
 use std::{fmt, time::Duration};
 
@@ -32,7 +33,7 @@ use crate::{
     registry::Registry,
 };
 
-/// What a job does.
+/// What a job of the gate does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
@@ -42,13 +43,14 @@ pub enum Task {
     Frozen,
     /// Runs a few steps and compares them with the same steps under 32-true.
     Conformance,
-    /// Checks the rules of the training path.
+    /// Observes the steps of a run and checks them against rules, for example those of clipping and
+    /// of the optimizer.
     Path,
     /// Trains a few steps and validates. The invariants of training are checked in each step.
     Invariants,
 }
 
-/// The description of a job. Two equal jobs have equal results on the same machine.
+/// The description of a job of the gate. Two equal jobs have equal results on the same machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// The name under which the model is registered.
@@ -75,7 +77,8 @@ pub struct Job {
     pub task: Task,
     /// The precisions of single modules, by path. They replace those in the model's code.
     pub overrides: Overrides,
-    /// The fault that the self-test puts into this job. `None` outside the self-test.
+    /// The fault (a mistake on purpose) that the self-test puts into this job. `None` outside the
+    /// self-test.
     pub fault: Option<Fault>,
 }
 
@@ -92,7 +95,7 @@ impl fmt::Display for Job {
     }
 }
 
-/// The results of a job.
+/// The results of a job of the gate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The metric in the last validation; null if it is NaN.
@@ -128,9 +131,9 @@ pub struct Outcome {
     pub product_error: Option<f64>,
     /// The comparison of the first steps with 32-true; null unless the task is `Conformance`.
     pub conformance: Option<Vec<Checked>>,
-    /// The checks of the training path; null unless the task is `Path`.
+    /// The checks of the steps of an observed run; null unless the task is `Path`.
     pub path: Option<path::PathReport>,
-    /// The failures that the job found.
+    /// The failures of the model that the job found.
     pub failures: Vec<Failure>,
     /// Whether the time limit ended the job before all rules were judged.
     #[serde(default)]
@@ -249,7 +252,8 @@ impl Job {
         hardware::parse_device(&self.device)
     }
 
-    /// Builds the case for a run under `precision`, with the job's fault in its data and seed.
+    /// Builds the case (the model with its data and options) for a run under `precision`. If the
+    /// self-test has put a fault into the data or the seed, the case contains the fault.
     pub(super) fn case(&self, registry: &Registry, precision: Precision) -> Result<Case> {
         hardware::set_numerics(self.tf32, self.deterministic)?;
         let seed = Fault::seed(self.fault, precision, self.seed);
@@ -263,9 +267,10 @@ impl Job {
         Ok(case)
     }
 
-    /// Returns the case of a run under another precision. Without a fault this is a copy of `case`,
-    /// so that its model and data are not built again. With a fault the case is built for this
-    /// precision, because a fault may affect only one precision.
+    /// Returns the case (the model with its data and options) for a run under `precision`, which is
+    /// not the precision of `case`. Without a fault of the self-test this is a copy of `case`, so
+    /// that the data is not loaded again. With a fault the case is built for this precision,
+    /// because a fault may affect only one precision.
     pub(super) fn case_like(
         &self,
         case: &Case,
@@ -278,7 +283,8 @@ impl Job {
         }
     }
 
-    /// Returns the trainer's options for a run under `precision`, without the job's fault.
+    /// Returns the trainer's options for a run under `precision`, without the fault of the
+    /// self-test.
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };
         config.recovery.provenance = false;
@@ -286,7 +292,7 @@ impl Job {
         config
     }
 
-    /// Builds the model and puts the job's fault into it.
+    /// Builds the model and puts the fault of the self-test into it.
     pub(super) fn model(
         &self,
         case: &Case,
@@ -299,7 +305,7 @@ impl Job {
         })
     }
 
-    /// Puts the job's fault into a model that already exists.
+    /// Puts the fault of the self-test into a model that already exists.
     pub(super) fn with_fault<'m>(
         &self,
         model: &'m mut dyn LightningModule,

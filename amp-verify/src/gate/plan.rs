@@ -18,11 +18,11 @@ use crate::{
     registry::{Model, Registry},
 };
 
-/// A model to judge, and its margin δ.
+/// A model that the gate judges, and its margin: how much worse than 32-true a precision may be.
 #[derive(Debug, Clone)]
 pub struct Subject {
     model: Arc<Model>,
-    /// The margin δ: a precision that is worse than 32-true by δ or more is a regression.
+    /// The margin: a precision that is worse than 32-true by this much or more is a regression.
     pub margin: f64,
     /// By how much the metric of a trained model must be better than the metric of the control run,
     /// in which no weight changes.
@@ -30,8 +30,8 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Creates the subject with the margin that the registry declares. If the registry declares
-    /// none, uses the recorded margin.
+    /// Prepares to judge `model` with the margin that the registry declares. If the registry
+    /// declares none, uses the recorded margin.
     ///
     /// # Errors
     /// When the model has no margin.
@@ -39,8 +39,8 @@ impl Subject {
         Self::with(registry, model, &Changes::default(), None)
     }
 
-    /// Creates the subject for a model with these changes. If `margin` is given, it is used in
-    /// place of the declared or recorded margin.
+    /// Prepares to judge `model` with these changes. If `margin` is given, it is used in place of
+    /// the declared or recorded margin.
     ///
     /// # Errors
     /// When there is no margin for these changes, or the model does not allow one of the changes.
@@ -89,9 +89,9 @@ pub struct Plan {
     pub most: usize,
     /// The first of the consecutive seeds.
     pub first_seed: u64,
-    /// α, the risk of the statistical test. See [`Design::alpha`](crate::verdict::Design::alpha).
+    /// The risk of the statistical test (α). See [`Design::alpha`](crate::verdict::Design::alpha).
     pub alpha: f64,
-    /// Whether a precision that is better than 32-true by more than δ fails as well. See
+    /// Whether a precision that is better than 32-true by more than the margin fails as well. See
     /// [`Design::equivalence`](crate::verdict::Design::equivalence).
     pub equivalence: bool,
     /// The name of the device, for example `cuda:0`.
@@ -218,8 +218,8 @@ impl Plan {
 
     pub(crate) fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
         let fault = match (precision, self.fault) {
-            // If a fault does not affect 32-true, the jobs under 32-true do not have the fault. So
-            // the plans of all such faults share these jobs.
+            // If a fault of the self-test does not affect 32-true, the jobs under 32-true do not
+            // contain it. So all such faults share these jobs.
             (Precision::F32True, Some(fault)) if !fault.touches_baseline() => None,
             (_, fault) => fault,
         };
@@ -246,8 +246,8 @@ impl Plan {
         (0..count as u64).map(move |index| first + index)
     }
 
-    /// Returns the jobs that the first evaluation of all models needs: the rules, and the full runs
-    /// of the first seeds.
+    /// Returns the jobs from which all models can be judged for the first time: the checks of the
+    /// rules, and the full training runs of the first seeds.
     pub(crate) fn first_look(&self) -> Vec<Job> {
         let mut jobs = self.rules();
         for model in &self.models {
@@ -258,8 +258,8 @@ impl Plan {
         jobs
     }
 
-    /// Returns the jobs that need only one seed: the control run, the first steps and the training
-    /// path.
+    /// Returns the jobs that need only one seed: the control run without learning, the comparison
+    /// of the first steps with 32-true, and the check of the observed steps against rules.
     pub(super) fn rules(&self) -> Vec<Job> {
         let mut jobs = Vec::new();
         for model in &self.models {

@@ -1,4 +1,4 @@
-//! Runs the gate's jobs in several processes, and caches their outcomes.
+//! Runs the gate's jobs (training runs and checks) in several processes, and caches their outcomes.
 
 use std::{
     collections::BTreeMap,
@@ -29,10 +29,10 @@ use crate::registry::Registry;
 /// its duration is reported on standard error.
 pub(super) const LONG: f64 = 5.0;
 
-/// The hidden command that starts the binary as a worker.
+/// The hidden command that starts the binary as a worker process of the gate.
 pub const WORKER: &str = "gate-worker";
 
-/// Runs jobs and stores their outcomes, so that no job runs twice.
+/// Runs the gate's jobs and stores their outcomes, so that no job runs twice.
 pub struct Pool {
     registry: Registry,
     workers: Vec<Worker>,
@@ -103,12 +103,12 @@ impl Pool {
         tch::set_num_threads(i32::try_from(self.threads).unwrap_or(1));
     }
 
-    /// Returns the outcome of a job after [`run`](Self::run).
+    /// Returns the outcome of a job that [`run`](Self::run) has run.
     pub fn outcome(&self, job: &Job) -> Option<&Outcome> {
         self.outcomes.get(&job.key()).map(|(_, outcome)| outcome)
     }
 
-    /// Returns the times of the plan's jobs, the longest first.
+    /// Returns how long each job of the plan took, the longest first.
     pub(super) fn times(&self, plan: &Plan) -> Vec<JobTime> {
         let of_plan = |job: &Job| {
             let own = |model: &Subject| plan.job(model, job.precision, job.seed, job.task);

@@ -1,12 +1,12 @@
-//! The reasons for which a precision fails.
+//! The reasons for which a precision fails the gate.
 
 use amp_core::Error;
 use serde::{Deserialize, Serialize};
 
 use crate::text::one_line;
 
-/// The reason for a failure: the rule that a run broke. If the metric of a precision is too much
-/// worse, no reason is recorded here, because the statistical test reports it.
+/// The reason for a failure: the rule of the gate that a run broke. If the metric of a precision is
+/// too much worse, no reason is recorded here, because the statistical test reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
@@ -17,27 +17,31 @@ pub enum Reason {
     /// The trained model is not better than the model of the control run, in which no weight
     /// changes.
     DidNotLearn,
-    /// The observed dtypes differ from the precision's.
+    /// The dtypes in which the model computed differ from those that the precision prescribes.
     PrecisionDidNotRun,
-    /// Weights, order of examples or data differ from the baseline's.
+    /// Initial weights, order of examples or data differ from those of the 32-true run.
     NotPaired,
     /// The validation set contains training examples.
     Contaminated,
-    /// Gradients, updates or schedule differ from 32-true's by more than the dtype explains.
+    /// In the first steps, gradients, updates or learning rates differ from those of 32-true by
+    /// more than the precision's rounding explains.
     NotConformant,
-    /// An observed run ends with other values than an unobserved run.
+    /// A run whose steps the gate observes ends with other values than the same run without an
+    /// observer.
     Watching,
-    /// In training mode a step's gradient differs from 32-true's by more than the dtype explains.
+    /// In training mode a step's gradient differs from that of 32-true by more than the precision's
+    /// rounding explains.
     Gradient,
-    /// Weights or optimizer state differ from the optimizer's rule.
+    /// Weights or optimizer state differ from what the optimizer's formula gives in float64.
     Update,
     /// The learning rates differ from those that the schedule prescribes.
     Schedule,
-    /// The loss scale does not follow its rule.
+    /// The loss scale does not fall after overflows, or does not grow after steps without overflow,
+    /// as its rule says.
     Scale,
     /// A step was wrongly skipped or applied, or a skipped step changed something.
     Skip,
-    /// Batch statistics differ from those of 32-true.
+    /// The running statistics of batch norms differ from those of 32-true.
     Buffers,
     /// Validation changes a tensor, or two validations give different results.
     Validation,
@@ -69,7 +73,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// All reasons.
+    /// All reasons for a failure.
     pub const ALL: &[Self] = &[
         Self::NonFinite,
         Self::AllSkipped,
@@ -99,7 +103,7 @@ impl Reason {
         Self::Crashed,
     ];
 
-    /// Returns the name of the reason in reports.
+    /// Returns the name of this reason for a failure, as in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::NonFinite => "non_finite",
@@ -131,7 +135,7 @@ impl Reason {
         }
     }
 
-    /// Returns the rule's title in plain words.
+    /// Returns the title of the rule that is broken, in plain words.
     pub fn title(self) -> &'static str {
         match self {
             Self::NonFinite => "Finite numbers",
@@ -163,7 +167,7 @@ impl Reason {
         }
     }
 
-    /// Describes in one line what the rule compares with what.
+    /// Describes in one line what the gate compares with what to check this rule.
     pub fn compares(self) -> &'static str {
         match self {
             Self::NonFinite => "loss, metric and weights are finite",
@@ -225,10 +229,10 @@ impl Reason {
     }
 }
 
-/// A failure of a run: its reason, and a description in one line.
+/// A failure that the gate has found: its reason, and a description in one line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The rule that the run broke.
+    /// The rule of the gate that is broken.
     pub reason: Reason,
     /// A description of what was observed.
     pub text: String,

@@ -1,4 +1,4 @@
-//! Formats the report: as a table for the terminal, as JUnit XML for CI, and as Markdown and
+//! Formats the gate's report: as a table for the terminal, as JUnit XML for CI, and as Markdown and
 //! annotations for GitHub.
 
 use std::collections::{BTreeMap, BTreeSet};

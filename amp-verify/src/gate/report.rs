@@ -91,14 +91,14 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// The time and the memory of a job.
+/// The time and the memory of a job of the gate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobTime {
     /// The name of the model.
     pub model: String,
     /// The precision of the run.
     pub precision: Precision,
-    /// What the job does.
+    /// What the job does: train, or check the model.
     pub task: Task,
     /// The seed of the run.
     pub seed: u64,
@@ -123,7 +123,7 @@ pub struct ModelReport {
     pub changes: Changes,
     /// The values of all hyperparameters of the model. Empty if the control run failed.
     pub hyperparameters: Hyperparameters,
-    /// The margin δ: a precision that is worse than 32-true by δ or more is a regression.
+    /// The margin: a precision that is worse than 32-true by this much or more is a regression.
     pub margin: f64,
     /// By how much the metric of a trained model must be better than the metric of the control run,
     /// in which no weight changes.
@@ -157,7 +157,7 @@ pub struct PrecisionResult {
     pub runs: Option<Vec<Checked>>,
     /// The comparison of the first steps with 32-true. Null if this job failed.
     pub conformance: Option<Vec<Checked>>,
-    /// The checks of the training path. Null if this job failed.
+    /// The checks of the steps of an observed run. Null if this job failed.
     pub path: Option<PathReport>,
     /// The largest number of bytes that tensors occupied at one time in a full run, over all seeds
     /// and including 32-true. Null if no run ended.
@@ -197,8 +197,8 @@ impl PrecisionResult {
         self
     }
 
-    /// Returns the most important fact about the result, in one line. The line is empty if there is
-    /// nothing to say.
+    /// Returns the most important fact about this model and precision, in one line. The line is
+    /// empty if there is nothing to say.
     pub fn note(&self) -> String {
         match (&self.failures.first(), &self.judgement) {
             (Some(failure), _) => failure.text.clone(),

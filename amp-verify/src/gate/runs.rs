@@ -42,7 +42,7 @@ pub(super) struct Runs<'a> {
 }
 
 impl Runs<'_> {
-    /// Checks the runs against all rules of this module.
+    /// Checks the full runs: start, memory, and whether the model learned.
     pub(super) fn check(&self) -> Findings {
         let mut findings = Findings::default();
         self.products(&mut findings);
@@ -56,7 +56,7 @@ impl Runs<'_> {
         findings
     }
 
-    /// Checks whether the baseline used TF32 without a request.
+    /// Checks whether the 32-true baseline used TF32 although the user did not allow it.
     fn products(&self, findings: &mut Findings) {
         let errors = self.baseline.iter().filter_map(|outcome| outcome.product_error);
         let error = errors.fold(0.0, f64::max);

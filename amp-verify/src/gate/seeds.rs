@@ -1,4 +1,5 @@
-//! Runs the jobs of all seeds at once. With a time limit, runs the seeds one after another.
+//! Runs the training runs of all seeds at once. With a time limit, runs the seeds one after
+//! another.
 
 use std::time::{Duration, Instant};
 
@@ -65,8 +66,8 @@ fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
 /// Checks the rules until the time limit, and then runs one seed after another. A seed begins only
 /// if it would end within the limit, assuming that it takes as long as the longest seed so far.
 ///
-/// Between the two evaluations, the number of seeds depends only on the time, and not on the
-/// results of the seeds. So each evaluation keeps its significance level.
+/// The number of seeds after which the statistical test is evaluated depends only on the time, and
+/// not on the results of the seeds. So each evaluation keeps its significance level.
 fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Result<Seeds> {
     // If the time is too far in the future for an `Instant`, there is no time limit for the rules.
     pool.run_until(started.checked_add(limit), plan.rules())?;

@@ -1,5 +1,5 @@
-//! Reports the progress of a long job. When a stage of the job ends, prints how long the stage
-//! took.
+//! Reports the progress of a long job of the gate. When a stage of the job ends, prints how long
+//! the stage took.
 
 use std::time::Instant;
 

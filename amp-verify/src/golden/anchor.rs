@@ -47,8 +47,8 @@ pub struct Value {
 }
 
 impl Anchor {
-    /// Creates an anchor from the values of a golden. The budget of a value is twice the tolerance
-    /// of this value, which follows from `agreement`.
+    /// Creates an anchor from the values of a golden (recorded results). The budget of a value is
+    /// twice the tolerance of this value, which is computed from `agreement`.
     ///
     /// # Errors
     /// When a value is not finite.
@@ -106,7 +106,8 @@ impl Anchor {
         Ok(anchor)
     }
 
-    /// Returns the values whose difference from the anchor exceeds their budget.
+    /// Returns the values of a new run that differ from the first recording (the anchor) by more
+    /// than their budget.
     pub fn exceeded(&self, found: &Golden) -> Vec<Moved> {
         let mut moved = Vec::new();
         for (precision, anchored) in &self.runs {

@@ -31,10 +31,10 @@ pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String>
     })
 }
 
-/// Returns the name of the kernels that the machine uses. The kernels influence rounding and peak
-/// memory. In bf16, for example, peak memory of convolutions differs by a fifth between AVX2 and
-/// AVX-512 kernels. In f16, peak memory of matrix products differs as much between CPUs with and
-/// without f16 instructions.
+/// Returns the name of the CPU or GPU kernels that the machine uses. The kernels influence rounding
+/// and peak memory. In bf16, for example, peak memory of convolutions differs by a fifth between
+/// AVX2 and AVX-512 kernels. In f16, peak memory of matrix products differs as much between CPUs
+/// with and without f16 instructions.
 pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     match fingerprint.multiplies_f16 {
         true => format!("{} with f16", fingerprint.capability),

@@ -33,7 +33,7 @@ pub struct Moved {
     pub golden: String,
     /// The value in the new run.
     pub found: String,
-    /// The accepted difference between the two values, as text.
+    /// The accepted difference between the golden's value and the new value, as text.
     pub allowed: String,
 }
 
@@ -82,7 +82,7 @@ pub struct Tolerances {
 const SKIPS_OF_OTHER_KERNELS: u64 = 1;
 
 impl Tolerances {
-    /// No tolerance: every value must be equal to the golden's.
+    /// No tolerance: every value must be equal to the golden's (the recorded value).
     const NONE: Self =
         Self { accuracy: 0.0, accuracy_delta: 0.0, loss: 0.0, peak_memory_bytes: 0.0, skips: 0 };
 }
@@ -122,9 +122,9 @@ impl Agreement {
         moved
     }
 
-    /// Returns the tolerances for the results of another machine that uses the same kernels. The
-    /// tolerance of the metric is at most δ. So every regression that fails the gate also fails the
-    /// comparison with the golden.
+    /// Returns by how much the results of another machine with the same kernels may differ from the
+    /// golden. The tolerance of the metric is at most the gate's margin. So every regression that
+    /// fails the gate also fails the comparison with the golden.
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
         // The smallest tolerance of an accuracy corresponds to one and a quarter examples. So a
@@ -141,8 +141,8 @@ impl Agreement {
                 (tolerance(accuracy), tolerance(loss), tolerance(peak_memory_bytes))
             }
             None => {
-                // 32-true has no differences from itself. The tolerance of 32-true is the widest
-                // tolerance of the other precisions.
+                // 32-true has no differences from itself, so no tolerance can be computed from
+                // them. It gets the widest tolerance of the other precisions.
                 let others = golden.runs.values().filter_map(|run| run.paired);
                 let paired: Vec<_> =
                     figures.paired.map_or_else(|| others.collect(), |own| vec![own]);
@@ -225,7 +225,7 @@ pub(super) fn exact<T: PartialEq + fmt::Display>(
     }
 }
 
-/// Adds the value to `moved` if it differs from the golden's value by more than the tolerance. A
+/// Adds a value to `moved` if it differs from the golden's value by more than the tolerance. A
 /// value that is not finite is always added, even if the golden's value is the same. The reason is
 /// that two runs that failed in the same way do not agree.
 pub(super) fn within(

@@ -1,4 +1,5 @@
-//! The folder of goldens: reports missing files, and decides which files a test may write.
+//! The folder of goldens (recorded results): reports missing files, and decides which files a test
+//! may write.
 
 use std::{env, fs, io, io::Write, path::PathBuf};
 
@@ -16,12 +17,12 @@ pub(super) struct Folder {
     path: PathBuf,
     /// The source file of the test. The golden names this file.
     source: &'static str,
-    /// Whether a missing golden or anchor may be written.
+    /// Whether a missing golden (recorded results) or anchor (first recording) may be written.
     writes: bool,
     /// Whether a golden may be recorded if neither the golden nor its anchor exists. This is false
     /// in CI, where the new files would be lost.
     records_new: bool,
-    /// Whether insta itself writes goldens that are missing or have changed.
+    /// Whether the library insta itself writes goldens that are missing or have changed.
     insta_writes: bool,
     /// Whether `INSTA_UPDATE` tells insta what to write. If so, insta alone decides whether a
     /// golden is written.
@@ -50,15 +51,15 @@ impl Folder {
         }
     }
 
-    /// Returns the recorded golden of this target for this kind of machine. The results of the
-    /// first seed are compared with it before the other seeds are trained. Returns `None` if the
-    /// golden does not exist, or if every seed must be trained.
+    /// Returns the recorded results (the golden) of this model for this kind of machine. The
+    /// results of the first seed are compared with it before the other seeds are trained. Returns
+    /// `None` if the golden does not exist, or if every seed must be trained.
     pub(super) fn known(&self, target: &Target, found: &Golden) -> Option<Golden> {
         if self.whole { None } else { target.known(found, &self.path) }
     }
 
-    /// Returns a copy of the target with the differences between machines that were recorded in the
-    /// file `NAME.spread.json` of this folder.
+    /// Returns a copy of `target` (the model and its options) with the differences between machines
+    /// that were recorded in the file `NAME.spread.json` of this folder.
     ///
     /// # Errors
     /// When the spread file cannot be parsed.
@@ -120,8 +121,8 @@ impl Folder {
         }
     }
 
-    /// Prepares insta's comparison of a new golden with the recorded golden, as [`Target::prepare`]
-    /// does. Writes the golden's missing files if the test may write.
+    /// Prepares the comparison of new results with the recorded golden by insta, as
+    /// [`Target::prepare`] does. Writes the golden's missing files if the test may write.
     ///
     /// # Errors
     /// When [`Target::prepare`] fails, or a file cannot be written.
@@ -141,7 +142,7 @@ impl Folder {
         Ok(taken)
     }
 
-    /// Returns whether missing files of the golden `name` may be written.
+    /// Returns whether the test may write missing files of the golden `name`.
     fn may_write(&self, name: &str) -> bool {
         let is_new = !["snap", "anchor.json"].iter().any(|end| self.file(name, end).exists());
         self.writes || (self.records_new && is_new)

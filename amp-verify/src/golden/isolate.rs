@@ -1,4 +1,4 @@
-//! Trains a golden in a separate process.
+//! Trains the model of a golden test in a separate process.
 //!
 //! libtest runs the tests of a binary on threads of one process. In a process, libtorch has only
 //! one random generator, one set of numeric switches and one set of memory statistics. If a golden
@@ -48,7 +48,7 @@ const MAIN_THREAD: &str = "main";
 /// How many lines from the end of a failed process's output are shown.
 const SHOWN: usize = 15;
 
-/// Locked while a process trains on a GPU, so that only one process trains at a time.
+/// Locked while a process of a golden test trains on a GPU, so that only one trains at a time.
 static ON_GPU: Mutex<()> = Mutex::new(());
 
 /// Where a call of [`verify!`](crate::verify) is in the source, and in which folder its goldens
@@ -63,7 +63,8 @@ pub struct Site {
     pub is_test: bool,
 }
 
-/// What a call of [`verify!`](crate::verify) has to do in this process.
+/// What a call of [`verify!`](crate::verify) has to do in this process. It usually trains in a new
+/// process.
 pub enum Turn {
     /// Create the data and train in this process.
     Train(Training),
@@ -78,8 +79,8 @@ pub enum Turn {
 /// numbers through amp-core.
 pub struct Training {
     folder: Folder,
-    /// The order from the process that started this process and waits for the results. `None` if no
-    /// process waits.
+    /// What the process that started this process asks for. `None` if no process waits for the
+    /// results.
     order: Option<Order>,
     _section: random::Section,
 }
@@ -114,9 +115,10 @@ thread_local! {
 }
 
 impl Turn {
-    /// Decides what this call of `verify!` has to do. First checks that no file of the golden is
-    /// missing. If other tests could change the results, or if the golden's kernels must be
-    /// selected, starts a new process that trains, and waits for its results.
+    /// Decides whether this call of `verify!` trains in this process, starts a new process, or does
+    /// nothing. First checks that no file of the golden is missing. If other tests could change the
+    /// results, or if the golden's kernels must be selected, starts a new process that trains, and
+    /// waits for its results.
     ///
     /// # Panics
     /// When a golden is missing and may not be written, the device is unknown, or the training in
@@ -188,8 +190,8 @@ impl Training {
 }
 
 impl Order {
-    /// Returns the order for this process. Returns `None` if this process was not started by
-    /// `verify!`.
+    /// Returns what to train, as the environment variable says. Returns `None` if this process was
+    /// not started by `verify!`.
     fn given() -> Result<Option<Self>> {
         let Ok(text) = env::var(ORDER) else { return Ok(None) };
         let order: Self = serde_json::from_str(&text)

@@ -44,7 +44,8 @@ pub struct Golden {
     /// The description of the machine. The golden cannot be compared with results of another kind
     /// of machine.
     pub fingerprint: Option<Fingerprint>,
-    /// δ: the regression of the metric from which on the gate fails the precision.
+    /// The model's margin: the gate fails a precision whose metric is worse than that of 32-true by
+    /// this much or more.
     pub margin: f64,
     /// Whether larger or smaller values are better.
     #[serde(default, skip_serializing_if = "Direction::is_higher")]
@@ -109,8 +110,8 @@ pub struct Paired {
 }
 
 impl Golden {
-    /// Creates a golden from the comparisons of one case for several seeds. `margin` is the model's
-    /// δ.
+    /// Creates a golden (results to record) from comparisons of one model, one for each seed.
+    /// `margin` is how much worse than 32-true the gate accepts a precision to be.
     ///
     /// # Errors
     /// When there is no comparison.

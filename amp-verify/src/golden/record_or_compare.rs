@@ -14,7 +14,7 @@ use amp_core::{
 use super::{Agreement, Anchor, Golden, Spread, Target, incomparable, machine, parse, table};
 use crate::matrix;
 
-/// A new golden, in the form in which insta compares it with the recorded snapshot.
+/// New results, in the form in which the library insta compares them with the recorded snapshot.
 pub struct Taken {
     /// The name of the insta snapshot.
     pub name: String,
@@ -25,9 +25,10 @@ pub struct Taken {
 }
 
 impl Target {
-    /// Trains under every precision with every seed. On CUDA, requests deterministic algorithms and
-    /// switches TF32 off. So machines with the same compute capability run the same kernels. On
-    /// CUDA, also loads no batches ahead, so that peak memory does not depend on timing.
+    /// Trains the model under every precision with every seed. On CUDA, requests deterministic
+    /// algorithms and switches TF32 off. So machines with the same compute capability run the same
+    /// kernels. On CUDA, also loads no batches ahead, so that peak memory does not depend on
+    /// timing.
     ///
     /// # Errors
     /// When a training run fails, or the model or the device does not exist.
@@ -35,10 +36,10 @@ impl Target {
         self.golden_like(|_| None)
     }
 
-    /// Trains as [`golden`](Self::golden) does, but stops after the first seed if the results of
-    /// the first seed agree with the recorded golden. The other seeds would only give `n`, `s` and
-    /// `power`, and these are taken from the recorded golden. `known` receives the results of the
-    /// first seed and returns the recorded golden for them.
+    /// Trains the model as [`golden`](Self::golden) does, but stops after the first seed if the
+    /// results of the first seed agree with the recorded golden. The other seeds would only give
+    /// `n`, `s` and `power`, and these are taken from the recorded golden. `known` receives the
+    /// results of the first seed and returns the recorded golden for them.
     ///
     /// # Errors
     /// When a training run fails, or the model or the device does not exist.
@@ -61,7 +62,7 @@ impl Target {
         taken
     }
 
-    /// Returns the device on which the golden is trained.
+    /// Returns the device on which the model of the golden test is trained.
     pub(super) fn device(&self) -> Result<Device> {
         let own = env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
         hardware::parse_device(self.check.device.as_ref().unwrap_or(&own))
@@ -107,8 +108,9 @@ impl Target {
         Golden::over_seeds(&taken, margin, case.data.val.examples())
     }
 
-    /// Completes the results of the first seed with n, s and power from the recorded golden.
-    /// Returns `None` if the results of the first seed do not agree with the recorded golden.
+    /// Completes the results of the first seed with the statistics over all seeds (n, s and power)
+    /// from the recorded golden. Returns `None` if the results of the first seed do not agree with
+    /// the recorded golden.
     fn completed(&self, mut first: Golden, known: &Golden) -> Option<Golden> {
         first.seeds.clone_from(&self.check.seeds);
         for (precision, figures) in &mut first.runs {
@@ -121,8 +123,8 @@ impl Target {
         Agreement { spread: self.check.spread.clone(), memory: true }
     }
 
-    /// Returns the target with the spread (the recorded differences between machines) that is in
-    /// `folder` for the golden `name`. If the target already has a spread, does not replace it.
+    /// Reads the spread (the recorded differences between machines) of the golden `name` from
+    /// `folder`. Returns a copy of this target with the spread, unless it already has one.
     ///
     /// # Errors
     /// When the spread file is damaged.
@@ -134,18 +136,18 @@ impl Target {
         Ok(target)
     }
 
-    /// Reads the recorded golden of this target from the folder. Its name depends on the kind of
-    /// machine in `found`. Returns `None` if the golden does not exist or has an older format. In
-    /// this case insta shows the old and the new text.
+    /// Reads the recorded results (the golden) of this model from the folder. Its name depends on
+    /// the kind of machine in `found`. Returns `None` if the golden does not exist or has an older
+    /// format. In this case insta shows the old and the new text.
     pub(super) fn known(&self, found: &Golden, folder: &Path) -> Option<Golden> {
         let name = self.file_name(found.fingerprint.as_ref());
         let text = fs::read_to_string(folder.join(format!("{name}.snap"))).ok()?;
         parse(&text).ok()
     }
 
-    /// Compares a new golden with its anchor in `folder`, and prepares insta's comparison of the
-    /// new golden with the recorded golden. If the anchor is missing and `may_write` is true,
-    /// writes the anchor.
+    /// Compares new results with the anchor (the first recording) in `folder`, and prepares the
+    /// comparison with the recorded golden by insta. If the anchor is missing and `may_write` is
+    /// true, writes the anchor.
     ///
     /// # Errors
     /// When the recorded golden is from another kind of machine or has no anchor, a value differs

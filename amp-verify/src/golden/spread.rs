@@ -32,7 +32,7 @@ pub struct Samples {
 }
 
 impl Spread {
-    /// Parses the text of a spread file.
+    /// Parses the text of a spread file, which has the results of several machines.
     ///
     /// # Errors
     /// When the text has another format, or has fewer than three samples of a value.
@@ -50,8 +50,8 @@ impl Spread {
         Ok(spread)
     }
 
-    /// Reads the spread file that `cargo amp margins` wrote to `path`. Returns `None` if there is
-    /// no such file.
+    /// Reads the spread (the differences between machines) that `cargo amp margins` wrote to the
+    /// file `path`. Returns `None` if there is no such file.
     ///
     /// # Errors
     /// When the file cannot be read or is damaged.

@@ -19,7 +19,7 @@ use crate::{
     registry::{Judge, Model, Registry},
 };
 
-/// The options with which a golden is recorded.
+/// The options with which a golden (the recorded results of a run) is recorded.
 #[derive(Debug, Clone)]
 pub struct Check {
     /// The name of the device. If it is `None`, the environment variable `AMP_DEVICE` names the
@@ -66,7 +66,8 @@ enum Source {
     Own { subject: Subject, data: Option<DataModule>, clip: Option<Clip>, accumulate: i64 },
 }
 
-/// The defaults for a model that is not in a registry: the number of epochs, the metric, and δ.
+/// The defaults for a model that is not in a registry: the number of epochs, the metric, and the
+/// margin.
 const OWN: (i64, Judge, f64) = (3, Judge::higher("val_acc"), 0.01);
 
 impl Target {
@@ -179,15 +180,16 @@ impl Target {
         self
     }
 
-    /// Sets δ, in the unit of the metric. For a model of a registry, the default is the margin in
-    /// the registry. For any other model, the default is 0.01.
+    /// Sets the margin: how much worse than 32-true you accept a precision to be, in the unit of
+    /// the metric. For a model of a registry, the default is the margin in the registry. For any
+    /// other model, the default is 0.01.
     #[must_use]
     pub fn margin(mut self, margin: f64) -> Self {
         self.margin = Some(margin);
         self
     }
 
-    /// Sets all options with which the golden is recorded.
+    /// Sets all options with which the golden (the results to compare with) is recorded.
     #[must_use]
     pub fn check(mut self, check: Check) -> Self {
         self.check = check;
@@ -243,8 +245,8 @@ impl Target {
         }
     }
 
-    /// Builds the case with which the golden is trained, and returns it together with δ. The caller
-    /// must still set the seed of the case.
+    /// Builds the case (the model with its data and options) that the golden test trains, and
+    /// returns it together with the margin. The caller must still set the seed.
     pub(super) fn prototype(&self, device: Device) -> Result<(Case, f64)> {
         Ok(match &self.source {
             Source::Registered { registry, model } => {

@@ -42,7 +42,7 @@ pub struct LayersArgs {
 }
 
 impl LayersArgs {
-    /// Measures the layers of the case's model on the first training batch.
+    /// Measures the rounding errors of the model's layers on the first training batch.
     ///
     /// # Errors
     /// When training or a step fails.
@@ -55,7 +55,8 @@ impl LayersArgs {
     }
 }
 
-/// Measures the layers of the case's model on the first training batch, with the initial weights.
+/// Measures the rounding errors of the model's layers on the first training batch, with the initial
+/// weights.
 ///
 /// # Errors
 /// When a step fails, or a step under another precision runs other layers.
@@ -74,7 +75,7 @@ fn case_with(
     measure(&Subject::new(case, &build, &batch), options)
 }
 
-/// Builds the model. If `weights` is given, copies these values into the model's tensors.
+/// Builds the model of `case`. If `weights` is given, copies these values into the model's tensors.
 fn build(
     case: &Case,
     weights: Option<&BTreeMap<String, Tensor>>,

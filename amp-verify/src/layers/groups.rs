@@ -64,8 +64,8 @@ impl Group {
         }
     }
 
-    /// Returns the largest ratio of a difference to its bound, among the three differences. Returns
-    /// infinity if a difference is not finite.
+    /// Returns the largest of three ratios: the differences of output, input gradient and weight
+    /// gradient, each divided by its bound. Returns infinity if a difference is not finite.
     pub fn over_bound(&self) -> f64 {
         let over = |figure: Option<f64>, bound: f64| figure.map_or(0.0, |figure| figure / bound);
         let found = [
@@ -225,7 +225,8 @@ fn direction(output: &Tensor) -> Result<Tensor> {
     Ok(waves.f_view(output.size().as_slice())?.f_to_kind(output.kind())?)
 }
 
-/// Computes ‖a − b‖/max(‖b‖, least). Returns 0 if a equals b.
+/// Computes the relative difference of two tensors, ‖a − b‖/max(‖b‖, least). Returns 0 if a equals
+/// b.
 fn distance(a: &Tensor, b: &Tensor, least: f64) -> Result<f64> {
     let (a, b) = (a.f_to_kind(Dtype::Double)?, b.f_to_kind(Dtype::Double)?);
     let off = norm(&a.f_sub(&b)?)?;

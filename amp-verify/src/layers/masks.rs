@@ -1,4 +1,4 @@
-//! Whether dropout is the same in several dtypes.
+//! Whether dropout zeroes the same elements in several dtypes.
 
 use amp_core::{
     Result, random,
@@ -64,8 +64,8 @@ mod tests {
         head: Linear,
     }
 
-    /// All runs of a layer alone drop the same elements, so that only rounding is left as their
-    /// difference: lost digits exceed the bound.
+    /// Checks a layer with dropout that loses digits. All separate runs of the layer zero the same
+    /// elements, so that they differ only by rounding. The lost digits exceed the bound.
     #[test]
     fn a_layer_that_drops_elements_is_judged_by_its_rounding() -> Result<()> {
         let options = (Kind::Float, Device::Cpu);

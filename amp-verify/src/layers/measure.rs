@@ -61,8 +61,8 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
     Ok(Report { groups: groups(subject, options.precision)?, ..report })
 }
 
-/// Measures every layer as [`measure`] does, but no fused groups. Also compares each 16-bit layer's
-/// own error with what rounding explains.
+/// Measures every layer as [`measure`] does, but does not compare fused layers. Also compares the
+/// error that each 16-bit layer makes on exact inputs with what rounding explains.
 ///
 /// # Errors
 /// When a step fails, or a step under another precision runs other layers.
@@ -139,7 +139,8 @@ fn is_layer(calls: &[Ran], call: &Ran) -> bool {
     is_floating(call.output.kind()) && (call.op == Op::Matmul || !calls.iter().any(inside))
 }
 
-/// The data that the measurements of all parts share.
+/// The data that the measurements of all parts of the model share. A part is a group of layers that
+/// are measured together.
 struct Ends {
     log2_scale: i32,
     dropout: bool,
@@ -147,7 +148,7 @@ struct Ends {
     exact_loss: f64,
 }
 
-/// The steps from which the layers of one part are measured.
+/// The training steps from which the layers of one part of the model are measured.
 pub(super) struct Passes {
     /// The indices of the layers whose tensors are kept.
     part: Range<usize>,
@@ -172,7 +173,8 @@ pub(super) const OF_ROUNDED: usize = 3;
 /// perturbed as well.
 const RUNS_OTHERWISE: u64 = 3;
 
-/// One tensor of a layer, for example its output or its gradient, in each of the steps.
+/// One tensor of a layer, for example its output or its gradient, as computed in the steps under
+/// the precision, 32-true and 64-true.
 struct Values {
     exact: Tensor,
     baseline: Tensor,
@@ -253,7 +255,8 @@ impl Passes {
         Ok(Self { part, reference, baseline, actual, alone, log2_scale, dropout, options })
     }
 
-    /// Returns the indices of the layers of this part, among the modules that ran.
+    /// Returns the indices, among the modules that ran, of the layers that are measured in this
+    /// part.
     pub(super) fn places(&self) -> impl Iterator<Item = usize> {
         let calls = &self.reference.calls;
         self.part.clone().filter(|at| is_layer(calls, &calls[*at]))
@@ -264,7 +267,8 @@ impl Passes {
         Ends { log2_scale, dropout, loss: self.actual.loss, exact_loss: self.reference.loss }
     }
 
-    /// Adds the measurements of this part's layers, and the changes of their outputs' magnitude.
+    /// Adds to `layers` what was measured for the layers of this part of the model, and to
+    /// `changes` how much the precision changes the magnitude of each layer's output.
     fn add(&self, layers: &mut Vec<Layer>, changes: &mut Vec<f64>) -> Result<()> {
         for at in self.places() {
             let (call, exact) = (&self.actual.calls[at], &self.reference.calls[at]);
@@ -304,7 +308,8 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
-        // This run does not affect the loss. The gradients of parameters come from other runs.
+        // The output of this run of the layer has no effect on the loss, so the gradients of the
+        // parameters come from other runs.
         let is_passed_by = self.reference.calls[at].output_gradient.is_none();
         if kind != Kind::Forward && is_passed_by {
             return Ok(None);

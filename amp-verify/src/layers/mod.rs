@@ -38,14 +38,14 @@ use crate::{
     reset::ResetModel,
 };
 
-/// Builds a model.
+/// A function that builds the model whose layers are measured.
 pub type Build<'a> = dyn Fn() -> Result<Box<dyn LightningModule>> + 'a;
 
-/// Wraps a model for one pass.
+/// A function that wraps the model for one forward and backward pass.
 pub type Wrap<'a> =
     dyn for<'m> Fn(&'m mut dyn LightningModule) -> Box<dyn LightningModule + 'm> + 'a;
 
-/// The model and batch of a measurement.
+/// The model whose layers are measured, and the batch on which it runs.
 #[derive(Clone)]
 pub struct Subject<'a> {
     /// Builds the model with the same weights on every call.
@@ -64,7 +64,8 @@ pub struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// Creates the subject with the device, the seed and the precision regions of a case.
+    /// Prepares to measure the layers of a model with the device, the seed and the precisions of
+    /// single modules in `case`.
     pub fn new(case: &Case, build: &'a Build<'a>, batch: &'a AnyBatch) -> Self {
         Self {
             build,
@@ -76,13 +77,13 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Wraps the model for each pass.
+    /// Sets a function that wraps the model for each pass.
     #[must_use]
     pub fn wrapped(self, wrap: &'a Wrap<'a>) -> Self {
         Self { wrap: Some(wrap), ..self }
     }
 
-    /// Builds the model. All passes of a measurement use it, reset to its initial state.
+    /// Builds the model. It is reset to its initial state before each pass of the measurement.
     fn model(&self) -> Result<ResetModel> {
         let _section = random::seeded(self.seed)?;
         ResetModel::new((self.build)()?, self.device, self.seed)
@@ -98,7 +99,7 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// A model for one pass.
+/// The model during one pass: reset, and wrapped if a wrapper is set.
 enum Prepared<'m> {
     Plain(&'m mut dyn LightningModule),
     Wrapped(Box<dyn LightningModule + 'm>),
@@ -113,7 +114,7 @@ impl<'m> Prepared<'m> {
     }
 }
 
-/// The figures of one precision, layer by layer.
+/// The measured rounding errors under one precision, layer by layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The version of this format. The version changes if a field gets another meaning.
@@ -171,11 +172,12 @@ pub struct Layer {
     /// How far the loss scale is from the nearer end of `window`, as an exponent of 2. Negative if
     /// the loss scale is outside `window`.
     pub margin_bits: Option<i32>,
-    /// The kinds of tensors for which this layer's own error is the largest of all layers.
+    /// The kinds of tensors for which the error that this layer itself makes is the largest of all
+    /// layers.
     pub worst: Vec<Kind>,
 }
 
-/// Which of a layer's tensors is meant.
+/// A kind of tensor of a layer: its output or one of its gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -241,8 +243,8 @@ impl Layer {
 }
 
 impl Flow {
-    /// Returns the layer's own error, divided by the root mean square of the exact values. Returns
-    /// infinity if the quotient is not finite.
+    /// Returns the error that the layer itself makes, divided by the root mean square of the exact
+    /// values. Returns infinity if the quotient is not finite.
     pub fn relative_local_error(&self) -> f64 {
         match (self.local_error, self.rms) {
             (Some(_), Some(0.0)) => 0.0,
@@ -253,13 +255,13 @@ impl Flow {
 }
 
 impl Report {
-    /// Returns the layer with the largest own error for this kind.
+    /// Returns the layer that itself makes the largest error in tensors of this kind.
     pub fn worst(&self, kind: Kind) -> Option<&Layer> {
         self.layers.iter().find(|layer| layer.worst.contains(&kind))
     }
 }
 
-/// Marks for each kind of tensor the layer whose own error is the largest.
+/// Marks for each kind of tensor the layer that itself makes the largest error.
 fn mark_worst(layers: &mut [Layer]) {
     for kind in Kind::ALL {
         let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, Flow::relative_local_error);

@@ -21,7 +21,8 @@ use crate::{
     verdict::{CONFIDENCE, RISK, count_limit},
 };
 
-/// What was measured for a layer that runs separately on exact inputs.
+/// What was measured when a layer ran separately on exact inputs, so that all errors are the
+/// layer's own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Own {
     /// The path of the layer, as in [`Layer`](super::Layer).
@@ -35,28 +36,31 @@ pub struct Own {
     /// The kinds of tensors that have fewer significant digits than their dtype, because they were
     /// first rounded to another dtype.
     pub twice: Vec<Kind>,
-    /// The values that the layer's dtype holds and that became zero, infinite or NaN; of forward and
-    /// backward the one that is nearer to its bound.
+    /// How many values became zero, infinite or NaN although the layer's dtype can represent them.
+    /// Of the forward and the backward pass, the one that is nearer to its bound.
     pub lost: Lost,
 }
 
-/// A number of values that a layer lost, and the largest number that rounding explains.
+/// How many values a layer turned into zero, infinity or NaN although its dtype can represent them,
+/// and the largest number that rounding explains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Lost {
-    /// The number of lost values. Equal values are counted once, because they have the same cause.
+    /// The number of values that became zero, infinite or NaN. Equal values are counted once,
+    /// because they have the same cause.
     pub found: u64,
-    /// The largest accepted number.
+    /// The largest accepted number of such values.
     pub bound: u64,
 }
 
 impl Lost {
-    /// Returns the share of the bound.
+    /// Returns the number of lost values divided by its bound.
     pub fn over_bound(self) -> f64 {
         self.found as f64 / self.bound.max(1) as f64
     }
 }
 
-/// The largest accepted [`Own::error`]. It is above 1, because some layers round several times
+/// The largest accepted error of a layer on exact inputs, in multiples of the error that rounding
+/// its parameters and results once causes. It is above 1, because some layers round several times
 /// inside.
 pub const WITHIN: f64 = 3.0;
 /// Used to recognize a layer that computes in a wider dtype. Results of the layer are compared with
@@ -71,25 +75,28 @@ const LEAST_DIFFERING: f64 = 40.0;
 /// to f16, have so few digits.
 const ALL: f64 = 0.99;
 const BY_CHANCE: f64 = 0.75;
-/// The smallest error, as a share of a value, with which the value may become zero: a value that is
-/// held is at least four times the smallest number, half of which is the error of the last
-/// rounding.
+/// The smallest relative error with which a value may become zero. A counted value is at least four
+/// times the dtype's smallest number, and the last rounding has an error of half of this number: at
+/// most an eighth of the value. So the other errors must be at least 7/8 of the value.
 const LOSES: f64 = 7.0 / 8.0;
-/// If there are fewer elements, the rule is not applied.
+/// If a tensor has fewer elements, it is not judged whether it has too few digits.
 const LEAST_ELEMENTS: usize = 64;
 
 impl Own {
-    /// Returns whether the layer's own error is larger than rounding explains.
+    /// Returns whether the error that the layer makes on exact inputs is larger than rounding
+    /// explains.
     pub fn is_beyond(&self) -> bool {
         self.error.is_some_and(|error| error.is_nan() || error > WITHIN)
     }
 }
 
 impl Passes {
-    /// Measures the own error of each layer of this part that has 16-bit results.
+    /// Measures the error that each layer with 16-bit results makes on exact inputs, for the layers
+    /// of this part of the model.
     pub(super) fn own(&self) -> Result<Vec<Own>> {
         let mut all = Vec::new();
-        // Outputs and gradients of all 16-bit layers share the risk of one figure.
+        // The outputs and gradients of all 16-bit layers together have the risk of one measured
+        // value.
         let layers = self.actual.calls.iter().filter(|call| is_narrow(call.output.kind())).count();
         let risk = RISK / (2 * layers.max(1)) as f64;
         for at in self.places().filter(|at| is_narrow(self.actual.calls[*at].output.kind())) {
@@ -188,13 +195,15 @@ fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
     Ok(Some(low.f_mean(Dtype::Double)?.f_double_value(&[])?))
 }
 
-/// Counts the different values, up to rounding in f32: equal examples have equal values.
+/// Counts the different values of a tensor. Values that are equal in f32 count once, because equal
+/// examples give equal values.
 fn distinct(values: &Tensor) -> Result<u64> {
     let (different, ..) = values.f_to_kind(Dtype::Float)?.f_unique_dim(0, true, false, false)?;
     Ok(different.numel() as u64)
 }
 
-/// The results of a layer for one kind of tensor, all multiplied by the same factor.
+/// One kind of tensor of a layer (its output or a gradient), computed in several ways. All are
+/// multiplied by the same factor.
 struct Otherwise {
     /// The layer's results under the precision.
     found: Tensor,

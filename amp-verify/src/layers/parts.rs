@@ -17,8 +17,8 @@ fn bytes(call: &Ran) -> usize {
     8 * (COPIES * values + OF_PARAMETERS * parameters)
 }
 
-/// Divides the layers into ranges of consecutive layers. The tensors of each range fit into the
-/// budget.
+/// Divides the layers into ranges of consecutive layers, such that the tensors of each range fit
+/// into `budget` bytes.
 pub(super) fn parts(calls: &[Ran], budget: usize) -> Vec<Range<usize>> {
     let (mut parts, mut start, mut sum) = (Vec::new(), 0, 0);
     for (at, call) in calls.iter().enumerate() {
@@ -34,8 +34,8 @@ pub(super) fn parts(calls: &[Ran], budget: usize) -> Vec<Range<usize>> {
     parts
 }
 
-/// Returns how many of `all` examples are used, so that the largest layer fits into the budget.
-/// There are at least two, because batch statistics need two examples.
+/// Returns how many of `all` examples are used, so that the tensors of the largest layer fit into
+/// `budget` bytes. There are at least two, because batch statistics need two examples.
 pub(super) fn examples(calls: &[Ran], all: i64, budget: usize) -> i64 {
     let largest = calls.iter().map(bytes).max().unwrap_or_default();
     match largest > budget {

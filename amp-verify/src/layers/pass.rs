@@ -37,7 +37,7 @@ pub(super) struct Ran {
     pub(super) output: Tensor,
     pub(super) output_gradient: Option<Tensor>,
     pub(super) input_gradient: Option<Tensor>,
-    /// The results of running the layer separately, one for each job.
+    /// The results of the layer's separate runs, one for each [`Job`].
     pub(super) reruns: Vec<Rerun>,
 }
 
@@ -90,7 +90,7 @@ impl Rerun {
     }
 }
 
-/// What was recorded in one step.
+/// What was recorded in one training step.
 pub(super) struct Pass {
     /// The runs of the layers, in the order in which the layers ended.
     pub(super) calls: Vec<Ran>,
@@ -127,7 +127,7 @@ fn joined<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Option<Tensor
     Ok(Some(Tensor::f_cat(&flat, 0)?))
 }
 
-/// The options of a step.
+/// The options of the training step in which the layers' tensors are recorded.
 pub(super) struct Plan {
     pub(super) precision: Precision,
     /// The loss scale of the step.
@@ -140,15 +140,15 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Returns a plan that keeps no tensors.
+    /// Returns options with which no tensors are kept, to count the layers.
     pub(super) fn counting() -> Self {
         let (keeps, jobs) = (0..0, Vec::new());
         Self { precision: Precision::F32True, scale: 1.0, dropout: false, keeps, jobs }
     }
 }
 
-/// Runs the step. All passes of one subject draw the same random numbers in each layer, independently of its
-/// jobs.
+/// Runs the training step and records the tensors of the layers. In all passes of one measurement,
+/// each layer draws the same random numbers, whatever its separate runs are.
 pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
     let _section = random::seeded(subject.seed)?;

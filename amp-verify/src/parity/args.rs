@@ -79,7 +79,7 @@ pub(super) struct Plan {
     pub(super) precisions: Vec<Precision>,
 }
 
-/// A model, its PyTorch version, and its margin δ.
+/// A model, its PyTorch version, and the margin by which their metrics may differ.
 pub(super) struct Subject {
     pub(super) model: Arc<Model>,
     pub(super) twin: Twin,

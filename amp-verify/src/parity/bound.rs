@@ -9,7 +9,7 @@
 //! difference between the perturbed runs and the unperturbed run, up to the batch of this loss. The
 //! bound is at least [`LEAST`], because the sum that computes the loss rounds too.
 
-/// The number of runs with perturbed initial weights.
+/// The number of runs with perturbed initial weights, from which the bounds are computed.
 pub(super) const RUNS: u64 = 4;
 /// The bound of a loss is this multiple of the largest difference between a perturbed run and the
 /// unperturbed run.
@@ -32,8 +32,8 @@ pub(super) fn differences(own: &[f64], other: &[f64]) -> Vec<f64> {
     own.iter().zip(other).map(difference).collect()
 }
 
-/// Returns the bound for the loss of each step. `own` has the losses of our unperturbed run.
-/// `moved` has the losses of the runs with perturbed initial weights.
+/// Returns how far the loss of each step may be from PyTorch's. `own` has the losses of our
+/// unperturbed run. `moved` has the losses of the runs with perturbed initial weights.
 pub(super) fn bounds(own: &[f64], moved: &[Vec<f64>]) -> Vec<f64> {
     let moved: Vec<Vec<f64>> = moved.iter().map(|other| differences(own, other)).collect();
     let mut furthest = 0.0_f64;

@@ -1,5 +1,5 @@
-//! Stores the result rows of `parity` in a folder, in one file per row. A later call of `parity`
-//! can then reuse them.
+//! Stores the rows of the table of `parity` (one for each model and precision) in a folder, in one
+//! file per row. A later call of `parity` can then reuse them.
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +35,7 @@ impl Cache {
         Ok(Self { folder: folder.to_owned(), binary: digest(&binary) })
     }
 
-    /// Returns the path of the file for a model's row.
+    /// Returns the path of the file for the results of a model under a precision.
     pub(super) fn path(
         &self,
         args: &ParityArgs,
@@ -67,7 +67,7 @@ pub(super) fn read(path: &Path) -> Option<Row> {
     serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
 }
 
-/// Writes a result row to the file `path`.
+/// Writes the results of a model under a precision to the file `path`.
 pub(super) fn write(path: &Path, row: &Row) -> Result<()> {
     let text = serde_json::to_vec(row).map_err(|error| Error::io(path, error.into()))?;
     Staged::create(path)?.write(&text)

@@ -81,8 +81,8 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
                 none => none.insert(start()?),
             };
             let row = comparison.row(theirs).map_err(|error| error.at(&what))?;
-            // If the PyTorch version failed, the row lacks seeds. Such a row is not stored, because
-            // the PyTorch version may succeed in the next call.
+            // If the PyTorch version failed, the results lack seeds. Such results are not stored,
+            // because the PyTorch version may succeed in the next call.
             let is_whole = row.seeds.len() as u64 == args.seeds;
             if let Some(file) = file.filter(|_| is_whole) {
                 cache::write(&file, &row)?;

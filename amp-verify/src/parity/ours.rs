@@ -35,8 +35,9 @@ fn share(precision: Precision) -> f64 {
     }
 }
 
-/// Perturbs the model's weights at random. `number` is the number of the run and the seed of the
-/// perturbation. Afterwards the random generator has the state that it had before.
+/// Perturbs the model's weights at random by a few roundings, as [`share`] says. `number` is the
+/// number of the run and the seed of the perturbation. Afterwards the random generator has the
+/// state that it had before.
 fn move_weights(model: &dyn LightningModule, number: u64, precision: Precision) -> Result<()> {
     let before = RandomState::read(Device::Cpu)?;
     seed_everything(number)?;
@@ -74,7 +75,7 @@ pub(super) fn config(case: &Case, precision: Precision) -> Result<TrainerConfig>
     Ok(config)
 }
 
-/// Writes the initial weights to `weights_to` and trains the case.
+/// Writes the initial weights to `weights_to` and trains the model in Rust.
 pub(super) fn train(case: &Case, precision: Precision, weights_to: &Path) -> Result<Ours> {
     let config = config(case, precision)?;
     let _section = random::seeded(config.seed)?;
@@ -88,8 +89,8 @@ pub(super) fn train(case: &Case, precision: Precision, weights_to: &Path) -> Res
     Ok(Ours { losses, skipped, record, peak_memory_bytes, plan, hyperparameters })
 }
 
-/// Trains the case under 32-true on its first `batches` batches, with initial weights that are
-/// perturbed at random. Returns the loss of each batch.
+/// Trains the model in Rust under 32-true on its first `batches` batches, with initial weights that
+/// are perturbed at random. Returns the loss of each batch.
 pub(super) fn train_moved(case: &Case, number: u64, batches: u64) -> Result<Vec<f64>> {
     let config = config(case, Precision::F32True)?;
     let _section = random::seeded(config.seed)?;
@@ -109,13 +110,13 @@ pub(super) struct Traced {
     pub(super) scale: Option<f64>,
 }
 
-/// Trains the case and records the largest gradient and the loss scale of each step.
+/// Trains the model in Rust and records the largest gradient and the loss scale of each step.
 pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
     traced(case, precision, None)
 }
 
-/// Trains the case as [`trace`] does, but only on the first `batches` batches, and with initial
-/// weights that are perturbed at random.
+/// Trains the model in Rust as [`trace`] does, but only on the first `batches` batches, and with
+/// initial weights that are perturbed at random.
 pub(super) fn trace_moved(
     case: &Case,
     precision: Precision,

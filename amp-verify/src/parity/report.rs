@@ -18,7 +18,7 @@ use crate::{
 /// The version of the format of [`Report`].
 pub const SCHEMA: &str = "amp-parity/1";
 /// The largest accepted probability that a row is shown as agreeing although the metrics of the
-/// model and its PyTorch version differ by δ or more.
+/// model and its PyTorch version differ by the margin or more.
 const ALPHA: f64 = 0.05;
 
 /// If a loss has a bound of at most this fraction of the loss, comparing the loss is informative.
@@ -135,8 +135,8 @@ impl Report {
 }
 
 impl First {
-    /// Compares the losses of the two sides with each other. If `bounds` is given, compares each
-    /// difference with its bound.
+    /// Compares the losses of the model in Rust with those of its PyTorch version. If `bounds` is
+    /// given, compares each difference with its bound.
     pub(super) fn new(losses: Pair<Vec<f64>>, bounds: Option<&[f64]>) -> Self {
         let off = differences(&losses.ours, &losses.theirs);
         let largest = off.iter().copied().fold(0.0, f64::max);
@@ -166,7 +166,7 @@ impl First {
 }
 
 impl Row {
-    /// Creates a row that has no results yet.
+    /// Creates the row for one model and precision, without results yet.
     pub(super) fn new(model: &str, precision: Precision, judge: Judge, lines: Pair<usize>) -> Self {
         Self {
             model: model.to_owned(),

@@ -24,9 +24,9 @@ const LEAST: f64 = 1.0 / 1024.0;
 /// count as one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// The index of the attempt, from 0.
+    /// The index of this attempt at an optimizer step, from 0.
     pub step: u64,
-    /// The loss scale of this attempt.
+    /// The loss scale in this attempt at an optimizer step.
     pub scale: f64,
     /// The largest magnitude in the scaled gradients of all parameters, divided by the largest f16
     /// number (65504). Null if a gradient is not finite.
@@ -45,7 +45,7 @@ pub struct Again {
     /// The first attempts of our side with this library's kernels, and the first attempts of the
     /// PyTorch version.
     pub attempts: Pair<Vec<Attempt>>,
-    /// The first attempts of our side with libtorch's kernels.
+    /// The first attempts at optimizer steps of our side with libtorch's kernels.
     pub libtorch: Vec<Attempt>,
     /// How much rounding alone changes the first steps of our side.
     #[serde(default)]
@@ -104,7 +104,8 @@ impl Rounding {
     }
 }
 
-/// The result of comparing the skipped steps of a seed.
+/// What the comparison of the skipped steps of the model and its PyTorch version shows, for one
+/// seed.
 #[derive(Debug, PartialEq)]
 pub(super) enum Skips {
     /// The model and its PyTorch version skip the same steps.
@@ -237,7 +238,8 @@ fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option
     })
 }
 
-/// Returns the attempts of the two runs at the first step that only one of the two runs skips.
+/// Finds the first optimizer step that only one of two runs skips. Returns the attempts of the two
+/// runs at this step.
 fn parting<'a>(own: &'a [Attempt], other: &'a [Attempt]) -> Option<(&'a Attempt, &'a Attempt)> {
     own.iter().zip(other).find(|(own, other)| own.skipped != other.skipped)
 }
@@ -284,7 +286,8 @@ mod tests {
         }
     }
 
-    /// Returns the result for the first 100 steps of a seed: the name of its variant and its text.
+    /// Compares the skipped steps among the first 100 steps of a seed. Returns the name of the
+    /// resulting [`Skips`] and its text.
     fn told(seed: &Seed) -> (&'static str, String) {
         match seed.skips(100) {
             Skips::Same => ("same", String::new()),

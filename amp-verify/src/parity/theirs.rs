@@ -226,7 +226,7 @@ impl Theirs {
 }
 
 impl Ran {
-    /// Returns whether the run has reached `max_steps`.
+    /// Returns whether PyTorch's run has reached `max_steps`.
     fn is_over(&self, config: &TrainerConfig) -> bool {
         config.max_steps.is_some_and(|most| self.steps >= most)
     }

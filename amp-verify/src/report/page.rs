@@ -105,7 +105,7 @@ pub fn html(content: &Content<'_>) -> Result<String> {
     ))
 }
 
-/// A line of a chart: the precision, and the points of the line.
+/// A line of a chart: the precision that it belongs to, and its points.
 type Line = (Precision, Vec<(f64, f64)>);
 
 /// Draws the metric under each precision with a confidence interval. With several seeds, this is

@@ -120,8 +120,8 @@ pub(super) fn share(count: u64, all: u64) -> String {
 }
 
 /// Formats a table of the fractions of values that would overflow, become subnormal or become zero
-/// in each format. One column is for the values themselves, and one for the values times the loss
-/// scale.
+/// in each floating-point format. One column is for the values themselves, and one for the values
+/// times the loss scale.
 pub(super) fn losses(
     report: &Report,
     kind: Kind,

@@ -33,7 +33,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// The peers: the engines that the Python program runs, in the order of the tables.
+    /// The peers: the other engines, which the Python program runs, in the order of the tables.
     pub const PEERS: [Self; 6] = [
         Self::Lightning,
         Self::TorchLoop,

@@ -172,13 +172,13 @@ impl Report {
         paired_ratio(&reached, &self.bf16_matrix_rates)
     }
 
-    /// Returns whether something was measured on the workload under the precision.
+    /// Returns whether some engine was measured on this workload under this precision.
     pub fn measured(&self, workload: &str, precision: Precision) -> bool {
         self.rows.iter().any(|row| row.workload == workload && row.precision == precision)
     }
 }
 
-/// With what the speed of this trainer is compared.
+/// What the speed of this trainer is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
     /// With another engine, on the same workload under the same precision.

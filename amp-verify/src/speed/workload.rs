@@ -158,8 +158,8 @@ impl Workload {
         self
     }
 
-    /// Measures torch.compile on CUDA in two further modes: its default mode, and
-    /// max-autotune-no-cudagraphs.
+    /// Makes the benchmark measure torch.compile on CUDA in two further modes: its default mode,
+    /// and max-autotune-no-cudagraphs.
     #[must_use]
     pub fn with_compiler_modes(mut self) -> Self {
         self.compiler_modes = true;
@@ -207,16 +207,16 @@ impl Workload {
         self
     }
 
-    /// Measures steps on CUDA also without the checks of training invariants, to show how much time
-    /// the checks take.
+    /// Makes the benchmark measure steps on CUDA also without the checks of training invariants, to
+    /// show how much time the checks take.
     #[must_use]
     pub fn with_unchecked_steps(mut self) -> Self {
         self.unchecked = true;
         self
     }
 
-    /// Measures training on CUDA in two further ways: with gradients stored in 16 bits, and with
-    /// 16-bit gradients and the optimizer state in 8 bits.
+    /// Makes the benchmark measure training on CUDA in two further ways: with gradients stored in
+    /// 16 bits, and with 16-bit gradients and the optimizer state in 8 bits.
     #[must_use]
     pub fn with_reduced_state(mut self) -> Self {
         self.reduced_state = true;

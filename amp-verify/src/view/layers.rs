@@ -9,8 +9,8 @@ use crate::{
     text::percent,
 };
 
-/// Formats a line that describes what was measured, the table of the layers, and lines with
-/// conclusions.
+/// Formats the rounding errors of a model's layers: a line that describes the measurement, the
+/// table of the layers, and lines with conclusions.
 pub fn layers(report: &Report) -> String {
     let mut out = format!(
         "{} under {}, a batch of {}, seed {}, loss {} (64-true: {:.6}){}{}\n",

@@ -72,8 +72,8 @@ struct Column {
     cell: fn(&Run) -> String,
 }
 
-/// Returns the number of columns for names and for results of training. The columns after them are
-/// about time and memory.
+/// Returns the number of the table's columns for names and for results of training. The columns
+/// after them are about time and memory.
 fn results(comparison: &Comparison) -> usize {
     5 + metric_columns(comparison).len()
 }

@@ -9,30 +9,31 @@ use crate::{
     verdict::{CONFIDENCE, RISK, mean, standard_deviation, tolerance_factor},
 };
 
-/// The smallest standard deviation of a figure, as a share of its mean. Kernels also round inside
-/// modules, which the emulation does not cover.
+/// The smallest standard deviation with which a bound is computed, as a share of the mean. It is
+/// needed because kernels also round inside modules, which the emulated rounding does not cover.
 const LEAST_SPREAD: f64 = 0.1;
-/// The smallest bounds for the loss and for gradients, in roundings of the loss's dtype. The
-/// emulation rounds only between modules. But the computation between the last module and the loss
-/// also rounds a few times. This changes the loss, and with it the gradients.
+/// The smallest bounds for the loss and for gradients, in roundings of the loss's dtype. Emulated
+/// runs round only between modules. But the computation between the last module and the loss also
+/// rounds a few times. This changes the loss, and with it the gradients.
 pub(in crate::gate) const OF_LOSS: f64 = 4.0;
 pub(in crate::gate) const OF_GRADIENT: f64 = 24.0;
 
-/// What determines the lower limits of all bounds.
+/// The two quantities from which the lower limits of all bounds are computed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Least {
     /// The dtype in which the loss is computed.
     pub(super) loss: Kind,
-    /// The lower limit for the bounds of the values about weights. It is the error that arises
+    /// The lower limit for the bounds of differences between weights. It is the error that arises
     /// because an optimizer's constants are rounded to f32.
     pub(super) weights: f64,
 }
 
-/// Bounds are upper tolerance limits: with confidence 0.95, at most the share [`RISK`] of unchanged
+/// Bounds are upper tolerance limits: with confidence 0.95, at most the share [`RISK`] of correct
 /// runs exceeds mean + k·s, with the factor k of [`tolerance_factor`]. The square of a distance is
 /// a sum of squares, and its cube root is nearly normal (Wilson and Hilferty 1931). Mean and s are
 /// therefore computed for distance^(2/3). Differences have two sides around zero, each with half of
-/// the risk. The gradients of all parameters share the risk of one figure. Both assume that the normal distribution also holds beyond the measured values.
+/// the risk. The gradients of all parameters together have the risk of one measured value. Both
+/// assume that the normal distribution also holds beyond the measured values.
 pub(super) struct Bounds<'a> {
     runs: &'a [Figures],
     least: Least,
@@ -56,7 +57,7 @@ impl<'a> Bounds<'a> {
         }
     }
 
-    /// Returns the bound of the value `what`.
+    /// Returns the bound of the difference `what` between a precision and 32-true.
     pub(super) fn of(&self, what: &What) -> f64 {
         let values: Vec<f64> = self.runs.iter().filter_map(|run| run.get(what).copied()).collect();
         let of_distance = |k: f64| limit_of_distance(&values, k);
@@ -76,8 +77,8 @@ impl<'a> Bounds<'a> {
     }
 }
 
-/// Returns the limit mean + k·s of some distances. The mean and s are computed for the distances
-/// raised to the power 2/3, because these powers are nearly normal.
+/// Returns the limit mean + k·s for the distances `values`. The mean and s are computed for the
+/// distances raised to the power 2/3, because these powers are nearly normal.
 fn limit_of_distance(values: &[f64], k: f64) -> f64 {
     let roots: Vec<f64> = values.iter().map(|value| value.powf(2.0 / 3.0)).collect();
     let middle = mean(&roots);
@@ -163,8 +164,8 @@ mod tests {
         assert_eq!(bounds.of(&gradient("unused")), 24.0 / 256.0);
     }
 
-    /// Checks that a gradient exceeds its bound if no run with emulated rounding has a gradient for
-    /// this parameter. The bound of such a parameter is only a few roundings.
+    /// Checks that a parameter's gradient exceeds its bound if this parameter has no gradient in
+    /// the runs with emulated rounding. The bound of such a parameter is only a few roundings.
     #[test]
     fn an_unknown_gradient_is_beyond_its_bound() {
         let runs = vec![BTreeMap::from([(What::Loss, 0.0)]); 3];

@@ -57,14 +57,14 @@ struct Kinds {
     given: Kind,
     returned: Kind,
     computed: Kind,
-    /// Whether a kernel may compute the gradients of the module's parameters from partial sums that
+    /// Whether kernels may compute the gradients of the module's parameters from partial sums that
     /// are rounded to 16 bits.
     sums_parts: bool,
 }
 
 impl Emulation {
     /// Runs one forward pass of `model` under `precision`, and records the dtypes between the
-    /// modules. The model must be newly built from the case.
+    /// modules. The model must be newly built.
     pub(in crate::gate) fn of(
         case: &Case,
         model: &mut dyn LightningModule,
@@ -141,7 +141,7 @@ impl Emulation {
     }
 }
 
-/// Corrects the input dtypes of modules in FP32 regions under 16-bit `*-true` precisions. The
+/// Corrects the input dtypes of modules that compute in FP32 under a 16-bit `*-true` precision. The
 /// inputs of these modules have 16 bits. They are cast to the wider dtype only when the module is
 /// called.
 fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
@@ -233,7 +233,8 @@ impl Rounding {
         Self { moves_between: true, ..self }
     }
 
-    /// Perturbs and rounds the parameters, unless this was already done for the current step.
+    /// Perturbs the parameters at random and rounds them, unless this was already done for the
+    /// current step.
     pub(in crate::gate) fn begin(&mut self, model: &dyn LightningModule) -> Result<()> {
         if std::mem::replace(&mut self.has_begun, true) {
             return Ok(());

@@ -50,10 +50,10 @@ impl fmt::Display for What {
     }
 }
 
-/// The measured differences between a run and the run under 32-true.
+/// The measured differences between the first steps of a run and those of the run under 32-true.
 pub(super) type Figures = BTreeMap<What, f64>;
 
-/// Reads the squares from the device together and returns their roots.
+/// Returns the square roots of scalar tensors, which it reads from the device together.
 fn roots(squares: impl Iterator<Item = Result<Tensor>>) -> Result<Vec<f64>> {
     let squares = squares.collect::<Result<Vec<_>>>()?;
     Ok(read(&squares)?.into_iter().map(f64::sqrt).collect())
@@ -84,7 +84,7 @@ fn ratio(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a / b }
 }
 
-/// Masks of weights, by the names of their parameters.
+/// For each parameter, by name, which of its weights are left out of comparisons.
 pub(super) type Masks = BTreeMap<String, Tensor>;
 
 /// Returns a mask of the weights whose first gradient consists of rounding errors alone: the run
@@ -111,7 +111,8 @@ pub(super) fn noisy(exact: &Ran, rounded: &Ran) -> Result<Masks> {
 /// The run under 32-true, and the norms by which the differences of other runs are divided.
 pub(super) struct Exact<'a> {
     ran: &'a Ran,
-    /// The weights that the measures about weights leave out, in the order of `Ran::weights`.
+    /// For each parameter, in the order of `Ran::weights`, which weights are left out when weights
+    /// are compared.
     masks: Vec<Option<Tensor>>,
     loss: f64,
     /// The norm of the first gradient of each parameter.
@@ -123,8 +124,8 @@ pub(super) struct Exact<'a> {
 }
 
 impl<'a> Exact<'a> {
-    /// Leaves the weights of `masks` out of the measures about weights, unless no other weight
-    /// changes in the run.
+    /// Prepares comparisons with the run `ran`. When weights are compared, those of `masks` are
+    /// left out, unless no other weight changes in the run.
     pub(super) fn new(ran: &'a Ran, masks: &Masks) -> Result<Self> {
         let of_names = ran.names.iter().map(|name| masks.get(name).map(Tensor::shallow_clone));
         let mut exact = Self {
@@ -143,7 +144,8 @@ impl<'a> Exact<'a> {
         Ok(exact)
     }
 
-    /// Returns the tensor at this position with zeros in place of the weights that are left out.
+    /// Returns the tensor of `weights` with the index `at`, with zeros in place of the weights that
+    /// are left out of comparisons.
     fn measured(&self, weights: &[Tensor], at: usize) -> Result<Tensor> {
         no_grad(|| match &self.masks[at] {
             Some(mask) => Ok(weights[at].f_masked_fill(mask, 0.0)?),
@@ -151,20 +153,20 @@ impl<'a> Exact<'a> {
         })
     }
 
-    /// Computes the norm of all measured weights together, one tensor at a time.
+    /// Computes the norm of all compared weights together, one tensor at a time.
     fn norm(&self, weights: &[Tensor]) -> Result<f64> {
         let squares = (0..weights.len()).map(|at| square(&self.measured(weights, at)?));
         Ok(whole(roots(squares)?))
     }
 
-    /// Computes ‖a − b‖ of all measured weights together, one pair of tensors at a time.
+    /// Computes ‖a − b‖ of all compared weights together, one pair of tensors at a time.
     fn distance(&self, a: &[Tensor], b: &[Tensor]) -> Result<f64> {
         let squares = (0..a.len())
             .map(|at| square_of_difference(&self.measured(a, at)?, &self.measured(b, at)?));
         Ok(whole(roots(squares)?))
     }
 
-    /// Returns how much f32 itself changes the measures about weights. The constants of an
+    /// Returns how much f32 itself changes the differences between weights. The constants of an
     /// optimizer, such as 1 − lr·λ, are rounded to f32. This rounding changes all weights in the
     /// same direction in each step.
     pub(super) fn of_constants(&self) -> f64 {

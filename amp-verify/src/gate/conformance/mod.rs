@@ -37,7 +37,8 @@ const STEPS: u64 = 6;
 /// The loss scale in these steps. It is so low that no step overflows.
 const LOW_SCALE: f64 = 1024.0;
 
-/// Runs the job. The model is built only once and reset before each run.
+/// Runs the gate's job that compares the first steps with those of 32-true. The model is built only
+/// once and reset before each run.
 pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result<Outcome> {
     let mut case = job.case(registry, Precision::F32True)?;
     let budget = Budget::of(&case, STEPS)?;
@@ -103,7 +104,7 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     Ok(outcome)
 }
 
-/// The results of the runs with emulated rounding.
+/// The results of correct runs with emulated rounding, from which the bounds are computed.
 struct Unchanged {
     /// How far each run is from 32-true.
     runs: Vec<Figures>,
@@ -113,7 +114,8 @@ struct Unchanged {
     noisy: Masks,
 }
 
-/// Runs the steps several times with emulated rounding and without the job's fault.
+/// Runs the first steps several times with emulated rounding, without the fault that the self-test
+/// may have put into the job.
 fn unchanged(
     job: &Job,
     registry: &Registry,
@@ -143,7 +145,8 @@ fn unchanged(
     };
     let mut emulated =
         |number| steps.run_at_low_scale(model, Some(Rounding::new(&emulation, job.seed, number)));
-    // A run of its own, so that the masks do not depend on the runs that give the bounds.
+    // This is a separate run, so that the masks do not depend on the runs from which the bounds are
+    // computed.
     let noisy = noisy(exact, &emulated(0)?)?;
     let exact = Exact::new(exact, &noisy)?;
     let runs = (1..=budget.draws).map(|number| exact.compare(&emulated(number)?));
@@ -152,9 +155,9 @@ fn unchanged(
     Ok(Unchanged { runs, least, noisy })
 }
 
-/// Compares each measured value with its bound. Of the gradients of all parameters, returns only
-/// the one that is largest relative to its bound. Also returns a text for each value that exceeds
-/// its bound.
+/// Compares each measured difference from 32-true with its bound. Of the gradients of all
+/// parameters, returns only the one that is largest relative to its bound. Also returns a text for
+/// each value that exceeds its bound.
 fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Vec<String>) {
     let all: Vec<(&What, f64, f64)> =
         found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();
@@ -225,7 +228,8 @@ mod tests {
         Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model.batch_size(16))
     }
 
-    /// A model that does not stay finite without batch statistics is compared with them.
+    /// If a model does not stay finite with running statistics, its first steps are compared with
+    /// batch statistics.
     #[rstest]
     #[case::calm(1.0, "dropout and batch statistics")]
     #[case::diverging(1e15, "dropout, bounds")]

@@ -29,7 +29,7 @@ use crate::{
     reset::ResetModel,
 };
 
-/// What is recorded during a run.
+/// What is recorded during a run of the first training steps.
 #[derive(Default)]
 pub(super) struct Trace {
     pub(super) gradients: Vec<(String, Tensor)>,
@@ -146,7 +146,7 @@ impl Interceptor for Still {
     }
 }
 
-/// The results of a run.
+/// The results of a run of the first training steps.
 pub(super) struct Ran {
     pub(super) trace: Trace,
     /// The names of the parameters, in the order of `initial` and `weights`.

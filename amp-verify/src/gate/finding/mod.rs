@@ -1,5 +1,6 @@
-//! Finds the cause of a failure. Repeats the run of the first failing seed in this process: first
-//! as it was, and then with some modules in FP32. [`crate::diagnose`] describes the search.
+//! Diagnoses why a precision failed the gate. Repeats the run of the first failing seed in this
+//! process: first as it was, and then with some modules in FP32. [`crate::diagnose`] describes the
+//! search.
 
 mod words;
 
@@ -21,7 +22,7 @@ use crate::{
     layers::{self, Kind, Options, Subject, Wrap, module_paths},
 };
 
-/// Why a precision failed.
+/// Why a precision failed the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
@@ -30,7 +31,8 @@ pub enum Cause {
     /// The environment has changed: 32-true gives other results than its golden (the recorded
     /// results of an earlier run).
     Environment,
-    /// A rule of training is broken. No choice of precision can repair this.
+    /// A rule of training is broken, for example gradient clipping. No choice of precision can
+    /// repair this.
     Rule,
     /// 32-true fails as well, so the precision is not the cause.
     Baseline,
@@ -47,9 +49,9 @@ pub struct Finding {
     pub seed: u64,
     /// Why the precision failed.
     pub cause: Cause,
-    /// The failure of the seed as a number. If the metric is too much worse, it is the difference
-    /// of the metrics divided by the margin. If rules are broken, it is the number of broken rules
-    /// plus 1. Null if it is not finite.
+    /// How badly the run of this seed failed, as a number. If the metric is too much worse, it is
+    /// the difference of the metrics divided by the margin. If rules are broken, it is the number
+    /// of broken rules plus 1. Null if it is not finite.
     pub figure: Option<f64>,
     /// The path of the first layer whose own error is larger than rounding explains. If there is
     /// none, the path of the layer with the largest own error. The errors are measured in the first
@@ -120,7 +122,7 @@ fn rule(plan: &Plan, result: &PrecisionResult) -> Option<Finding> {
 }
 
 impl Finding {
-    /// Creates a finding that has only the seed and the failure as a number.
+    /// Creates a diagnosis that has only the seed and the failure as a number.
     fn of(seed: u64, figure: Option<f64>) -> Self {
         Self {
             seed,
@@ -157,9 +159,10 @@ struct Suspect<'a> {
     baseline_fails: bool,
     /// Whether 32-true gives other results than its golden. `None` if there is no golden.
     baseline_moved: Option<bool>,
-    /// The failure as a number, as in [`Finding::figure`]. It is above 1 if the precision failed.
+    /// How badly the run failed, as a number, as in [`Finding::figure`]. It is above 1 if the
+    /// precision failed.
     known: f64,
-    /// The outcome of the seed's job in the gate. `None` if there is none.
+    /// The outcome of the gate's run with this seed. `None` if there is none.
     recorded: Option<Outcome>,
 }
 
@@ -317,18 +320,18 @@ impl<'a> Suspect<'a> {
 }
 
 impl Suspect<'_> {
-    /// Runs the job of the seed again. Returns whether the results are the same as before.
+    /// Repeats the gate's training run `job`. Returns whether the results are the same as before.
     fn repeats(&self, job: &Job) -> bool {
         let again = |recorded| figures(&job.execute(&self.plan.registry)) == figures(recorded);
         self.recorded.as_ref().is_some_and(again)
     }
 }
 
-/// A check that repeats the failing runs of the seed with different precision regions.
+/// A check that repeats the failing runs of the seed with other modules in FP32.
 struct Again<'a> {
     suspect: &'a Suspect<'a>,
-    /// The failure of the run in the gate, as a number. The first call of the check returns it, so
-    /// that this run is not repeated.
+    /// How badly the run failed in the gate, as a number. The first call of the check returns it,
+    /// so that this run is not repeated.
     known: Option<f64>,
 }
 
@@ -362,8 +365,8 @@ impl Check for Again<'_> {
     }
 }
 
-/// Returns how much worse the metric is than the metric of 32-true, divided by the margin δ.
-/// Returns infinity if the run failed.
+/// Returns how much worse the metric is than the metric of 32-true, divided by the margin. Returns
+/// infinity if the run failed.
 fn of_training(model: &gate::Subject, outcome: &Outcome, baseline: f64) -> f64 {
     match outcome.metric {
         Some(metric) if outcome.failures.is_empty() => {
@@ -381,7 +384,7 @@ fn of_steps(outcome: &Outcome) -> f64 {
     }
 }
 
-/// Returns the results that must be equal in two runs with the same seed.
+/// Returns the results of a run that must be equal in a repeated run with the same seed.
 fn figures(outcome: &Outcome) -> (Option<f64>, Option<f64>, u64, Option<f64>) {
     (outcome.metric, outcome.loss, outcome.skipped_steps, outcome.final_scale)
 }

@@ -1,4 +1,4 @@
-//! Describes a diagnosis in one line.
+//! Describes in one line why a precision failed.
 
 use super::{Cause, Finding};
 use crate::text::percent;
@@ -19,7 +19,7 @@ pub(super) fn text(finding: &Finding, searched: bool) -> String {
         }
         Cause::Baseline => return "baseline: 32-true fails as well".into(),
         Cause::Unknown => return "unknown: ".into(),
-        // The text about broken rules is written by the code that finds them.
+        // The code that finds broken rules also writes the text about them.
         Cause::Rule => return String::new(),
         Cause::Precision => format!("precision: seed {seed} fails again and passes under 32-true"),
     };

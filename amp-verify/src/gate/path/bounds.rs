@@ -33,14 +33,14 @@ const PASSES_OF_STEP: i64 = 2;
 /// otherwise.
 const OF_SWITCHES: f64 = 1e-3;
 
-/// Returns the number of passes with emulated rounding per step, for an epoch that has `steps`
-/// steps.
+/// Returns the number of passes with emulated rounding that the gate makes for each step of an
+/// epoch of `steps` steps.
 pub(super) fn passes(steps: i64) -> u64 {
     let steps = steps.max(1);
     ((PASSES + steps - 1) / steps).max(PASSES_OF_STEP).cast_unsigned()
 }
 
-/// The measured differences with their bounds. Each pair comes from the step in which the
+/// The differences from 32-true with their bounds. Each pair comes from the step in which the
 /// difference is largest relative to its bound.
 pub(super) struct Judged {
     pub(super) projection: (f64, f64),
@@ -189,9 +189,9 @@ mod tests {
         (mean + k() * (square / 63.0).sqrt()).powf(1.5)
     }
 
-    /// Checks that the step is reported whose difference is largest relative to its bound. The
-    /// difference 0.05 in the sensitive step is within its bound. The smaller difference 0.04 in
-    /// another step exceeds its bound.
+    /// Checks which step is reported: the one whose difference is largest relative to its bound.
+    /// The difference 0.05 in the sensitive step is within its bound. The smaller difference 0.04
+    /// in another step exceeds its bound.
     #[test]
     fn the_step_that_is_furthest_beyond_its_bound_is_judged() {
         let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.001))).collect();

@@ -33,7 +33,7 @@ const DRAWS: u64 = 12;
 const SIZE: f64 = 1e-3;
 const DISTANCE: f64 = 1e-2;
 
-/// How much two gradients a and b differ.
+/// How much the gradients a (of the GPU) and b (of the CPU) differ.
 struct GradientDifference {
     /// The difference in size, |⟨a, b⟩/⟨b, b⟩ − 1|.
     size: f64,

@@ -17,8 +17,8 @@ pub(super) const CHANCE: f64 = 6.0;
 /// vary because 16-bit values are rounded.
 const CONSTANT: f64 = 0.01;
 
-/// A probe that recognizes a dropout layer by the effect on its input, and counts the elements that
-/// the layer sets to zero.
+/// A probe (an observer of the forward pass) that recognizes a dropout layer by the effect on its
+/// input, and counts the elements that the layer sets to zero.
 #[derive(Default)]
 pub(super) struct Counter(RefCell<Counts>);
 
@@ -32,13 +32,13 @@ struct Counts {
     /// The largest difference, in standard errors, between the fraction of zeroed elements of a
     /// layer and the rate that follows from the layer's factor.
     worst: f64,
-    /// A sentence about the layer that has this difference.
+    /// A sentence about the layer with the difference `worst`.
     text: String,
-    /// Whether this difference is too large.
+    /// Whether `worst` is too large for chance.
     wrong: bool,
 }
 
-/// What a layer does to the elements of its input.
+/// What a dropout layer does to the elements of its input.
 struct Drops {
     /// The fraction of the nonzero elements of the input that become zero.
     share: f64,
@@ -54,9 +54,9 @@ impl Counter {
         self.0.borrow_mut().done = true;
     }
 
-    /// Returns the number of dropout layers, and the largest difference between fraction and rate
-    /// in standard errors. If this difference is too large, also returns a sentence about the
-    /// layer.
+    /// Returns the number of dropout layers, and the largest difference, in standard errors,
+    /// between the fraction of zeroed elements and the dropout rate. If this difference is too
+    /// large, also returns a sentence about the layer.
     pub(super) fn found(&self) -> (u64, f64, Option<String>) {
         let counts = self.0.borrow();
         (counts.layers, counts.worst, counts.wrong.then(|| counts.text.clone()))
@@ -98,8 +98,8 @@ impl Probe for Counter {
     }
 }
 
-/// Returns the effect of the layer if it looks like dropout: some elements become zero, and all
-/// other elements are multiplied by the same factor. Returns `None` for any other layer.
+/// Returns the effect of a layer if it looks like dropout: some elements become zero, and all other
+/// elements are multiplied by the same factor. Returns `None` for any other layer.
 fn drops(input: &Tensor, output: &Tensor) -> Result<Option<Drops>> {
     let (input, output) = (input.f_to_kind(Kind::Double)?, output.f_to_kind(Kind::Double)?);
     let number = |tensor: Tensor| -> Result<f64> { Ok(tensor.f_double_value(&[])?) };

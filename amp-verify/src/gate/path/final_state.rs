@@ -119,9 +119,9 @@ impl FinalState {
         Ok(Self { tensors, values: state.values().clone(), record, counts })
     }
 
-    /// Returns how far other runs with the same steps may differ from this run. `again` is the
-    /// final state of a repetition of this run. If the repetition has the same bits, no bit may
-    /// differ.
+    /// Returns how far the final states of other runs with the same steps may differ from this one.
+    /// `again` is the final state of a repetition of this run. If it has the same bits as this one,
+    /// no bit may differ.
     pub(super) fn repeated(&self, again: &Self) -> Result<Tolerance> {
         match self.difference(again, &Tolerance::default())? {
             None => Ok(Tolerance::default()),
@@ -129,8 +129,9 @@ impl FinalState {
         }
     }
 
-    /// Describes the first difference from `other` that exceeds `tolerance`. The default tolerance
-    /// accepts no difference at all. Returns `None` if there is no such difference.
+    /// Describes the first difference from the final state `other` that exceeds `tolerance`. The
+    /// default tolerance accepts no difference at all. Returns `None` if there is no such
+    /// difference.
     pub(super) fn difference(&self, other: &Self, tolerance: &Tolerance) -> Result<Option<String>> {
         let (own, others) = (&self.record.end, &other.record.end);
         if (own.global_step, own.skipped) != (others.global_step, others.skipped) {
@@ -164,7 +165,8 @@ impl FinalState {
         tolerance.exceeded(&self.tensors, &other.tensors)
     }
 
-    /// Describes the first difference between the values that were logged at the end of an epoch.
+    /// Describes the first difference between the values that this run and the run `other` logged
+    /// at the end of an epoch.
     pub(super) fn logged_difference(&self, other: &Self) -> Option<String> {
         let logged = |state: &Self| -> Vec<(String, u64)> {
             let epochs = state.record.epochs.iter();

@@ -57,7 +57,7 @@ fn statistics_bound(precision: Precision) -> f64 {
     }
 }
 
-/// Runs the job.
+/// Runs the gate's job that checks the training path.
 pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result<Outcome> {
     let case = job.case(registry, job.precision)?;
     let budget = Budget::of(&case, STEPS)?;
@@ -90,14 +90,15 @@ struct Checks<'a> {
     setup: &'a Setup<'a>,
     findings: &'a mut Findings,
     report: &'a mut PathReport,
-    /// The number of stages that have ended.
+    /// The number of stages of the job that have ended.
     ended: usize,
-    /// The tolerances for those scenarios in which a repeated run gave other bits.
+    /// How far two runs may differ, for those kinds of runs in which a repetition gave other bits.
     tolerances: Vec<(Scenario, Tolerance)>,
 }
 
 impl<'a> Checks<'a> {
-    /// Ends a stage. Returns an error if the deadline has passed and there is a further stage.
+    /// Ends a stage of the job. Returns an error if the deadline has passed and there is a further
+    /// stage.
     fn end(&mut self, stages: &mut Stages<'a>) -> Result<()> {
         stages.end(STAGES[self.ended].name);
         self.ended += 1;
@@ -143,7 +144,7 @@ impl<'a> Checks<'a> {
         self.end(&mut stages)
     }
 
-    /// Writes the properties of the unobserved epoch into the report.
+    /// Writes the properties of the run without an observer into the report.
     fn describe(&mut self, plain: &FinalState) -> Result<()> {
         let (case, record) = (self.setup.case, &plain.record);
         let loader = case.data.train_loader(case.trainer.policy(), 0)?;
@@ -230,7 +231,8 @@ impl<'a> Checks<'a> {
         Ok(())
     }
 
-    /// Checks that the unobserved run and the observed run end with the same state.
+    /// Checks that the run without an observer and the run that was observed in each step end with
+    /// the same state.
     fn same(
         &mut self,
         scenario: Scenario,
@@ -260,9 +262,9 @@ impl<'a> Checks<'a> {
         Ok(())
     }
 
-    /// Returns how far the final states of two runs of a scenario may differ. On a CPU, or if they
-    /// have the same bits, nothing may differ. Otherwise repeats the first run. The tolerance
-    /// follows from the difference of the repetition.
+    /// Returns how far the final states of two runs with the same options may differ. On a CPU, or
+    /// if they have the same bits, nothing may differ. Otherwise repeats the first run: the
+    /// tolerance is computed from the difference between this run and its repetition.
     fn tolerance(
         &mut self,
         scenario: Scenario,
@@ -281,13 +283,14 @@ impl<'a> Checks<'a> {
         Ok(tolerance)
     }
 
-    /// Records that a rule that requires equal values is kept, unless a failure was found.
+    /// Records that a rule was checked that requires equal values. The rule is broken if a failure
+    /// of it was found.
     fn said(&mut self, rule: Reason, what: &str, over: impl Into<String>) {
         let is_held = self.findings.failures.iter().all(|failure| failure.reason != rule);
         self.findings.checked.push(Checked::equal(rule, what, over, is_held));
     }
 
-    /// Adds the failures and comparisons from the observed steps.
+    /// Adds the failures and comparisons that the observer of the steps has found.
     fn followed(&mut self, what: &str, observation: &Observation) {
         for Failure { reason, text, .. } in &observation.failures {
             self.findings.fail(*reason, format!("{what}: {text}"));

@@ -29,19 +29,19 @@ use crate::{
     scalars::{all_equal, all_finite, read, square},
 };
 
-/// What the observer needs to check a step, and what it has found so far.
+/// What the observer of a run needs to check a step, and what it has found so far.
 pub(super) struct Observation {
     pub(super) device: Device,
     pub(super) clip: Option<Clip>,
     /// A second build of the model. When the run creates its optimizers, this build becomes part of
-    /// the replay, which updates its weights in float64.
+    /// the replay, which repeats the run's optimizer steps in float64.
     copy: Option<Box<dyn LightningModule>>,
     pub(super) replay: Option<Replay>,
-    /// The reason why there is no replay in float64. `None` if there is a replay.
+    /// The reason why the optimizer steps cannot be repeated in float64. `None` if they are.
     pub(super) no_replay: Option<String>,
     pub(super) reference: Option<Reference>,
-    /// References with emulated rounding, which show how much rounding alone changes the gradients
-    /// of this model.
+    /// Models under 32-true with emulated rounding. Their gradients show how much rounding alone
+    /// changes the gradients of this model.
     pub(super) rounded: Vec<Reference>,
     pub(super) scale: Option<ScaleRule>,
     pub(super) failures: Vec<Failure>,

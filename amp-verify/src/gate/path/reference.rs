@@ -37,9 +37,10 @@ pub(super) struct Reference {
     /// The sum of the weights of this step's batches so far. The weight of a batch in the mean
     /// gradient is, for example, its number of examples.
     weight: f64,
-    /// The comparisons of all steps so far.
+    /// For each step so far, how far its gradient is from that of 32-true.
     pub(super) steps: Vec<Compared>,
-    /// The largest relative difference between two losses in this step.
+    /// The largest relative difference, over the batches of this step, between the run's loss and
+    /// the loss under 32-true.
     loss: f64,
     /// Whether the model uses random numbers in training.
     pub(super) draws: bool,
@@ -53,7 +54,7 @@ pub(super) struct Reference {
 }
 
 /// How far a step's gradient g and losses l are from the gradient r and the losses m of the
-/// reference.
+/// reference, the model under 32-true.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Figures {
     /// |⟨g, r⟩/⟨r, r⟩ − 1| of the whole gradient.
@@ -69,8 +70,8 @@ pub(super) struct Figures {
     pub(super) loss: f64,
 }
 
-/// For one step, how far two kinds of passes are from the reference: the pass of the observed run,
-/// and the passes with emulated rounding on the same examples.
+/// For one step, how far two kinds of passes are from the reference (the model under 32-true): the
+/// pass of the observed run, and the passes with emulated rounding on the same examples.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Compared {
     pub(super) found: Figures,
@@ -95,7 +96,7 @@ impl Reference {
         })
     }
 
-    /// Returns a reference whose passes emulate rounding.
+    /// Makes the passes of this model emulate the rounding of a precision.
     pub(super) fn rounding(self, rounding: Rounding) -> Self {
         Self { rounding: Some(rounding), ..self }
     }
@@ -132,7 +133,7 @@ impl Reference {
 
     /// Runs a forward and a backward pass for a batch of the observed run. `random` is the state of
     /// the random generator before the observed run's forward pass, so that dropout zeroes the same
-    /// elements. `loss` is the loss of the observed run. Returns the loss of the reference.
+    /// elements. `loss` is the loss of the observed run. Returns the loss under 32-true.
     pub(super) fn add(
         &mut self,
         run: &dyn LightningModule,
@@ -173,9 +174,9 @@ impl Reference {
         Ok(own)
     }
 
-    /// Ends a step. Compares the gradients of the observed run with the gradients of this
-    /// reference. Also compares the gradients of the passes with emulated rounding with those of
-    /// this reference.
+    /// Ends a step. Compares the gradients of the observed run with those of this model under
+    /// 32-true. Also compares the gradients of the passes with emulated rounding with those of this
+    /// model.
     pub(super) fn compare(
         &mut self,
         gradients: &[BTreeMap<String, Tensor>],
@@ -241,9 +242,10 @@ impl Reference {
         Ok(Figures { projection, parameter, error, parameter_error, loss: 0.0 })
     }
 
-    /// Returns the name of the buffer that differs most from the reference's buffer, and the
-    /// difference relative to the buffer's norm. The difference that rounding to the buffer's dtype
-    /// explains is subtracted. For a running average with momentum 0.1, these are ten roundings.
+    /// Returns the name of the buffer of the observed run that differs most from the same buffer
+    /// under 32-true, and the difference relative to the buffer's norm. The difference that
+    /// rounding to the buffer's dtype explains is subtracted. For a running average with momentum
+    /// 0.1, these are ten roundings.
     pub(super) fn buffers(&self, run: &dyn LightningModule) -> Result<Option<(String, f64)>> {
         let (mut buffers, mut sums) = (Vec::new(), Vec::new());
         let own = named_tensors(self.model.as_ref()).into_iter().zip(named_tensors(run));
@@ -264,8 +266,8 @@ impl Reference {
         Ok(worst)
     }
 
-    /// Copies the weights and buffers of the observed run into the reference's model, and returns
-    /// this model.
+    /// Copies the weights and buffers of the observed run into this model under 32-true, and
+    /// returns the model.
     pub(super) fn into_model(self, run: &dyn LightningModule) -> Result<Box<dyn LightningModule>> {
         let own = named_tensors(self.model.as_ref());
         for ((_, own, _), (_, run, _)) in own.into_iter().zip(named_tensors(run)) {

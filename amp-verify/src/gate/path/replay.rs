@@ -26,9 +26,10 @@ use crate::{
     scalars::{read, square, square_of_difference},
 };
 
-/// The accepted relative differences. The difference of weights is relative to the distance that
-/// the weights have moved. The difference of optimizer state is relative to its norm. The value
-/// covers several f32 operations with a relative error of 2⁻²⁴ each.
+/// The accepted relative differences between the run and the repetition in float64. The difference
+/// of weights is relative to the distance that the weights have moved. The difference of optimizer
+/// state is relative to its norm. The value covers several f32 operations with a relative error of
+/// 2⁻²⁴ each.
 const ROUNDING: f64 = 2e-5;
 
 /// Repeats the optimizer steps of a run with f64 copies of the parameters.
@@ -44,7 +45,8 @@ pub(super) struct Replay {
     initial: BTreeMap<String, Tensor>,
     clip: Option<Clip>,
     steps: u64,
-    /// The largest difference so far, divided by the accepted difference.
+    /// The largest difference from the repetition in float64 so far, divided by the accepted
+    /// difference.
     pub(super) worst: f64,
     /// The number of steps in which gradients were clipped.
     pub(super) clipped: u64,
@@ -59,11 +61,11 @@ struct Ruled {
 
 /// The difference between the optimizer state of the run and that of the repetition in float64.
 struct Distance {
-    /// What was compared, in words.
+    /// Which tensor was compared, in words.
     what: String,
     /// The norm of the difference.
     off: f64,
-    /// The norm by which a message divides the difference.
+    /// The norm to which messages relate the difference.
     of: f64,
     /// The largest accepted norm of the difference.
     allowed: f64,
@@ -121,8 +123,8 @@ impl Replay {
         })
     }
 
-    /// Makes a step in float64. `gradients` has one map for each optimizer, from the name of a
-    /// parameter to its gradient. The gradients are unscaled and not yet clipped.
+    /// Repeats a step of the run in float64. `gradients` has one map for each optimizer, from the
+    /// name of a parameter to its gradient. The gradients are unscaled and not yet clipped.
     pub(super) fn step(&mut self, gradients: &[BTreeMap<String, Tensor>]) -> Result<()> {
         self.steps += 1;
         for own in gradients {
@@ -304,7 +306,8 @@ impl Ruled {
         Ok(())
     }
 
-    /// Returns the optimizer state under the names that the optimizer uses in checkpoints.
+    /// Returns the optimizer state of the repetition under the names that the optimizer uses in
+    /// checkpoints.
     fn state(&self) -> State {
         let mut state = State::default();
         for (name, (_, slots)) in &self.kept {

@@ -1,4 +1,5 @@
-//! The report on the training path: the properties of the runs and the results of the checks.
+//! The report on the training path: the properties of the runs whose steps were checked, and the
+//! results of the checks.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,10 +16,10 @@ pub struct PathReport {
     pub batches_per_step: i64,
     /// The number of batches in an epoch.
     pub batches: i64,
-    /// The number of batches on which the run trained. It is smaller than `batches` if an epoch is
-    /// too long to be checked completely.
+    /// The number of batches of the epoch that were checked. It is smaller than `batches` if an
+    /// epoch is too long to be checked completely.
     pub followed: i64,
-    /// The number of applied steps in the unobserved epoch.
+    /// The number of applied steps in the run without an observer.
     pub steps: u64,
     /// The number of steps in `steps` that ran as a CUDA graph.
     pub replayed: u64,
@@ -32,7 +33,7 @@ pub struct PathReport {
     pub checked: Vec<Checked>,
 }
 
-/// The rules of the training path.
+/// The rules that the observed steps of a run must keep.
 pub(super) const RULES: &[Reason] = &[
     Reason::Watching,
     Reason::Gradient,

@@ -1,5 +1,5 @@
-//! Checks two things in short runs: that gradients are clipped, and that a run can be saved half
-//! way and resumed in a new model.
+//! Checks two things in short training runs: that gradients are clipped, and that a run can be
+//! saved half way and resumed in a new model.
 
 use amp_core::Result;
 

@@ -76,7 +76,7 @@ fn mean(report: &layers::Report, findings: &mut Findings) {
     );
 }
 
-/// Checks that rounding explains the size of the layers' errors.
+/// Checks that no layer makes larger errors on exact inputs than rounding explains.
 fn size(own: &[Own], findings: &mut Findings) {
     let errors = own.iter().filter_map(|own| Some((own.error?, own.path.as_str())));
     let Some((error, path)) = errors.max_by(|a, b| a.0.total_cmp(&b.0)) else { return };

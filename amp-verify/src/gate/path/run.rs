@@ -1,5 +1,6 @@
-//! The runs to compare: pairs of an unobserved run and an observed run. The options of the runs are
-//! chosen so that each rule of the training path applies.
+//! The training runs whose steps the gate checks. Each is made twice: with an observer that checks
+//! each step, and without. The options of the runs are chosen so that each rule of the training
+//! path applies.
 
 use std::{cell::RefCell, path::Path, rc::Rc};
 
@@ -45,7 +46,7 @@ pub(super) const LOW_SCALE: f64 = 1024.0;
 /// A loss scale with which steps overflow: f16 gradients above 65504/2³⁴ = 3.8e-6 become infinite.
 pub(super) const HIGH_SCALE: f64 = 17_179_869_184.0;
 
-/// The kinds of runs. Each kind has other trainer options.
+/// The kinds of training runs whose steps the gate checks. Each kind has other trainer options.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Scenario {
     /// An epoch and its validation, with the options that the model declares and a constant loss
@@ -58,7 +59,8 @@ pub(super) enum Scenario {
     Overflowing,
 }
 
-/// A case under one precision, and the limits on time and work within which it is checked.
+/// What to check: a case (a model with its data and options) under one precision, and the limits on
+/// time and work.
 pub(super) struct Setup<'a> {
     pub(super) job: &'a Job,
     pub(super) case: &'a Case,
@@ -68,7 +70,8 @@ pub(super) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// Measures layers of the model, with the job's fault, on the first examples.
+    /// Measures layers of the model on the first training examples. If the self-test has put a
+    /// fault into the job, the model has this fault.
     pub(super) fn measured<T>(&self, measure: impl FnOnce(&Subject<'_>) -> Result<T>) -> Result<T> {
         self.budget.measured(self.job, self.case, self.precision, measure)
     }
@@ -91,7 +94,8 @@ impl Setup<'_> {
             }
         }
         let (least, most) = (sizes.iter().min(), sizes.iter().max());
-        // The batches of a step, the batch after it and those that are loaded ahead.
+        // The number of batches in memory: those of a step, the batch after it and those that are
+        // loaded ahead.
         let ahead = data.loading.prefetch.unwrap_or(1) as u64;
         let held = config.optimization.accumulate_grad_batches.cast_unsigned() + 1 + ahead;
         Ok(least.zip(most).map_or(0, |(least, most)| held * (most - least)))
@@ -163,8 +167,9 @@ impl Setup<'_> {
         self.fit(self.config(scenario)?, Vec::new(), None)
     }
 
-    /// Creates references with emulated rounding. Each one uses other random numbers. There are as
-    /// many references as the bounds of an epoch with `windows` steps require.
+    /// Creates models under 32-true with emulated rounding, from whose gradients bounds are
+    /// computed. Each one uses other random numbers. There are as many models as the bounds of an
+    /// epoch with `windows` steps require.
     fn rounded(&self, windows: i64) -> Result<Vec<Reference>> {
         let overrides = Rc::new(self.job.overrides.clone());
         let mut model = self.case.build()?;
@@ -300,7 +305,7 @@ mod tests {
         head: Linear,
     }
 
-    /// Sequences that are longer the later they come.
+    /// A data set of sequences, each longer than the one before.
     struct Growing(i64);
 
     impl Dataset for Growing {
@@ -322,8 +327,7 @@ mod tests {
         Ok(DataModule::new("growing", Growing(64), Growing(8), batch_size).in_order())
     }
 
-    /// A model whose batches have different sizes does not leak memory because a later batch is
-    /// larger.
+    /// If a later batch is larger and needs more memory, this is not a memory leak.
     #[test]
     fn larger_batches_are_not_a_leak() -> Result<()> {
         let model = model!(Mean).judged_by_loss().margin(1.0).batch_size(4);

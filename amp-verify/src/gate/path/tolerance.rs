@@ -44,13 +44,13 @@ impl Tolerance {
         Ok(Self { least: LEAST, own })
     }
 
-    /// Returns whether the tolerance accepts no difference at all.
+    /// Returns whether two runs must be equal to the last bit.
     pub(super) fn is_zero(&self) -> bool {
         self.least == 0.0
     }
 
-    /// Describes the first tensor that differs by more than its tolerance. Returns `None` if there
-    /// is none.
+    /// Describes the first tensor that differs between two runs by more than its tolerance. Returns
+    /// `None` if there is none.
     pub(super) fn exceeded(
         &self,
         run: &[(String, Tensor)],

@@ -4,17 +4,17 @@
 use super::run::Setup;
 use crate::gate::{checked::Findings, deadline::OVER, reason::Reason};
 
-/// A stage, and the rules that are judged in it.
+/// A stage of the gate's check of the training path, and the rules that are judged in it.
 pub(super) struct Stage {
     pub(super) name: &'static str,
     rules: &'static [Reason],
-    /// Returns whether the stage runs on this device and under this precision.
+    /// Returns whether this stage of the check runs on the device and under the precision.
     runs: fn(&Setup<'_>) -> bool,
 }
 
 const ALWAYS: fn(&Setup<'_>) -> bool = |_| true;
 
-/// All stages, in the order in which they run.
+/// All stages of the check, in the order in which they run.
 pub(super) const STAGES: &[Stage] = &[
     Stage { name: "a plain epoch", rules: &[Reason::Batches, Reason::Memory], runs: ALWAYS },
     Stage {
@@ -53,7 +53,8 @@ pub(super) const STAGES: &[Stage] = &[
     },
 ];
 
-/// Records that the rules of all stages after the first `ended` stages were not judged.
+/// Records that the time limit ended the check after the first `ended` stages: the rules of the
+/// other stages were not judged.
 pub(super) fn unjudged(setup: &Setup<'_>, ended: usize, findings: &mut Findings) {
     for stage in STAGES[ended..].iter().filter(|stage| (stage.runs)(setup)) {
         for rule in stage.rules {
@@ -107,8 +108,8 @@ mod tests {
         Job::new("Net", precision, 1, Length::Epochs(1), task)
     }
 
-    /// Checks that every rule of the remaining stages is listed as not judged, except for stages
-    /// that do not apply on a CPU.
+    /// Checks what is listed as not judged if the time limit ends the check: every rule of the
+    /// remaining stages, without stages that do not apply on a CPU.
     #[rstest]
     #[case::all(0, Precision::F16Mixed, 17)]
     #[case::unscaled(0, Precision::Bf16Mixed, 14)]

@@ -16,7 +16,8 @@ use crate::{
 /// units.
 const PLOT: u32 = 200;
 const STRIPS: u32 = 140;
-/// The exponents that are drawn. Values with a smaller or larger exponent are drawn at the edge.
+/// The range of exponents that the chart shows. Values with a smaller or larger exponent are drawn
+/// at the edge.
 const FURTHEST: (i32, i32) = (-80, 40);
 /// The lower end of the y axis, as an exponent of ten: smaller fractions are drawn there.
 const LOWEST: f64 = -7.0;
@@ -90,7 +91,7 @@ pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
     })
 }
 
-/// Returns the line along the upper edges of the bars.
+/// Returns the points of the line along the upper edges of the histogram's bars.
 fn outline(shares: &BTreeMap<i32, f64>, floor: f64) -> Vec<(f64, f64)> {
     let (Some((first, _)), Some((last, _))) = (shares.first_key_value(), shares.last_key_value())
     else {

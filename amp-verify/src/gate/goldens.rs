@@ -14,12 +14,13 @@ use crate::{
     length::Length,
 };
 
-/// Which results are compared with a golden: those of a model with one seed, under one precision.
+/// Which results are compared with recorded results (a golden): those of a model with one seed,
+/// under one precision.
 pub(super) struct Case<'a> {
     pub(super) model: &'a str,
     pub(super) length: Length,
-    /// Whether options of the gate change the model's size, data or length. If so, no golden can be
-    /// compared with the runs.
+    /// Whether options of the gate change the model's size, data or length. If so, the runs cannot
+    /// be compared with recorded results.
     pub(super) is_changed: bool,
     pub(super) seed: u64,
     pub(super) precision: Precision,
@@ -88,8 +89,8 @@ impl Case<'_> {
         let mut found = known.clone();
         found.runs.insert(baseline.into(), figures(base, base, Precision::F32True));
         found.runs.insert(precision.into(), figures(own, base, self.precision));
-        // Memory is not compared: a golden's run is preceded by a warm-up, which allocates
-        // workspaces, but the gate's runs are not.
+        // Memory is not compared: before a golden is recorded, a warm-up run allocates workspaces,
+        // but the gate makes no warm-up run.
         let agreement = Agreement { spread: None, memory: false };
         Ok(agreement.moved(&known, &found))
     }

@@ -66,7 +66,8 @@ pub enum Reason {
     Invariant,
     /// A value differs from the golden (the recorded values of an earlier run).
     Moved,
-    /// The golden is from another kind of machine, or is missing.
+    /// The golden (the recorded values of an earlier run) is from another kind of machine, or is
+    /// missing.
     NotComparable,
     /// The run ended with an error.
     Crashed,

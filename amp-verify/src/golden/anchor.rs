@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agreement, Golden, Moved, comparable::kernels, compare};
 
-/// The budget for the sum of all accepted changes of a value, in multiples of the golden's
-/// tolerance.
+/// The budget for the sum of all accepted changes of a recorded value, in multiples of the
+/// tolerance for one change.
 const BUDGET: f64 = 2.0;
 
-/// The content of an anchor file.
+/// The content of an anchor file: the results of a golden's first recording.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchor {
     /// The kernels with which peak memory was measured. On a CPU: ATen's kernel set, and whether
@@ -77,7 +77,7 @@ impl Anchor {
     }
 
     /// Reads the anchor from the file `path`. If there is no such file and `may_write` is true,
-    /// creates the anchor from `golden` and writes the file.
+    /// creates the anchor from the results in `golden` and writes the file.
     ///
     /// # Errors
     /// When the file is damaged, or is missing and may not be written.

@@ -42,21 +42,22 @@ pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     }
 }
 
-/// Returns whether the two machines run the same kernels. Two CPUs do if they have the same kernel
-/// set. Two GPUs do if they are of the same model.
+/// Returns whether the machine on which results were recorded and this machine run the same
+/// kernels. Two CPUs do if they have the same kernel set. Two GPUs do if they are of the same
+/// model.
 pub(super) fn same_kernels(golden: &Fingerprint, found: &Fingerprint) -> bool {
     kernels(golden) == kernels(found) && (golden.threads > 0 || golden.device == found.device)
 }
 
 /// Returns whether the two machines have the same model of GPU and use deterministic algorithms, as
-/// goldens do. If so, the same training run gives the same bits and needs the same memory on the
-/// two machines.
+/// golden tests do. If so, the same training run gives the same bits and needs the same memory on
+/// the two machines.
 pub(super) fn same_gpu(golden: &Fingerprint, found: &Fingerprint) -> bool {
     let gpu = |machine: &Fingerprint| machine.threads == 0 && machine.deterministic;
     gpu(golden) && gpu(found) && golden.device == found.device
 }
 
-/// Returns the end of a golden's file name, which names the kind of machine: `cpu`, or the compute
+/// Returns the part of a golden's file name that names the kind of machine: `cpu`, or the compute
 /// capability of a GPU, for example `cuda_9_0`.
 pub fn machine(fingerprint: &Fingerprint) -> String {
     match fingerprint.threads {

@@ -22,18 +22,18 @@ pub(super) const MEMORY_SHARE: f64 = 0.05;
 /// cause differences of this size.
 const LOSS_SHARE: f64 = 1e-6;
 
-/// A value of a run that differs from the value in the golden by more than its tolerance.
+/// A value of a run that differs from the recorded value by more than its tolerance.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moved {
     /// The precision of the run. Empty for a property that all precisions share.
     pub precision: String,
     /// The name of the value, for example `loss`.
     pub figure: &'static str,
-    /// The value in the golden.
+    /// The recorded value (in the golden).
     pub golden: String,
     /// The value in the new run.
     pub found: String,
-    /// The accepted difference between the golden's value and the new value, as text.
+    /// The accepted difference between the recorded value and the new value, as text.
     pub allowed: String,
 }
 
@@ -43,7 +43,7 @@ impl Moved {
     }
 }
 
-/// Options for the comparison of a run with its golden.
+/// Options for the comparison of a run with the recorded results.
 #[derive(Debug, Clone)]
 pub struct Agreement {
     /// The recorded differences between machines, from which the tolerances are computed. If it is
@@ -51,12 +51,12 @@ pub struct Agreement {
     /// contains (`n` and `s`). These tolerances are wider than necessary.
     pub spread: Option<Spread>,
     /// Whether to compare peak memory. Even if this is true, peak memory is compared only if the
-    /// run used the same kernels as the golden. Before the run there must be a warm-up run, as
-    /// there was before the golden's run.
+    /// run used the same kernels as the recorded run. Before the run there must be a warm-up run,
+    /// as there was before the recorded run.
     pub memory: bool,
 }
 
-/// The accepted differences between the values of a run and those of the golden.
+/// The accepted differences between the values of a run and the recorded values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerances {
     /// By how much the metric may differ.
@@ -88,8 +88,8 @@ impl Tolerances {
 }
 
 impl Agreement {
-    /// Returns the values that differ from those of the golden by more than their tolerances. The
-    /// values are in the order in which the golden lists them.
+    /// Returns the values of the new run `found` that differ from the recorded values by more than
+    /// their tolerances, in the order in which the golden lists them.
     pub fn moved(&self, golden: &Golden, found: &Golden) -> Vec<Moved> {
         let mut moved = Vec::new();
         let head = |g: &Golden| {
@@ -123,8 +123,8 @@ impl Agreement {
     }
 
     /// Returns by how much the results of another machine with the same kernels may differ from the
-    /// golden. The tolerance of the metric is at most the gate's margin. So every regression that
-    /// fails the gate also fails the comparison with the golden.
+    /// recorded ones. The tolerance of the metric is at most the gate's margin. So every regression
+    /// that fails the gate also fails the comparison with the golden.
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
         // The smallest tolerance of an accuracy corresponds to one and a quarter examples. So a
@@ -191,7 +191,7 @@ impl Agreement {
     }
 }
 
-/// Compares the number of skipped steps, and the loss scale at the end of the run.
+/// Compares the number of skipped steps and the final loss scale of a run with the recorded ones.
 fn scaler(moved: &mut Vec<Moved>, precision: &str, golden: &Figures, found: &Figures, skips: u64) {
     let factor = 2_f64.powi(skips as i32);
     let allowed = |other: String| if skips == 0 { "equal".into() } else { other };
@@ -225,8 +225,8 @@ pub(super) fn exact<T: PartialEq + fmt::Display>(
     }
 }
 
-/// Adds a value to `moved` if it differs from the golden's value by more than the tolerance. A
-/// value that is not finite is always added, even if the golden's value is the same. The reason is
+/// Adds a value to `moved` if it differs from the recorded value by more than the tolerance. A
+/// value that is not finite is always added, even if the recorded value is the same. The reason is
 /// that two runs that failed in the same way do not agree.
 pub(super) fn within(
     moved: &mut Vec<Moved>,
@@ -280,7 +280,7 @@ impl Comparator for Agreement {
     }
 }
 
-/// Formats a table of the values that differ from those of the golden by more than their tolerance.
+/// Formats a table of the values that differ from the recorded ones by more than their tolerance.
 pub fn table(moved: &[Moved]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED);
@@ -291,8 +291,8 @@ pub fn table(moved: &[Moved]) -> Table {
     table
 }
 
-/// Compares a golden that contains NaN with a good run, and with a run that has NaN too. Returns
-/// whether both comparisons fail. The gate's self-test calls this function.
+/// Compares recorded results that contain NaN with a good run, and with a run that has NaN too.
+/// Returns whether both comparisons fail. The gate's self-test calls this function.
 pub fn refuses_not_a_number() -> bool {
     let samples = |value: f64| vec![value; 3];
     let name = Precision::F16Mixed.name().to_owned();

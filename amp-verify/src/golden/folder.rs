@@ -7,15 +7,15 @@ use amp_core::{Error, Result, file::Staged, hardware::Fingerprint};
 
 use super::{Golden, Site, Taken, Target, incomparable, parse};
 
-/// The environment variable that allows a test to write missing goldens and anchors. It does so if
-/// its value is `write`.
+/// The environment variable that allows a golden test to write missing files: goldens and their
+/// anchors (first recordings). It does so if its value is `write`.
 const ANCHORS: &str = "AMP_ANCHORS";
 
-/// The folder of goldens, and what the test may write there.
+/// The folder of the recorded results (goldens), and what a golden test may write there.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    /// The source file of the test. The golden names this file.
+    /// The source file of the golden test, which the golden names.
     source: &'static str,
     /// Whether a missing golden (recorded results) or anchor (first recording) may be written.
     writes: bool,
@@ -24,18 +24,18 @@ pub(super) struct Folder {
     records_new: bool,
     /// Whether the library insta itself writes goldens that are missing or have changed.
     insta_writes: bool,
-    /// Whether `INSTA_UPDATE` tells insta what to write. If so, insta alone decides whether a
-    /// golden is written.
+    /// Whether `INSTA_UPDATE` tells insta what to write. If so, insta alone decides whether the
+    /// results of a test are recorded.
     insta_decides: bool,
-    /// Whether every seed must be trained even if the results of the first seed agree with the
-    /// golden. This is so if the whole text must be equal, or if the golden is to be recorded
-    /// again.
+    /// Whether the golden test must train with every seed even if the results of the first seed
+    /// agree with the recorded ones. This is so if the whole text must be equal, or if the results
+    /// are to be recorded again.
     whole: bool,
 }
 
 impl Folder {
-    /// Returns the folder in which the goldens are: the folder named by the environment variable
-    /// `AMP_GOLDENS`, or `site.folder` if the variable is not set.
+    /// Returns the folder in which the recorded results (goldens) are: the folder named by the
+    /// environment variable `AMP_GOLDENS`, or `site.folder` if the variable is not set.
     pub(super) fn of(site: Site) -> Self {
         let set = |name: &str| env::var(name).unwrap_or_default();
         let update = set("INSTA_UPDATE");

@@ -68,10 +68,10 @@ pub struct Site {
 pub enum Turn {
     /// Create the data and train in this process.
     Train(Training),
-    /// Compare the results with the golden. A new process has already trained and computed the
-    /// results.
+    /// Compare the results with the recorded ones (the golden). A new process has already trained
+    /// and computed the results.
     Compare(Box<Taken>),
-    /// Do nothing: this process was started to train the golden of another call of `verify!`.
+    /// Do nothing: this process was started to train for another call of `verify!`.
     Pass,
 }
 
@@ -79,13 +79,12 @@ pub enum Turn {
 /// numbers through amp-core.
 pub struct Training {
     folder: Folder,
-    /// What the process that started this process asks for. `None` if no process waits for the
-    /// results.
+    /// What this process was started to train. `None` if no other process waits for the results.
     order: Option<Order>,
     _section: random::Section,
 }
 
-/// The order to a new process: which golden to train, and where to write the values.
+/// What a new process is told: for which golden test to train, and where to write the results.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     /// The id of the process that waits for the results. Processes that the new process starts
@@ -96,13 +95,13 @@ struct Order {
     test: String,
     /// How many calls of `verify!` come before this call in the test.
     place: usize,
-    /// The name of the golden to train.
+    /// The name of the golden (recorded results) for which to train.
     golden: String,
     /// The file to which the new process writes the results.
     answer: PathBuf,
 }
 
-/// What the new process writes to the file: the results, or the text of an error.
+/// What the new process writes to the file: the results of the training, or the text of an error.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Golden(Box<Golden>),
@@ -199,8 +198,8 @@ impl Order {
         Ok((order.parent == parent_id()).then_some(order))
     }
 
-    /// Writes the results, or the error, to the file that the waiting process reads. Then ends this
-    /// process.
+    /// Writes the results of the training, or the error, to the file that the waiting process
+    /// reads. Then ends this process.
     fn answer(&self, golden: Result<Golden>) -> ! {
         let answer = match golden {
             Ok(golden) => Answer::Golden(Box::new(golden)),

@@ -23,18 +23,18 @@ const SETS: [(&str, &str, &str); 3] = [
 /// The name and the value of an environment variable.
 pub(super) type Variable = (&'static str, &'static str);
 
-/// Returns the environment variables that make a new process on the machine `found` use the
-/// golden's CPU kernels. Returns no variables on a GPU, if the process uses these kernels without
-/// them, or if the CPU lacks instructions for these kernels. Leaves out variables that are already
-/// set in this process.
+/// Returns the environment variables that make a new process on the machine `found` use the CPU
+/// kernels with which the golden was recorded. Returns no variables on a GPU, if the process uses
+/// these kernels without them, or if the CPU lacks instructions for these kernels. Leaves out
+/// variables that are already set in this process.
 pub(super) fn environment(golden: &Fingerprint, found: &Fingerprint) -> Vec<Variable> {
     let variables = variables(golden, found).unwrap_or_default();
     variables.into_iter().filter(|(name, _)| env::var_os(name).is_none()).collect()
 }
 
-/// Returns the environment variables that select the golden's CPU kernels on the machine `found`,
-/// without regard to variables that are already set. Returns `None` if the golden's kernels cannot
-/// be selected.
+/// Returns the environment variables that select, on the machine `found`, the CPU kernels with
+/// which the golden was recorded, without regard to variables that are already set. Returns `None`
+/// if the golden's kernels cannot be selected.
 fn variables(golden: &Fingerprint, found: &Fingerprint) -> Option<Vec<Variable>> {
     let rank = |machine: &Fingerprint| {
         let is_cpu = machine.threads > 0;

@@ -74,7 +74,7 @@ impl Target {
     }
 
     /// Returns the description of the machine, including the settings of TF32 and deterministic
-    /// algorithms with which goldens are trained.
+    /// algorithms with which golden tests train.
     pub(super) fn fingerprint(&self) -> Result<Fingerprint> {
         let device = self.device()?;
         let deterministic = device.is_cuda();
@@ -191,8 +191,8 @@ impl Target {
     }
 }
 
-/// Returns the name of a golden's file without its extension. For the model `MixedPrecisionDemo` on
-/// a CPU, this is `mixed_precision_demo_cpu`.
+/// Returns the name of the file of recorded results (the golden) without its extension. For the
+/// model `MixedPrecisionDemo` on a CPU, this is `mixed_precision_demo_cpu`.
 pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
     let mut name = String::new();
     let letters: Vec<char> = model.chars().collect();

@@ -1,5 +1,5 @@
-//! How much the results of a golden differ between machines that run the same code, and the
-//! tolerances that follow from these differences.
+//! How much recorded results differ between machines that run the same code, and the tolerances
+//! that follow from these differences.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::verdict::{standard_deviation, t_quantile};
 
-/// The results of a golden's training runs on several kinds of machines. The machines differ in
-/// their kernels and in their numbers of threads.
+/// The results of the same training runs on several kinds of machines, for comparison with a golden
+/// (recorded results). The machines differ in their kernels and in their numbers of threads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
-    /// The command and the machine that recorded the samples.
+    /// The command and the machine that recorded these results.
     pub recorded_by: String,
     /// The number N of validation examples: an accuracy is a multiple of 1/N.
     pub examples: u32,
@@ -75,7 +75,8 @@ impl Spread {
 }
 
 /// The probability that a value is reported as changed although the code has not changed. A golden
-/// with six precisions has about twenty values, so one comparison in fifty gives a false alarm.
+/// test with six precisions compares about twenty values, so one comparison in fifty gives a false
+/// alarm.
 const RISK: f64 = 1e-3;
 
 /// Returns the accepted difference between the values of two machines. `samples` has the values of

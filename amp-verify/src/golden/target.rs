@@ -27,8 +27,8 @@ pub struct Check {
     pub device: Option<String>,
     /// The precisions that are compared with 32-true.
     pub precisions: Vec<Precision>,
-    /// The seeds. The golden contains the results of the first seed. From all seeds it contains n
-    /// and s, the number and the standard deviation of the differences from 32-true.
+    /// The seeds. The results of the first seed are recorded. From all seeds n and s are recorded,
+    /// the number and the standard deviation of the differences from 32-true.
     pub seeds: Vec<u64>,
     /// The recorded differences between machines, from which the tolerances are computed. If it is
     /// `None`, [`verify!`](crate::verify) reads the file `NAME.spread.json` next to the golden. If
@@ -218,8 +218,8 @@ impl Target {
         self
     }
 
-    /// Adds a name that distinguishes this golden from other goldens of the same model. A
-    /// parametrized test needs one name for each of its cases.
+    /// Adds a name to the file of the recorded results, to distinguish it from other files of the
+    /// same model. A parametrized test needs one name for each of its cases.
     #[must_use]
     pub fn case(mut self, name: impl ToString) -> Self {
         self.case = Some(name.to_string());
@@ -233,7 +233,7 @@ impl Target {
         }
     }
 
-    /// Returns the file name of the golden without its extension.
+    /// Returns the file name of the recorded results (the golden) without its extension.
     pub(super) fn file_name(&self, fingerprint: Option<&Fingerprint>) -> String {
         let name = file_name(self.name(), fingerprint);
         match &self.case {

@@ -1,5 +1,5 @@
-//! Our side of the comparison: trains the model in Rust and records the loss of each batch. `trace`
-//! also records the largest gradient and the loss scale of each step.
+//! Trains the model in Rust, for the comparison with its PyTorch version, and records the loss of
+//! each batch. `trace` also records the largest gradient and the loss scale of each step.
 
 use std::{cell::RefCell, path::Path, rc::Rc};
 

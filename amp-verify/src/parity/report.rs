@@ -57,7 +57,7 @@ pub struct Seed {
     pub skipped: Pair<Vec<u64>>,
     /// The loss scale at the end of training; null if the loss is not scaled.
     pub scale: Pair<Option<f64>>,
-    /// The results of running our side again. This is done if the model and its PyTorch version
+    /// The results of training the model in Rust again. This is done if it and its PyTorch version
     /// skip different steps; otherwise null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again: Option<Again>,
@@ -183,9 +183,9 @@ impl Row {
         }
     }
 
-    /// Decides from the first losses, the skipped steps and the metrics whether the two sides
-    /// agree, and sets the row's status. The metrics agree if two one-sided tests show that the
-    /// mean of their difference is between −`margin` and `margin`.
+    /// Decides from the first losses, the skipped steps and the metrics whether the model and its
+    /// PyTorch version agree, and sets the row's status. The metrics agree if two one-sided tests
+    /// show that the mean of their difference is between −`margin` and `margin`.
     pub(super) fn judge(&mut self, judge: Judge, margin: f64, examples: i64, losses: u64) {
         self.failures.extend(self.first.as_ref().and_then(First::failure));
         for seed in &self.seeds {
@@ -322,8 +322,8 @@ mod tests {
         assert_eq!(told(None), None);
     }
 
-    /// Checks that the two sides disagree if the PyTorch version trains on fewer batches than the
-    /// model.
+    /// Checks that the model and its PyTorch version disagree if the PyTorch version trains on
+    /// fewer batches.
     #[test]
     fn both_sides_need_the_same_number_of_losses() {
         let losses = Pair { ours: vec![2.0, 1.0], theirs: vec![2.0] };

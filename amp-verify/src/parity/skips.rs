@@ -31,29 +31,31 @@ pub struct Attempt {
     /// The largest magnitude in the scaled gradients of all parameters, divided by the largest f16
     /// number (65504). Null if a gradient is not finite.
     pub largest: Option<f64>,
-    /// Whether this attempt was skipped.
+    /// Whether this attempt at an optimizer step was skipped.
     pub skipped: bool,
 }
 
-/// The results of running our side again, for a seed for which the two sides skip different steps.
+/// The results of training the model in Rust again, for a seed with which it and its PyTorch
+/// version skip different steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Again {
-    /// The indices, from 0, of the steps that our side skips with libtorch's kernels.
+    /// The indices, from 0, of the steps that the model in Rust skips with libtorch's kernels.
     pub skipped: Vec<u64>,
-    /// The loss scale of our side at the end of the run with libtorch's kernels.
+    /// The loss scale of the model in Rust at the end of the run with libtorch's kernels.
     pub scale: Option<f64>,
-    /// The first attempts of our side with this library's kernels, and the first attempts of the
-    /// PyTorch version.
+    /// The first attempts at optimizer steps, of the model in Rust with this library's kernels and
+    /// of the PyTorch version.
     pub attempts: Pair<Vec<Attempt>>,
-    /// The first attempts at optimizer steps of our side with libtorch's kernels.
+    /// The first attempts at optimizer steps of the model in Rust with libtorch's kernels.
     pub libtorch: Vec<Attempt>,
     /// How much rounding alone changes the first steps of our side.
     #[serde(default)]
     pub rounding: Rounding,
 }
 
-/// How much rounding alone changes the first steps of our side. To measure this, moved runs are
-/// compared with our run. They differ from it only in their initial weights.
+/// How much rounding alone changes the first steps of the model in Rust. To measure this, its run
+/// is compared with "moved runs", which differ from it only by one rounding in their initial
+/// weights.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Rounding {
     /// By which fraction rounding may change the largest gradient, for each step. This is four
@@ -110,15 +112,14 @@ impl Rounding {
 pub(super) enum Skips {
     /// The model and its PyTorch version skip the same steps.
     Same,
-    /// The two sides skip different steps, and rounding explains the difference. The text names the
-    /// steps and the explanation.
+    /// They skip different steps, and rounding explains the difference. The text names the steps
+    /// and the explanation.
     Rounding(String),
-    /// The two sides skip different steps, and rounding does not explain it. The text names the
-    /// steps.
+    /// They skip different steps, and rounding does not explain it. The text names the steps.
     Differ(String),
 }
 
-/// Returns the skipped steps whose index is below `count`.
+/// Returns those of the skipped optimizer steps whose index is below `count`.
 fn first(skipped: &[u64], count: u64) -> Vec<u64> {
     skipped.iter().copied().filter(|step| *step < count).collect()
 }
@@ -141,7 +142,8 @@ impl Seed {
         first(ours, count) == first(theirs, count) && are_near(self.scale.ours, self.scale.theirs)
     }
 
-    /// Compares which of the first `count` steps the two sides skip, and their final loss scales.
+    /// Compares which of the first `count` steps the model in Rust and its PyTorch version skip,
+    /// and their final loss scales.
     pub(super) fn skips(&self, count: u64) -> Skips {
         if self.has_equal_skips(count) {
             return Skips::Same;
@@ -187,8 +189,8 @@ impl Seed {
 }
 
 impl Again {
-    /// Describes the first step that only one of the two sides skips: the loss scale and the
-    /// largest gradients. The run of our side is the one with this library's kernels.
+    /// Describes the first step that only one of the model in Rust (with this library's kernels)
+    /// and its PyTorch version skips: the loss scale and the largest gradients.
     fn seen(&self) -> String {
         let Pair { ours, theirs } = &self.attempts;
         let Some((own, other)) = parting(ours, theirs) else { return String::new() };
@@ -341,7 +343,7 @@ mod tests {
     }
 
     /// Checks that the explanation depends on the measured effect of rounding. Only the PyTorch
-    /// version skips step 1. On our side, the largest gradient of step 1 is 0.97 of the largest f16
+    /// version skips step 1. In Rust, the largest gradient of step 1 is 0.97 of the largest f16
     /// number.
     #[rstest]
     #[case::moves_far(vec![1e-3, 0.05], vec![], None, "rounding", "which rounding moves by up to 5.0e-2")]
@@ -386,7 +388,8 @@ mod tests {
         assert_eq!(found(&[2.0, 2.001, 2.001, 2.07], 1).parted, None);
     }
 
-    /// Checks that a difference has no explanation if our side did not run again.
+    /// Checks that different skipped steps have no explanation if the model in Rust was not trained
+    /// again.
     #[test]
     fn other_skips_need_an_explanation() {
         let mut seed = seed(&[Some(1.4)], &[None], &[None]);
@@ -394,8 +397,8 @@ mod tests {
         assert!(matches!(seed.skips(100), Skips::Differ(_)));
     }
 
-    /// Checks that a difference has no explanation if the second run skips the same first steps as
-    /// the PyTorch version, but ends with another loss scale.
+    /// Checks that different skipped steps have no explanation if the model in Rust, trained again,
+    /// skips the same first steps as the PyTorch version, but ends with another loss scale.
     #[test]
     fn the_second_run_must_end_near_the_twins_scale() {
         let mut seed = seed(&[Some(0.4)], &[None], &[None]);

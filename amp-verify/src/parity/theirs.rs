@@ -1,5 +1,5 @@
-//! The PyTorch version's side of the comparison: a Python process that receives the batches on
-//! which our side trains.
+//! Runs the PyTorch version in a Python process, which receives the batches on which the model in
+//! Rust trains.
 
 use std::{
     collections::BTreeMap,
@@ -128,8 +128,8 @@ impl Theirs {
             "scaler": config.numerics.scaler,
         });
         self.process.ask(&json!({ "prepare": prepare }))?;
-        // Reads the examples on which our side trained a second time. The tensors stay on the host
-        // and in f32, because the PyTorch version's process converts them.
+        // Reads the examples on which the model in Rust trained a second time. The tensors stay on
+        // the host and in f32, because the PyTorch version's process converts them.
         let host = TrainerConfig { precision: Precision::F32True, device: Device::Cpu, ..config };
         let loader = host.train_loader(&case.data)?;
         let model = case.build()?;

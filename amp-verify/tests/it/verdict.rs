@@ -172,9 +172,10 @@ fn the_tolerance_factor_is_the_tables(
     assert!((found - expected).abs() < 1.5e-3, "{found}, not {expected}");
 }
 
-/// Computed in Python by summing Poisson probabilities: the largest mean under which so small a sum
-/// has a probability of 1 − confidence, and the smallest count that this mean exceeds with at most
-/// the risk.
+/// Checks the upper limit of a Poisson count against values that were computed in Python by summing
+/// Poisson probabilities. The mean is the largest one with which so small a sum has a probability
+/// of 1 − confidence. The limit is the smallest count that is exceeded with at most the probability
+/// `risk` with this mean.
 #[rstest]
 #[case(0, 1, 0.01, 8)]
 #[case(0, 4, 1e-7, 9)]

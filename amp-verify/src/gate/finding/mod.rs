@@ -157,7 +157,8 @@ struct Suspect<'a> {
     in_training: bool,
     /// Whether 32-true failed as well.
     baseline_fails: bool,
-    /// Whether 32-true gives other results than its golden. `None` if there is no golden.
+    /// Whether 32-true gives other results than the recorded ones (its golden). `None` if none are
+    /// recorded.
     baseline_moved: Option<bool>,
     /// How badly the run failed, as a number, as in [`Finding::figure`]. It is above 1 if the
     /// precision failed.
@@ -288,8 +289,8 @@ impl<'a> Suspect<'a> {
             Attribution::Environment => Cause::Environment,
             Attribution::Determinism { .. } => Cause::Nondeterministic,
             Attribution::Precision | Attribution::Fusion { .. } => Cause::Precision,
-            // The repeated run passes. So the model failed under this precision only because of its
-            // golden, or because of `--equivalence`.
+            // The repeated run passes. So the model failed under this precision only because it
+            // differs from its golden (the recorded results), or because of `--equivalence`.
             Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
             Attribution::Passes if self.repeats(&job) => Cause::Precision,
             Attribution::Passes => Cause::Nondeterministic,

@@ -43,7 +43,7 @@ pub struct Comparison {
 pub struct Run {
     /// The precision of the run.
     pub precision: Precision,
-    /// The metric in the last validation; null if it is NaN.
+    /// The metric in the last validation of the run; null if it is NaN.
     pub accuracy: Option<f64>,
     /// The loss in the last validation; null if it is not finite.
     pub loss: Option<f64>,

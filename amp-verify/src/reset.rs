@@ -18,7 +18,7 @@ pub(crate) struct ResetModel {
     model: Box<dyn LightningModule>,
     seed: u64,
     device: Device,
-    /// The initial tensors on the device, in the order of [`named_tensors`].
+    /// Copies of the model's initial tensors on the device, in the order of [`named_tensors`].
     initial: Vec<Initial>,
     /// The state that the model itself adds to a checkpoint.
     state: State,

@@ -133,7 +133,7 @@ fn warm_up(case: &Case, config: &TrainerConfig) -> Result<RunRecord> {
     train(2, Graph::Off)
 }
 
-/// Returns the names of all values in the record, from training and validation.
+/// Returns the names of all values that a run has logged in training and validation.
 fn logged(record: &RunRecord) -> BTreeSet<&str> {
     let values = record.epochs.iter().flat_map(|epoch| epoch.train.iter().chain(&epoch.val));
     values.map(|logged| logged.name.as_str()).collect()

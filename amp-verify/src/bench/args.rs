@@ -53,10 +53,11 @@ pub struct BenchArgs {
     /// torch-compile-default, torch-compile-autotuned
     #[arg(long, value_delimiter = ',', value_name = "NAMES", requires = "peers", value_parser = peer)]
     pub peer: Vec<Engine>,
-    /// The Python interpreter that runs the peers
+    /// The Python interpreter that runs the engines of --peers
     #[arg(long, value_name = "PATH", default_value = "python3", requires = "peers")]
     pub python: PathBuf,
-    /// Use this Python script for the peers, in place of the script that the registry names
+    /// Use this Python script for the engines of --peers, in place of the script that the registry
+    /// names
     #[arg(long, value_name = "FILE", requires = "peers")]
     pub peers_script: Option<PathBuf>,
     /// Threads of one CPU operation [default: all cores]

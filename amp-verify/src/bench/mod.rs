@@ -110,7 +110,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
             }
         }
     }
-    // The processes of the peers end here, because the next measurements need their memory.
+    // The processes of the other engines end here, because the next measurements need their memory.
     drop((peers, python));
     if plan.feed_bytes > 0 {
         for (workload, precision) in fed(&plan) {

@@ -44,7 +44,7 @@ use crate::{
     registry::{Peers, Registry},
 };
 
-/// The Python interpreter and the script that run the peers.
+/// The Python interpreter and the script that run the peers (other engines, such as Lightning).
 pub struct Python {
     program: PathBuf,
     script: PathBuf,
@@ -143,11 +143,11 @@ pub struct Entry<'a> {
 /// is the workload to train.
 #[derive(PartialEq, Eq)]
 enum Stage {
-    /// The process has no task to prepare or to train.
+    /// The process has no workload to prepare or to train.
     Idle,
-    /// The process prepares the task. Its answer to the request was not read yet.
+    /// The process prepares to train the workload. Its answer to the request was not read yet.
     Begun,
-    /// The process has prepared the task and waits for the next chunk of steps to train.
+    /// The process is ready to train the workload. It waits for a request to train the next steps.
     Running,
 }
 

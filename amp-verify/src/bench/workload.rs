@@ -256,7 +256,7 @@ impl Task {
         self.workload.compiler_modes
     }
 
-    /// Returns whether steps without the checks of the training invariants are measured as well.
+    /// Returns whether training without the checks of its invariants is measured as well.
     pub fn has_unchecked_steps(&self) -> bool {
         self.workload.unchecked
     }

@@ -40,8 +40,7 @@ pub trait Check {
     /// Returns a description of the measured value, for reports.
     fn describe(&self) -> String;
 
-    /// Runs the check on the model. `overrides` sets the precision of single modules (precision
-    /// regions).
+    /// Runs the check on the model. `overrides` sets the precisions of single modules.
     ///
     /// # Errors
     /// When the value cannot be measured.

@@ -20,7 +20,7 @@ use crate::layers::Group;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub enum Attribution {
-    /// The check did not fail.
+    /// The precision passes the check.
     Passes,
     /// Training is not deterministic. The check was repeated with the same seeds, and the measured
     /// value changed by at least the distance between the first value and the limit.
@@ -49,7 +49,7 @@ pub struct Diagnosis {
     pub check: String,
     /// Why the check failed.
     pub attribution: Attribution,
-    /// The result of the check before any further module is set to FP32.
+    /// The result of the check under the precision, before any further module is set to FP32.
     pub before: Outcome,
     /// The modules that must stay in FP32. Null if the precision is not the cause, or if the check
     /// fails even with all modules in FP32.

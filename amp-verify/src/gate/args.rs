@@ -21,7 +21,8 @@ pub enum Tier {
 }
 
 impl Tier {
-    /// Returns two numbers of seeds: for the first evaluation, and for the second.
+    /// Returns two numbers of seeds: with the first, the statistical test is evaluated for the
+    /// first time; with the second, it is evaluated again if it was inconclusive.
     pub fn seeds(self) -> (usize, usize) {
         match self {
             Self::Quick => (4, 10),

@@ -49,7 +49,7 @@ pub(super) struct Budget {
     pub(super) examples: i64,
     /// The number of runs of the first steps with emulated rounding.
     pub(super) draws: u64,
-    /// The largest number of observed steps of an epoch.
+    /// The largest number of steps of an epoch that the gate observes.
     pub(super) epoch_steps: i64,
 }
 

@@ -49,7 +49,7 @@ impl Cache {
     }
 
     pub(super) fn get(&self, job: &Job) -> Option<Outcome> {
-        // An entry that cannot be read is treated as missing, so its job runs again.
+        // An entry of the cache that cannot be read is treated as missing, so its job runs again.
         let text = fs::read_to_string(self.0.as_ref()?.path(job)?).ok()?;
         serde_json::from_str(&text).ok()
     }

@@ -26,7 +26,7 @@ pub enum Comparison {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// No unit: the rule only requires that values are equal.
+    /// No unit, because nothing was measured: the rule only requires that values are equal.
     Equal,
     /// A fraction, printed as a percentage.
     Share,
@@ -100,7 +100,7 @@ impl Checked {
         Self { rule, what, over, result, figure: None, bound: None, unit: Unit::Equal }
     }
 
-    /// Returns whether the rule was checked: whether something was compared.
+    /// Returns whether the rule was checked, and not left out.
     pub fn is_done(&self) -> bool {
         self.result != Comparison::LeftOut
     }
@@ -178,14 +178,14 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// Adds a failure. Only the first failure of each rule is kept.
+    /// Adds a failure, unless there already is a failure of the same rule.
     pub(super) fn fail(&mut self, reason: Reason, text: impl Into<String>) {
         if self.failures.iter().all(|failure| failure.reason != reason) {
             self.failures.push(Failure::new(reason, text));
         }
     }
 
-    /// Adds the result of a rule that requires equal values. If the values differ, `wrong`
+    /// Adds the result of checking a rule that requires equal values. If the values differ, `wrong`
     /// describes the difference, and a failure is added. If they are equal, `wrong` is `None`.
     pub(super) fn equal(
         &mut self,

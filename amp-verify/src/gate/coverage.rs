@@ -25,17 +25,17 @@ use crate::{
 pub struct Coverage {
     /// Properties of the runs, each with its name: the path, the modes, the size and the seeds.
     pub ran: Vec<(&'static str, String)>,
-    /// The comparisons that were made, ordered by rule.
+    /// The comparisons of measured values with their bounds, ordered by rule.
     pub rows: Vec<Row>,
     /// The rules that were not checked, with the reasons.
     pub missing: Vec<Missing>,
-    /// The number of rules that were checked.
+    /// The number of the gate's rules that were checked.
     pub rules: usize,
-    /// The number of rules that could have been checked, including those that were not.
+    /// The number of the gate's rules that could have been checked, including those that were not.
     pub of_rules: usize,
 }
 
-/// One comparison, formatted as texts for a row of a table.
+/// One comparison of a measured value with its bound, formatted as texts for a row of a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     /// The title of the gate's rule that was checked.
@@ -60,7 +60,7 @@ pub struct Row {
 /// Rules of the gate that were not checked, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    /// The names of the rules that were not checked.
+    /// The names of the gate's rules that were not checked.
     pub what: String,
     /// The reason why these rules were not checked. Empty if no reason is known.
     pub why: String,

@@ -8,7 +8,7 @@ use std::{
 
 use amp_core::{Error, Result};
 
-/// The reason that reports give for a rule that was not judged.
+/// The reason that reports give if the time limit ended the gate before a rule was judged.
 pub(super) const OVER: &str = "the time limit was reached";
 
 /// The time at which a job of the gate must end. All clones of a deadline share a flag, which says
@@ -37,7 +37,7 @@ impl Deadline {
         Err(Error::config(OVER))
     }
 
-    /// Returns whether an error of [`check`](Self::check) ended the job.
+    /// Returns whether the job was ended because its time was over.
     pub(super) fn has_ended(&self) -> bool {
         self.has_ended.get()
     }

@@ -73,7 +73,7 @@ pub struct Job {
     pub kernels: Kernels,
     /// How often the invariants of training are checked.
     pub check: Check,
-    /// What the job does.
+    /// What the job does: train, or check the model.
     pub task: Task,
     /// The precisions of single modules, by path. They replace those in the model's code.
     pub overrides: Overrides,
@@ -135,7 +135,7 @@ pub struct Outcome {
     pub path: Option<path::PathReport>,
     /// The failures of the model that the job found.
     pub failures: Vec<Failure>,
-    /// Whether the time limit ended the job before all rules were judged.
+    /// Whether the time limit ended the job before all rules of the gate were judged.
     #[serde(default)]
     pub ended: bool,
     /// The duration of the job in seconds.
@@ -384,7 +384,7 @@ impl Job {
     }
 }
 
-/// An interceptor that changes nothing.
+/// An interceptor that passes all calls of the trainer on to the model unchanged.
 struct Untouched;
 
 impl Interceptor for Untouched {}

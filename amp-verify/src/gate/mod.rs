@@ -54,7 +54,7 @@ use crate::{length::Length, registry::Registry, verdict::Design};
 
 /// The version of the format of [`Report`].
 pub const SCHEMA: &str = "amp-gate/5";
-/// The folder in which the outcomes of jobs are cached.
+/// The folder in which the gate caches the outcomes of its jobs.
 pub const CACHE: &str = ".amp/cache";
 /// How many failing combinations of model and precision are diagnosed by default. One diagnosis
 /// takes dozens of runs.

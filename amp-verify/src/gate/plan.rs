@@ -83,11 +83,12 @@ pub struct Plan {
     pub tier: Tier,
     /// The precisions to judge.
     pub precisions: Vec<Precision>,
-    /// The number of seeds in the first evaluation.
+    /// The number of seeds with which a precision is first judged.
     pub first: usize,
-    /// The largest number of seeds, which is used if the first evaluation is inconclusive.
+    /// The largest number of seeds, which is used if the statistical test with the first seeds is
+    /// inconclusive.
     pub most: usize,
-    /// The first of the consecutive seeds.
+    /// The first seed of the training runs. The further seeds are the numbers that follow it.
     pub first_seed: u64,
     /// The risk of the statistical test (α). See [`Design::alpha`](crate::verdict::Design::alpha).
     pub alpha: f64,

@@ -79,7 +79,7 @@ pub struct Report {
     pub left_out: Vec<String>,
     /// The number of failing combinations of model and precision that were not diagnosed.
     pub undiagnosed: usize,
-    /// The number of jobs that were run.
+    /// The number of jobs (training runs and checks) that were run.
     pub executed: usize,
     /// The number of jobs whose outcome was cached.
     pub cached: usize,
@@ -144,7 +144,7 @@ pub struct PrecisionResult {
     pub status: Status,
     /// The result of the statistical test. Null if a run failed.
     pub judgement: Option<Judgement>,
-    /// The failures, in the order in which they were found.
+    /// Why the precision failed, in the order in which the failures were found.
     pub failures: Vec<Failure>,
     /// The seeds that were run.
     pub seeds: Vec<u64>,
@@ -170,7 +170,7 @@ pub struct PrecisionResult {
     /// Whether the time limit prevented further seeds.
     #[serde(default)]
     pub cut_short: bool,
-    /// Whether the time limit was reached before all rules were judged.
+    /// Whether the time limit was reached before all rules of the gate were judged.
     #[serde(default)]
     pub rules_cut_short: bool,
     /// The number of skipped steps, over all seeds.

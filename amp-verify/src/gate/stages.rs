@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{job::Job, pool::LONG};
 
-/// Measures how long each stage of a job takes.
+/// Measures how long each stage of a job of the gate takes.
 pub(super) struct Stages<'a> {
     job: &'a Job,
     begun: Instant,

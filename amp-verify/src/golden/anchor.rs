@@ -21,19 +21,19 @@ pub struct Anchor {
     /// the CPU has instructions that multiply f16 numbers. On a GPU: the compute capability. Peak
     /// memory is compared only with a run that uses the same kernels.
     pub capability: Option<String>,
-    /// The values of the first recording, by precision.
+    /// The results that were recorded first, by precision.
     pub runs: BTreeMap<String, Anchored>,
 }
 
-/// The values of the first recording under one precision. Each value has a budget.
+/// The results that were recorded first under one precision, each with a budget for later changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchored {
-    /// The validation metric, and by how much it may change.
+    /// The validation metric, and by how much later results may differ from it.
     pub accuracy: Value,
-    /// The validation loss, and by how much it may change.
+    /// The validation loss, and by how much later results may differ from it.
     pub loss: Value,
-    /// The largest number of bytes that tensors occupied at one time, and by how much it may
-    /// change.
+    /// The largest number of bytes that tensors occupied at one time, and by how much later results
+    /// may differ from it.
     pub peak_memory_bytes: Value,
 }
 

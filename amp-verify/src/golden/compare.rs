@@ -270,7 +270,8 @@ impl Comparator for Agreement {
         moved.is_empty()
     }
 
-    /// Returns whether the texts are equal. insta calls this if `INSTA_REQUIRE_FULL_MATCH` is set.
+    /// Returns whether the texts of two snapshots are equal. insta calls this if
+    /// `INSTA_REQUIRE_FULL_MATCH` is set.
     fn matches_fully(&self, reference: &insta::Snapshot, test: &insta::Snapshot) -> bool {
         reference.contents() == test.contents()
     }

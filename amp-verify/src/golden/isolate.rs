@@ -55,9 +55,9 @@ static ON_GPU: Mutex<()> = Mutex::new(());
 /// are.
 #[derive(Debug, Clone, Copy)]
 pub struct Site {
-    /// The folder in which the goldens of this call are.
+    /// The folder of the recorded results (goldens) for this call.
     pub folder: &'static str,
-    /// The source file that contains the call.
+    /// The source file that contains the call of `verify!`.
     pub file: &'static str,
     /// Whether the source file was compiled as a test.
     pub is_test: bool,
@@ -93,7 +93,7 @@ struct Order {
     parent: u32,
     /// The name of the test, which is also the name of the thread that runs it.
     test: String,
-    /// How many calls of `verify!` come before this call in the test.
+    /// How many calls of `verify!` come before the one for which to train, in the same test.
     place: usize,
     /// The name of the golden (recorded results) for which to train.
     golden: String,

@@ -166,8 +166,9 @@ impl Target {
         {
             return Err(Error::NotComparable(why));
         }
-        // If there is neither a golden nor an anchor, and no file may be written, no anchor is
-        // loaded. insta then fails the test and keeps the new snapshot for review.
+        // If no results are recorded, neither the golden nor the anchor (the first recording), and
+        // no file may be written, no anchor is loaded. insta then fails the test and keeps the new
+        // snapshot for review.
         if snapshot.exists() || path.exists() || may_write {
             let anchor = Anchor::load_or_create(&path, golden, &agreement, may_write)?;
             let exceeded = anchor.exceeded(golden);

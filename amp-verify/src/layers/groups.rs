@@ -22,9 +22,9 @@ use crate::rounding::rounding_of;
 /// after another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
-    /// The paths of the layers, in the order in which they run.
+    /// The paths of the fused layers, in the order in which they run.
     pub members: Vec<String>,
-    /// The dtype of the group's output.
+    /// The dtype of the output of the fused layers.
     pub dtype: String,
     /// The relative difference of the outputs: rms(fused − separate)/rms(separate). Null if it is
     /// not finite.
@@ -47,7 +47,8 @@ pub struct Group {
 /// fused kernel and the separate layers each round their results once, and a few times inside.
 const OF_OUTPUT: f64 = 4.0;
 const OF_GRADIENT: f64 = 8.0;
-/// The smallest bound. f32 sums in another order may differ by this relative amount.
+/// The smallest bound for the difference between fused and separate layers. f32 sums in another
+/// order may differ by this relative amount.
 const LEAST: f64 = 1e-4;
 /// If the norm of a gradient is less than this fraction of the norm of all gradients of the group,
 /// the gradient may consist of rounding errors alone. In this case its difference is divided by

@@ -40,7 +40,8 @@ pub struct Options {
     pub budget: usize,
 }
 
-/// The default budget in bytes, and the divisor of a GPU's free memory.
+/// The default of [`Options::budget`] in bytes. On a GPU, the budget is the free memory divided by
+/// the second number, if that is more.
 const BUDGET: usize = 4 << 30;
 const SHARE: usize = 2;
 
@@ -150,7 +151,7 @@ struct Ends {
 
 /// The training steps from which the layers of one part of the model are measured.
 pub(super) struct Passes {
-    /// The indices of the layers whose tensors are kept.
+    /// The indices of the layers that are measured together.
     part: Range<usize>,
     pub(super) reference: Pass,
     baseline: Pass,

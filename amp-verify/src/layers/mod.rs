@@ -48,9 +48,10 @@ pub type Wrap<'a> =
 /// The model whose layers are measured, and the batch on which it runs.
 #[derive(Clone)]
 pub struct Subject<'a> {
-    /// Builds the model with the same weights on every call.
+    /// Builds the model that is measured. Every call gives the same weights.
     pub build: &'a Build<'a>,
-    /// Wraps the model anew for each pass, for example with a fault; null to measure it as it is.
+    /// Wraps the model before each forward and backward pass, for example to put a fault of the
+    /// self-test into it. `None` to measure the model as it is.
     pub wrap: Option<&'a Wrap<'a>>,
     /// The training batch.
     pub batch: &'a AnyBatch,
@@ -89,7 +90,7 @@ impl<'a> Subject<'a> {
         ResetModel::new((self.build)()?, self.device, self.seed)
     }
 
-    /// Resets the model for a pass and wraps it.
+    /// Resets the model before a forward and backward pass, and wraps it.
     fn prepared<'m>(&self, model: &'m mut ResetModel) -> Result<Prepared<'m>> {
         let model = model.reset()?;
         Ok(match self.wrap {

@@ -32,7 +32,8 @@ pub(super) struct Ran {
     pub(super) op: Op,
     /// The numbers of elements of the layer's input and output, and of its own parameters.
     pub(super) numbers: (usize, usize),
-    /// The layer's input and output. Empty tensors if this layer's tensors are not kept.
+    /// The layer's input and output. They are empty if the tensors of this layer are not kept, to
+    /// save memory.
     pub(super) input: Tensor,
     pub(super) output: Tensor,
     pub(super) output_gradient: Option<Tensor>,
@@ -58,7 +59,7 @@ pub(super) struct Job {
     pub(super) input: Tensor,
     /// The gradient of the unscaled loss with respect to the output, for the backward pass.
     pub(super) gradient: Option<Tensor>,
-    /// The rounding of the layer's own parameters. `None` means that they are not rounded.
+    /// How to round the layer's parameters. `None` means that they are not rounded.
     pub(super) weights: Option<Rounded>,
 }
 
@@ -92,7 +93,7 @@ impl Rerun {
 
 /// What was recorded in one training step.
 pub(super) struct Pass {
-    /// The runs of the layers, in the order in which the layers ended.
+    /// What was recorded of each layer, in the order in which the layers ended.
     pub(super) calls: Vec<Ran>,
     /// The gradients of the unscaled loss in f64, by parameter, for the layers that are kept.
     pub(super) gradients: BTreeMap<String, Tensor>,

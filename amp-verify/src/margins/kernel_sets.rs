@@ -47,7 +47,7 @@ pub(super) fn all() -> Vec<KernelSet> {
     KERNELS.iter().flat_map(|kernels| THREADS.map(|threads| set(*kernels, threads))).collect()
 }
 
-/// The description, in the spread file, of the kernel sets that [`own_of_cpu`] returns.
+/// The description, in `NAME.spread.json`, of the kernel sets that [`own_of_cpu`] returns.
 pub(super) const OWN_DESCRIPTION: &str = "its own kernels, with 1 and 2 threads";
 
 /// Returns the kernel sets with this machine's newest kernels, one for each number of threads.

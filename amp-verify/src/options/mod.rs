@@ -140,7 +140,8 @@ pub enum Format {
 }
 
 impl RunArgs {
-    /// Converts the options into the choices from which a [`Case`](crate::case::Case) is built.
+    /// Converts the options into the choices from which a [`Case`](crate::case::Case) (a model with
+    /// its data and options) is built.
     pub fn choices(&self) -> Choices {
         Choices {
             data: self.data.clone(),

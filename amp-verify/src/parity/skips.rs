@@ -48,7 +48,7 @@ pub struct Again {
     pub attempts: Pair<Vec<Attempt>>,
     /// The first attempts at optimizer steps of the model in Rust with libtorch's kernels.
     pub libtorch: Vec<Attempt>,
-    /// How much rounding alone changes the first steps of our side.
+    /// How much rounding alone changes the first steps of the model in Rust.
     #[serde(default)]
     pub rounding: Rounding,
 }

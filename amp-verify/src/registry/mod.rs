@@ -125,8 +125,8 @@ impl Registry {
         self
     }
 
-    /// Sets the Python program that trains with the peers in `cargo amp bench --peers`: a path
-    /// relative to the project's folder.
+    /// Sets the Python program with which `cargo amp bench --peers` trains other engines, such as
+    /// Lightning: a path relative to the project's folder.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers(mut self, file: impl Into<String>) -> Self {
@@ -134,7 +134,7 @@ impl Registry {
         self
     }
 
-    /// Sets the Python program that trains with the peers in `cargo amp bench --peers`, as in
+    /// Sets the Python program with which `cargo amp bench --peers` trains other engines, as in
     /// [`peers`](Self::peers), but by its text. The binary contains this text, so the program is
     /// available on machines without the project's files.
     #[cfg(feature = "cli")]

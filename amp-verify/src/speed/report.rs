@@ -27,7 +27,8 @@ pub struct Report {
     pub fingerprint: Fingerprint,
     /// The name of the host's CPU.
     pub cpu: String,
-    /// The versions of this workspace and, if peers were measured, of Python and its packages.
+    /// The versions of this workspace and, if other engines were measured, of Python and its
+    /// packages.
     pub versions: BTreeMap<String, String>,
     /// The number of rounds. In each round, every engine was measured once.
     pub rounds: usize,
@@ -41,9 +42,9 @@ pub struct Report {
     pub overheads: Vec<Overhead>,
     /// The speed with the data in host memory, for the workloads that ask for this measurement.
     pub feeds: Vec<Feed>,
-    /// The registry's targets, compared with the measurements.
+    /// The targets for speed and memory that the registry declares, compared with the measurements.
     pub targets: Vec<Target>,
-    /// Notes for the reader, for example which peers could not be measured.
+    /// Notes for the reader, for example which engines could not be measured.
     pub notes: Vec<String>,
 }
 

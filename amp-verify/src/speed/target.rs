@@ -38,7 +38,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Returns the word for this outcome in tables.
+    /// Returns the word for this result in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Met => "met",
@@ -77,7 +77,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Creates a target and compares `measured` with the bound `goal`.
+    /// Creates a target for a measurement and compares `measured` with the bound `goal`.
     pub fn new(what: String, goal: Goal, unit: Unit, measured: Option<f64>) -> Self {
         let outcome = match measured {
             None => Outcome::NotMeasured,

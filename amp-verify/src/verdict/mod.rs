@@ -71,7 +71,7 @@ pub struct Judgement {
     pub upper: f64,
     /// The margin (δ) with which the test was evaluated.
     pub margin: f64,
-    /// The significance level of this evaluation.
+    /// The significance level of this evaluation of the test.
     pub alpha: f64,
     /// The probability that a precision without regression passes, computed from `n` and `s_used`.
     /// The probability of detecting a regression as large as the margin is the same.
@@ -82,7 +82,8 @@ pub struct Judgement {
 }
 
 impl Design {
-    /// Returns the significance level of each evaluation: half of α if there are two evaluations.
+    /// Returns the significance level of each evaluation of the test: half of α if there are two
+    /// evaluations.
     pub fn look_alpha(&self) -> f64 {
         if self.most > self.first { self.alpha / 2.0 } else { self.alpha }
     }
@@ -127,8 +128,8 @@ impl Design {
         } else if upper < delta && (!self.equivalence || lower > -delta) {
             Verdict::Pass
         } else {
-            // If a difference is NaN, both comparisons above are false, so the result is
-            // inconclusive.
+            // If a difference from 32-true is NaN, both comparisons above are false, so the result
+            // is inconclusive.
             Verdict::Inconclusive
         };
         let power = power(delta, s_used, n, alpha);

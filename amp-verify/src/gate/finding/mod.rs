@@ -151,9 +151,9 @@ struct Suspect<'a> {
     /// The metric of 32-true with this seed. `None` unless the precision failed because its metric
     /// is too much worse.
     baseline: Option<f64>,
-    /// Whether the comparison of the first steps failed.
+    /// Whether the first steps differ from those of 32-true by too much.
     steps: bool,
-    /// Whether a rule of the training path is broken.
+    /// Whether the observed steps of a run broke a rule.
     in_training: bool,
     /// Whether 32-true failed as well.
     baseline_fails: bool,
@@ -279,7 +279,8 @@ impl<'a> Suspect<'a> {
             layers,
             modules,
             baseline_moved: self.baseline_moved,
-            // No groups: the rule `fusion` of the training path already checks fused layers.
+            // Fused layers are not compared here: the gate's rule `fusion` has already checked
+            // them.
             groups: Vec::new(),
             suspect: suspect.clone(),
         };
@@ -377,7 +378,8 @@ fn of_training(model: &gate::Subject, outcome: &Outcome, baseline: f64) -> f64 {
     }
 }
 
-/// Returns the number of broken rules plus one, or 0 if no rule is broken.
+/// Returns how badly a check of rules failed: the number of broken rules plus one, or 0 if no rule
+/// is broken.
 fn of_steps(outcome: &Outcome) -> f64 {
     match outcome.failures.len() {
         0 => 0.0,

@@ -24,8 +24,8 @@ pub(super) struct Counter(RefCell<Counts>);
 
 #[derive(Default)]
 struct Counts {
-    /// Whether counting has ended. Only one batch is counted, because counting reads every element
-    /// of each layer's output.
+    /// Whether the zeroed elements of one batch were counted. Further batches are not counted,
+    /// because counting reads every element of each layer's output.
     done: bool,
     /// The number of dropout layers that were found.
     layers: u64,

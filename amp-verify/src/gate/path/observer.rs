@@ -105,7 +105,7 @@ impl Observation {
         }
     }
 
-    /// Adds a failure. Only the first failure of each rule is kept.
+    /// Adds a failure, unless there already is a failure of the same rule.
     fn fail(&mut self, reason: Reason, text: impl Into<String>) {
         if self.failures.iter().all(|failure| failure.reason != reason) {
             let text = format!("step {}: {}", self.attempts, text.into());

@@ -73,7 +73,7 @@ impl Plan {
         let outcome = |precision, seed, task| {
             let found = pool.outcome(&self.job(model, precision, seed, task));
             found.cloned().unwrap_or_else(|| {
-                Outcome::failed(Failure::new(Reason::Crashed, "the job has no result"))
+                Outcome::failed(Failure::new(Reason::Crashed, "the gate's job has no result"))
             })
         };
         let train = |precision| -> Vec<Outcome> {

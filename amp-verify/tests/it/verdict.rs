@@ -20,7 +20,7 @@ fn quantiles_are_the_tables(#[case] p: f64, #[case] freedom: f64, #[case] expect
 }
 
 /// Checks the smallest numbers of seeds with which the power is 80 % and 97 % against published
-/// tables of the one-sided t test. The first column is δ/σ, and α is 0.05.
+/// tables of the one-sided t test. The first column is the margin divided by σ, and α is 0.05.
 #[rstest]
 #[case(0.5, 27, 52)]
 #[case(1.0, 8, 14)]
@@ -114,10 +114,10 @@ fn rate(design: Design, mean: f64, verdict: Verdict) -> f64 {
     f64::from(count) / f64::from(TRIALS)
 }
 
-/// Checks the probability with which a regression of exactly δ passes. It is α, or, with two
-/// evaluations at α/2 each, between α/2 and α. In 4,000 trials the observed rate may differ from
-/// the probability by 3.3 binomial standard deviations, which chance exceeds once in a thousand
-/// times.
+/// Checks the probability with which a regression as large as the margin passes. It is α, or, with
+/// two evaluations at α/2 each, between α/2 and α. In 4,000 trials the observed rate may differ
+/// from the probability by 3.3 binomial standard deviations, which chance exceeds once in a
+/// thousand times.
 #[rstest]
 #[case::one_look(5, 5, 0.05, 0.05)]
 #[case::two_looks(4, 10, 0.025, 0.05)]
@@ -134,7 +134,8 @@ fn a_regression_of_the_margin_passes_at_most_alpha(
 }
 
 /// Checks two probabilities of a design with one evaluation. A precision without regression passes
-/// with the probability `power`. A precision that is worse by 2δ fails with the same probability.
+/// with the probability `power`. A precision that is worse by twice the margin fails with the same
+/// probability.
 #[rstest]
 fn power_is_the_simulated_rate(#[values(3, 5, 8)] n: usize) {
     let design = Design { first: n, most: n, ..DESIGN };
@@ -146,8 +147,8 @@ fn power_is_the_simulated_rate(#[values(3, 5, 8)] n: usize) {
     assert!((fails - expected).abs() <= bound, "{fails}, not {expected} ± {bound}");
 }
 
-/// Checks that a regression of exactly δ passes with at most the probability α, even if the metric
-/// changes in steps as large as σ.
+/// Checks that a regression as large as the margin passes with at most the probability α, even if
+/// the metric changes in steps as large as σ.
 #[test]
 fn coarse_metrics_keep_to_alpha() {
     let design = Design { first: 3, most: 10, resolution: 0.01, ..DESIGN };

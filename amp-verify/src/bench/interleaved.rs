@@ -29,7 +29,7 @@ pub trait Candidate {
     /// the same time. [`prepare`](Self::prepare) then waits for the end.
     ///
     /// # Errors
-    /// When the candidate cannot run. The benchmark then skips this candidate.
+    /// When the engine cannot run. The benchmark then skips this engine.
     fn begin(&mut self) -> Result<()> {
         Ok(())
     }
@@ -38,7 +38,7 @@ pub trait Candidate {
     /// graphs.
     ///
     /// # Errors
-    /// When the candidate cannot run. The benchmark then skips this candidate.
+    /// When the engine cannot run. The benchmark then skips this engine.
     fn prepare(&mut self) -> Result<()>;
 
     /// Returns the time in seconds from building the model to the end of the first training step.
@@ -50,7 +50,7 @@ pub trait Candidate {
     /// Trains a few steps (a chunk) and returns the measured time.
     ///
     /// # Errors
-    /// When the training fails. The benchmark then skips this candidate.
+    /// When the training fails. The benchmark then skips this engine.
     fn chunk(&mut self) -> Result<Chunk>;
 }
 

@@ -25,7 +25,8 @@ pub(super) struct Steps {
     meter: Option<MemoryMeter>,
 }
 
-/// The number of eager steps before a step is captured as a CUDA graph.
+/// The number of steps that the trainer runs operator by operator before it captures a step as a
+/// CUDA graph.
 const BEFORE_CAPTURE: u64 = 3;
 /// The number of elements of the tensor that a fault leaks in each step.
 const ELEMENTS: i64 = 1 << 16;

@@ -1,4 +1,5 @@
-//! The plan of a gate: which models and precisions are judged, and which jobs are needed for this.
+//! The plan of a call of the gate: which models and precisions are judged, and which training runs
+//! and checks are needed for this.
 
 use std::{ops::Deref, path::PathBuf, sync::Arc, time::Duration};
 
@@ -66,7 +67,7 @@ impl Deref for Subject {
     }
 }
 
-/// What a gate judges: the command-line options, after they were checked.
+/// What a call of the gate judges: the command-line options, after they were checked.
 #[derive(Clone)]
 pub struct Plan {
     /// The registry that contains the models.

@@ -150,8 +150,8 @@ fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> 
     }
     let deltas = comparisons.iter().map(|comparison| comparison.runs[at].delta.as_ref());
     let direction = comparisons[0].direction;
-    // `delta` is the metric of the precision minus the metric of the baseline. So 0 is passed as
-    // the value of the baseline.
+    // `delta` is the metric of the precision minus the metric of 32-true. So 0 is passed as the
+    // metric of 32-true.
     let worse = |delta: f64| direction.regression(0.0, delta);
     let worse: Vec<f64> =
         deltas.clone().map(|delta| delta?.accuracy.map(worse)).collect::<Option<_>>()?;

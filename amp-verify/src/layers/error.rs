@@ -13,13 +13,13 @@ use crate::scalars;
 /// compares it with chance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bias {
-    /// The mean of the error multiplied by the sign of the exact value. It is negative if
+    /// The mean of the errors, each multiplied by the sign of the exact value. It is negative if
     /// magnitudes shrink, for example through truncation.
     pub magnitude: f64,
     /// `magnitude` divided by its standard error. If there is no bias, this is between about −3 and
     /// 3.
     pub magnitude_z: f64,
-    /// The mean of the error itself.
+    /// The mean of the errors, with their signs.
     pub shift: f64,
     /// `shift` divided by its standard error.
     pub shift_z: f64,
@@ -77,7 +77,7 @@ pub(super) fn roots(squares: &[Tensor]) -> Result<Vec<Option<f64>>> {
     Ok(scalars::read(squares)?.into_iter().map(root).collect())
 }
 
-/// Computes the bias of the errors in `found`. Returns `None` if an error is not finite.
+/// Computes the bias (the mean) of the errors in `found`. Returns `None` if an error is not finite.
 ///
 /// The errors of one example are correlated. So are the errors of one feature, for example because
 /// they depend on the same rounded weight. (Features are dimension 1 of `[N, C, H, W]`, and
@@ -131,8 +131,8 @@ fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     Ok(sums)
 }
 
-/// Computes two values from the sums: the mean, and z. z is the mean divided by the standard error
-/// that the mean would have if the true mean were zero.
+/// Computes the mean of values from their sums, and z, which is the mean divided by the standard
+/// error that the mean would have if the true mean were zero.
 fn mean_and_z(sums: &[f64], count: f64) -> (f64, f64) {
     let (sum, variance) = match *sums {
         [sum, examples, features, single] => (sum, (examples + features - single).max(single)),

@@ -156,22 +156,23 @@ pub(super) struct Passes {
     pub(super) reference: Pass,
     baseline: Pass,
     pub(super) actual: Pass,
-    /// A second step in 64-true, in which each layer also runs alone: on exact inputs, on rounded
-    /// inputs, on the inputs under the precision, and on rounded inputs with rounded parameters.
+    /// A second step in 64-true, in which each layer additionally runs by itself several times: on
+    /// exact inputs, on rounded inputs, on the inputs under the precision, and on rounded inputs
+    /// with rounded parameters.
     pub(super) alone: Pass,
     pub(super) log2_scale: i32,
     dropout: bool,
     options: Options,
 }
 
-/// The indices of a layer's separate runs in [`Passes::alone`]. Runs from `OF_ROUNDED` on have
+/// The indices of the runs of a single layer in [`Passes::alone`]. Runs from `OF_ROUNDED` on have
 /// rounded parameters.
 const ON_EXACT: usize = 0;
 pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
 pub(super) const OF_ROUNDED: usize = 3;
-/// The number of runs with stochastically rounded parameters. For a 16-bit norm, the inputs are
-/// perturbed as well.
+/// How many times each layer runs with stochastically rounded parameters. For a 16-bit norm, the
+/// inputs are perturbed as well.
 const RUNS_OTHERWISE: u64 = 3;
 
 /// One tensor of a layer, for example its output or its gradient, as computed in the steps under
@@ -180,9 +181,11 @@ struct Values {
     exact: Tensor,
     baseline: Tensor,
     actual: Tensor,
-    /// The results of the layer and of 64-true on the same rounded inputs.
+    /// The tensor as the layer computes it under the precision, and as it computes it in 64-true,
+    /// both on the same rounded inputs.
     local: Option<[Tensor; 2]>,
-    /// The results of 64-true on the inputs of the step under the precision, and on exact inputs.
+    /// The tensor as the layer computes it in 64-true, on the inputs of the step under the
+    /// precision, and on exact inputs.
     inherited: Option<[Tensor; 2]>,
 }
 

@@ -205,7 +205,8 @@ pub struct Flow {
     pub error: Option<f64>,
     /// The root mean square of the difference between the 32-true step and the 64-true step.
     pub baseline_error: Option<f64>,
-    /// `error` divided by `baseline_error`. Null if 32-true is exact.
+    /// `error` divided by `baseline_error`: how many times larger the error is than under 32-true.
+    /// Null if 32-true is exact.
     pub ratio: Option<f64>,
     /// The error that the layer itself makes. The layer runs separately on exact inputs that are
     /// rounded to its input dtypes. Its results are compared with the results of 64-true on the
@@ -218,7 +219,7 @@ pub struct Flow {
     /// Which fraction of the error the layer itself makes: local² / (local² + inherited²). Null if
     /// the two errors are zero, or if one of them is not finite.
     pub local_share: Option<f64>,
-    /// The bias of the errors that the layer itself makes.
+    /// The bias (the mean) of the errors that the layer itself makes.
     pub bias: Option<Bias>,
     /// How many values overflow or underflow in the layer's dtype, predicted from the exponents of
     /// the values in 32-true. Gradients are multiplied by the loss scale first. Null if the layer's
@@ -233,7 +234,8 @@ pub struct Flow {
 }
 
 impl Layer {
-    /// Returns the errors of the tensors of this kind.
+    /// Returns the rounding errors of the layer's output, input gradient or weight gradients, as
+    /// `kind` says.
     pub fn flow(&self, kind: Kind) -> Option<&Flow> {
         match kind {
             Kind::Forward => Some(&self.forward),

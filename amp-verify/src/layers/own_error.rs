@@ -312,8 +312,8 @@ mod tests {
         assert_eq!(values.is_wide()?, is_wide);
         let error = values.error()?.expect("weights are rounded");
         assert!(error < 1.1 && (error > 0.85) == rounds, "{error}");
-        // With inputs of 0, only the bias is left. The bias is the same whether it is rounded once
-        // or twice. So nothing shows that the layer is wide.
+        // With inputs of 0, the results are the bias alone, which is the same whether it is rounded
+        // once or twice. So nothing shows that the layer computes in a wider dtype.
         assert!(!product(rounds, 0.0)?.is_wide()?);
         Ok(())
     }
@@ -341,14 +341,16 @@ mod tests {
         let others = (0..4).map(|_| nearest.shallow_clone()).collect();
         let values = Otherwise { found, rounded: nearest, exact, others };
         let lost = values.lost(Dtype::Half, 1e-7)?;
-        // Some normal numbers are too small to be held, and a few of them are equal in f32.
+        // Some of the numbers are too small for the dtype, and a few are equal in f32.
         assert!(lost.found.abs_diff(expected) <= expected / 50, "{lost:?}");
         assert_eq!(lost.over_bound() > 1.0, expected > 100, "{lost:?}");
         Ok(())
     }
 
-    /// The bound is the number of values that rounding may change by their own size: those below
-    /// 3·8/7 of an error of the parameters, or of a rounding at the size of all values.
+    /// Checks the bound of the number of values that a layer may turn into zero: the values that
+    /// are small enough for rounding to change them by their own size. These are the values below
+    /// 3·8/7 times the error that rounded parameters cause, or times one rounding of a value of
+    /// mean size.
     #[rstest]
     #[case::inside(0.0, 2.0_f64.powi(-11))]
     #[case::parameters(0.01, 0.01)]

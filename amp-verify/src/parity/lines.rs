@@ -54,8 +54,8 @@ fn has_code(line: &str, comment: &str) -> bool {
     !line.is_empty() && !line.starts_with(comment)
 }
 
-/// A piece of the Rust source that is counted or left out as a whole: an item, or a method of an
-/// `impl` block.
+/// A piece of the model's Rust source whose lines are counted or left out as a whole: an item, or a
+/// method of an `impl` block.
 struct Part {
     /// The type to which a method belongs. `None` if this is not a method.
     owner: Option<String>,
@@ -86,8 +86,8 @@ impl Part {
     }
 }
 
-/// Divides an item into the pieces that are counted separately. An `impl` block has one piece for
-/// each method. An import has no piece.
+/// Divides an item of the Rust source into the pieces whose lines are counted separately. An `impl`
+/// block has one piece for each method. An import has no piece.
 fn parts(item: &Item) -> Vec<Part> {
     let alone = |name: &dyn ToString| vec![Part::new(None, name.to_string(), item)];
     match item {

@@ -30,9 +30,9 @@ use crate::{
     rounding::{is_narrow, moved, rounded, rounded_stochastically, rounding_of},
 };
 
-/// The relative errors with which a run under 32-true is itself emulated. `SUMS` is the error of
-/// the f32 sums between two modules, which have several hundred terms each. `MEANS` is the error of
-/// the mean in a loss.
+/// The relative errors of f32 arithmetic, with which the rounding of 32-true itself is emulated.
+/// `SUMS` is the error of the f32 sums between two modules, which have several hundred terms each.
+/// `MEANS` is the error of the mean in a loss.
 pub(in crate::gate) const SUMS: f64 = 1.0 / 1_048_576.0;
 const MEANS: f64 = 1.0 / 8_388_608.0;
 
@@ -40,7 +40,7 @@ const MEANS: f64 = 1.0 / 8_388_608.0;
 /// gradient is a sum over the batch, and some kernels keep partial sums in 16 bits.
 const OF_PARTS: f64 = 3.0;
 
-/// Where a precision rounds, and to which dtypes.
+/// Where a model rounds under a precision, and to which dtypes.
 pub(in crate::gate) struct Emulation {
     /// The wider precision in which the emulation computes.
     pub(super) wide: Precision,
@@ -123,8 +123,8 @@ impl Emulation {
         self.module_of(parameter).is_none_or(|module| is_narrow(module.computed))
     }
 
-    /// Returns the loss scale of the emulated run. With this scale, gradients have the same size as
-    /// under the precision when they are rounded.
+    /// Returns the loss scale of the run with emulated rounding. With this scale, gradients have
+    /// the same size as under the precision when they are rounded.
     fn scale(&self) -> f64 {
         if self.precision.scales_loss() { LOW_SCALE } else { 1.0 }
     }
@@ -163,7 +163,7 @@ struct Seen(RefCell<BTreeMap<String, Kinds>>);
 impl Probe for Seen {
     fn ran(&self, call: &Call<'_>) {
         let given = match call.plan.autocast {
-            // Autocast casts the input inside the module.
+            // The module receives the input as it is, because autocast casts it inside the module.
             Some(kind) if call.op == Op::Matmul && is_floating(call.input.kind()) => kind,
             _ => call.input.kind(),
         };
@@ -181,12 +181,12 @@ impl Probe for Seen {
 pub(in crate::gate) struct Rounding {
     emulation: Rc<Emulation>,
     draws: Rc<Draws>,
-    /// The rounded parameters. Each has a copy of the values that it had before it was rounded for
-    /// the current step.
+    /// The parameters that are rounded in the current step, each with a copy of its values before
+    /// rounding.
     kept: Vec<(Tensor, Tensor)>,
     /// Whether the parameters are already rounded for the current step.
     has_begun: bool,
-    /// Whether values between modules are perturbed at random before they are rounded.
+    /// Whether the inputs and outputs of modules are perturbed at random before they are rounded.
     moves_between: bool,
 }
 

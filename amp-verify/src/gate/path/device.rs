@@ -78,9 +78,9 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
 /// The gradient of each parameter, by name.
 type Gradients = BTreeMap<String, Tensor>;
 
-/// Computes the gradient of a batch under 32-true, with layers fused as in `fit`. Also computes the
-/// gradient `draws` times with perturbed weights. Returns the first gradient, and the difference of
-/// each other gradient from it.
+/// Computes the gradient of a batch under 32-true, with layers fused as in `fit`, and `draws`
+/// further gradients with perturbed weights. Returns the first gradient, and the difference of each
+/// further gradient from it.
 fn gradients(
     setup: &Setup<'_>,
     device: Device,

@@ -52,7 +52,7 @@ pub(super) struct Replay {
     pub(super) clipped: u64,
 }
 
-/// The update rule of an optimizer, and the state that the rule needs.
+/// The update rule of one of the model's optimizers, and the state that the rule needs.
 struct Ruled {
     rule: Rule,
     /// For each parameter, the number of steps that it has made so far, and its optimizer state.
@@ -63,11 +63,11 @@ struct Ruled {
 struct Distance {
     /// Which tensor was compared, in words.
     what: String,
-    /// The norm of the difference.
+    /// The norm of the difference between the run and the repetition.
     off: f64,
-    /// The norm to which messages relate the difference.
+    /// The norm by which the difference is divided in messages.
     of: f64,
-    /// The largest accepted norm of the difference.
+    /// The largest accepted norm of the difference between the run and the repetition.
     allowed: f64,
 }
 
@@ -79,8 +79,8 @@ pub(super) enum Wrong {
 }
 
 impl Replay {
-    /// Prepares to repeat the steps of `run`. `model` is another build of the same model. It
-    /// receives the weights of `run`.
+    /// Prepares to repeat the optimizer steps of `run` in float64. `model` is another build of the
+    /// same model. It receives the weights of `run`.
     pub(super) fn new(
         model: Box<dyn LightningModule>,
         run: &dyn LightningModule,
@@ -240,7 +240,7 @@ impl Replay {
         }
         let distance = |(slot, (off, size)): (String, (f64, f64))| {
             let (off, of) = (off.sqrt(), size.sqrt());
-            // The square has twice the relative rounding error.
+            // The average of squares has twice the relative rounding error.
             let allowed = (ROUNDING + (3.0 + self.steps as f64) * eps) * of;
             Distance { what: format!("the optimizer's `{slot}`"), off, of, allowed }
         };
@@ -271,7 +271,7 @@ impl Replay {
         }
         let share = off / allowed;
         self.worst = self.worst.max(share);
-        // A difference that is NaN exceeds every tolerance.
+        // A difference between the run and the repetition that is NaN exceeds every tolerance.
         (share.is_nan() || share > 1.0).then(|| {
             let clip = match self.clip {
                 Some(Clip::Norm(limit)) => format!(

@@ -111,8 +111,8 @@ pub struct Bucket {
     pub count: u64,
     /// The number of values whose magnitude is exactly 2^k.
     pub powers: u64,
-    /// For each format of [`Format::ALL`], the number of values that would overflow if k were the
-    /// largest exponent of the format.
+    /// For each floating-point format of [`Format::ALL`], the number of these values that would
+    /// overflow if k were the largest exponent of the format.
     pub beyond: [u64; 4],
 }
 

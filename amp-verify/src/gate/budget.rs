@@ -24,8 +24,8 @@ use crate::{
 /// draws, for a large model.
 const DRAWS: u64 = 32;
 const FEWEST_DRAWS: u64 = 12;
-/// The largest and the smallest number of steps of an epoch that are observed. There are two draws
-/// for each step, so that a bound is computed from at least 32 draws.
+/// The largest and the smallest number of steps of an epoch that the gate observes. Each step is
+/// repeated twice with emulated rounding, so that a bound is computed from at least 32 such steps.
 const EPOCH_STEPS: i64 = 64;
 const FEWEST_STEPS: i64 = 16;
 /// The number of additional forward passes for each observed step of the epoch: one under 32-true,

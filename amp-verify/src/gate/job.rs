@@ -197,13 +197,14 @@ impl Job {
         }
     }
 
-    /// Runs a job with a model of the registry. If the run returns an error, the error becomes a
-    /// failure.
+    /// Runs the job with its model from the registry. If this returns an error, the outcome
+    /// contains the error as a failure.
     pub fn execute(&self, registry: &Registry) -> Outcome {
         self.execute_within(registry, None)
     }
 
-    /// Runs the job as [`execute`](Self::execute) does, but stops checking rules after `time`.
+    /// Runs the job as [`execute`](Self::execute) does, but stops checking the gate's rules after
+    /// `time`.
     pub(super) fn execute_within(&self, registry: &Registry, time: Option<Duration>) -> Outcome {
         let deadline = Deadline::within(time);
         if deadline.check().is_err() {
@@ -389,7 +390,8 @@ struct Untouched;
 
 impl Interceptor for Untouched {}
 
-/// An interceptor that records a digest of the run's first batches.
+/// An interceptor that records a digest of the run's first batches, to compare the order of the
+/// examples between runs.
 struct Watch(identity::Order);
 
 impl Interceptor for Watch {

@@ -39,7 +39,7 @@ pub struct Pool {
     /// The number of threads of an operation, in each process.
     threads: usize,
     cache: Cache,
-    /// The outcomes of all jobs so far, by the job's key.
+    /// The outcomes of all jobs of the gate so far, by the text that identifies the job.
     outcomes: BTreeMap<String, (Job, Outcome)>,
     /// The number of jobs that were run.
     pub executed: usize,
@@ -51,8 +51,8 @@ pub struct Pool {
 #[derive(Serialize, Deserialize)]
 struct Order {
     job: Job,
-    /// The number of seconds after which the job stops checking rules. `None` means that there is
-    /// no time limit.
+    /// The number of seconds after which the job stops checking the gate's rules. `None` means that
+    /// there is no time limit.
     seconds: Option<f64>,
 }
 

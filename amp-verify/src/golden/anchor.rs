@@ -37,10 +37,10 @@ pub struct Anchored {
     pub peak_memory_bytes: Value,
 }
 
-/// A value of the first recording, and by how much later values may differ from it.
+/// A value that was recorded first, and by how much later values may differ from it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Value {
-    /// The value of the first recording.
+    /// The value that was recorded first.
     pub original: f64,
     /// The largest accepted difference between a later value and `original`.
     pub budget: f64,

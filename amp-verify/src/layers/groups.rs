@@ -29,15 +29,15 @@ pub struct Group {
     /// The relative difference of the outputs: rms(fused − separate)/rms(separate). Null if it is
     /// not finite.
     pub forward: Option<f64>,
-    /// The largest relative difference between two gradients of an input. Null if there are no
-    /// gradients, or if it is not finite.
+    /// The largest relative difference between the gradients of an input with fused and with
+    /// separate layers. Null if there are no gradients, or if it is not finite.
     pub input_gradient: Option<f64>,
-    /// The largest relative difference between two gradients of a parameter. Null if there are no
-    /// gradients, or if it is not finite.
+    /// The largest relative difference between the gradients of a parameter with fused and with
+    /// separate layers. Null if there are no gradients, or if it is not finite.
     pub weight_gradient: Option<f64>,
-    /// The largest accepted difference of the output.
+    /// The largest accepted difference between the outputs of fused and separate layers.
     pub forward_bound: f64,
-    /// The largest accepted difference of the gradients.
+    /// The largest accepted difference between the gradients of fused and separate layers.
     pub gradient_bound: f64,
     /// Whether a difference exceeds its bound, or is not finite.
     pub is_beyond: bool,

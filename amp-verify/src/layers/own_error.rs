@@ -1,8 +1,8 @@
-//! Measures the own error of each layer that computes in 16 bits: the error that the layer makes on
-//! exact inputs. This error is compared with the error of the same layer in 64-true if only
-//! parameters and results are rounded. The comparison reveals three faults. The layer may round too
-//! often. It may compute in a wider dtype and cast back. Or it may first round to fewer digits than
-//! its dtype has.
+//! Measures the error that each layer that computes in 16 bits makes on exact inputs (its own
+//! error). This error is compared with the error of the same layer in 64-true if only parameters
+//! and results are rounded. The comparison reveals three faults. The layer may round too often. It
+//! may compute in a wider dtype and cast back. Or it may first round to fewer digits than its dtype
+//! has.
 
 use amp_core::{
     Result,
@@ -27,9 +27,10 @@ use crate::{
 pub struct Own {
     /// The path of the layer, as in [`Layer`](super::Layer).
     pub path: String,
-    /// The layer's own error, divided by the error that rounding its parameters and results causes.
-    /// It is the larger value of the forward and the backward pass. `None` if nothing is rounded
-    /// and there is no error. Infinite if nothing is rounded but there is an error.
+    /// The error of the layer on exact inputs, divided by the error that rounding its parameters
+    /// and results causes. It is the larger value of the forward and the backward pass. `None` if
+    /// nothing is rounded and there is no error. Infinite if nothing is rounded but there is an
+    /// error.
     pub error: Option<f64>,
     /// The kinds of results that the layer computes in a wider dtype and then casts to 16 bits.
     pub wide: Vec<Kind>,

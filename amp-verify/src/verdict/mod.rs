@@ -40,8 +40,7 @@ pub struct Design {
     pub alpha: f64,
     /// The number of seeds with which the test is first evaluated.
     pub first: usize,
-    /// The number of seeds with which the test is evaluated if the first evaluation was
-    /// inconclusive.
+    /// The number of seeds with which the test is evaluated again if it was inconclusive at first.
     pub most: usize,
     /// The smallest step of the metric: for an accuracy, one divided by the number of validation
     /// examples.

@@ -106,7 +106,7 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
 
 /// The results of correct runs with emulated rounding, from which the bounds are computed.
 struct Unchanged {
-    /// How far each run is from 32-true.
+    /// How far the first steps of each run are from those of 32-true.
     runs: Vec<Figures>,
     /// The lower limits for the bounds.
     least: Least,
@@ -163,7 +163,8 @@ fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Ve
         found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();
     let (gradients, mut judged): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|(what, ..)| matches!(what, What::Gradient(_)));
-    // A value that is NaN exceeds every bound. If a bound is not finite, every value exceeds it.
+    // A measured value that is NaN exceeds every bound. If a bound is not finite, every value
+    // exceeds it.
     let is_beyond =
         |&(_, figure, bound): &(&What, f64, f64)| !(bound.is_finite() && figure.abs() <= bound);
     let beyond = gradients.iter().filter(|gradient| is_beyond(gradient)).count();

@@ -53,11 +53,12 @@ pub struct Finding {
     /// the difference of the metrics divided by the margin. If rules are broken, it is the number
     /// of broken rules plus 1. Null if it is not finite.
     pub figure: Option<f64>,
-    /// The path of the first layer whose own error is larger than rounding explains. If there is
-    /// none, the path of the layer with the largest own error. The errors are measured in the first
-    /// forward pass. Null if they were not measured.
+    /// The path of the first layer that on exact inputs makes a larger error than rounding
+    /// explains. If there is none, the path of the layer that makes the largest error on exact
+    /// inputs. The errors are measured in the first forward pass. Null if they were not measured.
     pub layer: Option<String>,
-    /// The own error of this layer, relative to its exact output. Null if it is not finite.
+    /// The error of this layer on exact inputs, relative to its exact output. Null if it is not
+    /// finite.
     pub layer_error: Option<f64>,
     /// Whether `layer_error` is larger than rounding explains.
     #[serde(default)]

@@ -102,9 +102,9 @@ mod tests {
         names.iter().zip(values).map(|(name, value)| (name.to_string(), tensor(value))).collect()
     }
 
-    /// Checks the tolerances of single tensors. A tensor that differs by 10 % in the repeated run
-    /// may differ by 40 %. A tensor that is equal in the repeated run may differ by 5 %. NaN is
-    /// never accepted.
+    /// Checks how far single tensors may differ between two runs. A tensor that differs by 10 % in
+    /// the repeated run may differ by 40 %. A tensor that is equal in the repeated run may differ
+    /// by 5 %. NaN is never accepted.
     #[test]
     fn a_tolerance_is_each_tensors_own() -> Result<()> {
         let first = run([1.0, 1.0, 1.0]);

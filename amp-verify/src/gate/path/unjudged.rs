@@ -1,5 +1,5 @@
-//! The stages in which the gate checks the rules of the training path. If the time limit ends the
-//! checks early, reports list the rules of the remaining stages as not judged.
+//! The stages in which the gate checks the steps of a training run against its rules. If the time
+//! limit ends the checks early, reports list the rules of the remaining stages as not judged.
 
 use super::run::Setup;
 use crate::gate::{checked::Findings, deadline::OVER, reason::Reason};

@@ -111,8 +111,8 @@ pub struct Bucket {
     pub count: u64,
     /// The number of values whose magnitude is exactly 2^k.
     pub powers: u64,
-    /// For each floating-point format of [`Format::ALL`], the number of these values that would
-    /// overflow if k were the largest exponent of the format.
+    /// For each format of [`Format::ALL`], the number of these values that would overflow if k were
+    /// the largest exponent of the format.
     pub beyond: [u64; 4],
 }
 
@@ -160,8 +160,7 @@ impl Histogram {
             // frexp returns a mantissa in [1/2, 1).
             let (mantissa, exponent) = values.f_frexp()?;
             let significand = mantissa.f_mul_scalar(2.0)?;
-            // Computes for each value the index of the counter that counts it. There is one counter
-            // for each exponent and class.
+            // Computes for each value the index of its counter, one per exponent and class.
             let place = exponent.f_to_kind(Kind::Int64)?.f_sub_scalar(1 + LOWEST)?;
             let mut place = place.f_mul_scalar(CLASSES)?;
             for format in Format::ALL {
@@ -266,8 +265,8 @@ impl Histogram {
         count - self.predict(format, log2_scale).underflow
     }
 
-    /// Returns the range of safe loss scales: with them, `format` can represent the values as
-    /// `options` demand. Returns `None` if all values are zero.
+    /// Returns the range of loss scales with which `format` can represent the values as `options`
+    /// demand. Returns `None` if all values are zero.
     pub fn window(&self, format: Format, options: WindowOptions) -> Option<Window> {
         let low = self.low_exponent(options.underflow_share)?;
         let high = self.max_exponent()?;
@@ -346,8 +345,8 @@ impl Window {
         self.low > self.high
     }
 
-    /// Returns how far the loss scale 2^`log2_scale` is from the nearer end of this range, in
-    /// powers of 2. The result is negative if the scale is outside.
+    /// Returns how far the scale 2^`log2_scale` is from the nearer end of this range, in powers of
+    /// 2. The result is negative if the scale is outside.
     pub fn margin_bits(self, log2_scale: i32) -> i32 {
         (log2_scale - self.low).min(self.high - log2_scale)
     }
@@ -365,17 +364,15 @@ impl Window {
 pub struct CommonWindow {
     /// The loss scales that are safe for all layers.
     pub window: Window,
-    /// The layer that needs the largest loss scale. If the scale falls, the values of this layer
-    /// become zero first.
+    /// The layer with the highest `low`: if the loss scale falls, its values become zero first.
     pub lowest: String,
-    /// The layer that allows only the smallest loss scale. If the scale rises, the values of this
-    /// layer overflow first.
+    /// The layer that needs the smallest loss scale: if the scale rises, its values overflow first.
     pub highest: String,
 }
 
 impl CommonWindow {
-    /// Computes the loss scales that are safe for all layers from the safe ranges of the layers,
-    /// each given with its layer's name. Returns `None` if there are no layers.
+    /// Intersects the safe ranges of layers, each given with its layer's name. Returns `None` if
+    /// there are no layers.
     pub fn of<'a>(windows: impl IntoIterator<Item = (&'a str, Window)>) -> Option<Self> {
         let mut common: Option<Self> = None;
         for (name, window) in windows {

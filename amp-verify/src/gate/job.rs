@@ -1,5 +1,4 @@
-//! A job of the gate (a training run or a check of one model) and its outcome. Each process of the
-//! gate can run any job.
+//! A job of the gate (a training run or a check of a model). Each of its processes can run any job.
 
 use std::{fmt, time::Duration};
 
@@ -43,8 +42,7 @@ pub enum Task {
     Frozen,
     /// Runs a few steps and compares them with the same steps under 32-true.
     Conformance,
-    /// Observes the steps of a run and checks them against rules, for example those of clipping and
-    /// of the optimizer.
+    /// Observes the steps of a run and checks them against rules, for example of clipping.
     Path,
     /// Trains a few steps and validates. The invariants of training are checked in each step.
     Invariants,
@@ -77,8 +75,7 @@ pub struct Job {
     pub task: Task,
     /// The precisions of single modules, by path. They replace those in the model's code.
     pub overrides: Overrides,
-    /// The fault (a mistake on purpose) that the self-test puts into this job. `None` outside the
-    /// self-test.
+    /// The mistake that the self-test puts into this job on purpose. `None` outside the self-test.
     pub fault: Option<Fault>,
 }
 
@@ -203,8 +200,7 @@ impl Job {
         self.execute_within(registry, None)
     }
 
-    /// Runs the job as [`execute`](Self::execute) does, but stops checking the gate's rules after
-    /// `time`.
+    /// Runs the job as [`execute`](Self::execute) does, but stops checking rules after `time`.
     pub(super) fn execute_within(&self, registry: &Registry, time: Option<Duration>) -> Outcome {
         let deadline = Deadline::within(time);
         if deadline.check().is_err() {
@@ -268,10 +264,9 @@ impl Job {
         Ok(case)
     }
 
-    /// Returns the case (the model with its data and options) for a run under `precision`, which is
-    /// not the precision of `case`. Without a fault of the self-test this is a copy of `case`, so
-    /// that the data is not loaded again. With a fault the case is built for this precision,
-    /// because a fault may affect only one precision.
+    /// Returns the case for a run under `precision`. Without a fault of the self-test this is a
+    /// copy of `case`, so that its data is not loaded again. With a fault the case is built for
+    /// this precision, because a fault may affect only one precision.
     pub(super) fn case_like(
         &self,
         case: &Case,
@@ -284,8 +279,7 @@ impl Job {
         }
     }
 
-    /// Returns the trainer's options for a run under `precision`, without the fault of the
-    /// self-test.
+    /// Returns the trainer's options for a run under `precision`, without a self-test's fault.
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };
         config.recovery.provenance = false;
@@ -390,8 +384,7 @@ struct Untouched;
 
 impl Interceptor for Untouched {}
 
-/// An interceptor that records a digest of the run's first batches, to compare the order of the
-/// examples between runs.
+/// An interceptor that records a digest of a run's first batches, to compare their order.
 struct Watch(identity::Order);
 
 impl Interceptor for Watch {

@@ -40,8 +40,7 @@ pub struct Options {
     pub budget: usize,
 }
 
-/// The default of [`Options::budget`] in bytes. On a GPU, the budget is the free memory divided by
-/// the second number, if that is more.
+/// The default of [`Options::budget`] in bytes, and by what a GPU's free memory is divided.
 const BUDGET: usize = 4 << 30;
 const SHARE: usize = 2;
 
@@ -140,8 +139,7 @@ fn is_layer(calls: &[Ran], call: &Ran) -> bool {
     is_floating(call.output.kind()) && (call.op == Op::Matmul || !calls.iter().any(inside))
 }
 
-/// The data that the measurements of all parts of the model share. A part is a group of layers that
-/// are measured together.
+/// The data that all parts of the model share. The layers of a part are measured together.
 struct Ends {
     log2_scale: i32,
     dropout: bool,
@@ -156,9 +154,9 @@ pub(super) struct Passes {
     pub(super) reference: Pass,
     baseline: Pass,
     pub(super) actual: Pass,
-    /// A second step in 64-true, in which each layer additionally runs by itself several times: on
-    /// exact inputs, on rounded inputs, on the inputs under the precision, and on rounded inputs
-    /// with rounded parameters.
+    /// A second step in 64-true, in which each layer also runs by itself: on exact inputs, on
+    /// rounded inputs, on the inputs under the precision, and on rounded inputs with rounded
+    /// parameters.
     pub(super) alone: Pass,
     pub(super) log2_scale: i32,
     dropout: bool,
@@ -175,17 +173,14 @@ pub(super) const OF_ROUNDED: usize = 3;
 /// inputs are perturbed as well.
 const RUNS_OTHERWISE: u64 = 3;
 
-/// One tensor of a layer, for example its output or its gradient, as computed in the steps under
-/// the precision, 32-true and 64-true.
+/// One tensor of a layer, for example its output, under the precision, 32-true and 64-true.
 struct Values {
     exact: Tensor,
     baseline: Tensor,
     actual: Tensor,
-    /// The tensor as the layer computes it under the precision, and as it computes it in 64-true,
-    /// both on the same rounded inputs.
+    /// The tensor as computed under the precision and in 64-true, on the same rounded inputs.
     local: Option<[Tensor; 2]>,
-    /// The tensor as the layer computes it in 64-true, on the inputs of the step under the
-    /// precision, and on exact inputs.
+    /// The tensor as computed in 64-true, on the inputs under the precision and on exact inputs.
     inherited: Option<[Tensor; 2]>,
 }
 
@@ -259,8 +254,7 @@ impl Passes {
         Ok(Self { part, reference, baseline, actual, alone, log2_scale, dropout, options })
     }
 
-    /// Returns the indices, among the modules that ran, of the layers that are measured in this
-    /// part.
+    /// Returns the indices, among the modules that ran, of the layers of this part of the model.
     pub(super) fn places(&self) -> impl Iterator<Item = usize> {
         let calls = &self.reference.calls;
         self.part.clone().filter(|at| is_layer(calls, &calls[*at]))
@@ -312,8 +306,7 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
-        // The output of this run of the layer has no effect on the loss, so the gradients of the
-        // parameters come from other runs.
+        // This output of the layer has no effect on the loss. Its other runs give the gradients.
         let is_passed_by = self.reference.calls[at].output_gradient.is_none();
         if kind != Kind::Forward && is_passed_by {
             return Ok(None);

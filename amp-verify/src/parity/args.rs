@@ -129,7 +129,9 @@ impl ParityArgs {
             let subjects = twins.collect::<Result<Vec<_>>>()?;
             if subjects.is_empty() {
                 let name = registry.project().name();
-                return Err(Error::config(format!("no model of {name} has a PyTorch version: {advice}")));
+                return Err(Error::config(format!(
+                    "no model of {name} has a PyTorch version: {advice}"
+                )));
             }
             return Ok(subjects);
         }

@@ -29,7 +29,8 @@ pub(super) fn of_model(rust: &str, name: &str) -> Result<usize> {
     // a file.
     let lines: Vec<&str> =
         rust.lines().map(|line| if line.starts_with("//!") { "" } else { line }).collect();
-    let refused = |why: String| Error::config(format!("the Rust source in `Twin::new` for {name}: {why}"));
+    let refused =
+        |why: String| Error::config(format!("the Rust source in `Twin::new` for {name}: {why}"));
     let file = syn::parse_file(&lines.join("\n")).map_err(|error| {
         refused(format!("line {} is not valid Rust: {error}", error.span().start().line))
     })?;

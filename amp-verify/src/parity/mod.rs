@@ -135,7 +135,8 @@ impl Comparison<'_> {
             let twin = match theirs.train(&case, self.precision, &ours) {
                 Ok(twin) => twin,
                 Err(error) => {
-                    row.failures.push(format!("the PyTorch version: {}", one_line(&error.to_string())));
+                    row.failures
+                        .push(format!("the PyTorch version: {}", one_line(&error.to_string())));
                     break;
                 }
             };

@@ -53,9 +53,8 @@ pub struct Again {
     pub rounding: Rounding,
 }
 
-/// How much rounding alone changes the first steps of the model in Rust. To measure this, its run
-/// is compared with "moved runs", which differ from it only by one rounding in their initial
-/// weights.
+/// How much rounding alone changes the first steps of the model in Rust. This is measured with
+/// "moved runs", which differ only by one rounding in their initial weights.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Rounding {
     /// By which fraction rounding may change the largest gradient, for each step. This is four
@@ -66,8 +65,7 @@ pub struct Rounding {
     pub either: Vec<u64>,
     /// The first step in which the losses of the model and its PyTorch version differ by more than
     /// four times the largest difference between a moved run and our run. From this step on,
-    /// rounding alone does not explain the difference of the two sides. Null if there is no such
-    /// step.
+    /// rounding alone does not explain the difference. Null if there is no such step.
     pub parted: Option<u64>,
 }
 
@@ -106,14 +104,12 @@ impl Rounding {
     }
 }
 
-/// What the comparison of the skipped steps of the model and its PyTorch version shows, for one
-/// seed.
+/// What the comparison of the skipped steps of the two versions of a model shows, for one seed.
 #[derive(Debug, PartialEq)]
 pub(super) enum Skips {
     /// The model and its PyTorch version skip the same steps.
     Same,
-    /// They skip different steps, and rounding explains the difference. The text names the steps
-    /// and the explanation.
+    /// They skip different steps because of rounding. The text names the steps and explains this.
     Rounding(String),
     /// They skip different steps, and rounding does not explain it. The text names the steps.
     Differ(String),
@@ -142,8 +138,7 @@ impl Seed {
         first(ours, count) == first(theirs, count) && are_near(self.scale.ours, self.scale.theirs)
     }
 
-    /// Compares which of the first `count` steps the model in Rust and its PyTorch version skip,
-    /// and their final loss scales.
+    /// Compares the skipped steps among the first `count` steps, and the final loss scales.
     pub(super) fn skips(&self, count: u64) -> Skips {
         if self.has_equal_skips(count) {
             return Skips::Same;
@@ -240,8 +235,7 @@ fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option
     })
 }
 
-/// Finds the first optimizer step that only one of two runs skips. Returns the attempts of the two
-/// runs at this step.
+/// Returns two runs' attempts at the first optimizer step that only one of the runs skips.
 fn parting<'a>(own: &'a [Attempt], other: &'a [Attempt]) -> Option<(&'a Attempt, &'a Attempt)> {
     own.iter().zip(other).find(|(own, other)| own.skipped != other.skipped)
 }
@@ -288,8 +282,7 @@ mod tests {
         }
     }
 
-    /// Compares the skipped steps among the first 100 steps of a seed. Returns the name of the
-    /// resulting [`Skips`] and its text.
+    /// Compares the skips among the first 100 steps. Returns the result's name and its text.
     fn told(seed: &Seed) -> (&'static str, String) {
         match seed.skips(100) {
             Skips::Same => ("same", String::new()),
@@ -388,8 +381,7 @@ mod tests {
         assert_eq!(found(&[2.0, 2.001, 2.001, 2.07], 1).parted, None);
     }
 
-    /// Checks that different skipped steps have no explanation if the model in Rust was not trained
-    /// again.
+    /// Checks that different skips have no explanation if the model was not trained again.
     #[test]
     fn other_skips_need_an_explanation() {
         let mut seed = seed(&[Some(1.4)], &[None], &[None]);

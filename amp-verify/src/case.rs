@@ -244,7 +244,7 @@ impl Case {
         Some(EarlyStopping::new(monitor, mode).patience(*patience))
     }
 
-    /// Builds the model. The seed in [`Case::trainer`] determines the initial weights.
+    /// Builds the model. The seed in `trainer` determines the initial weights.
     ///
     /// # Errors
     /// When a hyperparameter is unknown or out of range.

@@ -47,7 +47,7 @@ pub struct Diagnosis {
     pub schema: String,
     /// What the check measures, in words.
     pub check: String,
-    /// Why the check failed.
+    /// Why the precision failed the check.
     pub attribution: Attribution,
     /// The result of the check under the precision, before any further module is set to FP32.
     pub before: Outcome,

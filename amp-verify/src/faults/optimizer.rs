@@ -148,7 +148,7 @@ impl Optimizer for Broken {
     fn capabilities(&self) -> Capabilities {
         let own = self.inner.capabilities();
         match self.fault {
-            // The wrapper itself multiplies by the factor, on every device.
+            // The wrapper itself multiplies the gradients by the clipping factor, on every device.
             Fault::DeferredFactorWrong => Capabilities { scales: true, captures: false, ..own },
             _ => own,
         }

@@ -128,7 +128,7 @@ impl Pool {
         times
     }
 
-    /// Runs those jobs whose outcomes are not known yet.
+    /// Runs those jobs of the gate whose outcomes are not known yet.
     ///
     /// # Errors
     /// When the cache cannot be written.

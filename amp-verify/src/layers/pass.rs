@@ -248,7 +248,8 @@ struct Observer {
 impl Probe for Observer {
     fn ran(&self, call: &Call<'_>) {
         if let Err(error) = self.observe(call) {
-            // The first error causes the later ones, so only the first is kept.
+            // If recording a layer fails, later layers may fail because of this. Only the first
+            // error is kept.
             self.failed.borrow_mut().get_or_insert(error.at(call.path));
         }
     }

@@ -61,7 +61,7 @@ pub struct Rounding {
     /// times the largest relative difference between a moved run and our run up to the step, at the
     /// same loss scale.
     pub largest: Vec<f64>,
-    /// The steps that some of our runs (our run and the moved runs) skip, while others apply them.
+    /// The steps that some of the model's runs (moved or not) skip, while others apply them.
     pub either: Vec<u64>,
     /// The first step in which the losses of the model and its PyTorch version differ by more than
     /// four times the largest difference between a moved run and our run. From this step on,

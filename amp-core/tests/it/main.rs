@@ -30,6 +30,7 @@ mod conv;
 mod conv_and_input;
 mod conv_patches;
 mod conversions;
+mod cpu_products;
 mod ctc;
 mod cuda_library;
 mod data;

@@ -1,0 +1,175 @@
+//! Tests of matrix products and convolutions of f16 and bf16 tensors on CPUs. A CPU without AVX-512
+//! computes them in f32 and rounds the result once; other CPUs run libtorch's kernels.
+
+use amp_core::{
+    hardware::Report,
+    precision::{Policy, Precision},
+    prelude::*,
+};
+use rstest::rstest;
+
+use crate::support::{layers::rounding, seeded};
+
+type Product = fn(&[Tensor]) -> Result<Tensor>;
+
+/// Computes a product of tensors of which some are transposed or inside a larger tensor, with the
+/// scalars beta and alpha, with an output tensor, or in place.
+const PRODUCTS: [(&str, Product); 12] = [
+    ("mm", |t| Ok(t[0].f_mm(&t[1])?)),
+    ("mm, transposed", |t| Ok(t[1].f_transpose(0, 1)?.f_mm(&t[0].f_transpose(0, 1)?)?)),
+    ("mm.out", |t| {
+        let out = Tensor::f_zeros([5, 7], (t[0].kind(), Device::Cpu))?;
+        Ok(t[0].f_mm_out(&out, &t[1])?)
+    }),
+    ("addmm", |t| Ok(t[2].f_addmm(&t[0], &t[1])?)),
+    ("addmm_", |t| Ok(t[3].copy().f_addmm_(&t[0], &t[1])?)),
+    ("linear", |t| Ok(t[0].f_linear(&t[1].f_transpose(0, 1)?, Some(&t[2]))?)),
+    ("addmm with GELU", |t| Ok(t[2].f_internal_addmm_activation(&t[0], &t[1], true)?)),
+    ("mv", |t| Ok(t[0].f_mv(&t[1].f_select(1, 2)?)?)),
+    ("addmv", |t| Ok(t[3].f_select(1, 0)?.f_addmv(&t[0], &t[1].f_select(1, 2)?)?)),
+    ("bmm", |t| Ok(t[4].f_bmm(&t[5])?)),
+    ("baddbmm", |t| Ok(t[6].f_baddbmm(&t[4], &t[5], 0.5, 2.0)?)),
+    ("baddbmm_", |t| Ok(t[6].copy().f_baddbmm_(&t[4], &t[5])?)),
+];
+
+/// Returns the factors and addends of the products: matrices of 5 × 300 and 300 × 7, a bias, a sum,
+/// and three batches of matrices.
+fn operands(kind: Kind) -> Vec<Tensor> {
+    let draw = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind);
+    vec![
+        draw(&[5, 300]),
+        draw(&[300, 9]).narrow(1, 1, 7),
+        draw(&[7]),
+        draw(&[5, 7]),
+        draw(&[3, 5, 300]),
+        draw(&[3, 7, 300]).transpose(1, 2),
+        draw(&[3, 5, 7]),
+    ]
+}
+
+fn in_kind(tensors: &[Tensor], kind: Kind) -> Vec<Tensor> {
+    tensors.iter().map(|tensor| tensor.to_kind(kind)).collect()
+}
+
+/// Checks a 16-bit result against the result in f64: it may differ by one rounding to 16 bits, and
+/// by the rounding of f32 sums of `terms` products of normally distributed numbers.
+fn assert_rounded_once(name: &str, found: &Tensor, exact: &Tensor, terms: i64) {
+    assert_eq!(found.size(), exact.size(), "{name}");
+    let kind = found.kind();
+    let of_sums = 2f64.powi(-24) * terms as f64 * 10.0;
+    let bound = exact.abs() * rounding(kind) * (1.0 + 2f64.powi(-6)) + of_sums;
+    let error = (found.to_kind(Kind::Double) - exact).abs();
+    let worst = (error / bound).max().double_value(&[]);
+    assert!(worst <= 1.0, "{name} in {kind:?}: {worst} times the bound");
+}
+
+/// Each product is the product in f64, rounded once.
+#[rstest]
+fn products_are_rounded_once(#[values(Kind::Half, Kind::BFloat16)] kind: Kind) -> Result<()> {
+    let _generator = seeded(3);
+    let narrow = operands(kind);
+    for (name, product) in PRODUCTS {
+        let exact = product(&in_kind(&narrow, Kind::Double))?;
+        let found = product(&in_kind(&narrow, kind))?;
+        assert_eq!(found.kind(), kind, "{name}");
+        assert_rounded_once(name, &found, &exact, 300);
+    }
+    Ok(())
+}
+
+/// Returns the output of a convolution, and the gradients of its input, weight and bias.
+fn convolve(
+    [x, weight, bias, gradient]: &[Tensor; 4],
+    transposed: bool,
+    groups: i64,
+) -> Result<Vec<Tensor>> {
+    let spatial = vec![1; x.dim() - 2];
+    let leaf = |tensor: &Tensor| tensor.copy().set_requires_grad(true);
+    let (x, weight, bias) = (leaf(x), leaf(weight), leaf(bias));
+    let (strides, padding) = (vec![2; spatial.len()], &spatial);
+    let (dilation, output_padding) = (&spatial, vec![0; spatial.len()]);
+    let output = x.f_convolution(
+        &weight,
+        Some(&bias),
+        strides,
+        padding,
+        dilation,
+        transposed,
+        output_padding,
+        groups,
+    )?;
+    // The gradient is a 16-bit number, so the cast of its f64 copy back to 16 bits is exact.
+    let wide = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+    let loss = wide(&output).f_mul(&wide(&gradient.f_expand_as(&output)?))?.sum(None);
+    let gradients = Tensor::f_run_backward(&[loss], &[&x, &weight, &bias], false, false)?;
+    Ok([output.detach()].into_iter().chain(gradients).collect())
+}
+
+/// A convolution's output and gradients are those in f64, rounded once, in one to three dimensions,
+/// with groups and transposed.
+#[rstest]
+fn convolutions_are_rounded_once(
+    #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
+    #[values(1, 2, 3)] dimensions: usize,
+    #[values(false, true)] transposed: bool,
+    #[values(1, 2)] groups: i64,
+) -> Result<()> {
+    let _generator = seeded(4);
+    let draw = |leading: &[i64], side: i64| {
+        let size = [leading, &vec![side; dimensions]].concat();
+        Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind)
+    };
+    let weight = if transposed { [4, 6 / groups] } else { [6, 4 / groups] };
+    let narrow =
+        [draw(&[2, 4], 7), draw(&weight, 3), draw(&[6], 1).flatten(0, -1), draw(&[2, 6], 1)];
+    let exact = convolve(&narrow.each_ref().map(|t| t.to_kind(Kind::Double)), transposed, groups)?;
+    let found = convolve(&narrow, transposed, groups)?;
+    for (at, (found, exact)) in found.iter().zip(&exact).enumerate() {
+        assert_eq!(found.kind(), kind);
+        let name = ["output", "input's gradient", "weight's gradient", "bias's gradient"][at];
+        assert_rounded_once(name, found, exact, 4 * 13i64.pow(dimensions as u32));
+    }
+    Ok(())
+}
+
+/// An autocast region does not change the result of a 16-bit convolution. Its f32 products are
+/// computed in f32.
+#[test]
+fn autocast_does_not_round_inside_a_convolution() -> Result<()> {
+    let _generator = seeded(5);
+    let x = Tensor::randn([2, 4, 9, 9], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16);
+    let weight = Tensor::randn([6, 4, 3, 3], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16);
+    let outside = x.f_conv2d(&weight, None::<Tensor>, [1, 1], [0, 0], [1, 1], 1)?;
+    let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);
+    let _region = policy.autocast()?;
+    let inside = x.f_conv2d(&weight, None::<Tensor>, [1, 1], [0, 0], [1, 1], 1)?;
+    assert!(inside.equal(&outside));
+    Ok(())
+}
+
+/// Where a CPU has no 16-bit kernels, a product is the f32 product, rounded.
+#[rstest]
+fn a_cpu_without_kernels_widens(#[values(Kind::Half, Kind::BFloat16)] kind: Kind) -> Result<()> {
+    let kernels = Report::gather()?.cpu.kernels;
+    if !matches!(kernels.as_str(), "avx2" | "default") || !cfg!(target_arch = "x86_64") {
+        return Ok(());
+    }
+    let _generator = seeded(6);
+    let narrow = operands(kind);
+    for (name, product) in PRODUCTS {
+        let widened = product(&in_kind(&narrow, Kind::Float))?.to_kind(kind);
+        assert!(product(&narrow)?.equal(&widened), "{name}");
+    }
+    Ok(())
+}
+
+/// Factors of different dtypes are refused with libtorch's message, as in PyTorch.
+#[test]
+fn different_dtypes_are_errors() {
+    let (a, b) = (
+        Tensor::zeros([2, 2], (Kind::Half, Device::Cpu)),
+        Tensor::eye(2, (Kind::Float, Device::Cpu)),
+    );
+    let error = a.f_mm(&b).expect_err("two dtypes");
+    assert!(error.to_string().contains("expected m1 and m2 to have the same dtype"), "{error}");
+}

@@ -12,9 +12,9 @@ use crate::{
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
     data::{AnyBatch, Batch, BatchType, DataModule},
-    hardware::seed_everything,
     nn::parameters,
     precision::{Clip, Precision},
+    random,
     tch::{Device, Kind, Tensor},
 };
 
@@ -295,7 +295,7 @@ impl Task {
     /// # Errors
     /// When libtorch fails.
     pub fn build(&self, size: Size) -> Result<Box<dyn LightningModule>> {
-        seed_everything(0)?;
+        let _section = random::seeded(0)?;
         self.model.build(self.hyperparameters(size))
     }
 
@@ -314,7 +314,7 @@ impl Task {
             }
         };
         let batch = if size == Size::Tiny { TINY } else { self.batch };
-        seed_everything(42)?;
+        let _section = random::seeded(42)?;
         let (all, one) = (draw(noise.input, batch * noise.batches)?, draw(noise.input, batch)?);
         Ok(DataModule::new(self.name(), all, one, batch))
     }

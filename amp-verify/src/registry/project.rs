@@ -18,12 +18,18 @@ pub struct Project {
 }
 
 impl Project {
-    /// Describes the package `name` in the folder `folder`. The macro [`project!`](crate::project)
-    /// passes the name and the folder of the package that calls the macro. If the environment
-    /// variable `AMP_PROJECT` is set, its value replaces `folder`.
+    /// Describes the package `name` in the folder `folder`. Use the macro
+    /// [`project!`](crate::project) to describe the package that contains the call.
     pub fn new(name: impl Into<String>, folder: impl Into<PathBuf>) -> Self {
-        let packed = env::var_os(PACKED).filter(|folder| !folder.is_empty()).map(PathBuf::from);
-        Self { name: name.into(), folder: packed.unwrap_or_else(|| folder.into()) }
+        Self { name: name.into(), folder: folder.into() }
+    }
+
+    /// Describes the package `name`, which was compiled in the folder `folder`. If the environment
+    /// variable `AMP_PROJECT` is set, its value replaces `folder`.
+    #[doc(hidden)]
+    pub fn of_package(name: &str, folder: &str) -> Self {
+        let packed = env::var_os(PACKED).filter(|folder| !folder.is_empty());
+        Self::new(name, packed.unwrap_or_else(|| folder.into()))
     }
 
     /// Returns the name of the package.
@@ -56,6 +62,9 @@ impl Project {
 #[macro_export]
 macro_rules! project {
     () => {
-        $crate::Project::new(::core::env!("CARGO_PKG_NAME"), ::core::env!("CARGO_MANIFEST_DIR"))
+        $crate::Project::of_package(
+            ::core::env!("CARGO_PKG_NAME"),
+            ::core::env!("CARGO_MANIFEST_DIR"),
+        )
     };
 }

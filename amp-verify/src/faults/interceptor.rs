@@ -118,18 +118,18 @@ impl Interceptor for Faulty {
     }
 
     fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
+        let replaced = |optimizer: AdamW| -> Result<Optimizers> {
+            let own = model.configure_optimizers(plan)?;
+            Ok(own.map(|config| config.wrap_optimizer(|_| Box::new(optimizer))))
+        };
         match self.fault() {
-            Some(Fault::NothingLearns) => {
-                Ok(OptimizerConfig::new(AdamW { lr: 1e-12, ..AdamW::default() }).into())
-            }
-            Some(Fault::LearningRateDoubled) => {
-                Ok(OptimizerConfig::new(AdamW { lr: 2e-3, ..AdamW::default() }).into())
-            }
+            Some(Fault::NothingLearns) => replaced(AdamW { lr: 1e-12, ..AdamW::default() }),
+            Some(Fault::LearningRateDoubled) => replaced(AdamW { lr: 2e-3, ..AdamW::default() }),
             // Under 32-true, sets a weight decay so large that it changes the weights within a few
             // steps. Under the precision, sets no weight decay.
             Some(Fault::WeightDecayDropped) => {
                 let weight_decay = if self.precision == Precision::F32True { 1.0 } else { 0.0 };
-                Ok(OptimizerConfig::new(AdamW { weight_decay, ..AdamW::default() }).into())
+                replaced(AdamW { weight_decay, ..AdamW::default() })
             }
             Some(fault) => {
                 let watched = Rc::clone(&self.watched);

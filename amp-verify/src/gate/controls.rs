@@ -11,10 +11,7 @@ use std::rc::Rc;
 use amp_core::{
     LightningModule, Result,
     nn::Parameter,
-    optim::{
-        BuildOptimizer, OnDevice, Optimizer, OptimizerConfig, Optimizers, Rates, Storage,
-        TrainingPlan,
-    },
+    optim::{BuildOptimizer, OnDevice, Optimizer, Optimizers, Rates, Storage, TrainingPlan},
     precision::Precision,
     state::State,
 };
@@ -34,7 +31,7 @@ pub(super) fn complete(plan: &Plan, pool: &mut Pool) -> Result<()> {
         let runs = plan.seeds(plan.first).map(|seed| run(seed).cloned());
         let Some(runs) = runs.collect::<Option<Vec<Outcome>>>() else { continue };
         let is_sound = runs.iter().all(|outcome| outcome.failures.is_empty());
-        if is_sound && learning(model, plan.untrained(pool, model), &runs, "").1.is_some() {
+        if is_sound && learning(model, &plan.untrained(pool, model), &runs, "").1.is_some() {
             let others = plan.seeds(plan.first).skip(1);
             jobs.extend(others.map(|seed| plan.job(model, Precision::F32True, seed, Task::Frozen)));
         }
@@ -43,24 +40,39 @@ pub(super) fn complete(plan: &Plan, pool: &mut Pool) -> Result<()> {
 }
 
 impl Plan {
-    /// Returns the metric of a model that does not learn: the mean over the control runs so far.
-    /// Returns `None` if there is none, or if one of them failed.
-    pub(super) fn untrained(&self, pool: &Pool, model: &Subject) -> Option<f64> {
+    /// Returns the metric of a model that does not learn: the mean over the control runs so far. If
+    /// there is none, or if one of them failed, returns the cause.
+    pub(super) fn untrained(&self, pool: &Pool, model: &Subject) -> Untrained {
         let control = |seed| pool.outcome(&self.job(model, Precision::F32True, seed, Task::Frozen));
         let runs = self.seeds(self.first.max(1)).filter_map(control);
-        let metrics: Option<Vec<f64>> = runs.map(|outcome| outcome.metric).collect();
-        metrics.filter(|metrics| !metrics.is_empty()).map(|metrics| mean(&metrics))
+        let metrics = runs.map(metric_or_cause).collect::<std::result::Result<Vec<f64>, _>>()?;
+        match metrics.as_slice() {
+            [] => Err("it did not run".to_owned()),
+            metrics => Ok(mean(metrics)),
+        }
     }
 }
 
-/// An interceptor whose optimizer does nothing. Everything else runs as usual, including forward
+/// The metric of a model that does not learn, or why its run gave none.
+pub(super) type Untrained = std::result::Result<f64, String>;
+
+fn metric_or_cause(outcome: &Outcome) -> Untrained {
+    let cause = || match outcome.failures.first() {
+        Some(failure) => failure.text.clone(),
+        None => "it has no metric".to_owned(),
+    };
+    outcome.metric.ok_or_else(cause)
+}
+
+/// An interceptor whose optimizers do nothing. Everything else runs as usual, including forward
 /// and backward passes. The run shows the metric of a model that does not learn. This metric may be
 /// better than the metric of a newly built model, because batch norms still collect statistics.
 pub(super) struct Freeze;
 
 impl Interceptor for Freeze {
-    fn optimizers(&self, _: &dyn LightningModule, _: &TrainingPlan) -> Result<Optimizers> {
-        Ok(OptimizerConfig::new(NoStep).into())
+    fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
+        let own = model.configure_optimizers(plan)?;
+        Ok(own.map(|config| config.wrap_optimizer(|_| Box::new(NoStep))))
     }
 }
 
@@ -159,10 +171,10 @@ mod tests {
         let metric = |pool: &Pool, job| pool.outcome(job).and_then(|outcome| outcome.metric);
         let metrics: Vec<f64> = trained.iter().filter_map(|job| metric(&pool, job)).collect();
         assert_eq!(metrics.len(), 4);
-        assert_eq!(plan.untrained(&pool, model), Some(metrics[0]));
+        assert_eq!(plan.untrained(&pool, model), Ok(metrics[0]));
         assert!((mean(&metrics) - metrics[0]).abs() > 0.01, "{metrics:?}");
         complete(&plan, &mut pool)?;
-        assert_eq!(plan.untrained(&pool, model), Some(mean(&metrics)));
+        assert_eq!(plan.untrained(&pool, model), Ok(mean(&metrics)));
         Ok(())
     }
 }

@@ -95,7 +95,7 @@ impl Plan {
         };
         let mut runs = None;
         if failures.is_empty() && count > 0 {
-            let (untrained, baseline, own) = (self.untrained(pool, model), &baseline, &own);
+            let (untrained, baseline, own) = (&self.untrained(pool, model), &baseline, &own);
             let found = Runs { plan: self, model, precision, untrained, baseline, own }.check();
             failures.extend(found.failures);
             runs = Some(found.checked);
@@ -185,7 +185,7 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
                     hyperparameters: control.map(|c| c.hyperparameters.clone()).unwrap_or_default(),
                     margin: model.margin,
                     learns_by: model.learns_by,
-                    control: plan.untrained(pool, model),
+                    control: plan.untrained(pool, model).ok(),
                     results: results.collect(),
                 }
             })

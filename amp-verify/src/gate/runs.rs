@@ -10,6 +10,7 @@ use amp_core::{
 
 use super::{
     checked::{Checked, Findings, Unit},
+    controls::Untrained,
     job::Outcome,
     plan::{Plan, Subject},
     reason::{Failure, Reason},
@@ -34,9 +35,8 @@ pub(super) struct Runs<'a> {
     pub(super) plan: &'a Plan,
     pub(super) model: &'a Subject,
     pub(super) precision: Precision,
-    /// The metric of the control runs under 32-true, in which no weight changes. `None` if a control
-    /// run failed.
-    pub(super) untrained: Option<f64>,
+    /// The metric of the control runs under 32-true, in which no weight changes.
+    pub(super) untrained: &'a Untrained,
     pub(super) baseline: &'a [Outcome],
     pub(super) own: &'a [Outcome],
 }
@@ -142,14 +142,17 @@ impl Runs<'_> {
 /// mean.
 pub(super) fn learning(
     model: &Subject,
-    untrained: Option<f64>,
+    untrained: &Untrained,
     runs: &[Outcome],
     whose: &str,
 ) -> (Option<Checked>, Option<Failure>) {
     let metrics: Vec<f64> = runs.iter().filter_map(|outcome| outcome.metric).collect();
-    let Some(control) = untrained else {
-        let failure = Failure::new(Reason::DidNotLearn, "the control run without training failed");
-        return (None, Some(failure));
+    let control = match untrained {
+        Ok(metric) => *metric,
+        Err(cause) => {
+            let text = format!("the control run without training failed: {cause}");
+            return (None, Some(Failure::new(Reason::DidNotLearn, text)));
+        }
     };
     let reached = mean(&metrics);
     let gained = model.judge.direction.regression(reached, control);

@@ -195,7 +195,7 @@ impl<'a> Suspect<'a> {
         };
         let (baseline, own) = (all(Precision::F32True)?, all(precision)?);
         let broken = baseline.iter().any(|outcome| !outcome.failures.is_empty());
-        let learns_not = || learning(model, untrained, &baseline, "").1.is_some();
+        let learns_not = || learning(model, &untrained, &baseline, "").1.is_some();
         let baseline_fails = broken || (!baseline.is_empty() && learns_not());
         let baseline_moved = plan.goldens.as_ref().and_then(|folder| {
             let case = goldens::Case {

@@ -13,6 +13,9 @@ pub(crate) struct Interval {
     /// Whether code has asked if the batch's values are reported. Such code may do additional work
     /// in the batches whose values are reported.
     asked: Cell<bool>,
+    /// The name of the number that code has read and that differs in every step. `None` if it has
+    /// read no such number.
+    read: Cell<Option<&'static str>>,
 }
 
 impl Interval {
@@ -34,6 +37,23 @@ impl Interval {
 
     pub(crate) fn was_asked(&self) -> bool {
         self.asked.get()
+    }
+
+    /// Remembers that code reads the number of this name, which differs in every step.
+    pub(crate) fn reads(&self, name: &'static str) {
+        self.read.set(Some(name));
+    }
+
+    /// Returns an error if code within a CUDA graph has read a number that differs in every step,
+    /// because each replay of the graph would use the number of the capture.
+    pub(crate) fn may_repeat(&self) -> Result<()> {
+        match self.read.get().filter(|_| self.is_captured) {
+            None => Ok(()),
+            Some(name) => Err(Error::config(format!(
+                "the training step reads `step.{name}()`, which differs in every step: to run it as a \
+                 graph, count in a tensor of a #[buffer]"
+            ))),
+        }
     }
 
     /// Remembers whether code asked for the position in `batch`.
@@ -58,6 +78,17 @@ impl Interval {
 mod tests {
     use super::*;
     use crate::log::{Log, Media};
+
+    #[test]
+    fn a_captured_step_reads_no_number_that_changes() -> Result<()> {
+        let (captured, eager) = (Interval::captured(), Interval::of(true));
+        captured.may_repeat()?;
+        [&captured, &eager].into_iter().for_each(|interval| interval.reads("global_step"));
+        eager.may_repeat()?;
+        let error = captured.may_repeat().expect_err("a refusal").to_string();
+        assert!(error.contains("reads `step.global_step()`"), "{error}");
+        Ok(())
+    }
 
     #[test]
     fn a_captured_step_logs_nothing_for_the_host() -> Result<()> {

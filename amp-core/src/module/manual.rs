@@ -61,11 +61,8 @@ pub struct ManualStep<'s> {
     context: &'s Context,
     pub(super) log: &'s mut Log,
     scheduled: Updates<'s>,
-    /// The index of the batch in its epoch, counted from 0.
-    pub batch_idx: usize,
-    /// The number of steps applied so far. A batch counts as one step if an optimizer has stepped
-    /// in it.
-    pub global_step: u64,
+    batch_idx: usize,
+    global_step: u64,
     outcomes: Vec<StepOutcome>,
     loss: Option<Tensor>,
 }
@@ -106,6 +103,17 @@ impl<'s> ManualStep<'s> {
 
     pub(crate) fn done(self) -> Done {
         Done { loss: self.loss, outcomes: self.outcomes }
+    }
+
+    /// Returns the index of the batch in its epoch, counted from 0.
+    pub fn batch_idx(&self) -> usize {
+        self.batch_idx
+    }
+
+    /// Returns the number of steps applied so far. A batch counts as one step if an optimizer has
+    /// stepped in it.
+    pub fn global_step(&self) -> u64 {
+        self.global_step
     }
 
     /// Runs a forward pass in the policy's autocast region. Run backward passes outside of `run`.

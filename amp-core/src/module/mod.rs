@@ -3,11 +3,13 @@
 mod loss_scope;
 mod manual;
 mod media;
+mod step;
 mod step_access;
 
 pub use loss_scope::LossScope;
 pub(crate) use manual::{Done, Update};
 pub use manual::{ManualOptimizer, ManualStep, first_loss};
+pub use step::Step;
 pub use step_access::StepAccess;
 
 use tch::{Device, Tensor};
@@ -15,11 +17,9 @@ use tch::{Device, Tensor};
 use crate::{
     Error, Result,
     data::AnyBatch,
-    ffi::PausedProducts,
     log::{Log, LogOptions},
-    loss::Counted,
-    metric::{Metric, MetricState, Reduction},
-    nn::{Context, Visit},
+    metric::Reduction,
+    nn::Visit,
     optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
     state::State,
@@ -299,88 +299,6 @@ impl Hook<'_> {
     /// When libtorch cannot allocate memory for the number.
     pub fn log_number(&mut self, name: &str, value: f64, options: LogOptions) -> Result<()> {
         self.log.of_hook(name, &Tensor::from(value), options)
-    }
-}
-
-/// What a step can use: the context of the forward pass, the position of the run, and the log.
-pub struct Step<'a> {
-    context: &'a Context,
-    log: &'a mut Log,
-    /// The index of the batch in its epoch, counted from 0.
-    pub batch_idx: usize,
-    /// The number of optimizer steps applied so far.
-    pub global_step: u64,
-    /// Never read. While this step runs, the guard stops the outer step's recording of matrix
-    /// products, because this step has its own context.
-    _apart: Option<PausedProducts>,
-}
-
-impl<'a> Step<'a> {
-    /// Creates a step that runs in `context` and logs to `log`.
-    pub fn new(context: &'a Context, log: &'a mut Log, batch_idx: usize, global_step: u64) -> Self {
-        let _apart = context.pause_others_products();
-        Self { context, log, batch_idx, global_step, _apart }
-    }
-
-    /// Returns the context with which the step calls its modules.
-    pub fn context(&self) -> &'a Context {
-        self.context
-    }
-
-    /// Logs a scalar that belongs to `batch_size` examples. Nothing is read back to the host here.
-    ///
-    /// # Errors
-    /// When `value` is not a scalar.
-    pub fn log(
-        &mut self,
-        name: &str,
-        value: &Tensor,
-        batch_size: i64,
-        options: LogOptions,
-    ) -> Result<()> {
-        self.log.value(name, value, batch_size, options)
-    }
-
-    /// Logs the loss of a batch, with this weight in the epoch's mean. Nothing is read back to the
-    /// host here.
-    ///
-    /// # Errors
-    /// When `value` is not a scalar.
-    pub fn log_loss(
-        &mut self,
-        name: &str,
-        value: &Tensor,
-        counted: &Counted,
-        options: LogOptions,
-    ) -> Result<()> {
-        self.log.loss(name, value, counted, options)
-    }
-
-    /// Logs a metric of the batch. The epoch's value is computed from the merged states of all
-    /// batches.
-    ///
-    /// # Errors
-    /// When shapes are invalid for the metric.
-    pub fn metric(
-        &mut self,
-        name: &str,
-        metric: &dyn Metric,
-        output: &Tensor,
-        target: &Tensor,
-        options: LogOptions,
-    ) -> Result<()> {
-        self.log.metric(name, metric, output, target, options)
-    }
-
-    #[doc(hidden)]
-    pub fn metric_state(
-        &mut self,
-        name: &str,
-        metric: &dyn Metric,
-        state: MetricState,
-        options: LogOptions,
-    ) -> Result<()> {
-        self.log.metric_state(name, metric, state, options)
     }
 }
 

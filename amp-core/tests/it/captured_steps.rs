@@ -37,6 +37,22 @@ struct Eager {
     body: Linear,
 }
 
+/// A model whose loss depends on the number of steps.
+#[derive(LightningModule)]
+#[training_step(annealed, captured)]
+#[loss(mse_loss)]
+#[optimizer(sgd, lr = 0.1)]
+struct Annealed {
+    #[layer(linear(4, 2))]
+    body: Linear,
+}
+
+fn annealed(net: &mut Annealed, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    let weight = 1.0 / (1.0 + step.global_step() as f64);
+    let output = net.forward(&batch.input, step.context())?;
+    Ok(loss::mse_loss(&output, &batch.target)?.f_mul_scalar(weight)?)
+}
+
 /// Computes the loss of R-Drop. R-Drop runs the same examples twice, with two different dropout
 /// masks.
 fn twice(net: &mut Captured, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
@@ -118,5 +134,24 @@ fn a_captured_step_equals_the_eager_step(
     for (one, other) in nn::parameters(&one).iter().zip(nn::parameters(&other)) {
         assert!(one.tensor.equal(&other.tensor), "`{}`", one.name);
     }
+    Ok(())
+}
+
+/// A step that reads the number of steps runs without a CUDA graph, because a graph would repeat
+/// the number of its capture. A note says so.
+#[test]
+fn a_step_that_reads_its_number_is_not_captured() -> Result<()> {
+    let run = |graph: Graph| -> Result<(Annealed, RunRecord)> {
+        let data = data()?;
+        let _section = seeded(0);
+        let mut model = Annealed::builder().build()?;
+        let record = train(&mut model, Precision::F32True, graph, &data)?;
+        Ok((model, record))
+    };
+    let ((one, _), (other, record)) = (run(Graph::Off)?, run(Graph::Auto)?);
+    assert_eq!(record.end.replayed, 0);
+    let noted = record.notes.iter().any(|note| note.contains("reads `step.global_step()`"));
+    assert_eq!(noted, device().is_cuda(), "{:?}", record.notes);
+    assert!(one.body.weight().equal(other.body.weight()));
     Ok(())
 }

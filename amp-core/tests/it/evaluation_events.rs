@@ -33,7 +33,7 @@ impl Looking {
         step.log(&format!("{name}_loss"), &loss, batch.len(), LogOptions::ON_EPOCH)?;
         if step.at_logging_interval() {
             step.log_image(&format!("{name}_image"), &batch.input)?;
-            step.log_text(&format!("{name}_text"), format!("batch {}", step.batch_idx))?;
+            step.log_text(&format!("{name}_text"), format!("batch {}", step.batch_idx()))?;
             step.log_histogram(&format!("{name}_values"), &output)?;
         }
         Ok(output)

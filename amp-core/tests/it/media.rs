@@ -45,7 +45,7 @@ fn looked_at(net: &mut Shown, batch: &Batch, step: &mut Step<'_>) -> Result<()> 
     let value = loss::mse_loss(&net.forward(&batch.input, step.context())?, &batch.target)?;
     step.log("val_loss", &value, batch.len(), LogOptions::ON_EPOCH)?;
     if !net.never && step.at_logging_interval() {
-        step.log_text("first", format!("batch {}", step.batch_idx))?;
+        step.log_text("first", format!("batch {}", step.batch_idx()))?;
     }
     Ok(())
 }

@@ -158,11 +158,12 @@ pub(super) fn validation_step(
         Fault::ValidatesInTrainingMode => {
             let context = Context::new(step.context().policy(), true);
             let mut log = Log::default();
-            let mut own = Step::new(&context, &mut log, step.batch_idx, step.global_step);
+            let (index, global_step) = step.place();
+            let mut own = Step::new(&context, &mut log, index, global_step);
             model.validation_step(batch, &mut own)?;
             model.validation_step(batch, step)
         }
-        Fault::ValidatesFirstBatch if step.batch_idx > 0 => Ok(()),
+        Fault::ValidatesFirstBatch if step.batch_idx() > 0 => Ok(()),
         Fault::ValidationMovesWeights => {
             if let Some(parameter) = parameters(model).first() {
                 let _ = no_grad(|| parameter.tensor.shallow_clone().f_add_scalar_(1e-4))?;
@@ -180,7 +181,8 @@ fn in_context(
     step: &Step<'_>,
 ) -> Result<Tensor> {
     let mut log = Log::default();
-    let mut own = Step::new(context, &mut log, step.batch_idx, step.global_step);
+    let (index, global_step) = step.place();
+    let mut own = Step::new(context, &mut log, index, global_step);
     model.training_step(batch, &mut own)
 }
 

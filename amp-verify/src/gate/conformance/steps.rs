@@ -113,7 +113,8 @@ impl Interceptor for Still {
             context = context.with_substitute(rounding.between());
         }
         let mut log = Log::default();
-        let mut own = Step::new(&context, &mut log, step.batch_idx, step.global_step);
+        let (index, global_step) = step.place();
+        let mut own = Step::new(&context, &mut log, index, global_step);
         let loss = first_loss(model, batch, &mut own)?;
         let (loss, descended) = match &self.rounding {
             Some(rounding) => rounding.loss(&loss)?,

@@ -224,7 +224,7 @@ impl Interceptor for Observer {
                 .collect::<Result<_>>()?;
         }
         let random = RandomState::read(observation.device)?;
-        let place = (step.batch_idx, step.global_step);
+        let place = step.place();
         let loss = model.training_step(batch, step)?;
         observation.finite_loss &= all_finite([&loss])?;
         if let Some(mut reference) = observation.reference.take() {

@@ -185,6 +185,7 @@ fn capture_step(
         let mut log = Log::at(Interval::captured());
         losses.push(state.passes().run(model, batch, *share, index, &mut log)?);
         state.does_more |= log.interval().was_asked();
+        log.interval().may_repeat()?;
         logs.push(log);
     }
     // The casts of the weights are valid only until the optimizer changes the weights.

@@ -1,0 +1,113 @@
+//! What a training or evaluation step can use.
+
+use tch::Tensor;
+
+use crate::{
+    Result,
+    ffi::PausedProducts,
+    log::{Log, LogOptions},
+    loss::Counted,
+    metric::{Metric, MetricState},
+    nn::Context,
+};
+
+/// What a step can use: the context of the forward pass, the position of the run, and the log.
+pub struct Step<'a> {
+    pub(super) context: &'a Context,
+    pub(super) log: &'a mut Log,
+    pub(super) batch_idx: usize,
+    pub(super) global_step: u64,
+    /// Never read. While this step runs, the guard stops the outer step's recording of matrix
+    /// products, because this step has its own context.
+    _apart: Option<PausedProducts>,
+}
+
+impl<'a> Step<'a> {
+    /// Creates a step that runs in `context` and logs to `log`.
+    pub fn new(context: &'a Context, log: &'a mut Log, batch_idx: usize, global_step: u64) -> Self {
+        let _apart = context.pause_others_products();
+        Self { context, log, batch_idx, global_step, _apart }
+    }
+
+    /// Returns the context with which the step calls its modules.
+    pub fn context(&self) -> &'a Context {
+        self.context
+    }
+
+    /// Returns the index of the batch in its epoch, counted from 0. A training step that calls this
+    /// does not run as a CUDA graph, because a graph would repeat the index of its capture.
+    pub fn batch_idx(&self) -> usize {
+        self.log.interval().reads("batch_idx");
+        self.batch_idx
+    }
+
+    /// Returns the number of optimizer steps applied so far. A training step that calls this does
+    /// not run as a CUDA graph, because a graph would repeat the number of its capture.
+    pub fn global_step(&self) -> u64 {
+        self.log.interval().reads("global_step");
+        self.global_step
+    }
+
+    /// Returns the index of the batch and the number of applied steps, for a step that runs in
+    /// place of this one.
+    #[doc(hidden)]
+    pub fn place(&self) -> (usize, u64) {
+        (self.batch_idx, self.global_step)
+    }
+
+    /// Logs a scalar that belongs to `batch_size` examples. Nothing is read back to the host here.
+    ///
+    /// # Errors
+    /// When `value` is not a scalar.
+    pub fn log(
+        &mut self,
+        name: &str,
+        value: &Tensor,
+        batch_size: i64,
+        options: LogOptions,
+    ) -> Result<()> {
+        self.log.value(name, value, batch_size, options)
+    }
+
+    /// Logs the loss of a batch, with this weight in the epoch's mean. Nothing is read back to the
+    /// host here.
+    ///
+    /// # Errors
+    /// When `value` is not a scalar.
+    pub fn log_loss(
+        &mut self,
+        name: &str,
+        value: &Tensor,
+        counted: &Counted,
+        options: LogOptions,
+    ) -> Result<()> {
+        self.log.loss(name, value, counted, options)
+    }
+
+    /// Logs a metric of the batch. The epoch's value is computed from the merged states of all
+    /// batches.
+    ///
+    /// # Errors
+    /// When shapes are invalid for the metric.
+    pub fn metric(
+        &mut self,
+        name: &str,
+        metric: &dyn Metric,
+        output: &Tensor,
+        target: &Tensor,
+        options: LogOptions,
+    ) -> Result<()> {
+        self.log.metric(name, metric, output, target, options)
+    }
+
+    #[doc(hidden)]
+    pub fn metric_state(
+        &mut self,
+        name: &str,
+        metric: &dyn Metric,
+        state: MetricState,
+        options: LogOptions,
+    ) -> Result<()> {
+        self.log.metric_state(name, metric, state, options)
+    }
+}

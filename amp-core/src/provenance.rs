@@ -94,11 +94,20 @@ pub(crate) struct Replay<'a> {
     /// The context of the forward pass, without a probe.
     pub(crate) context: Context,
     pub(crate) scale: f64,
-    /// The batches of the step, or the micro-batches into which its batch is split, each with the
-    /// weight of its loss.
-    pub(crate) batches: Vec<(AnyBatch, f64)>,
+    /// The batches of the step, or the micro-batches into which its batches are split.
+    pub(crate) batches: Vec<ReplayedBatch>,
     pub(crate) global_step: u64,
     pub(crate) parameters: &'a [Parameter],
+}
+
+/// A batch of a repeated step, or a part of a batch.
+pub(crate) struct ReplayedBatch {
+    pub(crate) batch: AnyBatch,
+    /// The factor by which the loss is multiplied. With the factor 0 there is no backward pass, and
+    /// the loss may be a mean over no targets.
+    pub(crate) share: f64,
+    /// The index of the whole batch in its epoch.
+    pub(crate) index: usize,
 }
 
 /// Checks the output of each module when it is computed, and the gradient of the output in the
@@ -155,8 +164,9 @@ impl Replay<'_> {
         }
         let watch = Rc::new(Watch::default());
         let context = self.context.again().with_probe(watch.clone());
-        for (batch, share) in &self.batches {
-            for (name, tensor) in batch.numbers() {
+        for ReplayedBatch { batch, share, index } in &self.batches {
+            let counts = *share > 0.0;
+            for (name, tensor) in batch.numbers().filter(|_| counts) {
                 if let Some(found) = check(Cause::Input(name.to_owned()), tensor, None)? {
                     return Ok(Some(found));
                 }
@@ -164,9 +174,15 @@ impl Replay<'_> {
             let loss = {
                 let _autocast = self.policy.autocast()?;
                 let mut log = Log::default();
-                let mut step = Step::new(&context, &mut log, 0, self.global_step);
+                let mut step = Step::new(&context, &mut log, *index, self.global_step);
                 model.training_step(batch, &mut step)?
             };
+            if !counts {
+                // This batch contributes no gradient. It runs only because it takes random numbers,
+                // so that the following batches get the same random numbers as in the step.
+                drop((watch.first.take(), watch.last.take(), watch.seen.take()));
+                continue;
+            }
             if let Some(found) = watch.first.take() {
                 return found.map(Some);
             }

@@ -5,6 +5,7 @@ use amp_core::{
     data::{Batch, DataModule},
     nn::{self, BatchNorm, Dropout, Linear, Role},
     precision::{GradScalerConfig, Precision},
+    provenance::Cause,
     record::RunRecord,
     tch::{Device, Kind, Tensor},
     trainer::NonFinite,
@@ -37,6 +38,28 @@ fn counted(net: &mut Net, batch: &Batch, step: &mut amp_core::Step<'_>) -> Resul
     let loss = amp_core::loss::mse_loss(&output, &batch.target)?;
     step.log("train_loss", &loss, batch.len(), amp_core::log::LogOptions::ON_STEP)?;
     Ok(loss)
+}
+
+/// A model that remembers the indices of its batches. The loss of the batch `bad` is infinite.
+#[derive(LightningModule)]
+#[loss(mse_loss)]
+#[training_step(placed)]
+#[optimizer(sgd, lr = 1e-4)]
+struct Placed {
+    #[hparam(default = -1)]
+    bad: i64,
+    #[layer(linear(4, 2))]
+    head: Linear,
+    #[state]
+    seen: Vec<i64>,
+}
+
+fn placed(net: &mut Placed, batch: &Batch, step: &mut amp_core::Step<'_>) -> Result<Tensor> {
+    let index = step.batch_idx() as i64;
+    net.seen.push(index);
+    let output = amp_core::Module::forward(net, &batch.input, step.context())?;
+    let loss = amp_core::loss::mse_loss(&output, &batch.target)?;
+    Ok(if index == net.bad { loss * f64::INFINITY } else { loss })
 }
 
 /// Returns batches of 8 rows. The targets of the `overflowing` batches are so large that f16
@@ -143,5 +166,31 @@ fn a_repeated_step_counts_once(#[values(1, 2)] window: i64) -> Result<()> {
     let (straight, record) = train(low, &data)?;
     assert_eq!(record.end.skipped, 0);
     same(&repeated, &straight);
+    Ok(())
+}
+
+/// If a step is repeated at a lower scale, its batches have the same indices as in the first run.
+#[rstest]
+fn a_repeated_step_has_the_indices_of_its_batches(#[values(1, 2)] window: i64) -> Result<()> {
+    let _section = seeded(0);
+    let mut net = Placed::builder().build()?;
+    let repeat = config(NonFinite::LowerScale)
+        .with(|config| config.optimization.accumulate_grad_batches = window);
+    let record = Trainer::new(repeat).fit(&mut net, &data(4, &[3])?)?;
+    assert!(record.end.skipped > 0, "nothing overflowed");
+    assert_eq!(net.seen, [0, 1, 2, 3]);
+    Ok(())
+}
+
+/// The search for the cause of a skipped step repeats the step with the indices of its batches.
+#[rstest]
+fn a_cause_is_searched_with_the_indices_of_the_batches(#[values(1, 2)] window: i64) -> Result<()> {
+    let _section = seeded(0);
+    let mut net = Placed::builder().bad(3).build()?;
+    let config =
+        config(NonFinite::Skip).with(|config| config.optimization.accumulate_grad_batches = window);
+    let record = Trainer::new(config).fit(&mut net, &data(4, &[])?)?;
+    let found = record.skips[0].provenance.as_ref().map(|found| &found.cause);
+    assert_eq!(found, Some(&Cause::Loss));
     Ok(())
 }

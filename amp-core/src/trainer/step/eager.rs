@@ -233,8 +233,9 @@ fn run_again(
     let mut ran = Ran::default();
     let last = examples.batches.len() - 1;
     let is_logged = state.logs_after(0);
-    for (index, (batch, share)) in (0..).zip(batches) {
-        let mut log = Log::at(Interval::of(is_logged && index == last as i64));
+    for (at, (batch, share)) in batches.enumerate() {
+        let mut log = Log::at(Interval::of(is_logged && at == last));
+        let index = examples.position(at).batch;
         ran.losses.push(state.passes().run(model, batch, *share, index, &mut log)?);
         ran.log.merge(log)?;
     }

@@ -2,7 +2,9 @@
 
 use tch::Tensor;
 
-use crate::{Error, LightningModule, Result, data::AnyBatch, event::Position};
+use crate::{
+    Error, LightningModule, Result, data::AnyBatch, event::Position, provenance::ReplayedBatch,
+};
 
 /// The batches of one optimizer step.
 pub(in crate::trainer) struct Examples {
@@ -57,21 +59,23 @@ impl Examples {
         }
     }
 
-    /// Returns the parts of all batches, each with the factor of its loss. Omits parts with the
-    /// factor 0, because they contribute no gradient.
+    /// Returns the parts of all batches, in the order in which a step runs them.
     pub(super) fn in_parts(
         &self,
         model: &dyn LightningModule,
         parts: i64,
-    ) -> Result<Vec<(AnyBatch, f64)>> {
+    ) -> Result<Vec<ReplayedBatch>> {
         let mut all = Vec::new();
-        for (batch, share) in self.batches.iter().zip(&self.shares) {
+        for (at, (batch, share)) in self.batches.iter().zip(&self.shares).enumerate() {
+            let index = self.position(at).batch as usize;
+            let part = |batch, share| ReplayedBatch { batch, share, index };
             match split(model, batch, parts)? {
-                None => all.push((batch.shallow_clone(), *share)),
-                Some(parts) => all.extend(parts.into_iter().map(|(part, of)| (part, share * of))),
+                None => all.push(part(batch.shallow_clone(), *share)),
+                Some(parts) => {
+                    all.extend(parts.into_iter().map(|(batch, of)| part(batch, share * of)));
+                }
             }
         }
-        all.retain(|(_, share)| *share > 0.0);
         Ok(all)
     }
 

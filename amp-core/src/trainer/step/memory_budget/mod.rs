@@ -110,8 +110,9 @@ impl Trial<'_, '_> {
         // libtorch's mean squared error is a view, which keeps the tensor with the errors of all
         // elements alive.
         let mut losses = Vec::with_capacity(examples.batches.len());
-        for (index, (batch, share)) in (0..).zip(examples.batches.iter().zip(&examples.shares)) {
+        for (at, (batch, share)) in examples.batches.iter().zip(&examples.shares).enumerate() {
             let mut log = Log::default();
+            let index = examples.position(at).batch;
             losses.push(state.passes_in(&context).run(*model, batch, *share, index, &mut log)?);
         }
         let peak = meter.read()?.peak_allocated;

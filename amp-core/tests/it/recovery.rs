@@ -7,6 +7,7 @@ use amp_core::{
     Error, Module, Result, TrainerConfig,
     data::Batch,
     event::Event,
+    loss::cross_entropy,
     nn::{self, Context, Sequential, Visit, Visitor},
     optim::{Adam, OptimizerConfig, Sgd, TrainingPlan},
     precision::{GradScalerConfig, Precision},
@@ -19,7 +20,7 @@ use rstest::rstest;
 use crate::support::{
     bits::sha256,
     device, message,
-    model::{Model, constant, digits, fit, in_order, linear},
+    model::{Model, constant, demo, digits, fit, in_order, linear},
     needs_cuda, seeded,
 };
 
@@ -329,6 +330,20 @@ fn a_batch_that_does_not_fit_is_split(#[case] window: i64) -> Result<()> {
     assert!(message(refused).contains("out of memory"));
     let (_, hopeless, _) = train(0, true)?;
     assert!(message(hopeless).contains("in `model.0`: libtorch: CUDA out of memory"));
+    Ok(())
+}
+
+/// If a batch is split, batch norms normalize each part by itself. A note says so.
+#[test]
+fn parts_of_a_batch_norm_are_noted() -> Result<()> {
+    let _generator = seeded(0);
+    let layers: Vec<Box<dyn Module>> = vec![Box::new(Room { examples: 4 }), Box::new(demo(0.0)?)];
+    let mut model = Model::regression(Sequential::new(layers), sgd);
+    model.loss = cross_entropy;
+    let record = fit(&config(Precision::F32True), &mut model, &in_order(digits(32)?, 8)?).1?;
+    assert_eq!(record.recoveries, [(0, Recovery::MicroBatches { parts: 2 })]);
+    let found = record.notes.iter().find(|note| note.contains("computed from each part alone"));
+    assert!(found.is_some_and(|note| note.starts_with("`model.1.1` ")), "{:?}", record.notes);
     Ok(())
 }
 

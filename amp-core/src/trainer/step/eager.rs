@@ -19,6 +19,7 @@ use crate::{
     event::{Event, Position, Recovery},
     ffi,
     log::{Interval, Log},
+    nn::{self, Role},
     precision::StepOutcome,
     probe::Products,
 };
@@ -171,8 +172,7 @@ fn forward_backward(
                 });
             }
             Err(error) => {
-                let scope = model.loss_scope();
-                halve(state, scope, error, batch.len(), observers.emit)?;
+                halve(state, model, error, batch.len(), observers.emit)?;
             }
         }
         halved = true;
@@ -190,7 +190,7 @@ fn forward_backward(
 /// `length` examples can be split further. Returns `error` otherwise.
 fn halve(
     state: &mut StepState<'_>,
-    scope: LossScope,
+    model: &dyn LightningModule,
     error: Error,
     length: i64,
     emit: &mut Emit<'_>,
@@ -199,7 +199,7 @@ fn halve(
         return Err(error);
     }
     let parts = 2 * state.parts;
-    match scope {
+    match model.loss_scope() {
         LossScope::Batch => {
             return Err(whole_batch_does_not_fit());
         }
@@ -212,12 +212,35 @@ fn halve(
         })?,
         LossScope::Unknown | LossScope::Examples => {}
     }
+    if state.parts == 1
+        && let Some(norm) = keeps_batch_statistics(model)
+    {
+        emit(Event::Note {
+            text: format!(
+                "{norm} keeps running statistics of batches: they, and the output of a batch norm, \
+                 are computed from each part alone, so that the step differs from a step on the \
+                 whole batch; choose a smaller batch or a memory budget, or set \
+                 memory.micro_batching to false"
+            ),
+        })?;
+    }
     state.optim.zero_grad()?;
     state.set_parts(parts);
     if state.policy.device.is_cuda() {
         ffi::cuda_empty_cache()?;
     }
     state.report_recovery(Recovery::MicroBatches { parts }, emit)
+}
+
+/// Returns the first module that keeps running statistics of batches, as a batch norm does.
+fn keeps_batch_statistics(model: &dyn LightningModule) -> Option<String> {
+    nn::named_tensors(model).into_iter().find_map(|(name, _, role)| {
+        let module = name.strip_suffix("running_mean").filter(|_| role == Role::Buffer)?;
+        Some(match module.strip_suffix('.') {
+            Some(module) => format!("`{module}`"),
+            None => "the model".to_owned(),
+        })
+    })
 }
 
 /// Computes the gradients of the first batches of the step once more, with the same random numbers.

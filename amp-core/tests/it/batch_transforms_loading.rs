@@ -6,9 +6,10 @@ use std::{path::Path, sync::Arc};
 use amp_core::{
     callback::{Mode, ModelCheckpoint},
     data::{
-        BatchRandom, BatchTransform, CutMix, DataLoader, Images, Loading, MapDataset, MixUp,
-        Normalize, Placement, SharedDataset, SharedTensor, Shuffled,
+        AnyBatch, BatchRandom, BatchTransform, CutMix, DataLoader, Images, Loading, MapDataset,
+        MixUp, Normalize, Placement, SharedDataset, SharedTensor, Shuffled,
     },
+    loss::{CrossEntropy, Loss},
     nn,
     precision::Policy,
     prelude::*,
@@ -257,5 +258,38 @@ fn a_change_must_keep_the_batch() -> Result<()> {
         message(CutMix::new(1.0, 2)?.apply(&Batch::from_any(&batch)?, &mut Rng::with_seed(1)));
     assert_eq!(text, "CutMix of class 2: there are 0 to 1");
     assert!(message(CutMix::new(0.0, 2)).contains("both must be positive"));
+    Ok(())
+}
+
+/// A transform that replaces the classes 1 by the class that losses ignore.
+struct IgnoresOnes;
+
+impl BatchTransform for IgnoresOnes {
+    fn apply(&self, mut batch: AnyBatch, _: &mut BatchRandom) -> Result<AnyBatch> {
+        let target = batch.required("target")?;
+        let masked = target.f_masked_fill(&target.f_eq(1)?, -100)?;
+        batch.replace("target", &masked)?;
+        Ok(batch)
+    }
+}
+
+/// Targets that a transform makes the loss ignore do not count in means over batches, wherever the
+/// set is stored. The set itself has no ignored target.
+#[rstest]
+fn targets_that_a_transform_ignores_do_not_count(
+    #[values(Placement::Host, Placement::Device)] placement: Placement,
+) -> Result<()> {
+    let input = Tensor::zeros([6, 3], (Kind::Float, Device::Cpu));
+    let set = Batch::new(input, Tensor::from_slice(&[0_i64, 1, 1, 2, 0, 1]))?;
+    let set = SharedDataset::from(set).transformed(IgnoresOnes);
+    let policy = Policy::new(Precision::F32True, Device::Cpu);
+    let loading = Loading { placement, ..Loading::default() };
+    let loss = CrossEntropy::default();
+    let counted = DataLoader::new(&set, 3, loading, policy)?;
+    let counted = counted.epoch(0, 0)?.map(|batch| {
+        let batch = batch?;
+        batch.counted_over(&loss.mean_over(), batch.required("target")?)?.read()
+    });
+    assert_eq!(counted.collect::<Result<Vec<_>>>()?, [1.0, 2.0]);
     Ok(())
 }

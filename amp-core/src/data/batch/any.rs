@@ -50,7 +50,7 @@ pub struct AnyBatch {
     /// tensors leave the CPU, because reading it from the device would wait.
     pub(super) weight: OnceCell<f64>,
     /// Whether a check has shown that no target has the class that losses ignore, `IGNORED`.
-    complete: bool,
+    pub(super) complete: bool,
     /// Whether this is a single example, whose tensors have no dimension for examples.
     single: bool,
 }

@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{AnyBatch, FieldRole};
 use crate::{Error, Result};
@@ -28,6 +28,10 @@ impl AnyBatch {
             }
             if field.role == FieldRole::Weights {
                 self.weight = OnceCell::new();
+            }
+            if tensor.kind() == Kind::Int64 {
+                // The new classes may be ignored by the loss.
+                self.complete = false;
             }
             field.tensor = tensor.shallow_clone();
         }

@@ -28,6 +28,8 @@ pub struct DataLoader {
     batch_size: i64,
     drop_last: bool,
     limit: Limit,
+    /// Whether each epoch of a stream begins at the stream's beginning.
+    repeats: bool,
     order: Order,
     /// The seed from which the order of the examples is computed.
     order_seed: u64,
@@ -101,6 +103,7 @@ impl DataLoader {
             batch_size,
             drop_last,
             limit,
+            repeats: false,
             order,
             order_seed,
             seed,
@@ -167,6 +170,13 @@ impl DataLoader {
         self
     }
 
+    /// Begins each epoch of a stream at the stream's beginning. Other sets are not affected.
+    #[must_use]
+    pub(crate) fn repeating(mut self) -> Self {
+        self.repeats = true;
+        self
+    }
+
     /// Returns whether the whole set is on the device.
     pub fn is_resident(&self) -> bool {
         matches!(self.source, Source::Resident(_))
@@ -185,11 +195,12 @@ impl DataLoader {
         matches!(&self.source, Source::Host { data, .. } if data.is_stream())
     }
 
-    /// Returns the number of a batch's first example, counted over all epochs from the start of the
-    /// run.
+    /// Returns the number of a batch's first example in a stream, counted from the beginning of the
+    /// stream.
     fn stream_number(&self, epoch: u64, batch: i64) -> i64 {
         let read = |batches: i64| (batches * self.batch_size).min(self.len);
-        epoch.cast_signed() * read(self.batches()) + read(batch)
+        let before = if self.repeats { 0 } else { epoch.cast_signed() * read(self.batches()) };
+        before + read(batch)
     }
 
     /// Returns the state in which a stream is before it returns this batch. Returns `None` if the

@@ -191,3 +191,18 @@ fn a_resumed_run_continues_with_the_next_example(
     assert_ne!(first, straight);
     Ok(())
 }
+
+/// With `overfit_batches`, each epoch reads the first batches of the stream, also in a resumed run.
+#[test]
+fn overfitting_reads_the_same_batches_in_each_epoch() -> Result<()> {
+    let config = TrainerConfig::new(Precision::F32True, device())
+        .with(|config| config.loops.overfit_batches = Some(Limit::Batches(2)));
+    let data = DataModule::training("numbers", Numbers::new().shared()?, 3);
+    let loader = config.train_loader(&data)?;
+    for epoch in 0..3 {
+        let batches = read(&loader, epoch, 0, 99)?;
+        assert_eq!(batches, [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], "epoch {epoch}");
+    }
+    assert_eq!(read(&loader, 5, 1, 99)?, [[3.0, 4.0, 5.0]]);
+    Ok(())
+}

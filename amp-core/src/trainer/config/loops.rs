@@ -154,7 +154,8 @@ pub struct Loops {
     /// How many batches of each prediction set are used.
     pub limit_predict_batches: Limit,
     /// Trains only on this many batches from the beginning of the training set, in order, and
-    /// validates on the same batches. A model that is able to learn memorizes these batches.
+    /// validates on the same batches. Each epoch of a stream begins at the stream's beginning. A
+    /// model that is able to learn memorizes these batches.
     pub overfit_batches: Option<Limit>,
     /// Trains for one epoch with this number of batches, and uses the same number of batches in
     /// validation, test and prediction. Nothing is saved. Use it to test quickly that all code of a

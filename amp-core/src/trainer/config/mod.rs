@@ -133,7 +133,7 @@ impl TrainerConfig {
     pub fn train_loader(&self, data: &DataModule) -> Result<DataLoader> {
         let loops = self.loops.resolved();
         let loader = match loops.overfit_batches {
-            Some(_) => data.clone().in_order().train_loader(self.policy(), self.seed)?,
+            Some(_) => data.clone().in_order().train_loader(self.policy(), self.seed)?.repeating(),
             None => data.train_loader(self.policy(), self.seed)?,
         };
         Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))

@@ -267,11 +267,21 @@ impl DataLoader {
                  the batch size changed?"
             )));
         }
-        let order = self.order.sampler().map(|sampler| {
-            let (seed, examples, batch_size) = (self.order_seed, self.examples, self.batch_size);
-            checked_order(sampler, &Epoch { seed, epoch, examples, batch_size })
-        });
-        Ok(order.transpose()?.map(Arc::from))
+        Ok(self.order_of(epoch, self.batch_size)?.map(Arc::from))
+    }
+
+    /// Returns the order of an epoch's examples for a batch size.
+    fn order_of(&self, epoch: u64, batch_size: i64) -> Result<Option<Vec<i64>>> {
+        let (seed, examples) = (self.order_seed, self.examples);
+        let sampler = self.order.sampler();
+        let epoch = Epoch { seed, epoch, examples, batch_size };
+        sampler.map(|sampler| checked_order(sampler, &epoch)).transpose()
+    }
+
+    /// Returns whether the examples of an epoch have the same order with this batch size as with
+    /// the loader's.
+    pub(crate) fn has_order_of(&self, epoch: u64, batch_size: i64) -> Result<bool> {
+        Ok(self.order_of(epoch, batch_size)? == self.order_of(epoch, self.batch_size)?)
     }
 
     /// Returns the ranges of the batches in the order of examples, from the batch `first` on: the

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use amp_core::{
     Result, Trainer, TrainerConfig,
     callback::{Mode, ModelCheckpoint},
-    data::DataModule,
+    data::{Bucketed, DataModule},
     event::Event,
     optim::{CosineAnnealing, Interval, OptimizerConfig, Sgd, StepLr, TrainingPlan},
     precision::Precision,
@@ -181,6 +181,28 @@ fn an_epoch_continues_after_the_same_number_of_examples() -> Result<()> {
     let text = message(go_on(other()?, &[Change::BatchSize]));
     assert!(text.contains("training examples is 12, but here it is 10"), "{text}");
     assert_eq!(go_on(other()?, &[Change::Data])?, [5, 5]);
+    Ok(())
+}
+
+/// The order of a bucketed sampler depends on the batch size. With another batch size, the first
+/// batches of an epoch have other examples, so the epoch starts again.
+#[test]
+fn an_epoch_whose_order_depends_on_the_batch_size_starts_again() -> Result<()> {
+    let folder = tempdir().expect("a folder");
+    let data = |batch_size: i64| -> Result<DataModule> {
+        let lengths = (0..12).map(|at| (at * 7) % 12).collect();
+        Ok(same(constant(12, 3, 1.0)?, batch_size)?.with_order(Bucketed::new(lengths).pool(2)))
+    };
+    let run =
+        |data: DataModule| Ok::<_, amp_core::Error>(Run { data, ..Run::new(|_| steps(0.1), 2)? });
+    Run { max_steps: Some(4), ..run(data(2)?)? }.train(folder.path())?;
+    let path = folder.path().join("last.safetensors");
+    let resume = |size: i64, with: &[Change]| -> Result<Vec<i64>> {
+        let other = tempdir().expect("a folder");
+        Ok(Run { resume: Some((&path, with)), ..run(data(size)?)? }.train(other.path())?.1)
+    };
+    assert_eq!(resume(2, &[])?, [2, 6]);
+    assert_eq!(resume(4, &[Change::BatchSize])?, [3, 3]);
     Ok(())
 }
 

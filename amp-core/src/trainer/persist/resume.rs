@@ -56,7 +56,8 @@ pub enum Change {
     /// the same position of the new schedule.
     Epochs,
     /// The batch size and the number of batches per step. An epoch that was not complete continues
-    /// after the same number of examples.
+    /// after the same number of examples. If the order of the examples depends on the batch size,
+    /// as that of [`Bucketed`](crate::data::Bucketed) does, the epoch starts again.
     BatchSize,
     /// The data. An epoch that was not complete starts again with the new examples.
     Data,
@@ -136,7 +137,10 @@ impl Run<'_, '_> {
             let size = saved.get("batch_size").and_then(Value::as_i64).unwrap_or(0);
             let window = self.config.optimization.accumulate_grad_batches;
             let batches = position.batch * size / self.data.batch_size;
-            position.batch = (batches / window * window).min(self.loader.batches());
+            match self.loader.has_order_of(position.epoch.cast_unsigned(), size).map_err(at)? {
+                true => position.batch = (batches / window * window).min(self.loader.batches()),
+                false => (position.batch, log) = (0, Log::default()),
+            }
         }
         let stream = (!changed.contains(&Change::Data)).then(|| state.part("stream"));
         self.loader.set_stream(position.epoch.cast_unsigned(), position.batch, stream)?;

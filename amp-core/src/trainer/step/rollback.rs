@@ -3,7 +3,7 @@
 //! parameters, optimizers, schedules and the loss scale need no copy, because they change only in
 //! applied steps.
 
-use tch::Device;
+use tch::{Device, Tensor};
 
 use super::tensor_copies::Kept;
 use crate::{
@@ -61,6 +61,12 @@ impl Rollback {
         let changed = changed_in_forward(model).into_iter().map(|parameter| parameter.tensor);
         let buffers = Kept::new(buffers.chain(changed).collect(), 1)?;
         Ok(Self { device, buffers, backup: None })
+    }
+
+    /// Returns the tensors that are restored: buffers, and the parameters that the forward pass
+    /// changes.
+    pub(super) fn buffers(&self) -> impl Iterator<Item = &Tensor> {
+        self.buffers.live()
     }
 
     /// Saves the current state, before a step.

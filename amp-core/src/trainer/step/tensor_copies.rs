@@ -16,6 +16,11 @@ impl Kept {
         Ok(Self { slots: (0..slots).map(room).collect::<Result<_>>()?, live })
     }
 
+    /// Returns the tensors of which copies are made.
+    pub(super) fn live(&self) -> impl Iterator<Item = &Tensor> {
+        self.live.iter()
+    }
+
     /// Returns the pairs of target and source that must be copied to save the current values in
     /// `slot`.
     pub(super) fn copies(&self, slot: usize) -> impl Iterator<Item = [&Tensor; 2]> {

@@ -74,6 +74,12 @@ use crate::support::{device, seeded};
     Invariant::DtypesStay,
     "step 2: `model.1.num_batches_tracked` is int32 [] on"
 )]
+#[case::buffers_replaced(
+    Odd::Nothing,
+    Does::ReplacesBuffers,
+    Invariant::DtypesStay,
+    "step 2: `model.1.running_mean` is another tensor than when the run began"
+)]
 #[case::weight_moved_in_validation(
     Odd::Nothing,
     Does::MovesWeightInValidation,

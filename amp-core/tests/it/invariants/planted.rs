@@ -26,6 +26,8 @@ pub(super) enum Does {
     Nothing,
     /// Replaces its tensors by new ones before the first step.
     ReplacesTensors,
+    /// Replaces its buffers, and keeps its parameters, in the second step.
+    ReplacesBuffers,
     /// Writes new values into its weights before the first step.
     WritesAtStart,
     /// In its second step, declares that its first weight requires no gradient.
@@ -58,7 +60,7 @@ pub(super) struct Planted {
     does: Does,
     steps: Cell<u32>,
     /// The tensors that `visit` reports instead of the model's tensors, in the same order. Empty
-    /// unless the fault is `ReplacesTensors`.
+    /// unless the fault is `ReplacesTensors` or `ReplacesBuffers`.
     replaced: RefCell<Vec<Tensor>>,
     meter: Option<MemoryMeter>,
 }
@@ -86,6 +88,19 @@ impl Planted {
         let tensors = named_tensors(&self.inner).into_iter();
         let mut own = tensors.filter(|(_, tensor, own)| *own == role && tensor.is_floating_point());
         own.next().expect("a tensor").1
+    }
+
+    /// Replaces the tensors that have one of these roles by copies.
+    fn replace(&self, roles: &[Role]) -> Result<()> {
+        let others = named_tensors(&self.inner).into_iter().map(|(_, tensor, role)| {
+            let trains = tensor.requires_grad();
+            Ok(match roles.contains(&role) {
+                true => tensor.detach().copy().set_requires_grad(trains),
+                false => tensor,
+            })
+        });
+        self.replaced.replace(others.collect::<Result<_>>()?);
+        Ok(())
     }
 
     fn moves(&self, role: Role) -> Result<()> {
@@ -135,6 +150,7 @@ impl LightningModule for Planted {
         self.steps.set(self.steps.get() + 1);
         match (self.does, self.steps.get()) {
             (Does::FreezesWithin, 2) => drop(self.first(Role::Parameter).set_requires_grad(false)),
+            (Does::ReplacesBuffers, 2) => self.replace(&[Role::Buffer])?,
             (Does::Converts, 2) => {
                 let tensors = named_tensors(&self.inner).into_iter();
                 let counts = tensors.filter(|(_, tensor, _)| tensor.kind() == Kind::Int64);
@@ -196,14 +212,7 @@ impl LightningModule for Planted {
 
     fn on_train_start(&mut self) -> Result<()> {
         match self.does {
-            Does::ReplacesTensors => {
-                let others = named_tensors(&self.inner).into_iter().map(|(_, tensor, _)| {
-                    let trains = tensor.requires_grad();
-                    Ok(tensor.detach().copy().set_requires_grad(trains))
-                });
-                let others = others.collect::<Result<Vec<_>>>()?;
-                self.replaced.replace(others);
-            }
+            Does::ReplacesTensors => self.replace(&[Role::Parameter, Role::Buffer])?,
             Does::WritesAtStart => self.moves(Role::Parameter)?,
             Does::MeasuresWithin => self.meter = Some(MemoryMeter::start(device())?),
             _ => {}

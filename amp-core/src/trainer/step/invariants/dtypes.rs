@@ -1,13 +1,15 @@
-//! Checks that the dtypes, shapes and devices of a model's tensors do not change.
+//! Checks that the dtypes, shapes and devices of a model's tensors do not change, and that its
+//! buffers stay the same tensors.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tch::{Device, Kind};
 
 use super::{Invariant, Moment, Rule, run_state::RunView};
-use crate::{Result, precision::dtype_name};
+use crate::{Result, ffi, nn::Role, precision::dtype_name};
 
-/// Checks that parameters and buffers keep their dtypes, shapes and devices.
+/// Checks that parameters and buffers keep their dtypes, shapes and devices, and that no buffer is
+/// replaced by another tensor.
 #[derive(Default)]
 pub(super) struct DtypesStay {
     first: HashMap<String, Form>,
@@ -41,6 +43,9 @@ impl Rule for DtypesStay {
             let (kind, size, device) = (tensor.kind(), tensor.size(), tensor.device());
             (name, Form { kind, size, device })
         });
+        if let Some(replaced) = replaced_buffer(seen) {
+            return Ok(Some(replaced));
+        }
         if moment == Moment::Start {
             self.first = forms.map(|(name, form)| (name.clone(), form)).collect();
             return Ok(None);
@@ -58,4 +63,22 @@ impl Rule for DtypesStay {
         }
         Ok(None)
     }
+}
+
+/// Describes the first buffer that is another tensor than when the run began. The run restores the
+/// tensors of that time after a skipped step, averages them, and uses them in a CUDA graph.
+fn replaced_buffer(seen: &RunView<'_>) -> Option<String> {
+    let state = seen.state;
+    // In a manual step, the model itself decides what a skipped step restores.
+    if seen.model.optimizes_manually() && state.average.is_none() {
+        return None;
+    }
+    let held: HashSet<usize> = state.rollback.buffers().map(ffi::identity).collect();
+    let mut buffers = seen.tensors().iter().filter(|(_, _, role)| *role == Role::Buffer);
+    let (name, ..) = buffers.find(|(_, tensor, _)| !held.contains(&ffi::identity(tensor)))?;
+    Some(format!(
+        "`{name}` is another tensor than when the run began: a skipped step, averaged weights and a \
+         CUDA graph would use the earlier one; write the new values into the buffer, as \
+         `buffer.f_copy_(&values)` does"
+    ))
 }

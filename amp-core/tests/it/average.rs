@@ -137,13 +137,15 @@ fn tensors(model: &Net) -> Vec<(String, Tensor)> {
 /// the saved file contains them. A resumed run ends with the same weights and the same average as a
 /// run without interruption.
 #[rstest]
-fn validation_and_files_have_the_average(#[values(EMA, SWA)] averaging: Averaging) -> Result<()> {
+fn validation_and_files_have_the_average(
+    #[values(EMA, SWA)] averaging: Averaging,
+    #[values(Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
+) -> Result<()> {
     let folder = tempdir().expect("a folder");
     let data = data()?;
     let run = |epochs: i64, resume: bool| -> Result<(Net, RunRecord)> {
         let mut model = net()?;
-        let config =
-            TrainerConfig { max_epochs: epochs, ..config(Precision::Bf16Mixed, averaging) };
+        let config = TrainerConfig { max_epochs: epochs, ..config(precision, averaging) };
         let mut trainer = Trainer::new(config);
         trainer = match resume {
             true => trainer.resume_from(folder.path().join("last.safetensors")),
@@ -158,7 +160,7 @@ fn validation_and_files_have_the_average(#[values(EMA, SWA)] averaging: Averagin
     let mut again = net()?;
     amp_core::weights::load(&again, &folder.path().join("last.safetensors"))?;
     let loaded = tensors(&again);
-    let plain = TrainerConfig::new(Precision::Bf16Mixed, device());
+    let plain = TrainerConfig::new(precision, device());
     let values = Trainer::new(plain).validate(&mut again, &data)?;
     assert_eq!(Some(values[0].value), record.last("val_loss"));
     for ((name, one), (_, other)) in tensors(&straight).into_iter().zip(loaded) {
@@ -170,8 +172,7 @@ fn validation_and_files_have_the_average(#[values(EMA, SWA)] averaging: Averagin
         assert!(one.equal(&other), "{name}");
     }
     let mut without = net()?;
-    let plain =
-        TrainerConfig { max_epochs: 4, ..TrainerConfig::new(Precision::Bf16Mixed, device()) };
+    let plain = TrainerConfig { max_epochs: 4, ..TrainerConfig::new(precision, device()) };
     let refused = Trainer::new(plain)
         .resume_from(folder.path().join("last.safetensors"))
         .fit(&mut without, &data);
@@ -201,5 +202,30 @@ fn averages_are_the_same_with_graphs() -> Result<()> {
 fn invalid_averages_are_refused(#[case] averaging: Averaging, #[case] says: &str) -> Result<()> {
     let run = Trainer::new(config(Precision::F32True, averaging)).fit(&mut net()?, &data()?);
     assert!(message(run).starts_with(says));
+    Ok(())
+}
+
+/// The moving average of 16-bit weights is near the average that the test computes in f64. Most of
+/// its changes are smaller than the spacing of 16-bit numbers.
+#[rstest]
+fn averages_of_16_bit_weights_move(
+    #[values(Precision::Bf16True, Precision::F16True)] precision: Precision,
+) -> Result<()> {
+    const DECAY: f64 = 0.99;
+    let data = data()?;
+    let mut model = net()?;
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let weight = model.head.weight().shallow_clone();
+    let follow = Follow { weight, each_step: true, seen: seen.clone() };
+    let config =
+        TrainerConfig { max_epochs: 8, ..config(precision, Averaging::Ema { decay: DECAY }) };
+    Trainer::new(config).callback(follow).fit(&mut model, &data)?;
+    let seen = seen.take();
+    let average_of = |sum: Tensor, weight: &Tensor| sum * DECAY + weight * (1.0 - DECAY);
+    let expected = seen.iter().skip(1).fold(seen[0].copy(), average_of);
+    let average = model.head.weight().detach().to_device(Device::Cpu).to_kind(Kind::Double);
+    let spacing = if precision == Precision::F16True { 2f64.powi(-10) } else { 2f64.powi(-7) };
+    assert!(average.allclose(&expected, spacing, 1e-4, false));
+    assert!(!average.allclose(&seen[0], 10.0 * spacing, 1e-2, false));
     Ok(())
 }

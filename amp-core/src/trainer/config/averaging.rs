@@ -7,7 +7,8 @@ use crate::{Error, Result};
 /// How a run averages its weights and buffers (torch.optim.swa_utils.AveragedModel). Validation and
 /// checkpoints use the averaged weights, and the model has the averaged weights after the run.
 /// Training itself continues with the unaveraged weights, and checkpoints store the unaveraged
-/// weights as well.
+/// weights as well. The averages of 16-bit weights are f32, because most changes of an average are
+/// smaller than the spacing of 16-bit numbers.
 ///
 /// ```
 /// use amp_core::{prelude::*, trainer::Averaging};

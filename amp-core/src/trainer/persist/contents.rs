@@ -27,12 +27,25 @@ impl Run<'_, '_> {
         // The weights in the file are the averaged weights. The unaveraged weights are stored in
         // the run's state.
         self.state.swap_average()?;
-        let weights = weights::distinct(self.model);
-        let snapshot = Snapshot::take(weights, state, text, self.config.device);
+        let snapshot = self.averaged_snapshot(state, text);
         self.state.swap_average()?;
         snapshot
     }
 
+    /// Returns a copy of the weights and of this state, to which it adds the state of the averages.
+    /// The model has the averaged weights, if there are any.
+    fn averaged_snapshot(
+        &self,
+        mut state: Option<State>,
+        text: BTreeMap<String, String>,
+    ) -> Result<Snapshot> {
+        if let (Some(state), Some(average)) = (&mut state, &self.state.average) {
+            state.put_part("average", average.state()?);
+        }
+        Snapshot::take(weights::distinct(self.model), state, text, self.config.device)
+    }
+
+    /// Returns the state of the run without that of the averages.
     fn state(&self) -> Result<State> {
         let steps = &self.state;
         let mut state = State::default();
@@ -51,9 +64,6 @@ impl Run<'_, '_> {
         state.put("parts", &steps.parts)?;
         if let Some(plan) = &steps.memory {
             state.put(MEMORY, plan)?;
-        }
-        if let Some(average) = &steps.average {
-            state.put_part("average", average.state()?);
         }
         state.put("lr", &steps.lr)?;
         state.put("validated", &self.validated.map(|(_, position)| position))?;

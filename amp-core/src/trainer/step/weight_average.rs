@@ -1,5 +1,7 @@
 //! Averages the weights over the steps or epochs of a run.
 
+use std::cell::RefCell;
+
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -14,20 +16,77 @@ use crate::{
 /// The parameters and buffers of a model, and their averages.
 pub(in crate::trainer) struct Average {
     averaging: Averaging,
-    names: Vec<String>,
-    live: Vec<Tensor>,
-    shadow: Vec<Tensor>,
+    tensors: Vec<Averaged>,
     /// The number of updates of the average so far.
     updates: u64,
+}
+
+/// A parameter or buffer, and its average.
+struct Averaged {
+    name: String,
+    live: Tensor,
+    /// The average. It is f32 if the tensor has 16 bits, because most changes of an average are
+    /// smaller than the spacing of 16-bit numbers and would be lost.
+    average: Tensor,
+    /// The unaveraged value of a 16-bit tensor, while the model has the rounded average. `None` at
+    /// other times.
+    aside: RefCell<Option<Tensor>>,
+}
+
+impl Averaged {
+    /// Copies a tensor of the model as its first average.
+    fn new((name, live): (String, Tensor)) -> Result<Self> {
+        let average = match live.kind() {
+            Kind::Half | Kind::BFloat16 => live.f_detach()?.f_to_kind(Kind::Float)?,
+            _ => copy_of(&live)?,
+        };
+        Ok(Self { name, live, average, aside: RefCell::default() })
+    }
+
+    /// Returns whether the average has more bits than the tensor.
+    fn is_wider(&self) -> bool {
+        self.average.kind() != self.live.kind()
+    }
+
+    /// Moves the average towards the tensor by the fraction `part` of their difference.
+    fn update(&mut self, part: f64) -> Result<()> {
+        let Self { live, average, .. } = self;
+        match is_floating(live.kind()) {
+            true => {
+                let live = live.f_detach()?.f_to_kind(average.kind())?;
+                let _ = average.f_lerp_(&live, part)?;
+            }
+            false => average.f_copy_(live)?,
+        }
+        Ok(())
+    }
+
+    /// Exchanges the tensor and its average.
+    fn swap(&self) -> Result<()> {
+        let (mut live, mut average) = (self.live.detach(), self.average.shallow_clone());
+        if !self.is_wider() {
+            let kept = copy_of(&live)?;
+            live.f_copy_(&average)?;
+            return Ok(average.f_copy_(&kept)?);
+        }
+        let aside = self.aside.take();
+        match aside {
+            Some(unaveraged) => live.f_copy_(&unaveraged)?,
+            None => {
+                self.aside.replace(Some(copy_of(&live)?));
+                live.f_copy_(&average)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Average {
     /// Copies the tensors of `model` as the first averages. The model must already be on its
     /// device.
     pub(super) fn new(model: &dyn LightningModule, averaging: Averaging) -> Result<Self> {
-        let (names, live): (Vec<_>, Vec<_>) = weights::distinct(model).into_iter().unzip();
-        let shadow = live.iter().map(copy_of).collect::<Result<_>>()?;
-        Ok(Self { averaging, names, shadow, live, updates: 0 })
+        let tensors = weights::distinct(model).into_iter().map(Averaged::new);
+        Ok(Self { averaging, tensors: tensors.collect::<Result<_>>()?, updates: 0 })
     }
 
     /// Updates the average after an applied step, if it is a moving average over steps.
@@ -53,22 +112,7 @@ impl Average {
     /// Moves the average towards the weights by the fraction `part` of their difference.
     fn update(&mut self, part: f64) -> Result<()> {
         self.updates += 1;
-        tch::no_grad(|| {
-            for (shadow, live) in self.shadow.iter_mut().zip(&self.live) {
-                match is_floating(live.kind()) {
-                    // 16 bits cannot represent small changes, so the average is computed in f32 and
-                    // rounded once.
-                    true if live.kind() != Kind::Double && live.kind() != Kind::Float => {
-                        let wide = shadow.f_to_kind(Kind::Float)?;
-                        let moved = wide.f_lerp(&live.f_to_kind(Kind::Float)?, part)?;
-                        shadow.f_copy_(&moved)?;
-                    }
-                    true => _ = shadow.f_lerp_(&live.detach(), part)?,
-                    false => shadow.f_copy_(live)?,
-                }
-            }
-            Ok(())
-        })
+        tch::no_grad(|| self.tensors.iter_mut().try_for_each(|tensor| tensor.update(part)))
     }
 
     /// Exchanges the weights and their averages. Does nothing before the first update of the
@@ -77,41 +121,79 @@ impl Average {
         if self.updates == 0 {
             return Ok(());
         }
-        tch::no_grad(|| {
-            for (shadow, live) in self.shadow.iter().zip(&self.live) {
-                let kept = live.f_detach_copy()?;
-                live.detach().f_copy_(shadow)?;
-                shadow.shallow_clone().f_copy_(&kept)?;
-            }
-            Ok(())
-        })
+        tch::no_grad(|| self.tensors.iter().try_for_each(Averaged::swap))
     }
 
     /// Returns the number of bytes of the averages.
     pub(super) fn bytes(&self) -> u64 {
-        self.shadow.iter().map(tensor_bytes).sum()
+        self.tensors.iter().map(|tensor| tensor_bytes(&tensor.average)).sum()
     }
 
-    /// Returns the state for a checkpoint. The file stores the averages as the model's weights, so
-    /// this state contains the unaveraged weights. The caller must have [exchanged](Self::swap)
-    /// weights and averages before.
-    pub(in crate::trainer) fn state(&self) -> Result<State> {
+    /// Returns the averages and the number of their updates, for a copy of the run's state. The
+    /// model must have the unaveraged weights.
+    pub(super) fn averages(&self) -> Result<State> {
         let mut state = State::default();
         state.put("updates", &self.updates)?;
-        for (name, tensor) in self.names.iter().zip(&self.shadow) {
-            state.put_tensor(format!("current/{name}"), tensor);
+        for Averaged { name, average, .. } in &self.tensors {
+            state.put_tensor(format!("average/{name}"), average);
         }
         Ok(state)
     }
 
-    /// Restores a saved state. The model already has the file's weights, which are the averages.
+    /// Restores what [`averages`](Self::averages) returned.
+    pub(super) fn load_averages(&mut self, state: &State) -> Result<()> {
+        self.updates = state.get("updates")?;
+        for Averaged { name, average, .. } in &mut self.tensors {
+            let kept = state.tensor_like(&format!("average/{name}"), average)?;
+            tch::no_grad(|| average.f_copy_(kept))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the state for a checkpoint. The file stores the averages as the model's weights, so
+    /// this state contains the unaveraged weights, and the averages that have more bits than the
+    /// weights. The caller must have [exchanged](Self::swap) weights and averages before.
+    pub(in crate::trainer) fn state(&self) -> Result<State> {
+        let mut state = State::default();
+        state.put("updates", &self.updates)?;
+        for tensor in &self.tensors {
+            let Averaged { name, live, average, aside } = tensor;
+            let current = format!("current/{name}");
+            match (tensor.is_wider(), &*aside.borrow()) {
+                (false, _) => state.put_tensor(current, average),
+                (true, aside) => {
+                    state.put_tensor(current, aside.as_ref().unwrap_or(live));
+                    state.put_tensor(format!("average/{name}"), average);
+                }
+            }
+        }
+        Ok(state)
+    }
+
+    /// Restores a saved state. The model already has the file's weights, which are the averages if
+    /// the average was updated before.
     pub(in crate::trainer) fn load_state(&mut self, state: &State) -> Result<()> {
         self.updates = state.get("updates")?;
-        for (name, shadow) in self.names.iter().zip(&self.shadow) {
-            let current = state.tensor_like(&format!("current/{name}"), shadow)?;
-            tch::no_grad(|| shadow.shallow_clone().f_copy_(current))?;
+        for Averaged { name, live, average, .. } in &mut self.tensors {
+            let current = state.tensor_like(&format!("current/{name}"), live)?;
+            let wide = format!("average/{name}");
+            // Files of older versions have no averages of more bits than the weights.
+            let wide = match state.tensor(&wide) {
+                Ok(_) => Some(state.tensor_like(&wide, average)?),
+                Err(_) => None,
+            };
+            let mut live = live.detach();
+            tch::no_grad(|| -> Result<()> {
+                match self.updates {
+                    0 => average.f_copy_(wide.unwrap_or(current))?,
+                    _ => {
+                        average.f_copy_(wide.unwrap_or(&live))?;
+                        live.f_copy_(current)?;
+                    }
+                }
+                Ok(())
+            })?;
         }
-        // The file has the averages as weights, and the weights as averages, so both are exchanged.
-        self.swap()
+        Ok(())
     }
 }

@@ -279,6 +279,23 @@ impl Scheduled {
         }
         Ok(())
     }
+
+    /// Goes back to a state of an earlier step of this run. A schedule that counts epochs stays
+    /// where it is, because the run does not go back to an earlier epoch.
+    ///
+    /// # Errors
+    /// When the state belongs to another optimizer or schedule.
+    pub(crate) fn go_back(&mut self, state: &State) -> Result<()> {
+        match self.schedule.as_ref().filter(|schedule| schedule.interval == Interval::Epoch) {
+            None => self.load_state(state),
+            Some(schedule) => {
+                self.check_state(state)?;
+                self.optimizer.load_state(&state.part(OPTIMIZER))?;
+                self.optimizer.set_rates(&schedule.rates());
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Checks that the rates of every schedule, including schedules that a user wrote, are finite and

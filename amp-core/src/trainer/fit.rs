@@ -223,7 +223,7 @@ impl<'r, 'c> Run<'r, 'c> {
         if resumed.is_none() {
             self.check_validation()?;
         }
-        self.state.keep_good(self.model)
+        self.state.keep_first_good(self.model)
     }
 
     /// Trains the rest of an epoch, validates if a validation is due, and runs the callbacks.

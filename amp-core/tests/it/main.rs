@@ -67,6 +67,7 @@ mod image_folders;
 mod initial_values;
 mod invariants;
 mod kv_cache;
+mod last_good;
 mod layer_options;
 mod layer_sizes;
 mod layers;

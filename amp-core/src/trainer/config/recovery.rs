@@ -99,10 +99,11 @@ pub enum NonFinite {
     /// step is finite, so that no examples are lost. Under another precision, skips the step as
     /// [`Skip`](Self::Skip) does.
     LowerScale,
-    /// Restores weights, optimizer state and schedule from the last copy that the trainer made (see
-    /// [`keep_good_every_n_steps`](RecoveryConfig::keep_good_every_n_steps)), and continues with
-    /// the next examples. If the same copy is restored twice without an applied step in between,
-    /// the run ends.
+    /// Restores weights, their averages, optimizer state and schedule from the last copy that the
+    /// trainer made (see [`keep_good_every_n_steps`](RecoveryConfig::keep_good_every_n_steps)), and
+    /// continues with the next examples. A schedule that counts epochs does not go back. If the
+    /// same copy is restored twice without an applied step in between, the run ends. Checkpoints
+    /// contain the copy, so that a resumed run goes back to the same state.
     RestoreLastGood,
     /// Continues the run in `bf16-mixed`. This is available only for a run in `16-mixed`.
     FallBackToBf16,

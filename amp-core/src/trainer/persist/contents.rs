@@ -65,6 +65,9 @@ impl Run<'_, '_> {
         if let Some(plan) = &steps.memory {
             state.put(MEMORY, plan)?;
         }
+        if let Some(good) = steps.good_state()? {
+            state.put_part("good", good);
+        }
         state.put("lr", &steps.lr)?;
         state.put("validated", &self.validated.map(|(_, position)| position))?;
         // The elapsed time is saved only if the run has a time limit.

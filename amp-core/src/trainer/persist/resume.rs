@@ -179,6 +179,7 @@ impl Run<'_, '_> {
         if let Some(average) = &mut self.state.average {
             average.load_state(&state.part("average")).map_err(at)?;
         }
+        self.state.load_good(&state.part("good")).map_err(at)?;
         self.model.on_load_checkpoint(&state.part("model")).map_err(at)?;
         random.restore(device)?;
         self.state.lr = lr;

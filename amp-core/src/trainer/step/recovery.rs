@@ -110,7 +110,7 @@ fn restore_last_good(
     let Some(good) = state.good.as_mut().filter(|good| good.helps(applied)) else {
         return Err(not_finite(state, skipped));
     };
-    let global_step = good.restore(model, &mut state.optim)?;
+    let global_step = good.restore(model, &mut state.optim, state.average.as_mut())?;
     state.counts.applied = global_step;
     state.counts.consecutive_skips = 0;
     state.report_recovery(Recovery::Restored { global_step }, emit)

@@ -344,15 +344,6 @@ impl<'a> StepState<'a> {
         self.keep_good(model)
     }
 
-    /// Copies the current state for a later recovery, if the run needs copies and one is due.
-    pub(in crate::trainer) fn keep_good(&mut self, model: &dyn LightningModule) -> Result<()> {
-        let applied = self.counts.applied;
-        if LastGood::is_due(self.config, self.good.is_some(), applied) {
-            self.good = Some(LastGood::keep(model, &self.optim, applied)?);
-        }
-        Ok(())
-    }
-
     /// Reports the dtypes of the first step. Returns an error if a precision region had no effect.
     pub(super) fn report_dtypes(
         &mut self,

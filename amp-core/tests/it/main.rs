@@ -115,6 +115,7 @@ mod recovery;
 mod recurrent;
 mod regions;
 mod resume;
+mod resume_combined;
 mod resume_files;
 mod resume_with;
 mod rollback;

@@ -107,7 +107,7 @@ pub(crate) fn fingerprint(model: &Model) -> String {
 
 /// Returns an event as JSON without its times. Returns `None` for events that may differ between a
 /// resumed run and a run without interruption.
-fn comparable(event: &Event) -> Option<Value> {
+pub(crate) fn comparable(event: &Event) -> Option<Value> {
     if matches!(event, Event::FitStart(_) | Event::Observed(_) | Event::Note { .. }) {
         return None;
     }

@@ -23,3 +23,19 @@ pub(super) fn waves(batch_size: i64) -> Result<DataModule> {
     };
     Ok(DataModule::new("waves", part(0)?, part(256)?, batch_size))
 }
+
+/// Returns sequences of ten words, of which the first `example mod 11` have a tag. In each
+/// group of eleven batches of one example, one batch has no target at all.
+pub(super) fn words(batch_size: i64) -> Result<DataModule> {
+    let part = |first: i64, count: i64| {
+        let x =
+            Tensor::f_arange_start(first * 40, (first + count) * 40, (Kind::Float, Device::Cpu))?;
+        let x = x.f_view([count, 10, 4])?.f_sin()?;
+        let tags = x.f_narrow(2, 0, 3)?.f_argmax(2, false)?;
+        let example = Tensor::f_arange(count, (Kind::Int64, Device::Cpu))?.f_remainder(11)?;
+        let place = Tensor::f_arange(10, (Kind::Int64, Device::Cpu))?;
+        let is_padding = place.f_view([1, 10])?.f_ge_tensor(&example.f_view([-1, 1])?)?;
+        Batch::new(x, tags.f_masked_fill(&is_padding, -1)?)
+    };
+    Ok(DataModule::new("words", part(0, 88)?, part(88, 22)?, batch_size).in_order())
+}

@@ -377,7 +377,7 @@ impl<'a> Checks<'a> {
             self.findings.measured(Reason::Gradient, what, &over, Unit::Share, figure);
         }
         let bound = statistics_bound(self.setup.precision);
-        if let Some((name, away)) = reference.buffers(model)? {
+        if let Some((name, away)) = reference.buffers(&observation.buffers)? {
             self.findings.measured(
                 Reason::Buffers,
                 format!("relative difference from 32-true's, most in `{name}`"),

@@ -54,8 +54,12 @@ pub(super) struct Observation {
     /// The gradients of the current step. Each optimizer has one map, from the name of a parameter
     /// to its gradient.
     gradients: Vec<BTreeMap<String, Tensor>>,
-    /// Whether all losses of the current step are finite.
-    finite_loss: bool,
+    /// For each batch of the current step, its weight in the step's loss, and whether its loss is
+    /// finite.
+    losses: Vec<(f64, bool)>,
+    /// Copies of the model's buffers after the latest step, if the run has a reference. After the
+    /// run, a model whose weights are averaged has averaged buffers.
+    pub(super) buffers: BTreeMap<String, Tensor>,
     /// Copies of the model's tensors from before the first batch of the current step.
     before: Vec<Before>,
     /// The learning rates after the previous step.
@@ -98,7 +102,8 @@ impl Observation {
             skipped: 0,
             attempts: 0,
             gradients: Vec::new(),
-            finite_loss: true,
+            losses: Vec::new(),
+            buffers: BTreeMap::new(),
             before: Vec::new(),
             rates: Vec::new(),
             begun: false,
@@ -113,10 +118,17 @@ impl Observation {
         }
     }
 
+    /// Returns whether the loss of the current step is finite. A batch with the weight 0, for
+    /// example without targets, does not count, unless no batch of the step has a weight.
+    fn has_finite_loss(&self) -> bool {
+        let counts = self.losses.iter().any(|(weight, _)| *weight > 0.0);
+        self.losses.iter().all(|(weight, finite)| *finite || counts && *weight == 0.0)
+    }
+
     fn step_of(&mut self, outcome: &StepOutcome, hook: &Hook<'_>) -> Result<()> {
         let gradients = std::mem::take(&mut self.gradients);
         let all = || gradients.iter().flat_map(BTreeMap::values);
-        let finite = all_finite(all())? && self.finite_loss;
+        let finite = all_finite(all())? && self.has_finite_loss();
         let rates = rates(hook);
         match outcome {
             StepOutcome::Applied => {
@@ -215,7 +227,7 @@ impl Interceptor for Observer {
         if !observation.begun {
             observation.begun = true;
             observation.attempts += 1;
-            observation.finite_loss = true;
+            observation.losses.clear();
             observation.before = named_tensors(model)
                 .into_iter()
                 .map(|(name, tensor, role)| {
@@ -226,7 +238,8 @@ impl Interceptor for Observer {
         let random = RandomState::read(observation.device)?;
         let place = step.place();
         let loss = model.training_step(batch, step)?;
-        observation.finite_loss &= all_finite([&loss])?;
+        let counted = (model.loss_weight(batch)?, all_finite([&loss])?);
+        observation.losses.push(counted);
         if let Some(mut reference) = observation.reference.take() {
             let own = reference.add(model, batch, place, &random, loss.f_double_value(&[])?)?;
             for rounded in &mut observation.rounded {
@@ -235,6 +248,22 @@ impl Interceptor for Observer {
             observation.reference = Some(reference);
         }
         Ok(loss)
+    }
+
+    fn after_step(
+        &mut self,
+        model: &dyn LightningModule,
+        _: &StepOutcome,
+        _: &Hook<'_>,
+    ) -> Result<()> {
+        let mut observation = self.0.borrow_mut();
+        if observation.reference.is_some() {
+            let buffers =
+                named_tensors(model).into_iter().filter(|(.., role)| *role == Role::Buffer);
+            let copies = buffers.map(|(name, tensor, _)| Ok((name, copy_of(&tensor)?)));
+            observation.buffers = copies.collect::<Result<_>>()?;
+        }
+        Ok(())
     }
 }
 

@@ -35,8 +35,10 @@ pub(super) struct Reference {
     policy: Policy,
     device: Device,
     /// The sum of the weights of this step's batches so far. The weight of a batch in the mean
-    /// gradient is, for example, its number of examples.
+    /// gradient is the denominator of its loss, for example its number of examples or of targets.
     weight: f64,
+    /// Whether a step has begun and not yet ended.
+    within_step: bool,
     /// For each step so far, how far its gradient is from that of 32-true.
     pub(super) steps: Vec<Compared>,
     /// The largest relative difference, over the batches of this step, between the run's loss and
@@ -49,7 +51,7 @@ pub(super) struct Reference {
     /// The rounding to emulate. `None` means that the model runs under 32-true without emulated
     /// rounding.
     rounding: Option<Rounding>,
-    /// Whether a step has begun.
+    /// Whether the first step has begun.
     has_begun: bool,
 }
 
@@ -87,6 +89,7 @@ impl Reference {
             policy,
             device,
             weight: 0.0,
+            within_step: false,
             steps: Vec::new(),
             loss: 0.0,
             draws: false,
@@ -142,12 +145,12 @@ impl Reference {
         random: &RandomState,
         loss: f64,
     ) -> Result<f64> {
-        if self.weight == 0.0 {
+        if !std::mem::replace(&mut self.within_step, true) {
             self.begin(run)?;
         }
         let now = RandomState::read(self.device)?;
         random.restore(self.device)?;
-        let weight = batch.weight()?;
+        let weight = self.model.loss_weight(batch)?;
         let own = {
             let _off = AutocastGuard::off(self.device)?;
             let mut context = Context::new(self.policy, true).with_probe(self.dropout.clone());
@@ -161,8 +164,11 @@ impl Reference {
                 Some(rounding) => rounding.loss(&own)?,
                 None => (own.shallow_clone(), own),
             };
-            let weighed = descended.f_mul_scalar(weight)?;
-            GradScaler::disabled(self.device)?.scale(&weighed)?.backward()?;
+            // A batch without weight, for example without targets, contributes no gradient.
+            if weight > 0.0 {
+                let weighed = descended.f_mul_scalar(weight)?;
+                GradScaler::disabled(self.device)?.scale(&weighed)?.backward()?;
+            }
             own
         };
         self.draws |= !RandomState::read(self.device)?.is_same(random)?;
@@ -170,13 +176,15 @@ impl Reference {
         self.dropout.end();
         self.weight += weight;
         let own = own.f_double_value(&[])?;
-        self.loss = larger(self.loss, relative(loss, own));
+        if weight > 0.0 {
+            self.loss = larger(self.loss, relative(loss, own));
+        }
         Ok(own)
     }
 
     /// Ends a step. Compares the gradients of the observed run with those of this model under
     /// 32-true. Also compares the gradients of the passes with emulated rounding with those of this
-    /// model.
+    /// model. A step whose batches all have the weight 0 has no gradient to compare.
     pub(super) fn compare(
         &mut self,
         gradients: &[BTreeMap<String, Tensor>],
@@ -189,14 +197,17 @@ impl Reference {
         let rounded = rounded.collect::<Result<_>>()?;
         let loss = std::mem::take(&mut self.loss);
         let found = Figures { loss, ..self.figures(gradients)? };
-        self.steps.push(Compared { found, rounded });
-        self.weight = 0.0;
+        self.within_step = false;
+        if std::mem::take(&mut self.weight) > 0.0 {
+            self.steps.push(Compared { found, rounded });
+        }
         Ok(())
     }
 
     /// Returns the mean gradients over the batches of the step, rounded as the precision rounds
     /// gradients.
     fn rounded_gradients(&mut self) -> Result<BTreeMap<String, Tensor>> {
+        self.within_step = false;
         let weight = std::mem::take(&mut self.weight);
         let mut all = BTreeMap::new();
         let Some(rounding) = &mut self.rounding else { return Ok(all) };
@@ -245,15 +256,13 @@ impl Reference {
     /// Returns the name of the buffer of the observed run that differs most from the same buffer
     /// under 32-true, and the difference relative to the buffer's norm. The difference that
     /// rounding to the buffer's dtype explains is subtracted. For a running average with momentum
-    /// 0.1, these are ten roundings.
-    pub(super) fn buffers(&self, run: &dyn LightningModule) -> Result<Option<(String, f64)>> {
+    /// 0.1, these are ten roundings. `run` are the buffers of the run after its last step.
+    pub(super) fn buffers(&self, run: &BTreeMap<String, Tensor>) -> Result<Option<(String, f64)>> {
         let (mut buffers, mut sums) = (Vec::new(), Vec::new());
-        let own = named_tensors(self.model.as_ref()).into_iter().zip(named_tensors(run));
-        for ((name, own, role), (_, run, _)) in own {
-            if role == Role::Buffer {
-                sums.extend([square_of_difference(&run, &own)?, square(&own)?]);
-                buffers.push((name, 20.0 * rounding_of(run.kind())));
-            }
+        for (name, own, role) in named_tensors(self.model.as_ref()) {
+            let Some(run) = run.get(&name).filter(|_| role == Role::Buffer) else { continue };
+            sums.extend([square_of_difference(run, &own)?, square(&own)?]);
+            buffers.push((name, 20.0 * rounding_of(run.kind())));
         }
         let mut worst: Option<(String, f64)> = None;
         for ((name, kept), of) in buffers.into_iter().zip(read(&sums)?.chunks(2)) {
@@ -291,12 +300,21 @@ pub(super) fn larger(a: f64, b: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use amp_core::{prelude::*, trainer::Freeze};
+    use amp_core::{
+        prelude::*,
+        trainer::{Averaging, Freeze},
+    };
     use rstest::rstest;
 
     use crate::{
-        DataSet, Registry,
-        gate::{Task, deadline::Deadline, job::Job, waves::waves},
+        DataSet, Model, Registry,
+        gate::{
+            Task,
+            deadline::Deadline,
+            job::Job,
+            reason::Failure,
+            waves::{waves, words},
+        },
         length::Length,
         model, project,
     };
@@ -312,6 +330,17 @@ mod tests {
         head: Linear,
     }
 
+    /// Checks the rules of the training path for a model under bf16-mixed, and returns the failures.
+    fn failures(model: Model) -> Result<Vec<Failure>> {
+        let name = model.name();
+        let registry = Registry::new(project!())
+            .data_set(DataSet::new("waves", waves))
+            .data_set(DataSet::new("words", words))
+            .model(model);
+        let job = Job::new(name, Precision::Bf16Mixed, 3, Length::Epochs(1), Task::Path);
+        Ok(crate::gate::path::run(&job, &registry, &Deadline::default())?.failures)
+    }
+
     /// Frozen parameters have no gradient, neither in the run nor in 32-true, until they are
     /// trained.
     #[rstest]
@@ -319,11 +348,47 @@ mod tests {
     #[case::until_a_step(Freeze::new("first.*").until_step(4))]
     fn frozen_parameters_are_not_compared(#[case] freeze: Freeze) -> Result<()> {
         let model = model!(Net).judged_by_loss().margin(1.0).batch_size(4).freeze([freeze]);
-        let registry =
-            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
-        let job = Job::new("Net", Precision::Bf16Mixed, 3, Length::Epochs(1), Task::Path);
-        let outcome = crate::gate::path::run(&job, &registry, &Deadline::default())?;
-        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        let failures = failures(model)?;
+        assert!(failures.is_empty(), "{failures:?}");
+        Ok(())
+    }
+
+    #[derive(LightningModule)]
+    #[loss(cross_entropy, ignore_index = -1)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Tagger {
+        #[layer(sequential(linear(4, 8), tanh, linear(8, 3)))]
+        body: Sequential,
+    }
+
+    /// The trainer weights each batch of a step by its number of targets, and a batch without
+    /// targets by 0.
+    #[rstest]
+    #[case::some_without_targets(1)]
+    #[case::all_with_targets(2)]
+    fn batches_have_the_weights_of_their_losses(#[case] batch_size: i64) -> Result<()> {
+        let model = model!(Tagger).data("words").judged_by_loss().margin(1.0);
+        let failures = failures(model.batch_size(batch_size).accumulate_grad_batches(4))?;
+        assert!(failures.is_empty(), "{failures:?}");
+        Ok(())
+    }
+
+    #[derive(LightningModule)]
+    #[loss(mse_loss)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Normed {
+        #[layer(sequential(linear(4, 8), batch_norm1d(8), relu, linear(8, 1)))]
+        body: Sequential,
+    }
+
+    /// The batch statistics of a step are compared, not their averages over the run.
+    #[rstest]
+    #[case::ema(Averaging::Ema { decay: 0.95 })]
+    #[case::swa(Averaging::Swa { start_epoch: 0 })]
+    fn averaged_batch_statistics_are_not_compared(#[case] averaging: Averaging) -> Result<()> {
+        let model = model!(Normed).judged_by_loss().margin(1.0).batch_size(16);
+        let failures = failures(model.averaging(averaging))?;
+        assert!(failures.is_empty(), "{failures:?}");
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::{
     IGNORED, Loss, MeanOver, explained,
-    shapes::{classes, computed_in, elementwise, misfit, option},
+    shapes::{ClassDim, classes, computed_in, elementwise, misfit, option},
 };
 use crate::{
     Result, ffi,
@@ -20,8 +20,8 @@ use crate::{
 ///
 /// Logits with the classes in the last dimension (`[N, L, C]` against `[N, L]`) are accepted, too.
 /// If the classes may be in the second or in the last dimension, as for `[N, 5, 5]` against
-/// `[N, 5]`, the loss is an error. A floating-point target with the shape of the logits,
-/// `[N, C, …]`, contains the probability of each class.
+/// `[N, 5]`, the loss is an error unless `classes` names the dimension. A floating-point target
+/// with the shape of the logits, `[N, C, …]`, contains the probability of each class.
 ///
 /// # Errors
 /// When shapes or dtypes are invalid, the number of weights is not the number of classes, or an
@@ -52,13 +52,22 @@ pub struct CrossEntropy {
     pub ignore_index: i64,
     /// The factor z of the additional term, at least 0. The default is 0, which adds nothing.
     pub z_loss: f64,
+    /// The dimension that holds the classes if the shapes allow two readings. By default such
+    /// shapes are an error.
+    pub classes: ClassDim,
 }
 
 const NAME: &str = "cross_entropy";
 
 impl Default for CrossEntropy {
     fn default() -> Self {
-        Self { label_smoothing: 0.0, weight: None, ignore_index: IGNORED, z_loss: 0.0 }
+        Self {
+            label_smoothing: 0.0,
+            weight: None,
+            ignore_index: IGNORED,
+            z_loss: 0.0,
+            classes: ClassDim::Either,
+        }
     }
 }
 
@@ -86,7 +95,8 @@ impl CrossEntropy {
             let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
             return self.of_logits(&logits, &of, weight.as_ref(), reduction);
         }
-        let (logits, of) = classes(NAME, output, target)?;
+        let (rows, of_rows) = self.classes.resolve(output, target)?;
+        let (logits, of) = classes(NAME, &rows, &of_rows)?;
         let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
         let loss = self.of_logits(&logits, &of, weight.as_ref(), reduction);
         let loss = loss.map_err(|error| explained(NAME, *ignored, error, output, target))?;
@@ -175,11 +185,14 @@ pub struct Nll {
     pub weight: Option<Tensor>,
     /// The class whose targets are ignored. The default is -100.
     pub ignore_index: i64,
+    /// The dimension that holds the classes if the shapes allow two readings. By default such
+    /// shapes are an error.
+    pub classes: ClassDim,
 }
 
 impl Default for Nll {
     fn default() -> Self {
-        Self { weight: None, ignore_index: IGNORED }
+        Self { weight: None, ignore_index: IGNORED, classes: ClassDim::Either }
     }
 }
 
@@ -196,8 +209,9 @@ impl Nll {
         reduction: Reduction,
     ) -> Result<Tensor> {
         const NAME: &str = "nll_loss";
-        let Self { weight, ignore_index } = self;
-        let (logits, of) = classes(NAME, output, target)?;
+        let Self { weight, ignore_index, .. } = self;
+        let (rows, of_rows) = self.classes.resolve(output, target)?;
+        let (logits, of) = classes(NAME, &rows, &of_rows)?;
         let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
         let weight = weight.as_ref();
         let likelihood =

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    CrossEntropy, Loss,
+    ClassDim, CrossEntropy, Loss,
     shapes::{describe, option},
 };
 use crate::{Error, Result, ffi, precision::autocast_state};
@@ -99,7 +99,20 @@ impl CrossEntropy {
     ) -> Result<Tensor> {
         match self.in_chunks(input, weight, bias, target, rows, None)? {
             Some(loss) => Ok(loss),
-            None => self.compute(&ffi::linear(input, weight, bias)?, target),
+            None => {
+                let logits = ffi::linear(input, weight, bias)?;
+                let (rows, of_rows) = self.class_dim_of_linear().resolve(&logits, target)?;
+                self.compute(&rows, &of_rows)
+            }
+        }
+    }
+
+    /// Returns which dimension of a linear layer's output holds the classes: the last one, unless
+    /// the user says otherwise.
+    pub(crate) fn class_dim_of_linear(&self) -> ClassDim {
+        match self.classes {
+            ClassDim::Either => ClassDim::Last,
+            chosen => chosen,
         }
     }
 
@@ -119,7 +132,7 @@ impl CrossEntropy {
         option("cross_entropy", "rows", given as f64, given >= 1, "at least 1")?;
         let fits = self.weight.is_none()
             && computed_in_chunks(input, weight, bias)?.is_some()
-            && are_classes_of(target, input, weight.size()[0]);
+            && self.are_classes_of(target, input, weight.size()[0]);
         let rows = rows.or_else(|| rows_of_chunk(input, weight)).filter(|_| fits);
         let Some(rows) = rows else { return Ok(None) };
         let options = ffi::LinearCrossEntropyOptions {
@@ -140,6 +153,20 @@ impl CrossEntropy {
             )),
             _ => error,
         })
+    }
+
+    /// Returns whether the target contains a class for each row of the input.
+    fn are_classes_of(&self, target: &Tensor, input: &Tensor, classes: i64) -> bool {
+        let (sizes, of_target) = (input.size(), target.size());
+        let leading = &sizes[..sizes.len() - 1];
+        // For logits `[N, L, C]` with L = C, the classes may also be in the second dimension.
+        let is_second = self.classes == ClassDim::Second
+            && leading.len() > 1
+            && [&leading[2..], &[classes]].concat() == of_target[1..];
+        target.kind() == Kind::Int64
+            && target.device() == input.device()
+            && of_target == leading
+            && !is_second
     }
 }
 
@@ -205,17 +232,4 @@ fn computed_in_chunks(
     }
     let is_wide = of_input == own && matches!(own, Kind::Float | Kind::Double);
     Ok(is_wide.then_some(own))
-}
-
-/// Returns whether the target contains a class for each row of the input, and no other reading of
-/// the shapes is possible.
-fn are_classes_of(target: &Tensor, input: &Tensor, classes: i64) -> bool {
-    let (sizes, of_target) = (input.size(), target.size());
-    let leading = &sizes[..sizes.len() - 1];
-    // For logits `[N, L, C]` with L = C, the classes may be in the second or in the last dimension.
-    let is_ambiguous = leading.len() > 1 && [&leading[2..], &[classes]].concat() == of_target[1..];
-    target.kind() == Kind::Int64
-        && target.device() == input.device()
-        && of_target == leading
-        && !is_ambiguous
 }

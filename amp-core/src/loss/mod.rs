@@ -40,6 +40,7 @@ pub(crate) use linear_cross_entropy::pays_in_chunks;
 pub use overlap::{Dice, Focal};
 pub use pairs::{CosineEmbedding, CosineSimilarity, GaussianNll, InfoNce, TripletMargin};
 pub use sequence::Ctc;
+pub use shapes::ClassDim;
 pub(crate) use shapes::{classes, elementwise, misfit};
 
 use tch::Tensor;

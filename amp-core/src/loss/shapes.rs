@@ -20,6 +20,60 @@ pub(crate) fn misfit(what: &str, output: &Tensor, target: &Tensor, why: &str) ->
     Error::config(format!("{what}: the output is {output} and the target {target}: {why}"))
 }
 
+/// The dimension of logits that holds the classes, for shapes that allow two readings, such as
+/// logits `[N, 5, 5]` for classes `[N, 5]`. For all other shapes this option has no effect.
+///
+/// ```
+/// use amp_core::{loss::{ClassDim, CrossEntropy, Loss}, tch::{Device, Kind, Tensor}};
+///
+/// let logits = Tensor::randn([2, 5, 5], (Kind::Double, Device::Cpu));
+/// let classes = Tensor::from_slice(&[0_i64, 1, 2, 3, 4, 4, 3, 2, 1, 0]).view([2, 5]);
+/// let of = |classes| CrossEntropy { classes, ..Default::default() };
+/// assert!(of(ClassDim::Either).compute(&logits, &classes).is_err());
+/// let last = of(ClassDim::Last).compute(&logits, &classes)?;
+/// let second = of(ClassDim::Second).compute(&logits.transpose(1, 2), &classes)?;
+/// assert!((last - second).abs().double_value(&[]) < 1e-12);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ClassDim {
+    /// Either dimension: shapes that allow two readings are refused.
+    #[default]
+    Either,
+    /// The second dimension, as in torch.
+    Second,
+    /// The last dimension.
+    Last,
+}
+
+impl ClassDim {
+    /// Converts logits and classes that allow two readings to logits `[M, C]` and classes `[M]`.
+    /// Returns all others as they are.
+    pub(crate) fn resolve(self, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
+        let sizes = output.size();
+        let is_ambiguous = target.kind() == Kind::Int64
+            && sizes.len() > 2
+            && classes_second(&sizes, &target.size())
+            && classes_last(&sizes, &target.size());
+        let rows = match self {
+            Self::Second if is_ambiguous => output.f_movedim_int(1, -1)?,
+            Self::Last if is_ambiguous => output.shallow_clone(),
+            _ => return Ok((output.shallow_clone(), target.shallow_clone())),
+        };
+        Ok((rows.f_reshape([-1, sizes[sizes.len() - 1]])?, target.f_reshape([-1])?))
+    }
+}
+
+/// Returns whether logits and classes of these sizes are `[N, C, …]` and `[N, …]`.
+fn classes_second(of_logits: &[i64], of_target: &[i64]) -> bool {
+    matches!(of_logits, [first, _, rest @ ..] if [&[*first], rest].concat() == of_target)
+}
+
+/// Returns whether logits and classes of these sizes are `[…, C]` and `[…]`.
+fn classes_last(of_logits: &[i64], of_target: &[i64]) -> bool {
+    matches!(of_logits, [rest @ .., _] if rest == of_target)
+}
+
 /// Checks logits `[N, C, …]` and int64 classes `[N, …]`. Logits with the classes in the last
 /// dimension are accepted, too.
 ///
@@ -38,17 +92,17 @@ pub(crate) fn classes(what: &str, output: &Tensor, target: &Tensor) -> Result<(T
         });
     }
     let (sizes, of_target) = (output.size(), target.size());
-    let [first, second, rest @ ..] = sizes.as_slice() else {
+    let [_, second, rest @ ..] = sizes.as_slice() else {
         return refused("logits have a dimension for examples and one for classes");
     };
-    let without_second = [&[*first], rest].concat();
-    let classes_second = without_second == of_target;
-    let classes_last = sizes[..sizes.len() - 1] == of_target;
-    let (logits, of, count) = match (classes_second, classes_last) {
+    let (is_second, is_last) =
+        (classes_second(&sizes, &of_target), classes_last(&sizes, &of_target));
+    let (logits, of, count) = match (is_second, is_last) {
         (true, true) if !rest.is_empty() => {
             return refused(
-                "classes may be dimension 1, as in torch, or the last one: if they are the last one, flatten \
-                 both with `output.flatten(0, 1)` and `target.flatten(0, 1)`",
+                "the classes may be in dimension 1, as in torch, or in the last one: declare it with \
+                 `classes = second` or `classes = last` beside the loss or metric in its attribute, in \
+                 Rust with `ClassDim`",
             );
         }
         (true, _) => (output.shallow_clone(), target.shallow_clone(), *second),

@@ -1,8 +1,9 @@
 //! Metrics. For each batch, a metric computes a state (for example counts) on the device. The
 //! states of all batches are merged, and the metric's value is computed from the merged state.
 //!
-//! Metrics ignore the same targets as the loss: those of class -100. Logits and classes have the
-//! shapes that [`loss::cross_entropy`](crate::loss::cross_entropy) accepts; other shapes and dtypes
+//! Metrics ignore the same targets as the loss: those of class -100, and in a model that derives
+//! `LightningModule` also those of the loss's `ignore_index`. Logits and classes have the shapes
+//! that [`loss::cross_entropy`](crate::loss::cross_entropy) accepts; other shapes and dtypes
 //! are errors. The values equal those of torchmetrics, with one difference. If all targets are
 //! ignored, or a class that the metric needs does not occur, the value is NaN, where torchmetrics
 //! returns 0.
@@ -25,6 +26,7 @@ mod classes;
 mod curves;
 mod dice;
 mod images;
+mod read_as;
 mod regression;
 mod retrieval;
 mod scores;
@@ -34,6 +36,7 @@ pub use classes::{Accuracy, BinaryAccuracy, F1, Mean, SoftAccuracy, TopK};
 pub use curves::{Auroc, AveragePrecision};
 pub use dice::Dice;
 pub use images::{Psnr, Ssim};
+pub use read_as::ReadAs;
 pub use regression::{Mae, Mse, Perplexity, R2, Rmse};
 pub use retrieval::RecallAtK;
 pub use scores::{

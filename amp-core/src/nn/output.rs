@@ -95,11 +95,13 @@ pub fn loss_and_metrics_of_output<M: ?Sized, const N: usize>(
     target: &Tensor,
 ) -> Result<(Tensor, [MetricState; N])> {
     let whole = |output: &Tensor| -> Result<(Tensor, [MetricState; N])> {
-        let loss = loss.compute(output, target)?;
+        // The output layer is linear, so the classes are in the last dimension.
+        let (output, target) = loss.class_dim_of_linear().resolve(output, target)?;
+        let loss = loss.compute(&output, &target)?;
         let mut states = metrics.map(|_| MetricState::default());
         let output = output.f_detach()?;
         for (state, metric) in states.iter_mut().zip(metrics) {
-            *state = tch::no_grad(|| metric.update(&output, target))?;
+            *state = tch::no_grad(|| metric.update(&output, &target))?;
         }
         Ok((loss, states))
     };

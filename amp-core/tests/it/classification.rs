@@ -170,10 +170,17 @@ fn of_positions(
 ) -> Result<[Tensor; 2]> {
     let (label_smoothing, ignore_index, z_loss, weighted) = options;
     let weight = || weighted.then(|| Tensor::from_slice(&[0.25, 1.0, 8.0, 0.0, 3.0]));
-    let entropy = CrossEntropy { label_smoothing, weight: weight(), ignore_index, z_loss };
+    let entropy = CrossEntropy {
+        label_smoothing,
+        weight: weight(),
+        ignore_index,
+        z_loss,
+        ..CrossEntropy::default()
+    };
     let entropy = entropy.reduced(logits, targets, reduction)?;
     let shares = logits.f_log_softmax(1, logits.kind())?;
-    let nll = Nll { weight: weight(), ignore_index }.reduced(&shares, targets, reduction)?;
+    let nll = Nll { weight: weight(), ignore_index, ..Nll::default() }
+        .reduced(&shares, targets, reduction)?;
     Ok([entropy, nll])
 }
 
@@ -259,7 +266,7 @@ fn options_equal_f64(
     let _generator = seeded(3);
     let [logits, targets] = examples(rows, classes);
     let targets = targets.masked_fill(&targets.eq(-100), ignore_index);
-    let loss = CrossEntropy { label_smoothing, ignore_index, z_loss, weight: None };
+    let loss = CrossEntropy { label_smoothing, ignore_index, z_loss, ..CrossEntropy::default() };
     let exact = leaf(&logits, Kind::Double, Device::Cpu);
     let exact_loss = loss.compute(&exact, &targets)?;
     exact_loss.backward();

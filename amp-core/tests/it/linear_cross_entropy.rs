@@ -3,11 +3,11 @@
 
 use amp_core::{
     Result,
-    loss::{CrossEntropy, Loss},
+    loss::{ClassDim, CrossEntropy, Loss},
     memory::MemoryMeter,
     nn,
     precision::{Policy, Precision},
-    tch::{self, Device, Kind, Tensor},
+    tch::{self, Device, Kind, Reduction, Tensor},
 };
 use rstest::rstest;
 
@@ -122,7 +122,7 @@ fn loss_and_gradients_equal_f64(
 ) -> Result<()> {
     let _generator = seeded(4);
     let (label_smoothing, ignore_index, z_loss) = options;
-    let loss = CrossEntropy { label_smoothing, ignore_index, z_loss, weight: None };
+    let loss = CrossEntropy { label_smoothing, ignore_index, z_loss, ..CrossEntropy::default() };
     let layer = Layer::draw(rows, classes, has_bias);
     let target = targets(rows, classes, ignore_index);
     let (exact_loss, exact) = layer.exact(&loss, &target, kind)?;
@@ -292,8 +292,8 @@ fn mistakes_are_errors() -> Result<()> {
     Ok(())
 }
 
-/// A sequence has a class for each of its elements. If the shapes can be read in two ways, the loss
-/// is refused, as in a cross entropy of logits.
+/// A sequence has a class for each of its elements. If the shapes can be read in two ways, the
+/// classes are the outputs of the layer, unless the loss says otherwise.
 #[rstest]
 fn sequences_are_rows() -> Result<()> {
     let _generator = seeded(12);
@@ -305,10 +305,16 @@ fn sequences_are_rows() -> Result<()> {
         plain.of_linear(&input, &layer.weight, None, &target.view(shape), Some(5))
     };
     assert_eq!(of([3, 4])?, layer.of(&plain, &target, Some(5))?);
-    let square = layer.input.narrow(0, 0, 10).view([2, 5, FEATURES]);
-    let target = target.narrow(0, 0, 10).view([2, 5]);
-    let text = message(plain.of_linear(&square, &layer.weight, None, &target, Some(5)));
-    assert!(text.contains("classes may be dimension 1"), "{text}");
+    let rows = layer.input.narrow(0, 0, 10);
+    let (square, target) = (rows.view([2, 5, FEATURES]), target.narrow(0, 0, 10));
+    let of_rows = plain.of_linear(&rows, &layer.weight, None, &target, Some(5))?;
+    let target = target.view([2, 5]);
+    let of = |loss: &CrossEntropy| loss.of_linear(&square, &layer.weight, None, &target, Some(5));
+    assert_eq!(of(&plain)?, of_rows);
+    let second = CrossEntropy { classes: ClassDim::Second, ..CrossEntropy::default() };
+    let logits = nn::linear(&square, &layer.weight, None)?;
+    let torchs = logits.cross_entropy_loss::<Tensor>(&target, None, Reduction::Mean, -100, 0.0);
+    assert!((of(&second)? - torchs).abs().double_value(&[]) < 1e-12);
     Ok(())
 }
 

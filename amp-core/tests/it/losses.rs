@@ -68,8 +68,9 @@ fn reduced(case: &Value, class_weights: &Tensor) -> Reduced {
             weight: weight(),
             ignore_index,
             z_loss: given("z_loss").unwrap_or(0.0),
+            ..Default::default()
         }),
-        "nll_loss" => of_two!(Nll { weight: weight(), ignore_index }),
+        "nll_loss" => of_two!(Nll { weight: weight(), ignore_index, ..Default::default() }),
         "mse_loss" => of_two!(Mse),
         "l1_loss" => of_two!(L1),
         "huber_loss" => of_two!(Huber { delta: number(options, "delta") }),

@@ -23,6 +23,7 @@ mod children;
 mod children_outputs;
 mod children_parts;
 mod chrome_trace;
+mod class_dims;
 mod classification;
 mod clip;
 mod collate;

@@ -3,8 +3,10 @@
 use syn::{BinOp, Expr, ExprClosure, ExprPath, Stmt};
 
 use super::{
-    Own, has_no_effect, keys, logging, metrics::metrics, named::begins_with_a_name, optimizer,
-    own_function,
+    Own, has_no_effect, keys, logging,
+    metrics::{Declared, metrics},
+    named::begins_with_a_name,
+    optimizer, own_function,
 };
 use crate::{
     check::only,
@@ -96,7 +98,11 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     let is_trained_by_own = manual.is_some() || !train.is_generated();
     let (loss, (metrics, complete)) = if !is_trained_by_own || val.is_generated() {
         let loss = loss(spec, diag);
-        (loss, metrics(spec, [&train, &val], diag))
+        let (mut metrics, complete) = metrics(spec, [&train, &val], diag);
+        if let Some(loss) = &loss {
+            read_as_the_loss(loss, &mut metrics);
+        }
+        (loss, (metrics, complete))
     } else {
         let because = "you have written both steps: compute and log there";
         has_no_effect(spec, &[symbol::LOSS, symbol::METRIC, symbol::LOG], because, diag);
@@ -210,6 +216,26 @@ fn loss(spec: &Spec, diag: &Diagnostics) -> Option<Loss> {
     keys::fields_are_read_from_self(spec, &pairs, diag)?;
     let keys = keys::words_to_values(row, pairs, diag)?;
     Some(Loss::Value(Value::Known { row, at: at.clone(), keys }))
+}
+
+/// Gives metrics of classes the options by which a loss of classes reads its targets. A metric keeps
+/// its own options, and a metric of another target or output is not changed.
+fn read_as_the_loss(loss: &Loss, metrics: &mut [Declared]) {
+    let Loss::Value(Value::Known { row, keys, .. }) = loss else { return };
+    for Declared { value, of, .. } in metrics {
+        let Value::Known { row: metric, keys: own, .. } = value else { continue };
+        if !row.is_loss_of_classes() || !metric.is_of_classes() || of.target.is_some() {
+            continue;
+        }
+        for pair in keys {
+            let is_read = pair.key == symbol::IGNORE_INDEX
+                || pair.key == symbol::CLASSES && of.output.is_none();
+            let accepts = metric.keys().any(|key| pair.key == key.name);
+            if is_read && accepts && own.iter().all(|other| other.key != pair.key) {
+                own.push(pair.clone());
+            }
+        }
+    }
 }
 
 /// Checks the rule: a generated step needs a loss.

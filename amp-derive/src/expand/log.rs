@@ -188,7 +188,7 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
     let target = batch::target(model, locals);
     match loss {
         Loss::Value(of) => {
-            let loss = self::value(of, &quote!(loss));
+            let loss = self::value(&output::with_class_dim(model, of), &quote!(loss));
             let call = quote!(__amp::loss::Loss::compute(&#loss, &#output, #target));
             let computed = match of {
                 Value::Known { .. } => call,
@@ -273,7 +273,10 @@ pub(super) fn reductions(metrics: &[Metric]) -> Option<TokenStream> {
 fn metric(model: &Model, metric: &Metric, locals: &Locals) -> TokenStream {
     let step = &locals.step;
     let (name, options) = (&metric.name, options(metric.log));
-    let value = value(&metric.value, &quote!(metric));
+    let value = match &metric.of.output {
+        None => value(&output::with_class_dim(model, &metric.value), &quote!(metric)),
+        Some(_) => value(&metric.value, &quote!(metric)),
+    };
     let target = match &metric.of.target {
         Some(part) => batch::part(part, locals),
         None => batch::target(model, locals),
@@ -301,13 +304,24 @@ fn value(value: &Value, module: &TokenStream) -> TokenStream {
         Value::Rust(expr) => return quote!(#expr),
     };
     let ty = Ident::new(row.ty, at.span());
-    if keys.is_empty() && row.options.is_empty() {
-        return quote!(__amp::#module::#ty);
+    let (fields, read): (Vec<&Pair>, Vec<&Pair>) =
+        keys.iter().partition(|pair| row.has_field(&pair.key.to_string()));
+    let count = row.keys().filter(|key| row.has_field(key.name)).count();
+    let pair = |Pair { key, value }: &Pair| quote!(#key: #value);
+    let value = match count {
+        0 => quote!(__amp::#module::#ty),
+        _ => {
+            // If every field is given, `..Default::default()` would be superfluous.
+            let rest = (fields.len() < count).then(|| quote!(..__amp::Default::default()));
+            let fields = fields.into_iter().map(pair);
+            quote!(__amp::#module::#ty { #(#fields,)* #rest })
+        }
+    };
+    if read.is_empty() {
+        return value;
     }
-    // If every key is given, `..Default::default()` would be superfluous.
-    let rest = (keys.len() < row.keys().count()).then(|| quote!(..__amp::Default::default()));
-    let keys = keys.iter().map(|Pair { key, value }| quote!(#key: #value));
-    quote!(__amp::#module::#ty { #(#keys,)* #rest })
+    let read = read.into_iter().map(pair);
+    quote!(__amp::metric::ReadAs { #(#read,)* ..__amp::metric::ReadAs::from(#value) })
 }
 
 fn options(LogOptions { on_step, on_epoch, prog_bar }: LogOptions) -> TokenStream {

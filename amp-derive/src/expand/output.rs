@@ -5,11 +5,11 @@
 
 use proc_macro2::{Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
-use syn::{Expr, Stmt, Type};
+use syn::{Expr, Stmt, Type, parse_quote};
 
 use super::{key, layer_of_self, local};
 use crate::{
-    model::{Build, Field, Forward, Kind, Loss, Metric, Model, Source, Step, Value},
+    model::{Build, Field, Forward, Kind, Loss, Metric, Model, Pair, Source, Step, Value},
     symbol,
 };
 
@@ -40,6 +40,63 @@ const OF_ROWS: &[&str] = &[
 fn is_of_rows(metric: &Metric) -> bool {
     let is_known = matches!(&metric.value, Value::Known { row, .. } if OF_ROWS.contains(&row.name));
     is_known && metric.of.output.is_none() && metric.of.target.is_none()
+}
+
+/// Adds the dimension of the classes to a loss or metric of classes, if the user has not named it
+/// and the layer that computes the model's output determines it.
+pub(super) fn with_class_dim(model: &Model, value: &Value) -> Value {
+    let mut value = value.clone();
+    if let Value::Known { row, at, keys } = &mut value
+        && let Some(dim) = class_dim(model)
+        && row.keys().any(|key| key.name == symbol::CLASSES)
+        && keys.iter().all(|pair| pair.key != symbol::CLASSES)
+    {
+        let key = Ident::new(symbol::CLASSES, at.span());
+        let dim = Ident::new(dim, at.span());
+        keys.push(Pair { key, value: parse_quote!(__amp::loss::ClassDim::#dim) });
+    }
+    value
+}
+
+/// Returns the variant of `ClassDim` for the layer that computes the model's output: a linear layer
+/// has the classes in the last dimension, a convolution in the second one.
+fn class_dim(model: &Model) -> Option<&'static str> {
+    let field = match &model.forward {
+        Forward::InOrder => model.layers().last()?.0,
+        Forward::Function(_) => return None,
+        Forward::Body(body) => {
+            let statements = super::forward::statements(&body.body);
+            let Some(Stmt::Expr(Expr::Call(call), None)) = statements.last() else { return None };
+            let Expr::Path(function) = &*call.func else { return None };
+            let names: Vec<String> =
+                function.path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+            if names.ends_with(&["nn".to_owned(), "linear".to_owned()]) {
+                return Some("Last");
+            }
+            let name = function.path.get_ident()?;
+            // If the body mentions the name a second time, the name may be a variable.
+            let tokens: TokenStream = statements.iter().map(ToTokens::to_token_stream).collect();
+            let mut layers = model.layers().map(|(field, _)| field);
+            layers.find(|field| field.ident == *name && occurrences(tokens.clone(), name) == 1)?
+        }
+    };
+    match &field.kind {
+        Kind::Layer { source: Source::Built(build), .. } => class_dim_of(build),
+        _ => None,
+    }
+}
+
+fn class_dim_of(build: &Build) -> Option<&'static str> {
+    match build {
+        Build::Layer { row, .. } => match row.entry.name {
+            "linear" => Some("Last"),
+            name if name.starts_with("conv") => Some("Second"),
+            _ => None,
+        },
+        Build::Sequential(layers) => layers.last().and_then(class_dim_of),
+        Build::Checkpoint { layer, .. } => class_dim_of(layer),
+        Build::Rust(_) | Build::Repeat { .. } | Build::Optional { .. } => None,
+    }
 }
 
 /// Returns whether a step of the model requests the output layer (the layer that computes the

@@ -1,6 +1,7 @@
 //! The tables of losses and metrics that generated steps can compute.
 
 use super::{Entry, Key, any, choice, fraction, not_negative, optional, positive, tensor};
+use crate::symbol;
 
 /// The table of losses. A loss that torch.nn.functional has is named as there.
 /// `binary_cross_entropy` is in the table so that a rule can refuse it.
@@ -13,9 +14,10 @@ pub(crate) const LOSSES: &[Entry] = &[
             tensor("weight"),
             any("ignore_index"),
             not_negative("z_loss"),
+            CLASSES,
         ],
     ),
-    loss("nll_loss", "Nll", &[tensor("weight"), any("ignore_index")]),
+    loss("nll_loss", "Nll", &[tensor("weight"), any("ignore_index"), CLASSES]),
     loss("mse_loss", "Mse", &[]),
     loss("l1_loss", "L1", &[]),
     loss("huber_loss", "Huber", &[positive("delta")]),
@@ -39,13 +41,41 @@ const fn loss(name: &'static str, ty: &'static str, options: &'static [Key]) -> 
     Entry { name, ty, required: &[], options }
 }
 
+/// Losses whose types have a field for the dimension of the classes.
+const WITH_CLASSES: &[&str] = &["CrossEntropy", "Nll"];
+
+/// Metrics whose types have no field `ignore_index`.
+const WITHOUT_IGNORE_INDEX: &[&str] = &["Accuracy", "TopK", "F1", "Auroc", "AveragePrecision"];
+
+impl Entry {
+    /// Returns whether this is a loss of classes: its targets are class numbers.
+    pub(crate) fn is_loss_of_classes(&self) -> bool {
+        WITH_CLASSES.contains(&self.ty)
+    }
+
+    /// Returns whether this is a metric of classes.
+    pub(crate) fn is_of_classes(&self) -> bool {
+        self.ty == "Dice" || self.keys().any(|key| key.name == symbol::CLASSES)
+    }
+
+    /// Returns whether the type of this loss or metric has a field for the key. Generated code
+    /// wraps a metric in `ReadAs` for the other keys.
+    pub(crate) fn has_field(&self, key: &str) -> bool {
+        match key {
+            symbol::CLASSES => self.is_loss_of_classes(),
+            symbol::IGNORE_INDEX => !WITHOUT_IGNORE_INDEX.contains(&self.ty),
+            _ => true,
+        }
+    }
+}
+
 pub(crate) const METRICS: &[Entry] = &[
-    metric("accuracy", "Accuracy", &[], &[]),
+    metric("accuracy", "Accuracy", &[], READ),
     metric("binary_accuracy", "BinaryAccuracy", &[], &[]),
     metric("soft_accuracy", "SoftAccuracy", &[], &[]),
-    metric("top_k", "TopK", &[positive("k")], &[]),
+    metric("top_k", "TopK", &[positive("k")], READ),
     metric("mean", "Mean", &[any("of")], &[]),
-    metric("f1", "F1", &[positive("num_classes")], &[]),
+    metric("f1", "F1", &[positive("num_classes")], READ),
     metric("precision", "Precision", &[], OF_CLASSES),
     metric("recall", "Recall", &[], OF_CLASSES),
     metric("specificity", "Specificity", &[], OF_CLASSES),
@@ -54,13 +84,13 @@ pub(crate) const METRICS: &[Entry] = &[
         "f_beta",
         "FBeta",
         &[],
-        &[positive("beta"), AVERAGE, any("ignore_index"), optional("num_classes")],
+        &[positive("beta"), AVERAGE, any("ignore_index"), optional("num_classes"), CLASSES],
     ),
     metric(
         "confusion_matrix",
         "ConfusionMatrix",
         &[],
-        &[any("ignore_index"), optional("num_classes")],
+        &[any("ignore_index"), optional("num_classes"), CLASSES],
     ),
     metric(
         "dice",
@@ -91,7 +121,7 @@ pub(crate) const METRICS: &[Entry] = &[
     metric("mse", "Mse", &[], &[]),
     metric("rmse", "Rmse", &[], &[]),
     metric("r2", "R2", &[], &[]),
-    metric("perplexity", "Perplexity", &[], &[any("ignore_index")]),
+    metric("perplexity", "Perplexity", &[], &[any("ignore_index"), CLASSES]),
     metric("recall_at_k", "RecallAtK", &[positive("k")], &[]),
     metric("psnr", "Psnr", &[], &[positive("data_range")]),
     metric("ssim", "Ssim", &[], &[positive("data_range")]),
@@ -107,11 +137,18 @@ const AVERAGE: Key = choice(
     ],
 );
 
-const OF_CLASSES: &[Key] = &[AVERAGE, any("ignore_index"), optional("num_classes")];
+const OF_CLASSES: &[Key] = &[AVERAGE, any("ignore_index"), optional("num_classes"), CLASSES];
+
+const READ: &[Key] = &[any("ignore_index"), CLASSES];
+
+const CLASSES: Key = choice(
+    symbol::CLASSES,
+    &[("second", "__amp::loss::ClassDim::Second"), ("last", "__amp::loss::ClassDim::Last")],
+);
 
 const OF_LABELS: &[Key] = &[fraction("threshold"), any("ignore_index")];
 
-const OF_CURVES: &[Key] = &[AVERAGE, optional("thresholds")];
+const OF_CURVES: &[Key] = &[AVERAGE, optional("thresholds"), any("ignore_index"), CLASSES];
 
 const fn metric(
     name: &'static str,

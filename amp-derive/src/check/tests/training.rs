@@ -117,12 +117,15 @@ fn wrong_keys_of_metrics_are_refused() {
     metrics("#[metric(top_k, k = 0)]", &[("0", "`k` of `top_k` takes a value above 0, not 0")]);
     metrics(
         "#[metric(accuracy, k = 5)]",
-        &[("k", "`accuracy` has no `k`: it takes `name`, `stage`, `output`, `target`")],
+        &[(
+            "k",
+            "`accuracy` has no `k`: it takes `ignore_index`, `classes`, `name`, `stage`, `output`, `target`",
+        )],
     );
     metrics("#[metric(accuracy, name)]", &[("name", "`name` needs a value: `name = …`")]);
     metrics(
         "#[metric(accuracy, \"acc\")]",
-        &[("\"acc\"", "expected `key = value`, as in `name = …`")],
+        &[("\"acc\"", "expected `key = value`, as in `ignore_index = …`")],
     );
     metrics("#[metric(with = Mine)]", &[("with", "a custom metric needs a name: add `name = …`")]);
 }

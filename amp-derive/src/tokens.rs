@@ -130,6 +130,14 @@ pub(crate) fn passes_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
     })
 }
 
+/// Returns whether `tokens` contain `self.field`.
+pub(crate) fn reads_from_self(tokens: TokenStream, field: &Ident) -> bool {
+    flat(tokens).windows(3).any(|window| {
+        matches!(window, [TokenTree::Ident(this), TokenTree::Punct(dot), TokenTree::Ident(name)]
+            if this == "self" && dot.as_char() == '.' && name == field)
+    })
+}
+
 /// Returns the first named lifetime in `tokens`, which is a lifetime other than `'static` and `'_`.
 pub(crate) fn named_lifetime(tokens: TokenStream) -> Option<Lifetime> {
     let tokens = flat(tokens);

@@ -10,7 +10,7 @@ use super::only;
 use crate::{
     diag::Diagnostics,
     model::{Body, Forward, Input},
-    spec::{Field, Spec, has},
+    spec::{Field, Spec, has, named},
     suggest::closest,
     symbol, tokens,
 };
@@ -133,21 +133,41 @@ fn inputs_hide_nothing(spec: &Spec, inputs: &[Input], diag: &Diagnostics) -> Opt
     fits
 }
 
-/// Checks the rule: `forward` mentions every layer, because an unused layer is never trained. A
-/// body that passes `self` to a function is exempt, because the function may run the layer.
-fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnostics) {
-    let body: TokenStream = body.to_token_stream();
-    let Some(Input { ident: input, .. }) = inputs.first() else { return };
+/// Returns the layers and parameters that neither `forward` nor the loss mentions, so that they are
+/// never trained. Returns none if a function may use every field, because `forward` or the loss
+/// passes `self` to a function, or because the user has written the training step.
+fn untrained<'a>(
+    spec: &'a Spec,
+    body: Option<&Expr>,
+    candidates: impl Iterator<Item = &'a Field>,
+) -> Vec<&'a Ident> {
+    let body = body.map(ToTokens::to_token_stream).unwrap_or_default();
+    let of_losses = named(&spec.attrs, symbol::LOSS).filter_map(|attr| attr.args.as_deref());
+    let loss: TokenStream = of_losses.flatten().map(ToTokens::to_token_stream).collect();
     let fields: Vec<&Ident> = spec.fields.iter().map(|field| &field.ident).collect();
-    if tokens::passes_self_on(body.clone(), &fields) {
-        return;
+    let is_own =
+        [symbol::TRAINING_STEP, symbol::MANUAL_STEP].iter().any(|step| has(&spec.attrs, step));
+    if is_own || [&body, &loss].iter().any(|code| tokens::passes_self_on((*code).clone(), &fields))
+    {
+        return Vec::new();
     }
-    for layer in layers(spec).filter(|layer| !tokens::contains(body.clone(), &layer.ident)) {
-        let name = &layer.ident;
+    let is_used = |field: &Ident| {
+        tokens::contains(body.clone(), field) || tokens::reads_from_self(loss.clone(), field)
+    };
+    candidates.map(|field| &field.ident).filter(|field| !is_used(field)).collect()
+}
+
+/// Checks the rule: `forward` or the loss mentions every layer, because an unused layer is never
+/// trained.
+fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnostics) {
+    let Some(Input { ident: input, .. }) = inputs.first() else { return };
+    let called = tokens::called(body.to_token_stream());
+    let fields: Vec<&Ident> = spec.fields.iter().map(|field| &field.ident).collect();
+    for name in untrained(spec, Some(body), layers(spec)) {
         let text = name.to_string();
         let is_meant = |called: &Ident| closest(&called.to_string(), &[&text]).is_some();
-        let misspelt = tokens::called(body.clone()).into_iter().find(is_meant);
-        match misspelt.filter(|called| fields.iter().all(|field| *field != called)) {
+        let misspelt = called.iter().find(|called| is_meant(called));
+        match misspelt.filter(|called| fields.iter().all(|field| field != called)) {
             Some(called) => {
                 diag.error(&called, format!("unknown layer `{called}`: did you mean `{name}`?"));
             }
@@ -162,21 +182,20 @@ fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnosti
     }
 }
 
-/// Checks the rule: `forward` mentions every parameter, because an unused parameter is never
-/// trained.
+/// Checks the rule: `forward` or the loss mentions every parameter, because an unused parameter is
+/// never trained.
 fn uses_every_parameter(spec: &Spec, body: Option<&Expr>, diag: &Diagnostics) {
-    let body = body.map(ToTokens::to_token_stream).unwrap_or_default();
-    let fields: Vec<&Ident> = spec.fields.iter().map(|field| &field.ident).collect();
-    if tokens::passes_self_on(body.clone(), &fields) {
-        return;
-    }
     let parameters = spec.fields.iter().filter(|field| has(&field.attrs, symbol::PARAMETER));
-    for Field { ident, .. } in parameters.filter(|p| !tokens::contains(body.clone(), &p.ident)) {
+    for ident in untrained(spec, body, parameters) {
+        let or_loss = match has(&spec.attrs, symbol::LOSS) {
+            true => " or in the closure of `#[loss(with = …)]`",
+            false => "",
+        };
         diag.error(
             ident,
             format!(
-                "`forward` never uses `{ident}`: use `self.{ident}` in `#[forward(|x| …)]`, or \
-                 remove the field"
+                "`forward` never uses `{ident}`: use `self.{ident}` in `#[forward(|x| …)]`{or_loss}, \
+                 or remove the field"
             ),
         );
     }

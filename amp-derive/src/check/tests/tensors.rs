@@ -84,10 +84,44 @@ fn a_parameter_that_forward_never_uses_is_refused() {
         "`forward` never uses `shift`: use `self.shift` in `#[forward(|x| …)]`, or remove the field",
     )];
     let shift = "#[parameter(shape = [1], init = ones)] shift: Tensor";
-    fields(&format!("{LAYER}, {shift}"), &expected);
+    let or_loss = [(
+        "shift",
+        "`forward` never uses `shift`: use `self.shift` in `#[forward(|x| …)]` or in the closure of \
+         `#[loss(with = …)]`, or remove the field",
+    )];
+    fields(&format!("{LAYER}, {shift}"), &or_loss);
     let source = format!("#[forward(|x| model(x))] struct Block {{ {LAYER}, {shift} }}");
     refuses(&source, Derive::Module, &expected);
     fields(&format!("{LAYER}, #[buffer(shape = [1], init = ones)] shift: Tensor"), &[]);
     let source = "#[forward(|x| Ok(x.f_add(&self.shift)?))] struct Block";
     refuses(&format!("{source} {{ {shift} }}"), Derive::Module, &[]);
+}
+
+/// The loss or the user's own training step may train a layer or a parameter.
+#[test]
+fn a_parameter_of_the_loss_is_used() {
+    let source = |attrs: &str| {
+        format!(
+            "{attrs} #[optimizer(sgd, lr = 0.1)] #[forward(|x| model(x))] struct Net {{ {LAYER}, \
+             #[layer(linear(10, 2))] own: Linear, #[parameter(shape = [1], init = ones)] weight: Tensor }}"
+        )
+    };
+    for attrs in [
+        "#[loss(with = |o, t| mine(o, t, &self.weight, self.own.weight()))]",
+        "#[loss(with = |o, t| self.mine(o, t))]",
+        "#[training_step(train)] #[loss(mse_loss)]",
+        "#[manual_step(adversarial)]",
+    ] {
+        refuses(&source(attrs), Derive::LightningModule, &[]);
+    }
+    // A key of the loss with the name of a field is not the field.
+    refuses(
+        &source("#[loss(cross_entropy, weight = self.own.weight())]"),
+        Derive::LightningModule,
+        &[(
+            "weight",
+            "`forward` never uses `weight`: use `self.weight` in `#[forward(|x| …)]` or in the closure of \
+             `#[loss(with = …)]`, or remove the field",
+        )],
+    );
 }

@@ -99,8 +99,10 @@ pub struct Choices {
     /// How often the invariants of training are checked (rules that hold in every run, for example
     /// that every weight changes).
     pub checks: ChecksConfig,
-    /// The name of the logged value by which early stopping decides, and the patience in epochs.
-    pub early_stopping: Option<(String, u32)>,
+    /// The name of the logged value by which early stopping decides.
+    pub early_stopping: Option<String>,
+    /// The number of epochs without improvement after which training ends.
+    pub patience: Option<u32>,
     /// The values of hyperparameters, by name.
     pub set: Hyperparameters,
     /// How batches are loaded and copied to the device.
@@ -157,7 +159,7 @@ impl Case {
         }
         let clip = choices.clip.or(model.gradient_clip_val.map(Clip::Norm));
         let clip = clip.map(Clip::validated).transpose()?;
-        let early_stopping = choices.early_stopping.or_else(|| model.early_stopping.clone());
+        let early_stopping = stopping(model, choices.early_stopping, choices.patience)?;
         let mut hyperparameters = model.hyperparameters.clone();
         data_set.apply(&mut hyperparameters);
         hyperparameters.extend(choices.set);
@@ -254,6 +256,32 @@ impl Case {
     }
 }
 
+/// The patience of early stopping if neither the registry nor the user gives one.
+const PATIENCE: u32 = 3;
+
+/// Returns the logged value by which early stopping decides, and the patience. The user's choices
+/// replace those of the registry one by one, but the patience of the registry belongs to its value.
+fn stopping(
+    model: &Model,
+    monitor: Option<String>,
+    patience: Option<u32>,
+) -> Result<Option<(String, u32)>> {
+    match (monitor, &model.early_stopping, patience) {
+        (Some(monitor), Some((own, of_own)), patience) if monitor == *own => {
+            Ok(Some((monitor, patience.unwrap_or(*of_own))))
+        }
+        (Some(monitor), _, patience) => Ok(Some((monitor, patience.unwrap_or(PATIENCE)))),
+        (None, Some((own, of_own)), patience) => {
+            Ok(Some((own.clone(), patience.unwrap_or(*of_own))))
+        }
+        (None, None, None) => Ok(None),
+        (None, None, Some(_)) => Err(Error::config(format!(
+            "--patience has no effect, because `{}` does not stop early: add --early-stopping NAME",
+            model.name
+        ))),
+    }
+}
+
 /// Creates a loader that is only used to count the batches of `data`. The loader is on the CPU,
 /// because a loader for a GPU may copy the whole data set to the GPU.
 pub(crate) fn counting_loader(data: &DataModule) -> Result<DataLoader> {
@@ -286,5 +314,52 @@ fn limits(
             let epochs = steps.saturating_add(SPARE).div_ceil(each);
             Ok((i64::try_from(epochs).unwrap_or(i64::MAX), Some(steps)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{Result, prelude::*};
+    use rstest::rstest;
+
+    use super::stopping;
+    use crate::{Model, model};
+
+    #[derive(LightningModule)]
+    #[loss(mse_loss)]
+    #[optimizer(adamw, lr = 1e-3)]
+    struct Net {
+        #[layer(linear(4, 1))]
+        head: Linear,
+    }
+
+    fn declared() -> Model {
+        model!(Net).early_stopping("val_loss", 5)
+    }
+
+    /// A choice of the user replaces the declaration of the registry.
+    #[rstest]
+    #[case::declared(declared(), None, None, Some(("val_loss", 5)))]
+    #[case::other_patience(declared(), None, Some(1), Some(("val_loss", 1)))]
+    #[case::same_value(declared(), Some("val_loss"), None, Some(("val_loss", 5)))]
+    #[case::other_value(declared(), Some("val_acc"), None, Some(("val_acc", 3)))]
+    #[case::both(declared(), Some("val_acc"), Some(2), Some(("val_acc", 2)))]
+    #[case::chosen(model!(Net), Some("val_acc"), Some(2), Some(("val_acc", 2)))]
+    #[case::none(model!(Net), None, None, None)]
+    fn a_choice_replaces_the_declared_early_stopping(
+        #[case] model: Model,
+        #[case] monitor: Option<&str>,
+        #[case] patience: Option<u32>,
+        #[case] expected: Option<(&str, u32)>,
+    ) -> Result<()> {
+        let found = stopping(&model, monitor.map(str::to_owned), patience)?;
+        assert_eq!(found.as_ref().map(|(name, patience)| (name.as_str(), *patience)), expected);
+        Ok(())
+    }
+
+    #[test]
+    fn a_patience_without_early_stopping_is_refused() {
+        let said = stopping(&model!(Net), None, Some(2)).expect_err("an error").to_string();
+        assert!(said.contains("`Net` does not stop early: add --early-stopping"), "{said}");
     }
 }

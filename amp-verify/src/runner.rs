@@ -159,11 +159,18 @@ fn check_monitored(case: &Case, first: &RunRecord, callbacks: &[Box<dyn Callback
     let names = logged(first);
     match callbacks.iter().filter_map(|one| one.monitors()).find(|name| !names.contains(name)) {
         None => Ok(()),
-        Some(name) => Err(Error::config(format!(
-            "{} logs no `{name}`, so a run cannot be stopped or saved by it: it logs {}",
-            case.model.name,
-            names.into_iter().collect::<Vec<_>>().join(", ")
-        ))),
+        Some(name) => {
+            let hint = match name {
+                "train_loss" => ". Declare it with `#[log(train_loss(on_epoch))]`",
+                _ => "",
+            };
+            Err(Error::config(format!(
+                "{} logs no `{name}` at the ends of epochs, so a run cannot be stopped or saved by it: \
+                 it logs {}{hint}",
+                case.model.name,
+                names.into_iter().collect::<Vec<_>>().join(", ")
+            )))
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod loops;
 mod monitors;
 mod signals;
 mod summary;
+mod unused;
 
 pub use checkpoints::CheckpointArgs;
 pub use commands::main;
@@ -47,15 +48,19 @@ impl Cli {
     /// as the option's value, so that the error message is about the option.
     ///
     /// # Errors
-    /// When the command line is invalid, or when it asks for the help text.
+    /// When the command line is invalid or has an option without effect, or when it asks for the
+    /// help text.
     pub fn read() -> Result<Self, clap::Error> {
-        Self::from_arg_matches(&grammar().try_get_matches()?)
+        let mut grammar = grammar();
+        let matches = grammar.try_get_matches_from_mut(std::env::args_os())?;
+        unused::check(&mut grammar, &matches)?;
+        Self::from_arg_matches(&matches)
     }
 }
 
 fn grammar() -> clap::Command {
     Cli::command().mut_subcommands(|command| {
-        command.mut_args(|arg| match arg.get_action() {
+        unused::hide(command).mut_args(|arg| match arg.get_action() {
             ArgAction::Set | ArgAction::Append => arg.allow_negative_numbers(true),
             _ => arg,
         })

@@ -81,9 +81,10 @@ pub struct RunArgs {
     /// improves if it falls [default: the model's own]
     #[arg(long, value_name = "NAME")]
     pub early_stopping: Option<String>,
-    /// Number of epochs without improvement after which training ends
-    #[arg(long, value_name = "EPOCHS", default_value_t = 3)]
-    pub patience: u32,
+    /// Number of epochs without improvement after which training ends [default: the model's own, or
+    /// 3 with --early-stopping]
+    #[arg(long, value_name = "EPOCHS")]
+    pub patience: Option<u32>,
     /// Set a hyperparameter, for example --set hidden_size=1024; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     pub set: Vec<(String, Value)>,
@@ -166,7 +167,8 @@ impl RunArgs {
             memory: MemoryConfig { budget: self.memory_budget, ..MemoryConfig::default() },
             graph: self.graph,
             checks: ChecksConfig { level: self.check, ..ChecksConfig::default() },
-            early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),
+            early_stopping: self.early_stopping.clone(),
+            patience: self.patience,
             set: self.set.iter().cloned().collect::<Hyperparameters>(),
             loading: Loading {
                 placement: self.data_placement,

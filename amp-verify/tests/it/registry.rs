@@ -139,7 +139,12 @@ fn a_regression_is_what_is_worse() {
 #[case::loss(model!(Line).judged_by_loss(), Ok(Judge::loss()), 0)]
 #[case::unknown(
     model!(Line).metric("val_auc"),
-    Err("Line logs no `val_auc`, so a run cannot be stopped or saved by it: it logs val_loss"),
+    Err("Line logs no `val_auc` at the ends of epochs, so a run cannot be stopped or saved by it: it logs val_loss"),
+    0
+)]
+#[case::of_steps(
+    model!(Line).error_metric("train_loss"),
+    Err("it logs val_loss. Declare it with `#[log(train_loss(on_epoch))]`"),
     0
 )]
 fn epochs_are_judged_by_a_logged_value(
@@ -189,7 +194,7 @@ fn epochs_are_judged_by_a_logged_value(
 #[case("val_acc", "Max")]
 #[case("val_loss", "Min")]
 fn a_monitored_value_has_its_direction(#[case] name: &str, #[case] mode: &str) {
-    let choices = Choices { early_stopping: Some((name.to_owned(), 3)), ..Choices::default() };
+    let choices = Choices { early_stopping: Some(name.to_owned()), ..Choices::default() };
     let case = Case::new(&registry(), &model!(Line), choices, Device::Cpu).expect("a case");
     let stopping = format!("{:?}", case.stopping().expect("a callback"));
     assert!(stopping.contains(&format!("mode: {mode}")), "{stopping}");

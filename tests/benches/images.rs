@@ -80,7 +80,7 @@ fn compare(folder: &OsStr, whole: &ImageFolder, part: &ImageFolder) {
     for _ in 0..5 {
         ours.push(peer::seconds(|| prepare(whole)));
         parts.push(peer::seconds(|| prepare(part)));
-        theirs.extend(python.as_mut().map(|python| python.run(1)));
+        theirs.extend(python.as_mut().map(|python| python.run("all")));
     }
     println!(
         "decoded, cropped, mirrored, normalized: {:.0} images per second of CPU time",

@@ -1,5 +1,5 @@
-//! The only unsafe code of the crate: calls into the C++ code (the shim, in `csrc/`). Each module
-//! of this folder calls the C++ files that it names.
+//! The only unsafe code of the crate: calls into the C++ code (the shim, in `csrc/`), and access to
+//! the memory of tensors. Each module of this folder calls the C++ files that it names.
 //!
 //! Every call goes through [`checked!`], which turns a C++ exception into an [`Error`].
 
@@ -37,6 +37,7 @@ mod flops;
 mod generators_and_events;
 mod gradient_figures;
 mod graph;
+mod host_values;
 mod layers;
 mod linear_cross_entropy;
 mod matrix_products;
@@ -58,6 +59,7 @@ pub(crate) use flops::*;
 pub(crate) use generators_and_events::*;
 pub(crate) use gradient_figures::*;
 pub(crate) use graph::*;
+pub(crate) use host_values::*;
 pub(crate) use layers::*;
 pub(crate) use linear_cross_entropy::*;
 pub(crate) use matrix_products::*;

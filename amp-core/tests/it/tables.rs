@@ -84,6 +84,56 @@ fn what_cannot_be_a_field_is_refused(#[case] columns: Columns, #[case] says: &st
     Ok(())
 }
 
+/// Rows and lines keep their numbers in a file with more rows than are converted at once, with line
+/// breaks of each kind, empty lines, and cells that contain line breaks.
+#[rstest]
+fn rows_of_a_large_file_are_in_their_places(#[values("\n", "\r\n")] end: &str) -> Result<()> {
+    let job = |row: i64| if row % 3 == 0 { "cook" } else { "\"a\nclerk\"" };
+    let rows = (0..5000).map(|row| format!(" {row} ,{},{},{end}{end}", job(row), row as f64 / 4.0));
+    let (_folder, path) =
+        file("large.csv", format!("row,job,number,{end}{}", rows.collect::<String>()));
+    let table = Table::read(&path)?;
+    let jobs = table.categories("job")?;
+    assert_eq!(jobs.names(), ["a\nclerk", "cook"]);
+    let columns = Columns::new()
+        .numbers("x", &["row", "number"])
+        .ids("job", "job", &jobs)
+        .integers("row", "row");
+    let batch = table.batch(&columns)?;
+    let numbers = (0..5000).flat_map(|row| [f64::from(row), f64::from(row) / 4.0]);
+    assert_eq!(values(batch.required("x")?), numbers.collect::<Vec<_>>());
+    let integers =
+        |name| Vec::<i64>::try_from(batch.required(name).expect("the field")).expect("integers");
+    assert_eq!(integers("row"), (0..5000).collect::<Vec<_>>());
+    assert_eq!(integers("job"), (0..5000).map(|row| i64::from(row % 3 == 0)).collect::<Vec<_>>());
+    // The first quarter that is not whole is in row 1. Row 0 is in line 2, and an empty line follows.
+    let text = of_file(&message(table.integers("number")), &path);
+    assert_eq!(text, "FILE, line 4: `number` is `0.25`, which is not a whole number");
+    let text = of_file(
+        &message(table.batch(&columns.integers_or("none", "", 0).ids(
+            "y",
+            "row",
+            &Categories::of(["0"]),
+        ))),
+        &path,
+    );
+    assert!(text.starts_with("FILE, line 4: `row` is `1`, which is not a known"), "{text}");
+    Ok(())
+}
+
+/// A row at fault is found behind thousands of others, and an error names its line.
+#[rstest]
+#[case("\n", "4001")]
+#[case("\r\n", "4001")]
+fn the_line_of_a_late_row_is_named(#[case] end: &str, #[case] line: &str) -> Result<()> {
+    let rows =
+        (2..5000).map(|line| if line == 4001 { format!("x{end}") } else { format!("{line}{end}") });
+    let (_folder, path) = file("late.csv", format!("a{end}{}", rows.collect::<String>()));
+    let text = of_file(&message(Table::read(&path)?.numbers(&["a"])), &path);
+    assert_eq!(text, format!("FILE, line {line}: `a` is `x`, which is not a number"));
+    Ok(())
+}
+
 /// Columns and categories equal the saved ones after writing and reading a file, or as part of a
 /// model's state.
 #[test]

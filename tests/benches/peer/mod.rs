@@ -56,10 +56,10 @@ impl Peer {
         Some(Self { process, requests, answers })
     }
 
-    /// Does the work once with so many threads.
-    pub(crate) fn run(&mut self, threads: usize) -> Seconds {
+    /// Does what the line says.
+    pub(crate) fn run(&mut self, line: &str) -> Seconds {
         let mut requests = self.requests.as_ref().expect("it runs");
-        writeln!(requests, "{threads}").expect("it reads");
+        writeln!(requests, "{line}").expect("it reads");
         let mut answer = String::new();
         self.answers.read_line(&mut answer).expect("it answers");
         let mut numbers = answer.split_whitespace().map(|number| number.parse().expect("a number"));

@@ -1,92 +1,109 @@
-//! Converts columns of a table to tensors.
+//! What the fields of a batch contain, and how they are read from the columns of a table.
 
-use std::borrow::Cow;
-
-use tch::Tensor;
-
-use super::Categories;
+use super::{Categories, fields::Places};
 use crate::{Error, Result};
 
-/// The rows of a table, which are read by column. A missing value is `None`.
-pub(super) trait Rows {
-    fn len(&self) -> usize;
-
+/// Consecutive rows of a table, which are read by column. `'c` is the lifetime of the declaration of
+/// the columns.
+pub(super) trait Rows<'c> {
     /// Returns the file and line of a row for error messages, such as `people.csv, line 3`.
     fn place(&self, row: usize) -> String;
 
-    /// Returns the numbers in a column, rounded to f32.
-    fn floats(&self, column: &str) -> Result<Vec<Option<f32>>>;
+    /// Writes the numbers in a column, rounded to f32. `missing` replaces missing values and NaN.
+    fn floats(&mut self, column: &str, missing: Option<f32>, to: Column<'_>) -> Result<()>;
 
-    fn integers(&self, column: &str) -> Result<Vec<Option<i64>>>;
+    /// Writes the whole numbers in a column. `missing` replaces missing values.
+    fn integers(&mut self, column: &str, missing: Option<i64>, to: &mut [i64]) -> Result<()>;
 
-    fn texts(&self, column: &str) -> Result<Vec<Option<Cow<'_, str>>>>;
-}
+    /// Writes the ids of the categories in a column. `missing` replaces missing values.
+    fn ids(
+        &mut self,
+        column: &str,
+        known: &'c Categories,
+        missing: Option<i64>,
+        to: &mut [i64],
+    ) -> Result<()>;
 
-/// The error text for a missing value.
-const MISSING: &str = "is missing: fill the table, or declare a value for missing ones";
-
-/// Builds the error for a cell that cannot be converted. `why` is the reason.
-pub(super) fn refused(rows: &impl Rows, row: usize, column: &str, why: &str) -> Error {
-    Error::config(format!("{}: `{column}` {why}", rows.place(row)))
-}
-
-fn present<T: Copy>(
-    rows: &impl Rows,
-    column: &str,
-    cells: Vec<Option<T>>,
-    fill: Option<T>,
-) -> Result<Vec<T>> {
-    let cells = cells
-        .into_iter()
-        .enumerate()
-        .map(|(row, cell)| cell.or(fill).ok_or_else(|| refused(rows, row, column, MISSING)));
-    cells.collect()
-}
-
-/// Reads columns of numbers as f32 `[N, columns]`.
-pub(super) fn numbers(
-    rows: &impl Rows,
-    columns: &[impl AsRef<str>],
-    fill: Option<f32>,
-) -> Result<Tensor> {
-    let mut all = Vec::with_capacity(columns.len());
-    for column in columns {
-        let column = column.as_ref();
-        // A NaN is treated as a missing value. If it reached the model, it would make all weights
-        // NaN.
-        let cells = rows.floats(column)?.into_iter().map(|cell| cell.filter(|own| !own.is_nan()));
-        all.push(Tensor::f_from_slice(&present(rows, column, cells.collect(), fill)?)?);
+    /// Builds the error for a cell that cannot be converted. `why` is the reason.
+    fn refused(&self, row: usize, column: &str, why: &str) -> Error {
+        Error::config(format!("{}: `{column}` {why}", self.place(row)))
     }
-    match all.as_slice() {
-        [] => Err(Error::config("a field of numbers needs at least one column")),
-        all => Ok(Tensor::f_stack(all, 1)?),
+
+    fn missing(&self, row: usize, column: &str) -> Error {
+        self.refused(row, column, "is missing: fill the table, or declare a value for missing ones")
+    }
+
+    fn unknown(&self, row: usize, column: &str, name: &str) -> Error {
+        let known = "a known category; Categories::with_unknown adds an id for all others";
+        self.refused(row, column, &format!("is `{name}`, which is not {known}"))
     }
 }
 
-/// Reads a column of integers as int64 `[N]`.
-pub(super) fn integers(rows: &impl Rows, column: &str, fill: Option<i64>) -> Result<Tensor> {
-    let cells = present(rows, column, rows.integers(column)?, fill)?;
-    Ok(Tensor::f_from_slice(&cells)?)
+/// The places of a column's numbers in a field of numbers, which has several columns.
+pub(super) struct Column<'t> {
+    /// The numbers of all columns of the field, row by row.
+    values: &'t mut [f32],
+    at: usize,
+    width: usize,
 }
 
-/// Reads a column of categories as ids, int64 `[N]`.
-pub(super) fn ids(
-    rows: &impl Rows,
-    column: &str,
-    categories: &Categories,
-    fill: Option<&str>,
-) -> Result<Tensor> {
-    let fill = categories.filled(column, fill)?;
-    let mut ids = Vec::with_capacity(rows.len());
-    for (row, cell) in rows.texts(column)?.into_iter().enumerate() {
-        let id = match cell {
-            None => fill.ok_or_else(|| refused(rows, row, column, MISSING)),
-            Some(name) => categories.id(&name).ok_or_else(|| {
-                let known = "a known category; Categories::with_unknown adds an id for all others";
-                refused(rows, row, column, &format!("is `{name}`, which is not {known}"))
-            }),
+impl Column<'_> {
+    /// Writes the numbers of the rows, from the first row on. Returns whether one of them is NaN.
+    pub(super) fn write(&mut self, numbers: impl Iterator<Item = f32>) -> bool {
+        let mut nan = false;
+        let write = |(to, number): (&mut f32, f32)| {
+            nan |= number.is_nan();
+            *to = number;
         };
-        ids.push(id?);
+        match self.width {
+            // Without steps, the compiler converts several numbers at once.
+            1 => self.values.iter_mut().zip(numbers).for_each(write),
+            _ => self.iter_mut().zip(numbers).for_each(write),
+        }
+        nan
     }
-    Ok(Tensor::f_from_slice(&ids)?)
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut f32> {
+        self.values[self.at..].iter_mut().step_by(self.width)
+    }
+
+    pub(super) fn get(&self, row: usize) -> f32 {
+        self.values[row * self.width + self.at]
+    }
+
+    pub(super) fn set(&mut self, row: usize, number: f32) {
+        self.values[row * self.width + self.at] = number;
+    }
+}
+
+/// What a field contains, and the columns from which it is read.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Content<'c> {
+    /// f32 `[N, columns]`.
+    Numbers { columns: &'c [String], missing: Option<f32> },
+    /// int64 `[N]`.
+    Integers { column: &'c str, missing: Option<i64> },
+    /// Ids of categories, int64 `[N]`.
+    Ids { column: &'c str, known: &'c Categories, missing: Option<i64> },
+}
+
+impl<'c> Content<'c> {
+    /// Reads the field from `rows` and writes it to the places of these rows.
+    pub(super) fn read(self, rows: &mut impl Rows<'c>, places: Places<'_>) -> Result<()> {
+        match (self, places) {
+            (Self::Numbers { columns, missing }, Places::F32 { values, width }) => {
+                for (at, column) in columns.iter().enumerate() {
+                    rows.floats(column, missing, Column { values, at, width })?;
+                }
+                Ok(())
+            }
+            (Self::Integers { column, missing }, Places::I64(to)) => {
+                rows.integers(column, missing, to)
+            }
+            (Self::Ids { column, known, missing }, Places::I64(to)) => {
+                rows.ids(column, known, missing, to)
+            }
+            _ => unreachable!("the places are those of this content"),
+        }
+    }
 }

@@ -2,11 +2,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Categories,
-    cells::{self, Rows},
-    saved,
-};
+use super::{Categories, cells, fields::Fields, saved};
 use crate::{
     Error, Result,
     data::{AnyBatch, FieldRole},
@@ -164,25 +160,41 @@ impl Columns {
         Ok(())
     }
 
-    /// Converts these rows of a table to a batch.
-    pub(super) fn batch(&self, rows: &impl Rows) -> Result<AnyBatch> {
+    /// Creates the tensors of the fields for a number of rows.
+    pub(super) fn fields(&self, rows: usize) -> Result<Fields<'_>> {
         self.check()?;
+        let contents = self.fields.iter().map(|field| field.content.resolved());
+        Fields::new(contents.collect::<Result<Vec<_>>>()?, rows)
+    }
+
+    /// Makes the batch of the tensors of [`fields`](Self::fields).
+    pub(super) fn batch(&self, filled: Fields<'_>) -> Result<AnyBatch> {
         let mut batch = AnyBatch::new("Columns");
-        for Field { name, content } in &self.fields {
-            let (tensor, role) = match content {
-                Content::Numbers { columns, missing } => {
-                    (cells::numbers(rows, columns, *missing)?, FieldRole::Value)
-                }
-                Content::Integers { column, missing } => {
-                    (cells::integers(rows, column, *missing)?, FieldRole::Value)
-                }
-                Content::Ids { column, categories, missing } => {
-                    let ids = cells::ids(rows, column, categories, missing.as_deref())?;
-                    (ids, FieldRole::Ids)
-                }
+        for (Field { name, content }, tensor) in self.fields.iter().zip(filled.tensors()) {
+            let role = match content {
+                Content::Numbers { .. } | Content::Integers { .. } => FieldRole::Value,
+                Content::Ids { .. } => FieldRole::Ids,
             };
             batch.push(name.clone(), &tensor, role)?;
         }
         Ok(batch)
+    }
+}
+
+impl Content {
+    /// Returns the content with the id that replaces missing values in place of its name.
+    fn resolved(&self) -> Result<cells::Content<'_>> {
+        Ok(match self {
+            Self::Numbers { columns, missing } => {
+                cells::Content::Numbers { columns, missing: *missing }
+            }
+            Self::Integers { column, missing } => {
+                cells::Content::Integers { column, missing: *missing }
+            }
+            Self::Ids { column, categories, missing } => {
+                let missing = categories.filled(column, missing.as_deref())?;
+                cells::Content::Ids { column, known: categories, missing }
+            }
+        })
     }
 }

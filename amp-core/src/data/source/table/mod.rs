@@ -4,6 +4,7 @@ mod categories;
 mod cells;
 mod columns;
 mod csv;
+mod fields;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod saved;

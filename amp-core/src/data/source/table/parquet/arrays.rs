@@ -1,50 +1,145 @@
-//! Converts Arrow arrays, as they are read from Parquet files, to the cells of a table.
+//! Converts Arrow arrays, as they are read from Parquet files, to values of fields.
 
-use std::borrow::Cow;
-
-use arrow_array::{
-    Array, BooleanArray, Date32Array, Date64Array, Float16Array, Float32Array, Float64Array,
-    Int8Array, Int16Array, Int32Array, Int64Array, LargeStringArray, StringArray, StringViewArray,
-    Time32MillisecondArray, Time64MicrosecondArray, Time64NanosecondArray,
-    TimestampMicrosecondArray, TimestampMillisecondArray, TimestampNanosecondArray,
-    TimestampSecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
 };
 
-/// Reads the cells of an array if its type is one of the listed types. For an array of another type
-/// the result is `None`.
-macro_rules! cells {
-    ($array:expr, $($($kind:ty)|+ => $cell:expr;)*) => {{
-        let any = $array.as_any();
-        $($(if let Some(array) = any.downcast_ref::<$kind>() {
-            return Some(array.iter().map(|cell| cell.map($cell)).collect());
+use arrow_array::{
+    Array, ArrayRef,
+    cast::AsArray,
+    types::{
+        Date32Type, Date64Type, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type,
+        Int32Type, Int64Type, Time32MillisecondType, Time64MicrosecondType, Time64NanosecondType,
+        TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
+        TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+    },
+};
+
+use super::super::{Categories, cells::Column};
+
+/// Why an array cannot be converted.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unfit {
+    /// The array has a type that cannot be converted.
+    Type,
+    /// The value in this row is missing, and nothing replaces it.
+    Missing(usize),
+    /// The number in this row is not an int64 integer.
+    NotWhole(usize, String),
+    /// The text in this row is not one of the categories.
+    Unknown(usize, String),
+}
+
+/// Returns the value of the code for the first of the types that the array has. For an array of
+/// another type, the code after the macro runs.
+macro_rules! primitive {
+    ($array:expr, $($($kind:ty)|+ => |$own:ident| $code:expr;)*) => {
+        $($(if let Some($own) = $array.as_primitive_opt::<$kind>() {
+            return $code;
         })+)*
-        None
-    }};
+    };
 }
 
-/// Converts numbers to f32 with one rounding.
-pub(super) fn floats(array: &dyn Array) -> Option<Vec<Option<f32>>> {
-    cells!(array,
-        Float32Array => |own| own;
-        Float64Array | Int8Array | Int16Array | Int32Array | Int64Array | UInt8Array | UInt16Array | UInt32Array
-            | UInt64Array => |own| own as f32;
-        Float16Array => |own| own.to_f32();
-        BooleanArray => |own| f32::from(u8::from(own));
-    )
+/// Writes numbers as f32, with one rounding. `missing` replaces nulls and NaN.
+pub(super) fn floats(array: &dyn Array, missing: Option<f32>, to: Column<'_>) -> Result<(), Unfit> {
+    primitive!(array,
+        Float64Type | Int8Type | Int16Type | Int32Type | Int64Type | UInt8Type | UInt16Type | UInt32Type
+            | UInt64Type => |own| numbers(own, own.values().iter().map(|own| *own as f32), missing, to);
+        Float32Type => |own| numbers(own, own.values().iter().copied(), missing, to);
+        Float16Type => |own| numbers(own, own.values().iter().map(|own| own.to_f32()), missing, to);
+    );
+    let own = array.as_boolean_opt().ok_or(Unfit::Type)?;
+    numbers(own, own.values().iter().map(|own| f32::from(u8::from(own))), missing, to)
 }
 
-/// Reads whole numbers. Dates are read as days, and times in the unit of the column. The result for
-/// a number that int64 cannot represent is an error.
-pub(super) fn integers(array: &dyn Array) -> Option<Vec<Option<Result<i64, String>>>> {
-    cells!(array,
-        Int64Array | Date64Array | Time64MicrosecondArray | Time64NanosecondArray | TimestampSecondArray
-            | TimestampMillisecondArray | TimestampMicrosecondArray | TimestampNanosecondArray => Ok;
-        Int8Array | Int16Array | Int32Array | UInt8Array | UInt16Array | UInt32Array | BooleanArray | Date32Array
-            | Time32MillisecondArray => |own| Ok(i64::from(own));
-        UInt64Array => |own| i64::try_from(own).map_err(|_| own.to_string());
-        Float32Array => |own| whole(f64::from(own));
-        Float64Array => whole;
-    )
+/// Writes the numbers of an array. Where the array has a null, `values` has any number.
+fn numbers(
+    array: &dyn Array,
+    values: impl Iterator<Item = f32>,
+    missing: Option<f32>,
+    mut to: Column<'_>,
+) -> Result<(), Unfit> {
+    let nan = to.write(values);
+    let Some(missing) = missing else {
+        if !nan && array.null_count() == 0 {
+            return Ok(());
+        }
+        let mut rows = 0..array.len();
+        let row = rows.find(|row| array.is_null(*row) || to.get(*row).is_nan());
+        return row.map_or(Ok(()), |row| Err(Unfit::Missing(row)));
+    };
+    if nan {
+        // If a NaN reached the model, it would make all weights NaN.
+        to.iter_mut().filter(|number| number.is_nan()).for_each(|number| *number = missing);
+    }
+    nulls(array, |row| to.set(row, missing));
+    Ok(())
+}
+
+/// Calls `found` with each row that is null.
+fn nulls(array: &dyn Array, found: impl FnMut(usize)) {
+    if let Some(valid) = array.nulls().filter(|valid| valid.null_count() > 0) {
+        (!valid.inner()).set_indices().for_each(found);
+    }
+}
+
+/// Writes whole numbers. Dates are read as days, and times in the unit of the column. `missing`
+/// replaces nulls.
+pub(super) fn integers(
+    array: &dyn Array,
+    missing: Option<i64>,
+    to: &mut [i64],
+) -> Result<(), Unfit> {
+    written(array, to)?;
+    match missing {
+        Some(missing) => nulls(array, |row| to[row] = missing),
+        None if array.null_count() == 0 => {}
+        None => {
+            let row = (0..array.len()).find(|row| array.is_null(*row));
+            return row.map_or(Ok(()), |row| Err(Unfit::Missing(row)));
+        }
+    }
+    Ok(())
+}
+
+/// Writes whole numbers, and any number where the array has a null.
+fn written(array: &dyn Array, to: &mut [i64]) -> Result<(), Unfit> {
+    fn all(values: impl Iterator<Item = i64>, to: &mut [i64]) -> Result<(), Unfit> {
+        to.iter_mut().zip(values).for_each(|(to, value)| *to = value);
+        Ok(())
+    }
+    primitive!(array,
+        Int64Type | Date64Type | Time64MicrosecondType | Time64NanosecondType | TimestampSecondType
+            | TimestampMillisecondType | TimestampMicrosecondType | TimestampNanosecondType
+            => |own| all(own.values().iter().copied(), to);
+        Int8Type | Int16Type | Int32Type | UInt8Type | UInt16Type | UInt32Type | Date32Type
+            | Time32MillisecondType => |own| all(own.values().iter().map(|own| i64::from(*own)), to);
+        UInt64Type => |own| {
+            let values = own.values().iter().map(|own| i64::try_from(*own).map_err(|_| own.to_string()));
+            checked(own, values, to)
+        };
+        Float32Type => |own| checked(own, own.values().iter().map(|own| whole(f64::from(*own))), to);
+        Float64Type => |own| checked(own, own.values().iter().map(|own| whole(*own)), to);
+    );
+    let own = array.as_boolean_opt().ok_or(Unfit::Type)?;
+    all(own.values().iter().map(i64::from), to)
+}
+
+/// Writes numbers. An error where the array has a null is ignored.
+fn checked(
+    array: &dyn Array,
+    values: impl Iterator<Item = Result<i64, String>>,
+    to: &mut [i64],
+) -> Result<(), Unfit> {
+    for (row, (to, value)) in to.iter_mut().zip(values).enumerate() {
+        match value {
+            Ok(value) => *to = value,
+            Err(_) if array.is_null(row) => {}
+            Err(number) => return Err(Unfit::NotWhole(row, number)),
+        }
+    }
+    Ok(())
 }
 
 /// Converts a floating-point number to an integer if it is a whole number. Programs without
@@ -59,11 +154,149 @@ fn whole(number: f64) -> Result<i64, String> {
     }
 }
 
-/// Reads text. Whole numbers are converted to text.
-pub(super) fn texts(array: &dyn Array) -> Option<Vec<Option<Cow<'_, str>>>> {
-    cells!(array,
-        StringArray | LargeStringArray | StringViewArray => Cow::Borrowed;
-        Int64Array | Int8Array | Int16Array | Int32Array | UInt8Array | UInt16Array | UInt32Array
-            | UInt64Array | BooleanArray => |own| Cow::Owned(own.to_string());
-    )
+/// The ids of the names of a column's dictionary. The column's arrays have the same dictionary for
+/// many rows, so a name is looked up once for all of them.
+pub(super) struct Dictionary<'c> {
+    column: String,
+    known: &'c Categories,
+    names: ArrayRef,
+    ids: Vec<i64>,
+}
+
+/// The dictionaries of the columns that were read last.
+pub(super) type Dictionaries<'c> = Vec<Dictionary<'c>>;
+
+/// Returns the ids of the names of a column's dictionary, or [`UNKNOWN`].
+fn looked_up<'d, 'c>(
+    all: &'d mut Dictionaries<'c>,
+    column: &str,
+    known: &'c Categories,
+    names: &ArrayRef,
+) -> &'d [i64] {
+    let same = |own: &Dictionary<'c>| own.column == column && std::ptr::eq(own.known, known);
+    let at = all.iter().position(same).unwrap_or_else(|| {
+        let (column, names) = (column.to_owned(), arrow_array::new_empty_array(names.data_type()));
+        all.push(Dictionary { column, known, names, ids: Vec::new() });
+        all.len() - 1
+    });
+    let own = &mut all[at];
+    if !Arc::ptr_eq(&own.names, names) {
+        own.names = names.clone();
+        own.ids.clear();
+        if let Some(names) = names.as_string_opt::<i32>() {
+            own.ids.extend(names.iter().map(|name| name.map_or(UNKNOWN, |name| id(known, name))));
+        }
+    }
+    &own.ids
+}
+
+/// Stands for the id of text that is not one of the categories. No category has this id.
+const UNKNOWN: i64 = -1;
+
+fn id(known: &Categories, name: &str) -> i64 {
+    known.id(name).unwrap_or(UNKNOWN)
+}
+
+/// Writes the ids of text or of whole numbers, which are converted to text. `missing` replaces
+/// nulls. `dictionaries` are those of earlier rows.
+pub(super) fn ids<'c>(
+    array: &dyn Array,
+    column: &str,
+    known: &'c Categories,
+    missing: Option<i64>,
+    dictionaries: &mut Dictionaries<'c>,
+    to: &mut [i64],
+) -> Result<(), Unfit> {
+    if let Some(own) = array.as_dictionary_opt::<Int32Type>()
+        && let Some(names) = own.values().as_string_opt::<i32>()
+    {
+        let (ids, keys) = (looked_up(dictionaries, column, known, own.values()), own.keys());
+        let id = |key: &i32| ids.get(*key as usize).copied().unwrap_or(UNKNOWN);
+        let name = |row| names.value(keys.value(row) as usize).to_owned();
+        return found(array, keys.values().iter().map(id), name, missing, to);
+    }
+    if let Some(own) = array.as_string_opt::<i32>() {
+        let ids = own.iter().map(|name| name.map_or(UNKNOWN, |name| id(known, name)));
+        return found(array, ids, |row| own.value(row).to_owned(), missing, to);
+    }
+    if let Some(own) = array.as_boolean_opt() {
+        let ids = [id(known, "false"), id(known, "true")];
+        let ids = own.values().iter().map(|value| ids[usize::from(value)]);
+        return found(array, ids, |row| own.value(row).to_string(), missing, to);
+    }
+    primitive!(array,
+        Int64Type | Int8Type | Int16Type | Int32Type | UInt8Type | UInt16Type | UInt32Type | UInt64Type => |own| {
+            let mut ids = HashMap::new();
+            let ids = own.values().iter().map(|value| {
+                *ids.entry(*value).or_insert_with(|| id(known, &value.to_string()))
+            });
+            found(array, ids, |row| own.value(row).to_string(), missing, to)
+        };
+    );
+    Err(Unfit::Type)
+}
+
+/// Writes ids. Where the array has a null, `ids` has any id. `name` returns the text in a row.
+fn found(
+    array: &dyn Array,
+    ids: impl Iterator<Item = i64>,
+    name: impl Fn(usize) -> String,
+    missing: Option<i64>,
+    to: &mut [i64],
+) -> Result<(), Unfit> {
+    let mut least = 0;
+    to.iter_mut().zip(ids).for_each(|(to, id)| {
+        least = least.min(id);
+        *to = id;
+    });
+    if least == UNKNOWN || (missing.is_none() && array.null_count() > 0) {
+        for (row, id) in to.iter().enumerate() {
+            match array.is_null(row) {
+                true if missing.is_none() => return Err(Unfit::Missing(row)),
+                false if *id == UNKNOWN => return Err(Unfit::Unknown(row, name(row))),
+                _ => {}
+            }
+        }
+    }
+    if let Some(missing) = missing {
+        nulls(array, |row| to[row] = missing);
+    }
+    Ok(())
+}
+
+/// Adds the different texts of an array to `names`. Whole numbers are converted to text.
+pub(super) fn names(array: &dyn Array, names: &mut BTreeSet<String>) -> Result<(), Unfit> {
+    let mut add = |name: &str| {
+        if !names.contains(name) {
+            names.insert(name.to_owned());
+        }
+    };
+    if let Some(own) = array.as_dictionary_opt::<Int32Type>()
+        && let Some(values) = own.values().as_string_opt::<i32>()
+    {
+        // A dictionary may have names that no row has.
+        let mut used = vec![false; values.len()];
+        own.keys().iter().flatten().for_each(|key| used[key as usize] = true);
+        values.iter().zip(used).filter(|(_, used)| *used).for_each(|(name, _)| {
+            name.map(&mut add);
+        });
+        return Ok(());
+    }
+    if let Some(own) = array.as_string_opt::<i32>() {
+        own.iter().flatten().for_each(add);
+        return Ok(());
+    }
+    if let Some(own) = array.as_boolean_opt() {
+        let values: HashSet<bool> = own.iter().flatten().collect();
+        values.iter().for_each(|value| add(&value.to_string()));
+        return Ok(());
+    }
+    primitive!(array,
+        Int64Type | Int8Type | Int16Type | Int32Type | UInt8Type | UInt16Type | UInt32Type | UInt64Type => |own| {
+            let values: HashSet<_> = own.iter().flatten().collect();
+            values.iter().for_each(|value| add(&value.to_string()));
+            Ok(())
+        };
+    );
+    Err(Unfit::Type)
 }

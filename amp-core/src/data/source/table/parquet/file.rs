@@ -1,31 +1,50 @@
 //! Reads a Parquet file by row groups.
 
 use std::{
-    borrow::Cow,
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
 
 use arrow_array::{ArrayRef, RecordBatch};
+use arrow_schema::{DataType, Schema, SchemaRef};
 use parquet::{
     arrow::{
         ProjectionMask,
         arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
     },
+    basic::ConvertedType,
     errors::ParquetError,
 };
 
 use super::{
-    super::cells::{Rows, refused},
-    arrays,
+    super::{
+        Categories,
+        cells::{Column, Rows},
+        fields::Part,
+    },
+    arrays::{self, Dictionaries, Unfit},
     positioned::Positioned,
 };
 use crate::{Error, Result};
+
+/// The number of rows that are decoded at once. With so many rows, the values of some columns stay
+/// in the cache of a core until they are converted.
+const ROWS: usize = 4096;
+
+/// The number of rows whose texts are read at once to find the different ones.
+const NAMES: usize = 1 << 20;
+
+/// What a column of categories contains.
+const TEXT: &str = "of text or whole numbers";
 
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) path: PathBuf,
     file: Positioned,
+    /// The columns with the types that error messages name.
+    types: SchemaRef,
+    /// The columns with the types that are read.
     footer: ArrowReaderMetadata,
 }
 
@@ -39,7 +58,22 @@ impl File {
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let footer =
             ArrowReaderMetadata::load(&file, options).map_err(|error| damaged(path, &error))?;
-        Ok(Self { path: path.to_owned(), file, footer })
+        let types = footer.schema().clone();
+        let options = ArrowReaderOptions::new().with_schema(with_dictionaries(&footer).into());
+        let footer = ArrowReaderMetadata::try_new(footer.metadata().clone(), options)
+            .map_err(|error| damaged(path, &error))?;
+        let own = Self { path: path.to_owned(), file, types, footer };
+        let all = own.group_rows().try_fold(0_i64, |all, rows| match rows {
+            0.. => all.checked_add(rows),
+            _ => None,
+        });
+        match all {
+            Some(_) => Ok(own),
+            None => {
+                let why = "a row group has an impossible number of rows".to_owned();
+                Err(damaged(path, &ParquetError::General(why)))
+            }
+        }
     }
 
     pub(super) fn columns(&self) -> impl Iterator<Item = &str> {
@@ -48,6 +82,11 @@ impl File {
 
     pub(super) fn group_rows(&self) -> impl Iterator<Item = i64> {
         self.footer.metadata().row_groups().iter().map(|group| group.num_rows())
+    }
+
+    /// Returns the number of rows of a row group.
+    pub(super) fn rows_of(&self, group: usize) -> usize {
+        self.footer.metadata().row_group(group).num_rows().cast_unsigned() as usize
     }
 
     /// Returns an error if the file does not have this column.
@@ -63,29 +102,93 @@ impl File {
         })
     }
 
-    /// Reads these columns of one row group.
-    pub(super) fn read<'c>(
+    /// Reads a row group, and writes its rows to `part`, their places.
+    pub(super) fn fill<'c>(
         &self,
         group: usize,
         columns: impl IntoIterator<Item = &'c str>,
-    ) -> Result<GroupRows<'_>> {
+        mut part: Part<'_, 'c>,
+    ) -> Result<()> {
+        let first: i64 = self.group_rows().take(group).sum();
+        let (schema, mut read) = (self.footer.schema().clone(), 0);
+        let batch = RecordBatch::new_empty(schema);
+        let mut rows = BatchRows { file: self, first, batch, dictionaries: Vec::new() };
+        for batch in self.batches(group, columns, ROWS)? {
+            rows.batch = batch?;
+            let count = rows.batch.num_rows();
+            let places = part.first(count).ok_or_else(|| self.another_count(group))?;
+            places.read(&mut rows)?;
+            rows.first += count as i64;
+        }
+        match part.len() {
+            0 => Ok(()),
+            _ => Err(self.another_count(group)),
+        }
+    }
+
+    /// Returns the different texts of a column in one row group.
+    pub(super) fn names(&self, group: usize, column: &str) -> Result<BTreeSet<String>> {
+        let mut names = BTreeSet::new();
+        for batch in self.batches(group, [column], NAMES)? {
+            for array in batch?.columns() {
+                arrays::names(array, &mut names).map_err(|_| self.unfit(column, TEXT))?;
+            }
+        }
+        Ok(names)
+    }
+
+    /// Reads these columns of one row group, in batches of at most `rows` rows.
+    fn batches<'c>(
+        &self,
+        group: usize,
+        columns: impl IntoIterator<Item = &'c str>,
+        rows: usize,
+    ) -> Result<impl Iterator<Item = Result<RecordBatch>>> {
         let roots = columns.into_iter().map(|column| self.root(column));
         let roots = roots.collect::<Result<Vec<_>>>()?;
-        let counts: Vec<i64> = self.group_rows().collect();
         let mask = ProjectionMask::roots(self.footer.parquet_schema(), roots);
         let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(
             self.file.clone(),
             self.footer.clone(),
-        )
-        .with_projection(mask)
-        .with_row_groups(vec![group])
-        .with_batch_size(counts[group].max(1).cast_unsigned() as usize)
-        .build()
-        .map_err(|error| damaged(&self.path, &error))?;
-        let batches = reader.collect::<std::result::Result<Vec<_>, _>>();
-        let batches = batches.map_err(|error| damaged(&self.path, &error))?;
-        Ok(GroupRows { path: &self.path, first: counts[..group].iter().sum(), batches })
+        );
+        let reader = reader.with_projection(mask).with_row_groups(vec![group]);
+        let reader = reader.with_batch_size(rows).build();
+        let reader = reader.map_err(|error| damaged(&self.path, &error))?;
+        Ok(reader.map(|batch| batch.map_err(|error| damaged(&self.path, &error))))
     }
+
+    fn another_count(&self, group: usize) -> Error {
+        let why = format!("row group {group} has another number of rows than the footer says");
+        damaged(&self.path, &ParquetError::General(why))
+    }
+
+    /// Builds the error for a column whose type cannot be converted.
+    fn unfit(&self, column: &str, expected: &str) -> Error {
+        let mut fields = self.types.fields().iter().filter(|field| field.name() == column);
+        let kind = fields.next().map_or(&DataType::Null, |field| field.data_type());
+        let path = self.path.display();
+        Error::config(format!("{path}: `{column}` is of type {kind}, not {expected}"))
+    }
+}
+
+/// Returns the types of the columns, with text as a dictionary and the numbers of its entries.
+/// Parquet files mostly store text this way, so it need not be copied for each row.
+fn with_dictionaries(footer: &ArrowReaderMetadata) -> Schema {
+    let types = footer.schema();
+    let stored = footer.parquet_schema().root_schema().get_fields();
+    let fields = types.fields().iter().zip(stored).map(|(field, stored)| {
+        let field = field.as_ref().clone();
+        // The parquet crate reads no other kinds of text, such as JSON, as a dictionary of text.
+        let text = stored.get_basic_info().converted_type() == ConvertedType::UTF8;
+        match field.data_type() {
+            DataType::Utf8 if text => field.with_data_type(DataType::Dictionary(
+                Box::new(DataType::Int32),
+                Box::new(DataType::Utf8),
+            )),
+            _ => field,
+        }
+    });
+    Schema::new_with_metadata(fields.collect::<Vec<_>>(), types.metadata().clone())
 }
 
 fn damaged(path: &Path, error: &(impl std::error::Error + 'static)) -> Error {
@@ -101,61 +204,60 @@ fn damaged(path: &Path, error: &(impl std::error::Error + 'static)) -> Error {
     }
 }
 
-/// The rows of one row group.
-pub(super) struct GroupRows<'f> {
-    path: &'f Path,
-    /// The number of the row group's first row, counted from the start of the file.
+/// The rows of a batch that was read from a row group.
+struct BatchRows<'f, 'c> {
+    file: &'f File,
+    /// The number of the batch's first row, counted from the start of the file.
     first: i64,
-    batches: Vec<RecordBatch>,
+    batch: RecordBatch,
+    dictionaries: Dictionaries<'c>,
 }
 
-impl GroupRows<'_> {
-    fn column<'s, T>(
-        &'s self,
-        column: &str,
-        read: impl Fn(&'s ArrayRef) -> Option<Vec<T>>,
-        expected: &str,
-    ) -> Result<Vec<T>> {
-        let mut cells = Vec::with_capacity(Rows::len(self));
-        for batch in &self.batches {
-            let Some(array) = batch.column_by_name(column) else {
-                let path = self.path.display();
-                return Err(Error::config(format!("{path}: the column `{column}` was not read")));
-            };
-            let read = read(array).ok_or_else(|| {
-                let (path, kind) = (self.path.display(), array.data_type());
-                Error::config(format!("{path}: `{column}` is of type {kind}, not {expected}"))
-            });
-            cells.extend(read?);
+impl BatchRows<'_, '_> {
+    fn array(&self, column: &str) -> Result<ArrayRef> {
+        self.batch.column_by_name(column).cloned().ok_or_else(|| {
+            let path = self.file.path.display();
+            Error::config(format!("{path}: the column `{column}` was not read"))
+        })
+    }
+
+    fn unfit(&self, column: &str, unfit: Unfit, expected: &str) -> Error {
+        match unfit {
+            Unfit::Type => self.file.unfit(column, expected),
+            Unfit::Missing(row) => self.missing(row, column),
+            Unfit::Unknown(row, name) => self.unknown(row, column, &name),
+            Unfit::NotWhole(row, number) => {
+                let why = format!("is {number}, which is not an int64 integer");
+                self.refused(row, column, &why)
+            }
         }
-        Ok(cells)
     }
 }
 
-impl Rows for GroupRows<'_> {
-    fn len(&self) -> usize {
-        self.batches.iter().map(RecordBatch::num_rows).sum()
-    }
-
+impl<'c> Rows<'c> for BatchRows<'_, 'c> {
     fn place(&self, row: usize) -> String {
-        format!("{}, row {}", self.path.display(), self.first + row as i64)
+        format!("{}, row {}", self.file.path.display(), self.first + row as i64)
     }
 
-    fn floats(&self, column: &str) -> Result<Vec<Option<f32>>> {
-        self.column(column, |array| arrays::floats(&**array), "of numbers")
+    fn floats(&mut self, column: &str, missing: Option<f32>, to: Column<'_>) -> Result<()> {
+        arrays::floats(&self.array(column)?, missing, to)
+            .map_err(|unfit| self.unfit(column, unfit, "of numbers"))
     }
 
-    fn integers(&self, column: &str) -> Result<Vec<Option<i64>>> {
-        let cells = self.column(column, |array| arrays::integers(&**array), "of whole numbers")?;
-        let cells = cells.into_iter().enumerate().map(|(row, cell)| {
-            cell.transpose().map_err(|number| {
-                refused(self, row, column, &format!("is {number}, which is not an int64 integer"))
-            })
-        });
-        cells.collect()
+    fn integers(&mut self, column: &str, missing: Option<i64>, to: &mut [i64]) -> Result<()> {
+        arrays::integers(&self.array(column)?, missing, to)
+            .map_err(|unfit| self.unfit(column, unfit, "of whole numbers"))
     }
 
-    fn texts(&self, column: &str) -> Result<Vec<Option<Cow<'_, str>>>> {
-        self.column(column, |array| arrays::texts(&**array), "of text or whole numbers")
+    fn ids(
+        &mut self,
+        column: &str,
+        known: &'c Categories,
+        missing: Option<i64>,
+        to: &mut [i64],
+    ) -> Result<()> {
+        let array = self.array(column)?;
+        arrays::ids(&array, column, known, missing, &mut self.dictionaries, to)
+            .map_err(|unfit| self.unfit(column, unfit, TEXT))
     }
 }

@@ -5,6 +5,8 @@ mod file;
 mod parallel;
 mod positioned;
 mod set;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +16,7 @@ use std::{
 
 use self::file::File;
 pub use self::set::ParquetSet;
-use super::{Categories, Columns, cells::Rows};
+use super::{Categories, Columns};
 use crate::{Error, Result, data::AnyBatch};
 
 /// A Parquet file, or several files with the same columns that are read as one table. Opening a
@@ -141,16 +143,8 @@ impl ParquetTable {
     /// # Errors
     /// When the column is missing or cannot be read.
     pub fn categories(&self, column: &str) -> Result<Categories> {
-        let groups: Vec<Group> = self.groups().collect();
-        let names = parallel::each(self.threads, &groups, |(file, group)| {
-            let rows = self.files[*file].read(*group, [column])?;
-            let mut names = BTreeSet::new();
-            for name in rows.texts(column)?.into_iter().flatten() {
-                if !names.contains(&*name) {
-                    names.insert(name.into_owned());
-                }
-            }
-            Ok(names)
+        let names = parallel::each(self.threads, self.groups(), |(file, group)| {
+            self.files[file].names(group, column)
         })?;
         Ok(Categories::of(names.into_iter().flatten().collect::<BTreeSet<_>>()))
     }
@@ -162,10 +156,7 @@ impl ParquetTable {
     /// When the table lacks a column, a value does not fit the field for which it is used, or there
     /// is no row.
     pub fn batch(&self, columns: &Columns) -> Result<AnyBatch> {
-        let groups: Vec<Group> = self.groups().collect();
-        AnyBatch::joined(&parallel::each(self.threads, &groups, |group| {
-            self.group(*group, columns)
-        })?)
+        self.read(&self.groups().collect::<Vec<_>>(), columns)
     }
 
     /// Returns the rows as a data set that reads a row group only when one of its rows is
@@ -181,8 +172,25 @@ impl ParquetTable {
         Ok(ParquetSet::new(self, columns))
     }
 
-    fn group(&self, (file, group): Group, columns: &Columns) -> Result<AnyBatch> {
-        columns.batch(&self.files[file].read(group, columns.read())?)
+    /// Reads row groups, which follow each other in the batch.
+    fn read(&self, groups: &[Group], columns: &Columns) -> Result<AnyBatch> {
+        let rows = |(file, group): Group| self.files[file].rows_of(group);
+        let all = groups.iter().map(|group| rows(*group)).sum();
+        if all == 0 {
+            return Err(Error::config("there are no rows to make a batch of"));
+        }
+        let mut fields = columns.fields(all)?;
+        let mut rest = fields.part();
+        let parts = groups.iter().map(|group| {
+            let Some(part) = rest.first(rows(*group)) else {
+                unreachable!("there are places for all rows");
+            };
+            (*group, part)
+        });
+        parallel::each(self.threads, parts, |((file, group), part)| {
+            self.files[file].fill(group, columns.read(), part)
+        })?;
+        columns.batch(fields)
     }
 
     /// Returns the path of the table's first file, for error messages.

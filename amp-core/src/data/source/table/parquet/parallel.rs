@@ -1,35 +1,34 @@
 //! Decodes several row groups at once, each on a thread.
 
 use std::{
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
 };
 
 use crate::{Error, Result};
 
 /// Returns the result of `decode` for each item, in the order of the items.
-pub(super) fn each<I: Sync, T: Send>(
+pub(super) fn each<I: Send, T: Send>(
     threads: usize,
-    items: &[I],
-    decode: impl Fn(&I) -> Result<T> + Sync,
+    items: impl IntoIterator<Item = I>,
+    decode: impl Fn(I) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
+    let items: Vec<I> = items.into_iter().collect();
     let threads = threads.min(items.len());
     if threads <= 1 {
-        return items.iter().map(decode).collect();
+        return items.into_iter().map(decode).collect();
     }
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(items.len())));
+    let done = Mutex::new(Vec::with_capacity(items.len()));
+    let left = Mutex::new(items.into_iter().enumerate());
     let work = || {
         loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(at) else { break };
+            let next = locked(&left).next();
+            let Some((at, item)) = next else { break };
             let made = decode(item);
             if made.is_err() {
-                next.store(items.len(), Ordering::Relaxed);
+                locked(&left).by_ref().for_each(drop);
             }
-            done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((at, made));
+            locked(&done).push((at, made));
         }
     };
     thread::scope(|scope| -> Result<()> {
@@ -40,14 +39,21 @@ pub(super) fn each<I: Sync, T: Send>(
         }
         Ok(())
     })?;
-    let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_by_key(|(at, _)| *at);
     done.into_iter().map(|(_, made)| made).collect()
 }
 
+fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::{Barrier, Condvar};
+    use std::sync::{
+        Barrier, Condvar,
+        atomic::{AtomicUsize, Ordering},
+    };
 
     use super::*;
 
@@ -56,10 +62,10 @@ mod tests {
     #[test]
     fn results_are_in_order() -> Result<()> {
         let (both, done, later) = (Barrier::new(2), Mutex::new(false), Condvar::new());
-        let made = each(2, &[0, 1], |item| {
+        let made = each(2, [0, 1], |item| {
             both.wait();
             let mut done = done.lock().expect("no thread panics");
-            if *item == 0 {
+            if item == 0 {
                 drop(later.wait_while(done, |done| !*done).expect("no thread panics"));
             } else {
                 *done = true;
@@ -69,8 +75,8 @@ mod tests {
         })?;
         assert_eq!(made, [0, 10]);
         let items: Vec<i32> = (0..100).collect();
-        assert_eq!(each(3, &items, |item| Ok(item + 1))?, (1..=100).collect::<Vec<_>>());
-        assert_eq!(each(3, &[], |item: &i32| Ok(*item))?, [0; 0]);
+        assert_eq!(each(3, items, |item| Ok(item + 1))?, (1..=100).collect::<Vec<_>>());
+        assert_eq!(each(3, [], |item: i32| Ok(item))?, [0; 0]);
         Ok(())
     }
 
@@ -79,9 +85,9 @@ mod tests {
     #[test]
     fn the_first_error_is_returned() {
         let (both, begun) = (Barrier::new(2), AtomicUsize::new(0));
-        let outcome: Result<Vec<()>> = each(2, &[0, 1, 2, 3, 4, 5], |item| {
+        let outcome: Result<Vec<()>> = each(2, 0..6, |item| {
             begun.fetch_add(1, Ordering::Relaxed);
-            if *item < 2 {
+            if item < 2 {
                 both.wait();
             }
             Err(Error::config(format!("item {item}")))

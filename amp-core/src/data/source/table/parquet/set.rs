@@ -85,7 +85,7 @@ impl ParquetSet {
     fn read(&self, groups: impl Iterator<Item = usize>) -> Result<Vec<(usize, AnyBatch)>> {
         let missing: Vec<usize> = groups.filter(|group| !self.is_kept(*group)).collect();
         let Self { table, columns, groups, .. } = self;
-        parallel::each(table.threads, &missing, |at| Ok((*at, table.group(groups[*at], columns)?)))
+        parallel::each(table.threads, missing, |at| Ok((at, table.read(&[groups[at]], columns)?)))
     }
 
     /// Puts a row group that was just read into memory, and removes another one if there are too

@@ -69,10 +69,7 @@ impl File {
         });
         match all {
             Some(_) => Ok(own),
-            None => {
-                let why = "a row group has an impossible number of rows".to_owned();
-                Err(damaged(path, &ParquetError::General(why)))
-            }
+            None => Err(incomplete(path, "a row group has an impossible number of rows")),
         }
     }
 
@@ -110,8 +107,7 @@ impl File {
         mut part: Part<'_, 'c>,
     ) -> Result<()> {
         let first: i64 = self.group_rows().take(group).sum();
-        let (schema, mut read) = (self.footer.schema().clone(), 0);
-        let batch = RecordBatch::new_empty(schema);
+        let batch = RecordBatch::new_empty(self.footer.schema().clone());
         let mut rows = BatchRows { file: self, first, batch, dictionaries: Vec::new() };
         for batch in self.batches(group, columns, ROWS)? {
             rows.batch = batch?;
@@ -159,7 +155,7 @@ impl File {
 
     fn another_count(&self, group: usize) -> Error {
         let why = format!("row group {group} has another number of rows than the footer says");
-        damaged(&self.path, &ParquetError::General(why))
+        incomplete(&self.path, &why)
     }
 
     /// Builds the error for a column whose type cannot be converted.
@@ -178,7 +174,7 @@ fn with_dictionaries(footer: &ArrowReaderMetadata) -> Schema {
     let stored = footer.parquet_schema().root_schema().get_fields();
     let fields = types.fields().iter().zip(stored).map(|(field, stored)| {
         let field = field.as_ref().clone();
-        // The parquet crate reads no other kinds of text, such as JSON, as a dictionary of text.
+        // The parquet crate does not read other kinds of text, such as JSON, as a dictionary of text.
         let text = stored.get_basic_info().converted_type() == ConvertedType::UTF8;
         match field.data_type() {
             DataType::Utf8 if text => field.with_data_type(DataType::Dictionary(
@@ -197,11 +193,13 @@ fn damaged(path: &Path, error: &(impl std::error::Error + 'static)) -> Error {
     let line = text.lines().next().unwrap_or_default();
     let own: &(dyn std::error::Error + 'static) = error;
     match own.downcast_ref::<ParquetError>() {
-        Some(ParquetError::General(_) | ParquetError::EOF(_)) => {
-            Error::config(format!("{}: not a complete Parquet file: {line}", path.display()))
-        }
+        Some(ParquetError::General(_) | ParquetError::EOF(_)) => incomplete(path, line),
         _ => Error::config(format!("{}: {line}", path.display())),
     }
+}
+
+fn incomplete(path: &Path, why: &str) -> Error {
+    Error::config(format!("{}: not a complete Parquet file: {why}", path.display()))
 }
 
 /// The rows of a batch that was read from a row group.

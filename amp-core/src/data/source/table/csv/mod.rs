@@ -1,6 +1,9 @@
 //! Reads CSV files and converts their columns to tensors.
 
+mod cells;
+
 use std::{
+    borrow::Cow,
     collections::HashSet,
     fs,
     path::{Path, PathBuf},
@@ -9,6 +12,7 @@ use std::{
 
 use tch::Tensor;
 
+use self::cells::Cells;
 use super::{
     Categories, Columns,
     categories::Ids,
@@ -56,12 +60,8 @@ const ROWS: usize = 1024;
 pub struct Table {
     path: PathBuf,
     columns: Vec<String>,
-    /// The texts of all cells, row by row, without the whitespace around them.
-    text: String,
-    /// The end of each cell in `text`.
-    ends: Vec<usize>,
-    /// The number of the line at which each row begins in the file.
-    lines: Vec<u64>,
+    /// The names of the columns, and then the rows.
+    cells: Cells,
 }
 
 impl Table {
@@ -69,8 +69,8 @@ impl Table {
     /// follow RFC 4180.
     ///
     /// # Errors
-    /// When the file cannot be read, two columns have the same name, or two rows have different
-    /// numbers of cells.
+    /// When the file cannot be read or is not UTF-8, two columns have the same name, or two rows have
+    /// different numbers of cells.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         Self::read_separated(path, b',')
     }
@@ -79,48 +79,44 @@ impl Table {
     /// `b';'` or `b'\t'`.
     ///
     /// # Errors
-    /// When the file cannot be read, two columns have the same name, or two rows have different
-    /// numbers of cells.
+    /// When the file cannot be read or is not UTF-8, two columns have the same name, or two rows have
+    /// different numbers of cells. When the separator is a quote, a line break or not ASCII.
     pub fn read_separated(path: impl AsRef<Path>, separator: u8) -> Result<Self> {
         let path = path.as_ref().to_owned();
-        let refused = |error: csv::Error| {
-            let why = error.to_string();
-            match error.into_kind() {
-                csv::ErrorKind::Io(error) => Error::io(&path, error),
-                _ => Error::config(format!("{}: {why}", path.display())),
-            }
-        };
+        let refused = |why: &str| Error::config(format!("{}: {why}", path.display()));
+        if !separator.is_ascii() || matches!(separator, b'"' | b'\r' | b'\n') {
+            let byte = separator.escape_ascii();
+            return Err(refused(&format!(
+                "cells cannot be separated by `{byte}`: choose an ASCII character other than a quote and a line break"
+            )));
+        }
         let file = fs::read(&path).map_err(|error| Error::io(&path, error))?;
-        let mut reader = csv::ReaderBuilder::new();
-        let mut reader = reader.delimiter(separator).from_reader(file.as_slice());
-        let columns = reader.headers().map_err(refused)?.iter();
-        let columns: Vec<String> = columns.map(|column| column.trim().to_owned()).collect();
+        let text = String::from_utf8(file).map_err(|error| {
+            let line = cells::line(error.as_bytes(), error.utf8_error().valid_up_to());
+            refused(&format!("line {line} is not UTF-8: save the file as UTF-8"))
+        })?;
+        let cells = Cells::new(text, separator).map_err(|why| refused(&why))?;
+        let columns: Vec<String> = match cells.rows() {
+            0 => Vec::new(),
+            _ => cells.row(0).map(Cow::into_owned).collect(),
+        };
         for (at, column) in columns.iter().enumerate() {
             if columns[..at].contains(column) {
                 let path = path.display();
                 return Err(Error::config(format!("{path}: two columns are called `{column}`")));
             }
         }
-        let (mut text, mut ends, mut lines) = (String::new(), Vec::new(), Vec::new());
-        let mut row = csv::StringRecord::new();
-        while reader.read_record(&mut row).map_err(refused)? {
-            for cell in &row {
-                text.push_str(cell.trim());
-                ends.push(text.len());
-            }
-            lines.push(row.position().map_or(0, |position| line(&file, position)));
-        }
-        Ok(Self { path, columns, text, ends, lines })
+        Ok(Self { path, columns, cells })
     }
 
     /// Returns the number of rows.
     pub fn len(&self) -> i64 {
-        self.lines.len() as i64
+        self.rows() as i64
     }
 
     /// Returns whether there are no rows.
     pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
+        self.rows() == 0
     }
 
     /// Returns the columns' names.
@@ -160,7 +156,7 @@ impl Table {
     /// When the column is missing.
     pub fn categories(&self, column: &str) -> Result<Categories> {
         let at = self.index(column)?;
-        let cells = (0..self.lines.len()).map(|row| self.cell(row, at));
+        let cells = (0..self.rows()).map(|row| self.cell(row, at));
         Ok(Categories::of(cells.filter(|cell| !cell.is_empty()).collect::<HashSet<_>>()))
     }
 
@@ -179,7 +175,7 @@ impl Table {
     /// # Errors
     /// When the table lacks a column, or a cell does not fit the field for which it is used.
     pub fn batch(&self, columns: &Columns) -> Result<AnyBatch> {
-        let mut fields = columns.fields(self.lines.len())?;
+        let mut fields = columns.fields(self.rows())?;
         self.fill(fields.part())?;
         columns.batch(fields)
     }
@@ -190,7 +186,7 @@ impl Table {
     }
 
     fn field(&self, content: Content<'_>) -> Result<Tensor> {
-        let mut fields = Fields::new([content], self.lines.len())?;
+        let mut fields = Fields::new([content], self.rows())?;
         self.fill(fields.part())?;
         match fields.tensors().next() {
             Some(tensor) => Ok(tensor),
@@ -201,8 +197,8 @@ impl Table {
     /// Reads all rows, and writes them to `part`, their places.
     fn fill<'c>(&self, mut part: Part<'_, 'c>) -> Result<()> {
         let mut rows = SomeRows { table: self, first: 0, count: 0, ids: Vec::new() };
-        while rows.first < self.lines.len() {
-            rows.count = ROWS.min(self.lines.len() - rows.first);
+        while rows.first < self.rows() {
+            rows.count = ROWS.min(self.rows() - rows.first);
             let Some(places) = part.first(rows.count) else {
                 unreachable!("there are places for all rows");
             };
@@ -219,19 +215,14 @@ impl Table {
         })
     }
 
-    fn cell(&self, row: usize, column: usize) -> &str {
-        let at = row * self.columns.len() + column;
-        let start = at.checked_sub(1).map_or(0, |before| self.ends[before]);
-        &self.text[start..self.ends[at]]
+    fn rows(&self) -> usize {
+        // The first row has the names of the columns.
+        self.cells.rows().saturating_sub(1)
     }
-}
 
-/// Returns the number of the line at which a row begins. `position` may be before line breaks that
-/// precede the row.
-fn line(file: &[u8], position: &csv::Position) -> u64 {
-    let behind = &file[position.byte() as usize..];
-    let breaks = behind.iter().take_while(|byte| matches!(byte, b'\r' | b'\n'));
-    position.line() + breaks.filter(|byte| **byte == b'\n').count() as u64
+    fn cell(&self, row: usize, column: usize) -> Cow<'_, str> {
+        self.cells.cell(1 + row, column)
+    }
 }
 
 /// Consecutive rows of a table.
@@ -243,7 +234,7 @@ struct SomeRows<'t, 'c> {
     ids: Vec<Ids<'c>>,
 }
 
-impl<'t, 'c> SomeRows<'t, 'c> {
+impl SomeRows<'_, '_> {
     /// Writes what `convert` returns for each row and its cell in a column. `None` is a missing
     /// value, as an empty cell is.
     fn each<'o, T: Copy + 'o>(
@@ -251,11 +242,11 @@ impl<'t, 'c> SomeRows<'t, 'c> {
         column: &str,
         missing: Option<T>,
         to: impl Iterator<Item = &'o mut T>,
-        convert: impl Fn(usize, &'t str) -> Result<Option<T>>,
+        convert: impl Fn(usize, &str) -> Result<Option<T>>,
     ) -> Result<()> {
         let at = self.table.index(column)?;
         for (row, to) in (0..self.count).zip(to) {
-            let value = match self.table.cell(self.first + row, at) {
+            let value = match &*self.table.cell(self.first + row, at) {
                 "" => None,
                 cell => convert(row, cell)?,
             };
@@ -279,7 +270,11 @@ impl<'t, 'c> SomeRows<'t, 'c> {
 
 impl<'c> Rows<'c> for SomeRows<'_, 'c> {
     fn place(&self, row: usize) -> String {
-        format!("{}, line {}", self.table.path.display(), self.table.lines[self.first + row])
+        format!(
+            "{}, line {}",
+            self.table.path.display(),
+            self.table.cells.line(1 + self.first + row)
+        )
     }
 
     fn floats(&mut self, column: &str, missing: Option<f32>, mut to: Column<'_>) -> Result<()> {

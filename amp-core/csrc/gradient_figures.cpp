@@ -1,4 +1,4 @@
-// Statistics of a gradient that the backward pass computes but does not keep.
+// Statistics of a gradient that the backward pass computes but does not keep, and the rounding of such a gradient.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -31,6 +31,18 @@ int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
     auto figures = at::zeros({4}, tensor->options().dtype(at::kDouble).requires_grad(false));
     tensor->register_hook([figures](const at::Tensor& grad) { note(figures, grad); });
     *out = new at::Tensor(figures);
+  });
+}
+
+// Returns an alias of `tensor`. The backward pass rounds the gradient of the alias to `dtype` before it reaches `tensor`.
+int amp_round_gradient(const at::Tensor* tensor, int dtype, at::Tensor** out) {
+  return amp::guarded([&] {
+    auto alias = tensor->alias();
+    if (alias.requires_grad()) {
+      const auto to = static_cast<at::ScalarType>(dtype);
+      alias.register_hook([to](const at::Tensor& grad) { return grad.defined() ? grad.to(to).to(grad.scalar_type()) : grad; });
+    }
+    *out = new at::Tensor(alias);
   });
 }
 

@@ -1,15 +1,16 @@
-//! Statistics of gradients that backward passes do not keep (`csrc/gradient_figures.cpp`).
+//! Statistics and rounding of gradients within a backward pass (`csrc/gradient_figures.cpp`).
 
 use std::ffi::c_int;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
-use super::{Handle, take_error};
+use super::{Handle, scalar_type, take_error};
 use crate::Result;
 
 unsafe extern "C" {
     fn amp_watch_gradient(tensor: Handle, out: *mut *mut C_tensor) -> c_int;
+    fn amp_round_gradient(tensor: Handle, dtype: c_int, out: *mut *mut C_tensor) -> c_int;
     fn amp_forget_twin(tensor: Handle) -> c_int;
 }
 
@@ -33,6 +34,15 @@ impl WatchedGradient {
         let figures = Vec::<f64>::try_from(&self.0)?;
         Ok((figures[0] != 0.0).then(|| (figures[1] as i64, figures[2] as i64, figures[3])))
     }
+}
+
+/// Returns an alias of `tensor`. The backward pass adds up the gradients from all uses of the alias,
+/// and rounds the sum to the dtype `to` before it reaches `tensor`.
+pub(crate) fn round_gradient(tensor: &Tensor, to: Kind) -> Result<Tensor> {
+    let (to, mut out) = (scalar_type(to)?, std::ptr::null_mut());
+    checked!(amp_round_gradient(tensor.as_ptr(), to, &mut out))?;
+    // SAFETY: on success a new tensor without another owner.
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 /// Drops the cached 16-bit cast of `tensor`. The kernel that made `tensor` wrote this cast as well.

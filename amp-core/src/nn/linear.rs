@@ -176,8 +176,9 @@ impl Visit for Linear {
 }
 
 impl Module for Linear {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        ffi::linear(input, &self.weight, self.bias.as_ref())
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        let (weight, bias) = cx.weight_and_bias(&self.weight, self.bias.as_ref())?;
+        ffi::linear(input, &weight, bias.as_deref())
     }
 
     fn op(&self) -> Op {

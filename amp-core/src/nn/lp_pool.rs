@@ -68,18 +68,19 @@ impl<const N: usize> Visit for LpPool<N> {
 }
 
 impl<const N: usize> Module for LpPool<N> {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let LpPoolConfig { norm_type, kernel_size: size, stride: Sizes(stride), ceil_mode } =
             self.config;
-        let powers = input.f_pow_tensor_scalar(norm_type)?;
+        let powers = cx.within("powers", &input.f_pow_tensor_scalar(norm_type)?)?;
         let means = match N {
             1 => powers.f_avg_pool1d(size.0, stride, [0], ceil_mode, true)?,
             2 => powers.f_avg_pool2d(size.0, stride, [0, 0], ceil_mode, true, None)?,
             _ => powers.f_avg_pool3d(size.0, stride, [0, 0, 0], ceil_mode, true, None)?,
         };
+        let means = cx.within("means", &means)?;
         // As in torch. The gradient of a sum of 0 is 0 because of the two factors.
         let sums =
             means.f_sign()?.f_mul(&means.f_abs()?.f_relu()?)?.f_mul_scalar(size.product())?;
-        Ok(sums.f_pow_tensor_scalar(1.0 / norm_type)?)
+        Ok(cx.within("sums", &sums)?.f_pow_tensor_scalar(1.0 / norm_type)?)
     }
 }

@@ -63,6 +63,8 @@ pub(crate) use check::{names_are_unique, parameters_require_gradients};
 pub use child::Child;
 pub use container::Sequential;
 pub use context::Context;
+#[doc(hidden)]
+pub use context::with_rounded_gradient;
 pub(crate) use context::{Evaluating, take_trained_in_evaluation};
 pub use conv::{
     Conv, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Conv3d, Conv3dConfig, ConvConfig,
@@ -112,7 +114,9 @@ pub use pool::{
     MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxPoolConfig,
 };
 pub(crate) use probe::Trace;
-pub use probe::{Call, DtypeProbe, Group, GroupProbe, ModuleOutput, Probe, Product, Substitute};
+pub use probe::{
+    Call, Casts, DtypeProbe, Group, GroupProbe, ModuleOutput, Probe, Product, Substitute,
+};
 pub(crate) use recompute::{Cell, Survey};
 pub use recompute::{Checkpoint, Segment};
 pub use recurrent::{

@@ -12,6 +12,12 @@ use crate::{Result, precision::RegionPlan};
 pub trait Probe {
     /// Receives a module after the module, and all modules within it, have run.
     fn ran(&self, call: &Call<'_>);
+
+    /// Receives an intermediate tensor of the module at this dotted path, if the module passes it
+    /// to [`Context::within`](super::Context::within) under this name.
+    fn inner(&self, path: &str, name: &str, inner: &Tensor) {
+        let _ = (path, name, inner);
+    }
 }
 
 /// A module that has run in the observed forward pass, with its input and output.
@@ -47,15 +53,49 @@ pub trait Substitute {
     /// When libtorch refuses an operation.
     fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor>;
 
-    /// Replaces an intermediate tensor of the module: the queries, keys, values, scores and
-    /// weights of attention.
+    /// Replaces an intermediate tensor of the module at this dotted path, which the module passes
+    /// to [`Context::within`](super::Context::within) under the name `name`. Examples are the
+    /// scores of attention and the states of a recurrent layer.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
-    fn within(&self, path: &str, inner: &Tensor) -> Result<Tensor> {
+    fn within(&self, path: &str, name: &str, inner: &Tensor) -> Result<Tensor> {
+        let _ = (path, name);
+        Ok(inner.shallow_clone())
+    }
+
+    /// Replaces an intermediate tensor of the module at this dotted path for its second or a later
+    /// use. The backward pass adds up the gradients of all uses, those of later uses first. The
+    /// replacement receives the sum of the gradients of this use and of later uses.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    fn next_use(&self, path: &str, inner: &Tensor) -> Result<Tensor> {
         let _ = path;
         Ok(inner.shallow_clone())
     }
+
+    /// Replaces a weight of the module at this dotted path for one use in a matrix product or a
+    /// convolution. A module may use a weight several times in a forward pass, and `casts` says how
+    /// the gradients of these uses are added up.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    fn weight(&self, path: &str, weight: &Tensor, casts: Casts) -> Result<Tensor> {
+        let _ = (path, casts);
+        Ok(weight.shallow_clone())
+    }
+}
+
+/// How often a weight is cast to 16 bits if several operations of a forward pass use it. The
+/// backward pass adds up the gradients of the operations that share a cast in 16 bits. It adds up
+/// the gradients of separate casts in the dtype of the weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Casts {
+    /// All operations share one cast, which autocast or the module keeps.
+    Once,
+    /// Each call of the module casts the weight.
+    EachCall,
 }
 
 /// Observes the dtypes of every module in a forward pass. The pass computes the same values as

@@ -51,7 +51,7 @@ impl Visit for LocalResponseNorm {
 }
 
 impl Module for LocalResponseNorm {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let LocalResponseNormConfig { size, alpha, beta, k } = self.config;
         let [batch, channels, ..] = input.size()[..] else {
             return Err(Error::config(format!(
@@ -61,10 +61,14 @@ impl Module for LocalResponseNorm {
         };
         // The squares as volumes with the channels as one dimension, [batch, 1, channels,
         // positions], so that pooling can average over channels.
-        let squares = input.f_square()?.f_reshape([batch, 1, channels, -1])?;
+        let squares = cx.within("squares", &input.f_square()?)?;
+        let squares = squares.f_reshape([batch, 1, channels, -1])?;
         let padded = squares.f_constant_pad_nd([0, 0, size / 2, (size - 1) / 2])?;
         let means = padded.f_avg_pool2d([size, 1], [1, 1], [0, 0], false, true, None)?;
-        let scale = means.f_mul_scalar(alpha)?.f_add_scalar(k)?.f_pow_tensor_scalar(beta)?;
+        let share = cx.within("means", &means)?.f_mul_scalar(alpha)?;
+        let sum = cx.within("share", &share)?.f_add_scalar(k)?;
+        let scale = cx.within("sum", &sum)?.f_pow_tensor_scalar(beta)?;
+        let scale = cx.within("scale", &scale)?;
         Ok(input.f_div(&scale.f_reshape(input.size())?)?)
     }
 }

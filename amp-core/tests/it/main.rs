@@ -114,6 +114,7 @@ mod random;
 mod real_models;
 mod recovery;
 mod recurrent;
+mod recurrent_steps;
 mod regions;
 mod resume;
 mod resume_combined;

@@ -166,7 +166,7 @@ fn tensors_between_modules_are_substituted() -> Result<()> {
 /// A probe that records the tensors inside modules, and halves the values of attention. The values
 /// have a last dimension of another size than queries and keys.
 #[derive(Default)]
-struct Within(RefCell<Vec<(String, Vec<i64>)>>);
+struct Within(RefCell<Vec<(String, String, Vec<i64>)>>);
 
 impl Substitute for Within {
     fn given(&self, _: &str, input: &Tensor) -> Result<Tensor> {
@@ -177,11 +177,9 @@ impl Substitute for Within {
         Ok(output.shallow_clone())
     }
 
-    fn within(&self, path: &str, inner: &Tensor) -> Result<Tensor> {
-        let mut seen = self.0.borrow_mut();
-        seen.push((path.to_owned(), inner.size()));
-        // The third tensor is the values: the order is queries, keys, values, scores, weights.
-        Ok(if seen.len() == 3 { inner.f_mul_scalar(0.5)? } else { inner.shallow_clone() })
+    fn within(&self, path: &str, name: &str, inner: &Tensor) -> Result<Tensor> {
+        self.0.borrow_mut().push((path.to_owned(), name.to_owned(), inner.size()));
+        Ok(if name == "values" { inner.f_mul_scalar(0.5)? } else { inner.shallow_clone() })
     }
 }
 
@@ -204,8 +202,11 @@ fn tensors_inside_attention_are_substituted() -> Result<()> {
     let halved =
         module.forward(&input, &Context::new(policy, true).with_substitute(within.clone()))?;
     let (heads, pairs) = (vec![3, 2, 5, 4], vec![3, 2, 5, 5]);
-    let expected = [&heads, &heads, &heads, &pairs, &pairs];
-    let expected = expected.map(|size| ("0".to_owned(), size.clone()));
+    let names = ["queries", "keys", "values", "scores", "weights"];
+    let sizes = [&heads, &heads, &heads, &pairs, &pairs];
+    let expected: Vec<_> = std::iter::zip(names, sizes)
+        .map(|(name, size)| ("0".to_owned(), name.to_owned(), size.clone()))
+        .collect();
     assert_eq!(within.0.take(), expected);
     assert!((halved * 2.0).allclose(&plain, 1e-12, 1e-12, false));
     Ok(())

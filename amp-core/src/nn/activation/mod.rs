@@ -2,6 +2,7 @@
 
 mod options;
 mod rrelu;
+mod saturating;
 
 pub use options::{
     Celu, CeluConfig, Elu, EluConfig, Glu, GluConfig, Hardshrink, HardshrinkConfig, Hardtanh,
@@ -9,6 +10,7 @@ pub use options::{
     Softplus, SoftplusConfig, Softshrink, SoftshrinkConfig, Threshold,
 };
 pub use rrelu::{Rrelu, RreluConfig};
+pub(in crate::nn) use saturating::Saturating;
 
 use tch::Tensor;
 
@@ -70,7 +72,7 @@ impl Module for GeluTanh {
 }
 
 macro_rules! stateless {
-    ($($(#[$doc:meta])* $name:ident => |$input:ident| $body:expr;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident => |$input:ident $(, $cx:ident)?| $body:expr;)*) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, Default)]
         pub struct $name;
@@ -80,7 +82,8 @@ macro_rules! stateless {
         }
 
         impl Module for $name {
-            fn forward(&self, $input: &Tensor, _: &Context) -> Result<Tensor> {
+            fn forward(&self, $input: &Tensor, _cx: &Context) -> Result<Tensor> {
+                $(let $cx = _cx;)?
                 Ok($body)
             }
         }
@@ -89,9 +92,9 @@ macro_rules! stateless {
 
 stateless! {
     /// tanh(x).
-    Tanh => |x| x.f_tanh()?;
+    Tanh => |x, cx| Saturating::Tanh.run("output", x, cx)?;
     /// 1 / (1 + e⁻ˣ).
-    Sigmoid => |x| x.f_sigmoid()?;
+    Sigmoid => |x, cx| Saturating::Sigmoid.run("output", x, cx)?;
     /// x·σ(x).
     Silu => |x| x.f_silu()?;
     /// min(max(x, 0), 6); nn.ReLU6.
@@ -107,9 +110,9 @@ stateless! {
     /// log(σ(x)); nn.LogSigmoid.
     LogSigmoid => |x| x.f_log_sigmoid()?;
     /// x/(1 + |x|); nn.Softsign.
-    Softsign => |x| x.f_div(&x.f_abs()?.f_add_scalar(1.0)?)?;
+    Softsign => |x, cx| x.f_div(&cx.within("divisor", &x.f_abs()?.f_add_scalar(1.0)?)?)?;
     /// x − tanh(x); nn.Tanhshrink.
-    Tanhshrink => |x| x.f_sub(&x.f_tanh()?)?;
+    Tanhshrink => |x, cx| x.f_sub(&cx.within("tanh", &x.f_tanh()?)?)?;
     /// Returns x; nn.Identity.
     Identity => |x| x.shallow_clone();
 }

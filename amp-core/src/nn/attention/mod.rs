@@ -238,7 +238,7 @@ impl MultiheadAttention {
         let heads = |x: &Tensor, length: i64, count: i64| -> Result<Tensor> {
             Ok(x.f_reshape([n, length, count, width])?.f_transpose(1, 2)?)
         };
-        let [q, k, v] = match self.project(query, key, value)? {
+        let [q, k, v] = match self.project(query, key, value, cx)? {
             Projected::Together(product) => split_heads(&product, num_heads)?,
             Projected::Apart([q, k, v]) => [
                 heads(&q, queries, num_heads)?,
@@ -247,7 +247,7 @@ impl MultiheadAttention {
             ],
         };
         let rotated = |x: Tensor| match &self.rotary {
-            Some(rotary) => rotary.rotate(&x, cx.past()),
+            Some(rotary) => rotary.rotate(&cx.within("before rotation", &x)?, cx.past()),
             None => Ok(x),
         };
         let (q, k) = (rotated(q)?, rotated(k)?);

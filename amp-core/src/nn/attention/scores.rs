@@ -136,13 +136,14 @@ pub(super) fn attend_with_weights(
     open: Option<&OpenMask>,
     cx: &Context,
 ) -> Result<(Tensor, Tensor)> {
-    let (query, key, value) = (&cx.within(query)?, &cx.within(key)?, &cx.within(value)?);
+    let (query, key, value) =
+        (&cx.within("queries", query)?, &cx.within("keys", key)?, &cx.within("values", value)?);
     let shapes = Shapes::of(query, key, value)?;
     let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
     let width = query.size().last().copied().unwrap_or(1);
     let scale = options.scale.unwrap_or_else(|| 1.0 / (width as f64).sqrt());
     let scores = query.f_matmul(&key.f_transpose(-2, -1)?)?.f_mul_scalar(scale)?;
-    let mut scores = cx.within(&scores)?;
+    let mut scores = cx.within("scores", &scores)?;
     let mut masked = None;
     match shapes.mask(query, options, open)? {
         Some(OpenMask { mask, masked: queries }) => {
@@ -162,7 +163,7 @@ pub(super) fn attend_with_weights(
     if let Some(masked) = masked {
         weights = weights.f_masked_fill(&masked, 0.0)?;
     }
-    let weights = cx.within(&weights)?.f_dropout(options.dropout_p, true)?;
+    let weights = cx.within("weights", &weights)?.f_dropout(options.dropout_p, true)?;
     Ok((weights.f_matmul(&value)?, weights))
 }
 

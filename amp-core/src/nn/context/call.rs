@@ -88,20 +88,6 @@ impl Context {
         matches!(self.observer, Observer::Tensors(_) | Observer::Substitutes(_))
     }
 
-    /// Returns whether an observer replaces the tensors between modules.
-    pub(crate) fn has_substitutes(&self) -> bool {
-        matches!(self.observer, Observer::Substitutes(_))
-    }
-
-    /// Returns the tensor by which the observer replaces a tensor inside the module at the current
-    /// path. If no observer replaces tensors, returns the tensor itself.
-    pub(crate) fn within(&self, inner: &Tensor) -> Result<Tensor> {
-        match &self.observer {
-            Observer::Substitutes(other) => other.within(&self.path.borrow(), inner),
-            _ => Ok(inner.shallow_clone()),
-        }
-    }
-
     /// Returns whether a precision override names the module at the current path.
     pub(super) fn has_override(&self) -> bool {
         self.overrides.contains_key(self.path.borrow().as_str())

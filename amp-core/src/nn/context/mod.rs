@@ -4,6 +4,7 @@
 mod call;
 mod evaluating;
 mod fused;
+mod inner;
 mod output;
 mod products;
 
@@ -14,6 +15,8 @@ use std::{
 };
 
 pub(crate) use evaluating::{Evaluating, take_trained_in_evaluation};
+#[doc(hidden)]
+pub use inner::with_rounded_gradient;
 
 use super::{
     Segment, Survey,
@@ -102,12 +105,13 @@ impl Context {
         self
     }
 
-    /// Lets `substitute` replace the tensors between modules. The modules then run one by one:
-    /// layers are not fused.
+    /// Lets `substitute` replace the tensors between modules and within them. The modules then run
+    /// one by one: layers are not fused. All activations are kept, because the backward pass would
+    /// recompute them without the replaced tensors.
     #[must_use]
     pub fn with_substitute(mut self, substitute: Rc<dyn Substitute>) -> Self {
         self.observer = Observer::Substitutes(substitute);
-        self
+        self.without_checkpointing()
     }
 
     /// Reports the beginning and the end of every module to `trace`. The modules then run one by

@@ -118,10 +118,10 @@ impl<const N: usize> Conv<N> {
         Ok(Self { weight, bias, config })
     }
 
-    fn convolve(&self, input: &Tensor, padding: Sizes<N>) -> Result<Tensor> {
-        let Self { weight, config, .. } = self;
-        let ConvConfig { stride, dilation, groups, .. } = *config;
-        let bias = self.bias.as_ref();
+    fn convolve(&self, input: &Tensor, padding: Sizes<N>, cx: &Context) -> Result<Tensor> {
+        let ConvConfig { stride, dilation, groups, .. } = self.config;
+        let (weight, bias) = cx.weight_and_bias(&self.weight, self.bias.as_ref())?;
+        let (weight, bias) = (&*weight, bias.as_deref());
         if let (2, 1, Some(1), Some(stride), Some(padding)) =
             (N, groups, dilation.common(), stride.common(), padding.common())
         {
@@ -169,14 +169,14 @@ impl<const N: usize> Visit for Conv<N> {
 }
 
 impl<const N: usize> Module for Conv<N> {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let ConvConfig { kernel_size, padding, dilation, padding_mode, .. } = self.config;
         let [before, after] = padding.sides(kernel_size, dilation);
         if padding_mode == PaddingMode::Zeros && before == after {
-            return self.convolve(input, before);
+            return self.convolve(input, before, cx);
         }
         let padded = padding_mode.pad(input, before, after)?;
-        self.convolve(&padded, Sizes([0; N]))
+        self.convolve(&padded, Sizes([0; N]), cx)
     }
 
     fn op(&self) -> Op {

@@ -103,10 +103,11 @@ impl<const N: usize> Visit for ConvTranspose<N> {
 }
 
 impl<const N: usize> Module for ConvTranspose<N> {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let ConvTransposeConfig { stride, padding, output_padding, groups, dilation, .. } =
             self.config;
-        let (weight, bias) = (&self.weight, self.bias.as_ref());
+        let (weight, bias) = cx.weight_and_bias(&self.weight, self.bias.as_ref())?;
+        let (weight, bias) = (&*weight, bias.as_deref());
         let (stride, padding, extra, dilation) =
             (stride.0, padding.0, output_padding.0, dilation.0);
         Ok(match N {

@@ -5,7 +5,9 @@ use tch::Tensor;
 use super::{
     RnnNonlinearity,
     lengths::refused,
-    stack::{Cell, Shape, autocast_kind},
+    shape::{Cell, Shape},
+    stack::autocast_kind,
+    steps::{factors, next_states, product, with_uses},
 };
 use crate::{
     Result,
@@ -143,6 +145,7 @@ impl Weights {
         &self,
         input: &Tensor,
         states: Option<[&Tensor; STATES]>,
+        cx: &Context,
     ) -> Result<[Tensor; STATES]> {
         let size = input.size();
         if !matches!(size.as_slice(), &[own] | &[_, own] if own == self.input_size) {
@@ -185,14 +188,22 @@ impl Weights {
             None => [None, None],
         };
         let h = &given[0];
-        let mut next = match self.cell {
-            Cell::Lstm => {
-                let (h, c) = x.f_lstm_cell(&given, &w_ih, &w_hh, b_ih, b_hh)?;
-                vec![h, c]
+        let mut next = if cx.has_substitutes() {
+            let (ih, hh) = (factors(&w_ih, b_ih.as_ref(), cx)?, factors(&w_hh, b_hh.as_ref(), cx)?);
+            let input = product("input", &x, &ih, cx)?;
+            let hidden = product("hidden", h, &hh, cx)?;
+            let states = with_uses(given, cx)?;
+            next_states(self.cell, [&input, &hidden], &states[1..], cx)?
+        } else {
+            match self.cell {
+                Cell::Lstm => {
+                    let (h, c) = x.f_lstm_cell(&given, &w_ih, &w_hh, b_ih, b_hh)?;
+                    vec![h, c]
+                }
+                Cell::Gru => vec![x.f_gru_cell(h, &w_ih, &w_hh, b_ih, b_hh)?],
+                Cell::Tanh => vec![x.f_rnn_tanh_cell(h, &w_ih, &w_hh, b_ih, b_hh)?],
+                Cell::Relu => vec![x.f_rnn_relu_cell(h, &w_ih, &w_hh, b_ih, b_hh)?],
             }
-            Cell::Gru => vec![x.f_gru_cell(h, &w_ih, &w_hh, b_ih, b_hh)?],
-            Cell::Tanh => vec![x.f_rnn_tanh_cell(h, &w_ih, &w_hh, b_ih, b_hh)?],
-            Cell::Relu => vec![x.f_rnn_relu_cell(h, &w_ih, &w_hh, b_ih, b_hh)?],
         };
         if is_single {
             for state in &mut next {
@@ -241,9 +252,9 @@ impl Forward for LstmCell {
     fn forward_with(
         &self,
         (input, states): (&Tensor, Option<(&Tensor, &Tensor)>),
-        _: &Context,
+        cx: &Context,
     ) -> Result<(Tensor, Tensor)> {
-        let [h, c] = self.0.step(input, states.map(|(h, c)| [h, c]))?;
+        let [h, c] = self.0.step(input, states.map(|(h, c)| [h, c]), cx)?;
         Ok((h, c))
     }
 
@@ -263,9 +274,9 @@ macro_rules! with_one_state {
             fn forward_with(
                 &self,
                 (input, state): (&Tensor, Option<&Tensor>),
-                _: &Context,
+                cx: &Context,
             ) -> Result<Tensor> {
-                let [h] = self.0.step(input, state.map(|h| [h]))?;
+                let [h] = self.0.step(input, state.map(|h| [h]), cx)?;
                 Ok(h)
             }
 

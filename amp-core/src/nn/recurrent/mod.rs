@@ -2,12 +2,17 @@
 
 mod cell;
 mod lengths;
+mod shape;
 mod stack;
+mod steps;
 
 use tch::Tensor;
 
 pub use self::cell::{GruCell, GruCellConfig, LstmCell, LstmCellConfig, RnnCell, RnnCellConfig};
-use self::stack::{Cell, Shape, Stack};
+use self::{
+    shape::{Cell, Shape},
+    stack::Stack,
+};
 use super::{Context, Forward, Op, Visit, Visitor};
 use crate::Result;
 

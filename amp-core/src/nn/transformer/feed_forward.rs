@@ -90,7 +90,7 @@ impl Perceptron {
             FeedForward::GeluTanh => inner.f_gelu("tanh")?,
             FeedForward::SwiGlu => {
                 let halves = inner.f_chunk(2, -1)?;
-                halves[0].f_silu()?.f_mul(&halves[1])?
+                cx.within("gate", &halves[0].f_silu()?)?.f_mul(&halves[1])?
             }
         };
         self.dropout.forward(&inner, cx)

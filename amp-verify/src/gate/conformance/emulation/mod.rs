@@ -5,6 +5,8 @@
 //! without rounding show how far a correct run of the precision may be from 32-true, for this
 //! model, its weights and its data.
 
+mod between;
+
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -23,6 +25,7 @@ use amp_core::{
     trainer::first_loss,
 };
 
+use self::between::Between;
 use super::LOW_SCALE;
 use crate::{
     case::Case,
@@ -48,6 +51,8 @@ pub(in crate::gate) struct Emulation {
     device: Device,
     /// The dtypes of each module, by path.
     modules: BTreeMap<String, Kinds>,
+    /// The dtypes of modules' intermediate tensors, by the module's path and the tensor's name.
+    inner: BTreeMap<(String, String), Kind>,
     loss: Kind,
 }
 
@@ -92,7 +97,7 @@ impl Emulation {
             Precision::F64True => (Precision::F64True, Precision::F32True),
             other => (Precision::F32True, other),
         };
-        let mut modules = seen.0.take();
+        let (mut modules, inner) = (seen.modules.take(), seen.inner.take());
         // A module that has buffers is a batch norm. The gradients of its parameters are summed in
         // f32.
         for (name, _, role) in named_tensors(model) {
@@ -104,7 +109,7 @@ impl Emulation {
         if is_narrow(precision.storage()) {
             cast_into_regions(&mut modules, precision.storage());
         }
-        Ok(Self { wide, precision: rounds, device, modules, loss })
+        Ok(Self { wide, precision: rounds, device, modules, inner, loss })
     }
 
     /// Returns the dtype in which the precision computes the loss.
@@ -156,9 +161,12 @@ fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
     }
 }
 
-/// Records the dtypes of each module in a forward pass, by the module's path.
+/// Records the dtypes of each module in a forward pass; see [`Emulation`].
 #[derive(Default)]
-struct Seen(RefCell<BTreeMap<String, Kinds>>);
+struct Seen {
+    modules: RefCell<BTreeMap<String, Kinds>>,
+    inner: RefCell<BTreeMap<(String, String), Kind>>,
+}
 
 impl Probe for Seen {
     fn ran(&self, call: &Call<'_>) {
@@ -173,7 +181,11 @@ impl Probe for Seen {
             computed: call.plan.compute,
             sums_parts: call.op != Op::Matmul,
         };
-        self.0.borrow_mut().insert(call.path.to_owned(), kinds);
+        self.modules.borrow_mut().insert(call.path.to_owned(), kinds);
+    }
+
+    fn inner(&self, path: &str, name: &str, inner: &Tensor) {
+        self.inner.borrow_mut().insert((path.to_owned(), name.to_owned()), inner.kind());
     }
 }
 
@@ -256,11 +268,7 @@ impl Rounding {
 
     /// Returns the code that rounds the inputs and outputs of modules during a forward pass.
     pub(in crate::gate) fn between(&self) -> Rc<dyn Substitute> {
-        Rc::new(Between {
-            emulation: Rc::clone(&self.emulation),
-            draws: Rc::clone(&self.draws),
-            moves: self.moves_between,
-        })
+        Rc::new(Between::new(&self.emulation, &self.draws, self.moves_between))
     }
 
     /// Returns two values: the loss, rounded as under the precision, and the scaled loss from which
@@ -352,41 +360,5 @@ impl Rounding {
             }
         }
         Ok(())
-    }
-}
-
-struct Between {
-    emulation: Rc<Emulation>,
-    draws: Rc<Draws>,
-    moves: bool,
-}
-
-impl Between {
-    fn round(&self, tensor: &Tensor, kind: Option<Kind>) -> Result<Tensor> {
-        match kind {
-            _ if !matches!(tensor.kind(), Kind::Float | Kind::Double) => Ok(tensor.shallow_clone()),
-            Some(kind) if is_narrow(kind) && self.moves => {
-                self.draws.with(|| rounded_stochastically(tensor, kind))
-            }
-            Some(kind) if is_narrow(kind) => rounded(tensor, kind),
-            Some(_) if self.emulation.precision == Precision::F32True => {
-                self.draws.with(|| moved(tensor, SUMS))
-            }
-            _ => Ok(tensor.shallow_clone()),
-        }
-    }
-}
-
-impl Substitute for Between {
-    fn given(&self, path: &str, input: &Tensor) -> Result<Tensor> {
-        self.round(input, self.emulation.modules.get(path).map(|module| module.given))
-    }
-
-    fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor> {
-        self.round(output, self.emulation.modules.get(path).map(|module| module.returned))
-    }
-
-    fn within(&self, path: &str, inner: &Tensor) -> Result<Tensor> {
-        self.given(path, inner)
     }
 }

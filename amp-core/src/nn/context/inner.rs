@@ -1,0 +1,119 @@
+//! Offers the intermediate tensors and the weights of a module to the observer of the forward pass.
+
+use std::ops::Deref;
+
+use tch::{Kind, Tensor};
+
+use super::{Context, Observer};
+use crate::{Result, ffi, nn::Casts};
+
+/// A weight for one use in a matrix product or a convolution.
+pub(in crate::nn) enum Weight<'t> {
+    /// The module's own tensor.
+    Own(&'t Tensor),
+    /// The tensor by which the observer replaces the weight.
+    Replaced(Tensor),
+}
+
+impl Deref for Weight<'_> {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        match self {
+            Self::Own(tensor) => tensor,
+            Self::Replaced(tensor) => tensor,
+        }
+    }
+}
+
+impl Context {
+    /// Returns whether an observer replaces the tensors between modules. A module that computes
+    /// several operations in one fused call then computes them one by one, and passes each result
+    /// to [`within`](Self::within).
+    pub(in crate::nn) fn has_substitutes(&self) -> bool {
+        matches!(self.observer, Observer::Substitutes(_))
+    }
+
+    /// Offers an intermediate tensor of the running module to the observer, and returns the tensor
+    /// with which the module must continue. Without an observer this is the same tensor. `name`
+    /// must be the same in each forward pass.
+    ///
+    /// To learn how far rounding may change a model, the gate runs the model in 32-true and rounds
+    /// the tensors that a 16-bit precision rounds: inputs and outputs of modules, and the tensors
+    /// that modules pass to this method. Call it in a module of your own for each result that the
+    /// module itself computes and then uses in a further operation:
+    ///
+    /// ```no_run,standalone_crate
+    /// use amp_core::prelude::*;
+    ///
+    /// /// A gated linear layer.
+    /// #[derive(Module)]
+    /// #[forward(|x| {
+    ///     let open = cx.within("gate", &gate(x)?.f_sigmoid()?)?;
+    ///     Ok(value(x)?.f_mul(&open)?)
+    /// })]
+    /// struct Gated {
+    ///     #[layer(linear(64, 64))]
+    ///     gate: Linear,
+    ///     #[layer(linear(64, 64))]
+    ///     value: Linear,
+    /// }
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// When the observer fails.
+    pub fn within(&self, name: &str, inner: &Tensor) -> Result<Tensor> {
+        match &self.observer {
+            Observer::Substitutes(other) => other.within(&self.path.borrow(), name, inner),
+            Observer::Tensors(probe) => {
+                probe.inner(&self.path.borrow(), name, inner);
+                Ok(inner.shallow_clone())
+            }
+            _ => Ok(inner.shallow_clone()),
+        }
+    }
+
+    /// Returns the tensor with which the running module must continue if it uses an intermediate
+    /// tensor a second time; see [`Substitute::next_use`](crate::nn::Substitute::next_use). Call it
+    /// in the order in which the module uses the tensor. For an operation that is not the last use
+    /// and whose gradient is rounded before it is added to others, call it for this operation alone.
+    pub(in crate::nn) fn next_use(&self, inner: &Tensor) -> Result<Tensor> {
+        match &self.observer {
+            Observer::Substitutes(other) => other.next_use(&self.path.borrow(), inner),
+            _ => Ok(inner.shallow_clone()),
+        }
+    }
+
+    /// Returns the weight with which the running module must compute one matrix product or
+    /// convolution: `weight` itself, or the tensor by which the observer replaces it.
+    pub(in crate::nn) fn weight<'t>(&self, weight: &'t Tensor, casts: Casts) -> Result<Weight<'t>> {
+        match &self.observer {
+            Observer::Substitutes(other) => {
+                other.weight(&self.path.borrow(), weight, casts).map(Weight::Replaced)
+            }
+            _ => Ok(Weight::Own(weight)),
+        }
+    }
+
+    /// Returns [`weight`](Self::weight) for a weight and a bias that autocast casts once.
+    pub(in crate::nn) fn weight_and_bias<'t>(
+        &self,
+        weight: &'t Tensor,
+        bias: Option<&'t Tensor>,
+    ) -> Result<(Weight<'t>, Option<Weight<'t>>)> {
+        let bias = bias.map(|bias| self.weight(bias, Casts::Once)).transpose()?;
+        Ok((self.weight(weight, Casts::Once)?, bias))
+    }
+}
+
+/// Returns an alias of `tensor` with the same values. The backward pass adds up the gradients from
+/// all uses of the alias, and rounds the sum to the dtype `to` before it reaches `tensor`. The gate
+/// emulates with it how a precision rounds the gradients of weights.
+///
+/// # Errors
+/// When `to` is not a floating-point dtype.
+#[doc(hidden)]
+pub fn with_rounded_gradient(tensor: &Tensor, to: Kind) -> Result<Tensor> {
+    ffi::round_gradient(tensor, to)
+}

@@ -1,0 +1,93 @@
+//! Rounds the tensors of a forward pass.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use amp_core::{
+    Result,
+    nn::{Casts, Substitute, with_rounded_gradient},
+    precision::Precision,
+    tch::{Kind, Tensor},
+};
+
+use super::{Draws, Emulation, SUMS};
+use crate::rounding::{is_narrow, moved, rounded, rounded_stochastically};
+
+/// Rounds the tensors of one forward pass: the inputs and outputs of modules, the intermediate
+/// tensors that modules offer, and the gradients of weights.
+pub(super) struct Between {
+    emulation: Rc<Emulation>,
+    draws: Rc<Draws>,
+    moves: bool,
+    /// The weights that operations have used, as they were used last, by the address of their
+    /// elements.
+    used: RefCell<BTreeMap<usize, Tensor>>,
+}
+
+impl Between {
+    /// Creates the code for one forward pass. If `moves` is true, values are perturbed at random
+    /// before they are rounded.
+    pub(super) fn new(emulation: &Rc<Emulation>, draws: &Rc<Draws>, moves: bool) -> Self {
+        let (emulation, draws) = (Rc::clone(emulation), Rc::clone(draws));
+        Self { emulation, draws, moves, used: RefCell::default() }
+    }
+
+    /// Returns the dtype in which the module at `path` computes.
+    fn computed(&self, path: &str) -> Option<Kind> {
+        self.emulation.modules.get(path).map(|module| module.computed)
+    }
+
+    fn round(&self, tensor: &Tensor, kind: Option<Kind>) -> Result<Tensor> {
+        match kind {
+            _ if !matches!(tensor.kind(), Kind::Float | Kind::Double) => Ok(tensor.shallow_clone()),
+            Some(kind) if is_narrow(kind) && self.moves => {
+                self.draws.with(|| rounded_stochastically(tensor, kind))
+            }
+            Some(kind) if is_narrow(kind) => rounded(tensor, kind),
+            Some(_) if self.emulation.precision == Precision::F32True => {
+                self.draws.with(|| moved(tensor, SUMS))
+            }
+            _ => Ok(tensor.shallow_clone()),
+        }
+    }
+}
+
+impl Substitute for Between {
+    fn given(&self, path: &str, input: &Tensor) -> Result<Tensor> {
+        self.round(input, self.emulation.modules.get(path).map(|module| module.given))
+    }
+
+    fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor> {
+        self.round(output, self.emulation.modules.get(path).map(|module| module.returned))
+    }
+
+    fn within(&self, path: &str, name: &str, inner: &Tensor) -> Result<Tensor> {
+        // In a fused operation there is no intermediate tensor. If the operation is computed in
+        // 16 bits, so are its intermediate results.
+        let seen = self.emulation.inner.get(&(path.to_owned(), name.to_owned())).copied();
+        self.round(inner, seen.or_else(|| self.computed(path)))
+    }
+
+    fn next_use(&self, path: &str, inner: &Tensor) -> Result<Tensor> {
+        match self.computed(path) {
+            Some(kind) if is_narrow(kind) => with_rounded_gradient(inner, kind),
+            _ => Ok(inner.shallow_clone()),
+        }
+    }
+
+    /// Rounds the gradient of each use of a weight. The gradients of operations that share a cast
+    /// are added up in 16 bits. Therefore the tensors in `used` are aliases, each of the one before,
+    /// so that the backward pass also rounds the sum of the gradients after each use.
+    fn weight(&self, path: &str, weight: &Tensor, casts: Casts) -> Result<Tensor> {
+        let Some(kind) = self.computed(path).filter(|kind| is_narrow(*kind)) else {
+            return Ok(weight.shallow_clone());
+        };
+        if casts == Casts::EachCall && !is_narrow(self.emulation.precision.storage()) {
+            return with_rounded_gradient(weight, kind);
+        }
+        let mut used = self.used.borrow_mut();
+        let before =
+            used.entry(weight.data_ptr() as usize).or_insert_with(|| weight.shallow_clone());
+        *before = with_rounded_gradient(before, kind)?;
+        with_rounded_gradient(before, kind)
+    }
+}

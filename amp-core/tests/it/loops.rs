@@ -120,56 +120,6 @@ fn validations_follow_the_configured_steps(
     Ok(())
 }
 
-/// A run that cannot validate says so, with the option that prevents it. Two epochs have twenty
-/// steps.
-#[rstest]
-#[case::last_step(Loops { val_check_interval: ValCheckInterval::Steps(20), ..Loops::default() }, 20, "")]
-#[case::too_many_steps(
-    Loops { val_check_interval: ValCheckInterval::Steps(21), ..Loops::default() },
-    20,
-    "it has 20 optimizer steps and val_check_interval is 21 steps"
-)]
-#[case::too_few_steps(
-    Loops { val_check_interval: ValCheckInterval::Steps(6), ..Loops::default() },
-    5,
-    "it has 5 optimizer steps and val_check_interval is 6 steps"
-)]
-#[case::last_epoch(Loops { check_val_every_n_epoch: 2, ..Loops::default() }, 11, "")]
-#[case::too_few_epochs(
-    Loops { check_val_every_n_epoch: 2, ..Loops::default() },
-    10,
-    "it has 1 epochs and check_val_every_n_epoch is 2"
-)]
-#[case::never(Loops { val_check_interval: ValCheckInterval::Never, ..Loops::default() }, 20, "")]
-#[case::no_validation_batches(
-    Loops {
-        limit_val_batches: Limit::Batches(0),
-        val_check_interval: ValCheckInterval::Steps(21),
-        ..Loops::default()
-    },
-    20,
-    ""
-)]
-fn a_run_that_cannot_validate_says_so(
-    #[case] loops: Loops,
-    #[case] max_steps: u64,
-    #[case] expected: &str,
-) -> Result<()> {
-    let _generator = seeded(0);
-    let never = loops.val_check_interval == ValCheckInterval::Never;
-    let config = TrainerConfig { max_steps: Some(max_steps), ..config(2, loops) };
-    let (events, record) = fit(&config, &mut model()?, &ten()?);
-    let notes = record?.notes;
-    match expected {
-        "" => assert!(notes.is_empty(), "{notes:?}"),
-        text => assert!(notes.iter().any(|note| note.contains(text)), "{notes:?}"),
-    }
-    let limited = config.loops.limit_val_batches == Limit::Batches(0);
-    let validates = timeline(&events).contains(['v', 'V']);
-    assert_eq!(validates, expected.is_empty() && !never && !limited);
-    Ok(())
-}
-
 /// A step of accumulated batches counts as one step. If a fraction of the epoch ends inside a step
 /// of three batches, validation runs after this step. Ten batches are four steps.
 #[rstest]

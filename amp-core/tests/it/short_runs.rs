@@ -1,13 +1,15 @@
-//! Tests of schedules in training runs that are shorter than the warm-up.
+//! Tests of training runs that are shorter than the warm-up or than the interval of validations.
 
 use amp_core::{
     Result, TrainerConfig,
+    data::Limit,
     event::Event,
     optim::{
         BuildScheduler, ConstantLr, Decay, Interval, OptimizerConfig, Rates, SequentialLr, Sgd,
         TrainingPlan, WarmupCosine, Wsd,
     },
     precision::Precision,
+    trainer::{Loops, ValCheckInterval},
 };
 use rstest::rstest;
 
@@ -92,5 +94,67 @@ fn a_trial_has_the_rates_of_the_whole_run(
         _ => None,
     });
     assert_eq!(notes.collect::<Vec<_>>(), note.into_iter().collect::<Vec<_>>());
+    Ok(())
+}
+
+/// A run that cannot validate says so, with the option that prevents it. Two epochs have twenty
+/// steps.
+#[rstest]
+#[case::last_step(Loops { val_check_interval: ValCheckInterval::Steps(20), ..Loops::default() }, 20, "")]
+#[case::too_many_steps(
+    Loops { val_check_interval: ValCheckInterval::Steps(21), ..Loops::default() },
+    20,
+    "it has 20 optimizer steps and val_check_interval is 21 steps"
+)]
+#[case::too_few_steps(
+    Loops { val_check_interval: ValCheckInterval::Steps(6), ..Loops::default() },
+    5,
+    "it has 5 optimizer steps and val_check_interval is 6 steps"
+)]
+#[case::last_epoch(Loops { check_val_every_n_epoch: 2, ..Loops::default() }, 11, "")]
+#[case::too_few_epochs(
+    Loops { check_val_every_n_epoch: 2, ..Loops::default() },
+    10,
+    "it has 1 epochs and check_val_every_n_epoch is 2"
+)]
+#[case::never(Loops { val_check_interval: ValCheckInterval::Never, ..Loops::default() }, 20, "")]
+#[case::no_validation_batches(
+    Loops {
+        limit_val_batches: Limit::Batches(0),
+        val_check_interval: ValCheckInterval::Steps(21),
+        ..Loops::default()
+    },
+    20,
+    ""
+)]
+fn a_run_that_cannot_validate_says_so(
+    #[case] loops: Loops,
+    #[case] max_steps: u64,
+    #[case] expected: &str,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let never = loops.val_check_interval == ValCheckInterval::Never;
+    let limited = loops.limit_val_batches == Limit::Batches(0);
+    let config = TrainerConfig {
+        max_epochs: 2,
+        max_steps: Some(max_steps),
+        loops,
+        ..TrainerConfig::new(Precision::Bf16Mixed, device())
+    };
+    let mut model = Model::regression(linear(3, 3)?, |_| {
+        OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() })
+    });
+    let (events, record) = fit(&config, &mut model, &same(constant(20, 3, 1.0)?, 2)?);
+    let notes = record?.notes;
+    match expected {
+        "" => assert!(notes.is_empty(), "{notes:?}"),
+        text => assert!(notes.iter().any(|note| note.contains(text)), "{notes:?}"),
+    }
+    let validates = events.iter().any(|event| match event {
+        Event::Validated(_) => true,
+        Event::EpochEnd(end) => !end.val.is_empty(),
+        _ => false,
+    });
+    assert_eq!(validates, expected.is_empty() && !never && !limited);
     Ok(())
 }

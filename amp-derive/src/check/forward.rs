@@ -169,7 +169,7 @@ fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnosti
         let misspelt = called.iter().find(|called| is_meant(called));
         match misspelt.filter(|called| fields.iter().all(|field| field != called)) {
             Some(called) => {
-                diag.error(&called, format!("unknown layer `{called}`: did you mean `{name}`?"));
+                diag.error(called, format!("unknown layer `{called}`: did you mean `{name}`?"));
             }
             None => diag.error(
                 name,

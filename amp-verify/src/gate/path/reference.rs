@@ -34,8 +34,10 @@ pub(super) struct Reference {
     model: Box<dyn LightningModule>,
     policy: Policy,
     device: Device,
-    /// The sum of the weights of this step's batches so far. The weight of a batch in the mean
-    /// gradient is the denominator of its loss, for example its number of examples or of targets.
+    /// The denominator of the first loss of this step that has targets. 0 before this loss.
+    unit: f64,
+    /// The sum of the weights of this step's batches so far: the denominators of their losses,
+    /// divided by `unit`. Larger weights would make emulated 16-bit gradients overflow.
     weight: f64,
     /// Whether a step has begun and not yet ended.
     within_step: bool,
@@ -88,6 +90,7 @@ impl Reference {
             model,
             policy,
             device,
+            unit: 0.0,
             weight: 0.0,
             within_step: false,
             steps: Vec::new(),
@@ -147,10 +150,13 @@ impl Reference {
     ) -> Result<f64> {
         if !std::mem::replace(&mut self.within_step, true) {
             self.begin(run)?;
+            self.unit = 0.0;
         }
         let now = RandomState::read(self.device)?;
         random.restore(self.device)?;
-        let weight = self.model.loss_weight(batch)?;
+        let denominator = self.model.loss_weight(batch)?;
+        self.unit = if self.unit > 0.0 { self.unit } else { denominator };
+        let weight = if denominator > 0.0 { denominator / self.unit } else { 0.0 };
         let own = {
             let _off = AutocastGuard::off(self.device)?;
             let mut context = Context::new(self.policy, true).with_probe(self.dropout.clone());

@@ -49,6 +49,7 @@ pub(super) struct Column<'t> {
 
 impl Column<'_> {
     /// Writes the numbers of the rows, from the first row on. Returns whether one of them is NaN.
+    #[cfg(feature = "parquet")]
     pub(super) fn write(&mut self, numbers: impl Iterator<Item = f32>) -> bool {
         let mut nan = false;
         let write = |(to, number): (&mut f32, f32)| {
@@ -67,10 +68,12 @@ impl Column<'_> {
         self.values[self.at..].iter_mut().step_by(self.width)
     }
 
+    #[cfg(feature = "parquet")]
     pub(super) fn get(&self, row: usize) -> f32 {
         self.values[row * self.width + self.at]
     }
 
+    #[cfg(feature = "parquet")]
     pub(super) fn set(&mut self, row: usize, number: f32) {
         self.values[row * self.width + self.at] = number;
     }

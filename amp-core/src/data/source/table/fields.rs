@@ -86,6 +86,7 @@ impl<'t, 'c> Part<'t, 'c> {
     }
 
     /// Returns the number of rows.
+    #[cfg(feature = "parquet")]
     pub(super) fn len(&self) -> usize {
         self.0.first().map_or(0, |(_, places)| match places {
             Places::F32 { values, width } => values.len() / width,

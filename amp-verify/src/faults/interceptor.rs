@@ -7,7 +7,7 @@ use amp_core::{
     Hook, LightningModule, Result, Step,
     data::AnyBatch,
     nn::{Parameter, Role, named_tensors, parameters},
-    optim::{AdamW, OptimizerConfig, Optimizers, TrainingPlan},
+    optim::{AdamW, Optimizers, TrainingPlan},
     precision::{Gradients, Precision, StepOutcome, Unscaled},
     tch::{Kind, Tensor, no_grad},
     trainer::StepAccess,

@@ -66,6 +66,7 @@ mod graphs_values;
 #[cfg(feature = "images")]
 mod image_folders;
 mod initial_values;
+mod inner_tensors;
 mod invariants;
 mod kv_cache;
 mod last_good;

@@ -3,7 +3,10 @@
 
 use tch::{Kind, Tensor};
 
-use super::{AttentionOptions, kv_cache::refused, mask::OpenMask, scaled_dot_product_attention};
+use super::{
+    AttentionOptions, kv_cache::refused, mask::OpenMask, scaled_dot_product_attention,
+    scores::attend_with_weights,
+};
 use crate::{Result, nn::Context};
 
 /// The keys and values to which the queries of one forward pass attend, and the mask that applies.
@@ -124,5 +127,9 @@ pub fn causal_attention(
         is_causal: seen.is_causal,
         ..AttentionOptions::default()
     };
-    scaled_dot_product_attention(query, &seen.keys, &seen.values, &options)
+    let (keys, values) = (&seen.keys, &seen.values);
+    match cx.has_substitutes() {
+        true => Ok(attend_with_weights(query, keys, values, &options, None, cx)?.0),
+        false => scaled_dot_product_attention(query, keys, values, &options),
+    }
 }

@@ -5,6 +5,7 @@ pub(crate) mod data;
 pub(crate) mod layers;
 pub(crate) mod model;
 pub(crate) mod oracle;
+pub(crate) mod rounds;
 pub(crate) mod tfevents;
 
 use amp_core::{

@@ -10,11 +10,12 @@ use crate::{
 };
 
 /// The smallest standard deviation with which a bound is computed, as a share of the mean. It is
-/// needed because kernels also round inside modules, which the emulated rounding does not cover.
+/// needed because some kernels round inside modules in other places than the emulated rounding.
 const LEAST_SPREAD: f64 = 0.1;
 /// The smallest bounds for the loss and for gradients, in roundings of the loss's dtype. Emulated
-/// runs round only between modules. But the computation between the last module and the loss also
-/// rounds a few times. This changes the loss, and with it the gradients.
+/// runs round modules' inputs, outputs and intermediate tensors. But the computation between the
+/// last module and the loss also rounds a few times. This changes the loss, and with it the
+/// gradients.
 pub(in crate::gate) const OF_LOSS: f64 = 4.0;
 pub(in crate::gate) const OF_GRADIENT: f64 = 24.0;
 

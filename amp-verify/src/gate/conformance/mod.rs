@@ -197,7 +197,7 @@ fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Ve
 
 #[cfg(test)]
 mod tests {
-    use amp_core::prelude::*;
+    use amp_core::{nn::Gru, prelude::*};
     use rstest::rstest;
 
     use super::*;
@@ -221,6 +221,78 @@ mod tests {
         norm: BatchNorm,
         #[layer(linear(4, 1))]
         head: Linear,
+    }
+
+    /// A recurrent network for sequences.
+    #[derive(LightningModule)]
+    #[forward(|x| {
+        let (states, _) = gru(x, None, None)?;
+        head(&states.f_select(1, -1)?)
+    })]
+    #[loss(mse_loss)]
+    #[optimizer(adam, lr = 1e-3)]
+    struct Fused {
+        #[layer(gru(4, 32, batch_first = true))]
+        gru: Gru,
+        #[layer(linear(32, 1))]
+        head: Linear,
+    }
+
+    /// A recurrent network of linear layers, each of which runs in every step.
+    #[derive(LightningModule)]
+    #[forward(|x| {
+        let mut h = Tensor::f_zeros([x.size()[0], 32], (x.kind(), x.device()))?;
+        for step in 0..x.size()[1] {
+            let sum = input(&x.f_select(1, step)?)?.f_add(&hidden(&h)?)?;
+            h = cx.within("state", &sum.f_tanh()?)?;
+        }
+        head(&h)
+    })]
+    #[loss(mse_loss)]
+    #[optimizer(adam, lr = 1e-3)]
+    struct Steps {
+        #[layer(linear(4, 32))]
+        input: Linear,
+        #[layer(linear(32, 32))]
+        hidden: Linear,
+        #[layer(linear(32, 1))]
+        head: Linear,
+    }
+
+    /// Returns a regression of numbers from sequences of 50 steps.
+    fn sequences(batch_size: i64) -> Result<DataModule> {
+        let part = |first: i64| {
+            let (length, width, count) = (50, 4, 64);
+            let x = Tensor::f_arange(count * length * width, (Kind::Float, Device::Cpu))?;
+            let x = x.f_add_scalar(first)?.f_square()?.f_sin()?.f_view([count, length, width])?;
+            let last = x.f_narrow(1, length - 4, 4)?;
+            let sums = last.f_sum_dim_intlist([1_i64, 2].as_slice(), false, Kind::Float)?;
+            Batch::new(x, sums.f_unsqueeze(1)?)
+        };
+        Ok(DataModule::new("sequences", part(0)?, part(12_800)?, batch_size))
+    }
+
+    /// A recurrent network that rounds its states in each step, and adds up the gradients of its
+    /// weights in 16 bits, is well within its bounds.
+    #[rstest]
+    #[case::fused("Fused")]
+    #[case::of_linear_layers("Steps")]
+    fn recurrent_networks_are_within_their_bounds(
+        #[case] name: &str,
+        #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+    ) -> Result<()> {
+        let registry = Registry::new(project!())
+            .data_set(DataSet::new("sequences", sequences))
+            .model(model!(Fused).data("sequences").judged_by_loss().margin(1.0).batch_size(16))
+            .model(model!(Steps).data("sequences").judged_by_loss().margin(1.0).batch_size(16));
+        let job = Job::new(name, precision, 3, Length::Epochs(1), Task::Conformance);
+        let outcome = run(&job, &registry, &Deadline::default())?;
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        for Checked { what, figure, bound, .. } in outcome.conformance.unwrap_or_default() {
+            let share = figure.zip(bound).map(|(figure, bound)| figure / bound);
+            assert!(share.is_some_and(|share| share < 0.8), "{what}: {share:?} of its bound");
+        }
+        Ok(())
     }
 
     fn registry(size: f64) -> Registry {

@@ -106,6 +106,10 @@ impl Emulation {
                 module.sums_parts = false;
             }
         }
+        // What the model itself computes, between its modules.
+        let computed = precision.compute();
+        let own = Kinds { given: computed, returned: computed, computed, sums_parts: false };
+        modules.entry(String::new()).or_insert(own);
         if is_narrow(precision.storage()) {
             cast_into_regions(&mut modules, precision.storage());
         }

@@ -36,6 +36,9 @@ pub struct Call<'a> {
     /// numbers continue from the current state of the generator. Running statistics are not
     /// updated.
     pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
+    /// Runs the module again as `rerun` does, and lets an observer replace its intermediate tensors
+    /// and the tensors of the modules within it.
+    pub rerun_with: &'a dyn Fn(&Tensor, Rc<dyn Substitute>) -> Result<Tensor>,
 }
 
 /// Replaces the inputs and outputs of modules in a forward pass, for example to study rounding. The

@@ -243,7 +243,7 @@ impl Passes {
                         }
                         _ => &rounded.input,
                     };
-                    let weights = Some(Rounded { to, seed });
+                    let weights = Some(Rounded { to, seed, scale, inner: actual.inner.clone() });
                     jobs.push(Job { weights, ..on(input, &rounded.gradient) });
                 }
             }

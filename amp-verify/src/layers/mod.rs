@@ -6,6 +6,7 @@
 mod args;
 mod error;
 mod groups;
+mod inside;
 mod masks;
 mod measure;
 mod own_error;

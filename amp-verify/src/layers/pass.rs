@@ -18,7 +18,10 @@ use amp_core::{
     trainer::first_loss,
 };
 
-use super::Subject;
+use super::{
+    Subject,
+    inside::{Inner, Inside},
+};
 use crate::{
     reset::ResetModel,
     rounding::{is_narrow, rounded, rounded_stochastically},
@@ -63,11 +66,15 @@ pub(super) struct Job {
     pub(super) weights: Option<Rounded>,
 }
 
-/// How to round parameters to the dtype `to`: stochastically with a seed, or else to nearest.
-#[derive(Debug, Clone, Copy)]
+/// How to round parameters to the dtype `to`: stochastically with a seed, or else to nearest. The
+/// layer's intermediate tensors are rounded, too.
+#[derive(Debug, Clone)]
 pub(super) struct Rounded {
     pub(super) to: Kind,
     pub(super) seed: Option<u64>,
+    /// The factor by which gradients are multiplied while they are rounded.
+    pub(super) scale: f64,
+    pub(super) inner: Rc<Inner>,
 }
 
 /// The results of a separate run of a layer, in f64.
@@ -98,6 +105,8 @@ pub(super) struct Pass {
     /// The gradients of the unscaled loss in f64, by parameter, for the layers that are kept.
     pub(super) gradients: BTreeMap<String, Tensor>,
     pub(super) loss: f64,
+    /// The dtypes of intermediate tensors.
+    pub(super) inner: Rc<Inner>,
 }
 
 impl Pass {
@@ -165,6 +174,7 @@ pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> 
         jobs: plan.jobs,
         parameters: parameters.iter().map(clone).collect(),
         calls: RefCell::default(),
+        inner: RefCell::default(),
         drawn: Cell::default(),
         failed: RefCell::default(),
     });
@@ -223,7 +233,7 @@ pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> 
         }
     }
     let loss = loss.f_to_kind(Kind::Double)?.f_double_value(&[])?;
-    Ok(Pass { calls, gradients, loss })
+    Ok(Pass { calls, gradients, loss, inner: Rc::new(observer.inner.take()) })
 }
 
 fn clone(parameter: &Parameter) -> Parameter {
@@ -241,6 +251,7 @@ struct Observer {
     jobs: Vec<Vec<Job>>,
     parameters: Vec<Parameter>,
     calls: RefCell<Vec<Ran>>,
+    inner: RefCell<Inner>,
     drawn: Cell<u64>,
     failed: RefCell<Option<Error>>,
 }
@@ -252,6 +263,10 @@ impl Probe for Observer {
             // error is kept.
             self.failed.borrow_mut().get_or_insert(error.at(call.path));
         }
+    }
+
+    fn inner(&self, path: &str, name: &str, inner: &Tensor) {
+        self.inner.borrow_mut().insert((path.to_owned(), name.to_owned()), inner.kind());
     }
 }
 
@@ -305,13 +320,19 @@ impl Observer {
         let input = if floating { input.f_set_requires_grad(true)? } else { input };
         let own = self.parameters.iter().filter(|parameter| is_own(call.path, &parameter.name));
         let mut wanted: Vec<Tensor> = own.map(|p| p.tensor.shallow_clone()).collect();
-        let kept = match job.weights {
+        let kept = match &job.weights {
             Some(rounded) => round(&wanted, rounded)?,
             None => Vec::new(),
         };
         // Rounding the parameters draws random numbers as well.
         seed_everything(seed)?;
-        let output = (call.rerun)(&input)?;
+        let (output, scale) = match &job.weights {
+            Some(Rounded { to, scale, inner, .. }) => {
+                let inside = Inside::new(call.path, *to, inner);
+                ((call.rerun_with)(&input, Rc::new(inside))?, scale * self.scale)
+            }
+            None => ((call.rerun)(&input)?, self.scale),
+        };
         if floating {
             wanted.insert(0, input.shallow_clone());
         }
@@ -324,21 +345,20 @@ impl Observer {
         if let (Some(gradient), false, true) =
             (&job.gradient, wanted.is_empty(), output.requires_grad())
         {
-            let gradient = gradient.f_mul_scalar(self.scale)?.f_to_kind(output.kind())?;
+            let gradient = gradient.f_mul_scalar(scale)?.f_to_kind(output.kind())?;
             // The gradient of Σ y·g with respect to y equals g exactly.
             let sum = output.f_mul(&gradient)?.f_sum(output.kind())?;
             // Keeps the graph, because the graph of the whole step also uses autocast's cached
             // casts.
             let found = Tensor::f_run_backward(&[sum], &wanted, true, false)?;
-            let mut found = found
-                .iter()
-                .map(|gradient| gradient.defined().then(|| unscaled(gradient, self.scale)));
+            let mut found =
+                found.iter().map(|gradient| gradient.defined().then(|| unscaled(gradient, scale)));
             if floating {
                 rerun.input_gradient = found.next().flatten().transpose()?;
             }
             let weights = found.flatten().collect::<Result<Vec<Tensor>>>()?;
             rerun.weight_gradient = joined(weights.iter())?;
-            rerun.job.gradient = Some(unscaled(&gradient, self.scale)?);
+            rerun.job.gradient = Some(unscaled(&gradient, scale)?);
         }
         for (mut data, kept) in kept {
             data.f_copy_(&kept)?;
@@ -349,7 +369,7 @@ impl Observer {
 
 /// Rounds the values of parameters in place. The autograd graphs that use the parameters do not
 /// change. Returns each parameter's data and a copy of its earlier values, to restore them.
-fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
+fn round(parameters: &[Tensor], how: &Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     if let Some(seed) = how.seed {
         seed_everything(seed)?;
     }

@@ -201,16 +201,13 @@ impl Context {
         let Some(input) = tensors.get(shown) else { return Ok(output) };
         let (path, op) = (&*self.path.borrow(), module.own_op());
         for (at, given) in all(&output)?.iter().enumerate() {
-            let rerun = |other: &Tensor| {
+            let rerun_in = |other: &Tensor, cx: &Self| {
                 let (kept, mut place) = (Kept::default(), 0..);
                 let inputs = M::Input::each(&again, &kept, &mut |tensor| {
                     let is_shown = place.next() == Some(shown);
                     Ok(if is_shown { other.shallow_clone() } else { tensor.shallow_clone() })
                 })?;
-                let mut outputs = all(&planted::of_layer(
-                    path,
-                    module.forward_with(inputs, &self.recomputing())?,
-                )?)?;
+                let mut outputs = all(&planted::of_layer(path, module.forward_with(inputs, cx)?)?)?;
                 match at < outputs.len() {
                     true => Ok(outputs.swap_remove(at)),
                     false => Err(Error::config(format!(
@@ -218,8 +215,21 @@ impl Context {
                     ))),
                 }
             };
+            let rerun = |other: &Tensor| rerun_in(other, &self.recomputing());
+            let rerun_with = |other: &Tensor, substitute| {
+                rerun_in(other, &self.recomputing().with_substitute(substitute))
+            };
             ffi::drop_cached_cast(given)?;
-            probe.ran(&Call { path, op, plan, input, output: given, rerun: &rerun });
+            let output = given;
+            probe.ran(&Call {
+                path,
+                op,
+                plan,
+                input,
+                output,
+                rerun: &rerun,
+                rerun_with: &rerun_with,
+            });
         }
         Ok(output)
     }

@@ -142,6 +142,7 @@ mod tests {
             input,
             output,
             rerun: &rerun,
+            rerun_with: &|other, _| rerun(other),
         });
         let (layers, _, wrong) = counter.found();
         (layers, wrong)

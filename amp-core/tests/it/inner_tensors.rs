@@ -9,7 +9,8 @@ use amp_core::{
         Call, Checkpoint, Context, FeedForward, Linear, LocalResponseNorm, LocalResponseNormConfig,
         LpPool1d, LpPool1dConfig, MultiheadAttention, MultiheadAttentionConfig, Probe,
         RotaryPairing, Sequential, Sigmoid, Softsign, Substitute, Tanh, Tanhshrink,
-        TransformerEncoderLayer, TransformerEncoderLayerConfig, named_tensors, place,
+        TransformerEncoderLayer, TransformerEncoderLayerConfig, Visit, Visitor, causal_attention,
+        named_tensors, place,
     },
     precision::{Policy, Precision},
     tch::{Device, Kind, Tensor},
@@ -123,6 +124,43 @@ fn layers_offer_their_intermediate_tensors(
     for (found, expected) in found.iter().zip(&expected) {
         assert!(relative(found, expected) < 1e-9, "{}", relative(found, expected));
     }
+    Ok(())
+}
+
+/// An attention layer outside of the crate.
+struct Own;
+
+impl Visit for Own {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for Own {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        causal_attention(input, &(input * 0.5), &input.sin(), cx)
+    }
+}
+
+/// `causal_attention` offers its intermediate tensors, and computes the same values and gradients as
+/// the fused kernel.
+#[test]
+fn causal_attention_offers_its_intermediate_tensors() -> Result<()> {
+    let _generator = seeded(0);
+    let module = Sequential::new(vec![Box::new(Own) as Box<dyn Module>]);
+    let x = Tensor::randn([2, 3, 5, 4], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+    let run = |cx: &Context| -> Result<[Tensor; 2]> {
+        let output = module.forward(&x, cx)?;
+        let gradient = Tensor::run_backward(&[output.square().sum(None)], &[&x], false, false);
+        Ok([output, gradient[0].shallow_clone()])
+    };
+    let expected = run(&context(Precision::F64True))?;
+    let found = run(&context(Precision::F64True).with_substitute(Rc::new(Equal)))?;
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!(relative(found, expected) < 1e-12, "{}", relative(found, expected));
+    }
+    let rounds = Rc::new(Rounds::to(Kind::BFloat16));
+    let rounded = run(&context(Precision::F64True).with_substitute(rounds))?;
+    let away = relative(&rounded[1], &expected[1]);
+    assert!(away > 1e-3 && away < 0.1, "{away}");
     Ok(())
 }
 

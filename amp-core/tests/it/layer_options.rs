@@ -1,7 +1,10 @@
 //! Tests of layer options that decide which tensors a layer has, and of dropout of whole channels.
 
 use amp_core::{
-    nn::{BatchNormConfig, ChannelDropout, Context, LayerNormConfig, named_tensors},
+    nn::{
+        BatchNormConfig, ChannelDropout, Context, LayerNormConfig, Softplus, SoftplusConfig,
+        named_tensors,
+    },
     precision::Policy,
     prelude::*,
 };
@@ -124,5 +127,25 @@ fn channels_are_dropped_whole() -> Result<()> {
     let text = message(dropout.forward(&input.reshape([2000, 6]), &Context::new(policy, true)));
     assert!(text.starts_with("dropout of channels: the input is [2000, 6]"), "{text}");
     assert!(message(ChannelDropout::new(1.5)).contains("a probability is in [0, 1]"));
+    Ok(())
+}
+
+/// Softplus in f16 is finite and has f64's values and derivatives, also where eˣ exceeds the largest
+/// number of f16.
+#[test]
+fn softplus_in_f16_does_not_overflow() -> Result<()> {
+    let layer = Softplus::new(SoftplusConfig::new())?;
+    let x = Tensor::from_slice(&[-3.0, 0.0, 5.0, 10.9, 11.0, 11.1, 12.0, 19.0, 20.5, 300.0_f64]);
+    let run = |kind: Kind| -> Result<[Tensor; 2]> {
+        let x = x.to_kind(Kind::Half).to_kind(kind).set_requires_grad(true);
+        let precision = if kind == Kind::Half { Precision::F16True } else { Precision::F64True };
+        let output = layer.forward(&x, &Context::new(Policy::new(precision, Device::Cpu), true))?;
+        output.sum(kind).backward();
+        Ok([output, x.grad()].map(|tensor| tensor.to_kind(Kind::Double)))
+    };
+    let (found, expected) = (run(Kind::Half)?, run(Kind::Double)?);
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!(found.allclose(expected, 2e-3, 0.0, false), "{found:?} is not {expected:?}");
+    }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Activations with options.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{
     Error, Result,
@@ -90,8 +90,11 @@ with_options! {
         threshold: f64 = 20.0,
     } => |x, options| {
         let scaled = x.f_mul_scalar(options.beta)?;
-        let soft = scaled.f_clamp_max(options.threshold)?.f_exp()?.f_log1p()?;
-        x.f_where_self(&scaled.f_gt(options.threshold)?, &soft.f_div_scalar(options.beta)?)?
+        // In f16, e^(β·x) is infinite from 11.1 on. From 11 on, log(1 + e^(β·x)) is β·x in f16.
+        let limit = if x.kind() == Kind::Half { 11.0 } else { f64::INFINITY };
+        let threshold = options.threshold.min(limit);
+        let soft = scaled.f_clamp_max(threshold)?.f_exp()?.f_log1p()?;
+        x.f_where_self(&scaled.f_gt(threshold)?, &soft.f_div_scalar(options.beta)?)?
     };
     /// x between the bounds, and the nearer bound elsewhere; nn.Hardtanh.
     Hardtanh, HardtanhConfig {

@@ -110,9 +110,12 @@ stateless! {
     /// log(σ(x)); nn.LogSigmoid.
     LogSigmoid => |x| x.f_log_sigmoid()?;
     /// x/(1 + |x|); nn.Softsign.
-    Softsign => |x, cx| x.f_div(&cx.within("divisor", &x.f_abs()?.f_add_scalar(1.0)?)?)?;
+    Softsign => |x, cx| {
+        let divisor = cx.next_use(x)?.f_abs()?.f_add_scalar(1.0)?;
+        cx.next_use(x)?.f_div(&cx.within("divisor", &divisor)?)?
+    };
     /// x − tanh(x); nn.Tanhshrink.
-    Tanhshrink => |x, cx| x.f_sub(&cx.within("tanh", &x.f_tanh()?)?)?;
+    Tanhshrink => |x, cx| x.f_sub(&Saturating::Tanh.run("tanh", &cx.next_use(x)?, cx)?)?;
     /// Returns x; nn.Identity.
     Identity => |x| x.shallow_clone();
 }

@@ -54,3 +54,51 @@ impl Substitute for Inside {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{nn::Gru, prelude::*, tch::Kind};
+    use rstest::rstest;
+
+    use crate::layers::{Options, Subject, audit};
+
+    #[derive(LightningModule)]
+    #[forward(|x| {
+        let (states, _) = gru(x, None, None)?;
+        head(&states.f_select(1, -1)?)
+    })]
+    #[loss(mse_loss)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Net {
+        #[layer(gru(4, 32, batch_first = true))]
+        gru: Gru,
+        #[layer(linear(32, 1))]
+        head: Linear,
+    }
+
+    /// The own error of a recurrent layer is about as large as the roundings in its steps explain.
+    #[rstest]
+    fn the_expected_error_of_a_layer_has_its_inner_roundings(
+        #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+    ) -> Result<()> {
+        let options = (Kind::Float, Device::Cpu);
+        let x = Tensor::f_arange(16 * 40 * 4, options)?.f_square()?.f_sin()?;
+        let x = x.f_reshape([16, 40, 4])?;
+        let batch = Batch::new(x, Tensor::f_ones([16, 1], options)?)?.to_any()?;
+        let build =
+            || -> Result<Box<dyn LightningModule>> { Ok(Box::new(Net::builder().build()?)) };
+        let subject = Subject {
+            build: &build,
+            wrap: None,
+            batch: &batch,
+            device: Device::Cpu,
+            seed: 1,
+            overrides: Default::default(),
+        };
+        let (_, own) = audit(&subject, Options::new(precision))?;
+        let own = own.into_iter().find(|own| own.path == "gru");
+        let error = own.and_then(|own| own.error).unwrap_or(f64::NAN);
+        assert!((0.8..1.25).contains(&error), "{error}");
+        Ok(())
+    }
+}

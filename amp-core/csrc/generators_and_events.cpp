@@ -63,6 +63,15 @@ int amp_random_set(int cuda, const at::Tensor* state) {
   return amp::guarded([&] { amp::Random(device(cuda)).write(*state); });
 }
 
+// Seeds the generator of a CUDA device.
+int amp_random_seed(int cuda, uint64_t seed) {
+  return amp::guarded([&] {
+    at::Generator generator = at::globalContext().defaultGenerator(device(cuda));
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_current_seed(seed);
+  });
+}
+
 // Reads the state of the CPU's default generator. The caller frees the result with amp_cpu_random_drop.
 int amp_cpu_random_read(void** out) {
   return amp::guarded([&] {

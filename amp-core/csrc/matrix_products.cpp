@@ -1,4 +1,4 @@
-// Records the matrix products that this thread computes, with libtorch's profiling callbacks.
+// Records the matrix products and the random numbers that this thread computes, with libtorch's profiling callbacks.
 
 #include <ATen/record_function.h>
 
@@ -44,23 +44,35 @@ constexpr const char* kProducts[] = {
     "aten::rnn_relu",
 };
 
+// The recorded operators that draw random numbers. For another dtype they draw other numbers from the same state of the
+// generator. Operators that are not listed draw the same numbers for every dtype and round them, as `bernoulli_`,
+// dropout and `exponential_`, or draw integers, as `randperm`.
+constexpr const char* kDraws[] = {
+    "aten::rand",   "aten::rand_like", "aten::randn",   "aten::randn_like",
+    "aten::normal", "aten::normal_",   "aten::uniform", "aten::uniform_",
+};
+
 // Autocast itself runs these operators in f32, including the products that they call. They are therefore not
 // recorded.
 constexpr const char* kInF32[] = {"aten::cdist", "aten::_cdist_forward", "aten::pdist"};
 
-struct Product {
+// A recorded operator that has run: its name, the dtype of its output, and whether it draws random numbers. For random
+// numbers the dtype is the one in which they are drawn, before they are rounded to the output's dtype.
+struct Recorded {
   const char* op;
   int dtype;
+  bool draws;
 };
 
 // A recorded operator that is running. `op` is null if it runs within another recorded operator.
 struct Watched : at::ObserverContext {
-  explicit Watched(const char* op) : op(op) {}
+  Watched(const char* op, bool draws) : op(op), draws(draws) {}
   const char* op;
+  bool draws;
 };
 
 thread_local std::optional<at::CallbackHandle> handle;
-thread_local std::vector<Product> seen;
+thread_local std::vector<Recorded> seen;
 // The number of recorded operators that are running within each other at the moment.
 thread_local int depth = 0;
 // The number of pauses. While it is above 0, nothing is recorded.
@@ -78,22 +90,26 @@ std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
   // If a backward pass runs within the forward pass, its products are not recorded, because gradients may have other
   // dtypes.
   const bool is_backward = function.scope() == at::RecordScope::BACKWARD_FUNCTION;
-  const char* op = is_backward ? nullptr : among(kProducts, function.name());
+  const char* draw = is_backward ? nullptr : among(kDraws, function.name());
+  const char* op = is_backward || draw != nullptr ? draw : among(kProducts, function.name());
   if (op == nullptr && !is_backward && among(kInF32, function.name()) == nullptr) return nullptr;
-  return std::make_unique<Watched>(depth++ == 0 ? op : nullptr);
+  return std::make_unique<Watched>(depth++ == 0 ? op : nullptr, draw != nullptr);
 }
 
 void end(const at::RecordFunction& function, at::ObserverContext* context) {
   if (context == nullptr) return;
   --depth;
-  const char* op = static_cast<Watched*>(context)->op;
+  const auto [op, draws] = *static_cast<Watched*>(context);
   // An operator that has failed has no output, so it is not recorded.
   if (op == nullptr || paused > 0 || function.outputs().empty()) return;
   const c10::IValue& output = function.outputs()[0];
   if (!output.isTensor()) return;
   const at::Tensor& tensor = output.toTensor();
   if (!tensor.defined() || !at::isFloatingType(tensor.scalar_type())) return;
-  seen.push_back({op, static_cast<int>(tensor.scalar_type())});
+  // CUDA's kernels draw 16-bit numbers in f32 and round them.
+  const bool rounds = draws && tensor.is_cuda() && tensor.element_size() == 2;
+  const at::ScalarType dtype = rounds ? at::kFloat : tensor.scalar_type();
+  seen.push_back({op, static_cast<int>(dtype), draws});
 }
 
 }  // namespace
@@ -125,14 +141,16 @@ int amp_products_pause(int by) {
   return amp::guarded([&] { paused += by; });
 }
 
-// Writes the operator's name and the dtype of the recorded product with the index `place`. The caller must not free
-// the name. If there is no product with this index, writes a null name and removes all recorded products.
-int amp_products_take(size_t place, const char** op, int* dtype) {
+// Writes the name of the recorded operator with the index `place`, the dtype of its output, and whether it draws random
+// numbers. The caller must not free the name. If there is no operator with this index, writes a null name and removes
+// all recorded operators.
+int amp_products_take(size_t place, const char** op, int* dtype, int* draws) {
   return amp::guarded([&] {
     *op = nullptr;
     if (place < seen.size()) {
       *op = seen[place].op;
       *dtype = seen[place].dtype;
+      *draws = seen[place].draws;
     } else {
       seen.clear();
     }

@@ -98,6 +98,24 @@ impl Error {
         }
     }
 
+    /// Adds the name of the run in which the error occurred, for a command that makes several runs.
+    #[must_use]
+    pub fn within(self, run: &str) -> Self {
+        Self::In { path: run.to_owned(), source: Box::new(self) }
+    }
+
+    /// Adds a hint to an error of libtorch about operands of different dtypes.
+    pub(crate) fn with_dtype_hint(self, hint: impl FnOnce() -> String) -> Self {
+        const SIGNS: [&str; 4] =
+            ["same dtype", "should be the same", "expected scalar type", "mixed dtype"];
+        match self {
+            Self::Torch(text) if SIGNS.iter().any(|sign| text.contains(sign)) => {
+                Self::Torch(text + &hint())
+            }
+            other => other,
+        }
+    }
+
     /// Adds the numbers of the training batch and the epoch, both counted from 0, to the text of an
     /// error in a model or its loss.
     pub(crate) fn in_batch(self, epoch: i64, batch: i64) -> Self {

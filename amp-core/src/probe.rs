@@ -1,9 +1,10 @@
 //! Checks that a run computes in the dtypes of its precision: compares the dtypes that one step
-//! used with the dtypes that the precision prescribes.
+//! used with the dtypes that the precision prescribes. Also records the dtypes of random numbers.
 
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
+    fmt,
 };
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error, Result,
-    nn::{DtypeProbe, ModuleOutput, Op, Parameter, Product},
+    nn::{Draw, DtypeProbe, ModuleOutput, Op, Parameter, Product},
     precision::{Precision, RegionPlan, dtype_name, is_floating},
 };
 
@@ -26,6 +27,84 @@ pub struct Observed {
     pub parameters: BTreeSet<String>,
     /// The dtypes of all gradients.
     pub gradients: BTreeSet<String>,
+    /// The operators that drew random numbers in the forward pass.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub draws: BTreeSet<Drawn>,
+}
+
+/// A libtorch operator that drew random numbers in a forward pass. For another dtype the operator
+/// draws other numbers, so runs that draw in different dtypes differ by more than their precision.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Drawn {
+    /// The dotted path of the innermost module that was running; empty for the model itself.
+    pub module: String,
+    /// The name of the operator, such as `randn_like`.
+    pub operator: String,
+    /// The dtype in which the numbers were drawn, with PyTorch's name.
+    pub dtype: String,
+}
+
+impl fmt::Display for Drawn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { module, operator, dtype } = self;
+        match module.as_str() {
+            "" => write!(f, "`{operator}` in the model draws {dtype}"),
+            module => write!(f, "`{operator}` in `{module}` draws {dtype}"),
+        }
+    }
+}
+
+impl From<&Draw<'_>> for Drawn {
+    fn from(draw: &Draw<'_>) -> Self {
+        let Draw { path, operator, kind } = *draw;
+        let dtype = dtype_name(kind).to_owned();
+        Self { module: path.to_owned(), operator: operator.to_owned(), dtype }
+    }
+}
+
+impl Drawn {
+    /// Returns the first of the operators `all` that drew in another dtype than the same operator in
+    /// `others`, and the dtype in which that one drew. From the same seed the two runs then had
+    /// other random numbers.
+    pub fn first_difference<'d>(
+        all: &'d BTreeSet<Self>,
+        others: &'d BTreeSet<Self>,
+    ) -> Option<(&'d Self, &'d str)> {
+        all.iter().filter(|drawn| !others.contains(*drawn)).find_map(|drawn| {
+            let is_same = |other: &&Self| {
+                (&other.module, &other.operator) == (&drawn.module, &drawn.operator)
+            };
+            Some((drawn, others.iter().find(is_same)?.dtype.as_str()))
+        })
+    }
+
+    /// Returns the name of the function of [`Context`](crate::nn::Context) that draws such numbers
+    /// in f32 under every precision.
+    pub fn replacement(&self) -> &'static str {
+        match self.operator.as_str() {
+            "rand_like" => "rand_like",
+            "randn_like" => "randn_like",
+            "rand" | "uniform" | "uniform_" => "rand",
+            _ => "randn",
+        }
+    }
+
+    /// Returns whether the numbers have 16 bits.
+    pub fn is_narrow(&self) -> bool {
+        [Kind::Half, Kind::BFloat16].iter().any(|kind| dtype_name(*kind) == self.dtype)
+    }
+}
+
+impl Observed {
+    /// Describes the first operator that drew random numbers of 16 bits, and what to use instead.
+    pub(crate) fn narrow_draw(&self) -> Option<String> {
+        let drawn = self.draws.iter().find(|drawn| drawn.is_narrow())?;
+        Some(format!(
+            "{drawn} numbers: libtorch draws others than in float32, and coarser ones; draw with `cx.{}`, \
+             which draws in float32 under every precision",
+            drawn.replacement()
+        ))
+    }
 }
 
 /// Collects, for each matrix product of a forward pass, the expected dtype and the observed dtype.
@@ -35,6 +114,7 @@ pub(crate) struct Products {
     /// For each module that ran, by its path, the dtypes that the precision and its region
     /// prescribe.
     ran: RefCell<BTreeMap<String, RegionPlan>>,
+    draws: RefCell<BTreeSet<Drawn>>,
 }
 
 /// The source of a matrix product: the path of its module, and the operator in the module if
@@ -51,6 +131,10 @@ impl DtypeProbe for Products {
 
     fn matrix_product(&self, product: &Product<'_>) {
         self.note(product.path, Some(product.operator), product.plan, product.kind);
+    }
+
+    fn draw(&self, draw: &Draw<'_>) {
+        self.draws.borrow_mut().insert(draw.into());
     }
 }
 
@@ -115,7 +199,8 @@ impl Products {
         has_overrides: bool,
     ) -> Result<Observed> {
         let name = |kind| dtype_name(kind).to_owned();
-        let mut observed = Observed { loss: name(loss.kind()), ..Default::default() };
+        let draws = self.draws.borrow().clone();
+        let mut observed = Observed { loss: name(loss.kind()), draws, ..Default::default() };
         let mismatch = |what: &str, expected: Kind, seen: Kind| {
             Error::Precision(format!(
                 "the run does not compute in {precision}: {what} is {}, but the precision asks for {}",

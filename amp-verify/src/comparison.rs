@@ -4,12 +4,13 @@ use amp_core::{
     Error, Result,
     event::{FitStart, Skipped},
     precision::Precision,
-    probe::Observed,
+    probe::{Drawn, Observed},
     record::RunRecord,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    draws,
     registry::{Direction, Judge},
     verdict::{mean, standard_deviation, t_quantile},
 };
@@ -158,6 +159,7 @@ impl Comparison {
         let baseline = runs[0].clone();
         for run in &mut runs[1..] {
             run.delta = Some(Delta::new(run, &baseline));
+            run.notes.extend(run.draws_otherwise(&baseline));
         }
         Self {
             schema: "amp-verify/2".into(),
@@ -257,6 +259,18 @@ impl Run {
             delta: None,
             over_seeds: None,
         }
+    }
+}
+
+impl Run {
+    /// Describes the random numbers that this run drew in another dtype than the baseline, unless a
+    /// note of the run already does.
+    fn draws_otherwise(&self, baseline: &Self) -> Option<String> {
+        if self.observed.draws.iter().any(Drawn::is_narrow) {
+            return None;
+        }
+        let (own, base) = (&self.observed.draws, &baseline.observed.draws);
+        draws::difference(own, baseline.precision, base)
     }
 }
 

@@ -12,6 +12,7 @@
 //! their PyTorch versions.
 
 mod changes;
+mod draws;
 pub mod length;
 mod margins_file;
 

@@ -42,7 +42,7 @@ pub fn run(
         .map(|precision| {
             let case = if precision == Precision::F32True { &baseline } else { case };
             runner::run(case, precision, Extras::default(), subscriber)
-                .map_err(|error| error.at(&format!("{} under {precision}", case.model.name)))
+                .map_err(|error| error.within(&format!("{} under {precision}", case.model.name)))
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Comparison::new(records, case.model.judge, case.data.batch_size))

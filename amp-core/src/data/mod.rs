@@ -12,6 +12,7 @@ mod placement;
 mod prefetch;
 mod sampler;
 mod sets;
+mod shared_numbers;
 mod source;
 mod stream;
 #[cfg(feature = "tokenizers")]

@@ -1,4 +1,5 @@
-//! Records the matrix products that this thread computes (`csrc/matrix_products.cpp`).
+//! Records the matrix products and the random numbers that this thread computes
+//! (`csrc/matrix_products.cpp`).
 
 use std::{
     cell::Cell,
@@ -15,7 +16,12 @@ unsafe extern "C" {
     fn amp_products_start() -> c_int;
     fn amp_products_stop() -> c_int;
     fn amp_products_pause(by: c_int) -> c_int;
-    fn amp_products_take(place: usize, op: *mut *const c_char, dtype: *mut c_int) -> c_int;
+    fn amp_products_take(
+        place: usize,
+        op: *mut *const c_char,
+        dtype: *mut c_int,
+        draws: *mut c_int,
+    ) -> c_int;
 }
 
 thread_local! {
@@ -67,22 +73,30 @@ impl Drop for PausedProducts {
     }
 }
 
-/// Returns the matrix products since the last call, in order. Each is described by its operator and
-/// the dtype of its output.
-pub(crate) fn take_products() -> Result<Vec<(&'static str, Kind)>> {
-    let mut products = Vec::new();
+/// A recorded operator of libtorch.
+pub(crate) struct Recorded {
+    pub(crate) operator: &'static str,
+    /// The dtype of the operator's output, or the dtype in which it draws random numbers.
+    pub(crate) kind: Kind,
+    /// Whether the operator draws random numbers. Otherwise it is a matrix product.
+    pub(crate) draws: bool,
+}
+
+/// Returns the operators that were recorded since the last call, in order.
+pub(crate) fn take_products() -> Result<Vec<Recorded>> {
+    let mut recorded = Vec::new();
     for place in 0.. {
-        let (mut op, mut dtype) = (std::ptr::null(), 0);
-        checked!(amp_products_take(place, &mut op, &mut dtype))?;
+        let (mut op, mut dtype, mut draws) = (std::ptr::null(), 0, 0);
+        checked!(amp_products_take(place, &mut op, &mut dtype, &mut draws))?;
         if op.is_null() {
             break;
         }
         // SAFETY: the shim returns its own string constants, which are never freed.
         let op = unsafe { CStr::from_ptr::<'static>(op) };
-        let op = op.to_str().map_or("an operator", |op| op.trim_start_matches("aten::"));
+        let operator = op.to_str().map_or("an operator", |op| op.trim_start_matches("aten::"));
         let kinds = [Kind::Half, Kind::Float, Kind::Double, Kind::BFloat16];
         let kind = kinds.into_iter().find(|kind| super::scalar_type(*kind).ok() == Some(dtype));
-        products.extend(kind.map(|kind| (op, kind)));
+        recorded.extend(kind.map(|kind| Recorded { operator, kind, draws: draws != 0 }));
     }
-    Ok(products)
+    Ok(recorded)
 }

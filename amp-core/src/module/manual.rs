@@ -190,6 +190,7 @@ pub fn first_loss(
     batch: &AnyBatch,
     step: &mut Step<'_>,
 ) -> Result<Tensor> {
+    let _products = step.context.watch_products()?;
     if !model.optimizes_manually() {
         return model.training_step(batch, step);
     }

@@ -115,7 +115,7 @@ pub use pool::{
 };
 pub(crate) use probe::Trace;
 pub use probe::{
-    Call, Casts, DtypeProbe, Group, GroupProbe, ModuleOutput, Probe, Product, Substitute,
+    Call, Casts, Draw, DtypeProbe, Group, GroupProbe, ModuleOutput, Probe, Product, Substitute,
 };
 pub(crate) use recompute::{Cell, Survey};
 pub use recompute::{Checkpoint, Segment};

@@ -18,6 +18,12 @@ pub trait Probe {
     fn inner(&self, path: &str, name: &str, inner: &Tensor) {
         let _ = (path, name, inner);
     }
+
+    /// Receives a call of a libtorch operator that draws floating-point random numbers. Only passes
+    /// of the trainer and of [`first_loss`](crate::trainer::first_loss) report such calls.
+    fn draw(&self, draw: &Draw<'_>) {
+        let _ = draw;
+    }
 }
 
 /// A module that has run in the observed forward pass, with its input and output.
@@ -112,6 +118,24 @@ pub trait DtypeProbe {
     fn matrix_product(&self, product: &Product<'_>) {
         let _ = product;
     }
+
+    /// Receives a call of a libtorch operator that draws floating-point random numbers.
+    fn draw(&self, draw: &Draw<'_>) {
+        let _ = draw;
+    }
+}
+
+/// A call of a libtorch operator that draws floating-point random numbers anywhere in a forward
+/// pass. For another dtype the operator draws other numbers from the same state of the generator.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw<'a> {
+    /// The dotted path of the innermost module that was running.
+    pub path: &'a str,
+    /// The name of libtorch's operator, such as `randn_like`.
+    pub operator: &'a str,
+    /// The dtype in which the random numbers are drawn. On CUDA, 16-bit numbers are drawn in f32 and
+    /// then rounded.
+    pub kind: Kind,
 }
 
 /// A matrix product or convolution that libtorch computed anywhere in a forward pass.

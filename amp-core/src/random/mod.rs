@@ -2,11 +2,13 @@
 //! in which one thread uses the generators alone.
 
 mod draws;
+mod evaluation;
 mod rng;
 mod section;
 mod state;
 
 pub use draws::Draws;
+pub(crate) use evaluation::EvaluationDraws;
 pub use rng::Rng;
 pub(crate) use section::{Inherited, Place, place};
 pub use section::{Section, seeded};

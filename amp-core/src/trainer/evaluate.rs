@@ -13,6 +13,7 @@ use crate::{
     nn::{Context, Evaluating},
     precision::Policy,
     provenance::Validation,
+    random::EvaluationDraws,
 };
 
 /// The loaders of the validation, test or prediction sets, each with the name of its set.
@@ -161,6 +162,7 @@ impl Evaluator {
         model: &mut dyn LightningModule,
         loaders: &Loaders,
     ) -> Result<Option<String>> {
+        let _draws = EvaluationDraws::begin(self.policy.device)?;
         let context = std::mem::replace(&mut self.context, Context::new(self.policy, false));
         let (validation, context) = Validation::observe(context);
         self.context = context;
@@ -217,6 +219,7 @@ impl Evaluator {
         then: &mut Then<'_, T>,
         show: &mut Show<'_>,
     ) -> Result<Vec<Log>> {
+        let _draws = EvaluationDraws::begin(self.policy.device)?;
         let mut logs = Vec::with_capacity(loaders.0.len());
         for (set, loader) in &loaders.0 {
             let mut log = Log::default();

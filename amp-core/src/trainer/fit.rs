@@ -208,6 +208,7 @@ impl<'r, 'c> Run<'r, 'c> {
         }))?;
         notes.into_iter().try_for_each(|text| (self.observers.emit)(Event::Note { text }))?;
         self.note_whole_numbers()?;
+        self.note_misleading_numbers()?;
         if let Some(plan) = self.state.memory.take() {
             self.state.follow_memory_plan(plan, self.observers.emit)?;
         }

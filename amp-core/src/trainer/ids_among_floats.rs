@@ -1,4 +1,5 @@
-//! Searches the first examples for ids (whole numbers) that are stored as floating-point values.
+//! Searches the first examples for ids (whole numbers) that are stored as floating-point values, and
+//! for shared numbers of examples.
 
 use tch::Kind;
 
@@ -16,6 +17,14 @@ impl Run<'_, '_> {
         let examples = self.data.train.head(self.data.batch_size)?;
         match examples.changed_whole_numbers(storage)? {
             Some(changed) => (self.observers.emit)(Event::Note { text: changed.to_string() }),
+            None => Ok(()),
+        }
+    }
+    /// Emits a note if a shared tensor may number the examples, and the run orders or divides them in
+    /// a way in which these numbers name other examples.
+    pub(super) fn note_misleading_numbers(&mut self) -> Result<()> {
+        match self.data.misleading_numbers()? {
+            Some(text) => (self.observers.emit)(Event::Note { text }),
             None => Ok(()),
         }
     }

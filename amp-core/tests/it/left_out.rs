@@ -137,6 +137,73 @@ fn ignored_targets_do_not_count_in_a_window(
     Ok(())
 }
 
+/// Trains on the twelve examples in three steps, or on the last eight in two. No target of the first
+/// four counts.
+fn in_steps(precision: Precision, all: bool, advances: bool) -> Result<(Ran, Option<f64>)> {
+    let mut model = {
+        let _section = seeded(3);
+        OfClasses::builder().build()?
+    };
+    let (mut logged, mut notes) = (Vec::new(), Vec::new());
+    let mut listen = |event: &Event| -> Result<()> {
+        match event {
+            Event::Logged { values, .. } => logged.push(values[0].value),
+            Event::Note { text } => notes.push(text.clone()),
+            _ => {}
+        }
+        Ok(())
+    };
+    let Batch { input, target } = examples()?;
+    let from = if all { 0 } else { 4 };
+    let part = Batch::new(input.f_narrow(0, from, 12 - from)?, target.f_narrow(0, from, 12 - from)?)?;
+    let data = DataModule::new("classes", part, examples()?, 4).in_order();
+    let config = config(1).with(|config| {
+        (config.precision, config.device) = (precision, device());
+        config.numerics.scaler.growth_interval = 2;
+        config.recovery.skipped_step_advances = advances;
+    });
+    let record = Trainer::new(config).subscribe(&mut listen).fit(&mut model, &data)?;
+    let weights = nn::parameters(&model).iter().flat_map(|own| values(&own.tensor)).collect();
+    let scale = record.end.scale;
+    Ok((Ran { weights, record, logged, notes }, scale))
+}
+
+/// A step in whose loss no target counts changes nothing: neither the weights nor the loss scale and
+/// its growth, because nothing has overflowed. A note names the step.
+#[rstest]
+fn a_step_without_targets_changes_nothing(
+    #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+) -> Result<()> {
+    let ((ran, scale), (without, expected)) =
+        (in_steps(precision, true, false)?, in_steps(precision, false, false)?);
+    assert_eq!(ran.weights, without.weights);
+    assert_eq!(scale, expected);
+    assert_eq!(scale, precision.scales_loss().then_some(131_072.0));
+    let counts = |ran: &Ran| (ran.record.end.global_step, ran.record.end.skipped);
+    assert_eq!((counts(&ran), counts(&without)), ((2, 0), (2, 0)));
+    for name in ["train_loss", "train_acc", "val_loss"] {
+        let value = |ran: &Ran| ran.record.epochs[0].value(name).expect("it is logged");
+        assert_eq!(value(&ran), value(&without), "{name}");
+    }
+    assert_eq!(
+        ran.notes,
+        [
+            "no target of the step at batch 0 of epoch 0 counts in the loss (all are ignored, or their \
+             weights are 0): such a step changes nothing, and is not counted as skipped"
+        ]
+    );
+    Ok(())
+}
+
+/// Under PyTorch's rule such a step is skipped like an overflow, and the loss scale falls.
+#[test]
+fn under_pytorchs_rule_a_step_without_targets_lowers_the_scale() -> Result<()> {
+    let (ran, scale) = in_steps(Precision::F16Mixed, true, true)?;
+    assert_eq!((ran.record.end.global_step, ran.record.end.skipped), (3, 1));
+    assert_eq!(scale, Some(65_536.0));
+    Ok(())
+}
+
 /// With weights of classes, the result equals libtorch's result for the same weights and targets in
 /// one batch.
 #[test]

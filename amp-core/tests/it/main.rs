@@ -112,6 +112,7 @@ mod probes;
 mod products;
 mod provenance;
 mod random;
+mod random_numbers;
 mod real_models;
 mod recovery;
 mod recurrent;

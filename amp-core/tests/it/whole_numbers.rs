@@ -1,9 +1,10 @@
-//! Tests of ids that are stored as floating-point numbers, which 16-bit dtypes would change.
+//! Tests of ids that are stored as floating-point numbers, which 16-bit dtypes would change, and of
+//! numbers of examples that belong to the whole set.
 
 use amp_core::{Trainer, TrainerConfig, data::DataModule, prelude::*};
 use rstest::rstest;
 
-use crate::support::seeded;
+use crate::support::{message, seeded};
 
 #[derive(LightningModule)]
 #[loss(mse_loss)]
@@ -63,5 +64,100 @@ fn other_values_are_not_reported(
 fn targets_are_checked_too() -> Result<()> {
     let told = notes(Precision::Bf16True, [1.0; 4], [1.0, 2.0, 511.0, 4.0])?;
     assert!(told.len() == 1 && told[0].starts_with("`target` holds whole numbers in column 0"));
+    Ok(())
+}
+
+/// The nodes of one graph, each an example, and its edges.
+#[derive(Batch)]
+struct Graph {
+    x: Tensor,
+    #[batch(shared)]
+    edges: Tensor,
+    target: Tensor,
+}
+
+#[derive(LightningModule)]
+#[batch(Graph, inputs(x, edges))]
+#[forward(|x, edges: &Tensor| {
+    let messages = x.f_index_select(0, &edges.f_get(0)?.f_remainder(2)?)?;
+    head(&x.f_add(&messages.f_mean(x.kind())?)?)
+})]
+#[loss(mse_loss)]
+#[optimizer(sgd, lr = 1e-9)]
+struct GraphNet {
+    #[layer(linear(3, 1))]
+    head: Linear,
+}
+
+fn graph(nodes: i64, edges: &[i64]) -> Result<Graph> {
+    let options = (Kind::Float, Device::Cpu);
+    let edges = Tensor::f_from_slice(edges)?.f_view([2, -1])?;
+    Ok(Graph { x: Tensor::f_randn([nodes, 3], options)?, edges, target: Tensor::f_zeros([nodes, 1], options)? })
+}
+
+/// Edges that number the examples are reported if batches have the examples in another order, or only
+/// some of them.
+#[rstest]
+#[case::shuffled(6, false, &[0, 1, 2, 3, 4, 5, 0, 2], Some("because the examples are shuffled"))]
+#[case::in_order(6, true, &[0, 1, 2, 3, 4, 5, 0, 2], None)]
+#[case::in_batches(3, true, &[0, 1, 2, 3, 4, 5, 0, 2], Some("each batch has only some of the examples"))]
+#[case::few_numbers(6, false, &[0, 1, 2, 3], None)]
+#[case::other_numbers(6, false, &[0, 1, 2, 3, 4, 5, 9, 2], None)]
+fn shared_numbers_of_examples_are_reported(
+    #[case] batch: i64,
+    #[case] in_order: bool,
+    #[case] edges: &[i64],
+    #[case] expected: Option<&str>,
+) -> Result<()> {
+    let _section = seeded(0);
+    let data = DataModule::new("graph", graph(6, edges)?, graph(6, edges)?, batch);
+    let data = if in_order { data.in_order() } else { data };
+    let config =
+        TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F32True, Device::Cpu) };
+    let record = Trainer::new(config).fit(&mut GraphNet::builder().build()?, &data)?;
+    let notes: Vec<&String> =
+        record.notes.iter().filter(|note| note.contains("shared tensor `edges`")).collect();
+    assert_eq!(notes.len(), usize::from(expected.is_some()), "{:?}", record.notes);
+    for (note, expected) in notes.iter().zip(expected) {
+        assert!(note.contains("up to 5") && note.contains(expected), "{note}");
+    }
+    Ok(())
+}
+
+/// A model that adds an f32 tensor of its own to a layer's output.
+#[derive(LightningModule)]
+#[forward(|x| {
+    let x = body(x)?;
+    head(&x.f_add(&Tensor::f_ones([4], (Kind::Float, x.device()))?)?)
+})]
+#[loss(mse_loss)]
+#[optimizer(sgd, lr = 0.1)]
+struct Widening {
+    #[layer(linear(3, 4))]
+    body: Linear,
+    #[layer(linear(4, 1))]
+    head: Linear,
+}
+
+/// libtorch's error about two dtypes names the layer and says how the wider dtype came about.
+#[test]
+fn an_error_of_dtypes_has_a_hint() -> Result<()> {
+    let _section = seeded(0);
+    let part = || {
+        let options = (Kind::Float, Device::Cpu);
+        Batch::new(Tensor::f_randn([4, 3], options)?, Tensor::f_zeros([4, 1], options)?)
+    };
+    let data = DataModule::new("rows", part()?, part()?, 4);
+    let config =
+        TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F16True, Device::Cpu) };
+    let error = message(Trainer::new(config).fit(&mut Widening::builder().build()?, &data));
+    assert!(error.starts_with("in `head`: libtorch: ") && error.contains("same dtype"), "{error}");
+    assert!(
+        error.ends_with(
+            "; under 16-true give each tensor that you create the dtype of the tensor that it is \
+             computed with, as in `.f_to_kind(x.kind())`: an operation on both returns the wider dtype"
+        ),
+        "{error}"
+    );
     Ok(())
 }

@@ -49,7 +49,7 @@ use std::{path::Path, thread, time::Instant};
 
 use amp_core::{Error, Result, hardware, precision::Precision};
 
-use self::runs::Runs;
+use self::runs::{Runs, draws_otherwise};
 use crate::{length::Length, registry::Registry, verdict::Design};
 
 /// The version of the format of [`Report`].
@@ -101,6 +101,7 @@ impl Plan {
             runs = Some(found.checked);
         }
         let path = outcome(precision, self.first_seed, Task::Path);
+        failures.extend(draws_otherwise(&control, &path));
         failures.extend(steps.failures.iter().chain(&path.failures).cloned());
         if let (Some(folder), Some(base), Some(first)) =
             (&self.goldens, baseline.first(), own.first())

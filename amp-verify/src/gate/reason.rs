@@ -19,7 +19,8 @@ pub enum Reason {
     DidNotLearn,
     /// The dtypes in which the model computed differ from those that the precision prescribes.
     PrecisionDidNotRun,
-    /// Initial weights, order of examples or data differ from those of the 32-true run.
+    /// Initial weights, order of examples, data or random numbers differ from those of the 32-true
+    /// run.
     NotPaired,
     /// The validation set contains training examples.
     Contaminated,
@@ -177,7 +178,9 @@ impl Reason {
             Self::PrecisionDidNotRun => {
                 "the dtypes in which layers compute with the precision's dtypes"
             }
-            Self::NotPaired => "initial weights, order and validation set with 32-true's",
+            Self::NotPaired => {
+                "initial weights, order, validation set and random numbers with 32-true's"
+            }
             Self::Contaminated => "validation examples with training examples",
             Self::NotConformant => "the first steps and the validation loss with 32-true's",
             Self::Watching => "an unobserved run with a run that is observed in each step",
@@ -212,6 +215,7 @@ impl Reason {
     /// Returns `None` if too little precision may be the reason.
     pub fn rule(self) -> Option<&'static str> {
         match self {
+            Self::NotPaired => Some("the same start as 32-true's"),
             Self::Watching => Some("the training path"),
             Self::Update => Some("clipping or the optimizer's step"),
             Self::Schedule => Some("the learning rate's schedule"),

@@ -15,7 +15,7 @@ use super::{
     plan::{Plan, Subject},
     reason::{Failure, Reason},
 };
-use crate::{text::percent, verdict::mean};
+use crate::{draws, text::percent, verdict::mean};
 
 /// The largest accepted relative error of a product of f32 matrices. In TF32 the error is about
 /// 1e-4.
@@ -137,6 +137,15 @@ impl Runs<'_> {
     }
 }
 
+/// Describes the failure if the model draws random numbers in another dtype under the precision,
+/// whose run is `path`, than in the control run under 32-true. The two runs of a seed then have
+/// other random numbers, and neither their metrics nor their gradients can be compared.
+pub(super) fn draws_otherwise(control: &Outcome, path: &Outcome) -> Option<Failure> {
+    let (draws, base) = (&path.observed.draws, &control.observed.draws);
+    let text = draws::difference(draws, Precision::F32True, base)?;
+    Some(Failure::new(Reason::NotPaired, text))
+}
+
 /// Checks that the model has learned: the mean metric of the runs must be better than the metric of
 /// the control runs by at least `learns_by`. A run whose metric is not finite is left out of the
 /// mean.
@@ -191,4 +200,70 @@ pub fn product_error(device: Device) -> Result<f64> {
     let exact = a.f_to_kind(Kind::Double)?.f_matmul(&b.f_to_kind(Kind::Double)?)?;
     let error = a.f_matmul(&b)?.f_to_kind(Kind::Double)?.f_sub(&exact)?;
     Ok(error.f_norm()?.f_double_value(&[])? / exact.f_norm()?.f_double_value(&[])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::{
+        DataSet, Registry,
+        gate::{Task, job::Job, waves::waves},
+        length::Length,
+        model, project,
+    };
+
+    /// A model that draws in the dtype of its layer, or through the context.
+    #[derive(LightningModule)]
+    #[forward(|x| {
+        let x = body(x)?;
+        let noise = match (cx.is_training(), self.right) {
+            (true, true) => cx.randn_like(&x)?,
+            (true, false) => x.f_randn_like()?,
+            (false, _) => x.f_zeros_like()?,
+        };
+        head(&x.f_add(&noise)?)
+    })]
+    #[loss(mse_loss)]
+    #[optimizer(sgd, lr = 0.01)]
+    struct Noisy {
+        #[hparam(default = false)]
+        right: bool,
+        #[layer(linear(4, 8))]
+        body: Linear,
+        #[layer(linear(8, 1))]
+        head: Linear,
+    }
+
+    /// Random numbers in another dtype than under 32-true are a failure of their own. Only they break
+    /// the rule of gradients.
+    #[rstest]
+    #[case::right(true, None)]
+    #[case::like(false, Some("draws bfloat16 numbers and float32 numbers under 32-true"))]
+    fn draws_in_another_dtype_are_named(
+        #[case] right: bool,
+        #[case] expected: Option<&str>,
+    ) -> Result<()> {
+        let model = model!(Noisy).hyperparameters(serde_json::json!({ "right": right }));
+        let model = model.judged_by_loss().margin(1.0).batch_size(8);
+        let registry =
+            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
+        let run = |precision, task| {
+            Job::new("Noisy", precision, 3, Length::Epochs(1), task).execute(&registry)
+        };
+        let control = run(Precision::F32True, Task::Frozen);
+        let path = run(Precision::Bf16Mixed, Task::Path);
+        let failure = draws_otherwise(&control, &path);
+        assert_eq!(failure.is_some(), expected.is_some());
+        for (failure, expected) in failure.iter().zip(expected) {
+            assert_eq!(failure.reason, Reason::NotPaired);
+            assert!(failure.text.contains(expected), "{}", failure.text);
+            assert!(failure.reason.rule().is_some());
+        }
+        let broken = path.failures.iter().any(|failure| failure.reason == Reason::Gradient);
+        assert_eq!(broken, expected.is_some(), "{:?}", path.failures);
+        Ok(())
+    }
 }

@@ -6,7 +6,6 @@ use std::ops::Range;
 use amp_core::{
     Error, Result,
     hardware::Fingerprint,
-    memory::cuda_free,
     nn::Op,
     precision::{Precision, dtype_name, is_floating},
     tch::{Kind as Dtype, Tensor, no_grad},
@@ -15,10 +14,11 @@ use amp_core::{
 use super::{
     Flow, Kind, Layer, Own, Report, Subject, error, groups, mark_worst,
     masks::masks_agree,
-    parts::{examples, parts},
+    parts::{BUDGET, budget, examples, parts},
     pass::{Job, Pass, Plan, Ran, Rerun, Rounded, exact, module, run},
 };
 use crate::{
+    draws,
     exponents::{CommonWindow, Format, Histogram, Window, WindowOptions, losses},
     reset::ResetModel,
     rounding::{is_narrow, moved, rounding_of},
@@ -39,10 +39,6 @@ pub struct Options {
     /// has their number.
     pub budget: usize,
 }
-
-/// The default of [`Options::budget`] in bytes, and by what a GPU's free memory is divided.
-const BUDGET: usize = 4 << 30;
-const SHARE: usize = 2;
 
 impl Options {
     /// Returns the options for a measurement under this precision, with a loss scale of 65536.
@@ -103,16 +99,6 @@ fn in_parts(
     Ok((ends.report(&subject, model.name(), options, layers, &changes)?, all))
 }
 
-/// Returns how many bytes of layers' tensors may be kept at once. On a GPU there are many, to have
-/// few parts, because each part repeats the whole step.
-fn budget(subject: &Subject<'_>, options: Options) -> Result<usize> {
-    if !subject.device.is_cuda() || options.budget < BUDGET {
-        return Ok(options.budget);
-    }
-    let free = usize::try_from(cuda_free(subject.device)?).unwrap_or(options.budget);
-    Ok(options.budget.max(free / SHARE))
-}
-
 /// Returns the paths of the layers, as in [`measure`], and the paths of all modules. Each path
 /// occurs once, in the order in which the modules end.
 ///
@@ -145,6 +131,7 @@ struct Ends {
     dropout: bool,
     loss: f64,
     exact_loss: f64,
+    draws: Option<String>,
 }
 
 /// The training steps from which the layers of one part of the model are measured.
@@ -262,7 +249,11 @@ impl Passes {
 
     fn ends(self) -> Ends {
         let Self { log2_scale, dropout, .. } = self;
-        Ends { log2_scale, dropout, loss: self.actual.loss, exact_loss: self.reference.loss }
+        let of = |pass: &Pass| {
+            draws::difference(&pass.draws, Precision::F64True, &self.reference.draws)
+        };
+        let draws = of(&self.actual).or_else(|| of(&self.baseline));
+        Ends { log2_scale, dropout, loss: self.actual.loss, exact_loss: self.reference.loss, draws }
     }
 
     /// Adds to `layers` what was measured for the layers of this part of the model, and to
@@ -359,6 +350,7 @@ impl Ends {
             window: CommonWindow::of(windows),
             layers,
             groups: Vec::new(),
+            draws: self.draws,
         })
     }
 }

@@ -152,6 +152,10 @@ pub struct Report {
     /// The loss scales that are safe for all layers with 16-bit gradients. Null if no layer has
     /// 16-bit gradients.
     pub window: Option<CommonWindow>,
+    /// Describes the random numbers that the model draws in another dtype than under 64-true. The
+    /// errors of the layers then contain the difference of these numbers. Null if all are the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draws: Option<String>,
 }
 
 /// What was measured for one layer.

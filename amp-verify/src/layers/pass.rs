@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Range,
     rc::Rc,
 };
@@ -11,8 +11,9 @@ use amp_core::{
     Error, Result, Step,
     hardware::seed_everything,
     log::Log,
-    nn::{Call, Context, Op, Parameter, Probe, parameters, place},
+    nn::{Call, Context, Draw, Op, Parameter, Probe, parameters, place},
     precision::{Policy, Precision, is_floating},
+    probe::Drawn,
     random,
     tch::{Device, Kind, Tensor},
     trainer::first_loss,
@@ -107,6 +108,8 @@ pub(super) struct Pass {
     pub(super) loss: f64,
     /// The dtypes of intermediate tensors.
     pub(super) inner: Rc<Inner>,
+    /// The operators that drew random numbers.
+    pub(super) draws: BTreeSet<Drawn>,
 }
 
 impl Pass {
@@ -176,6 +179,7 @@ pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> 
         calls: RefCell::default(),
         inner: RefCell::default(),
         drawn: Cell::default(),
+        draws: RefCell::default(),
         failed: RefCell::default(),
     });
     let mut context = Context::new(policy, true).with_overrides(subject.overrides.clone());
@@ -233,7 +237,8 @@ pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> 
         }
     }
     let loss = loss.f_to_kind(Kind::Double)?.f_double_value(&[])?;
-    Ok(Pass { calls, gradients, loss, inner: Rc::new(observer.inner.take()) })
+    let (inner, draws) = (Rc::new(observer.inner.take()), observer.draws.take());
+    Ok(Pass { calls, gradients, loss, inner, draws })
 }
 
 fn clone(parameter: &Parameter) -> Parameter {
@@ -253,6 +258,7 @@ struct Observer {
     calls: RefCell<Vec<Ran>>,
     inner: RefCell<Inner>,
     drawn: Cell<u64>,
+    draws: RefCell<BTreeSet<Drawn>>,
     failed: RefCell<Option<Error>>,
 }
 
@@ -267,6 +273,10 @@ impl Probe for Observer {
 
     fn inner(&self, path: &str, name: &str, inner: &Tensor) {
         self.inner.borrow_mut().insert((path.to_owned(), name.to_owned()), inner.kind());
+    }
+
+    fn draw(&self, draw: &Draw<'_>) {
+        self.draws.borrow_mut().insert(draw.into());
     }
 }
 

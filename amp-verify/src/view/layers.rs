@@ -51,6 +51,9 @@ pub fn layers(report: &Report) -> String {
     out += &format!("{table}\n");
     out += "E: error, divided by the error under 32-true; *: the layer with the largest own error; local: the layer's own \
             part in the squared error of its output; overflow, underflow: values, predicted / observed\n";
+    if let Some(draws) = &report.draws {
+        out += &format!("the errors contain the difference of random numbers: {draws}\n");
+    }
     out += &groups(&report.groups);
     for kind in Kind::ALL {
         if let Some(layer) = report.worst(kind) {

@@ -4,6 +4,7 @@ mod any;
 mod changed;
 mod field;
 mod pair;
+mod shared;
 mod whole;
 
 pub use any::{AnyBatch, FieldRole};

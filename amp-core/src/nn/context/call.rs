@@ -155,9 +155,20 @@ impl Context {
             });
         self.report_products();
         self.plan.set(outer);
-        let result = result.map_err(|error| error.at(&self.path.borrow()));
+        let result = result.map_err(|error| {
+            error.with_dtype_hint(|| self.dtype_hint()).at(&self.path.borrow())
+        });
         self.leave(parent);
         result
+    }
+
+    /// Says how operands of different dtypes come about, and what to do.
+    fn dtype_hint(&self) -> String {
+        format!(
+            "; under {} give each tensor that you create the dtype of the tensor that it is computed with, as in \
+             `.f_to_kind(x.kind())`: an operation on both returns the wider dtype",
+            self.policy.precision
+        )
     }
 
     /// Runs the module at the current path, and returns its output.

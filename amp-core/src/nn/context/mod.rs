@@ -7,6 +7,7 @@ mod fused;
 mod inner;
 mod output;
 mod products;
+mod random;
 
 use std::{
     cell::{Cell, Ref, RefCell},

@@ -1,15 +1,15 @@
 //! Reports every matrix product of a forward pass to a dtype probe, even if it is computed outside
-//! of layers.
+//! of layers. Also reports the operators that draw random numbers.
 
 use super::{Context, Observer};
 use crate::{
     Result,
-    ffi::{self, PausedProducts, WatchedProducts},
-    nn::Product,
+    ffi::{self, PausedProducts, Recorded, WatchedProducts},
+    nn::{Draw, Product},
 };
 
-/// A guard. While it exists, the matrix products that this thread computes are reported to the
-/// dtype probe of `context`.
+/// A guard. While it exists, the matrix products and random numbers that this thread computes are
+/// reported to the probe of `context`.
 #[must_use = "products are watched until this is dropped"]
 pub(crate) struct ProductsOf<'c> {
     context: &'c Context,
@@ -17,13 +17,13 @@ pub(crate) struct ProductsOf<'c> {
 }
 
 impl Context {
-    /// Starts reporting every matrix product to the context's dtype probe. Returns `None` if the
-    /// context has no dtype probe.
+    /// Starts reporting every matrix product and every draw of random numbers to the context's dtype
+    /// probe, or every draw to the probe of its tensors. Returns `None` if the context has neither.
     ///
     /// # Errors
     /// When libtorch does not accept a callback.
     pub(crate) fn watch_products(&self) -> Result<Option<ProductsOf<'_>>> {
-        if !matches!(self.observer, Observer::Dtypes(_)) {
+        if !matches!(self.observer, Observer::Dtypes(_) | Observer::Tensors(_)) {
             return Ok(None);
         }
         let watched = WatchedProducts::start()?;
@@ -38,16 +38,23 @@ impl Context {
         (!self.watches_products.get()).then(PausedProducts::pause)
     }
 
-    /// Reports the matrix products that were computed since the path or the precision region
-    /// changed.
+    /// Reports the matrix products and random numbers that were computed since the path or the
+    /// precision region changed.
     pub(super) fn report_products(&self) {
         if !self.watches_products.get() {
             return;
         }
-        let Observer::Dtypes(probe) = &self.observer else { return };
         let (path, plan) = (self.path(), self.plan.get());
-        for (operator, kind) in ffi::take_products().unwrap_or_default() {
-            probe.matrix_product(&Product { path: &path, operator, plan, kind });
+        for Recorded { operator, kind, draws } in ffi::take_products().unwrap_or_default() {
+            let draw = Draw { path: &path, operator, kind };
+            match &self.observer {
+                Observer::Dtypes(probe) if draws => probe.draw(&draw),
+                Observer::Dtypes(probe) => {
+                    probe.matrix_product(&Product { path: &path, operator, plan, kind });
+                }
+                Observer::Tensors(probe) if draws => probe.draw(&draw),
+                _ => {}
+            }
         }
     }
 }

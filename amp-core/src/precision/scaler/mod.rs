@@ -318,6 +318,15 @@ impl GradScaler {
         Ok(())
     }
 
+    /// Undoes the last [`update`](Self::update): returns to the scale and the growth tracker of
+    /// `state`, which was read before. Captured steps keep using the same tensors.
+    pub(crate) fn return_to(&mut self, state: ScalerState) -> Result<()> {
+        let _ = self.scale.f_fill_(state.scale)?;
+        let _ = self.growth_tracker.f_fill_(i64::from(state.growth_tracker))?;
+        self.mirror = (state.scale as f32, state.growth_tracker);
+        Ok(())
+    }
+
     /// Returns the state for a checkpoint. Call this after [`update`](Self::update).
     pub fn state(&self) -> ScalerState {
         ScalerState {

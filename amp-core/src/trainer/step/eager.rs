@@ -52,7 +52,11 @@ pub(super) fn step(
         let scale = state.optim.scaler.scale_value();
         let gradients = state.unscale_and_clip(model, observers, examples.start.epoch)?;
         let before = state.weights_before()?;
+        let scaler = state.optim.scaler.state();
         let outcome = state.apply(gradients)?;
+        let leaves_out = outcome != StepOutcome::Applied
+            && !state.config.recovery.skipped_step_advances
+            && examples.count_nothing(model)?;
         let next = match &outcome {
             StepOutcome::Applied => {
                 state.count_applied(model)?;
@@ -61,6 +65,11 @@ pub(super) fn step(
                 {
                     (observers.emit)(Event::Note { text })?;
                 }
+                Next::GoOn
+            }
+            StepOutcome::Skipped { .. } if leaves_out => {
+                state.optim.scaler.return_to(scaler)?;
+                leave_out(state, model, examples, observers.emit)?;
                 Next::GoOn
             }
             StepOutcome::Skipped { culprit } => {
@@ -263,6 +272,27 @@ fn run_again(
         ran.log.merge(log)?;
     }
     Ok(ran)
+}
+
+/// Leaves out a step in whose loss no target counts, so that the loss is a mean over nothing. Nothing
+/// has overflowed: the step changes nothing and does not count as skipped. The first such step of a
+/// run is reported.
+fn leave_out(
+    state: &mut StepState<'_>,
+    model: &mut dyn LightningModule,
+    examples: &Examples,
+    emit: &mut Emit<'_>,
+) -> Result<()> {
+    state.rollback.restore(model)?;
+    if std::mem::replace(&mut state.told_left_out, true) {
+        return Ok(());
+    }
+    let Position { epoch, batch } = examples.position(0);
+    let text = format!(
+        "no target of the step at batch {batch} of epoch {epoch} counts in the loss (all are ignored, or \
+         their weights are 0): such a step changes nothing, and is not counted as skipped"
+    );
+    emit(Event::Note { text })
 }
 
 /// Counts a skipped step, searches for its cause, reports the step, restores the state before

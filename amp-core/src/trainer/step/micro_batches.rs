@@ -79,6 +79,17 @@ impl Examples {
         Ok(all)
     }
 
+    /// Returns whether no target of the step counts in the loss, because all targets are ignored or
+    /// masked. The loss is then a mean over nothing. Reads the targets from the device.
+    pub(super) fn count_nothing(&self, model: &dyn LightningModule) -> Result<bool> {
+        for batch in &self.batches {
+            if model.loss_weight(batch)? != 0.0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Returns the losses of those batches whose factor is above 0.
     pub(super) fn counting(&self, losses: &[Tensor]) -> Vec<Tensor> {
         let pairs = losses.iter().zip(&self.shares).filter(|(_, share)| **share > 0.0);

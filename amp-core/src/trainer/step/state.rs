@@ -59,6 +59,8 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) probed: bool,
     /// Whether the first batches were searched for targets that the model's own loss may ignore.
     pub(super) looked_at_windows: bool,
+    /// Whether a note about a step without targets was written.
+    pub(super) told_left_out: bool,
     /// Whether a note about lost updates of 16-bit weights was written.
     pub(super) told_lost_updates: bool,
     /// The memory plan: which modules are recomputed in the backward pass. `None` before the first
@@ -98,6 +100,7 @@ impl<'a> StepState<'a> {
             does_more: false,
             probed: false,
             looked_at_windows: false,
+            told_left_out: false,
             told_lost_updates: false,
             memory: None,
             profiler: Profiler::new(config.device),
@@ -357,7 +360,12 @@ impl<'a> StepState<'a> {
         let (precision, overrides) = (self.policy.precision, &self.config.numerics.overrides);
         probe.regions_held(&nn::parameters_in_regions(model, precision, overrides))?;
         let has_overrides = !overrides.is_empty();
-        emit(Event::Observed(probe.finish(precision, loss, parameters, has_overrides)?))?;
+        let observed = probe.finish(precision, loss, parameters, has_overrides)?;
+        let note = observed.narrow_draw();
+        emit(Event::Observed(observed))?;
+        if let Some(text) = note {
+            emit(Event::Note { text })?;
+        }
         self.probed = true;
         Ok(())
     }

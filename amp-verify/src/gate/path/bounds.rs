@@ -122,6 +122,16 @@ fn worst(
     judged.fold((0.0, not_emulated), |most, one| if share(one) > share(most) { one } else { most })
 }
 
+/// Returns the largest accepted relative difference between batch statistics and those of 32-true.
+/// The validation loss may differ by half of it. Rounding alone causes a few hundredths of it.
+pub(super) fn statistics_bound(precision: Precision) -> f64 {
+    match precision {
+        Precision::F64True | Precision::F32True => 1e-3,
+        Precision::F16Mixed | Precision::F16True => 0.01,
+        Precision::Bf16Mixed | Precision::Bf16True => 0.03,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;

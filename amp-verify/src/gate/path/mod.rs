@@ -24,10 +24,10 @@ mod validation;
 
 pub use report::PathReport;
 
-use amp_core::{Result, nn, precision::Precision, trainer::StepAccess};
+use amp_core::{Result, nn, probe::Observed, trainer::StepAccess};
 
 use self::{
-    bounds::Judged,
+    bounds::{Judged, statistics_bound},
     final_state::FinalState,
     observer::Observation,
     reference::{Reference, larger},
@@ -47,16 +47,6 @@ use super::{
 };
 use crate::registry::Registry;
 
-/// Returns the largest accepted relative difference between batch statistics and those of 32-true.
-/// The validation loss may differ by half of it. Rounding alone causes a few hundredths of it.
-fn statistics_bound(precision: Precision) -> f64 {
-    match precision {
-        Precision::F64True | Precision::F32True => 1e-3,
-        Precision::F16Mixed | Precision::F16True => 0.01,
-        Precision::Bf16Mixed | Precision::Bf16True => 0.03,
-    }
-}
-
 /// Runs the gate's job that checks the training path.
 pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result<Outcome> {
     let case = job.case(registry, job.precision)?;
@@ -72,8 +62,9 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
         }
     } else {
         let (findings, report) = (&mut findings, &mut report);
+        let observed = &mut outcome.observed;
         let mut checks =
-            Checks { setup: &setup, findings, report, ended: 0, tolerances: Vec::new() };
+            Checks { setup: &setup, findings, report, observed, ended: 0, tolerances: Vec::new() };
         let result = checks.run();
         outcome.ended = deadline.has_ended();
         match outcome.ended {
@@ -90,6 +81,8 @@ struct Checks<'a> {
     setup: &'a Setup<'a>,
     findings: &'a mut Findings,
     report: &'a mut PathReport,
+    /// What the first step of the run without an observer used.
+    observed: &'a mut Observed,
     /// The number of stages of the job that have ended.
     ended: usize,
     /// How far two runs may differ, for those kinds of runs in which a repetition gave other bits.
@@ -147,6 +140,7 @@ impl<'a> Checks<'a> {
     /// Writes the properties of the run without an observer into the report.
     fn describe(&mut self, plain: &FinalState) -> Result<()> {
         let (case, record) = (self.setup.case, &plain.record);
+        *self.observed = record.observed.clone();
         let loader = case.data.train_loader(case.trainer.policy(), 0)?;
         *self.report = PathReport {
             parameters: record.start.run.parameters,

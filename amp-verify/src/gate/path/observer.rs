@@ -130,6 +130,7 @@ impl Observation {
         let all = || gradients.iter().flat_map(BTreeMap::values);
         let finite = all_finite(all())? && self.has_finite_loss();
         let rates = rates(hook);
+        let is_left_out = self.is_left_out(outcome);
         match outcome {
             StepOutcome::Applied => {
                 self.applied += 1;
@@ -150,7 +151,8 @@ impl Observation {
             }
         }
         if let Some(rule) = &mut self.scale {
-            let (expected, found) = (rule.after(outcome), hook.scale);
+            let expected = if is_left_out { rule.now() } else { rule.after(outcome) };
+            let found = hook.scale;
             if found != Some(expected) {
                 let found = found.unwrap_or(1.0);
                 self.fail(
@@ -162,6 +164,13 @@ impl Observation {
         }
         self.rates = rates;
         Ok(())
+    }
+
+    /// Returns whether the step with this outcome was skipped because no target counts in its loss.
+    /// Such a step does not change the loss scale.
+    fn is_left_out(&self, outcome: &StepOutcome) -> bool {
+        let counts = self.losses.iter().any(|(weight, _)| *weight > 0.0);
+        *outcome != StepOutcome::Applied && !counts
     }
 
     /// Repeats an applied step in float64, and compares weights, optimizer state and learning

@@ -336,14 +336,14 @@ mod tests {
         head: Linear,
     }
 
-    /// Checks the rules of the training path for a model under bf16-mixed, and returns the failures.
-    fn failures(model: Model) -> Result<Vec<Failure>> {
+    /// Checks the rules of the training path for a model, and returns the failures.
+    fn failures(model: Model, precision: Precision) -> Result<Vec<Failure>> {
         let name = model.name();
         let registry = Registry::new(project!())
             .data_set(DataSet::new("waves", waves))
             .data_set(DataSet::new("words", words))
             .model(model);
-        let job = Job::new(name, Precision::Bf16Mixed, 3, Length::Epochs(1), Task::Path);
+        let job = Job::new(name, precision, 3, Length::Epochs(1), Task::Path);
         Ok(crate::gate::path::run(&job, &registry, &Deadline::default())?.failures)
     }
 
@@ -354,7 +354,7 @@ mod tests {
     #[case::until_a_step(Freeze::new("first.*").until_step(4))]
     fn frozen_parameters_are_not_compared(#[case] freeze: Freeze) -> Result<()> {
         let model = model!(Net).judged_by_loss().margin(1.0).batch_size(4).freeze([freeze]);
-        let failures = failures(model)?;
+        let failures = failures(model, Precision::Bf16Mixed)?;
         assert!(failures.is_empty(), "{failures:?}");
         Ok(())
     }
@@ -368,13 +368,19 @@ mod tests {
     }
 
     /// The trainer weights each batch of a step by its number of targets, and a batch without
-    /// targets by 0.
+    /// targets by 0. A step without targets changes nothing, and does not lower the loss scale.
     #[rstest]
-    #[case::some_without_targets(1)]
-    #[case::all_with_targets(2)]
-    fn batches_have_the_weights_of_their_losses(#[case] batch_size: i64) -> Result<()> {
+    #[case::some_without_targets(1, 4, Precision::Bf16Mixed)]
+    #[case::all_with_targets(2, 4, Precision::Bf16Mixed)]
+    #[case::steps_without_targets(1, 1, Precision::F16Mixed)]
+    fn batches_have_the_weights_of_their_losses(
+        #[case] batch_size: i64,
+        #[case] window: i64,
+        #[case] precision: Precision,
+    ) -> Result<()> {
         let model = model!(Tagger).data("words").judged_by_loss().margin(1.0);
-        let failures = failures(model.batch_size(batch_size).accumulate_grad_batches(4))?;
+        let model = model.batch_size(batch_size).accumulate_grad_batches(window);
+        let failures = failures(model, precision)?;
         assert!(failures.is_empty(), "{failures:?}");
         Ok(())
     }
@@ -393,7 +399,7 @@ mod tests {
     #[case::swa(Averaging::Swa { start_epoch: 0 })]
     fn averaged_batch_statistics_are_not_compared(#[case] averaging: Averaging) -> Result<()> {
         let model = model!(Normed).judged_by_loss().margin(1.0).batch_size(16);
-        let failures = failures(model.averaging(averaging))?;
+        let failures = failures(model.averaging(averaging), Precision::Bf16Mixed)?;
         assert!(failures.is_empty(), "{failures:?}");
         Ok(())
     }

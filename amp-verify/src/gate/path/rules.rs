@@ -20,6 +20,11 @@ impl ScaleRule {
         Self { constants, scale, since: 0, grown: 0, backed_off: 0 }
     }
 
+    /// Returns the current loss scale.
+    pub(super) fn now(&self) -> f64 {
+        f64::from(self.scale)
+    }
+
     /// Returns the loss scale after a step with this outcome.
     pub(super) fn after(&mut self, outcome: &StepOutcome) -> f64 {
         let GradScalerConfig { growth_factor, backoff_factor, growth_interval, .. } =
@@ -34,6 +39,6 @@ impl ScaleRule {
                 self.grown += 1;
             }
         }
-        f64::from(self.scale)
+        self.now()
     }
 }

@@ -1,0 +1,27 @@
+//! Finds data whose batches would break numbers of examples that belong to the whole set, such as
+//! the edges of a graph.
+
+use super::{DataModule, Order};
+use crate::Result;
+
+impl DataModule {
+    /// Describes a shared tensor that may number the training examples, if the order of the examples
+    /// or their division into batches makes such numbers name other examples. Looks only at sets in
+    /// memory.
+    pub(crate) fn misleading_numbers(&self) -> Result<Option<String>> {
+        let Some(all) = self.train.in_memory()? else { return Ok(None) };
+        let examples = self.train.len();
+        let why = match &self.order {
+            Order::InOrder if self.batch_size >= examples => return Ok(None),
+            Order::InOrder => "each batch has only some of the examples",
+            Order::Shuffled | Order::Sampled(_) => "the examples are shuffled",
+        };
+        Ok(all.numbering(examples)?.map(|(name, most)| {
+            format!(
+                "the shared tensor `{name}` holds whole numbers up to {most}: if they number the {examples} \
+                 examples, as edges of a graph do, they name other examples in a batch, because {why}: make \
+                 the whole graph one example, or use one batch with `in_order()`"
+            )
+        }))
+    }
+}

@@ -1,0 +1,98 @@
+//! Random numbers that do not depend on the precision.
+
+use tch::{Kind, Tensor};
+
+use super::Context;
+use crate::{
+    Error, Result,
+    precision::{dtype_name, is_floating},
+};
+
+impl Context {
+    /// Draws numbers from the uniform distribution on [0, 1), in f32 under every precision, on the
+    /// device of the forward pass.
+    ///
+    /// libtorch draws other numbers for another dtype. Runs under several precisions can be compared
+    /// only if they draw the same numbers, so draw with this function and its siblings.
+    ///
+    /// # Errors
+    /// When a size is negative, or there is not enough memory.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use amp_core::prelude::*;
+    ///
+    /// /// Hides about three quarters of the values in training.
+    /// #[derive(Module)]
+    /// #[forward(|x| match cx.is_training() {
+    ///     true => Ok(x.f_mul(&cx.rand(&x.size())?.f_lt(0.25)?)?),
+    ///     false => Ok(x.shallow_clone()),
+    /// })]
+    /// struct Hide {}
+    /// # fn main() {}
+    /// ```
+    pub fn rand(&self, shape: &[i64]) -> Result<Tensor> {
+        Ok(Tensor::f_rand(shape, (Kind::Float, self.policy.device))?)
+    }
+
+    /// Draws numbers from the standard normal distribution, in f32 under every precision, on the
+    /// device of the forward pass. See [`rand`](Self::rand).
+    ///
+    /// # Errors
+    /// When a size is negative, or there is not enough memory.
+    pub fn randn(&self, shape: &[i64]) -> Result<Tensor> {
+        Ok(Tensor::f_randn(shape, (Kind::Float, self.policy.device))?)
+    }
+
+    /// Draws numbers from the uniform distribution on [0, 1), with the shape, dtype and device of
+    /// `like`. The numbers are drawn in f32 and then rounded, down where rounding to nearest would
+    /// give 1. See [`rand`](Self::rand).
+    ///
+    /// # Errors
+    /// When `like` is not floating-point, or there is not enough memory.
+    pub fn rand_like(&self, like: &Tensor) -> Result<Tensor> {
+        let drawn = Tensor::f_rand(like.size(), (Kind::Float, like.device()))?;
+        let below_one = match like.kind() {
+            Kind::Half => 1.0 - f64::powi(2.0, -11),
+            Kind::BFloat16 => 1.0 - f64::powi(2.0, -8),
+            _ => return rounded(&drawn, like),
+        };
+        rounded(&drawn.f_clamp_max(below_one)?, like)
+    }
+
+    /// Draws numbers from the standard normal distribution, with the shape, dtype and device of
+    /// `like`. The numbers are drawn in f32 and then rounded. See [`rand`](Self::rand).
+    ///
+    /// # Errors
+    /// When `like` is not floating-point, or there is not enough memory.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use amp_core::prelude::*;
+    ///
+    /// /// A sample of the normal distribution with this mean and logarithm of the variance.
+    /// #[derive(Module)]
+    /// #[forward(|mean, log_var: &Tensor| {
+    ///     let deviation = log_var.f_mul_scalar(0.5)?.f_exp()?;
+    ///     Ok(mean.f_add(&deviation.f_mul(&cx.randn_like(mean)?)?)?)
+    /// })]
+    /// struct Sample {}
+    /// # fn main() {}
+    /// ```
+    pub fn randn_like(&self, like: &Tensor) -> Result<Tensor> {
+        rounded(&Tensor::f_randn(like.size(), (Kind::Float, like.device()))?, like)
+    }
+}
+
+/// Converts random numbers to the dtype of `like`.
+fn rounded(drawn: &Tensor, like: &Tensor) -> Result<Tensor> {
+    if !is_floating(like.kind()) {
+        return Err(Error::config(format!(
+            "random numbers like a tensor of {}: it must be floating-point",
+            dtype_name(like.kind())
+        )));
+    }
+    Ok(drawn.f_to_kind(like.kind())?)
+}

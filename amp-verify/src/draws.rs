@@ -1,0 +1,137 @@
+//! Compares the random numbers that a model draws under two precisions.
+
+use std::collections::BTreeSet;
+
+use amp_core::{precision::Precision, probe::Drawn};
+
+/// Describes the first operator that drew random numbers in another dtype than under the precision
+/// `base`, and what to use instead. `base_draws` are the draws under `base`. Returns `None` if the
+/// numbers are the same.
+pub(crate) fn difference(
+    draws: &BTreeSet<Drawn>,
+    base: Precision,
+    base_draws: &BTreeSet<Drawn>,
+) -> Option<String> {
+    let (drawn, dtype) = Drawn::first_difference(draws, base_draws)?;
+    Some(format!(
+        "{drawn} numbers and {dtype} numbers under {base}, so that libtorch draws others: draw with \
+         `cx.{}`, which draws in float32 under every precision",
+        drawn.replacement()
+    ))
+}
+
+#[cfg(all(test, feature = "cli"))]
+mod tests {
+    use amp_core::prelude::*;
+
+    use super::*;
+    use crate::{
+        DataSet, Registry,
+        case::{Case, Choices},
+        layers::{self, Options},
+        matrix, model, project,
+    };
+
+    /// A model that draws in the dtype of its layer, or through the context.
+    #[derive(LightningModule)]
+    #[forward(|x| {
+        let x = body(x)?;
+        let noise = match self.right {
+            true => cx.randn_like(&x)?,
+            false => x.f_randn_like()?,
+        };
+        head(&x.f_add(&noise)?)
+    })]
+    #[loss(mse_loss)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Noisy {
+        #[hparam(default = false)]
+        right: bool,
+        #[layer(linear(4, 8))]
+        body: Linear,
+        #[layer(linear(8, 1))]
+        head: Linear,
+    }
+
+    /// A model that fails under every precision but 32-true and 64-true.
+    #[derive(LightningModule)]
+    #[forward(|x| match x.kind() {
+        Kind::Half => body(&x.f_to_kind(Kind::Float)?),
+        _ => body(x),
+    })]
+    #[loss(mse_loss)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Failing {
+        #[layer(linear(4, 1))]
+        body: Linear,
+    }
+
+    fn sums(batch_size: i64) -> Result<DataModule> {
+        let part = |first: i64| {
+            let x = Tensor::f_arange_start(first, first + 64, (Kind::Float, Device::Cpu))?;
+            let x = x.f_square()?.f_sin()?.f_view([16, 4])?;
+            Batch::new(x.shallow_clone(), x.f_sum_dim_intlist([1].as_slice(), true, Kind::Float)?)
+        };
+        Ok(DataModule::new("sums", part(0)?, part(64)?, batch_size))
+    }
+
+    fn case(name: &str, right: bool) -> Result<Case> {
+        let noisy = model!(Noisy).hyperparameters(serde_json::json!({ "right": right }));
+        let models = [noisy, model!(Failing)].map(|one| one.judged_by_loss().epochs(1));
+        let [noisy, failing] = models.map(|one| one.batch_size(8).margin(1.0));
+        let registry = Registry::new(project!()).data_set(DataSet::new("sums", sums));
+        let registry = registry.model(noisy).model(failing);
+        Case::new(&registry, registry.find(Some(name))?, Choices::default(), Device::Cpu)
+    }
+
+    /// Each run that draws other numbers than the baseline has one note about that.
+    #[test]
+    fn runs_with_other_numbers_have_a_note() -> Result<()> {
+        let notes = |right: bool| -> Result<Vec<Vec<String>>> {
+            let precisions = [Precision::Bf16Mixed, Precision::F64True];
+            let comparison = matrix::run(&case("Noisy", right)?, &precisions, &mut |_: &_| Ok(()))?;
+            let drawn = |note: &String| note.contains("randn_like");
+            let runs = comparison.runs.into_iter();
+            Ok(runs.map(|run| run.notes.into_iter().filter(drawn).collect()).collect())
+        };
+        assert_eq!(notes(true)?, vec![Vec::<String>::new(); 3]);
+        let [base, narrow, wide] = &notes(false)?[..] else { panic!("three runs") };
+        assert_eq!(base, &[""; 0]);
+        assert_eq!(narrow.len(), 1);
+        assert!(narrow[0].starts_with("`randn_like` in the model draws bfloat16 numbers"));
+        let expected = "`randn_like` in the model draws float64 numbers and float32 numbers under 32-true, so \
+                        that libtorch draws others: draw with `cx.randn_like`, which draws in float32 under \
+                        every precision";
+        assert_eq!(wide, &[expected]);
+        Ok(())
+    }
+
+    /// The errors of layers contain the difference of random numbers, and the report says so.
+    #[test]
+    fn the_errors_of_layers_name_other_numbers() -> Result<()> {
+        let measured = |right| {
+            layers::measure_case(&case("Noisy", right)?, Options::new(Precision::Bf16Mixed))
+        };
+        let (wrong, right) = (measured(false)?, measured(true)?);
+        assert_eq!(right.draws, None);
+        let text = wrong.draws.as_deref().unwrap_or_default();
+        let start = "`randn_like` in the model draws bfloat16 numbers and float64 numbers under 64-true";
+        assert!(text.starts_with(start), "{text}");
+        let error = |report: &layers::Report| {
+            let head = report.layers.iter().find(|layer| layer.path == "head");
+            head.map_or(0.0, |head| head.forward.error.zip(head.forward.rms).map_or(0.0, |(e, rms)| e / rms))
+        };
+        assert!(error(&right) < 0.02 && error(&wrong) > 0.2);
+        Ok(())
+    }
+
+    /// An error within a layer of one of several runs names the run.
+    #[test]
+    fn an_error_names_its_run() -> Result<()> {
+        let precisions = [Precision::F16True];
+        let ran = matrix::run(&case("Failing", false)?, &precisions, &mut |_: &_| Ok(()));
+        let error = ran.expect_err("f32 does not fit f16").to_string();
+        assert!(error.starts_with("in `Failing under 16-true`: in `body`: libtorch: "), "{error}");
+        Ok(())
+    }
+}

@@ -22,7 +22,7 @@ pub(crate) fn difference(
 
 #[cfg(all(test, feature = "cli"))]
 mod tests {
-    use amp_core::prelude::*;
+    use amp_core::{event::Event, prelude::*};
 
     use super::*;
     use crate::{
@@ -89,7 +89,8 @@ mod tests {
     fn runs_with_other_numbers_have_a_note() -> Result<()> {
         let notes = |right: bool| -> Result<Vec<Vec<String>>> {
             let precisions = [Precision::Bf16Mixed, Precision::F64True];
-            let comparison = matrix::run(&case("Noisy", right)?, &precisions, &mut |_: &_| Ok(()))?;
+            let comparison =
+                matrix::run(&case("Noisy", right)?, &precisions, &mut |_: &Event| Ok(()))?;
             let drawn = |note: &String| note.contains("randn_like");
             let runs = comparison.runs.into_iter();
             Ok(runs.map(|run| run.notes.into_iter().filter(drawn).collect()).collect())
@@ -115,11 +116,14 @@ mod tests {
         let (wrong, right) = (measured(false)?, measured(true)?);
         assert_eq!(right.draws, None);
         let text = wrong.draws.as_deref().unwrap_or_default();
-        let start = "`randn_like` in the model draws bfloat16 numbers and float64 numbers under 64-true";
+        let start =
+            "`randn_like` in the model draws bfloat16 numbers and float64 numbers under 64-true";
         assert!(text.starts_with(start), "{text}");
         let error = |report: &layers::Report| {
             let head = report.layers.iter().find(|layer| layer.path == "head");
-            head.map_or(0.0, |head| head.forward.error.zip(head.forward.rms).map_or(0.0, |(e, rms)| e / rms))
+            head.map_or(0.0, |head| {
+                head.forward.error.zip(head.forward.rms).map_or(0.0, |(e, rms)| e / rms)
+            })
         };
         assert!(error(&right) < 0.02 && error(&wrong) > 0.2);
         Ok(())
@@ -129,7 +133,7 @@ mod tests {
     #[test]
     fn an_error_names_its_run() -> Result<()> {
         let precisions = [Precision::F16True];
-        let ran = matrix::run(&case("Failing", false)?, &precisions, &mut |_: &_| Ok(()));
+        let ran = matrix::run(&case("Failing", false)?, &precisions, &mut |_: &Event| Ok(()));
         let error = ran.expect_err("f32 does not fit f16").to_string();
         assert!(error.starts_with("in `Failing under 16-true`: in `body`: libtorch: "), "{error}");
         Ok(())

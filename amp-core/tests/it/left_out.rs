@@ -155,7 +155,8 @@ fn in_steps(precision: Precision, all: bool, advances: bool) -> Result<(Ran, Opt
     };
     let Batch { input, target } = examples()?;
     let from = if all { 0 } else { 4 };
-    let part = Batch::new(input.f_narrow(0, from, 12 - from)?, target.f_narrow(0, from, 12 - from)?)?;
+    let part =
+        Batch::new(input.f_narrow(0, from, 12 - from)?, target.f_narrow(0, from, 12 - from)?)?;
     let data = DataModule::new("classes", part, examples()?, 4).in_order();
     let config = config(1).with(|config| {
         (config.precision, config.device) = (precision, device());

@@ -110,7 +110,10 @@ struct Noisy {
 fn data(device: Device) -> Result<DataModule> {
     let part = |count: i64| {
         let input = Tensor::f_randn([count, 4], (Kind::Float, device))?;
-        Batch::new(input.shallow_clone(), input.f_sum_dim_intlist([1].as_slice(), true, Kind::Float)?)
+        Batch::new(
+            input.shallow_clone(),
+            input.f_sum_dim_intlist([1].as_slice(), true, Kind::Float)?,
+        )
     };
     Ok(DataModule::new("sums", part(16)?, part(8)?, 8))
 }

@@ -92,7 +92,11 @@ struct GraphNet {
 fn graph(nodes: i64, edges: &[i64]) -> Result<Graph> {
     let options = (Kind::Float, Device::Cpu);
     let edges = Tensor::f_from_slice(edges)?.f_view([2, -1])?;
-    Ok(Graph { x: Tensor::f_randn([nodes, 3], options)?, edges, target: Tensor::f_zeros([nodes, 1], options)? })
+    Ok(Graph {
+        x: Tensor::f_randn([nodes, 3], options)?,
+        edges,
+        target: Tensor::f_zeros([nodes, 1], options)?,
+    })
 }
 
 /// Edges that number the examples are reported if batches have the examples in another order, or only

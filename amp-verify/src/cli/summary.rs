@@ -47,8 +47,8 @@ impl SummaryArgs {
             let _section = random::seeded(config.seed)?;
             let mut model = case.build()?;
             let summary = Trainer::new(config).summary(model.as_mut(), &case.data);
-            let summary =
-                summary.map_err(|error| error.within(&format!("{} under {precision}", case.model.name)))?;
+            let summary = summary
+                .map_err(|error| error.within(&format!("{} under {precision}", case.model.name)))?;
             Ok(summary.with_max_depth(self.max_depth.unwrap_or(usize::MAX)))
         };
         precisions.into_iter().map(one).collect()

@@ -73,7 +73,7 @@ fn in_parts(
     options: Options,
     rounds_to: Option<Dtype>,
 ) -> Result<(Report, Vec<Own>)> {
-    let budget = budget(subject, options)?;
+    let budget = budget(subject.device, options.budget)?;
     let mut model = subject.model()?;
     let mut counted = run(subject, &mut model, Plan::counting())?.calls;
     let examples = examples(&counted, subject.batch.len(), budget);
@@ -249,9 +249,8 @@ impl Passes {
 
     fn ends(self) -> Ends {
         let Self { log2_scale, dropout, .. } = self;
-        let of = |pass: &Pass| {
-            draws::difference(&pass.draws, Precision::F64True, &self.reference.draws)
-        };
+        let of =
+            |pass: &Pass| draws::difference(&pass.draws, Precision::F64True, &self.reference.draws);
         let draws = of(&self.actual).or_else(|| of(&self.baseline));
         Ends { log2_scale, dropout, loss: self.actual.loss, exact_loss: self.reference.loss, draws }
     }

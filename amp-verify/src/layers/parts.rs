@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use amp_core::{Result, memory::cuda_free};
+use amp_core::{Result, memory::cuda_free, tch::Device};
 
-use super::{Options, Subject, pass::Ran};
+use super::pass::Ran;
 
 /// The number of f64 values that are kept for each element. `COPIES` applies to elements of a
 /// layer's input and output: these are the values and gradients of four steps, and of up to eight
@@ -14,18 +14,18 @@ use super::{Options, Subject, pass::Ran};
 const COPIES: usize = 24;
 const OF_PARAMETERS: usize = 12;
 
-/// The default of [`Options::budget`] in bytes, and by what a GPU's free memory is divided.
+/// The default of `Options::budget` in bytes, and by what a GPU's free memory is divided.
 pub(super) const BUDGET: usize = 4 << 30;
 const SHARE: usize = 2;
 
 /// Returns how many bytes of layers' tensors may be kept at once. On a GPU there are many, to have
-/// few parts, because each part repeats the whole step.
-pub(super) fn budget(subject: &Subject<'_>, options: Options) -> Result<usize> {
-    if !subject.device.is_cuda() || options.budget < BUDGET {
-        return Ok(options.budget);
+/// few parts, because each part repeats the whole step. `wanted` is `Options::budget`.
+pub(super) fn budget(device: Device, wanted: usize) -> Result<usize> {
+    if !device.is_cuda() || wanted < BUDGET {
+        return Ok(wanted);
     }
-    let free = usize::try_from(cuda_free(subject.device)?).unwrap_or(options.budget);
-    Ok(options.budget.max(free / SHARE))
+    let free = usize::try_from(cuda_free(device)?).unwrap_or(wanted);
+    Ok(wanted.max(free / SHARE))
 }
 
 fn bytes(call: &Ran) -> usize {

@@ -155,9 +155,8 @@ impl Context {
             });
         self.report_products();
         self.plan.set(outer);
-        let result = result.map_err(|error| {
-            error.with_dtype_hint(|| self.dtype_hint()).at(&self.path.borrow())
-        });
+        let result = result
+            .map_err(|error| error.with_dtype_hint(|| self.dtype_hint()).at(&self.path.borrow()));
         self.leave(parent);
         result
     }

@@ -23,13 +23,16 @@ impl Context {
     /// ```
     /// use amp_core::prelude::*;
     ///
-    /// /// Hides about three quarters of the values in training.
+    /// /// Hides a share of the values in training.
     /// #[derive(Module)]
     /// #[forward(|x| match cx.is_training() {
-    ///     true => Ok(x.f_mul(&cx.rand(&x.size())?.f_lt(0.25)?)?),
+    ///     true => Ok(x.f_mul(&cx.rand(&x.size())?.f_ge(self.share)?)?),
     ///     false => Ok(x.shallow_clone()),
     /// })]
-    /// struct Hide {}
+    /// struct Hide {
+    ///     #[hparam(default = 0.75)]
+    ///     share: f64,
+    /// }
     /// # fn main() {}
     /// ```
     pub fn rand(&self, shape: &[i64]) -> Result<Tensor> {
@@ -75,10 +78,13 @@ impl Context {
     /// /// A sample of the normal distribution with this mean and logarithm of the variance.
     /// #[derive(Module)]
     /// #[forward(|mean, log_var: &Tensor| {
-    ///     let deviation = log_var.f_mul_scalar(0.5)?.f_exp()?;
+    ///     let deviation = log_var.f_mul_scalar(0.5)?.f_exp()?.f_mul_scalar(self.temperature)?;
     ///     Ok(mean.f_add(&deviation.f_mul(&cx.randn_like(mean)?)?)?)
     /// })]
-    /// struct Sample {}
+    /// struct Sample {
+    ///     #[hparam(default = 1.0)]
+    ///     temperature: f64,
+    /// }
     /// # fn main() {}
     /// ```
     pub fn randn_like(&self, like: &Tensor) -> Result<Tensor> {

@@ -79,18 +79,23 @@ enum How {
 }
 
 #[derive(Module)]
-#[forward(|x| match self.how {
-    How::Like => Ok(x.f_add(&x.f_randn_like()?)?),
-    How::Context => Ok(x.f_add(&cx.randn_like(x)?)?),
-    How::Explicit => {
-        let drawn = Tensor::f_rand(x.size(), (Kind::Float, x.device()))?;
-        Ok(x.f_add(&drawn.f_to_kind(x.kind())?)?)
+#[forward(|x| {
+    let x = inner(x)?;
+    match self.how {
+        How::Like => Ok(x.f_add(&x.f_randn_like()?)?),
+        How::Context => Ok(x.f_add(&cx.randn_like(&x)?)?),
+        How::Explicit => {
+            let drawn = Tensor::f_rand(x.size(), (Kind::Float, x.device()))?;
+            Ok(x.f_add(&drawn.f_to_kind(x.kind())?)?)
+        }
+        How::Bernoulli => Ok(x.f_mul(&x.f_empty_like()?.f_bernoulli_float_(0.5)?)?),
     }
-    How::Bernoulli => Ok(x.f_mul(&x.f_empty_like()?.f_bernoulli_float_(0.5)?)?),
 })]
 struct Noise {
     #[hparam]
     how: How,
+    #[layer(linear(4, 4))]
+    inner: Linear,
 }
 
 #[derive(LightningModule)]

@@ -23,15 +23,15 @@ impl Context {
     /// ```
     /// use amp_core::prelude::*;
     ///
-    /// /// Hides a share of the values in training.
+    /// /// Hides three quarters of the values in training.
     /// #[derive(Module)]
     /// #[forward(|x| match cx.is_training() {
-    ///     true => Ok(x.f_mul(&cx.rand(&x.size())?.f_ge(self.share)?)?),
-    ///     false => Ok(x.shallow_clone()),
+    ///     true => model(&x.f_mul(&cx.rand(&x.size())?.f_ge(0.75)?)?),
+    ///     false => model(x),
     /// })]
     /// struct Hide {
-    ///     #[hparam(default = 0.75)]
-    ///     share: f64,
+    ///     #[layer(linear(64, 64))]
+    ///     model: Linear,
     /// }
     /// # fn main() {}
     /// ```
@@ -75,15 +75,18 @@ impl Context {
     /// ```
     /// use amp_core::prelude::*;
     ///
-    /// /// A sample of the normal distribution with this mean and logarithm of the variance.
+    /// /// A sample of the normal distribution whose mean and logarithm of the variance two layers
+    /// /// compute.
     /// #[derive(Module)]
-    /// #[forward(|mean, log_var: &Tensor| {
-    ///     let deviation = log_var.f_mul_scalar(0.5)?.f_exp()?.f_mul_scalar(self.temperature)?;
-    ///     Ok(mean.f_add(&deviation.f_mul(&cx.randn_like(mean)?)?)?)
+    /// #[forward(|x| {
+    ///     let (mean, deviation) = (mean(x)?, log_var(x)?.f_mul_scalar(0.5)?.f_exp()?);
+    ///     Ok(mean.f_add(&deviation.f_mul(&cx.randn_like(&mean)?)?)?)
     /// })]
     /// struct Sample {
-    ///     #[hparam(default = 1.0)]
-    ///     temperature: f64,
+    ///     #[layer(linear(64, 8))]
+    ///     mean: Linear,
+    ///     #[layer(linear(64, 8))]
+    ///     log_var: Linear,
     /// }
     /// # fn main() {}
     /// ```

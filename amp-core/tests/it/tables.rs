@@ -121,6 +121,33 @@ fn rows_of_a_large_file_are_in_their_places(#[values("\n", "\r\n")] end: &str) -
     Ok(())
 }
 
+/// A file without rows gives a batch without rows, but only if it has the columns.
+#[test]
+fn columns_are_looked_for_without_rows() -> Result<()> {
+    let (_folder, path) = file("empty.csv", "a,b\n");
+    let table = Table::read(&path)?;
+    let batch = table.batch(&Columns::new().numbers("x", &["b", "a"]).integers("y", "a"))?;
+    assert_eq!(batch.required("x")?.size(), [0, 2]);
+    let text = of_file(&message(table.batch(&Columns::new().numbers("x", &["c"]))), &path);
+    assert_eq!(text, "FILE: no column `c`; there are a, b");
+    Ok(())
+}
+
+/// Text that is not UTF-8, and separators that cannot be found in UTF-8 text, are refused.
+#[test]
+fn other_text_is_refused() {
+    let (_folder, path) = file("latin.csv", b"a,b\n1,2\nK\xf6ln,3\n");
+    let text = of_file(&message(Table::read(&path)), &path);
+    assert_eq!(text, "FILE: line 3 is not UTF-8: save the file as UTF-8");
+    for separator in [b'"', b'\n', b'\r', 0xe4] {
+        let text = of_file(&message(Table::read_separated(&path, separator)), &path);
+        assert!(
+            text.starts_with("FILE: cells cannot be separated by `") && !text.contains('\n'),
+            "{text}"
+        );
+    }
+}
+
 /// A row at fault is found behind thousands of others, and an error names its line.
 #[rstest]
 #[case("\n", "4001")]

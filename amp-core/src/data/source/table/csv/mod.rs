@@ -197,15 +197,18 @@ impl Table {
     /// Reads all rows, and writes them to `part`, their places.
     fn fill<'c>(&self, mut part: Part<'_, 'c>) -> Result<()> {
         let mut rows = SomeRows { table: self, first: 0, count: 0, ids: Vec::new() };
-        while rows.first < self.rows() {
+        // Without rows, `read` still looks for the columns.
+        loop {
             rows.count = ROWS.min(self.rows() - rows.first);
             let Some(places) = part.first(rows.count) else {
                 unreachable!("there are places for all rows");
             };
             places.read(&mut rows)?;
             rows.first += rows.count;
+            if rows.first == self.rows() {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     fn index(&self, column: &str) -> Result<usize> {

@@ -172,10 +172,13 @@ impl File {
 fn with_dictionaries(footer: &ArrowReaderMetadata) -> Schema {
     let types = footer.schema();
     let stored = footer.parquet_schema().root_schema().get_fields();
-    let fields = types.fields().iter().zip(stored).map(|(field, stored)| {
+    let fields = types.fields().iter().enumerate().map(|(at, field)| {
+        // The parquet crate does not read other kinds of text, such as JSON, as a dictionary.
+        let text = stored.get(at).is_some_and(|stored| {
+            let kind = stored.get_basic_info().converted_type();
+            stored.name() == field.name() && kind == ConvertedType::UTF8
+        });
         let field = field.as_ref().clone();
-        // The parquet crate does not read other kinds of text, such as JSON, as a dictionary of text.
-        let text = stored.get_basic_info().converted_type() == ConvertedType::UTF8;
         match field.data_type() {
             DataType::Utf8 if text => field.with_data_type(DataType::Dictionary(
                 Box::new(DataType::Int32),

@@ -1,18 +1,30 @@
-//! Rounds the intermediate tensors of a layer that runs separately.
+//! Rounds the parameters and the intermediate tensors of a layer that runs separately.
 
 use std::{collections::BTreeMap, rc::Rc};
 
 use amp_core::{
     Result,
+    hardware::seed_everything,
     nn::{Substitute, with_rounded_gradient},
     tch::{Kind, Tensor},
 };
 
-use crate::rounding::{is_narrow, rounded};
+use crate::rounding::{is_narrow, rounded, rounded_stochastically};
 
 /// The dtypes of modules' intermediate tensors in a step, by the module's path and the tensor's
 /// name.
 pub(super) type Inner = BTreeMap<(String, String), Kind>;
+
+/// How to round parameters to the dtype `to`: stochastically with a seed, or else to nearest. The
+/// layer's intermediate tensors are rounded, too.
+#[derive(Debug, Clone)]
+pub(super) struct Rounded {
+    pub(super) to: Kind,
+    pub(super) seed: Option<u64>,
+    /// The factor by which gradients are multiplied while they are rounded.
+    pub(super) scale: f64,
+    pub(super) inner: Rc<Inner>,
+}
 
 /// Rounds the intermediate tensors of one layer as a 16-bit precision does.
 pub(super) struct Inside {
@@ -53,6 +65,24 @@ impl Substitute for Inside {
             false => Ok(inner.shallow_clone()),
         }
     }
+}
+
+/// Rounds the values of parameters in place. The autograd graphs that use the parameters do not
+/// change. Returns each parameter's data and a copy of its earlier values, to restore them.
+pub(super) fn round(parameters: &[Tensor], how: &Rounded) -> Result<Vec<(Tensor, Tensor)>> {
+    if let Some(seed) = how.seed {
+        seed_everything(seed)?;
+    }
+    let each = parameters.iter().map(|parameter| {
+        let mut data = parameter.f_data()?;
+        let kept = data.f_detach_copy()?;
+        data.f_copy_(&match how.seed {
+            Some(_) => rounded_stochastically(&kept, how.to)?,
+            None => rounded(&kept, how.to)?,
+        })?;
+        Ok((data, kept))
+    });
+    each.collect()
 }
 
 #[cfg(test)]

@@ -12,10 +12,12 @@ use amp_core::{
 };
 
 use super::{
-    Flow, Kind, Layer, Own, Report, Subject, error, groups, mark_worst,
+    Flow, Kind, Layer, Own, Report, Subject, error, groups,
+    inside::Rounded,
+    mark_worst,
     masks::masks_agree,
     parts::{BUDGET, budget, examples, parts},
-    pass::{Job, Pass, Plan, Ran, Rerun, Rounded, exact, module, run},
+    pass::{Job, Pass, Plan, Ran, Rerun, exact, module, run},
 };
 use crate::{
     draws,

@@ -21,12 +21,9 @@ use amp_core::{
 
 use super::{
     Subject,
-    inside::{Inner, Inside},
+    inside::{Inner, Inside, Rounded, round},
 };
-use crate::{
-    reset::ResetModel,
-    rounding::{is_narrow, rounded, rounded_stochastically},
-};
+use crate::{reset::ResetModel, rounding::is_narrow};
 
 /// One run of a layer within a step. Input and output have the step's dtypes. Gradients are in f64
 /// and divided by the loss scale.
@@ -65,17 +62,6 @@ pub(super) struct Job {
     pub(super) gradient: Option<Tensor>,
     /// How to round the layer's parameters. `None` means that they are not rounded.
     pub(super) weights: Option<Rounded>,
-}
-
-/// How to round parameters to the dtype `to`: stochastically with a seed, or else to nearest. The
-/// layer's intermediate tensors are rounded, too.
-#[derive(Debug, Clone)]
-pub(super) struct Rounded {
-    pub(super) to: Kind,
-    pub(super) seed: Option<u64>,
-    /// The factor by which gradients are multiplied while they are rounded.
-    pub(super) scale: f64,
-    pub(super) inner: Rc<Inner>,
 }
 
 /// The results of a separate run of a layer, in f64.
@@ -375,24 +361,6 @@ impl Observer {
         }
         Ok(rerun)
     }
-}
-
-/// Rounds the values of parameters in place. The autograd graphs that use the parameters do not
-/// change. Returns each parameter's data and a copy of its earlier values, to restore them.
-fn round(parameters: &[Tensor], how: &Rounded) -> Result<Vec<(Tensor, Tensor)>> {
-    if let Some(seed) = how.seed {
-        seed_everything(seed)?;
-    }
-    let each = parameters.iter().map(|parameter| {
-        let mut data = parameter.f_data()?;
-        let kept = data.f_detach_copy()?;
-        data.f_copy_(&match how.seed {
-            Some(_) => rounded_stochastically(&kept, how.to)?,
-            None => rounded(&kept, how.to)?,
-        })?;
-        Ok((data, kept))
-    });
-    each.collect()
 }
 
 /// Converts floating-point tensors to f64.

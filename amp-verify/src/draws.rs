@@ -24,7 +24,6 @@ pub(crate) fn difference(
 mod tests {
     use amp_core::{event::Event, prelude::*};
 
-    use super::*;
     use crate::{
         DataSet, Registry,
         case::{Case, Choices},

@@ -72,19 +72,28 @@ pub(super) struct Freeze;
 impl Interceptor for Freeze {
     fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
         let own = model.configure_optimizers(plan)?;
-        Ok(own.map(|config| config.wrap_optimizer(|_| Box::new(NoStep))))
+        Ok(own.map(|config| config.wrap_optimizer(|inner| Box::new(NoStep(inner)))))
     }
 }
 
-struct NoStep;
+struct NoStep(Box<dyn BuildOptimizer>);
 
 impl BuildOptimizer for NoStep {
-    fn build_with(&self, parameters: Vec<Parameter>, _: Storage) -> Result<Box<dyn Optimizer>> {
-        Ok(Box::new(Frozen(parameters.into())))
+    fn build_with(
+        &self,
+        parameters: Vec<Parameter>,
+        storage: Storage,
+    ) -> Result<Box<dyn Optimizer>> {
+        let own = self.0.build_with(parameters, storage)?;
+        Ok(Box::new(Frozen { parameters: own.parameters().clone(), rates: own.rates() }))
     }
 }
 
-struct Frozen(Rc<[Parameter]>);
+/// An optimizer that keeps the rates that its schedule sets, and changes no parameter.
+struct Frozen {
+    parameters: Rc<[Parameter]>,
+    rates: Vec<Rates>,
+}
 
 impl Optimizer for Frozen {
     fn name(&self) -> &'static str {
@@ -92,7 +101,7 @@ impl Optimizer for Frozen {
     }
 
     fn parameters(&self) -> &Rc<[Parameter]> {
-        &self.0
+        &self.parameters
     }
 
     fn step_with(&mut self, _: OnDevice<'_>) -> Result<()> {
@@ -100,10 +109,12 @@ impl Optimizer for Frozen {
     }
 
     fn rates(&self) -> Vec<Rates> {
-        vec![Rates { lr: 0.0, momentum: None }]
+        self.rates.clone()
     }
 
-    fn set_rates(&mut self, _: &[Rates]) {}
+    fn set_rates(&mut self, rates: &[Rates]) {
+        self.rates = rates.to_vec();
+    }
 
     fn state(&self) -> Result<State> {
         Ok(State::default())
@@ -119,13 +130,15 @@ mod tests {
     use amp_core::{
         data::{Batch, DataModule},
         prelude::*,
+        trainer::Check,
     };
     use clap::Parser;
 
     use super::*;
     use crate::{
         DataSet, Registry,
-        gate::{Cache, GateArgs, waves::rows},
+        gate::{Cache, GateArgs, Job, waves::rows},
+        length::Length,
         model, project,
     };
 
@@ -139,12 +152,40 @@ mod tests {
         head: Linear,
     }
 
+    /// A classifier whose learning rate a schedule sets.
+    #[derive(LightningModule)]
+    #[loss(cross_entropy)]
+    #[metric(accuracy, name = acc)]
+    #[optimizer(sgd, lr = 0.1)]
+    #[scheduler(cosine_annealing, t_max = 40)]
+    struct Scheduled {
+        #[layer(linear(4, 2))]
+        head: Linear,
+    }
+
     fn waves(batch_size: i64) -> Result<DataModule> {
         let part = |first: i64| {
             let (x, sums) = rows(first)?;
             Batch::new(x, sums.f_flatten(0, -1)?.f_gt(0.0)?.f_to_kind(Kind::Int64)?)
         };
         Ok(DataModule::new("waves", part(0)?, part(256)?, batch_size))
+    }
+
+    /// A control run trains no weight. This is no failure, also if the model has a schedule and the
+    /// gate checks all invariants of training.
+    #[test]
+    fn a_schedule_does_not_disturb_the_control() -> Result<()> {
+        let model = model!(Scheduled).margin(0.01).batch_size(16);
+        let registry =
+            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
+        let metric = |task| {
+            let job = Job::new("Scheduled", Precision::F32True, 3, Length::Epochs(10), task);
+            let outcome = Job { check: Check::Full, ..job }.execute(&registry);
+            assert_eq!(outcome.failures, [], "{task:?}");
+            outcome.metric.expect("a metric")
+        };
+        assert!(metric(Task::Train) > metric(Task::Frozen) + 0.2);
+        Ok(())
     }
 
     #[derive(Parser)]

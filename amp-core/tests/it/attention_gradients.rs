@@ -10,8 +10,9 @@ use rstest::rstest;
 
 use crate::support::{bits::relative, device, needs_cuda, seeded};
 
-/// Returns the number of examples, heads, words, and columns per head. The number of examples
-/// depends on the layout that runs first, so that each order has another size.
+/// Returns the batch size, the number of heads, the sequence length, and the width of a head. The
+/// batch size depends on the layout that is tested first, so the two orders of the layouts have
+/// different sizes.
 fn sizes(first: Layout) -> [i64; 4] {
     [32 + first as i64, 4, 24, 8]
 }
@@ -50,9 +51,9 @@ fn gradient(
     Ok(gradient.to_kind(Kind::Double))
 }
 
-/// The gradients of queries, keys and values equal those in f64. This is tested for both memory
-/// layouts of the output's gradient, and for both orders in which the layouts can occur in one
-/// process. The order matters because cuDNN compiles a backward pass for the first layout, and
+/// The gradients of queries, keys and values equal those computed in f64. This is tested for both
+/// memory layouts of the output's gradient, and for both orders in which the layouts can occur in
+/// one process. The order matters because cuDNN compiles a backward pass for the first layout, and
 /// libtorch also runs this compiled pass on gradients of the second layout.
 #[rstest]
 #[ignore]
@@ -64,8 +65,8 @@ fn each_layout_gives_the_same_gradients(
 ) -> Result<()> {
     needs_cuda();
     let _generator = seeded(3);
-    // Each order uses another size. No other case of this test has then compiled a backward pass
-    // for this size.
+    // The two orders use different sizes. A case with one order therefore cannot reuse the backward
+    // pass that a case with the other order compiled.
     let sizes = sizes(order[0]);
     let [n, heads, length, width] = sizes;
     let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, device())).to_kind(kind);

@@ -83,7 +83,7 @@ fn a_query_without_keys_attends_to_zeros(
     Ok(())
 }
 
-/// Values at padded positions do not change a bit of other outputs, even if all are padded.
+/// Changing padded positions changes no bit of other outputs. One sequence is only padding.
 #[rstest]
 fn padding_has_no_effect(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
@@ -112,7 +112,7 @@ fn padding_has_no_effect(
     for parameter in parameters(&layer) {
         assert!(is_finite(&parameter.tensor.grad()), "{}", parameter.name);
     }
-    // The loss and all other queries ignore the padded positions, so their gradient is zero.
+    // Padding affects neither the loss nor other queries, so the input's gradient there is zero.
     assert!(is_zero(&x.grad().masked_select(&padding.unsqueeze(-1))));
     Ok(())
 }
@@ -181,7 +181,7 @@ fn returned_weights_do_not_change_the_output(
     Ok(())
 }
 
-/// The slopes of 8 heads equal the ALiBi paper's, and those of 12 heads the authors' code.
+/// For 8 heads, the ALiBi slopes equal the paper's. For 12 heads, they equal the authors' code's.
 #[test]
 fn alibi_slopes_equal_the_papers() -> Result<()> {
     let eight: Vec<f64> = (1..=8).map(|i| 0.5_f64.powi(i)).collect();
@@ -199,7 +199,7 @@ fn alibi_slopes_equal_the_papers() -> Result<()> {
 }
 
 /// The product of a rotated query and a rotated key depends only on the distance of their
-/// positions, and rotation preserves lengths.
+/// positions, and rotation does not change the length of a vector.
 #[rstest]
 fn rotated_products_depend_on_the_distance_alone(
     #[values(RotaryPairing::Interleaved, RotaryPairing::HalfRotated)] pairing: RotaryPairing,
@@ -285,7 +285,7 @@ fn invalid_masks_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A masked layer under activation checkpointing.
+/// A transformer encoder layer with a padding mask and optional activation checkpointing.
 #[derive(Module)]
 #[forward(|x, padding: &Tensor| self.layer.forward_masked(x, &AttentionMask::padding(padding), cx))]
 struct Checkpointed {
@@ -361,7 +361,7 @@ struct Net {
     decoder: TransformerDecoder,
 }
 
-/// The dtype probe reports each product under its layer's path, in its precision region's dtype.
+/// The dtype probe reports each matrix product with its layer's path and its region's dtype.
 #[test]
 fn several_inputs_keep_path_and_region() -> Result<()> {
     let _generator = seeded(0);

@@ -32,12 +32,13 @@ fn state() -> AutocastState {
     autocast_state(CPU).expect("the state can be read")
 }
 
-/// Returns the output's dtype of a linear layer with f32 input under the current autocast state.
+/// Returns the output dtype of a linear layer with f32 input, in the current autocast state.
 fn linear() -> &'static str {
     name_of(x(&[4, 8]).linear(&x(&[3, 8]), None::<&Tensor>).kind())
 }
 
-/// [10]: outside of any autocast region, the autocast state has torch's default values.
+/// Rule 10 of docs/SEMANTICS.md: outside of any autocast region, the autocast state has torch's
+/// default values.
 #[test]
 fn the_defaults_are_torchs() {
     let defaults = &oracle!("autocast_cpu.json")["defaults"];
@@ -45,9 +46,9 @@ fn the_defaults_are_torchs() {
     assert_eq!(state(), AutocastState { enabled: defaults["enabled"] == 1, dtype });
 }
 
-/// [13], [14]: before, inside and after nested autocast regions, a linear layer has the output
-/// dtype recorded from PyTorch, even if a panic ends a region. Gradients of f32 weights and inputs
-/// are f32.
+/// Rules 13 and 14 of docs/SEMANTICS.md: before, inside and after nested autocast regions, a linear
+/// layer has the output dtype recorded from PyTorch, even if a panic ends a region. Gradients of
+/// f32 weights and inputs are f32.
 #[rstest]
 #[case("f16")]
 #[case("bf16")]
@@ -147,8 +148,8 @@ fn a_panic_leaves_every_region() {
     assert_eq!(state(), outside);
 }
 
-/// [13]: the autocast state belongs to one thread. While one thread is in an autocast region,
-/// another thread computes in f32.
+/// Rule 13 of docs/SEMANTICS.md: the autocast state belongs to one thread. While one thread is in
+/// an autocast region, another thread computes in f32.
 #[test]
 fn the_state_belongs_to_one_thread() -> Result<()> {
     let _guard = AutocastGuard::enter(CPU, Kind::Half)?;
@@ -159,9 +160,9 @@ fn the_state_belongs_to_one_thread() -> Result<()> {
     Ok(())
 }
 
-/// [13]: cast weights are cached until the autocast region ends. If a weight changes between two
-/// regions, the second region uses the changed weight. In each of the two regions, the gradient
-/// reaches the weight through the cast.
+/// Rule 13 of docs/SEMANTICS.md: cast weights are cached until the autocast region ends. If a
+/// weight changes between two regions, the second region uses the changed weight. In the first
+/// region, the gradient reaches the weight through the cast.
 #[test]
 fn a_weight_changed_between_regions_is_cast_again() -> Result<()> {
     let on = |tensor: Tensor| tensor.to_device(device());
@@ -179,9 +180,9 @@ fn a_weight_changed_between_regions_is_cast_again() -> Result<()> {
     Ok(())
 }
 
-/// [13], pytorch#48049, #65766: a forward pass under `no_grad` leaves no cast weight in the cache.
-/// Such a cast weight has no gradient, so it would block the gradient of a later forward pass in
-/// the same autocast region.
+/// Rule 13 of docs/SEMANTICS.md, pytorch#48049, #65766: a forward pass under `no_grad` leaves no
+/// cast weight in the cache. Such a cast weight has no gradient, so it would block the gradient of
+/// a later forward pass in the same autocast region.
 #[test]
 fn a_pass_without_gradients_does_not_block_later_gradients() -> Result<()> {
     let on = |tensor: Tensor| tensor.to_device(device());
@@ -200,9 +201,9 @@ fn a_pass_without_gradients_does_not_block_later_gradients() -> Result<()> {
     Ok(())
 }
 
-/// [13], pytorch#105211: cast weights are freed when their autocast region ends. Four regions in
-/// sequence therefore need as much memory as one region: the bf16 copy of one weight, 128 KiB, and
-/// little else.
+/// Rule 13 of docs/SEMANTICS.md, pytorch#105211: cast weights are freed when their autocast region
+/// ends. Four regions in sequence therefore need as much memory as one region: the bf16 copy of one
+/// weight, 128 KiB, and little else.
 #[test]
 fn cast_weights_are_freed_with_their_region() -> Result<()> {
     let options = (Kind::Float, device());
@@ -249,8 +250,8 @@ fn a_dtype_autocast_does_not_have_is_refused(#[case] kind: Kind, #[case] name: &
     assert_eq!(state(), outside);
 }
 
-/// Autocast changes results, not only dtypes. Inside the autocast region, a sum that bf16 cannot
-/// represent is rounded.
+/// Autocast changes values, not only dtypes. Inside the autocast region, bf16 rounds the input 1 +
+/// 2⁻⁹ to 1, so the product is 1.
 #[test]
 fn products_are_rounded_to_the_low_dtype() -> Result<()> {
     let (one, small) = (Tensor::ones([1, 1], (Kind::Float, CPU)), 1.0 + 2.0_f64.powi(-9));

@@ -165,8 +165,8 @@ const CUDA: [(&str, &str); 3] = [
     ("error", "binary_cross_entropy binary_cross_entropy_low"),
 ];
 
-/// [11], [12]: some operations have another dtype on CUDA than on the CPU. On CUDA softmax and sums
-/// give f32, and binary_cross_entropy is refused.
+/// Rules 11 and 12 of docs/SEMANTICS.md: some operations have another dtype on CUDA than on the
+/// CPU. On CUDA, softmax and sums give f32, and `binary_cross_entropy` is refused.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn cuda_has_its_own_list_of_operations() -> Result<()> {
@@ -189,8 +189,9 @@ fn cuda_has_its_own_list_of_operations() -> Result<()> {
     Ok(())
 }
 
-/// [10] to [12]: each operation has torch's dtype or error under f16 autocast, bf16 autocast and no
-/// autocast. The recording was made on a CPU.
+/// Rules 10 to 12 of docs/SEMANTICS.md: each operation has torch's dtype or error under f16
+/// autocast, bf16 autocast and no autocast. The dtypes and errors were recorded from torch on a
+/// CPU.
 #[test]
 fn outputs_have_torchs_dtypes() -> Result<()> {
     if device().is_cuda() {

@@ -78,7 +78,8 @@ impl Callback for Follow {
 
 fn config(precision: Precision, averaging: Averaging) -> TrainerConfig {
     TrainerConfig { max_epochs: 4, ..TrainerConfig::new(precision, device()) }.with(|config| {
-        config.optimization.averaging = Some(averaging); // The first steps overflow, and the scale grows now and then.
+        config.optimization.averaging = Some(averaging);
+        // With this scaler, the first steps overflow, and the loss scale grows several times.
         config.numerics.scaler = GradScalerConfig {
             init_scale: 2f64.powi(20),
             growth_interval: 5,

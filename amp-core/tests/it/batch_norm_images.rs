@@ -72,10 +72,10 @@ impl Exact {
         Self { leaves, statistics, sum }
     }
 
-    /// Returns the output, the gradients and the batch statistics by name. If a value is close to
-    /// zero, its rounding decides whether ReLU sets it to zero. The expected results must make the
-    /// same decision, so ReLU is replaced: it sets those elements to zero that are zero in `seen`,
-    /// the output under test.
+    /// Returns the output, the gradients and the batch statistics by name. A value close to zero
+    /// can be negative in f64 and round to zero or a positive number, so ReLU may treat it
+    /// differently. The expected gradients therefore pass only where `seen`, the output under test,
+    /// is above zero.
     fn values(
         &self,
         after: After,
@@ -154,9 +154,10 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     lies.permute([0, 3, 1, 2])
 }
 
-/// The results of the kernels differ from f64 by at most two roundings of the dtype. The shapes
-/// cover one and several tiles of channels, and numbers of rows that no block size divides. They
-/// also cover channels whose mean is far from zero, and more rows than all blocks process at once.
+/// The results of the kernels differ from those in f64 by at most two roundings of the dtype. The
+/// shapes cover one and several tiles of channels, and numbers of rows that no block size divides.
+/// They also cover channels whose mean is far from zero, and more rows than all blocks process at
+/// once.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn kernels_are_near_f64(

@@ -168,7 +168,7 @@ fn numbers_of_batches_are_their_own() -> Result<()> {
     Ok(())
 }
 
-/// `head` shows the first examples of a set as training uses them, after the transforms.
+/// `head` and `gather` return examples of a data set as training uses them, after the transforms.
 #[test]
 fn a_look_at_a_set_has_its_changes() -> Result<()> {
     let set = in_memory()?.transformed(Images::new(Normalize::imagenet()));
@@ -261,7 +261,7 @@ fn a_change_must_keep_the_batch() -> Result<()> {
     Ok(())
 }
 
-/// A transform that replaces the classes 1 by the class that losses ignore.
+/// A transform that replaces the class 1 by -100, which losses ignore.
 struct IgnoresOnes;
 
 impl BatchTransform for IgnoresOnes {
@@ -273,8 +273,8 @@ impl BatchTransform for IgnoresOnes {
     }
 }
 
-/// Targets that a transform makes the loss ignore do not count in means over batches, wherever the
-/// set is stored. The set itself has no ignored target.
+/// If a transform sets targets to the class that the loss ignores, these targets do not count in
+/// means over batches, wherever the data set is stored. Before the transform, no target is ignored.
 #[rstest]
 fn targets_that_a_transform_ignores_do_not_count(
     #[values(Placement::Host, Placement::Device)] placement: Placement,

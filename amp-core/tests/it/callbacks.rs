@@ -145,8 +145,9 @@ fn trained(scores: &[f64], trainer: Trainer<'_>) -> Result<RunRecord> {
     trainer.fit(&mut Scripted::new(scores)?, &same(constant(4, 3, 1.0)?, 2)?)
 }
 
-/// [15] Hooks run in Lightning's order. Two batches are accumulated, and the hook receives
-/// gradients before clipping, with a norm far above the limit.
+/// Rule 15 of docs/SEMANTICS.md: hooks run in Lightning's order. Two batches are accumulated, and
+/// `on_before_optimizer_step` receives the gradients before clipping, with a norm far above the
+/// limit.
 #[test]
 fn hooks_come_in_lightnings_order_and_see_unclipped_gradients() -> Result<()> {
     let _generator = seeded(0);
@@ -176,8 +177,9 @@ fn hooks_come_in_lightnings_order_and_see_unclipped_gradients() -> Result<()> {
     Ok(())
 }
 
-/// [15], Lightning #11407: under `16-mixed` a hook reads and logs the true norm, not the scaled
-/// norm, which is 65536 times as large.
+/// Rule 15 of docs/SEMANTICS.md, Lightning #11407: under `16-mixed`, a hook reads the norm of the
+/// unscaled gradients, whatever the loss scale is. The norm is compared with the norm of a run in
+/// f32.
 #[test]
 fn a_hook_sees_unscaled_gradients_whatever_the_scale() -> Result<()> {
     let norm = |precision, init_scale| -> Result<f64> {
@@ -253,8 +255,8 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     let text = message(Trainer::new(config(1)).fit(&mut model, &same(constant(2, 3, 9.0)?, 1)?));
     assert!(text.contains("nothing to monitor under `val_acc`"), "{text}");
     assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
-    // A name with `train_` can be checked only in training, so the error occurs at the end of an
-    // epoch.
+    // Whether the model logs a name that begins with `train_` is known only after training steps,
+    // so the error occurs at the end of an epoch.
     let own = EarlyStopping::new("train_typo", Mode::Max);
     let text = message(trained(&[1.0], Trainer::new(config(1)).callback(own)));
     assert!(text.contains("nothing to monitor under `train_typo`"), "{text}");

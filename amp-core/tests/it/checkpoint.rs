@@ -215,8 +215,9 @@ fn a_second_backward_pass_is_refused() -> Result<()> {
 }
 
 /// A recomputation uses the same kernels and the same planted fault as the forward pass that it
-/// repeats, even if it runs on another thread with other settings. The planted factor doubles the
-/// gradient if layers are fused, as they are with this project's kernels.
+/// repeats, even if it runs on another thread with other settings. The planted fault doubles the
+/// gradient of fused layers. Only this project's kernels fuse layers, so libtorch's gradient does
+/// not change.
 #[rstest]
 #[case::libtorch(Kernels::Libtorch, 1.0)]
 #[case::own(Kernels::Own, 2.0)]

@@ -259,8 +259,7 @@ fn masked_elements_have_no_effect() -> Result<()> {
     Ok(())
 }
 
-/// The block of a U-Net has two inputs, an image and a time. The two-tower model has two inputs
-/// too.
+/// A block of a U-Net. Its two inputs are an image and a time.
 #[derive(Module)]
 #[forward(|x, t| {
     let shift = time(t)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?;

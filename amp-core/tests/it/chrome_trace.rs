@@ -1,5 +1,5 @@
-//! Tests of the trace of profiled steps, which is read in the same form as chrome://tracing reads
-//! it.
+//! Tests of the trace file of profiled steps. The tests read the file as JSON, the format that
+//! chrome://tracing reads.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -20,7 +20,8 @@ use crate::support::{
     seeded,
 };
 
-/// Runs two epochs, each with three windows of at most two batches, and returns the events.
+/// Runs two epochs of three steps each and returns the events. A step accumulates at most two
+/// batches.
 fn run(listener: &mut dyn Subscriber, every: i64) -> Result<Vec<Event>> {
     let _generator = seeded(0);
     let config =

@@ -1,6 +1,7 @@
-//! Tests of logits whose shape allows two readings, such as `[N, 5, 5]` for targets `[N, 5]`, and of
-//! targets that the loss ignores by another number than -100. Expected values are libtorch's for
-//! rows `[M, 5]` without the ignored targets.
+//! Tests of logits whose shape allows two readings: in logits `[N, 5, 5]` for targets `[N, 5]`, the
+//! classes may be the second or the last dimension. The ignored target is not -100 but another
+//! class. libtorch computes the expected values from logits `[M, 5]` without the rows of ignored
+//! targets.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -16,8 +17,9 @@ use crate::support::{message, seeded};
 /// The number of classes, and the length of the sequences.
 const COUNT: i64 = 5;
 
-/// Returns twelve sequences `[12, 5, 4]` of inputs, and their classes `[12, 5]`. The target 0 counts
-/// as padding, so that a metric which does not ignore it finds a valid class.
+/// Returns twelve sequences `[12, 5, 4]` of inputs, and their classes `[12, 5]`. The target 0
+/// counts as padding. It is also a valid class, so a metric that does not ignore it has another
+/// value.
 fn examples() -> Result<Batch> {
     let _section = seeded(3);
     let input = Tensor::f_randn([12, COUNT, 4], (Kind::Double, Device::Cpu))?;
@@ -177,7 +179,8 @@ fn a_metric_keeps_its_own_ignored_class() -> Result<()> {
     Ok(())
 }
 
-/// Each reading has the loss, gradient and accuracy of libtorch for logits `[N, C, …]`.
+/// With the classes in the second or the last dimension, the loss, the gradient and the accuracy
+/// equal those that libtorch computes for logits `[N, C, …]`.
 #[rstest]
 #[case::sequences(&[4, 3, 3])]
 #[case::images(&[2, 3, 3, 3])]

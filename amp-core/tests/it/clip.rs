@@ -44,9 +44,9 @@ fn assert_grads(grads: &[Tensor], case: &Value) {
     }
 }
 
-/// [19]: the norm before clipping and every gradient after clipping have the same bits as in torch.
-/// The cases are ordinary gradients, gradients with an inf or a NaN (after which all gradients are
-/// non-finite), and norms that are too large or too small for f32.
+/// Rule 19 of docs/SEMANTICS.md: the norm before clipping and every gradient after clipping have
+/// the same bits as in torch. The cases are ordinary gradients, gradients with an inf or a NaN
+/// (after which all gradients are non-finite), and norms that are too large or too small for f32.
 #[test]
 fn norms_and_gradients_have_torchs_bits() -> Result<()> {
     let oracle = oracle!("clip.json");

@@ -44,10 +44,10 @@ fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Ten
     }
 }
 
-/// The output and the gradients of the input and the weight equal those in f64, if these gradients
-/// exist. For some 1×1 convolutions, one matrix product computes the sum of the input's two
-/// gradients. For other convolutions, the gradients are added after the product. The second output
-/// has the same bits as the input.
+/// The output and the gradients of the input and the weight equal those in f64. A gradient that is
+/// undefined in f64 is undefined here too. For some 1×1 convolutions, one matrix product computes
+/// the sum of the input's two gradients. For other convolutions, the gradients are added after the
+/// product. The second output has the same bits as the input.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_are_those_of_f64(
@@ -97,8 +97,9 @@ fn gradients_are_those_of_f64(
     Ok(())
 }
 
-/// If other code still uses a gradient, the sum is not written into its memory. Here the gradient
-/// of the second output is such a gradient, because the test requests it too.
+/// The sum of the input's two gradients may be written into the memory of one of them, but not if
+/// other code still uses this gradient. In this test, the gradient of the second output is still
+/// used, because the test requests it too.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_gradient_that_is_held_stays() -> Result<()> {

@@ -32,7 +32,8 @@ fn every_bf16_survives_both_ways() -> Result<()> {
     Ok(())
 }
 
-/// See [`every_bf16_survives_both_ways`].
+/// Each of the 65,536 bit patterns of f16, including the payloads of NaN, is unchanged after it was
+/// converted to libtorch and back. libtorch and `half` also agree on the value of each pattern.
 #[test]
 fn every_f16_survives_both_ways() -> Result<()> {
     let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();

@@ -12,8 +12,8 @@ use crate::support::{layers::rounding, seeded};
 
 type Product = fn(&[Tensor]) -> Result<Tensor>;
 
-/// Computes a product of tensors of which some are transposed or inside a larger tensor, with the
-/// scalars beta and alpha, with an output tensor, or in place.
+/// The products to test. Some of their tensors are transposed or part of a larger tensor. Some
+/// products have the scalars beta and alpha or an output tensor, or run in place.
 const PRODUCTS: [(&str, Product); 12] = [
     ("mm", |t| Ok(t[0].f_mm(&t[1])?)),
     ("mm, transposed", |t| Ok(t[1].f_transpose(0, 1)?.f_mm(&t[0].f_transpose(0, 1)?)?)),
@@ -32,8 +32,8 @@ const PRODUCTS: [(&str, Product); 12] = [
     ("baddbmm_", |t| Ok(t[6].copy().f_baddbmm_(&t[4], &t[5])?)),
 ];
 
-/// Returns the factors and addends of the products: matrices of 5 × 300 and 300 × 7, a bias, a sum,
-/// and three batches of matrices.
+/// Returns the factors and addends of the products: matrices `[5, 300]` and `[300, 7]`, a bias, a
+/// matrix to add, and batches of three matrices of the same sizes.
 fn operands(kind: Kind) -> Vec<Tensor> {
     let draw = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind);
     vec![
@@ -63,7 +63,7 @@ fn assert_rounded_once(name: &str, found: &Tensor, exact: &Tensor, terms: i64) {
     assert!(worst <= 1.0, "{name} in {kind:?}: {worst} times the bound");
 }
 
-/// Each product is the product in f64, rounded once.
+/// Each 16-bit product equals the product in f64, rounded once.
 #[rstest]
 fn products_are_rounded_once(#[values(Kind::Half, Kind::BFloat16)] kind: Kind) -> Result<()> {
     let _generator = seeded(3);
@@ -105,8 +105,8 @@ fn convolve(
     Ok([output.detach()].into_iter().chain(gradients).collect())
 }
 
-/// A convolution's output and gradients are those in f64, rounded once, in one to three dimensions,
-/// with groups and transposed.
+/// The output and the gradients of a convolution equal those in f64, rounded once. The cases have
+/// one to three dimensions, one or two groups, and are transposed or not.
 #[rstest]
 fn convolutions_are_rounded_once(
     #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
@@ -132,8 +132,8 @@ fn convolutions_are_rounded_once(
     Ok(())
 }
 
-/// An autocast region does not change the result of a 16-bit convolution. Its f32 products are
-/// computed in f32.
+/// An autocast region does not change the result of a 16-bit convolution, because the f32 matrix
+/// products inside the convolution are not cast to 16 bits.
 #[test]
 fn autocast_does_not_round_inside_a_convolution() -> Result<()> {
     let _generator = seeded(5);
@@ -147,7 +147,7 @@ fn autocast_does_not_round_inside_a_convolution() -> Result<()> {
     Ok(())
 }
 
-/// Where a CPU has no 16-bit kernels, a product is the f32 product, rounded.
+/// On a CPU without 16-bit kernels, a product equals the product in f32, rounded to 16 bits.
 #[rstest]
 fn a_cpu_without_kernels_widens(#[values(Kind::Half, Kind::BFloat16)] kind: Kind) -> Result<()> {
     let kernels = Report::gather()?.cpu.kernels;

@@ -1,4 +1,5 @@
-//! The CTC loss, which has own kernels on CUDA, against libtorch in f64 on the CPU.
+//! Tests of the CTC loss, which runs on this project's kernels on CUDA. libtorch computes the
+//! expected results in f64 on the CPU.
 
 use amp_core::{
     Result,
@@ -14,8 +15,9 @@ use crate::support::{
     device, message, needs_cuda, seeded,
 };
 
-/// Returns log probabilities `[N, T, C]`, labels `[N, S]` and lengths `[N]` on the CPU. Labels repeat, and
-/// the last example's labels need more steps than it has, if there are more than one.
+/// Returns log probabilities `[N, T, C]`, labels `[N, S]` and lengths `[N]` on the CPU. Labels
+/// repeat. If there are several examples, the last one has only S / 2 steps, which may be too few
+/// for its labels.
 fn examples(blank: i64, [n, t, c, s]: [i64; 4]) -> [Tensor; 3] {
     let _generator = seeded(11);
     let options = (Kind::Int64, Device::Cpu);
@@ -26,7 +28,8 @@ fn examples(blank: i64, [n, t, c, s]: [i64; 4]) -> [Tensor; 3] {
     let padded = Tensor::arange(s, options).unsqueeze(0).ge_tensor(&count.unsqueeze(1));
     let lengths = (Tensor::arange(n, options).remainder(3) * (-t / 4)) + t;
     let _ = lengths.narrow(0, n - 1, 1).fill_(if n > 1 { s / 2 } else { t });
-    // bf16 represents them exactly, so that every dtype computes the same loss.
+    // The log probabilities are rounded to bf16. Every dtype therefore represents them exactly, and
+    // the expected loss is the same for all dtypes.
     let log_probs =
         logits.log_softmax(2, Kind::Double).to_kind(Kind::BFloat16).to_kind(Kind::Double);
     [log_probs, labels.masked_fill(&padded, -100), lengths]
@@ -56,10 +59,11 @@ const SHAPES: [[i64; 4]; 6] = [
     [2, 1200, 40, 600],
 ];
 
-/// Losses and gradients equal those of f64, for every number of states, labels and classes that a
-/// block of threads has to divide. A loss is a sum over T steps, so its roundings add up to √T of
-/// them. The exponents of a gradient contain two such sums, each as large as the loss. A few more
-/// roundings are at the end.
+/// The losses and the gradients equal those in f64. The shapes cover the ways in which a block of
+/// threads divides states, labels and classes. A loss is a sum over T steps, so its relative error
+/// grows like √T roundings. A gradient is an exponential of two such sums, each as large as the
+/// loss, so its error grows like 2√T roundings times the loss. 8 roundings are allowed for the
+/// other operations.
 #[rstest]
 fn losses_and_gradients_equal_f64(
     #[values(Kind::Double, Kind::Float)] kind: Kind,
@@ -84,7 +88,8 @@ fn losses_and_gradients_equal_f64(
     Ok(())
 }
 
-/// Equal arguments give equal bits, although the labels of a class are added up.
+/// Repeated passes over the same examples give the same bits, although the gradient of a class is a
+/// sum over all labels of this class.
 #[rstest]
 fn a_repeated_pass_has_the_same_bits() -> Result<()> {
     let loss = Ctc { blank: 0, zero_infinity: true };
@@ -97,8 +102,9 @@ fn a_repeated_pass_has_the_same_bits() -> Result<()> {
     Ok(())
 }
 
-/// Without `zero_infinity` the loss of impossible labels is infinite and its gradient NaN, and other
-/// examples have their own. Steps after an example's length have the gradient 0.
+/// Without `zero_infinity`, an example whose labels need more steps than it has gets an infinite
+/// loss and the gradient NaN. The losses and gradients of the other examples do not change. Steps
+/// after an example's length have the gradient 0.
 #[rstest]
 fn an_infinite_loss_stays_with_its_example() -> Result<()> {
     let examples = examples(0, [3, 8, 5, 3]);
@@ -118,8 +124,8 @@ fn an_infinite_loss_stays_with_its_example() -> Result<()> {
     Ok(())
 }
 
-/// The loss of 16-bit log probabilities is computed in f32. It is rounded unless autocast requires
-/// an f32 loss. The gradient has the dtype of the log probabilities.
+/// The loss of 16-bit log probabilities is computed in f32. It is then rounded to 16 bits, except
+/// under autocast, where a loss is f32. The gradient has the dtype of the log probabilities.
 #[rstest]
 fn sixteen_bit_outputs_are_computed_in_f32(
     #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
@@ -162,7 +168,8 @@ fn there_is_no_second_derivative() -> Result<()> {
     Ok(())
 }
 
-/// Labels and lengths that libtorch would read out of bounds, or would take for others, are refused.
+/// Labels and lengths are refused if libtorch would read out of bounds for them, or would interpret
+/// them as other labels.
 #[rstest]
 #[case::outside(&[1, 5], 4, "a label is outside the classes, 0 to 4")]
 #[case::negative(&[-1, -100], 4, "a label is outside the classes, 0 to 4")]
@@ -195,7 +202,8 @@ fn a_blank_that_is_no_class_is_refused() {
     assert!(text.contains("the blank is class 5, but there are 5"), "{text}");
 }
 
-/// Only libtorch's loss reads the lengths on the host.
+/// A training step with this project's CTC kernels may be captured as a CUDA graph. libtorch's loss
+/// reads the lengths on the host, so its step may not.
 #[test]
 fn a_step_with_own_kernels_may_be_captured() {
     assert_eq!(StepAccess::of_loss(&Ctc::default()), StepAccess::Deferred);
@@ -208,7 +216,7 @@ fn a_step_with_own_kernels_may_be_captured() {
     );
 }
 
-/// Our kernels and libtorch's agree on CUDA.
+/// On CUDA, this project's kernels and libtorch's kernels give equal losses and gradients.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn own_kernels_equal_libtorchs() -> Result<()> {

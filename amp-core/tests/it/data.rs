@@ -110,7 +110,8 @@ fn shuffling_draws_nothing_from_libtorch() -> Result<()> {
     Ok(())
 }
 
-/// [18]: floating-point inputs and targets get the precision's dtype, and classes stay integers.
+/// Rule 18 of docs/SEMANTICS.md: floating-point inputs and targets get the precision's dtype, and
+/// classes stay integers.
 #[rstest]
 #[case(Precision::F16True, Kind::Half)]
 #[case(Precision::Bf16Mixed, Kind::Float)]

@@ -231,8 +231,8 @@ fn train(data: &DataModule) -> Result<RunRecord> {
     fit(&config, &mut model, data).1
 }
 
-/// Training gives the same bits for each way of loading the data. With `drop_last`, there is one
-/// step fewer.
+/// Training gives the same bits for each way of loading the data. With `drop_last`, each epoch has
+/// one step fewer.
 #[test]
 fn training_does_not_depend_on_loading() -> Result<()> {
     let all = digits(100)?;

@@ -1,5 +1,5 @@
-//! Trains the notebook's model with this trainer, and compares the results with the same training
-//! in PyTorch.
+//! Trains the model of the demo notebook with this trainer, and compares the results with the same
+//! training in PyTorch.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -151,11 +151,11 @@ fn one_seed_gives_torchs_initial_weights(#[case] seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Twelve steps in every precision follow rules [14], [15], [18] and [19] at the same time. The
-/// cases have dropout and clipping or not, and their loss scale overflows, grows and is reduced. If
-/// this machine runs the same kernels as the recording, losses, final weights and logits have
-/// torch's bits. On other machines, losses are within ten times the recorded spread between sets of
-/// kernels, plus one unit of their dtype.
+/// Twelve training steps in every precision follow rules 14, 15, 18 and 19 of docs/SEMANTICS.md at
+/// the same time. Some cases have dropout or clipping, and in one case the loss scale overflows,
+/// grows and is reduced. If this machine runs the same kernels as the recording, losses, final
+/// weights and logits have torch's bits. On other machines, the relative difference of the losses
+/// is at most ten times the recorded spread between sets of kernels, plus one unit of their dtype.
 #[rstest]
 #[case("32-true")]
 #[case("32-true/seed-1")]
@@ -228,7 +228,8 @@ fn unit(kind: Kind) -> f64 {
 /// 16-true differs from torch by design, because Adam's running averages are f32. With the default
 /// eps, the losses of all steps are within 1 % of those of the f64 run. With this eps, torch's
 /// fused optimizer differs by more than 2 %, and torch's unfused optimizer gives NaN from the
-/// second step on. torch's two optimizers come close only with an eps of 1e-4.
+/// second step on. With an eps of 1e-4, torch's losses are within 2 % of the losses of this
+/// trainer.
 #[test]
 fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
     let oracle = oracle!("demo_training.json");
@@ -270,8 +271,9 @@ impl DtypeProbe for Outputs {
     }
 }
 
-/// [10], [12], [18]: the outputs of all layers, the loss, the gradients and the parameters have the
-/// same dtypes as in torch. The trainer reports the dtypes of the matrix products.
+/// Rules 10, 12 and 18 of docs/SEMANTICS.md: the outputs of all layers, the loss, the gradients and
+/// the parameters have the same dtypes as in torch. The trainer reports the dtypes of the matrix
+/// products.
 #[rstest]
 #[case("32-true")]
 #[case("16-mixed")]

@@ -32,7 +32,8 @@ fn values(count: i64, scale: f64) -> Tensor {
 }
 
 /// Runs one step of SGD on a parameter of this dtype, with `grad` as the gradient of a scaled loss.
-/// Returns the outcome, the weight, the scale, and the scale and growth tracker on the device.
+/// Returns the outcome, the weight, the loss scale on the host, and the loss scale and the growth
+/// tracker on the device.
 fn scaled_step(kind: Kind, grad: &Tensor) -> Result<(StepOutcome, Tensor, f64, (f32, i32))> {
     let device = device();
     let parameters =
@@ -50,8 +51,9 @@ fn scaled_step(kind: Kind, grad: &Tensor) -> Result<(StepOutcome, Tensor, f64, (
     Ok((outcome, weight, scaler.scale_value(), scaler.read_device()?))
 }
 
-/// [1] [7] The loss scale is an f32 on the device. The copy on the host has the same value. bf16
-/// gradients are unscaled on CUDA too, although CUDA's kernel does not support bf16.
+/// Rules 1 and 7 of docs/SEMANTICS.md: the loss scale is an f32 on the device. The copy on the host
+/// has the same value. bf16 gradients are unscaled on CUDA too, although CUDA's kernel does not
+/// support bf16.
 #[rstest]
 #[case::f32(Kind::Float)]
 #[case::f64(Kind::Double)]
@@ -65,8 +67,8 @@ fn gradients_are_unscaled_and_applied(#[case] kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// [4] [5] If one element of a gradient is infinite or NaN, the step is skipped, the parameter is
-/// named and the loss scale is halved.
+/// Rules 4 and 5 of docs/SEMANTICS.md: if one element of a gradient is infinite or NaN, the step is
+/// skipped, the parameter is named and the loss scale is halved.
 #[rstest]
 fn overflow_skips_the_step(
     #[values(Kind::Float, Kind::Double, Kind::BFloat16)] kind: Kind,
@@ -97,8 +99,8 @@ fn steps_that_are_not_finite_are_skipped_under_every_precision(
     Ok(())
 }
 
-/// [19] The norm and the clipped gradients equal those that are computed in f64 on the CPU, up to
-/// the rounding of the dtype.
+/// Rule 19 of docs/SEMANTICS.md: the norm and the clipped gradients equal those that are computed
+/// in f64 on the CPU, up to the rounding of the dtype.
 #[rstest]
 #[case::f32(Kind::Float, 1e-6)]
 #[case::f64(Kind::Double, 1e-12)]
@@ -148,8 +150,8 @@ fn optimizers_agree_with_f64_on_the_cpu(
     Ok(())
 }
 
-/// [10] Autocast to f16 and bf16 applies to the requested device, and a panic ends the autocast
-/// region.
+/// Rule 10 of docs/SEMANTICS.md: autocast to f16 and bf16 applies to the requested device, and a
+/// panic ends the autocast region.
 #[rstest]
 fn autocast_casts_and_is_left_on_panic(
     #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
@@ -173,8 +175,8 @@ fn autocast_casts_and_is_left_on_panic(
     Ok(())
 }
 
-/// The notebook's first model learns in every precision. Its matrix products have the dtype of the
-/// precision, and its first loss is close to the loss in f64.
+/// The model of the demo notebook learns in every precision. Its matrix products have the dtype of
+/// the precision, and the loss of its first epoch is within 2 % of the loss in f64.
 #[rstest]
 fn every_precision_trains(
     #[values(

@@ -28,9 +28,9 @@ fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     (found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// The noise schedules equal those of diffusers. diffusers rounds ᾱ to f32. In late steps, when
-/// little of the image is left, the effect of this rounding grows, because the formula divides by
-/// ᾱ.
+/// The noise schedules equal those of diffusers. diffusers rounds ᾱ, the cumulative product of 1 −
+/// β, to f32. In late steps, when little of the image is left, the effect of this rounding grows,
+/// because the formula divides by ᾱ.
 #[rstest]
 #[case::few(0)]
 #[case::many(1)]
@@ -59,8 +59,7 @@ fn schedules_are_diffusers(#[case] at: usize) -> Result<()> {
     Ok(())
 }
 
-/// If a model predicts the noise exactly, the image is restored, in one step from step 0 and in all
-/// steps from pure noise.
+/// If a model predicts the noise exactly, sampling from pure noise restores the image.
 #[test]
 fn the_exact_noise_restores_the_image() -> Result<()> {
     let schedule = DdpmSchedule::linear(50, 1e-3, 0.2)?;

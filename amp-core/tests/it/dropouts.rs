@@ -1,4 +1,4 @@
-//! Dropout that drops whole examples, and alpha dropout.
+//! Tests of stochastic depth, which drops whole examples, and of alpha dropout.
 
 use amp_core::{
     Module, Result,

@@ -17,8 +17,8 @@ fn row(tensor: &Tensor, index: i64) -> f64 {
     wide(&tensor.get(index)).abs().max().double_value(&[])
 }
 
-/// The vector of the padding index is zero and its gradient is zero, for any padding index. All
-/// other vectors have values and gradients.
+/// The vector of the padding index is zero and its gradient is zero, for a positive and a negative
+/// padding index. All other vectors have values and gradients.
 #[rstest]
 fn padding_is_not_trained(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,

@@ -190,7 +190,7 @@ impl Callback for Moves {
     }
 }
 
-/// Trains with four steps per epoch while `freeze` applies, and returns the parameters that moved
+/// Trains with four steps per epoch while `freeze` applies, and returns the parameters that changed
 /// in each step except the first.
 fn moves(precision: Precision, freeze: &[&str], epochs: i64) -> Result<Vec<Vec<String>>> {
     let mut moves = Moves(Vec::new(), None);
@@ -236,8 +236,8 @@ fn a_parameter_is_frozen_while_any_entry_freezes_it() -> Result<()> {
 }
 
 /// When a parameter is unfrozen, its optimizer state is new. In AdamW's first step, each element
-/// moves by exactly the learning rate (after weight decay), whatever its gradient is. In a later
-/// step it would not.
+/// changes by exactly the learning rate (after weight decay), whatever its gradient is. In later
+/// steps, the change depends on the gradients of earlier steps.
 #[test]
 fn unfrozen_parameters_begin_with_a_new_state() -> Result<()> {
     let (rate, decay) = (0.01, 0.1);
@@ -251,7 +251,7 @@ fn unfrozen_parameters_begin_with_a_new_state() -> Result<()> {
     for ((name, before), (_, after)) in before.iter().zip(weights(&net)) {
         if name.starts_with("encoder.") {
             let moved = (after - before * (1.0 - rate * decay)).abs();
-            // Elements without a gradient do not move.
+            // Elements without a gradient do not change.
             let moved = moved.masked_select(&moved.gt(1e-4));
             let (median, largest) =
                 (moved.median().double_value(&[]), moved.max().double_value(&[]));

@@ -1,5 +1,5 @@
-//! Frozen layers inside a checkpointed layer, with a memory budget, and in a step that overflows.
-//! Also one weight under two names.
+//! Tests of frozen layers inside a checkpointed layer, with a memory budget, and in a step that
+//! overflows. Also tests of one weight that has two names.
 
 use amp_core::{
     Trainer, TrainerConfig,

@@ -88,7 +88,8 @@ fn activation_and_dropout_go_along(
     let leaf = |tensor: &Tensor| wide(&tensor.to_kind(compute)).set_requires_grad(true);
     let (exact_in, exact_own) = (leaf(&input), own.iter().map(leaf).collect::<Vec<_>>());
     let active = behind.of(&exact_in.linear(&exact_own[0], exact_own.get(1)));
-    // On another device, rounding may decide whether an activation near 0 becomes 0.
+    // Rounding may set an activation near 0 to 0 in only one of two computations. The comparison of
+    // zeros below therefore leaves out elements near 0.
     let distinct = active.abs().gt(0.01).detach();
     let exact = if p > 0.0 { active * factors(p, [rows, outputs], 5)? } else { active };
     (&exact * wide(&incoming)).sum(Kind::Double).backward();

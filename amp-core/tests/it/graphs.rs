@@ -80,7 +80,7 @@ pub(crate) struct Outcome {
     pub(crate) record: RunRecord,
 }
 
-/// Trains the notebook's model with batch norm and dropout on some digits.
+/// Trains the model of the demo notebook, with batch norm and dropout, on some digits.
 pub(crate) fn train(
     config: &TrainerConfig,
     optimizer: fn(&TrainingPlan) -> OptimizerConfig,

@@ -1,5 +1,6 @@
-//! Tests of optimizers that cannot be part of a CUDA graph, or that can be only after some steps.
-//! Such an optimizer runs after the CUDA graph, with the same results (`AMP_DEVICE=cuda`).
+//! Tests of optimizers that cannot be part of a CUDA graph, or that can be part of it only after
+//! some steps. Such an optimizer runs after the CUDA graph, with the same results
+//! (`AMP_DEVICE=cuda`).
 
 use std::cell::Cell;
 

@@ -1,5 +1,5 @@
-//! Tests that a value outside tensors, which a hook changes, reaches the next step also when steps
-//! run as CUDA graphs (`AMP_DEVICE=cuda`).
+//! Tests that a hook can change a number that is not in a tensor, and that the next step uses the
+//! new number, even if steps run as CUDA graphs (`AMP_DEVICE=cuda`).
 
 use amp_core::{
     event::Event,
@@ -15,7 +15,7 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// A loss whose weight rises over the first steps and then stays.
+/// A model whose loss is multiplied by a weight that rises over the first steps and then stays.
 #[derive(LightningModule)]
 #[loss(with = |output, target| Ok(loss::cross_entropy(output, target)?.f_mul_scalar(self.beta)?))]
 #[log(train_loss(on_epoch))]
@@ -40,7 +40,8 @@ impl WarmedUp {
     }
 }
 
-/// The same with a `late` hook and a method that gets the whole model.
+/// A model with the same loss as `WarmedUp`. Its hook is `late`, and a method of the model computes
+/// the loss.
 #[derive(LightningModule)]
 #[loss(with = |output, target| self.weighted(output, target))]
 #[log(train_loss(on_epoch))]
@@ -64,7 +65,8 @@ impl Late {
     }
 }
 
-/// Reads a field whose value cannot be compared.
+/// A model whose loss reads a `#[transient]` field. The trainer cannot compare the value of such a
+/// field.
 #[derive(LightningModule)]
 #[loss(with = |output, target| Ok(loss::cross_entropy(output, target)?.f_mul_scalar(self.factor)?))]
 #[optimizer(sgd, lr = 0.1)]

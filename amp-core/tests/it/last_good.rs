@@ -1,4 +1,4 @@
-//! Tests of the copy of the state to which a run returns after steps that are not finite.
+//! Tests of the copy of the state that a run restores after a step that is not finite.
 
 use std::{
     path::Path,
@@ -94,8 +94,8 @@ fn train(trainer: Trainer<'_>, data: &DataModule) -> Result<(String, RunRecord)>
     Ok((fingerprint(&model), record))
 }
 
-/// A run that returns to an earlier state also returns to the averages of the weights of that time.
-/// All examples are equal, so the run ends like a run of fewer steps without a fault.
+/// If a run restores an earlier state, it also restores the averages of the weights. All examples
+/// are equal, so the run ends like a shorter run without a fault.
 #[rstest]
 fn averages_are_restored(
     #[values(Precision::F32True, Precision::Bf16True)] precision: Precision,

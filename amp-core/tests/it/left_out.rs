@@ -137,8 +137,8 @@ fn ignored_targets_do_not_count_in_a_window(
     Ok(())
 }
 
-/// Trains on the twelve examples in three steps, or on the last eight in two. No target of the first
-/// four counts.
+/// Trains on all twelve examples in three steps, or on the last eight examples in two steps. All
+/// targets of the first four examples are ignored.
 fn in_steps(precision: Precision, all: bool, advances: bool) -> Result<(Ran, Option<f64>)> {
     let mut model = {
         let _section = seeded(3);
@@ -169,8 +169,8 @@ fn in_steps(precision: Precision, all: bool, advances: bool) -> Result<(Ran, Opt
     Ok((Ran { weights, record, logged, notes }, scale))
 }
 
-/// A step in whose loss no target counts changes nothing: neither the weights nor the loss scale and
-/// its growth, because nothing has overflowed. A note names the step.
+/// A step whose targets are all ignored changes neither the weights nor the loss scale nor the
+/// growth tracker, because nothing has overflowed. A note names the step.
 #[rstest]
 fn a_step_without_targets_changes_nothing(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
@@ -196,7 +196,8 @@ fn a_step_without_targets_changes_nothing(
     Ok(())
 }
 
-/// Under PyTorch's rule such a step is skipped like an overflow, and the loss scale falls.
+/// With `skipped_step_advances`, a step whose targets are all ignored is skipped like a step that
+/// overflows, as in PyTorch, and the loss scale decreases.
 #[test]
 fn under_pytorchs_rule_a_step_without_targets_lowers_the_scale() -> Result<()> {
     let (ran, scale) = in_steps(Precision::F16Mixed, true, true)?;
@@ -282,8 +283,8 @@ fn a_loss_of_the_whole_batch_is_never_split() -> Result<()> {
     Ok(())
 }
 
-/// A model whose loss libtorch can compute. libtorch refuses to compute its gradient, with an error
-/// that names no tensor.
+/// A model with integer targets. libtorch computes its loss, but refuses to compute the gradient of
+/// the loss, with an error that names no tensor.
 #[derive(LightningModule)]
 #[loss(with = |output, target| {
     Ok(output.f_select(1, 0)?.f_mse_loss(target, amp_core::tch::Reduction::Mean)?)

@@ -166,8 +166,8 @@ fn a_skipped_step_that_changes_something_is_reported(
     Ok(())
 }
 
-/// Weights that were written after the f32 masters were made are reported. Without the rule the
-/// masters would silently overwrite weights that were loaded after the optimizer was built.
+/// Weights that were written after the f32 masters were made are reported. Without this invariant,
+/// the masters would silently overwrite weights that were loaded after the optimizer was built.
 #[test]
 fn weights_written_after_their_masters_were_made_are_reported() -> Result<()> {
     let mut config = config(Check::Cheap);

@@ -173,7 +173,7 @@ impl Callback for Unties {
     }
 }
 
-/// If loading separates tied weights, no optimizer trains the second one, which is reported.
+/// If loading separates tied weights, no optimizer trains the second weight, and the error says so.
 #[rstest]
 fn tied_weights_that_were_untied_are_reported(#[values(false, true)] unties: bool) -> Result<()> {
     let _section = seeded(0);

@@ -1,4 +1,5 @@
-//! Layers that draw random numbers, other than dropout.
+//! Tests of layers that use random numbers: RReLU, fractional max pooling and feature alpha
+//! dropout.
 
 use amp_core::{
     Module, Result,
@@ -22,8 +23,9 @@ fn drawn(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(shape, (kind, device()))
 }
 
-/// In training each negative element has its own slope from U(lower, upper); in evaluation the slope
-/// is their mean. The gradient is the slope.
+/// In training, each negative element is multiplied by its own slope, a random number between
+/// `lower` and `upper`. In evaluation, the slope is the mean of the two limits. The gradient of a
+/// negative element is its slope.
 #[test]
 fn rrelu_draws_slopes() -> Result<()> {
     let x = drawn(&[40_000], Kind::Double).set_requires_grad(true);
@@ -39,7 +41,8 @@ fn rrelu_draws_slopes() -> Result<()> {
     let used = (&y / &x).masked_select(&negative);
     assert!((used - &slopes).abs().max().double_value(&[]) < 1e-12);
     assert_eq!(x.grad().masked_select(&negative.logical_not()).min().double_value(&[]), 1.0);
-    // A uniform distribution's mean, standard deviation and range, from 20 000 draws.
+    // The mean, standard deviation, minimum and maximum of the slopes of about 20 000 elements are
+    // compared with those of the uniform distribution.
     let width = upper - lower;
     let spread = width / 12.0_f64.sqrt();
     for (seen, expected) in [
@@ -58,7 +61,8 @@ fn rrelu_draws_slopes() -> Result<()> {
     Ok(())
 }
 
-/// The windows of each pass are those of random numbers drawn for it, with the module's dtype.
+/// Each forward pass draws random numbers in the dtype of the input and chooses its windows by
+/// them. If the same numbers are given explicitly, the output is the same.
 #[rstest]
 fn fractional_pools_draw_their_windows(
     #[values(Kind::Float, Kind::Double)] kind: Kind,
@@ -98,7 +102,8 @@ fn fractional_pools_draw_their_windows(
     Ok(())
 }
 
-/// A channel is dropped to one value, or kept, as a whole.
+/// Feature alpha dropout either sets all elements of a channel to one value or keeps the whole
+/// channel.
 #[test]
 fn feature_alpha_dropout_drops_channels() -> Result<()> {
     let x = drawn(&[50, 40, 3, 2], Kind::Double);
@@ -152,7 +157,7 @@ fn no_ratio() -> PerDimension<f64> {
     PerDimension::None
 }
 
-/// Attributes build each of the layers, those of two inputs too.
+/// Attributes build each of these layers, and also layers with two inputs.
 #[test]
 fn attributes_build_the_layers() -> Result<()> {
     let net = {

@@ -99,11 +99,13 @@ fn assert_close(seen: &[Tensor], exact: &[Tensor], bounds: [f64; 3]) {
 /// The largest absolute value of a logit and of a logarithm of the sum of exponentials.
 const LARGEST_LOGIT: f64 = 64.0;
 
-/// The gradient of the logits is rounded once to the dtype of the logits, and the gradient of the
-/// input is rounded once more. In f32 and f64, the logits are below 64, so the relative error of
-/// their exponentials is 64 times that of a rounding. With the z-loss the gradient of a logit is
-/// (1 + 2·z·lse)·p − y: an error of the probability p counts 1 + 2·z·lse times, and the gradient
-/// itself has the size of its larger part, max(1, 2·z·lse).
+/// The loss and the gradients equal those in f64. The bounds are derived as follows. The gradient
+/// of the logits is rounded once to the dtype of the logits, and the gradient of the input is
+/// rounded once more. In f32 and f64, the logits are below 64, so the relative error of their
+/// exponentials is 64 times that of a rounding. With the z-loss, the gradient of a logit is (1 +
+/// 2·z·lse)·p − y, where lse is the logarithm of the sum of exponentials, p the probability and y
+/// the target. An error of p is multiplied by 1 + 2·z·lse, and the largest gradient is about max(1,
+/// 2·z·lse).
 #[rstest]
 #[case(Kind::Double, Precision::F64True, 2.0_f64.powi(-46))]
 #[case(Kind::Float, Precision::F32True, 2.0_f64.powi(-17))]
@@ -144,9 +146,9 @@ fn loss_and_gradients_equal_f64(
     Ok(())
 }
 
-/// Without a loss scale, the gradients of f16 logits would be far below 6e-5. This is the smallest
-/// f16 number that has all digits. The loss scale only multiplies the gradients and does not change
-/// their digits.
+/// Without a loss scale, the gradients of f16 logits would be far below 6e-5, the smallest f16
+/// number that has all digits. The gradients are accurate with and without a loss scale, because
+/// the loss scale only multiplies them and does not change their digits.
 #[rstest]
 fn gradients_of_f16_do_not_depend_on_the_loss_scale(
     #[values(1.0, 65536.0)] scale: f64,

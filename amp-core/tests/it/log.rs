@@ -46,8 +46,8 @@ fn options_choose_where_a_value_appears() -> Result<()> {
     Ok(())
 }
 
-/// [18]: values are summed in a wider dtype than the dtype of the values. In f16, a sum of ones
-/// would stop at 2048.
+/// Rule 18 of docs/SEMANTICS.md: values are summed in a wider dtype than the dtype of the values.
+/// In f16, a sum of ones would stop at 2048.
 #[test]
 fn f16_values_are_summed_in_f64() -> Result<()> {
     let mut log = Log::default();

@@ -20,8 +20,8 @@ fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder for the test")
 }
 
-/// The file has one line for each event. Each line can be parsed to the same event, with all
-/// digits. Events of single batches are not written.
+/// The JSON lines file has one line for each event. Each line can be parsed to the same event, with
+/// all digits. Events of single batches are not written.
 #[test]
 fn json_lines_are_the_events() -> Result<()> {
     let folder = folder();
@@ -37,8 +37,8 @@ fn json_lines_are_the_events() -> Result<()> {
     Ok(())
 }
 
-/// The file has one row for each value. A value that is logged at the logging interval has a step.
-/// A value of an epoch has a step and an epoch. Numbers are written with all digits.
+/// The CSV file has one row for each value. A value that is logged at the logging interval has a
+/// step. A value of an epoch has a step and an epoch. Numbers are written with all digits.
 #[test]
 fn csv_rows_are_the_logged_values() -> Result<()> {
     let folder = folder();

@@ -1,7 +1,7 @@
-//! Tests of accumulated batches and micro-batches. They are weighted by the number of elements over
-//! which their loss takes the mean. Their gradient then equals that of one large batch, for every
-//! loss with its options and for a user-defined loss. A loss that needs the whole batch is never
-//! split without a note.
+//! Tests of accumulated batches and of micro-batches. The trainer weights each of them by the
+//! number of elements over which the loss takes the mean. The gradient of the step then equals that
+//! of one large batch, for every loss with its options and for a user-defined loss. A loss that
+//! needs the whole batch is never split without a note.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -14,7 +14,7 @@ use rstest::rstest;
 
 use crate::support::{bits::values, device, layers::Room, message, seeded};
 
-/// A loss that is a mean over targets, weighted by the size of each target.
+/// A loss that is a mean over targets, weighted by the absolute value of each target.
 #[derive(Debug)]
 struct BySize;
 

@@ -1,5 +1,6 @@
-//! Losses in CUDA graphs: the CTC loss, whose lengths are data, and losses that cannot run in one,
-//! whose reason is known before a step is captured.
+//! Tests of losses in CUDA graphs. The CTC loss can run in a CUDA graph, although the lengths of
+//! its sequences change from batch to batch. A loss that cannot run in a CUDA graph gives its
+//! reason before a step is captured.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -15,7 +16,7 @@ use rstest::rstest;
 
 use crate::support::{device, message, needs_cuda, seeded};
 
-/// A user's own loss that reads a number from the device.
+/// A user-defined loss that reads a number from the device.
 #[derive(Debug)]
 struct Read;
 
@@ -51,7 +52,7 @@ macro_rules! model {
 model!(Reading, 4, value = Read);
 model!(Smooth, 4, mse_loss);
 
-/// Sequences with their own numbers of steps and of labels.
+/// A batch of sequences that have different numbers of steps and of labels.
 #[derive(Batch)]
 struct Spoken {
     sounds: Tensor,
@@ -88,8 +89,8 @@ fn a_loss_says_why_it_is_outside_of_graphs() -> Result<()> {
     Ok(())
 }
 
-/// Returns 48 sequences of 12 steps, of which from 5 to 12 count, with 0 to 4 labels. Each label is
-/// a sound that lasts two steps.
+/// Returns 48 sequences that are padded to 12 steps. Each sequence has 5 to 12 steps and 0 to 4
+/// labels. Each label is a sound that lasts two steps.
 fn sequences() -> Result<Spoken> {
     let (mut labels, mut lengths) = (Vec::new(), Vec::new());
     for at in 0..48_i64 {
@@ -106,7 +107,7 @@ fn sequences() -> Result<Spoken> {
     Ok(Spoken { sounds: sounds.f_add(&noise)?, lengths: Tensor::from_slice(&lengths), labels })
 }
 
-/// Trains for 24 epochs of six steps. `spoil` changes the sequences first.
+/// Trains for 24 epochs of six steps. `spoil` may change the sequences before the training.
 fn train(
     precision: Precision,
     graph: Graph,
@@ -125,7 +126,8 @@ fn train(
     Ok((model, record))
 }
 
-/// The loss falls far below that of an untrained model, on every device and under every precision.
+/// The loss of the last epoch is less than half the loss of the first epoch, on every device and in
+/// every precision.
 #[rstest]
 fn a_model_learns_letters_without_alignment(
     #[values(
@@ -145,7 +147,7 @@ fn a_model_learns_letters_without_alignment(
     Ok(())
 }
 
-/// Captured steps have the bits of eager ones.
+/// Steps that run as CUDA graphs have the same losses and weights as eager steps, bit for bit.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn captured_steps_with_ctc_equal_eager_ones(
@@ -165,13 +167,13 @@ fn captured_steps_with_ctc_equal_eager_ones(
     Ok(())
 }
 
-/// An invalid example in a captured step ends the run with the error of an eager step.
+/// An invalid example ends the run with the same error in a captured step as in an eager step.
 #[rstest]
 fn an_invalid_example_ends_the_run(
     #[values(Graph::Off, Graph::Auto)] graph: Graph,
     #[values("a label is the blank", "a length is not from 0")] says: &str,
 ) -> Result<()> {
-    // The last of the first epoch's six batches, after the capture.
+    // Changes the last of the first epoch's six batches. It is read after the capture.
     let spoil = |spoken: &mut Spoken| {
         let _ = match says {
             "a label is the blank" => spoken.labels.narrow(0, 40, 8).narrow(1, 0, 1).fill_(0),
@@ -183,8 +185,8 @@ fn an_invalid_example_ends_the_run(
     Ok(())
 }
 
-/// With libtorch's kernels there is one note, and no graph. If a graph is required, there is an error
-/// before any step.
+/// With libtorch's CTC loss, steps do not run as CUDA graphs, and one note gives the reason. If the
+/// run requires CUDA graphs, the reason is an error before any step.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn libtorchs_ctc_is_refused_before_a_step() -> Result<()> {

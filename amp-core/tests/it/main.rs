@@ -1,8 +1,8 @@
 //! Tests that compare amp-core with recordings of PyTorch (`fixtures/oracles`), and tests of what
 //! amp-core promises beyond PyTorch.
 //!
-//! Numbers in brackets, as in `[5]`, refer to the list of semantics in docs/SEMANTICS.md:
-//! PyTorch's rules for the scaler (1 to 9), autocast (10 to 14), the loop (15 to 19).
+//! docs/SEMANTICS.md lists the rules that these tests check: PyTorch's rules for the scaler (1 to
+//! 9) and autocast (10 to 14), and Lightning's for the training loop (15 to 19).
 
 mod attention;
 mod attention_gradients;

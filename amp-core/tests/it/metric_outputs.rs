@@ -4,7 +4,8 @@ use amp_core::prelude::*;
 
 use crate::support::model::{digits, same};
 
-/// Logs the same accuracy three times, from the output, a place in it and a new tensor.
+/// A model that logs the same accuracy three times: from an element of the output, from a tensor
+/// that a function computes from this element, and from a tensor that a method computes.
 #[derive(LightningModule)]
 #[forward(|x| -> Result<(Tensor, Tensor)> { Ok((model(x)?, x.shallow_clone())) })]
 #[loss(with = |output, target| loss::cross_entropy(&output.0, target))]

@@ -232,8 +232,9 @@ fn of_many_counts() -> Result<Box<dyn LightningModule>> {
     Ok(Box::new(OfManyCounts::builder().build()?))
 }
 
-/// A resumed run has the epoch's values, because a checkpoint contains the state of the metrics.
-/// This includes a checkpoint that is saved after the last step of an epoch, when no batch follows.
+/// A resumed run logs the same values of the epoch as a run without interruption, because a
+/// checkpoint contains the state of the metrics. This includes a checkpoint that is saved after the
+/// last step of an epoch, when no batch follows.
 #[rstest]
 #[case::rows(of_labels as Build, labels as fn() -> Result<Batch>)]
 #[case::counts(of_classes as Build, classes as fn() -> Result<Batch>)]

@@ -45,7 +45,7 @@ fn draw(count: i64) -> Tensor {
 }
 
 /// Returns the running average `name` of a parameter that has `count` elements. The state may have
-/// any dtype. 8-bit codes are converted to the values that they stand for, relative to 1.
+/// any dtype. 8-bit codes are converted to values and multiplied by the scale of their block.
 fn average(optimizer: &dyn Optimizer, name: &str, count: usize) -> Result<Vec<f64>> {
     let state = optimizer.state()?;
     let kept = state.tensor(&format!("{name}/weight"))?;
@@ -226,10 +226,10 @@ fn averages_of_f64_stay_f64() -> Result<()> {
     Ok(())
 }
 
-/// With the option `moments`, the notebook's model learns as well as with f32 state, if its weights
-/// are f32 and if they are bf16. The mean of the final losses over six seeds is less than a tenth
-/// larger than with f32 state. The final loss of a single seed has a standard deviation of 2 % (24
-/// seeds), so a tenth is more than ten standard errors of the mean.
+/// With the option `moments`, the model of the demo notebook learns as well as with f32 state, if
+/// its weights are f32 and if they are bf16. The mean of the final losses over six seeds is less
+/// than a tenth larger than with f32 state. The final loss of a single seed has a standard
+/// deviation of 2 % (24 seeds), so a tenth is more than ten standard errors of the mean.
 #[rstest]
 fn a_model_learns_as_well_as_with_f32_state(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
@@ -249,7 +249,7 @@ fn a_model_learns_as_well_as_with_f32_state(
     Ok(())
 }
 
-/// Trains the notebook's model on the digits and returns the final loss.
+/// Trains the model of the demo notebook on the digits and returns the final loss.
 fn final_loss(precision: Precision, moments: Moments, seed: u64) -> Result<f64> {
     let _generator = seeded(seed);
     let optimizer = OptimizerConfig::new(AdamW { lr: 3e-3, ..Default::default() });

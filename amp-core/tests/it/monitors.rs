@@ -135,8 +135,7 @@ fn the_rates_of_every_optimizer_and_group_are_logged() -> Result<()> {
 }
 
 /// `GradientStatistics` describes the gradients before they are clipped. The model is one layer
-/// whose weights are ones, on inputs of ones. The gradient d/dw of the mean of (4w + b)² is 2·(4w +
-/// b)·x / 1.
+/// whose parameters are zero, except for one bias of 1. All inputs are 1 and all targets are 0.
 #[test]
 fn gradients_are_described_before_they_are_clipped() -> Result<()> {
     let _generator = seeded(0);
@@ -158,7 +157,7 @@ fn gradients_are_described_before_they_are_clipped() -> Result<()> {
     });
     let (history, _) = logged(config.clone(), &mut model()?, GradientStatistics::new())?;
     let last = |name: &str| history.last(name).expect("a value");
-    // Mean over two examples with four outputs: dL/dy = 2·1/8 for each example, and x is all ones.
+    // The loss is the mean over two examples with four outputs, so dL/dy = 2·1/8 for each example.
     let each = 2.0 / 8.0 * 2.0;
     assert!((last("grad_norm/model.bias_step") - each).abs() < 1e-6);
     assert!((last("grad_norm/model.weight_step") - 2.0 * each).abs() < 1e-6);

@@ -1,4 +1,4 @@
-//! Tests of inputs that batch norm and layer norm cannot normalize.
+//! Tests of inputs that batch, group and instance norms cannot normalize, and of refused options.
 
 use amp_core::{
     Module, Result,

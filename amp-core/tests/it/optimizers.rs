@@ -40,7 +40,7 @@ fn two_hundred_steps_have_torchs_bits(
     replay_all(&oracle, kind, way, count, Kind::Float)
 }
 
-/// In f64 the parameters have torch's bytes after 200 steps.
+/// In f64 the parameters have torch's bits after 200 steps.
 #[rstest]
 #[case::adamw("AdamW", "fused", 6)]
 #[case::adam("Adam", "fused", 4)]
@@ -228,7 +228,7 @@ fn the_defaults_are_torchs() {
 }
 
 /// If the first gradient of a parameter comes late, the parameter has its own count of steps and,
-/// with SGD, its own momentum. It moves as if it were trained alone.
+/// with SGD, its own momentum. It changes as if it were trained alone.
 #[rstest]
 #[case::adam(&AdamW::default())]
 #[case::sgd(&Sgd { momentum: 0.9, dampening: 0.5, ..Default::default() })]

@@ -93,19 +93,20 @@ const CENTERED: RmsProp =
     RmsProp { lr: 1e-2, alpha: 0.99, eps: 1e-8, weight_decay: 0.01, momentum: 0.9, centered: true };
 
 /// Twenty steps on CUDA equal twenty steps on the CPU. The learning rates change, and the gradients
-/// change their size and sign. Each step rounds a weight twice (for the decay and for the update),
-/// and an average twice (for the decay and for the new value), so two units in the last place are
-/// allowed per step. If the decay is added to the gradient, the sum may be rounded once or twice,
-/// and squaring it doubles the error, so one more unit is allowed. The direction of Lion is at
-/// least 0.05 of the gradient, so rounding never changes its sign.
+/// change their absolute value and sign. Each step rounds a weight twice (for the decay and for the
+/// update), and an average twice (for the decay and for the new value), so two units in the last
+/// place are allowed per step. If the decay is added to the gradient, the sum may be rounded once
+/// or twice, and squaring it doubles the error, so one more unit is allowed. The direction of Lion
+/// is at least 0.05 of the gradient, so rounding never changes its sign.
 ///
 /// Adafactor computes means of squares over rows and columns, of at most n = 123 numbers. The
-/// devices add these numbers in different orders. Let u be half a unit in the last place. A sum of
-/// n squares has an error of at most n·u in any order (each square u, and n − 1 sums of positive
-/// numbers (n − 1)·u: Higham, Accuracy and Stability, 4.2). Its root has the error n/2·u + u, the
-/// square of the root (n + 3)·u, and the mean after the division by n (n + 4)·u. The difference
-/// between two devices is then at most n + 4 units. Later steps do not increase it, because a
-/// running mean of positive numbers has at most the error of its inputs and of the roundings above.
+/// devices add these numbers in different orders. Let u be half a unit in the last place. In any
+/// order, a sum of n squares has an error of at most n·u: u for each square, and (n − 1)·u for n −
+/// 1 additions of positive numbers (Higham, Accuracy and Stability, 4.2). The square root of the
+/// sum has the error n/2·u + u. The square of this root has the error (n + 3)·u. After the division
+/// by n, the mean has the error (n + 4)·u. The difference between two devices is then at most n + 4
+/// units. Later steps do not increase it, because a running mean of positive numbers has at most
+/// the error of its inputs and of the roundings above.
 #[rstest]
 #[case::adamw(&AdamW { weight_decay: 0.1, ..Default::default() }, 0)]
 #[case::adamw_plain(&AdamW { weight_decay: 0.0, ..Default::default() }, 0)]

@@ -1,5 +1,5 @@
-//! Tests of Adam on f16 parameters. torch's Adam diverges or freezes with such parameters
-//! (Lightning #20619).
+//! Tests of Adam on f16 parameters. torch's Adam diverges with such parameters, or does not change
+//! them any more (Lightning #20619).
 
 use amp_core::{
     Result,
@@ -45,7 +45,8 @@ impl Reference {
 ///
 /// With state in f16 the parameters do not follow Adam for very small and very large gradients. The
 /// running square of gradients under 5e-3 is zero, so the update is divided by eps. The running
-/// square of gradients above 256 is infinite, so the parameter freezes. (An earlier design kept the
+/// square of gradients above 256 is infinite, so the parameter does not change any more. State in
+/// f16 that is multiplied by 2⁸ is already infinite at gradients of 1.
 /// state in f16 times 2⁸, and froze at gradients of 1.)
 #[rstest]
 fn f16_parameters_follow_adam_in_f64(

@@ -34,7 +34,7 @@ fn train(optimizer: &mut dyn amp_core::optim::Optimizer, from: &[&str]) -> Resul
     Ok(())
 }
 
-/// The parameters of a group move exactly as if a separate optimizer with the group's options
+/// The parameters of a group change exactly as if a separate optimizer with the group's options
 /// trained them.
 #[rstest]
 #[case::adamw(AdamW::default(), AdamW { lr: 0.1, weight_decay: 0.0, betas: (0.5, 0.9), ..Default::default() })]
@@ -110,7 +110,8 @@ fn rates_are_reported_by_optimizer_and_group() -> Result<()> {
     Ok(())
 }
 
-/// An invalid division of parameters is refused, with their names.
+/// An invalid assignment of parameters to optimizers is refused, and the error names the
+/// parameters.
 #[rstest]
 #[case(&[Some("tail.*"), None], "no parameter matches `tail.*`: they are called `body.0.weight`, ")]
 #[case(&[Some("body.*"), Some("*.bias"), None], "`body.0.bias` would be trained by two optimizers")]
@@ -190,9 +191,10 @@ struct TwoFactors {
     second: Factor,
 }
 
-/// [2] [5] [6] Two optimizers use the gradients of one backward pass and one update of the scaler.
-/// The scaler's growth tracker counts steps, not optimizers. If gradients of one optimizer
-/// overflow, the scale is halved once, no optimizer makes a step, and no schedule advances.
+/// Rules 2, 5 and 6 of docs/SEMANTICS.md: two optimizers use the gradients of one backward pass and
+/// one update of the scaler. The scaler's growth tracker counts steps, not optimizers. If gradients
+/// of one optimizer overflow, the scale is halved once, no optimizer makes a step, and no schedule
+/// advances.
 #[test]
 fn optimizers_share_one_update() -> Result<()> {
     let columns = [[1.0_f32, 1.0], [1.0, 1.0], [1.0, 3e38], [1.0, 1.0]];

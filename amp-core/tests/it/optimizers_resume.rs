@@ -94,9 +94,9 @@ fn start(kind: Kind) -> Vec<Tensor> {
     SHAPES.iter().map(|shape| lcg.tensor(shape, 128.0).to_kind(kind).to_device(device())).collect()
 }
 
-/// Runs these steps with the same gradients as in the recorded run. The last parameter gets its
-/// first gradient in step 100, so an earlier checkpoint contains a parameter that has no optimizer
-/// state.
+/// Runs these steps. The gradients depend only on the number of the step. The last parameter gets
+/// its first gradient in step 100, so an earlier checkpoint contains a parameter that has no
+/// optimizer state.
 fn train(scheduled: &mut Scheduled, steps: std::ops::Range<u64>) -> Result<()> {
     for step in steps {
         let mut lcg = Lcg(1000 + step);
@@ -316,7 +316,7 @@ fn another_state_is_refused_and_changes_nothing(
     Ok(())
 }
 
-/// A value of the wrong type is refused too.
+/// A saved value of another type is refused.
 #[test]
 fn a_value_of_another_type_is_refused() -> Result<()> {
     let mut optimizer = AdamW::default().build(vec![parameter("p", &Tensor::from(1.0_f32))])?;

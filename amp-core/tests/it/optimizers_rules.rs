@@ -223,7 +223,7 @@ fn masters_are_updated_like_f32_weights(
 }
 
 /// With optimizer state in fewer bits, the trained parameters are close to those trained with f32
-/// state. Their difference is small compared with how far the parameters moved in total.
+/// state. Their difference is less than a tenth of the total change of the parameters.
 #[rstest]
 fn state_in_fewer_bits_stays_near_f32(
     #[values("Muon", "LAMB")] name: &str,

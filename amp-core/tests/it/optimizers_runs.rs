@@ -27,7 +27,7 @@ use crate::support::{
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Signum {
     lr: f64,
-    /// Whether a CUDA graph may contain the steps of this rule.
+    /// Whether a CUDA graph may contain the steps of this optimizer.
     captured: bool,
 }
 

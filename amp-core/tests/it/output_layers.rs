@@ -219,7 +219,7 @@ fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
     let failed = nn::loss_of_output(&model, &loss, || Err(Error::config("stop")), &examples.target);
     assert_eq!(message(failed), "stop");
     assert_eq!(model.forward(&examples.input, &cx)?.size(), [8, 5, CLASSES]);
-    // Here the model is called within the step of another model.
+    // In this case, the step of one model calls another model of the same type.
     let own = Tied::builder().build()?;
     let of_both = || {
         assert_eq!(own.forward(&examples.input, &cx)?.size(), [8, 5, CLASSES]);

@@ -70,8 +70,8 @@ fn own_tensors_are_drawn_in_order() -> Result<()> {
     Ok(())
 }
 
-/// A module's own tensors are trained as parameters. For y = Σⱼ (x + p)·2·wⱼ − …, the gradient is
-/// dy/dp = 2·Σⱼ wⱼ, the same for every row.
+/// A module's own tensors are trained as parameters. For y = Σⱼ (x + p)·2·wⱼ plus terms without p,
+/// the gradient is dy/dp = 2·Σⱼ wⱼ, the same for every row.
 #[test]
 fn own_parameters_are_trained() -> Result<()> {
     let _generator = seeded(3);

@@ -1,4 +1,5 @@
-//! The inputs that a probe of tensors gets from attention, transformers and recurrent layers.
+//! Tests of the inputs that a probe gets from attention, transformers and recurrent layers. With
+//! these inputs, the probe can run each module a second time.
 
 use std::{cell::RefCell, rc::Rc};
 

@@ -208,7 +208,8 @@ impl Module for Rare {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.runs.set(self.runs.get() + 1);
         let draw = Tensor::f_rand([1], (Kind::Float, input.device()))?;
-        // A validation loss that is not finite would be explained by further runs.
+        // If a validation loss were not finite, the trainer would run more forward passes to find
+        // the cause.
         if !cx.is_training() {
             return Ok(input.shallow_clone());
         }

@@ -73,8 +73,8 @@ fn sections_are_not_disturbed() {
     assert!(found.iter().all(|weights| *weights == found[0]), "one seed gave different weights");
 }
 
-/// While one thread is in a section, another thread must wait with four actions: using random
-/// numbers, seeding, changing switches, and beginning a section.
+/// While one thread is in a section, another thread must wait before it uses random numbers, seeds
+/// the generators, changes numeric settings, begins a section, or ends an autocast region.
 #[rstest]
 #[case::uniform(|| linear(3, 3).map(drop))]
 #[case::normal(|| Embedding::new(EmbeddingConfig::new(3, 3)).map(drop))]

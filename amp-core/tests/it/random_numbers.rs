@@ -1,5 +1,5 @@
-//! Tests of random numbers that a model draws in its forward pass: they are the same under every
-//! precision if the model draws through the context, and draws in 16 bits are reported.
+//! Tests of random numbers that a model draws in its forward pass. If the model draws through the
+//! context, the numbers are the same under every precision. Draws in 16 bits are reported.
 
 use amp_core::{nn::Context, precision::Policy, prelude::*, probe::Drawn, record::RunRecord};
 use rstest::rstest;
@@ -10,7 +10,8 @@ fn context(precision: Precision, device: Device) -> Context {
     Context::new(Policy::new(precision, device), true)
 }
 
-/// Numbers drawn through the context are those that libtorch draws in f32, rounded.
+/// Random numbers that are drawn through the context equal those that libtorch draws in f32,
+/// rounded to the requested dtype.
 #[rstest]
 fn numbers_are_f32s_rounded(
     #[values(Kind::Half, Kind::BFloat16, Kind::Float, Kind::Double)] kind: Kind,
@@ -38,8 +39,9 @@ fn numbers_are_f32s_rounded(
     Ok(())
 }
 
-/// A uniform number is below 1 in 16 bits too, although rounding an f32 number to nearest would give
-/// 1 for one in 512 (bf16) or 4096 (f16). All other numbers are rounded to nearest.
+/// A uniform random number is below 1 in 16 bits too, although rounding an f32 number to nearest
+/// would give 1 for one number in 512 (bf16) or 4096 (f16). All other numbers are rounded to
+/// nearest.
 #[rstest]
 #[case::bf16(Kind::BFloat16, 512.0)]
 #[case::f16(Kind::Half, 4096.0)]
@@ -69,7 +71,7 @@ fn integers_have_no_random_numbers() -> Result<()> {
     Ok(())
 }
 
-/// How a block of the model draws.
+/// How a block of the model draws random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 enum How {
     Like,
@@ -131,8 +133,8 @@ fn train(how: How, precision: Precision, device: Device) -> Result<RunRecord> {
     Trainer::new(config).fit(&mut model, &data)
 }
 
-/// A draw in 16 bits is reported with its module and its replacement. Draws in f32 and the masks of
-/// dropout are not.
+/// If a module draws random numbers in 16 bits, a note names the module and the function to use
+/// instead. Draws in f32 and the masks of dropout are not reported.
 #[rstest]
 #[case::like(How::Like, Precision::Bf16Mixed, Some("bfloat16"))]
 #[case::like_f16(How::Like, Precision::F16True, Some("float16"))]
@@ -161,7 +163,8 @@ fn draws_in_16_bits_are_reported(
     Ok(())
 }
 
-/// The record has the dtype of each draw.
+/// The record of the run lists the module, the operator and the dtype of each draw of random
+/// numbers, except for masks of dropout.
 #[rstest]
 #[case::like(How::Like, Precision::F64True, &[("randn_like", "float64")])]
 #[case::context(How::Context, Precision::F64True, &[("randn", "float32")])]
@@ -182,7 +185,7 @@ fn draws_are_recorded(
     Ok(())
 }
 
-/// On CUDA, 16-bit numbers are f32 numbers, rounded, and nothing is reported.
+/// On CUDA, libtorch draws 16-bit random numbers in f32 and rounds them, so nothing is reported.
 #[test]
 #[ignore = "needs CUDA"]
 fn cuda_draws_16_bits_in_f32() -> Result<()> {
@@ -232,7 +235,8 @@ fn masked_run(validates: i64) -> Result<(RunRecord, Vec<f64>, f64)> {
     Ok((record, losses, again))
 }
 
-/// Each validation draws the same numbers, and validations do not change the numbers of training.
+/// Each validation draws the same random numbers, and validations do not change the random numbers
+/// of training.
 #[test]
 fn validations_have_their_own_numbers() -> Result<()> {
     let (record, losses, again) = masked_run(1)?;

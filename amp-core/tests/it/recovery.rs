@@ -64,7 +64,7 @@ fn faulty(bad: fn(u32) -> bool) -> Result<Model> {
     Ok(Model::regression(Sequential::new(layers), sgd))
 }
 
-/// Trains for twenty steps on two examples. The search for the causes of skipped steps is off,
+/// Trains for twenty steps of two examples each. The search for the causes of skipped steps is off,
 /// because it runs steps a second time, and the layer would count these forward passes.
 fn train(config: &TrainerConfig, model: &mut Model) -> Result<RunRecord> {
     let config = config.clone().with(|config| config.recovery.provenance = false);

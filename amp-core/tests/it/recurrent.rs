@@ -79,9 +79,9 @@ fn each_precision_computes_in_its_dtype(
     Ok(())
 }
 
-/// Without dropout, one call of libtorch runs all layers of an LSTM. With dropout, the layers run
-/// one by one. Evaluation gives the same output as training without dropout, and a dropout of 0
-/// changes nothing.
+/// In evaluation, one call of libtorch runs all layers of an LSTM. In training with dropout, the
+/// layers run one by one. The dropout of this test is so small that it drops nothing, so the two
+/// ways must give the same output and states.
 #[test]
 fn layers_run_one_by_one_equal_layers_run_together() -> Result<()> {
     let config =

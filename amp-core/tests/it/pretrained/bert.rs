@@ -1,4 +1,4 @@
-//! `BertForSequenceClassification` of transformers.
+//! Tests of importing transformers' `BertForSequenceClassification`.
 
 use amp_core::{
     nn::{AttentionMask, Child, Context, TransformerEncoder},

@@ -1,4 +1,5 @@
-//! `GPT2LMHeadModel` of transformers, whose matrices are `[in, out]`, in three files with an index.
+//! Tests of importing transformers' `GPT2LMHeadModel` from three files with an index. Its matrices
+//! have the shape `[in, out]`, so the import transposes them.
 
 use std::fs;
 

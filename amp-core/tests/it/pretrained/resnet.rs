@@ -1,5 +1,5 @@
-//! torchvision's `resnet18`. The parameters of the model here have the same names as in
-//! torchvision.
+//! Tests of importing torchvision's `resnet18`. The parameters of the model here have the same
+//! names as in torchvision.
 
 use amp_core::{
     nn::Context,
@@ -68,8 +68,9 @@ struct ResNet18 {
     fc: Linear,
 }
 
-/// A model that loads the `state_dict` of torchvision's model computes Python's logits. Python
-/// wrote the file, with values of the recordings' generator.
+/// A model that loads the `state_dict` of torchvision's model computes Python's logits. The test
+/// writes the file with the names and shapes that Python recorded, and with values from the
+/// generator of the recording script.
 #[test]
 fn its_state_dict_gives_pythons_logits() -> Result<()> {
     let _generator = seeded(0);

@@ -128,7 +128,7 @@ fn every_dtype_is_read(#[case] there: Kind, #[case] here: Kind) -> Result<()> {
 }
 
 /// Every dtype of torch, as written by the safetensors package (fixtures/oracles/dtypes.json), is
-/// read into the widest dtype with equal values.
+/// read into int64 or float64 with equal values.
 #[test]
 fn dtypes_of_other_programs_are_read() -> Result<()> {
     let all = oracle!("dtypes.json");

@@ -47,7 +47,6 @@ impl Reference {
 /// running square of gradients under 5e-3 is zero, so the update is divided by eps. The running
 /// square of gradients above 256 is infinite, so the parameter does not change any more. State in
 /// f16 that is multiplied by 2⁸ is already infinite at gradients of 1.
-/// state in f16 times 2⁸, and froze at gradients of 1.)
 #[rstest]
 fn f16_parameters_follow_adam_in_f64(
     #[values(6e-8, 1e-5, 1e-3, 0.1, 1.0, 2.0, 40.0, 300.0, 3e4)] size: f64,

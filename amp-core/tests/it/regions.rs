@@ -208,7 +208,7 @@ fn an_error_inside_a_region_ends_it() -> Result<()> {
     Ok(())
 }
 
-/// A panic inside a region restores autocast.
+/// A panic inside a region restores the autocast state.
 #[test]
 fn a_panic_inside_a_region_restores_autocast() -> Result<()> {
     struct Panics;

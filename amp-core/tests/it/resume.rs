@@ -80,7 +80,8 @@ fn config(precision: Precision, window: i64) -> TrainerConfig {
     TrainerConfig { max_epochs: 2, ..TrainerConfig::new(precision, device()) }.with(|config| {
         config.optimization.accumulate_grad_batches = window;
         config.logging.log_every_n_steps = 1;
-        config.optimization.gradient_clip = Some(Clip::Norm(1.0)); // The first steps overflow, and the scale grows soon after.
+        config.optimization.gradient_clip = Some(Clip::Norm(1.0));
+        // With this scaler, the first steps overflow, and the loss scale grows soon after.
         config.numerics.scaler = GradScalerConfig {
             init_scale: if window == 1 { 2f64.powi(24) } else { 2f64.powi(21) },
             growth_interval: 3,

@@ -52,7 +52,7 @@ impl Callback for EveryStep {
     }
 }
 
-/// Rows to which each epoch adds other noise.
+/// A data set of rows with random noise, which differs from epoch to epoch.
 struct Noisy {
     input: SharedTensor,
     target: SharedTensor,
@@ -71,7 +71,8 @@ impl MapDataset for Noisy {
     }
 }
 
-/// Returns noisy, mixed examples in the order of a bucketed sampler, which two workers read.
+/// Returns examples with noise and MixUp, in the order of a bucketed sampler. Two workers read
+/// them.
 fn data() -> Result<DataModule> {
     let Batch { input, target } = digits(90)?;
     let classes = target.f_one_hot(10)?.f_to_kind(Kind::Float)?;
@@ -100,7 +101,8 @@ fn milestones(_: &TrainingPlan) -> OptimizerConfig {
 
 type Optimizer = fn(&TrainingPlan) -> OptimizerConfig;
 
-/// The first steps of `16-mixed` overflow.
+/// A run that is resumed after any step has the same events and weights as the run without
+/// interruption. In `16-mixed`, the first steps overflow.
 #[rstest]
 #[case::average_of_steps(Precision::Bf16True, plateau, |config: &mut TrainerConfig| {
     config.optimization.averaging = Some(Averaging::Ema { decay: 0.8 });

@@ -217,7 +217,7 @@ fn halved(gamma: f64) -> OptimizerConfig {
 }
 
 /// If an option other than the learning rate has changed, resuming is refused and the error names
-/// the option. With the user's permission, the run continues (see examples#816).
+/// the option. With the user's permission, the run continues (pytorch/examples#816).
 #[test]
 fn other_changed_options_need_permission() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

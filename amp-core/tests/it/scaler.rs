@@ -32,7 +32,8 @@ struct Part(
 /// the host's copy, the tracker, the skipped steps, the unscaled gradients and the parameters.
 ///
 /// The recorded traces cover rules 3 (reciprocal in f64), 4 (skip if any gradient is not finite), 5
-/// (growth, backoff, the limits of f32) and 6 (one update for several optimizers).
+/// (growth, backoff, the limits of f32) and 6 (one update for several optimizers) of
+/// docs/SEMANTICS.md.
 #[rstest]
 #[case::random("random", 512)]
 #[case::top("top", 80)]

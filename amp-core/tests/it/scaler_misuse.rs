@@ -41,10 +41,10 @@ fn unscaled(scaler: &mut GradScaler, optimizer: &dyn Optimizer) -> Result<Gradie
     scaler.unscale(gradients)
 }
 
-/// [2], [9]: if torch refuses a wrong use of GradScaler, it is refused here too, at the same call
-/// or at an earlier one. Mistakes that the Rust types exclude (a closure, LBFGS, a number as a
-/// loss, a scale with two elements) are not listed. torch requires a scaled loss only before the
-/// first step. Here it is required in every step.
+/// Rules 2 and 9 of docs/SEMANTICS.md: if torch refuses a wrong use of GradScaler, it is refused
+/// here too, at the same call or at an earlier one. Mistakes that the Rust types exclude (a
+/// closure, LBFGS, a number as a loss, a scale with two elements) are not listed. torch requires a
+/// scaled loss only before the first step. Here it is required in every step.
 #[rstest]
 #[case("unscale_twice", "already unscaled since the last update")]
 #[case("unscale_twice_after_an_update", "run backward on scale(loss)")]
@@ -84,9 +84,9 @@ fn misuse_that_torch_refuses_is_refused(#[case] name: &str, #[case] says: &str) 
     Ok(())
 }
 
-/// [9]: the remaining wrong uses that torch refuses cannot be written in Rust. A step accepts no
-/// closure, so LBFGS does not exist; a loss is always a tensor; an update accepts no scale. The
-/// test checks that every recorded case is in one of the two tests.
+/// Rule 9 of docs/SEMANTICS.md: the remaining wrong uses that torch refuses cannot be written in
+/// Rust. A step accepts no closure, so LBFGS does not exist; a loss is always a tensor; an update
+/// accepts no scale. The test checks that every recorded case is in one of the two tests.
 #[test]
 fn the_types_exclude_all_other_misuse() {
     const REFUSED: usize = 19;
@@ -184,7 +184,7 @@ fn gradients_of_another_optimizer_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// [4]: a skip names the first non-finite parameter in order of declaration.
+/// Rule 4 of docs/SEMANTICS.md: a skip names the first non-finite parameter in declaration order.
 #[test]
 fn a_skip_names_the_first_non_finite_parameter() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float; 4])?);
@@ -230,8 +230,8 @@ fn gradients_outlive_those_of_their_parameters() -> Result<()> {
     Ok(())
 }
 
-/// [7]: f16 gradients are refused, and the error names the parameter. bf16 and f64 gradients are
-/// unscaled.
+/// Rule 7 of docs/SEMANTICS.md: f16 gradients are refused, and the error names the parameter. bf16
+/// and f64 gradients are unscaled.
 #[test]
 fn f16_gradients_are_refused_and_bf16_gradients_accepted() -> Result<()> {
     let (mut scaler, mut mixed) = (scaler()?, optimizer(&[Kind::Float, Kind::Half])?);
@@ -248,8 +248,8 @@ fn f16_gradients_are_refused_and_bf16_gradients_accepted() -> Result<()> {
     Ok(())
 }
 
-/// [8]: the saved state has the same keys as in PyTorch. A scaler that loads this state behaves
-/// like the scaler that saved it.
+/// Rule 8 of docs/SEMANTICS.md: the saved state has the same keys as in PyTorch. A scaler that
+/// loads this state behaves like the scaler that saved it.
 #[test]
 fn a_restored_scaler_continues_like_the_saved_one() -> Result<()> {
     let oracle = &oracle!("grad_scaler.json")["state_dict"];
@@ -297,7 +297,7 @@ fn iterate(scaler: &mut GradScaler, oracle: &serde_json::Value, part: &str) -> R
     Ok(())
 }
 
-/// [1]: a new scaler has PyTorch's constants.
+/// Rule 1 of docs/SEMANTICS.md: a new scaler has PyTorch's constants.
 #[test]
 fn the_defaults_are_torchs() -> Result<()> {
     let fresh = &oracle!("grad_scaler.json")["state_dict"]["fresh"];
@@ -310,9 +310,9 @@ fn the_defaults_are_torchs() -> Result<()> {
     Ok(())
 }
 
-/// [5]: backoff has no lower limit. When the reciprocal becomes infinite, torch silently ruins the
-/// parameters (as the recorded runs named `bottom` show). Here the scaler reports this from 2⁻¹²⁸
-/// down.
+/// Rule 5 of docs/SEMANTICS.md: backoff has no lower limit. When the reciprocal becomes infinite,
+/// torch silently makes parameters infinite or NaN (as the recorded runs named `bottom` show). Here
+/// the scaler reports loss scales of 2⁻¹²⁸ and less.
 #[rstest]
 #[case(2.0_f64.powi(-127), false)]
 #[case(2.0_f64.powi(-128), true)]
@@ -372,8 +372,9 @@ fn a_disabled_scaler_only_steps() -> Result<()> {
     Ok(())
 }
 
-/// [5]: the gradient of an f16 loss is the loss scale itself, and 65536 is infinite in f16. The
-/// first step is therefore skipped. Steps with a loss scale of 32768 or less are applied.
+/// Rule 5 of docs/SEMANTICS.md: the gradient of an f16 loss is the loss scale itself, and 65536 is
+/// infinite in f16. The first step is therefore skipped. Steps with a loss scale of 32768 or less
+/// are applied.
 #[test]
 fn an_f16_loss_costs_one_skipped_step() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float])?);

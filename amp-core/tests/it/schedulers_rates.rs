@@ -25,7 +25,8 @@ use crate::{
     },
 };
 
-/// Returns the recorder's formula: t / 10 during the warm-up, then half a cosine.
+/// Returns the formula of the recording script: (t + 1) / 10 during the warm-up, then half a
+/// cosine.
 fn lambda_warmup_cosine(t: i64) -> f64 {
     match t < 10 {
         true => (t + 1) as f64 / 10.0,

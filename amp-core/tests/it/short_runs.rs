@@ -97,8 +97,8 @@ fn a_trial_has_the_rates_of_the_whole_run(
     Ok(())
 }
 
-/// A run that cannot validate says so, with the option that prevents it. Two epochs have twenty
-/// steps.
+/// If a run cannot validate, a note names the option that prevents the validation. Two epochs have
+/// twenty steps.
 #[rstest]
 #[case::last_step(Loops { val_check_interval: ValCheckInterval::Steps(20), ..Loops::default() }, 20, "")]
 #[case::too_many_steps(

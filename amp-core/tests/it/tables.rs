@@ -148,7 +148,7 @@ fn other_text_is_refused() {
     }
 }
 
-/// A row at fault is found behind thousands of others, and an error names its line.
+/// If a row after thousands of valid rows is invalid, the error names its line.
 #[rstest]
 #[case("\n", "4001")]
 #[case("\r\n", "4001")]

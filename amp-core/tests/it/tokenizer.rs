@@ -1,5 +1,6 @@
-//! Text encoded by Python's package `tokenizers` 0.22.1 (fixtures/oracles/tokenizers.json): the
-//! tokenizers of GPT-2, BERT and T5, trained on a small text.
+//! Tests of tokenizers against Python's package `tokenizers` 0.22.1
+//! (fixtures/oracles/tokenizers.json): the tokenizers of GPT-2, BERT and T5, trained on a small
+//! text.
 
 use amp_core::{
     data::{Collate, MapDataset, Tokenizer, Tokens},

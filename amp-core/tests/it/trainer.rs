@@ -247,7 +247,7 @@ fn a_precision_that_did_not_run_is_an_error(
     Ok(())
 }
 
-/// [14]: autocast is off after a run, also after a failed one.
+/// Rule 14 of docs/SEMANTICS.md: a run restores the autocast state, also if the run fails.
 #[test]
 fn a_run_restores_autocast() -> Result<()> {
     let _generator = seeded(0);

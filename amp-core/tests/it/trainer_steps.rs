@@ -65,8 +65,9 @@ fn assert_close(seen: &[f64], expected: &[f64]) {
     }
 }
 
-/// [17]: the gradients of a window equal the gradients of one large batch, up to f64's rounding.
-/// Batches are weighted by their examples, so a smaller last batch is handled too.
+/// Rule 17 of docs/SEMANTICS.md: accumulated gradients equal the gradients of one large batch, up
+/// to f64's rounding. Batches are weighted by their examples, so a smaller last batch is handled
+/// too.
 #[rstest]
 #[case(5, 2)]
 #[case(3, 4)]
@@ -78,9 +79,9 @@ fn a_window_equals_one_large_batch(#[case] batch: i64, #[case] window: i64) -> R
     Ok(())
 }
 
-/// [17], Lightning #19987: the last window (the batches of one accumulated step) of an epoch may be
-/// shorter. Its gradients are divided by its own length. The test compares this with one step on
-/// six examples and one step on four.
+/// Rule 17 of docs/SEMANTICS.md, Lightning #19987: the last accumulated step of an epoch may have
+/// fewer batches. Its gradients are divided by its own number of batches. The test compares this
+/// with one step on six examples and one step on four.
 #[test]
 fn a_partial_last_window_is_divided_by_its_own_length() -> Result<()> {
     let accumulated = weights(&trained_on(0..10, 2, 3, None)?);
@@ -108,8 +109,9 @@ fn overflowing(advances: bool) -> Result<(RunRecord, f64)> {
     Ok((record, lr))
 }
 
-/// [16]: a skipped step advances neither the count of steps nor the schedule, as in accelerate. If
-/// the option for Lightning's behavior is set, a skipped step advances both.
+/// Rule 16 of docs/SEMANTICS.md: a skipped step advances neither the count of steps nor the
+/// schedule, as in accelerate. If the option for Lightning's behavior is set, a skipped step
+/// advances both.
 #[rstest]
 #[case(false)]
 #[case(true)]
@@ -161,8 +163,8 @@ fn an_epoch_reports_its_last_steps_rate(#[case] interval: Interval, #[case] lr: 
     Ok(())
 }
 
-/// [5], pytorch#99640: if the loss overflows at any scale, the run ends with the reason, before the
-/// scale is so low that unscaling ruins the weights.
+/// Rule 5 of docs/SEMANTICS.md, pytorch#99640: if the loss overflows at any scale, the run ends
+/// with the reason, before the scale is so low that unscaling makes the weights infinite or NaN.
 #[test]
 fn a_collapsing_scale_ends_the_run() -> Result<()> {
     let _generator = seeded(0);
@@ -178,8 +180,8 @@ fn a_collapsing_scale_ends_the_run() -> Result<()> {
     Ok(())
 }
 
-/// [15], [19]: clipping gets gradients that were already divided by the loss scale. The loss scale
-/// therefore does not change the step.
+/// Rules 15 and 19 of docs/SEMANTICS.md: clipping gets gradients that were already divided by the
+/// loss scale. The loss scale therefore does not change the step.
 #[rstest]
 #[case(Clip::Norm(0.01), 0.01)]
 #[case(Clip::Value(0.001), 0.001)]

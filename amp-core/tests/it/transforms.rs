@@ -1,4 +1,4 @@
-//! Transforms of images against torchvision 0.26 (fixtures/oracles/images.json).
+//! Tests of image transforms against torchvision 0.26 (fixtures/oracles/images.json).
 
 use amp_core::{
     data::{

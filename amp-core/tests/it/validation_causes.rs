@@ -1,4 +1,5 @@
-//! If a validation loss is not finite, a note names the first value that is not, once in a run.
+//! Tests that a note names the first non-finite value if a validation loss is not finite. The note
+//! is written once in a run.
 
 use amp_core::{data::DataModule, event::Event, prelude::*};
 use rstest::rstest;

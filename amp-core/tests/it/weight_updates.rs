@@ -56,8 +56,8 @@ fn mean(optimizer: &dyn Optimizer) -> f64 {
 /// The distance between neighbouring bf16 numbers just below 1.
 const SPACING: f64 = 1.0 / 256.0;
 
-/// One step moves each weight from 1 to 0.999, which stochastic rounding rounds to one of the two
-/// nearest bf16 values. The mean of all `count` weights equals the f32 result within five standard
+/// One step changes each weight from 1 to 0.999, which stochastic rounding rounds to one of the two
+/// nearest bf16 numbers. The mean of all `count` weights equals the f32 result within five standard
 /// errors.
 #[test]
 fn stochastic_rounding_is_unbiased() -> Result<()> {
@@ -77,8 +77,8 @@ fn stochastic_rounding_is_unbiased() -> Result<()> {
     Ok(())
 }
 
-/// Stochastic rounding is right on average, for positive and negative numbers of several sizes.
-/// Numbers that need no rounding, infinities and zeros do not change.
+/// Stochastic rounding is right on average, for positive and negative numbers of several
+/// magnitudes. Numbers that need no rounding, infinities and zeros do not change.
 #[test]
 fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
     let _generator = seeded(1);
@@ -119,9 +119,9 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
 }
 
 /// Each update is 10⁻⁵, which is 1/400 of the distance between neighbouring bf16 numbers. With
-/// rounding to nearest, the weights have not moved after 400 steps. With stochastic rounding, they
-/// have on average moved by the sum of the updates. With master weights, they move to the next bf16
-/// number as soon as the sum is closer to it.
+/// rounding to nearest, the weights have not changed after 400 steps. With stochastic rounding,
+/// their mean has changed by the sum of the updates. With master weights, the weights change to the
+/// next bf16 number as soon as the sum is closer to it.
 #[test]
 fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
     let _generator = seeded(2);
@@ -244,7 +244,7 @@ fn the_trainer_passes_the_option_to_the_optimizer(
 }
 
 /// Trains a linear layer with inputs of ones, for two steps in each epoch, at the learning rate
-/// `rate`. Returns the run's notes about weights that did not move.
+/// `rate`. Returns the run's notes about weights that did not change.
 fn notes(
     precision: Precision,
     rate: f64,
@@ -266,8 +266,8 @@ fn notes(
     Ok(record.notes.into_iter().filter(|note| note.contains("did not move")).collect())
 }
 
-/// ml-by-hand#85: if the weights of a run do not move, the run reports this once. The note contains
-/// the percentage of weights that did not move, and a remedy.
+/// ml-by-hand#85: if the weights of a run do not change, the run reports this once. The note
+/// contains the percentage of weights that did not change, and a remedy.
 #[rstest]
 #[case::bf16(Precision::Bf16True, 1e-6, "bfloat16's spacing", "step 1 ")]
 #[case::f16(Precision::F16True, 1e-7, "float16's spacing", "step 1 ")]

@@ -1,5 +1,5 @@
 //! Tests of ids that are stored as floating-point numbers, which 16-bit dtypes would change, and of
-//! numbers of examples that belong to the whole set.
+//! shared tensors that contain indices of examples.
 
 use amp_core::{Trainer, TrainerConfig, data::DataModule, prelude::*};
 use rstest::rstest;
@@ -67,7 +67,7 @@ fn targets_are_checked_too() -> Result<()> {
     Ok(())
 }
 
-/// The nodes of one graph, each an example, and its edges.
+/// A graph. Each node is an example, and all examples share the edges.
 #[derive(Batch)]
 struct Graph {
     x: Tensor,
@@ -99,8 +99,8 @@ fn graph(nodes: i64, edges: &[i64]) -> Result<Graph> {
     })
 }
 
-/// Edges that number the examples are reported if batches have the examples in another order, or only
-/// some of them.
+/// The edges contain indices of examples. This is reported if the batches contain the examples in
+/// another order, or only some of them.
 #[rstest]
 #[case::shuffled(6, false, &[0, 1, 2, 3, 4, 5, 0, 2], Some("because the examples are shuffled"))]
 #[case::in_order(6, true, &[0, 1, 2, 3, 4, 5, 0, 2], None)]

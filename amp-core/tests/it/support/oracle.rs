@@ -28,7 +28,7 @@ pub(crate) fn number(value: &Value, key: &str) -> f64 {
     parsed(&value[key])
 }
 
-/// Parses a number that the recording stores in the form of Python's `repr`. See [`number`].
+/// Parses a number that the recording stores as Python's `repr`.
 #[track_caller]
 pub(crate) fn parsed(value: &Value) -> f64 {
     let text = value.as_str().unwrap_or_else(|| panic!("{value} is a number in a text"));

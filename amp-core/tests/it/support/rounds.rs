@@ -8,8 +8,8 @@ use amp_core::{
     tch::{Kind, Tensor},
 };
 
-/// Rounds inputs, outputs, intermediate tensors and the gradients of weights to a dtype. All uses of
-/// a weight share a cast.
+/// Rounds inputs, outputs, intermediate tensors and the gradients of weights to a dtype. All uses
+/// of a weight share one cast.
 pub(crate) struct Rounds {
     to: Kind,
     used: RefCell<BTreeMap<usize, Tensor>>,

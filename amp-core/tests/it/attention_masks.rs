@@ -1,4 +1,4 @@
-//! Tests of attention with masks, with encodings of positions, and in precision regions.
+//! Tests of attention with masks, with positional encodings, and in precision regions.
 
 use amp_core::{
     Module, Result,

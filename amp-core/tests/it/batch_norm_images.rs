@@ -264,7 +264,8 @@ impl Module for Images {
     }
 }
 
-/// Builds a classifier of 64 pixels into 10 classes: a convolution and two residual blocks.
+/// Builds a classifier of images with 64 pixels into 10 classes: a convolution and two residual
+/// blocks.
 fn net() -> Result<Sequential> {
     Ok(Sequential::new(vec![
         Box::new(Images),
@@ -282,7 +283,7 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
 }
 
-/// Trains three epochs on some digits, with deterministic algorithms on CUDA.
+/// Trains for three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
     // `set_numerics` changes a setting of the whole process. The section makes other tests that
     // train wait until this test has ended.

@@ -23,7 +23,7 @@ use crate::{
     support::{bits::sha256, message, seeded},
 };
 
-/// A data set of single images. For each image it uses a random number.
+/// A data set that returns single images. Each image is shifted by a random number of pixels.
 struct Examples(SharedTensor);
 
 impl MapDataset for Examples {

@@ -29,8 +29,8 @@ use crate::support::{
 };
 
 pub(crate) const WIDTH: i64 = 32;
-/// The number of rows: large enough that an activation exceeds the workspace of libtorch's matrix
-/// products.
+/// The number of examples in a batch. It is so large that an activation exceeds the workspace of
+/// libtorch's matrix products.
 pub(crate) const BATCH: i64 = 8192;
 const BLOCKS: usize = 8;
 /// The number of bytes of one activation in f32.

@@ -250,7 +250,7 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
             assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
         }
     }
-    // If a schedule monitors a value, the model must log this value.
+    // The plateau schedule monitors a value that the model does not log.
     let mut model = Scripted { plateau: Some("val_acc"), ..Scripted::new(&[1.0])? };
     let text = message(Trainer::new(config(1)).fit(&mut model, &same(constant(2, 3, 9.0)?, 1)?));
     assert!(text.contains("nothing to monitor under `val_acc`"), "{text}");
@@ -260,7 +260,7 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     let own = EarlyStopping::new("train_typo", Mode::Max);
     let text = message(trained(&[1.0], Trainer::new(config(1)).callback(own)));
     assert!(text.contains("nothing to monitor under `train_typo`"), "{text}");
-    // Without validation data, no value of validation is logged.
+    // Without validation data, `val_score` is not logged.
     let mut data = same(constant(2, 3, 9.0)?, 1)?;
     data.val = Sets::default();
     let own = EarlyStopping::new("val_score", Mode::Max);

@@ -101,7 +101,7 @@ fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) ->
     Ok(())
 }
 
-/// A layer that fails in its second run, the recomputation.
+/// A layer whose forward pass fails when it is recomputed.
 struct FailsAgain;
 
 impl Visit for FailsAgain {

@@ -32,8 +32,8 @@ pub(crate) fn ones(shape: &[i64]) -> Tensor {
     Tensor::ones(shape, (Kind::Float, Device::Cpu))
 }
 
-/// Runs the forward pass of a model in this precision. Returns the matrix products that it
-/// contained, in order.
+/// Runs the forward pass of a model in this precision. Returns the path and the dtype of each
+/// matrix product, in order.
 pub(crate) fn products<M: Visit, T>(
     precision: Precision,
     model: &M,
@@ -145,7 +145,7 @@ fn every_way_of_calling_a_layer_keeps_path_and_region() -> Result<()> {
     Ok(())
 }
 
-/// A precision override for a path applies, whichever form the call of the layer has.
+/// A precision override for a path applies, in whichever form the layer is called.
 #[test]
 fn overrides_apply_to_children() -> Result<()> {
     let _generator = seeded(0);

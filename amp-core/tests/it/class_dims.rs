@@ -41,7 +41,7 @@ macro_rules! model {
 
 model!(InOrder, [loss(cross_entropy, ignore_index = 0), metric(accuracy, name = acc)],
     head: Linear = linear(4, COUNT));
-// The loss does not run the output layer itself, because AUROC needs all logits.
+// In this model, the loss does not run the output layer itself, because AUROC needs all logits.
 model!(Called, [
     forward(|x| head(x)),
     loss(cross_entropy, ignore_index = 0),
@@ -73,7 +73,7 @@ model!(LogProbabilities, [
     metric(accuracy, name = acc)
 ], head: Linear = linear(4, COUNT));
 
-/// Reads `[N, 5, 4]` as sequences of five steps, as a convolution does.
+/// A model that reads `[N, 5, 4]` as sequences of five steps, with a convolution.
 #[derive(LightningModule)]
 #[forward(|x| head(&x.f_transpose(1, 2)?))]
 #[loss(cross_entropy, ignore_index = 0)]

@@ -1,6 +1,6 @@
-//! Convolutions in 16 bits use channels_last on CUDA (`AMP_DEVICE=cuda`). On the CPU and in wider
-//! dtypes, no tensor is in channels_last. Parameters, gradients and optimizer state are always
-//! contiguous.
+//! Tests that 16-bit convolutions use channels_last on CUDA (`AMP_DEVICE=cuda`). On the CPU and in
+//! wider dtypes, no tensor is in channels_last. Parameters, gradients and optimizer state are
+//! always contiguous.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -265,7 +265,7 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
 }
 
-/// Trains three epochs on some digits, with deterministic algorithms on CUDA.
+/// Trains for three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
     // `set_numerics` changes a setting of the whole process. The section makes other tests that
     // train wait until this test has ended.

@@ -122,7 +122,7 @@ fn a_gradient_that_is_held_stays() -> Result<()> {
     Ok(())
 }
 
-/// The two outputs have second derivatives, which a gradient penalty needs.
+/// Second derivatives, which a gradient penalty needs, can be computed through the two outputs.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn it_has_second_derivatives(#[values(1, 3)] side: i64) -> Result<()> {

@@ -19,7 +19,7 @@ const MARK: &str = "cuda library: ";
 #[test]
 #[ignore = "is run by the other tests, in processes of their own"]
 fn child() {
-    // This must run before any code checks for CUDA.
+    // The mapped files must be read before any code checks for CUDA.
     println!("mapped: {:?}", loaded("libtorch_cuda.so"));
     let known = serde_json::to_string(&cuda_library()).expect("JSON");
     println!("{MARK}{known}");

@@ -18,7 +18,7 @@ use crate::support::{
 
 const ACTIVATIONS: [Activation; 3] = [Activation::Relu, Activation::Gelu, Activation::GeluTanh];
 
-/// A block of two residuals, one after the other. The kernel of the second residual then also
+/// A block of two residuals, one after the other. The kernel of the second residual therefore also
 /// computes the gradient of the first residual.
 #[derive(Module)]
 #[forward(|x| {

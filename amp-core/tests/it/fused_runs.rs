@@ -33,7 +33,7 @@ const WIDTH: i64 = 128;
 /// small kernel processes.
 const CLASSES: i64 = 4096;
 
-/// Attention whose queries, keys and values come from one product. One kernel joins their
+/// Attention whose queries, keys and values come from one matrix product. One kernel joins their
 /// gradients.
 #[derive(Module)]
 #[forward(|x| {
@@ -51,7 +51,7 @@ struct Attention {
 }
 
 /// A transformer block with two residuals, each of which begins with a norm. The first is around
-/// attention. The second is around two linear layers. The first of these is fused with its bias and
+/// attention. The second is around two linear layers, the first of which is fused with its bias and
 /// GELU.
 #[derive(Module)]
 #[forward(|x| {

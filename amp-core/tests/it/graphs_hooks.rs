@@ -1,4 +1,4 @@
-//! Tests the hook after each batch of a derived model when steps run as CUDA graphs
+//! Tests the hook that a derived model calls after each batch, if steps run as CUDA graphs
 //! (`AMP_DEVICE=cuda`).
 
 use amp_core::{

@@ -53,7 +53,7 @@ fn an_optimizer_behind_the_graph_gives_the_same_step(
 }
 
 /// A layer that does not run in the first few batches of 32 examples, so that its parameters have
-/// no gradient there.
+/// no gradient in these batches.
 struct Late {
     layer: Linear,
     left: Cell<u64>,

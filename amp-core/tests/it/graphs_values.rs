@@ -135,7 +135,7 @@ fn a_changed_value_reaches_the_next_step(#[values(false, true)] late: bool) -> R
     };
     let ((eager, ..), (graphed, notes, end)) = (run(Graph::Off)?, run(Graph::On)?);
     assert_eq!(eager, graphed);
-    // The weight stays the same from step 12 on.
+    // The weight of the loss stays the same from step 12 on.
     assert!(end.replayed > 15, "{end:?} {notes:?}");
     Ok(())
 }

@@ -130,7 +130,7 @@ fn layers_offer_their_intermediate_tensors(
     Ok(())
 }
 
-/// An attention layer outside of the crate.
+/// An attention layer that is defined outside of the crate.
 struct Own;
 
 impl Visit for Own {
@@ -233,7 +233,7 @@ fn the_gradients_of_several_uses_are_added_up_in_16_bits() -> Result<()> {
     let exact = run(Precision::F32True, &context(Precision::F32True))?;
     let actual = run(Precision::Bf16Mixed, &context(Precision::Bf16Mixed))?;
     for tensor in named_tensors(&layer).iter().map(|(_, tensor, _)| tensor) {
-        // The emulation's weights are rounded before a step.
+        // The emulation starts from weights that are rounded to bf16.
         let rounded = tensor.to_kind(Kind::BFloat16);
         amp_core::tch::no_grad(|| tensor.shallow_clone().copy_(&rounded));
     }

@@ -111,7 +111,7 @@ fn averages_are_restored(
 }
 
 /// A schedule that counts epochs does not go back to an earlier epoch. An epoch has four steps. The
-/// copy is made in the first epoch, and restored in the second one.
+/// copy of the state is made in the first epoch, and restored in the second one.
 #[test]
 fn a_schedule_of_epochs_does_not_go_back() -> Result<()> {
     let config = config(Precision::F32True, None).with(|config| {

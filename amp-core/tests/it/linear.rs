@@ -114,8 +114,8 @@ fn gradients_are_rounded_once(
     Ok(())
 }
 
-/// The second derivatives of a layer are correct. d/dW of |d/dx sum((x·Wᵀ)²)|² = |2·x·Wᵀ·W|² equals
-/// the result of autograd in f64 on the CPU, computed with libtorch's operations.
+/// A layer has second derivatives. The gradient of |d/dx sum((x·Wᵀ + b)²)|² with respect to W
+/// equals that of autograd in f64 on the CPU, computed with libtorch's operations.
 #[rstest]
 #[case(Precision::F32True, 1e-5)]
 #[case(Precision::Bf16Mixed, 0.02)]
@@ -166,9 +166,9 @@ fn a_kernel_without_a_second_derivative_returns_an_error() -> Result<()> {
     Ok(())
 }
 
-/// When an autocast region starts, all weights that the previous region used are cast at once. Each
-/// cast weight has the weight's current value, because the results equal those of a new model with
-/// the same weights.
+/// When an autocast region starts, all weights that the previous region used are cast at once. The
+/// results equal those of a new model with the same weights, so each cast weight has the current
+/// value of the weight.
 #[rstest]
 fn a_region_casts_the_weights_of_the_previous_region_together(
     #[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,

@@ -102,10 +102,10 @@ const LARGEST_LOGIT: f64 = 64.0;
 /// The loss and the gradients equal those in f64. The bounds are derived as follows. The gradient
 /// of the logits is rounded once to the dtype of the logits, and the gradient of the input is
 /// rounded once more. In f32 and f64, the logits are below 64, so the relative error of their
-/// exponentials is 64 times that of a rounding. With the z-loss, the gradient of a logit is (1 +
-/// 2·z·lse)·p − y, where lse is the logarithm of the sum of exponentials, p the probability and y
-/// the target. An error of p is multiplied by 1 + 2·z·lse, and the largest gradient is about max(1,
-/// 2·z·lse).
+/// exponentials is 64 times that of a rounding. With the z-loss, the gradient of a logit is
+/// (1 + 2·z·lse)·p − y, where lse is the logarithm of the sum of exponentials, p the probability
+/// and y the target. An error of p is multiplied by 1 + 2·z·lse, and the largest gradient is about
+/// max(1, 2·z·lse).
 #[rstest]
 #[case(Kind::Double, Precision::F64True, 2.0_f64.powi(-46))]
 #[case(Kind::Float, Precision::F32True, 2.0_f64.powi(-17))]
@@ -294,8 +294,8 @@ fn mistakes_are_errors() -> Result<()> {
     Ok(())
 }
 
-/// A sequence has a class for each of its elements. If the shapes can be read in two ways, the
-/// classes are the outputs of the layer, unless the loss says otherwise.
+/// A sequence has a class for each of its elements. If the shapes can be read in two ways, the last
+/// dimension contains the classes, unless the option `classes` of the loss says otherwise.
 #[rstest]
 fn sequences_are_rows() -> Result<()> {
     let _generator = seeded(12);

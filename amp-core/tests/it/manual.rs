@@ -117,7 +117,8 @@ fn one() -> Result<Linear> {
 }
 
 /// A model with two weights. The first weight is updated three times for each update of the second
-/// weight. The gradient of each weight is the mean of the input.
+/// weight. The gradient of the first weight is the mean of the input, and the gradient of the
+/// second weight is the mean of the target.
 #[derive(LightningModule)]
 #[manual_step(three_to_one)]
 #[optimizer(sgd, lr = 0.25, params = ["critic.*"])]

@@ -126,8 +126,8 @@ fn limits_are_above_0(#[case] most: f64, #[case] norm_type: f64, #[case] says: &
     assert!(message(EmbeddingBag::new(maxima)).contains("is for sums and means"));
 }
 
-/// A model with an embedding whose vectors have a maximal length. If vectors are long, the products
-/// of its head overflow f16.
+/// A model with an embedding whose vectors have a maximal length. If vectors are long, the matrix
+/// products of the model's head overflow f16.
 #[derive(LightningModule)]
 #[training_step(trained, captured)]
 #[validation_step(validated)]

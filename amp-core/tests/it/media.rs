@@ -102,7 +102,7 @@ fn media(events: &[Event]) -> Vec<(u64, &str, &Media)> {
     seen.collect()
 }
 
-/// Images and histograms are logged in each second step, and texts in the first batch of each
+/// Images and histograms are logged in every second step, and texts in the first batch of each
 /// validation, but not in validations before training.
 #[test]
 fn media_come_at_the_logging_interval() -> Result<()> {

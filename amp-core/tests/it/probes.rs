@@ -163,8 +163,7 @@ fn tensors_between_modules_are_substituted() -> Result<()> {
     Ok(())
 }
 
-/// A probe that records the tensors inside modules, and halves the values of attention. The values
-/// have a last dimension of another size than queries and keys.
+/// A probe that records the tensors inside modules, and halves the values of attention.
 #[derive(Default)]
 struct Within(RefCell<Vec<(String, String, Vec<i64>)>>);
 

@@ -238,8 +238,8 @@ fn other_changed_options_need_permission() -> Result<()> {
     Ok(())
 }
 
-/// If the factor of a schedule differs from the saved factor, resuming needs permission. The run
-/// then continues from the learning rate of the saved schedule.
+/// If the factor of a schedule differs from the saved factor, resuming needs permission. The new
+/// schedule then continues from the epoch that the saved schedule had reached.
 #[test]
 fn another_schedule_needs_permission() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

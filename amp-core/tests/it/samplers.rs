@@ -27,7 +27,7 @@ fn sorted(mut order: Vec<i64>) -> Vec<i64> {
 }
 
 /// Each example is chosen in proportion to its weight, within five standard deviations of the
-/// binomial distribution. Examples with weight 0 are never chosen, at each end and in the middle.
+/// binomial distribution. Examples with weight 0 are never chosen, wherever they are in the list.
 #[test]
 fn examples_are_drawn_in_proportion_to_their_weights() -> Result<()> {
     let weights = [0.0, 1.0, 2.5, 0.0, 0.5, 6.0, 0.0];

@@ -175,7 +175,7 @@ fn npy(version: u8, text: &str, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Files that numpy 2.4 wrote by `numpy.lib.format.write_array` are read.
+/// Files that numpy 2.4 wrote by `numpy.lib.format.write_array` are read with the same values.
 #[rstest]
 #[case::f4(
     npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }",

@@ -140,7 +140,7 @@ fn shuffling_follows_the_configured_seed() -> Result<()> {
     Ok(())
 }
 
-/// Validation computes no gradients, uses running statistics and drops nothing.
+/// Validation computes no gradients, uses running statistics and applies no dropout.
 #[test]
 fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
     let _generator = seeded(0);

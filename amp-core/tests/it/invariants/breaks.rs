@@ -157,7 +157,7 @@ fn a_skipped_step_that_changes_something_is_reported(
     let _section = seeded(1);
     let text = broken(fit(config.clone(), &mut model), Invariant::SkipsChangeNothing);
     assert!(text.starts_with(says), "{text}");
-    // With `skipped_step_advances`, a skipped step may make such changes.
+    // With `skipped_step_advances`, a skipped step may change weights, buffers and learning rates.
     config.recovery.skipped_step_advances = true;
     config.max_epochs = 1;
     if does != Does::MovesBufferInValidation {

@@ -89,8 +89,8 @@ fn layers_equal_torchs() -> Result<()> {
         let cx = Context::new(Policy::new(Precision::F64True, device()), true);
         let output = layer.forward(&x, &cx)?;
         assert_eq!(output.size(), shape(&case["output_shape"]), "{name}");
-        // On CUDA, libtorch's kernels of these two layers contain constants that were rounded to
-        // f32.
+        // On CUDA, libtorch's kernels of hardsigmoid and hardswish contain constants that were
+        // rounded to f32.
         let narrow = device().is_cuda() && matches!(name.as_str(), "hardsigmoid" | "hardswish");
         let tolerance = if narrow { 1e-6 } else { 1e-12 };
         near(&output, &from_bits(Kind::Double, text(case, "output")), tolerance, name);

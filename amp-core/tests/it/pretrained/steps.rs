@@ -98,7 +98,8 @@ fn steps_run_in_their_order() -> Result<()> {
     Ok(())
 }
 
-/// Every dtype of a file converts to a wider one without change, including 8-bit floats.
+/// Every dtype of a file converts to the same or a wider dtype without change, including 8-bit
+/// floats.
 #[rstest]
 #[case(Kind::Bool, Kind::Bool)]
 #[case(Kind::Uint8, Kind::Uint8)]

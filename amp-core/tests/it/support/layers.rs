@@ -53,7 +53,7 @@ pub(crate) fn factors(p: f64, shape: [i64; 2], seed: i64) -> Result<Tensor> {
 }
 
 /// Places the layers under the policy, and fills their parameters with normal numbers of this
-/// standard deviation around `shift`.
+/// standard deviation around `shift`. Returns the parameters.
 pub(crate) fn fill(
     layers: &impl Module,
     policy: Policy,

@@ -78,7 +78,7 @@ fn a_query_without_keys_attends_to_zeros(
     output.square().sum(Kind::Float).backward();
     let grads = [query.grad(), key.grad(), value.grad()];
     assert!(is_finite(&output) && grads.iter().all(is_finite));
-    assert!(is_zero(&query.grad().get(1).narrow(1, 2, 1)), "its gradient");
+    assert!(is_zero(&query.grad().get(1).narrow(1, 2, 1)), "gradient of that query");
     assert!(grads.iter().all(|grad| !is_zero(grad)));
     Ok(())
 }
@@ -215,7 +215,7 @@ fn rotated_products_depend_on_the_distance_alone(
         Ok((wide(&q) * wide(&k)).sum(Kind::Double).double_value(&[]))
     };
     assert!((product(7, 3)? - product(1004, 1000)?).abs() < bound * 8.0);
-    assert!((product(7, 3)? - product(7, 4)?).abs() > 0.01, "places matter");
+    assert!((product(7, 3)? - product(7, 4)?).abs() > 0.01, "the distance matters");
     let length = |x: &Tensor| wide(x).square().sum(Kind::Double).double_value(&[]);
     assert!((length(&rope.rotate(&q, 100)?) / length(&q) - 1.0).abs() < bound);
     assert!(relative(&rope.rotate(&q, 0)?, &q) == 0.0, "position 0 is not rotated");

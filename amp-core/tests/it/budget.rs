@@ -168,7 +168,7 @@ pub(crate) fn unlimited(
     let config = config.clone().with(|config| config.memory.budget = None);
     let _ = run(&config, &build)?;
     let run = run(&config, &build)?;
-    assert_eq!(run.plans, [], "nobody asked");
+    assert_eq!(run.plans, [], "no plan without a budget");
     let held = match device() {
         Device::Cpu => 0,
         device => cuda_allocated(device)?,

@@ -45,7 +45,7 @@ pub(crate) fn products<M: Visit, T>(
     let cx = Context::new(policy, true).with_dtype_probe(told.clone());
     let _autocast = policy.autocast()?;
     run(model, &cx)?;
-    assert_eq!(&*cx.path(), "", "the path is left again");
+    assert_eq!(&*cx.path(), "", "the path is empty again");
     Ok(told.0.take())
 }
 

@@ -162,7 +162,7 @@ fn a_datasets_failure_reaches_the_loop(
             assert_eq!(Vec::<i64>::try_from(&batch.target)?, expected);
         }
         let error = epoch.next().expect("a third batch or its error");
-        assert!(matches!(error, Err(Error::Data(_))), "no usage error");
+        assert!(matches!(error, Err(Error::Data(_))), "not a usage error");
         let text = message(error);
         assert!(text.starts_with(says), "{text}");
         assert!(epoch.next().is_none() && epoch.next().is_none());

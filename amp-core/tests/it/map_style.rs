@@ -151,7 +151,7 @@ fn a_workers_failure_reaches_the_loop(
             assert_eq!(values(&batch.target), expected);
         }
         let error = epoch.next().expect("a fourth batch or its error");
-        assert!(matches!(error, Err(Error::Data(_))), "no usage error");
+        assert!(matches!(error, Err(Error::Data(_))), "not a usage error");
         assert_eq!(message(error), says);
         assert!(epoch.next().is_none() && epoch.next().is_none());
     }

@@ -27,7 +27,7 @@ fn the_peak_is_the_most_that_lived_at_once() -> Result<()> {
     assert_eq!(meter.read()?.peak_allocated, 4096 + 1_000_000);
     drop(first);
     let _second = bytes(1_000_000);
-    assert_eq!(meter.read()?.peak_allocated, 4096 + 1_000_000, "room that was freed");
+    assert_eq!(meter.read()?.peak_allocated, 4096 + 1_000_000, "freed memory is reused");
     drop(before);
     assert_eq!(meter.read()?.peak_reserved, None, "the CPU has no caching allocator");
     Ok(())

@@ -75,7 +75,7 @@ fn each_epochs_peak_memory_is_logged() -> Result<()> {
     let mut model = burdened(64 << 20, Duration::ZERO)?;
     let (history, record) = logged(config(2), &mut model, MemoryMonitor::new())?;
     let peaks = history.get("memory_peak_mib");
-    assert_eq!(peaks.len(), 2, "one an epoch");
+    assert_eq!(peaks.len(), 2, "one peak per epoch");
     // On a CUDA device, other tests may allocate memory at the same time, so the limit is higher
     // there.
     let most = if device().is_cuda() { 4096.0 } else { 65.0 };

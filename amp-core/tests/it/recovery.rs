@@ -159,7 +159,7 @@ fn lowering_the_scale_repeats_the_same_examples() -> Result<()> {
     };
     let (high, weights) = train(2f64.powi(30), NonFinite::LowerScale)?;
     assert!(high.end.skipped > 3);
-    assert_eq!(high.end.global_step, 20, "one step for every window");
+    assert_eq!(high.end.global_step, 20, "one step per window");
     let lowered = high
         .recoveries
         .iter()

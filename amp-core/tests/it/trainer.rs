@@ -199,7 +199,7 @@ fn an_error_names_the_module() -> Result<()> {
         said,
         "in `model.2`: libtorch: mat1 and mat2 shapes cannot be multiplied (2x4 and 5x3)"
     );
-    assert_eq!(events.len(), 1, "nothing but the start was said");
+    assert_eq!(events.len(), 1, "only the event of the start");
     Ok(())
 }
 

@@ -23,7 +23,7 @@ pub(super) fn overrides_name_modules(
     Err(Error::config(format!("the model has no module `{unknown}`: {instead}")))
 }
 
-/// Checks the rule: each of these sizes of a layer is positive.
+/// Checks that all `sizes` in the option `name` of a layer are positive.
 pub(in crate::nn) fn are_positive(layer: &str, name: &str, sizes: &[i64]) -> Result<()> {
     match sizes.iter().find(|size| **size < 1) {
         Some(size) => {
@@ -33,7 +33,8 @@ pub(in crate::nn) fn are_positive(layer: &str, name: &str, sizes: &[i64]) -> Res
     }
 }
 
-/// Checks that each name belongs to one tensor, and that parameters have a floating-point dtype.
+/// Checks that each name belongs to one tensor, that a tensor with several names has one dtype and
+/// one role, and that parameters have a floating-point dtype.
 pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
     names_are_unique(found.iter().map(|found| (found.name.as_str(), &found.tensor)))?;
     tied_tensors_have_one_place(found)?;
@@ -91,8 +92,8 @@ pub(crate) fn names_are_unique<'t>(
     Ok(())
 }
 
-/// Checks that every parameter of a model that is to be trained requires a gradient. A parameter
-/// without a gradient would never change.
+/// Checks that every parameter of a model requires a gradient, because training would never change
+/// a parameter without a gradient.
 ///
 /// # Errors
 /// When a parameter requires no gradient.
@@ -116,8 +117,7 @@ fn closest<'p>(path: &str, known: &'p [String]) -> Option<&'p str> {
     let last = |path: &str| path.rsplit('.').next().map(str::to_owned);
     match near {
         (edits, found) if edits <= allowed => Some(found),
-        // If no path is similar, suggests a module elsewhere in the model whose last name is the
-        // same.
+        // If no path is similar, suggests a module whose path ends with the same name.
         _ => known.iter().find(|known| last(known) == last(path)).map(String::as_str),
     }
 }

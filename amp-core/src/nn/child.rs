@@ -21,11 +21,11 @@ pub(in crate::nn) struct Place<'m> {
     pub(in crate::nn) region: Option<Region>,
 }
 
-/// A module together with its name in the parent module. When it runs, its path is the parent's
-/// path followed by this name, and its own precision region applies. [`Context::call`] does the
-/// same for modules whose input is one tensor. In a derived `#[forward]` every layer field is a
-/// `Child`. For example, `self.head.forward(x, cx)` runs under the path `head` and in that field's
-/// precision region.
+/// A module together with its name in the parent module, and with the precision region that the
+/// parent declares for it. When the module runs, its path is the parent's path followed by this
+/// name, and its precision region applies. [`Context::call`] does the same for modules whose input
+/// is one tensor. In a derived `#[forward]` every layer field is a `Child`. For example,
+/// `self.head.forward(x, cx)` runs under the path `head` and in that field's precision region.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::Child, prelude::*};
@@ -109,7 +109,7 @@ impl<'m, M: ?Sized> Child<'m, M> {
 impl<'m, M: Visit + ?Sized> Child<'m, M> {
     /// Returns a child of this module, for example `block.head` of `block`. When it runs, its path
     /// contains the names of both modules, and the precision regions of both apply. `name` is the
-    /// name that the module gives to the child in [`Visit`]. If the module names no such child, the
+    /// name that the module gives to the child in [`Visit`]. If [`Visit`] names no such child, the
     /// path does not contain the name.
     ///
     /// ```no_run,standalone_crate
@@ -139,7 +139,8 @@ impl<'m, M: Visit + ?Sized> Child<'m, M> {
 }
 
 /// Returns the precision region that `module` declares for its child of this name. The outer `None`
-/// means that `module` has no such child; the inner `None` means that it declares no region.
+/// means that `module` has no such child; the inner `None` means that `module` declares no region
+/// for the child.
 fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>> {
     struct Search<'n> {
         name: &'n str,
@@ -199,7 +200,7 @@ impl<'m, M> Child<'m, M> {
         modules.iter().enumerate().map(child).collect()
     }
 
-    /// Returns the child of this name if the optional module exists.
+    /// Returns the child `name` if the optional module exists.
     pub fn optional(name: &'m str, region: Option<Region>, module: &'m Option<M>) -> Option<Self> {
         module.as_ref().map(|module| Self::new(name, region, module))
     }

@@ -37,8 +37,8 @@ impl Module for Sequential {
     }
 }
 
-/// Runs `layers` one after the other. They are consecutive layers of a container, in which the
-/// first of them has the index `place`.
+/// Runs `layers`, which are consecutive layers of a container, one after the other. The first of
+/// `layers` has the index `place` in the container.
 pub(super) fn run<M: Module>(
     layers: &[M],
     place: usize,

@@ -28,7 +28,8 @@ pub struct DdpmSchedule {
 }
 
 impl DdpmSchedule {
-    /// Increases β linearly from `beta_start` to `beta_end` over this many steps.
+    /// Creates a schedule of `steps` steps, in which β changes linearly from `beta_start` to
+    /// `beta_end`.
     ///
     /// # Errors
     /// When there are fewer than two steps, or a β is not between 0 and 1.
@@ -58,7 +59,7 @@ impl DdpmSchedule {
 
     /// Adds noise to images: computes √ᾱ_t x + √(1 − ᾱ_t) ε. Here x are the images `original`,
     /// `[N, …]`, ε is `noise` of the same shape, and t are the steps `timesteps`, int64 `[N]`. For
-    /// a single image, the image has the shape `[…]` and the step has the shape `[]`.
+    /// a single image, `original` has the shape `[…]` and `timesteps` has the shape `[]`.
     ///
     /// # Errors
     /// When shapes or dtypes are invalid, or a step on the CPU is out of range.
@@ -94,10 +95,11 @@ impl DdpmSchedule {
         Ok(image.f_add(&noise.f_mul(&root(kept.f_neg()?.f_add_scalar(1.0)?)?)?)?)
     }
 
-    /// Takes one step of sampling: returns the images of the step before `timestep`. They are
-    /// computed from the images `sample` of the step `timestep` and from the noise that the model
-    /// predicts for them. The result is the mean of the posterior for the clipped image, plus
-    /// `noise` scaled to the posterior's variance. Step 0 adds no noise.
+    /// Takes one step of sampling: computes the images of step `timestep` − 1 from the images
+    /// `sample` of step `timestep` and from the noise `predicted` that the model predicts for them.
+    /// From both, it estimates the images without noise and clips them to −1 to 1. The result is
+    /// the mean of the posterior for these clipped images, plus `noise` scaled to the posterior's
+    /// variance. Step 0 adds no noise.
     ///
     /// # Errors
     /// When shapes differ, or the step is out of range.
@@ -128,8 +130,9 @@ impl DdpmSchedule {
         Ok(mean.f_add(&noise.f_mul_scalar(variance.sqrt())?)?)
     }
 
-    /// Generates images. Begins with pure `noise`, and in each step removes the noise that `model`
-    /// predicts, down to step 0. `model` gets images `[N, …]` and their steps, int64 `[N]`. The
+    /// Generates images. Begins with images of pure noise, and in each step removes the noise that
+    /// `model` predicts, down to step 0. `noise` returns new noise of the shape `[N, …]` at each
+    /// call. `model` gets the images `[N, …]` and the step of each image, int64 `[N]`. The
     /// generated images have the dtype and the device of the noise, even if the model has another
     /// dtype.
     ///

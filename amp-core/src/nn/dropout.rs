@@ -79,7 +79,7 @@ impl Module for AlphaDropout {
 pub struct FeatureAlphaDropout(Dropout);
 
 impl FeatureAlphaDropout {
-    /// Drops with probability `p`.
+    /// Creates a layer that drops a channel with probability `p`.
     ///
     /// # Errors
     /// When `p` is outside `[0, 1]`.
@@ -183,7 +183,8 @@ impl Module for ChannelDropout {
     }
 }
 
-/// Checks that the input is `[N, C, …]`. The layer `of_elements` needs no channels.
+/// Checks that the input is `[N, C, …]` with at least three dimensions. The error message of
+/// `layer` suggests the layer `of_elements` instead, which drops single elements.
 fn has_channels(layer: &str, of_elements: &str, input: &Tensor) -> Result<()> {
     match input.dim() >= 3 {
         true => Ok(()),

@@ -1,4 +1,4 @@
-//! Pooling over windows at random places.
+//! Max pooling over windows at random positions.
 
 use tch::Tensor;
 
@@ -10,10 +10,10 @@ use crate::{Error, Result};
 pub struct FractionalMaxPoolConfig<const N: usize> {
     /// The window's size.
     pub kernel_size: Sizes<N>,
-    /// The size of each dimension of the output. This or a ratio must be given.
+    /// The output's size in each spatial dimension. Set either `output_size` or `output_ratio`.
     pub output_size: PerDimension<i64>,
-    /// What each dimension of the input is multiplied by, above 0 and below 1; the product is
-    /// rounded down.
+    /// The factor by which the size of each spatial dimension is multiplied, above 0 and below 1.
+    /// The new size is rounded down.
     pub output_ratio: PerDimension<f64>,
 }
 
@@ -23,16 +23,16 @@ pub type FractionalMaxPool2dConfig = FractionalMaxPoolConfig<2>;
 pub type FractionalMaxPool3dConfig = FractionalMaxPoolConfig<3>;
 
 impl<const N: usize> FractionalMaxPoolConfig<N> {
-    /// Sets the window. The caller must add the output's size or ratio.
+    /// Sets the window's size. The caller must set `output_size` or `output_ratio`.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self { kernel_size, output_size: PerDimension::None, output_ratio: PerDimension::None }
     }
 }
 
-/// The largest value of each window, where the windows' places are drawn for each channel of each
-/// example (Graham, arXiv:1412.6071); nn.FractionalMaxPool2d and nn.FractionalMaxPool3d. As in
-/// torch, they are drawn in evaluation too.
+/// Returns the largest value of each window. The positions of the windows are random, and are drawn
+/// for each channel of each example (Graham, arXiv:1412.6071); nn.FractionalMaxPool2d and
+/// nn.FractionalMaxPool3d. As in torch, the positions are random in evaluation too.
 #[derive(Debug, Clone, Copy)]
 pub struct FractionalMaxPool<const N: usize> {
     config: FractionalMaxPoolConfig<N>,
@@ -47,7 +47,8 @@ impl<const N: usize> FractionalMaxPool<N> {
     /// Creates a pool with these options.
     ///
     /// # Errors
-    /// When neither or both of size and ratio are given, or one is out of range.
+    /// When `output_size` and `output_ratio` are both set or both missing, or one of their values
+    /// is out of range.
     pub fn new(config: FractionalMaxPoolConfig<N>) -> Result<Self> {
         let FractionalMaxPoolConfig { output_size, output_ratio, .. } = config;
         let refused = |why: &str| Err(Error::config(format!("fractional_max_pool{N}d: {why}")));
@@ -65,8 +66,8 @@ impl<const N: usize> FractionalMaxPool<N> {
         Ok(Self { config })
     }
 
-    /// Returns the largest value of each window and its place in the flattened spatial dimensions,
-    /// int64, as torch's pool with `return_indices` does.
+    /// Returns the largest value of each window, and its index as int64, as torch's layer with
+    /// `return_indices` does. An index counts the elements of the flattened spatial dimensions.
     ///
     /// # Errors
     /// When the input's shape is invalid.
@@ -77,8 +78,9 @@ impl<const N: usize> FractionalMaxPool<N> {
         self.at(input, &size, &Tensor::f_rand([examples, channels, N as i64], options)?)
     }
 
-    /// Returns the largest value of each window and its place for given random numbers, from 0 to 1:
-    /// `[N, C, dimensions]`, torch's `_random_samples`.
+    /// Returns the same as [`forward_with_indices`](Self::forward_with_indices), but computes the
+    /// positions of the windows from the random numbers `samples`. As torch's `_random_samples`,
+    /// they are from 0 to 1 and have the shape `[N, C, number of spatial dimensions]`.
     ///
     /// # Errors
     /// When a shape is invalid.

@@ -1,6 +1,6 @@
 //! Fuses consecutive layers in training on CUDA: a linear layer with a following ReLU or GELU, a
-//! batch norm with a following ReLU, or a layer norm with a following GELU. A dropout after them is
-//! fused, too.
+//! batch norm with a following ReLU, or a layer norm with a following GELU. A dropout that follows
+//! one of these groups is fused, too.
 
 use tch::Tensor;
 
@@ -10,7 +10,8 @@ use crate::{Result, ffi::FollowingOp};
 /// The role that a layer can have in a group of fused layers.
 #[derive(Debug, Clone, Copy)]
 pub enum Fusable<'a> {
-    /// ReLU or GELU may follow, and then dropout.
+    /// A linear layer, always the first layer of a group. ReLU or GELU may follow, and after that
+    /// dropout.
     Linear(&'a Linear),
     /// ReLU may follow, and then dropout.
     BatchNorm(&'a BatchNorm),
@@ -24,14 +25,15 @@ pub enum Fusable<'a> {
     GeluTanh,
     /// Dropout, which is always the last layer of a group.
     Dropout(&'a Dropout),
-    /// The layer can be in no group.
+    /// Any other layer, which is never fused.
     Other,
 }
 
 /// Runs the first of `layers` fused with the layers after it. `place` is the index of the first
 /// layer in its container. Returns the number of layers that ran and the output. Returns `None` if
-/// the first layer must run alone, for one of three reasons: a probe reads the tensors between
-/// layers, a precision override names one of the layers, or no kernel supports the input.
+/// the first layer must run alone, for one of four reasons: no layer follows that can be fused with
+/// it, a probe reads the tensors between layers, a precision override names one of the layers, or
+/// no kernel supports the input.
 pub(super) fn run<M: Module>(
     layers: &[M],
     place: usize,
@@ -88,7 +90,7 @@ pub(super) fn run<M: Module>(
     Ok(output.map(|output| (count, output)))
 }
 
-/// Runs layers one by one, because a CPU has no kernels for fused layers.
+/// Runs the layers of a group one by one, because a CPU has no kernels for fused layers.
 fn one_by_one<M: Module>(layers: &[M], input: &Tensor, cx: &Context) -> Result<Tensor> {
     layers.iter().try_fold(input.shallow_clone(), |x, layer| layer.forward(&x, cx))
 }

@@ -43,7 +43,7 @@ impl GroupNorm {
     /// Initializes the weight to 1 and the bias to 0.
     ///
     /// # Errors
-    /// When there are no channels, the groups do not divide them, or eps is not above 0.
+    /// When `num_channels` is below 1, `num_groups` does not divide it, or eps is not above 0.
     pub fn new(config: GroupNormConfig) -> Result<Self> {
         let GroupNormConfig { num_groups, num_channels, eps, affine } = config;
         eps_is_positive("group_norm", eps)?;
@@ -67,8 +67,8 @@ impl Module for GroupNorm {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let size = input.size();
         if size.iter().skip(1).product::<i64>() == self.num_groups {
-            // torch accepts groups of one value. The output of such a group is the bias, whatever
-            // the input is, so this is an error here.
+            // torch accepts groups of one value, although the output of such a group is always the
+            // bias. This crate returns an error.
             return Err(Error::config(format!(
                 "group_norm: each of {} groups of {size:?} has one value, which has no variance",
                 self.num_groups

@@ -60,7 +60,7 @@ impl Linear {
     }
 
     /// Computes the layer, then the activation `behind`, then dropout with probability `p`, in one
-    /// fused operation. Returns `None` if this is not a training pass on CUDA.
+    /// fused operation. Returns `None` outside training, on the CPU, or if `p` is 1.
     pub(super) fn forward_activated(
         &self,
         input: &Tensor,
@@ -80,7 +80,7 @@ impl Linear {
         Ok(Self { weight: init::copied(&self.weight)?, bias })
     }
 
-    /// Sets the bias to zero, as nn.MultiheadAttention does for its projection.
+    /// Sets the bias to zero, as nn.MultiheadAttention does for its output projection.
     pub(super) fn with_zero_bias(mut self) -> Result<Self> {
         if let Some(bias) = &self.bias {
             self.bias = Some(init::constant(&bias.size(), 0.0)?);
@@ -122,8 +122,8 @@ pub enum Activation {
 
 impl Child<'_, Linear> {
     /// Computes the layer and then an activation. In training on CUDA, the gradients of the
-    /// activation and of the bias are computed together. With GELU, second derivatives exist only
-    /// on the CPU.
+    /// activation and of the bias are computed together. With GELU, double backward works only on
+    /// the CPU.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Activation, prelude::*};

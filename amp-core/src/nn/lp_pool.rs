@@ -1,4 +1,4 @@
-//! Pooling by norms.
+//! Pooling that computes the p-norm of each window.
 
 use tch::Tensor;
 
@@ -8,13 +8,13 @@ use crate::{Error, Result};
 /// The options of an [`LpPool`] over `N` dimensions. The defaults are those of nn.LPPool2d.
 #[derive(Debug, Clone, Copy)]
 pub struct LpPoolConfig<const N: usize> {
-    /// The degree of the norm.
+    /// The exponent p of the norm.
     pub norm_type: f64,
     /// The window's size.
     pub kernel_size: Sizes<N>,
-    /// The step between windows.
+    /// The distance between the starts of neighbouring windows, in elements of the input.
     pub stride: Sizes<N>,
-    /// Whether the last window may extend beyond the input.
+    /// Whether the last window may extend beyond the end of the input.
     pub ceil_mode: bool,
 }
 
@@ -26,32 +26,32 @@ pub type LpPool2dConfig = LpPoolConfig<2>;
 pub type LpPool3dConfig = LpPoolConfig<3>;
 
 impl<const N: usize> LpPoolConfig<N> {
-    /// Sets adjacent windows.
+    /// Sets adjacent windows (a stride of `kernel_size`).
     pub fn new(norm_type: impl Into<f64>, kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self { norm_type: norm_type.into(), kernel_size, stride: kernel_size, ceil_mode: false }
     }
 }
 
-/// (Σ xᵖ)^(1/p) of each window, where p is the degree of the norm; nn.LPPool1d, nn.LPPool2d and
-/// nn.LPPool3d.
+/// Computes (Σ xᵖ)^(1/p) over the values x of each window, where p is `norm_type`; nn.LPPool1d,
+/// nn.LPPool2d and nn.LPPool3d.
 #[derive(Debug, Clone, Copy)]
 pub struct LpPool<const N: usize> {
     config: LpPoolConfig<N>,
 }
 
-/// The norm of each window of `[N, C, L]`; nn.LPPool1d.
+/// Computes the p-norm of each window of `[N, C, L]`; nn.LPPool1d.
 pub type LpPool1d = LpPool<1>;
-/// The norm of each window of `[N, C, H, W]`; nn.LPPool2d.
+/// Computes the p-norm of each window of `[N, C, H, W]`; nn.LPPool2d.
 pub type LpPool2d = LpPool<2>;
-/// The norm of each window of `[N, C, D, H, W]`; nn.LPPool3d.
+/// Computes the p-norm of each window of `[N, C, D, H, W]`; nn.LPPool3d.
 pub type LpPool3d = LpPool<3>;
 
 impl<const N: usize> LpPool<N> {
     /// Creates a pool with these options.
     ///
     /// # Errors
-    /// When the degree of the norm is not above 0.
+    /// When `norm_type` is not above 0.
     pub fn new(config: LpPoolConfig<N>) -> Result<Self> {
         match config.norm_type > 0.0 && config.norm_type.is_finite() {
             true => Ok(Self { config }),
@@ -78,7 +78,8 @@ impl<const N: usize> Module for LpPool<N> {
             _ => powers.f_avg_pool3d(size.0, stride, [0, 0, 0], ceil_mode, true, None)?,
         };
         let means = cx.within("means", &means)?;
-        // As in torch. The gradient of a sum of 0 is 0 because of the two factors.
+        // As in torch: if a sum is 0, the factors sign and relu make its gradient 0. Without them,
+        // the gradient of the root would be infinite.
         let sums =
             means.f_sign()?.f_mul(&means.f_abs()?.f_relu()?)?.f_mul_scalar(size.product())?;
         Ok(cx.within("sums", &sums)?.f_pow_tensor_scalar(1.0 / norm_type)?)

@@ -154,8 +154,8 @@ use tch::Tensor;
 pub use crate::precision::{Arguments, Kept, Tensors};
 use crate::{Result, precision::Region};
 
-/// What a layer itself computes, without its children. The check of the dtypes of a run depends on
-/// this.
+/// What a layer itself computes, without its children. [`DtypeProbe`] uses it to check the dtypes
+/// of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     /// A matrix product or a convolution. The dtype of its output shows in which dtype it was
@@ -192,7 +192,7 @@ pub enum Op {
     note = "derive `Module` for a struct of layers, or implement `Visit` and `Module`"
 )]
 pub trait Visit {
-    /// Calls `visitor` for every parameter and buffer, in order of declaration.
+    /// Calls `visitor` for every parameter, buffer and child, in order of declaration.
     fn visit(&self, visitor: &mut dyn Visitor);
 }
 
@@ -241,12 +241,13 @@ pub trait Module: Visit {
 
 /// Receives the tensors and the children of a module.
 pub trait Visitor {
-    /// Receives the beginning of the child `name`. The child's precision region applies until the
-    /// matching call of `leave`.
+    /// Begins the child `name`. What the visitor receives until the matching call of `leave`
+    /// belongs to this child and is in the precision region `region`.
     fn enter(&mut self, name: &str, region: Option<Region>);
-    /// Receives the end of the child that was entered last.
+    /// Ends the child that was entered last and has not been left.
     fn leave(&mut self);
-    /// Visits a tensor of the current module.
+    /// Receives a tensor of the current module, which is the child that was entered last and has
+    /// not been left.
     fn tensor(&mut self, name: &str, tensor: &Tensor, role: Role);
     /// Receives a parameter that the forward pass itself changes in training, as an embedding with
     /// `max_norm` does. When the trainer skips or repeats a step, it restores such a parameter. The
@@ -268,7 +269,7 @@ pub fn visit_child<M: Visit + ?Sized>(
     visitor.leave();
 }
 
-/// Implements the traits for pointers to modules.
+/// Defines the methods of [`Module`] for a pointer: each calls the same method of the module.
 macro_rules! as_the_module {
     () => {
         fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {

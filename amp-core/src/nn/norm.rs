@@ -46,8 +46,7 @@ impl BatchNormConfig {
     }
 }
 
-/// Checks that `eps` is above zero. If the variance is zero, `eps` is all that is left in the
-/// divisor.
+/// Checks that `eps` is above zero. If the variance is zero, the divisor is √eps.
 pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     match eps > 0.0 && eps.is_finite() {
         true => Ok(()),
@@ -56,7 +55,7 @@ pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
 }
 
 /// Checks that there are at least two values for each variance, as torch.nn.functional's batch_norm
-/// does. For one value the running variance would silently become NaN.
+/// does. With only one value the running variance would silently become NaN.
 fn has_a_variance(input: &Tensor) -> Result<()> {
     let sizes = input.size();
     let per_channel = sizes.iter().product::<i64>() / sizes.get(1).copied().unwrap_or(1).max(1);
@@ -157,8 +156,9 @@ impl BatchNorm {
         ImageNormOptions { momentum: self.momentum, eps: self.eps, relu: relu.into() }
     }
 
-    /// Returns the running statistics to update, or `None` if the layer has none. Returns `None`
-    /// also in a recomputation, because the first forward pass has already updated the statistics.
+    /// Returns the running statistics to use or update, or `None` if the layer has none. Returns
+    /// `None` also in a recomputation, because the first forward pass has already updated the
+    /// statistics.
     fn statistics(&self, cx: &Context) -> Option<Statistics<'_>> {
         self.running.as_ref().filter(|_| !cx.is_recomputing()).map(<[Tensor; 3]>::each_ref)
     }
@@ -290,7 +290,7 @@ impl LayerNorm {
     }
 
     /// Returns the weight and the bias, if the layer has both and normalizes over one dimension.
-    /// The kernels support no other case.
+    /// The fused kernels support no other case.
     fn parameters(&self) -> Option<[&Tensor; 2]> {
         let both = [self.weight.as_ref()?, self.bias.as_ref()?];
         (self.shape.len() == 1).then_some(both)

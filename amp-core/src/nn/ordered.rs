@@ -1,6 +1,6 @@
 //! Operators for interpolation and padding layers that add up gradients in a fixed order. On CUDA,
-//! libtorch's kernels for these layers add up by atomic operations. The order of the additions then
-//! differs from run to run, even if deterministic algorithms are requested.
+//! libtorch's kernels for these layers add up by atomic operations. Therefore the order of the
+//! additions differs from run to run, even if deterministic algorithms are requested.
 
 use tch::{Kind, Tensor};
 
@@ -14,8 +14,9 @@ pub(super) fn applies(input: &Tensor) -> Result<bool> {
 }
 
 /// Resizes each dimension after the first two to its size in `out`, by linear interpolation. The
-/// positions in the input are computed from the factors `by`; for a dimension without a factor,
-/// from the two sizes. As in libtorch, 16-bit values are computed in f32.
+/// factors `by` map positions in the output to positions in the input. For a dimension without a
+/// factor, and with `align_corners`, the sizes of input and output do this. As in libtorch, 16-bit
+/// values are computed in f32.
 pub(super) fn linear(
     input: &Tensor,
     out: &[i64],
@@ -51,9 +52,9 @@ fn linear_along(x: &Tensor, dim: usize, to: i64, by: Option<f64>, align: bool) -
     Ok(first.f_add(&next.f_sub(&first)?.f_mul(&share)?)?)
 }
 
-/// Pads each of the last dimensions with values of the input: `before` elements before the
-/// dimension and `after` elements after it. Returns `None` for modes other than `Replicate` and
-/// `Reflect`, and for sizes that libtorch refuses.
+/// Pads each of the last dimensions with values of the input: `before` elements at its start and
+/// `after` elements at its end. Returns `None` for modes other than `Replicate` and `Reflect`, and
+/// for sizes that libtorch refuses.
 pub(super) fn padded(
     input: &Tensor,
     mode: PaddingMode,

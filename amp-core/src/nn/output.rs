@@ -18,7 +18,7 @@ thread_local! {
     static STATE: RefCell<State> = const { RefCell::new(State::Unrequested) };
 }
 
-/// How far the model that runs on this thread has come with its output layer.
+/// The state of the output layer of the model that runs on this thread.
 #[derive(Debug)]
 enum State {
     Unrequested,
@@ -159,7 +159,7 @@ pub(super) fn defer(
     Ok(kind)
 }
 
-/// A guard. While it exists, a call of [`linear`] is the call that computes the model's output.
+/// A guard. While it exists, the next call of [`linear`] counts as the model's output layer.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct AtOutput(Option<Model>);
@@ -184,8 +184,8 @@ impl AtOutput {
 
 impl Drop for AtOutput {
     fn drop(&mut self) {
-        // If the call panicked or failed, the layer may not have used the state. The state then
-        // becomes what it was before the call.
+        // If the call of `linear` panicked or failed, the state may still be `Called`. Restores the
+        // state from before the call.
         if let Some(model) = self.0
             && STATE.with_borrow(|state| matches!(state, State::Called(_)))
         {

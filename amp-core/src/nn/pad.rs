@@ -6,9 +6,10 @@ use super::{Context, Module, PaddingMode, Sizes, Visit, Visitor, conv::sides};
 use crate::{Error, Result};
 
 /// How many elements a layer adds at the start and at the end of each dimension. `1` adds one
-/// element on every side. `[1, 2]` gives each dimension a number for its two sides.
-/// `[[0, 1], [2, 0]]` gives the start and the end of each dimension. The dimensions are in the
-/// order of the input, whereas torch's tuples begin with the last dimension.
+/// element on every side. `[1, 2]` adds one element on both sides of the first padded dimension,
+/// and two on both sides of the second. `[[0, 1], [2, 0]]` gives each dimension one number for its
+/// start and one for its end. The dimensions are in the order of the input, whereas torch's tuples
+/// begin with the last dimension.
 ///
 /// ```
 /// use amp_core::nn::Sides;
@@ -57,7 +58,8 @@ macro_rules! from_pairs {
 
 from_pairs!(i64 i32);
 
-/// Defines layers that pad the last `$n` dimensions of `[N, C, …]` with values of one kind.
+/// Defines layers, each of which pads the last `$n` dimensions of `[N, C, …]` in the padding mode
+/// `$mode`.
 macro_rules! pads {
     ($($(#[$doc:meta])* $name:ident $n:literal $mode:ident;)*) => {$(
         $(#[$doc])*

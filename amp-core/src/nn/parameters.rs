@@ -72,11 +72,12 @@ pub(crate) fn parameters_in_regions(
 /// Moves every tensor to the policy's device. Casts every floating-point tensor to the dtype of the
 /// innermost precision region around it or, outside of precision regions, to the policy's dtype.
 /// `overrides` contains precision regions by the paths of modules; they replace the regions that
-/// the structs declare. Handles of the tensors that were taken before refer to the moved tensors.
+/// the structs declare. Handles of the tensors that exist already then refer to the moved tensors.
 ///
 /// # Errors
-/// When no module has the path of an override, two tensors have the same name, a parameter has an
-/// integer dtype, or the device has too little memory.
+/// When no module has the path of an override, two tensors have the same name, a tensor with
+/// several names has two dtypes or two roles, a parameter has an integer dtype, or the device has
+/// too little memory.
 pub fn place(
     module: &(impl Visit + ?Sized),
     policy: Policy,

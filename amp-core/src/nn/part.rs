@@ -1,8 +1,8 @@
 //! Implements expressions such as `block.head` in a derived `#[forward]`. If `block` is a
 //! [`Child`], the result is a child of `block`; otherwise the result is the field itself. For
 //! `block.head`, the derive writes `(&Within(&block)).part("head", |block| &block.head)`. If
-//! `block` is a child, method resolution chooses [`PartOfChild`], because that needs one reference
-//! less.
+//! `block` is a child, method resolution chooses [`PartOfChild`] over [`PartOfAny`], because
+//! calling its method needs one reference less.
 
 use std::ops::Index;
 
@@ -14,7 +14,7 @@ pub struct Within<T>(pub T);
 
 /// Gives access to the fields of a [`Child`].
 pub trait PartOfChild<'m, M: Visit + ?Sized + 'm> {
-    /// Returns the child.
+    /// Returns the child whose field is accessed.
     fn child(&self) -> &Child<'m, M>;
 
     /// Returns the field as a child module with the field's name.
@@ -50,7 +50,7 @@ pub trait PartOfAny<'t, T: ?Sized + 't> {
     /// Returns the field itself.
     fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'t T) -> &'t C) -> &'t C;
 
-    /// Returns the element at this index of the field.
+    /// Returns the element of the field at the index `at`.
     fn part_nth<I, C: Index<I> + ?Sized + 't>(
         &self,
         name: &'static str,

@@ -1,5 +1,5 @@
-//! Faults (deliberate mistakes) in fused layers and in single layers that cannot be made through
-//! public hooks. Only the self-test plants them in a model, to show which check reports them.
+//! Deliberate faults in the outputs of fused layers and of single layers, which public hooks cannot
+//! cause. Only the self-test plants such faults in a model, to show which check reports them.
 
 use std::cell::{Cell, RefCell};
 
@@ -13,7 +13,7 @@ thread_local! {
 }
 
 /// A guard. While it exists, the output of fused layers on this thread is multiplied by a factor. A
-/// CPU has no kernels for fused layers. Layers that a GPU would fuse run one by one there, and
+/// CPU has no kernels for fused layers. On a CPU, layers that a GPU would fuse run one by one, and
 /// their output is multiplied as if they were fused.
 #[doc(hidden)]
 #[derive(Debug)]
@@ -82,18 +82,20 @@ pub(super) fn of_group(output: Option<Tensor>) -> Result<Option<Tensor>> {
     }
 }
 
-/// What a planted layer does to its 16-bit outputs. Outputs in other dtypes do not change.
+/// How a faulty layer changes its 16-bit outputs. Outputs in other dtypes do not change.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LayerFault {
-    /// They lose their last two binary digits, as if sums were kept in 16 bits. Gradients do not
-    /// change.
+    /// The two lowest bits of each output become zero, as if sums were accumulated in 16 bits.
+    /// Gradients do not change.
     LosesDigits,
-    /// Numbers below the smallest normal one become zero, and so do their gradients.
+    /// Subnormal outputs (with an absolute value below the smallest normal number) become zero, and
+    /// so do their gradients.
     FlushesSmall,
 }
 
-/// A guard: while it exists, the module at a path has a fault. It affects this thread's models.
+/// A guard. While it exists, the module at the given path has a fault in every model that runs on
+/// this thread.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct FaultyLayer(());
@@ -128,7 +130,8 @@ pub(super) fn of_layer<T: Tensors>(path: &str, output: T) -> Result<T> {
         match fault {
             LayerFault::LosesDigits => {
                 let bits = exact.f_view_dtype(Kind::Int16)?.f_bitwise_and(-4)?;
-                // The difference is exact, and so is the sum.
+                // Both the difference and the sum are exact. The detached difference leaves the
+                // gradient unchanged.
                 let lost = bits.f_view_dtype(tensor.kind())?.f_sub(&exact)?;
                 Ok(tensor.f_add(&lost)?)
             }

@@ -7,8 +7,8 @@ use tch::{Kind, Tensor};
 use super::Op;
 use crate::{Result, precision::RegionPlan};
 
-/// Observes the tensors of every module in a forward pass. The modules then run one by one: layers
-/// are not fused. Forward passes without a probe are not slower.
+/// Observes the tensors of every module in a forward pass. In an observed pass, layers are not
+/// fused, but run one by one. Forward passes without a probe are not slower.
 pub trait Probe {
     /// Receives a module after the module, and all modules within it, have run.
     fn ran(&self, call: &Call<'_>);
@@ -26,29 +26,31 @@ pub trait Probe {
     }
 }
 
-/// A module that has run in the observed forward pass, with its input and output.
+/// A module that has run in the observed forward pass, with one input and one output. A module with
+/// several outputs is reported once for each output.
 pub struct Call<'a> {
     /// The module's dotted path.
     pub path: &'a str,
     /// What the module itself computes, without its children.
     pub op: Op,
-    /// The expected dtypes.
+    /// The dtypes that the precision and the precision regions prescribe for the module.
     pub plan: RegionPlan,
-    /// The module's input, cast to the dtype of the module's precision region.
+    /// The module's first floating-point input (or its first input, if none is floating-point),
+    /// cast to the dtype of the module's precision region.
     pub input: &'a Tensor,
-    /// The module's output.
+    /// One output of the module.
     pub output: &'a Tensor,
     /// Runs the module again on another input, with the same dtypes and without observers. Random
     /// numbers continue from the current state of the generator. Running statistics are not
     /// updated.
     pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
-    /// Runs the module again as `rerun` does, and lets an observer replace its intermediate tensors
-    /// and the tensors of the modules within it.
+    /// Runs the module again as `rerun` does, and lets the [`Substitute`] replace the module's
+    /// intermediate tensors and the tensors of the modules within it.
     pub rerun_with: &'a dyn Fn(&Tensor, Rc<dyn Substitute>) -> Result<Tensor>,
 }
 
-/// Replaces the inputs and outputs of modules in a forward pass, for example to study rounding. The
-/// modules then run one by one: layers are not fused.
+/// Replaces the inputs and outputs of modules in a forward pass, for example to study rounding. In
+/// such a pass, layers are not fused, but run one by one.
 pub trait Substitute {
     /// Replaces an input of the module at this dotted path.
     ///
@@ -73,9 +75,10 @@ pub trait Substitute {
         Ok(inner.shallow_clone())
     }
 
-    /// Replaces an intermediate tensor of the module at this dotted path for its second or a later
-    /// use. The backward pass adds up the gradients of all uses, those of later uses first. The
-    /// replacement receives the sum of the gradients of this use and of later uses.
+    /// Replaces an intermediate tensor of the module at this dotted path where the module uses the
+    /// tensor a second or a later time. The backward pass adds up the gradients of all uses,
+    /// beginning with the last use. The gradient of the replacement is the sum of the gradients of
+    /// this use and of all later uses.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
@@ -101,7 +104,7 @@ pub trait Substitute {
 /// the gradients of separate casts in the dtype of the weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Casts {
-    /// All operations share one cast, which autocast or the module keeps.
+    /// All operations share one cast, which the cache of autocast or the module keeps.
     Once,
     /// Each call of the module casts the weight.
     EachCall,
@@ -145,7 +148,7 @@ pub struct Product<'a> {
     pub path: &'a str,
     /// The name of libtorch's operator, such as `matmul` or `conv2d`.
     pub operator: &'a str,
-    /// The expected dtypes.
+    /// The dtypes that the precision and the precision regions prescribe for the module.
     pub plan: RegionPlan,
     /// The dtype of the output. It is always floating-point.
     pub kind: Kind,
@@ -165,7 +168,7 @@ pub struct Group<'a> {
     /// modules have no path. Examples are the sum of a residual block, or an activation that a
     /// module applies itself.
     pub paths: &'a [String],
-    /// The expected dtypes.
+    /// The dtypes that the precision and the precision regions prescribe for the module.
     pub plan: RegionPlan,
     /// The group's inputs.
     pub inputs: &'a [&'a Tensor],
@@ -178,8 +181,8 @@ pub struct Group<'a> {
     pub apart: &'a dyn Fn(&[&Tensor]) -> Result<Tensor>,
 }
 
-/// Observes the beginning and the end of each module in a forward pass. The modules then run one by
-/// one: layers are not fused.
+/// Observes the beginning and the end of each module in a forward pass. In an observed pass, layers
+/// are not fused, but run one by one.
 pub(crate) trait Trace {
     /// Receives the beginning of a module: its dotted path, the full name of its type, and the
     /// shapes of its inputs.
@@ -197,7 +200,7 @@ pub struct ModuleOutput<'a> {
     pub path: &'a str,
     /// What the module itself computes, without its children.
     pub op: Op,
-    /// The expected dtypes.
+    /// The dtypes that the precision and the precision regions prescribe for the module.
     pub plan: RegionPlan,
     /// The output's dtype.
     pub kind: Kind,

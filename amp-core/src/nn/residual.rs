@@ -9,8 +9,9 @@ use crate::{Result, ffi};
 
 impl Child<'_, LayerNorm> {
     /// Computes x + branch(norm(x)), with the shape of x. Since x is used in the norm and in the
-    /// sum, the backward pass adds two gradients of x. In training on CUDA, one kernel adds them,
-    /// if the number of columns is a multiple of 128 and at most 1024.
+    /// sum, the backward pass adds two gradients of x. In training on CUDA, the kernel for the
+    /// gradient of the norm also adds them, if the size of the last dimension is a multiple of 128
+    /// and at most 1024.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -87,8 +88,8 @@ impl Child<'_, LayerNorm> {
         cx: &Context,
         narrow: bool,
     ) -> Result<Tensor> {
-        // If there are precision overrides, a matrix product in the branch may run in more bits
-        // than the autocast dtype has. Its input must then not be rounded.
+        // If there are precision overrides, a matrix product in the branch may run in a wider dtype
+        // than that of autocast. In this case the input of the product must not be rounded.
         let narrow = narrow && !cx.has_overrides();
         let stream = RefCell::new(None);
         let together = |[x]: [&Tensor; 1], cx: &Context| {

@@ -8,11 +8,12 @@ use crate::{Error, Result};
 /// How the output's values are computed from the neighbouring values of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Interpolation {
-    /// The nearest value of the input. Its index is rounded down, as in torch's `nearest`.
+    /// The value of the input at the position of the output element, rounded down to an index, as
+    /// in torch's `nearest`.
     #[default]
     Nearest,
-    /// The value of the input whose center is nearest, as in Pillow, OpenCV and torch's
-    /// `nearest-exact`.
+    /// The input element whose center is nearest to the center of the output element, as in Pillow,
+    /// OpenCV and torch's `nearest-exact`.
     NearestExact,
     /// Linear interpolation along each dimension, for sequences, images (bilinear) and volumes
     /// (trilinear).
@@ -96,7 +97,7 @@ macro_rules! from_numbers {
     )*};
 }
 
-// An integer literal without a type is an i32.
+// `From<i32>` accepts integer literals, because a literal without a type is an i32.
 from_numbers! {
     i64 => i64;
     i32 => i64;
@@ -116,13 +117,13 @@ pub struct UpsampleConfig {
     pub mode: Interpolation,
     /// Whether the corner elements of the input and of the output are at the same positions.
     pub align_corners: bool,
-    /// Whether positions in the input are computed from the two sizes instead of from
-    /// `scale_factor`. The results differ if the output's size was rounded.
+    /// Whether positions in the input are computed from the sizes of input and output instead of
+    /// from `scale_factor`. The results differ if the output's size was rounded.
     pub recompute_scale_factor: bool,
 }
 
 impl UpsampleConfig {
-    /// Selects the nearest value as interpolation. The caller must set `size` or `scale_factor`.
+    /// Sets nearest-neighbour interpolation. The caller must set `size` or `scale_factor`.
     pub fn new() -> Self {
         Self {
             size: PerDimension::None,
@@ -151,7 +152,7 @@ impl Upsample {
     ///
     /// # Errors
     /// When `size` and `scale_factor` are both set or both missing, one of their values is not
-    /// positive, or an option has no effect.
+    /// positive, or `align_corners` or `recompute_scale_factor` is set but would have no effect.
     pub fn new(config: UpsampleConfig) -> Result<Self> {
         let UpsampleConfig { size, scale_factor, mode, align_corners, recompute_scale_factor } =
             config;
@@ -176,8 +177,8 @@ impl Upsample {
     }
 
     /// Returns the output's size, and for each dimension the factor from which positions in the
-    /// input are computed. The factor is `None` if the positions are computed from the two sizes.
-    /// Returns `None` if the options are for another number of dimensions.
+    /// input are computed. The factor is `None` if the positions are computed from the sizes of
+    /// input and output. Returns `None` if the options are for another number of dimensions.
     fn output(&self, spatial: &[i64]) -> Option<(Vec<i64>, Vec<Option<f64>>)> {
         let UpsampleConfig { size, scale_factor, recompute_scale_factor, .. } = self.config;
         if size.is_given() {
@@ -247,7 +248,7 @@ macro_rules! shuffles {
         }
 
         impl $name {
-            /// Creates a layer that enlarges height and width by this factor.
+            /// Creates a layer with the factor r between the small and the large height and width.
             ///
             /// # Errors
             /// When the factor is not positive.

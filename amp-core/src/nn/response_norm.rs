@@ -8,16 +8,16 @@ use crate::{Error, Result};
 pub struct LocalResponseNormConfig {
     /// The number of neighbouring channels whose squares are averaged.
     pub size: i64,
-    /// The factor by which the mean square is multiplied.
+    /// The factor α by which the mean square is multiplied.
     pub alpha: f64,
-    /// The exponent.
+    /// The exponent β of the divisor.
     pub beta: f64,
-    /// The number that is added to the mean square.
+    /// The number k that is added to the scaled mean square.
     pub k: f64,
 }
 
 impl LocalResponseNormConfig {
-    /// Sets the number of channels that are averaged, and PyTorch's defaults of the other options.
+    /// Sets the number of channels that are averaged, and PyTorch's defaults for the other options.
     pub fn new(size: i64) -> Self {
         Self { size, alpha: 1e-4, beta: 0.75, k: 1.0 }
     }
@@ -59,8 +59,8 @@ impl Module for LocalResponseNorm {
                 input.size()
             )));
         };
-        // The squares as volumes with the channels as one dimension, [batch, 1, channels,
-        // positions], so that pooling can average over channels.
+        // Reshapes the squares to [batch, 1, channels, positions], so that 2D pooling can average
+        // over channels.
         let squares = cx.within("squares", &input.f_square()?)?;
         let squares = squares.f_reshape([batch, 1, channels, -1])?;
         let padded = squares.f_constant_pad_nd([0, 0, size / 2, (size - 1) / 2])?;

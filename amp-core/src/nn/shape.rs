@@ -152,8 +152,9 @@ impl UnfoldConfig {
     }
 }
 
-/// Copies each window of the images `[N, C, H, W]` to a column of the output
-/// `[N, C·kernel, windows]`; nn.Unfold.
+/// Copies each window of the images `[N, C, H, W]` to a column of the output; nn.Unfold. The output
+/// has the shape `[N, C·K, L]`, where K is the number of pixels of a window and L is the number of
+/// windows.
 #[derive(Debug, Clone, Copy)]
 pub struct Unfold {
     config: UnfoldConfig,
@@ -202,8 +203,9 @@ impl FoldConfig {
     }
 }
 
-/// Adds each column of `[N, C·kernel, windows]` to the images `[N, C, H, W]` at the position of the
-/// column's window; nn.Fold.
+/// Adds up columns to images `[N, C, H, W]`: adds each column of the input at the position of its
+/// window; nn.Fold. The input has the shape `[N, C·K, L]`, where K is the number of pixels of a
+/// window and L is the number of windows.
 #[derive(Debug, Clone, Copy)]
 pub struct Fold {
     config: FoldConfig,

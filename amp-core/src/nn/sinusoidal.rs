@@ -8,10 +8,10 @@ use crate::{Error, Result, precision::is_floating};
 /// for k from 0 to dim/2 − 1; the second half contains the cosines of the same angles.
 ///
 /// The values equal those of diffusers' `Timesteps(dim, flip_sin_to_cos=False,
-/// downscale_freq_shift=0)`. They also equal those of Vaswani et al. (arXiv:1706.03762, section
-/// 3.5), where sines and cosines alternate. The values are computed in f64. If the input is
-/// floating-point, the result has its dtype; if the input consists of integers, the result has the
-/// dtype of the run's parameters.
+/// downscale_freq_shift=0)`. Except for their order, they also equal those of Vaswani et al.
+/// (arXiv:1706.03762, section 3.5), where sines and cosines alternate. The values are computed in
+/// f64. If the input is floating-point, the result has its dtype; if the input consists of
+/// integers, the result has the dtype of the run's parameters.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::SinusoidalEmbedding, prelude::*};
@@ -46,7 +46,7 @@ impl SinusoidalEmbedding {
         Ok(Self { dim, max_period: 10_000.0 })
     }
 
-    /// Sets `max_period`. It is the period of the slowest sine wave, divided by 2π.
+    /// Sets `max_period`, the base of the frequencies max_period^(−2k/dim).
     ///
     /// # Errors
     /// When `max_period` is not above 0.

@@ -27,7 +27,7 @@ macro_rules! from_integers {
     )*};
 }
 
-// An integer literal without a type is an i32.
+// `From<i32>` accepts integer literals, because a literal without a type is an i32.
 from_integers!(i64 i32);
 
 impl<const N: usize> Sizes<N> {

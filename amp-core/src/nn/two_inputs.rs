@@ -14,7 +14,7 @@ pub struct BilinearConfig {
     pub in2_features: i64,
     /// The size of the output's last dimension.
     pub out_features: i64,
-    /// Whether to add a bias.
+    /// Whether the layer adds a bias.
     pub bias: bool,
 }
 
@@ -34,7 +34,7 @@ pub struct Bilinear {
 }
 
 impl Bilinear {
-    /// Draws weight, then bias, from U(±1/√in1_features).
+    /// Creates the layer. Draws the weight, and then the bias, from U(±1/√in1_features).
     ///
     /// # Errors
     /// When a size is not positive.
@@ -76,9 +76,9 @@ impl Forward for Bilinear {
 /// The options of a [`CosineSimilarity`]. The defaults are those of nn.CosineSimilarity.
 #[derive(Debug, Clone, Copy)]
 pub struct CosineSimilarityConfig {
-    /// The dimension of the vectors.
+    /// The dimension along which the vectors lie.
     pub dim: i64,
-    /// The least length of a vector.
+    /// The lower bound for the length of each vector in the divisor.
     pub eps: f64,
 }
 
@@ -90,8 +90,8 @@ impl CosineSimilarityConfig {
     }
 }
 
-/// The cosine of the angle between the vectors of two tensors; nn.CosineSimilarity. The loss of this
-/// name is [`loss::CosineSimilarity`](crate::loss::CosineSimilarity).
+/// Computes the cosine of the angle between the vectors of two tensors; nn.CosineSimilarity. The
+/// loss of the same name is [`loss::CosineSimilarity`](crate::loss::CosineSimilarity).
 #[derive(Debug, Clone, Copy)]
 pub struct CosineSimilarity {
     config: CosineSimilarityConfig,
@@ -125,7 +125,7 @@ impl Forward for CosineSimilarity {
 /// The options of a [`PairwiseDistance`]. The defaults are those of nn.PairwiseDistance.
 #[derive(Debug, Clone, Copy)]
 pub struct PairwiseDistanceConfig {
-    /// The degree of the norm.
+    /// The exponent p of the norm.
     pub p: f64,
     /// The number that is added to each difference.
     pub eps: f64,
@@ -141,8 +141,8 @@ impl PairwiseDistanceConfig {
     }
 }
 
-/// The distance ‖x₁ − x₂ + ε‖ₚ between the vectors along the last dimension of two tensors;
-/// nn.PairwiseDistance.
+/// Computes the distance ‖x₁ − x₂ + ε‖ₚ between the vectors x₁ and x₂ along the last dimension of
+/// two tensors; nn.PairwiseDistance.
 #[derive(Debug, Clone, Copy)]
 pub struct PairwiseDistance {
     config: PairwiseDistanceConfig,

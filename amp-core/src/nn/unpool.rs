@@ -6,7 +6,7 @@ use super::{Context, Forward, Sizes, Visit, Visitor};
 use crate::{Error, Result};
 
 /// The options of a [`MaxUnpool`] over `N` dimensions. They must equal the options of the
-/// [`MaxPool`](super::MaxPool) whose output it takes.
+/// [`MaxPool`](super::MaxPool) whose output the layer inverts.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxUnpoolConfig<const N: usize> {
     /// The window's size.
@@ -39,8 +39,8 @@ impl<const N: usize> MaxUnpoolConfig<N> {
 /// [`MaxPool::forward_with_indices`](super::MaxPool::forward_with_indices) returns, and optionally
 /// the spatial size of the output. A pool maps inputs of several sizes to the same size. If no size
 /// is given, the output has the smallest of these sizes. If windows overlap, two values may have
-/// the same index. Only one of the two values is then kept, and on CUDA it is not always the same
-/// one.
+/// the same index. In this case only one of the two values is kept, and on CUDA it is not always
+/// the same one.
 ///
 /// ```
 /// use amp_core::{

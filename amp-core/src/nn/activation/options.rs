@@ -68,7 +68,7 @@ with_options! {
     };
     /// x where x is positive, and α·(eˣ - 1) elsewhere; nn.ELU.
     Elu, EluConfig {
-        /// α.
+        /// The factor α.
         alpha: f64 = 1.0,
     } => |x, options| {
         let negative = x.f_clamp_max(0.0)?.f_expm1()?.f_mul_scalar(options.alpha)?;
@@ -76,7 +76,7 @@ with_options! {
     };
     /// max(x, 0) + min(α·(e^(x/α) - 1), 0); nn.CELU.
     Celu, CeluConfig {
-        /// α.
+        /// The factor α.
         alpha: f64 = 1.0,
     } => |x, options| {
         let scaled = x.f_clamp_max(0.0)?.f_div_scalar(options.alpha)?;
@@ -84,13 +84,14 @@ with_options! {
     };
     /// log(1 + e^(β·x))/β, and x where β·x is above the threshold; nn.Softplus.
     Softplus, SoftplusConfig {
-        /// β.
+        /// The factor β.
         beta: f64 = 1.0,
         /// The value of β·x above which the function returns x.
         threshold: f64 = 20.0,
     } => |x, options| {
         let scaled = x.f_mul_scalar(options.beta)?;
-        // In f16, e^(β·x) is infinite from 11.1 on. From 11 on, log(1 + e^(β·x)) is β·x in f16.
+        // In f16, e^(β·x) overflows if β·x is above 11.09. For β·x of 11 or more, log(1 + e^(β·x))
+        // rounds to β·x in f16.
         let limit = if x.kind() == Kind::Half { 11.0 } else { f64::INFINITY };
         let threshold = options.threshold.min(limit);
         let soft = scaled.f_clamp_max(threshold)?.f_exp()?.f_log1p()?;
@@ -110,12 +111,12 @@ with_options! {
     };
     /// x where |x| is above λ, and 0 elsewhere; nn.Hardshrink.
     Hardshrink, HardshrinkConfig {
-        /// λ.
+        /// The threshold λ.
         lambd: f64 = 0.5,
     } => |x, options| x.f_where_scalarother(&x.f_abs()?.f_gt(options.lambd)?, 0.0)?;
     /// x − λ above λ, x + λ below −λ, and 0 elsewhere; nn.Softshrink.
     Softshrink, SoftshrinkConfig {
-        /// λ.
+        /// The threshold λ.
         lambd: f64 = 0.5,
     } => |x, options| x.f_sub(&x.f_clamp(-options.lambd, options.lambd)?)?;
     /// Splits a dimension into two halves, and multiplies the first half by the sigmoid of the
@@ -194,7 +195,7 @@ impl Prelu {
     /// Creates the layer with one slope, or one for each channel of `[N, C, …]`.
     ///
     /// # Errors
-    /// When there is no slope.
+    /// When `num_parameters` is below 1.
     pub fn new(config: PreluConfig) -> Result<Self> {
         if config.num_parameters < 1 {
             return Err(Error::config(format!(

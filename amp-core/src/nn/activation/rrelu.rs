@@ -24,8 +24,9 @@ impl RreluConfig {
     }
 }
 
-/// x where x is positive, and slope·x elsewhere; nn.RReLU. In training each slope is drawn from
-/// U(lower, upper), elsewhere it is the mean of both. PyTorch draws other slopes from the same seed.
+/// x where x is positive, and slope·x elsewhere; nn.RReLU. In training, each slope is drawn from
+/// U(lower, upper). In evaluation, all slopes are (lower + upper)/2. With the same seed, PyTorch
+/// draws other slopes.
 #[derive(Debug, Clone, Copy)]
 pub struct Rrelu {
     config: RreluConfig,

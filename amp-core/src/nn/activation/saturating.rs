@@ -4,9 +4,9 @@ use tch::Tensor;
 
 use crate::{Result, nn::Context};
 
-/// An activation whose derivative libtorch computes from the output. In 16 bits the output is
-/// rounded, and so is the derivative: where tanh(x) is near 1, one rounding of the output changes
-/// 1 − tanh(x)² by a large part.
+/// An activation whose derivative libtorch computes from the output. In 16 bits, the rounding error
+/// of the output causes an error of the derivative: where tanh(x) is near 1, rounding it changes
+/// the derivative 1 − tanh(x)² by a large fraction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::nn) enum Saturating {
     Sigmoid,
@@ -25,7 +25,8 @@ impl Saturating {
         if !cx.has_substitutes() || output.data_ptr() == plain.data_ptr() {
             return Ok(output);
         }
-        // The input that has this output. The last difference is 0 and passes on the gradient.
+        // `moved` is the input for which the activation returns the replaced output. The difference
+        // of x and the detached x is 0, but passes on the gradient to x.
         let x = x.f_clamp(-FAR, FAR)?;
         let moved = self.inverse(&output.f_detach()?)?.f_add(&x.f_sub(&x.f_detach()?)?)?;
         cx.within(name, &self.of(&moved)?)

@@ -29,9 +29,10 @@ impl AttendedKeys {
         Self { keys, values, mask: None, open: None, is_causal: false }
     }
 
-    /// Returns the keys and values of all tokens, and their mask. If `cx` has a cache, appends the
-    /// keys and values `[N, heads, L, E]` of this forward pass to the cached ones. `mask` covers
-    /// all keys, cached ones included, as [`AttentionOptions::attn_mask`] does.
+    /// Returns the keys and values of all tokens, and the causal mask combined with `mask`. If `cx`
+    /// has a cache, appends the keys and values `[N, heads, L, E]` of this forward pass to the
+    /// cached ones. `mask` covers all keys, cached ones included, as
+    /// [`AttentionOptions::attn_mask`] does.
     pub(super) fn extend(
         query: &Tensor,
         keys: Tensor,
@@ -89,8 +90,8 @@ impl AttendedKeys {
 /// | `value` | `[N, kv_heads, L, V]` |
 /// | output | `[N, heads, L, V]` |
 ///
-/// The cache stores the keys and values under the path of the module that calls this function. Each
-/// module can therefore call the function once in a forward pass.
+/// The cache stores the keys and values under the path of the module that calls this function.
+/// Therefore a module can call the function only once in a forward pass.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{

@@ -1,4 +1,5 @@
-//! Calls attention layers with several inputs as children of another module.
+//! Calls the methods of an attention layer that take several inputs, if the layer is a child of
+//! another module.
 
 use tch::Tensor;
 

@@ -13,7 +13,7 @@ use crate::Result;
 #[derive(Debug)]
 pub(super) struct OpenMask {
     /// The mask, in which no row is fully masked. It is boolean, or floating-point in the dtype of
-    /// the scores, to which it is then added.
+    /// the scores. A floating-point mask is added to the scores.
     pub(super) mask: Tensor,
     /// `[…, 1]`, true for the queries for which all keys were masked. The caller sets the output
     /// for these queries to zero.
@@ -58,8 +58,8 @@ pub struct AttentionMask {
     /// A mask for whole keys, `[N, S]`. If it is boolean, true marks a key as padding. If it is
     /// floating-point, it is added to the scores of all queries.
     pub key_padding_mask: Option<Tensor>,
-    /// Set if several layers share this mask. The first layer that runs stores the prepared mask
-    /// here.
+    /// `Some` if several layers share this mask. The first of these layers that runs stores the
+    /// prepared mask in this field.
     opened: Option<Arc<Mutex<Option<Opened>>>>,
 }
 
@@ -77,7 +77,8 @@ impl AttentionMask {
         Self::default()
     }
 
-    /// Returns a mask for padding. `key_padding_mask`, `[N, S]`, is true where a key is padding.
+    /// Returns a mask for padding. `key_padding_mask` has the shape `[N, S]`, and is true where a
+    /// key is padding.
     pub fn padding(key_padding_mask: &Tensor) -> Self {
         Self { key_padding_mask: Some(key_padding_mask.shallow_clone()), ..Self::none() }
     }
@@ -118,7 +119,7 @@ impl AttentionMask {
 
     /// Returns the prepared mask for scores of these shapes and this dtype. If no earlier layer has
     /// prepared the mask, prepares it. Returns `None` if this mask is not shared between layers, or
-    /// if no key is masked out.
+    /// if there is neither `attn_mask` nor `key_padding_mask`.
     pub(super) fn opened(&self, shapes: &Shapes, kind: Kind) -> Result<Option<OpenMask>> {
         let Some(opened) = &self.opened else { return Ok(None) };
         let scores = shapes.of_scores();
@@ -139,7 +140,8 @@ impl AttentionMask {
         self.opened.is_some()
     }
 
-    /// Returns whether there is no mask, so that no key is masked out.
+    /// Returns whether there is neither `attn_mask` nor `key_padding_mask`, so that no key is
+    /// masked out.
     pub(in crate::nn) fn is_none(&self) -> bool {
         self.attn_mask.is_none() && self.key_padding_mask.is_none()
     }

@@ -1,4 +1,4 @@
-//! Attention.
+//! Multi-head attention, its masks, position embeddings and cache.
 
 mod attended_keys;
 mod child;
@@ -32,13 +32,12 @@ use crate::{Error, Result, ffi};
 /// Multi-head attention through scaled_dot_product_attention; nn.MultiheadAttention with
 /// batch_first.
 ///
-/// As a [`Module`] it is self-attention on `[N, L, embed_dim]`. For other queries, keys and values,
-/// or with a mask, call [`attend`](Self::attend): in a derived `#[forward]`,
-/// `self.attention.attend(…, cx)`.
+/// As a [`Module`] it is self-attention on `[N, L, embed_dim]`. For other inputs or with a mask,
+/// call [`attend`](Self::attend): in a derived `#[forward]`, `self.attention.attend(…, cx)`.
 ///
-/// Parameters have torch's names: `in_proj_weight`, or `q_proj_weight`, `k_proj_weight` and
-/// `v_proj_weight` if `kdim`, `vdim` or `num_kv_heads` differ; `in_proj_bias` for queries, keys and
-/// values; `out_proj`.
+/// Parameters have torch's names: `in_proj_weight` (or `q_proj_weight`, `k_proj_weight` and
+/// `v_proj_weight`, if `kdim` or `vdim` differs from `embed_dim`, or `num_kv_heads` from
+/// `num_heads`), `in_proj_bias`, `bias_k`, `bias_v`, and those of `out_proj`.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -74,12 +73,13 @@ pub struct MultiheadAttention {
 }
 
 impl MultiheadAttention {
-    /// Draws the weights of `out_proj`, then those of the projections (Xavier uniform), in
-    /// PyTorch's order. Biases start at zero.
+    /// Draws in PyTorch's order: the weight of `out_proj`, the weights of the projections (Xavier
+    /// uniform), `bias_k` and `bias_v` (Xavier normal). Other biases start at zero.
     ///
     /// # Errors
-    /// When `num_heads` does not divide `embed_dim`, `num_kv_heads` does not divide `num_heads`, a width is
-    /// not positive, `dropout` is not a probability, or the heads of a rotary embedding have an odd width.
+    /// When `num_heads` does not divide `embed_dim`, `num_kv_heads` does not divide `num_heads`, a
+    /// width is not positive, `dropout` is not in [0, 1], `causal` is set with `add_bias_kv` or
+    /// `add_zero_attn`, or the heads of a rotary embedding have an odd width.
     pub fn new(config: MultiheadAttentionConfig) -> Result<Self> {
         config.check()?;
         let MultiheadAttentionConfig { embed_dim: d, bias, kdim, vdim, rotary, .. } = config;
@@ -149,8 +149,8 @@ impl MultiheadAttention {
     /// | output | `[N, L, embed_dim]` |
     ///
     /// If `query`, `key` and `value` are one tensor, one matrix product projects them. In a
-    /// hand-written module call this method through a [`Child`](crate::nn::Child), which keeps its
-    /// path and precision region: `Child::new("attn", None, &self.attn).attend(…, cx)`.
+    /// hand-written module call this method through a [`Child`](crate::nn::Child), which sets the
+    /// path and the precision region: `Child::new("attn", None, &self.attn).attend(…, cx)`.
     ///
     /// # Errors
     /// When the shapes do not match, or a mask has an integer dtype.
@@ -174,7 +174,7 @@ impl MultiheadAttention {
 
     /// Computes [`attend`](Self::attend), and also returns the attention weights,
     /// `[N, heads, L, S]`, as torch does with need_weights and average_attn_weights = false. In
-    /// training they include dropout. No fused kernel is used, and the weights need memory.
+    /// training they include dropout. No fused kernel is used, so all weights are in memory.
     ///
     /// # Errors
     /// When [`attend`](Self::attend) would fail.
@@ -210,7 +210,7 @@ impl MultiheadAttention {
         cx.call("out_proj", None, &self.out_proj, &joined)
     }
 
-    /// Splits queries, keys and values into heads.
+    /// Projects queries, keys and values, splits them into heads, and prepares the mask.
     fn heads(
         &self,
         query: &Tensor,
@@ -318,15 +318,15 @@ impl MultiheadAttention {
 
 impl MultiheadAttention {
     /// Computes only the values, for sequences of one token. Their attention weight is always 1, so
-    /// the gradients of query and key are zero. For this case libtorch's fused kernels take longer
-    /// than the rest of the layer, and give query and key gradients of rounding errors.
+    /// the gradients of query and key are zero. libtorch's fused kernels would be slower, and
+    /// return rounding errors as these gradients.
     fn project_values(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let d = self.config.embed_dim;
         ffi::linear_part(input, weight, self.in_proj_bias.as_ref(), 2 * d..3 * d)
     }
 
     /// Computes the attention of sequences of one token. The only attention weight is 1, so the
-    /// output is the values. Dropout sets the values of whole heads to zero.
+    /// output equals the values. Dropout sets the values of whole heads to zero.
     fn attend_to_itself(&self, input: &Tensor, weight: &Tensor, dropout: f64) -> Result<Tensor> {
         let MultiheadAttentionConfig { embed_dim, num_heads, .. } = self.config;
         let values = self.project_values(input, weight)?;

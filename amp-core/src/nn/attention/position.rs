@@ -11,12 +11,12 @@ use crate::{
 /// the weights were trained; otherwise the results are wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RotaryPairing {
-    /// Neighbouring elements form a pair: (x₀, x₁), (x₂, x₃), and so on. The paper, GPT-J and
-    /// Meta's own Llama files use this pairing.
+    /// Neighbouring elements form a pair: (x₀, x₁), (x₂, x₃), and so on. The paper
+    /// (arXiv:2104.09864), GPT-J and Meta's own Llama files use this pairing.
     Interleaved,
     /// An element of the first half of the head and the element at the same index of the second
-    /// half: (x₀, x_{D/2}), and so on. GPT-NeoX uses this pairing, and Llama in the `transformers`
-    /// library, which calls it `rotate_half`.
+    /// half form a pair: (x₀, x_{D/2}), and so on, where D is the width of the head. GPT-NeoX uses
+    /// this pairing, and so does Llama in the `transformers` library, which calls it `rotate_half`.
     HalfRotated,
 }
 
@@ -27,7 +27,8 @@ pub struct RotaryEmbeddingConfig {
     pub dim: i64,
     /// Which two elements form a pair that is rotated.
     pub pairing: RotaryPairing,
-    /// The base from which the angles are computed. Llama 3 uses 500000.
+    /// The base of the angles: pair i at position p is rotated by p·base^(−2i/dim). Llama 3 uses
+    /// 500000.
     pub base: f64,
 }
 
@@ -141,8 +142,8 @@ impl Module for RotaryEmbedding {
 
 /// Returns the slopes of ALiBi (Press et al., arXiv:2108.12409), one for each head. If the number n
 /// of heads is a power of two, the slopes are 2^(−8i/n) for i from 1 to n. Otherwise, let m be the
-/// largest power of two below n: the slopes are those for m heads, followed by every second slope
-/// for 2m heads.
+/// largest power of two below n. The first m slopes are those for m heads. The other n − m slopes
+/// are every second slope for 2m heads.
 pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
     let of_power = |count: i64| (1..=count).map(move |i| (-8.0 * i as f64 / count as f64).exp2());
     if num_heads < 1 {

@@ -13,7 +13,8 @@ use crate::{
 pub(super) enum Projection {
     /// `in_proj_weight`, `[3·embed_dim, embed_dim]`.
     Packed(Tensor),
-    /// `q_proj_weight`, `k_proj_weight` and `v_proj_weight`, if widths or numbers of heads differ.
+    /// `q_proj_weight`, `k_proj_weight` and `v_proj_weight`, if the inputs have different widths,
+    /// or there are fewer heads of keys and values than of queries.
     Apart([Tensor; 3]),
 }
 

@@ -93,8 +93,9 @@ pub(super) fn attend(
     }
 }
 
-/// Calls libtorch's attention with arguments that were checked before: `[N, heads, L, E]` or more
-/// dimensions each. If keys have fewer heads than queries, `attn_mask` must be `None`.
+/// Calls libtorch's attention. The caller has checked the arguments: query, key and value have at
+/// least four dimensions, `[…, N, heads, L, E]`. If keys have fewer heads than queries, `attn_mask`
+/// must be `None`.
 pub(super) fn by_libtorch(
     [query, key, value]: [&Tensor; 3],
     options: &AttentionOptions<'_>,
@@ -127,7 +128,8 @@ pub fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     }
 }
 
-/// Computes [`scaled_dot_product_attention`]. Also returns the attention weights, after dropout.
+/// Computes [`scaled_dot_product_attention`] one operation at a time, and offers the intermediate
+/// tensors to the observer. Also returns the attention weights, after dropout.
 pub(super) fn attend_with_weights(
     query: &Tensor,
     key: &Tensor,
@@ -215,8 +217,8 @@ impl Shapes {
     }
 
     /// Combines the mask of the options with the causal mask, and unmasks rows in which every key
-    /// is masked. Returns `None` if no mask tensor is needed. If the caller passes `open`, which is
-    /// a mask that was already prepared in this way, returns `open`. Also checks the options.
+    /// is masked. Returns `None` if no mask tensor is needed. If the caller has already prepared
+    /// the mask in this way and passes it as `open`, returns `open`. Also checks the options.
     fn mask(
         &self,
         query: &Tensor,

@@ -49,7 +49,8 @@ impl Context {
         self.run(self.plan_of(outer, None), outer, module, (input,), parent)
     }
 
-    /// Runs `module` under the path that these steps form. Each step is a child of the step before.
+    /// Runs `module` under the path that the steps `places` form. Each step is a child of the step
+    /// before.
     pub(in crate::nn) fn call_at<'p, M: Forward + ?Sized>(
         &self,
         places: impl Iterator<Item = &'p Place<'p>>,
@@ -83,7 +84,7 @@ impl Context {
         }
     }
 
-    /// Returns whether an observer reads or replaces the tensors between modules.
+    /// Returns whether the observer reads or replaces the tensors between modules.
     pub(super) fn is_watched(&self) -> bool {
         matches!(self.observer, Observer::Tensors(_) | Observer::Substitutes(_))
     }
@@ -93,7 +94,8 @@ impl Context {
         self.overrides.contains_key(self.path.borrow().as_str())
     }
 
-    /// Calls `body` with `input`, which is cast to the dtype of the precision region `region`.
+    /// Calls `body` in the precision region `region`, with `input` cast to the dtype of this
+    /// region.
     ///
     /// # Errors
     /// When a cast or `body` fails.
@@ -161,7 +163,8 @@ impl Context {
         result
     }
 
-    /// Says how operands of different dtypes come about, and what to do.
+    /// Returns a hint for errors about operands of different dtypes: how they come about, and what
+    /// to do.
     fn dtype_hint(&self) -> String {
         format!(
             "; under {} give each tensor that you create the dtype of the tensor that it is computed with, as in \
@@ -170,7 +173,8 @@ impl Context {
         )
     }
 
-    /// Runs the module at the current path, and returns its output.
+    /// Runs the module at the current path, and returns its output, with the planted fault if there
+    /// is one.
     fn forward<M: Forward + ?Sized>(&self, module: &M, inputs: Inputs<'_, M>) -> Result<M::Output> {
         let output = module.forward_with(inputs, self)?;
         planted::of_layer(&self.path.borrow(), output)
@@ -244,8 +248,8 @@ impl Context {
         Ok(output)
     }
 
-    /// Appends a name to the path. Returns the length of the path before, for
-    /// [`leave`](Self::leave).
+    /// Appends a name to the path. Returns the earlier length of the path, which the caller passes
+    /// to [`leave`](Self::leave).
     pub(super) fn enter(&self, name: &str) -> usize {
         self.report_products();
         let mut path = self.path.borrow_mut();

@@ -1,4 +1,4 @@
-//! Detects if a training context is created while a model is evaluated.
+//! Detects whether a training context is created while a model is evaluated.
 
 use std::{cell::Cell, marker::PhantomData};
 
@@ -25,8 +25,8 @@ impl Drop for Evaluating {
     }
 }
 
-/// Remembers that a training context was created if a model is being evaluated. Called for each new
-/// context.
+/// Is called for each new context. If this is a training context and a model is being evaluated,
+/// sets the flag that [`take_trained_in_evaluation`] returns.
 pub(super) fn note(training: bool) {
     if training && EVALUATING.get() {
         TRAINED.set(true);

@@ -32,9 +32,10 @@ impl Context {
         self.fuses && ffi::own_kernels() && !self.is_watched()
     }
 
-    /// Calls `run`, which computes `layers` in one fused call. The path is that of the first layer,
-    /// whose index in the container is `place`. If a dtype probe observes the forward pass, reports
-    /// the dtype of the output for each of the layers. Returns `None` if `run` returns `None`.
+    /// Calls `run`, which computes `layers` in one fused call, under the path of the first layer.
+    /// The index of this layer in the container is `place`. If a dtype probe observes the forward
+    /// pass, reports the dtype of the output for each of the layers. Returns `None` if `run`
+    /// returns `None`.
     pub(in crate::nn) fn call_fused<M: Module>(
         &self,
         layers: &[M],
@@ -154,8 +155,8 @@ mod tests {
         fn ran(&self, _: &Call<'_>) {}
     }
 
-    /// Fused layers are reported to the probe one by one, each under its own path. If the layers
-    /// cannot be fused, nothing is reported and the path is unchanged.
+    /// Checks that each fused layer is reported to the probe under its path. If the layers cannot
+    /// be fused, `call_fused` must report nothing. The context's path must not change.
     #[test]
     fn fused_layers_are_reported_one_by_one() -> Result<()> {
         let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);

@@ -27,9 +27,9 @@ impl Deref for Weight<'_> {
 }
 
 impl Context {
-    /// Returns whether an observer replaces the tensors between modules. A module that computes
-    /// several operations in one fused call then computes them one by one, and passes each result
-    /// to [`within`](Self::within).
+    /// Returns whether an observer replaces the tensors between modules. In this case, a module
+    /// that otherwise computes several operations in one fused call computes them one by one, and
+    /// passes each result to [`within`](Self::within).
     pub(in crate::nn) fn has_substitutes(&self) -> bool {
         matches!(self.observer, Observer::Substitutes(_))
     }
@@ -38,10 +38,11 @@ impl Context {
     /// with which the module must continue. Without an observer this is the same tensor. `name`
     /// must be the same in each forward pass.
     ///
-    /// To learn how far rounding may change a model, the gate runs the model in 32-true and rounds
-    /// the tensors that a 16-bit precision rounds: inputs and outputs of modules, and the tensors
-    /// that modules pass to this method. Call it in a module of your own for each result that the
-    /// module itself computes and then uses in a further operation:
+    /// To learn how far rounding may change a model, the gate (`cargo amp gate`) runs the model in
+    /// 32-true and rounds the tensors that a 16-bit precision rounds: inputs and outputs of
+    /// modules, and the tensors that modules pass to this method. In your own module, call this
+    /// method for each result that the module computes outside of its layers and uses in a further
+    /// operation:
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -74,10 +75,11 @@ impl Context {
         }
     }
 
-    /// Returns the tensor with which the running module must continue if it uses an intermediate
-    /// tensor a second time; see [`Substitute::next_use`](crate::nn::Substitute::next_use). Call it
-    /// in the order in which the module uses the tensor. For an operation that is not the last use
-    /// and whose gradient is rounded before it is added to others, call it for this operation alone.
+    /// Returns the tensor that the running module must use instead of `inner` where it uses `inner`
+    /// a second or a later time; see [`Substitute::next_use`](crate::nn::Substitute::next_use).
+    /// Call it in the order in which the module uses the tensor. If the gradient of one operation
+    /// is rounded before it is added to the gradients of other uses, call it for this operation,
+    /// and again for the other uses.
     pub(in crate::nn) fn next_use(&self, inner: &Tensor) -> Result<Tensor> {
         match &self.observer {
             Observer::Substitutes(other) => other.next_use(&self.path.borrow(), inner),
@@ -96,7 +98,8 @@ impl Context {
         }
     }
 
-    /// Returns [`weight`](Self::weight) for a weight and a bias that autocast casts once.
+    /// Calls [`weight`](Self::weight) for the weight and the bias of a layer. Autocast casts each
+    /// of them once in a forward pass.
     pub(in crate::nn) fn weight_and_bias<'t>(
         &self,
         weight: &'t Tensor,
@@ -109,7 +112,7 @@ impl Context {
 
 /// Returns an alias of `tensor` with the same values. The backward pass adds up the gradients from
 /// all uses of the alias, and rounds the sum to the dtype `to` before it reaches `tensor`. The gate
-/// emulates with it how a precision rounds the gradients of weights.
+/// (`cargo amp gate`) uses this function to emulate how a precision rounds gradients.
 ///
 /// # Errors
 /// When `to` is not a floating-point dtype.

@@ -31,7 +31,7 @@ use crate::{
     precision::{Policy, Region, RegionPlan},
 };
 
-/// Which modules do not keep their activations for the backward pass, but recompute them there.
+/// Which modules recompute their activations in the backward pass, instead of keeping them.
 pub(in crate::nn) enum Checkpointing {
     /// No module.
     Off,
@@ -84,8 +84,8 @@ impl Context {
         }
     }
 
-    /// Reports the tensors of every module to `probe`. The modules then run one by one: layers are
-    /// not fused.
+    /// Reports the tensors of every module to `probe`. In such a forward pass, layers are not
+    /// fused, but run one by one.
     #[must_use]
     pub fn with_probe(mut self, probe: Rc<dyn Probe>) -> Self {
         self.observer = Observer::Tensors(probe);
@@ -106,17 +106,17 @@ impl Context {
         self
     }
 
-    /// Lets `substitute` replace the tensors between modules and within them. The modules then run
-    /// one by one: layers are not fused. All activations are kept, because the backward pass would
-    /// recompute them without the replaced tensors.
+    /// Lets `substitute` replace the tensors between modules and within them. In such a forward
+    /// pass, layers are not fused, but run one by one. All activations are kept, because a
+    /// recomputation in the backward pass would not replace any tensor.
     #[must_use]
     pub fn with_substitute(mut self, substitute: Rc<dyn Substitute>) -> Self {
         self.observer = Observer::Substitutes(substitute);
         self.without_checkpointing()
     }
 
-    /// Reports the beginning and the end of every module to `trace`. The modules then run one by
-    /// one: layers are not fused.
+    /// Reports the beginning and the end of every module to `trace`. In such a forward pass, layers
+    /// are not fused, but run one by one.
     #[must_use]
     pub(crate) fn with_trace(mut self, trace: Rc<dyn Trace>) -> Self {
         self.observer = Observer::Trace(trace);
@@ -162,15 +162,15 @@ impl Context {
         self
     }
 
-    /// Measures the memory and time of the modules that could be recomputed.
+    /// Measures, with `survey`, the memory and time of the modules that could be recomputed.
     #[must_use]
     pub(crate) fn with_survey(mut self, survey: Rc<Survey>) -> Self {
         self.checkpointing = Checkpointing::Measured(survey);
         self
     }
 
-    /// Marks the forward pass as a repetition of an earlier one, so that the running statistics are
-    /// not updated a second time.
+    /// Marks the forward pass as a repetition of an earlier one, so that norms do not update their
+    /// running statistics a second time.
     #[must_use]
     pub(crate) fn again(mut self) -> Self {
         self.recomputing = true;
@@ -184,7 +184,7 @@ impl Context {
         self
     }
 
-    /// Returns the cached keys and values of earlier tokens.
+    /// Returns the cached keys and values of earlier tokens, or `None` without a cache.
     pub(in crate::nn) fn cache(&self) -> Option<&Entries> {
         self.cache.as_deref()
     }
@@ -227,13 +227,14 @@ impl Context {
     }
 
     /// Returns whether a checkpointed module runs for the second time, in the backward pass, to
-    /// recompute its activations. The running statistics must then not be updated again.
+    /// recompute its activations. In this case a norm must not update its running statistics again.
     pub fn is_recomputing(&self) -> bool {
         self.recomputing
     }
 
-    /// Returns a context with which a module can be run a second time later. The path and the
-    /// precision are those of this moment. The new context has no observer and no cache.
+    /// Returns a context with which the current module can be run a second time later, under the
+    /// current path and in the current precision region. The new context has no observer and no
+    /// cache.
     pub(in crate::nn) fn recomputing(&self) -> Self {
         Self {
             policy: self.policy,
@@ -243,7 +244,7 @@ impl Context {
             fuses: self.fuses,
             checkpointing: match &self.checkpointing {
                 Checkpointing::Declared => Checkpointing::Declared,
-                // If the trainer chose or measures a module, the modules inside it are not
+                // If the trainer chooses or measures modules, the modules inside them are not
                 // recomputed separately.
                 _ => Checkpointing::Off,
             },

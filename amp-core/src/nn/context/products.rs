@@ -1,5 +1,5 @@
-//! Reports every matrix product of a forward pass to a dtype probe, even if it is computed outside
-//! of layers. Also reports the operators that draw random numbers.
+//! Reports every matrix product of a forward pass to a dtype probe, even if the product is computed
+//! outside of layers. Also reports the operators that draw random numbers.
 
 use super::{Context, Observer};
 use crate::{
@@ -17,8 +17,9 @@ pub(crate) struct ProductsOf<'c> {
 }
 
 impl Context {
-    /// Starts reporting every matrix product and every draw of random numbers to the context's dtype
-    /// probe, or every draw to the probe of its tensors. Returns `None` if the context has neither.
+    /// Starts reporting to the probe of this context. A `DtypeProbe` receives every matrix product
+    /// and every draw of random numbers, and a `Probe` receives every draw. Returns `None` if the
+    /// context has neither.
     ///
     /// # Errors
     /// When libtorch does not accept a callback.
@@ -32,8 +33,8 @@ impl Context {
     }
 
     /// Stops the recording of matrix products until the result is dropped, unless this context
-    /// started the recording. Otherwise the probe of another context would receive this context's
-    /// products.
+    /// started the recording. Without this pause, the probe of another context would receive this
+    /// context's products.
     pub(crate) fn pause_others_products(&self) -> Option<PausedProducts> {
         (!self.watches_products.get()).then(PausedProducts::pause)
     }

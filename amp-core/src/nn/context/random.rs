@@ -12,8 +12,9 @@ impl Context {
     /// Draws numbers from the uniform distribution on [0, 1), in f32 under every precision, on the
     /// device of the forward pass.
     ///
-    /// libtorch draws other numbers for another dtype. Runs under several precisions can be compared
-    /// only if they draw the same numbers, so draw with this function and its siblings.
+    /// libtorch draws other numbers for another dtype. Runs under several precisions can be
+    /// compared only if they draw the same numbers. Therefore draw with this function, `randn`,
+    /// `rand_like` or `randn_like`.
     ///
     /// # Errors
     /// When a size is negative, or there is not enough memory.
@@ -49,8 +50,8 @@ impl Context {
     }
 
     /// Draws numbers from the uniform distribution on [0, 1), with the shape, dtype and device of
-    /// `like`. The numbers are drawn in f32 and then rounded, down where rounding to nearest would
-    /// give 1. See [`rand`](Self::rand).
+    /// `like`. The numbers are drawn in f32 and then rounded to nearest, but never up to 1. See
+    /// [`rand`](Self::rand).
     ///
     /// # Errors
     /// When `like` is not floating-point, or there is not enough memory.

@@ -21,9 +21,9 @@ use crate::{Error, Result, ffi};
 /// The options of a [`Conv`] over `N` dimensions. The defaults are those of nn.Conv2d.
 #[derive(Debug, Clone, Copy)]
 pub struct ConvConfig<const N: usize> {
-    /// Input channels.
+    /// The number of input channels.
     pub in_channels: i64,
-    /// Output channels.
+    /// The number of output channels.
     pub out_channels: i64,
     /// The kernel's size.
     pub kernel_size: Sizes<N>,

@@ -12,9 +12,9 @@ use crate::{
 /// nn.ConvTranspose2d.
 #[derive(Debug, Clone, Copy)]
 pub struct ConvTransposeConfig<const N: usize> {
-    /// Input channels.
+    /// The number of input channels.
     pub in_channels: i64,
-    /// Output channels.
+    /// The number of output channels.
     pub out_channels: i64,
     /// The kernel's size.
     pub kernel_size: Sizes<N>,
@@ -24,8 +24,8 @@ pub struct ConvTransposeConfig<const N: usize> {
     /// the output.
     pub padding: Sizes<N>,
     /// The number of elements that are added at the end of each dimension of the output. With a
-    /// stride above 1, inputs of several sizes give the same size in a convolution, so this number
-    /// selects one of these sizes.
+    /// stride above 1, a convolution maps inputs of several sizes to outputs of one size. This
+    /// number selects which of these input sizes the transposed convolution returns.
     pub output_padding: Sizes<N>,
     /// The number of groups of channels. Each group has its own filters. The number must divide
     /// `in_channels` and `out_channels`.
@@ -79,10 +79,11 @@ pub type ConvTranspose3d = ConvTranspose<3>;
 
 impl<const N: usize> ConvTranspose<N> {
     /// Creates the layer. Draws the weight, and then the bias, from U(±1/√fan). As in torch.nn, fan
-    /// is computed from the output channels of one group.
+    /// is the number of output channels of one group, multiplied by the number of elements of the
+    /// kernel.
     ///
     /// # Errors
-    /// When a size is not positive, or the groups do not divide the channels.
+    /// When a size is not positive, or `groups` does not divide the numbers of channels.
     pub fn new(config: ConvTransposeConfig<N>) -> Result<Self> {
         let ConvTransposeConfig { in_channels, out_channels, kernel_size, groups, .. } = config;
         groups_divide("conv_transpose", groups, in_channels, out_channels)?;

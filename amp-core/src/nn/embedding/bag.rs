@@ -16,7 +16,7 @@ pub struct EmbeddingBagConfig {
     pub embedding_dim: i64,
     /// See [`EmbeddingConfig`](super::EmbeddingConfig).
     pub max_norm: Option<f64>,
-    /// The degree p of the norm that `max_norm` limits.
+    /// The exponent p of the norm that `max_norm` limits.
     pub norm_type: f64,
     /// Whether the gradient of a vector is divided by the number of times that the batch uses the
     /// vector. Not supported by [`BagMode::Max`].
@@ -37,10 +37,10 @@ pub struct EmbeddingBagConfig {
 pub enum BagMode {
     /// The sum of the vectors. If there are weights, each vector is multiplied by its weight.
     Sum,
-    /// Their mean.
+    /// The mean of the vectors.
     #[default]
     Mean,
-    /// The elementwise maximum.
+    /// The elementwise maximum of the vectors.
     Max,
 }
 
@@ -71,7 +71,7 @@ impl EmbeddingBagConfig {
 ///
 /// | input | shape |
 /// | --- | --- |
-/// | indices | `[N, L]`, bags of L, or `[all]` with offsets |
+/// | indices | `[N, L]` for N bags of L indices, or `[all]` for concatenated bags |
 /// | offsets, for indices `[all]` | `[N]`: the start of each bag |
 /// | weights, for sums | the shape of the indices |
 /// | output | `[N, embedding_dim]` |

@@ -22,11 +22,11 @@ pub struct EmbeddingConfig {
     /// negative index counts from the end of the table.
     pub padding_idx: Option<i64>,
     /// The largest norm of a vector. When a longer vector is looked up, it is scaled down to this
-    /// norm. In training this changes the table itself, as in torch, but a skipped step leaves the
-    /// table unchanged. In evaluation only the output changes, while torch changes the table in
-    /// evaluation, too.
+    /// norm. In training this changes the table itself, as in torch. If the trainer skips the step,
+    /// it restores the table. In evaluation only the output is scaled, while torch changes the
+    /// table in evaluation, too.
     pub max_norm: Option<f64>,
-    /// The degree p of the norm that `max_norm` limits.
+    /// The exponent p of the norm that `max_norm` limits.
     pub norm_type: f64,
     /// Whether the gradient of a vector is divided by the number of times that the batch uses the
     /// vector.
@@ -104,14 +104,14 @@ fn table(shape: [i64; 2], std: f64, padding_idx: Option<i64>) -> Result<Tensor> 
     Ok(weight)
 }
 
-/// Returns whether a vector that is too long is rescaled in the table. If not, only the output is
-/// rescaled.
+/// Returns whether a vector whose norm exceeds `max_norm` is rescaled in the table. If not, only
+/// the output is rescaled.
 fn changes_table(cx: &Context) -> bool {
     cx.is_training() && !cx.is_recomputing()
 }
 
-/// Visits a table of vectors. If the norm of the vectors is limited, the forward pass changes the
-/// table, and the visitor is told so.
+/// Visits a table of vectors. If `max_norm` limits the norm of the vectors, reports the table as a
+/// parameter that the forward pass changes.
 fn visit_table(visitor: &mut dyn Visitor, weight: &Tensor, max_norm: Option<MaxNorm>) {
     match max_norm {
         Some(_) => visitor.changed_in_forward("weight", weight),

@@ -12,7 +12,7 @@ pub(super) struct MaxNorm {
 }
 
 impl MaxNorm {
-    /// Checks the options. Returns `None` if the norm is not limited.
+    /// Checks the options `max_norm` and `norm_type`. Returns `None` if `max_norm` is not set.
     pub(super) fn new(layer: &str, max_norm: Option<f64>, norm_type: f64) -> Result<Option<Self>> {
         let Some(most) = max_norm else { return Ok(None) };
         for (name, value) in [("max_norm", most), ("norm_type", norm_type)] {
@@ -25,8 +25,8 @@ impl MaxNorm {
         Ok(Some(Self { most, p: norm_type }))
     }
 
-    /// Rescales in place those rows of `table` at these indices that are too long. As in torch,
-    /// gradients are computed for the rescaled rows.
+    /// Rescales in place those of the rows `indices` of `table` whose norm is too large. As in
+    /// torch, gradients are computed for the rescaled rows.
     pub(super) fn rescale(self, table: &Tensor, indices: &Tensor) -> Result<()> {
         if indices.numel() == 0 {
             return Ok(());
@@ -53,7 +53,7 @@ impl MaxNorm {
         Ok(shorter.f_where_self(&is_longer, &lengths.f_ones_like()?)?)
     }
 
-    /// Rescales all rows of `rows` that are too long, `[N, embedding_dim]`.
+    /// Rescales in place all rows of `rows`, `[N, embedding_dim]`, whose norm is too large.
     pub(super) fn rescale_all(self, rows: &Tensor) -> Result<()> {
         let all = Tensor::f_arange(rows.size()[0], (Kind::Int64, rows.device()))?;
         self.rescale(rows, &all)

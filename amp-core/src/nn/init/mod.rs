@@ -1,6 +1,6 @@
 //! Functions with the names of torch.nn.init, which fill tensors with initial values. For an f32
 //! tensor on the CPU, the same seed gives the same values as torch. For another dtype or device,
-//! the values are rounded or copied.
+//! these values are rounded to the dtype or copied to the device.
 //!
 //! The functions fill a tensor in place, for example a parameter that was found by its name:
 //!
@@ -55,9 +55,9 @@ macro_rules! in_place {
 }
 
 in_place! {
-    /// Fills with 0.
+    /// Fills the tensor with 0.
     zeros_() = Init::Zeros;
-    /// Fills with 1.
+    /// Fills the tensor with 1.
     ones_() = Init::Ones;
     /// Sets every element to `val`.
     constant_(val: f64) = Init::Full { value: val };
@@ -72,10 +72,12 @@ in_place! {
     xavier_uniform_(gain: f64) = Init::XavierUniform { gain };
     /// Fills the tensor with random values from N(0, gain²·2 / (fan_in + fan_out)).
     xavier_normal_(gain: f64) = Init::XavierNormal { gain };
-    /// Fills the tensor with random values from U(±gain·√(3 / fan)).
+    /// Fills the tensor with random values from U(±gain·√(3 / fan)). `nonlinearity` and `a`
+    /// determine the gain ([`calculate_gain`]), and `mode` selects the fan.
     kaiming_uniform_(a: f64, mode: FanMode, nonlinearity: Nonlinearity) =
         Init::KaimingUniform { a, mode, nonlinearity };
-    /// Fills the tensor with random values from N(0, gain² / fan).
+    /// Fills the tensor with random values from N(0, gain² / fan). `nonlinearity` and `a` determine
+    /// the gain ([`calculate_gain`]), and `mode` selects the fan.
     kaiming_normal_(a: f64, mode: FanMode, nonlinearity: Nonlinearity) =
         Init::KaimingNormal { a, mode, nonlinearity };
     /// Fills the tensor with a random (semi-)orthogonal matrix. The size of the first dimension is
@@ -154,7 +156,7 @@ pub(super) fn buffer(shape: &[i64], value: f64) -> Result<Tensor> {
 
 /// Returns the bound of `kaiming_uniform_(a = √5)`, which nn.Linear and nn.Conv2d use: 1/√fan_in.
 pub(super) fn kaiming_bound(fan_in: i64) -> f64 {
-    // The operations have the same order as in torch, so that the result has the same last bit.
+    // The operations have the same order as in torch, so that the result is bit-identical.
     let gain = (2.0 / (1.0 + 5.0_f64.sqrt().powi(2))).sqrt();
     let std = gain / (fan_in as f64).sqrt();
     3.0_f64.sqrt() * std

@@ -45,8 +45,8 @@ struct Kept {
 /// ```
 #[derive(Debug)]
 pub struct Remembering {
-    /// Whether another guard existed when this one was created. The cache is then cleared only when
-    /// the other guard is dropped.
+    /// Whether another guard existed when this one was created. In this case the cache is cleared
+    /// only when the other guard is dropped.
     is_inner: bool,
 }
 
@@ -132,10 +132,10 @@ mod tests {
         Ok(all)
     }
 
-    /// Cached random values, and the random values after them, must be bit-identical to values that
-    /// are computed without the cache. This must hold for the first and for every later request,
-    /// for each seed, and for each distribution. Changing a returned tensor in place must not
-    /// change the values that are returned later.
+    /// Checks that cached random values, and the random values after them, are bit-identical to
+    /// values that are computed without the cache. This must hold for the first and for every later
+    /// request, for each seed, and for each distribution. Changing a returned tensor in place must
+    /// not change the values that are returned later.
     #[rstest]
     #[case::again(&[(1, 1.0), (1, 1.0), (1, 1.0)])]
     #[case::other_seed(&[(1, 1.0), (2, 1.0), (1, 1.0)])]
@@ -153,7 +153,7 @@ mod tests {
         Ok(())
     }
 
-    /// Nothing may be cached after the guard was dropped.
+    /// Checks that nothing is cached any more after the outermost guard was dropped.
     #[test]
     fn nothing_is_kept_behind_the_guard() -> Result<()> {
         {

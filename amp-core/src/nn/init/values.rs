@@ -62,16 +62,16 @@ pub enum Init {
         /// The negative slope of the leaky ReLU that follows the layer. √5 gives the initial values
         /// that torch uses by default for nn.Linear and convolutions, U(±1/√fan_in).
         a: f64,
-        /// Whether fan_in or fan_out is the fan.
+        /// Whether fan is fan_in or fan_out.
         mode: FanMode,
         /// The activation that follows the layer. It determines the gain.
         nonlinearity: Nonlinearity,
     },
     /// The normal distribution N(0, gain² / fan).
     KaimingNormal {
-        /// See [`KaimingUniform`](Self::KaimingUniform).
+        /// The negative slope of the leaky ReLU that follows the layer.
         a: f64,
-        /// Whether fan_in or fan_out is the fan.
+        /// Whether fan is fan_in or fan_out.
         mode: FanMode,
         /// The activation that follows the layer. It determines the gain.
         nonlinearity: Nonlinearity,
@@ -90,10 +90,12 @@ pub enum Init {
 /// The number of connections (fan) from which the standard deviation of the values is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FanMode {
-    /// The number of inputs of an output: the forward pass preserves the variance.
+    /// fan_in, the number of inputs of each output. The forward pass preserves the variance of the
+    /// activations.
     #[default]
     FanIn,
-    /// The number of outputs of an input: the backward pass preserves the variance.
+    /// fan_out, the number of outputs of each input. The backward pass preserves the variance of
+    /// the gradients.
     FanOut,
 }
 
@@ -115,8 +117,8 @@ pub enum Nonlinearity {
     Selu,
 }
 
-/// Returns the gain that torch recommends: 1, 5/3 for tanh, √2 for ReLU, √(2 / (1 + a²)) for leaky
-/// ReLU of negative slope `a`, and 3/4 for SELU.
+/// Returns the gain that torch recommends: 5/3 for tanh, √2 for ReLU, √(2 / (1 + a²)) for leaky
+/// ReLU of negative slope `a`, 3/4 for SELU, and 1 in all other cases.
 pub fn calculate_gain(nonlinearity: Nonlinearity, a: f64) -> f64 {
     match nonlinearity {
         Nonlinearity::Linear | Nonlinearity::Sigmoid => 1.0,
@@ -132,8 +134,8 @@ impl Init {
     /// requires a gradient.
     ///
     /// # Errors
-    /// When a size is negative, the bounds or the standard deviation are invalid, or fans are
-    /// needed and the shape has fewer than two dimensions.
+    /// When a size is negative, the bounds or the standard deviation are invalid, or the shape has
+    /// too few dimensions to compute fans or a matrix (`Eye` needs exactly two).
     pub fn tensor(self, shape: &[i64], role: Role) -> Result<Tensor> {
         let tensor = self.draw(shape)?;
         Ok(tensor.f_set_requires_grad(role == Role::Parameter)?)
@@ -280,8 +282,8 @@ fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<T
     drawn(shape, Draw::Truncated { uniform: [low, high], moments: [mean, std], ends: [a, b] })
 }
 
-/// Returns the matrix Q of the QR decomposition of a matrix of normal random numbers. The signs are
-/// chosen such that Q is uniformly distributed.
+/// Returns the matrix Q of the QR decomposition of a matrix of normal random numbers, multiplied by
+/// `gain`. The signs are chosen such that Q is uniformly distributed.
 fn orthogonal(shape: &[i64], gain: f64) -> Result<Tensor> {
     let [rows, rest @ ..] = shape else { return no_matrix(shape) };
     if rest.is_empty() || shape.iter().any(|size| *size < 1) {

@@ -27,7 +27,7 @@ pub(crate) struct Cell {
     pub(crate) output: u64,
     /// Whether the backward pass of the module needs the input.
     pub(crate) keeps_input: bool,
-    /// Whether the backward pass of the module needs the output, even if no other module does.
+    /// Whether the backward pass of the module itself needs the output.
     pub(crate) keeps_output: bool,
     /// The seconds that one more forward pass of the module takes.
     pub(crate) seconds: f64,
@@ -36,7 +36,7 @@ pub(crate) struct Cell {
 }
 
 /// Measures the modules of a forward pass that can be recomputed, and the modules within them. Use
-/// it in a forward pass without gradients, with the context from `Context::again`.
+/// it in a forward pass without gradients, with a context that `Context::again` returned.
 pub(crate) struct Survey {
     device: Device,
     meter: MemoryMeter,
@@ -99,8 +99,8 @@ impl Survey {
         Ok(output)
     }
 
-    /// Returns the measurements of the layers that `run` runs. They are not added to the survey's
-    /// other measurements.
+    /// Returns the measurements of the layers that `run` runs, and does not add them to the
+    /// survey's other measurements.
     fn within<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<Vec<Cell>> {
         let before = self.cells.take();
         run()?;
@@ -120,9 +120,8 @@ impl Survey {
         }
     }
 
-    /// Measures a module by running it twice on the input. The first run is with autograd, and
-    /// measures the bytes that are freed together with the autograd graph. The second run measures
-    /// the time.
+    /// Measures a module by running it twice on the input. The first run builds an autograd graph,
+    /// and measures the bytes that this graph keeps alive. The second run measures the time.
     fn measure(
         &self,
         input: &Tensor,
@@ -183,8 +182,8 @@ impl Survey {
     }
 }
 
-/// Returns a scalar zero that requires a gradient. If it is added to an input, the sum requires a
-/// gradient, too.
+/// Returns a zero of shape `[1]` that requires a gradient. If it is added to `input`, the sum
+/// requires a gradient, too. Returns `None` if `input` is not floating-point.
 fn history_for(input: &Tensor) -> Result<Option<Tensor>> {
     if !is_floating(input.kind()) {
         return Ok(None);

@@ -1,6 +1,6 @@
-//! Activation checkpointing: the activations of a module are not kept for the backward pass, which
-//! computes them again. A [`Checkpoint`] applies this to one module, and a [`Segment`] to several
-//! layers of a sequence. [`measure`] measures how many bytes this saves.
+//! Activation checkpointing: the activations of a module are not kept after the forward pass, and
+//! the backward pass computes them again. A [`Checkpoint`] applies this to one module, and a
+//! [`Segment`] to several layers of a sequence. [`measure`] measures how many bytes this saves.
 
 mod measure;
 mod segment;
@@ -46,8 +46,8 @@ impl<M> Checkpoint<M> {
 }
 
 impl<M> Checkpoint<M> {
-    /// Returns a checkpoint of `view(module)`, where `view` wraps the module. `enabled` is the
-    /// same.
+    /// Returns a checkpoint of `view(module)`, where `view` wraps the module, with the same value
+    /// of `enabled`.
     pub(in crate::nn) fn viewed<V>(&self, view: impl FnOnce(&M) -> V) -> Checkpoint<V> {
         Checkpoint::new(view(&self.module), self.enabled)
     }
@@ -84,9 +84,9 @@ fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
 /// Waits until no other thread is in a section with its own seed, in which it draws random numbers
 /// from the generator that all threads share. A checkpoint compares the state of the generator
 /// before and after its module, to find out whether the module uses random numbers. If another
-/// thread changed the state meanwhile, the backward pass would reset the generator for a module
-/// that uses no random numbers, and would disturb the other thread. A recomputation does not wait.
-/// The thread that needs its result waits for it, and may itself be in such a section.
+/// thread changed the state between the two reads, the backward pass would reset the generator for
+/// a module that uses no random numbers, and would disturb the other thread. A recomputation does
+/// not wait, because the thread that waits for its result may itself be in such a section.
 fn without_sections(cx: &Context) -> Option<Place> {
     (!cx.is_recomputing()).then(random::place)
 }

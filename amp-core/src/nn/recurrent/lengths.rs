@@ -1,4 +1,4 @@
-//! Packs sequences of different lengths that are padded in one tensor.
+//! Packs sequences of different lengths, which are given in one padded tensor.
 
 use tch::{Device, Kind, Tensor};
 

@@ -88,8 +88,8 @@ pub enum RnnNonlinearity {
     Relu,
 }
 
-/// Implements for the options of a layer: a constructor with torch's defaults, and the conversion
-/// to the shape of a stack.
+/// Implements, for the options of a layer, a constructor with torch's defaults and the conversion
+/// to a [`Shape`].
 macro_rules! config {
     ($($config:ident { $($option:ident: $value:expr),* })*) => {$(
         impl $config {
@@ -143,6 +143,8 @@ config! {
 /// h ← o·tanh(c), multiplied by weight_hr if there is a projection
 /// ```
 ///
+/// where W is `weight_ih`, U is `weight_hh`, and b is the sum of `bias_ih` and `bias_hh`.
+///
 /// | input | shape |
 /// | --- | --- |
 /// | sequence | `[L, N, input_size]`, with `batch_first` `[N, L, input_size]` |
@@ -160,8 +162,8 @@ config! {
 /// With lengths, the layer computes what torch's layer computes for a packed sequence. Steps after
 /// the end of a sequence have no effect, and their output is zero. The last states are the states
 /// at the end of each sequence. The reverse direction begins at the end of each sequence. The
-/// output has the same length L as the input. The host reads the lengths, so a step with lengths
-/// cannot be recorded as a CUDA graph.
+/// output has the same length L as the input. The host reads the lengths, so a training step with
+/// lengths cannot be recorded as a CUDA graph.
 ///
 /// Under autocast the layer computes in the autocast dtype. This includes bf16 on CUDA, where
 /// libtorch's autocast would compute in f16. The parameters have torch's names: `weight_ih_l0`,
@@ -198,14 +200,14 @@ pub struct Lstm(Stack);
 /// h ← (1 − z)·n + z·h
 /// ```
 ///
-/// The input, initial state, lengths, output and last state are as in an [`Lstm`], but there is no
-/// cell state c and no projection.
+/// W, U and b, and the input, initial state, lengths, output and last state are as in an [`Lstm`],
+/// but there is no cell state c and no projection.
 #[derive(Debug)]
 pub struct Gru(Stack);
 
-/// A plain recurrent network, h ← tanh(W·x + U·h + b), or with ReLU instead of tanh; nn.RNN. The
-/// input, initial state, lengths, output and last state are as in an [`Lstm`], but there is no cell
-/// state c and no projection.
+/// A plain recurrent network, h ← tanh(W·x + U·h + b), or with ReLU instead of tanh; nn.RNN. W, U
+/// and b, and the input, initial state, lengths, output and last state are as in an [`Lstm`], but
+/// there is no cell state c and no projection.
 #[derive(Debug)]
 pub struct Rnn(Stack);
 

@@ -21,7 +21,8 @@ impl Cell {
         }
     }
 
-    /// Returns the number of rows in a weight for each element of the state.
+    /// Returns the number of gates, which is the number of rows of a weight for each element of the
+    /// state.
     pub(super) fn gates(self) -> i64 {
         match self {
             Self::Lstm => 4,

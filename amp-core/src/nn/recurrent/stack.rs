@@ -69,9 +69,9 @@ impl Stack {
         let device = input.device();
         let autocast = autocast_kind(input, &self.weights[0])?;
         let kind = autocast.unwrap_or(input.kind());
-        // This function casts itself, and switches autocast off: on CUDA libtorch's autocast of
-        // recurrent layers always uses f16, and on the CPU it casts to bf16 even if oneDNN has no
-        // kernel.
+        // This function itself casts all tensors, and switches autocast off: on CUDA libtorch's
+        // autocast of recurrent layers always uses f16, and on the CPU it casts to bf16 even if
+        // oneDNN has no kernel.
         let _off = autocast.map(|_| AutocastGuard::off(device)).transpose()?;
         let mut x = input.f_to_kind(kind)?;
         let mut states = self.initial(initial, batch, (kind, device))?;
@@ -137,7 +137,8 @@ impl Stack {
     }
 
     /// Runs the layers on a padded or packed batch, with this crate's dropout between them. cuDNN's
-    /// dropout does not use libtorch's generator, so a resumed run could not continue it.
+    /// dropout does not use libtorch's generator, so a resumed run could not continue with the same
+    /// random numbers.
     fn layers<const STATES: usize>(
         &self,
         input: &Tensor,

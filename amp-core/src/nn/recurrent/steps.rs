@@ -1,7 +1,7 @@
 //! Computes recurrent layers step by step and one operation at a time, so that an observer can
-//! replace the result of each operation. libtorch's fused operations compute the same without
-//! observer. In 16 bits they round where this code calls [`Context::within`] and
-//! [`Context::weight`].
+//! replace the result of each operation. Without an observer, libtorch's fused operations compute
+//! the same. In 16 bits, these operations round where the code of this file calls
+//! [`Context::within`] and [`Context::weight`].
 
 use tch::Tensor;
 
@@ -53,7 +53,7 @@ impl Weights {
     }
 }
 
-/// Replaces a weight and a bias by those for the next step.
+/// Replaces a weight and a bias by those for the next step; see [`Context::next_use`].
 fn advance((weight, bias): &mut Factors, cx: &Context) -> Result<()> {
     *weight = cx.next_use(weight)?;
     if let Some(bias) = bias {
@@ -62,14 +62,15 @@ fn advance((weight, bias): &mut Factors, cx: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Computes the product of x with a weight, plus a bias. Offers it to the observer under `name`.
+/// Computes the product of x with a weight, plus a bias. Offers the result to the observer under
+/// `name`.
 pub(super) fn product(
     name: &str,
     x: &Tensor,
     (weight, bias): &Factors,
     cx: &Context,
 ) -> Result<Tensor> {
-    // The factors have other uses, and the gradient of each use is rounded.
+    // x, the weight and the bias are also used elsewhere, and the gradient of each use is rounded.
     let bias = bias.as_ref().map(|bias| cx.next_use(bias)).transpose()?;
     cx.within(name, &cx.next_use(x)?.f_linear(&cx.next_use(weight)?, bias)?)
 }
@@ -212,14 +213,14 @@ fn read(
     if is_reverse {
         outputs.reverse();
     }
-    // The sequences that ended last are the first ones.
+    // The packed sequences are sorted by length, so the sequences that ended last come first.
     ended.push(states);
     ended.reverse();
     Ok((Tensor::f_cat(&outputs, 0)?, joined(&ended)?.split_off(1)))
 }
 
-/// Returns the hidden state for its first use, which is the product with its weight, and then all
-/// states for their next uses.
+/// Returns the hidden state for its first use, the product with its weight, followed by all states
+/// for their next uses; see [`Context::next_use`].
 pub(super) fn with_uses(mut states: Vec<Tensor>, cx: &Context) -> Result<Vec<Tensor>> {
     let again = cx.next_use(&states[0])?;
     states.insert(1, again);

@@ -98,7 +98,7 @@ impl TransformerEncoderLayer {
     /// the layer under its path and in its precision region.
     ///
     /// # Errors
-    /// When the mask's shape does not match `[N, L, d_model]`.
+    /// When the input is not `[N, L, d_model]`, or the mask's shape does not match the input.
     pub fn forward_masked(
         &self,
         input: &Tensor,
@@ -235,7 +235,7 @@ impl TransformerEncoder {
     /// and src_key_padding_mask. [`Child`] has a method of the same name.
     ///
     /// # Errors
-    /// When the mask's shape does not match `[N, L, d_model]`.
+    /// When the input is not `[N, L, d_model]`, or the mask's shape does not match the input.
     pub fn forward_masked(
         &self,
         input: &Tensor,
@@ -271,8 +271,8 @@ impl Module for TransformerEncoder {
     }
 }
 
-/// Defines a module of one input that calls `forward_masked` of a layer type, and the method
-/// `forward_masked` of a [`Child`] with this layer type.
+/// Defines, for a layer type, a module whose inputs are a tensor and a mask and which calls the
+/// layer's `forward_masked`, and the method `forward_masked` of a [`Child`] with this layer type.
 macro_rules! masked {
     ($($layer:ty, $view:ident;)*) => {$(
         struct $view<'m>(&'m $layer);

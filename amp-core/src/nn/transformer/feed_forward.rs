@@ -22,8 +22,8 @@ pub enum FeedForward {
     SwiGlu,
 }
 
-/// Computes linear2(dropout(activation(linear1(x)))). The names of its parameters are those that
-/// they would have if `linear1` and `linear2` were fields of the transformer layer, as in torch.
+/// Computes linear2(dropout(activation(linear1(x)))). As in torch, the names of the parameters are
+/// those of fields `linear1` and `linear2` of the transformer layer.
 #[derive(Debug)]
 pub(super) struct Perceptron {
     linear1: Linear,
@@ -59,8 +59,8 @@ impl Perceptron {
         })
     }
 
-    /// Runs the network. The paths of its linear layers begin with the path of the transformer
-    /// layer that contains the network.
+    /// Runs the network. `cx` must have the path of the transformer layer, so that the network's
+    /// linear layers are its children.
     pub(super) fn forward(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         cx.call("linear2", None, &self.linear2, &self.expand(x, cx)?)
     }

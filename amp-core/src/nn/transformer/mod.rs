@@ -109,7 +109,8 @@ pub struct TransformerStackConfig {
     pub causal: bool,
     /// As [`TransformerLayerConfig::bias`]. It applies to the final layer norm, too.
     pub bias: bool,
-    /// Whether a layer norm follows the last layer. It is needed if `norm_first` is set.
+    /// Whether a layer norm follows the last layer. Set it if `norm_first` is set, because in this
+    /// case the last layer does not normalize its output.
     pub norm: bool,
 }
 
@@ -152,8 +153,8 @@ impl TransformerStackConfig {
     }
 
     /// Builds `num_layers` layers and, if the options ask for it, a final layer norm. The first
-    /// layer is new. The other layers are copies of the first one, because torch clones the layer
-    /// that it is given.
+    /// layer is new. The other layers are copies of the first one, as in torch, which clones a
+    /// given layer.
     fn build<L>(
         &self,
         layer: impl FnOnce(TransformerLayerConfig) -> Result<L>,

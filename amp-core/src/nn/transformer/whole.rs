@@ -139,9 +139,9 @@ pub struct Transformer {
 }
 
 impl Transformer {
-    /// Builds the encoder and the decoder. Then draws all matrices again from Xavier's uniform
-    /// distribution, as torch does. The layers therefore have different initial weights, unlike the
-    /// layers of a [`TransformerEncoder`] outside of a `Transformer`.
+    /// Builds the encoder and the decoder. Then draws all parameters with at least two dimensions
+    /// again from Xavier's uniform distribution, as torch does. The layers therefore have different
+    /// initial weights, unlike the layers of a [`TransformerEncoder`] outside of a `Transformer`.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, `dropout` is not a probability, or the encoder or

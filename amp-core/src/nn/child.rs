@@ -265,7 +265,7 @@ impl<M: Visit + ?Sized> Visit for Child<'_, M> {
 }
 
 /// A child is a module itself, so that it can be passed to functions that accept any module. The
-/// child's name and precision region then still apply.
+/// child's name and precision region apply in such functions, too.
 impl<M: Module + ?Sized> Module for Child<'_, M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.forward_with((input,), cx)

@@ -23,7 +23,7 @@ pub type FractionalMaxPool2dConfig = FractionalMaxPoolConfig<2>;
 pub type FractionalMaxPool3dConfig = FractionalMaxPoolConfig<3>;
 
 impl<const N: usize> FractionalMaxPoolConfig<N> {
-    /// Sets the window's size. The caller must set `output_size` or `output_ratio`.
+    /// Returns options with this window size. The caller must set `output_size` or `output_ratio`.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self { kernel_size, output_size: PerDimension::None, output_ratio: PerDimension::None }
@@ -112,7 +112,7 @@ impl<const N: usize> FractionalMaxPool<N> {
             of.map(|(size, ratio)| (*size as f64 * ratio) as i64).collect()
         };
         let output = output_size.of(N).or_else(|| output_ratio.of(N).map(scaled));
-        let output = output.expect("`new` checked them");
+        let output = output.expect("`new` checked output_size and output_ratio");
         Ok(match N {
             2 => input.f_fractional_max_pool2d(kernel_size.0, output, samples)?,
             _ => input.f_fractional_max_pool3d(kernel_size.0, output, samples)?,

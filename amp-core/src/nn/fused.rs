@@ -13,9 +13,9 @@ pub enum Fusable<'a> {
     /// A linear layer, always the first layer of a group. ReLU or GELU may follow, and after that
     /// dropout.
     Linear(&'a Linear),
-    /// ReLU may follow, and then dropout.
+    /// A batch norm, always the first layer of a group. ReLU may follow, and after that dropout.
     BatchNorm(&'a BatchNorm),
-    /// GELU may follow, and then dropout.
+    /// A layer norm, always the first layer of a group. GELU may follow, and after that dropout.
     LayerNorm(&'a LayerNorm),
     /// max(x, 0).
     Relu,

@@ -24,7 +24,7 @@ pub struct GroupNormConfig {
 }
 
 impl GroupNormConfig {
-    /// Sets `eps` to 1e-5, with weight and bias.
+    /// Returns options with weight and bias, and with 1e-5 as `eps`.
     pub fn new(num_groups: i64, num_channels: i64) -> Self {
         Self { num_groups, num_channels, eps: 1e-5, affine: true }
     }
@@ -96,7 +96,8 @@ pub struct InstanceNormConfig {
 }
 
 impl InstanceNormConfig {
-    /// Sets `eps` to 1e-5 and `momentum` to 0.1, without weight, bias and running statistics.
+    /// Returns options without weight, bias and running statistics, with 1e-5 as `eps` and 0.1 as
+    /// `momentum`.
     pub fn new(num_features: i64) -> Self {
         Self { num_features, eps: 1e-5, momentum: 0.1, affine: false, track_running_stats: false }
     }
@@ -121,7 +122,7 @@ impl InstanceNorm {
     /// 1.
     ///
     /// # Errors
-    /// When the size is below 1, eps is not above 0 or the momentum is not in [0, 1].
+    /// When `num_features` is below 1, `eps` is not above 0 or `momentum` is not in [0, 1].
     pub fn new(config: InstanceNormConfig) -> Result<Self> {
         let InstanceNormConfig { num_features, eps, momentum, affine, track_running_stats } =
             config;
@@ -182,7 +183,7 @@ pub struct RmsNormConfig {
 }
 
 impl RmsNormConfig {
-    /// Sets a weight, and as `eps` the machine epsilon of the dtype.
+    /// Returns options with a weight, and with the machine epsilon of the dtype as `eps`.
     pub fn new(normalized_shape: impl Into<NormalizedShape>) -> Self {
         Self { normalized_shape: normalized_shape.into(), eps: None, elementwise_affine: true }
     }

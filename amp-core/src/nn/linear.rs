@@ -15,7 +15,7 @@ pub struct LinearConfig {
 }
 
 impl LinearConfig {
-    /// Sets a bias.
+    /// Returns options with a bias.
     pub fn new(in_features: i64, out_features: i64) -> Self {
         Self { in_features, out_features, bias: true }
     }

@@ -26,7 +26,7 @@ pub type LpPool2dConfig = LpPoolConfig<2>;
 pub type LpPool3dConfig = LpPoolConfig<3>;
 
 impl<const N: usize> LpPoolConfig<N> {
-    /// Sets adjacent windows (a stride of `kernel_size`).
+    /// Returns options for adjacent windows (a stride of `kernel_size`).
     pub fn new(norm_type: impl Into<f64>, kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self { norm_type: norm_type.into(), kernel_size, stride: kernel_size, ceil_mode: false }

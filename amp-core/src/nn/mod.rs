@@ -1,5 +1,6 @@
-//! Layers, and the two traits that every layer implements. [`Visit`] lists the layer's tensors with
-//! their names, and [`Module`] runs the layer.
+//! Layers, and the traits that they implement. [`Visit`] lists the tensors of a layer with their
+//! names. [`Module`] runs a layer whose input is one tensor and whose output is one tensor.
+//! [`Forward`] runs any other layer.
 //!
 //! As in PyTorch, layers own ordinary tensors. The name of a tensor is its path in the struct
 //! (`model.0.weight`), so PyTorch and this crate use the same names. Initial values are random
@@ -241,13 +242,13 @@ pub trait Module: Visit {
 
 /// Receives the tensors and the children of a module.
 pub trait Visitor {
-    /// Begins the child `name`. What the visitor receives until the matching call of `leave`
-    /// belongs to this child and is in the precision region `region`.
+    /// Enters the child `name`. All tensors and children that follow, until the matching call of
+    /// `leave`, belong to this child. They are in the precision region `region`, if there is one.
     fn enter(&mut self, name: &str, region: Option<Region>);
-    /// Ends the child that was entered last and has not been left.
+    /// Leaves the child that was entered last and has not been left.
     fn leave(&mut self);
-    /// Receives a tensor of the current module, which is the child that was entered last and has
-    /// not been left.
+    /// Receives a tensor of the current module (the child that was entered last and has not been
+    /// left).
     fn tensor(&mut self, name: &str, tensor: &Tensor, role: Role);
     /// Receives a parameter that the forward pass itself changes in training, as an embedding with
     /// `max_norm` does. When the trainer skips or repeats a step, it restores such a parameter. The

@@ -29,7 +29,8 @@ pub struct BatchNormConfig {
 }
 
 impl BatchNormConfig {
-    /// Sets `eps` to 1e-5 and `momentum` to 0.1, with weight, bias and running statistics.
+    /// Returns options with weight, bias and running statistics, with 1e-5 as `eps` and 0.1 as
+    /// `momentum`.
     pub fn new(num_features: i64) -> Self {
         Self { num_features, eps: 1e-5, momentum: 0.1, affine: true, track_running_stats: true }
     }
@@ -83,7 +84,7 @@ impl BatchNorm {
     /// to 1.
     ///
     /// # Errors
-    /// When the size is below 1, eps is not above 0, or the momentum is not in [0, 1].
+    /// When `num_features` is below 1, `eps` is not above 0, or `momentum` is not in [0, 1].
     pub fn new(config: BatchNormConfig) -> Result<Self> {
         config.check()?;
         let running = || running_statistics(config.num_features);
@@ -245,7 +246,7 @@ pub struct LayerNormConfig {
 }
 
 impl LayerNormConfig {
-    /// Sets `eps` to 1e-5, with weight and bias.
+    /// Returns options with weight and bias, and with 1e-5 as `eps`.
     pub fn new(normalized_shape: impl Into<NormalizedShape>) -> Self {
         let normalized_shape = normalized_shape.into();
         Self { normalized_shape, eps: 1e-5, elementwise_affine: true, bias: true }

@@ -14,9 +14,9 @@ pub(super) fn applies(input: &Tensor) -> Result<bool> {
 }
 
 /// Resizes each dimension after the first two to its size in `out`, by linear interpolation. The
-/// factors `by` map positions in the output to positions in the input. For a dimension without a
-/// factor, and with `align_corners`, the sizes of input and output do this. As in libtorch, 16-bit
-/// values are computed in f32.
+/// factors `by` map positions in the output to positions in the input. Without a factor, and with
+/// `align_corners`, the positions in the input follow from the sizes of input and output. As in
+/// libtorch, 16-bit values are computed in f32.
 pub(super) fn linear(
     input: &Tensor,
     out: &[i64],

@@ -27,8 +27,8 @@ pub fn named_tensors(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor, Rol
     found.into_iter().map(|found| (found.name, found.tensor, found.role)).collect()
 }
 
-/// Returns the parameters that are trained. A tied parameter (one tensor with several names) is
-/// returned once, under its first name.
+/// Returns the parameters of the module, which are the trained tensors. A tied parameter (one
+/// tensor with several names) is returned once, under its first name.
 pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
     let mut seen = std::collections::HashSet::new();
     named_tensors(module)
@@ -72,7 +72,7 @@ pub(crate) fn parameters_in_regions(
 /// Moves every tensor to the policy's device. Casts every floating-point tensor to the dtype of the
 /// innermost precision region around it or, outside of precision regions, to the policy's dtype.
 /// `overrides` contains precision regions by the paths of modules; they replace the regions that
-/// the structs declare. Handles of the tensors that exist already then refer to the moved tensors.
+/// the structs declare. Existing handles of the tensors refer to the moved tensors afterwards.
 ///
 /// # Errors
 /// When no module has the path of an override, two tensors have the same name, a tensor with

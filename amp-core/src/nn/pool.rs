@@ -29,7 +29,7 @@ pub type MaxPool2dConfig = MaxPoolConfig<2>;
 pub type MaxPool3dConfig = MaxPoolConfig<3>;
 
 impl<const N: usize> MaxPoolConfig<N> {
-    /// Sets adjacent windows (a stride of `kernel_size`), without padding.
+    /// Returns options for adjacent windows (a stride of `kernel_size`), without padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self {
@@ -136,7 +136,7 @@ pub type AvgPool2dConfig = AvgPoolConfig<2>;
 pub type AvgPool3dConfig = AvgPoolConfig<3>;
 
 impl<const N: usize> AvgPoolConfig<N> {
-    /// Sets adjacent windows (a stride of `kernel_size`), without padding.
+    /// Returns options for adjacent windows (a stride of `kernel_size`), without padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self {

@@ -99,9 +99,9 @@ pub trait Substitute {
     }
 }
 
-/// How often a weight is cast to 16 bits if several operations of a forward pass use it. The
-/// backward pass adds up the gradients of the operations that share a cast in 16 bits. It adds up
-/// the gradients of separate casts in the dtype of the weight.
+/// How often a weight is cast to 16 bits if several operations of a forward pass use it. If
+/// operations share a cast, the backward pass adds up their gradients in 16 bits. It adds up the
+/// gradients of separate casts in the dtype of the weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Casts {
     /// All operations share one cast, which the cache of autocast or the module keeps.
@@ -136,8 +136,8 @@ pub struct Draw<'a> {
     pub path: &'a str,
     /// The name of libtorch's operator, such as `randn_like`.
     pub operator: &'a str,
-    /// The dtype in which the random numbers are drawn. On CUDA, 16-bit numbers are drawn in f32 and
-    /// then rounded.
+    /// The dtype in which the random numbers are drawn. On CUDA, 16-bit numbers are drawn in f32
+    /// and then rounded.
     pub kind: Kind,
 }
 
@@ -148,7 +148,7 @@ pub struct Product<'a> {
     pub path: &'a str,
     /// The name of libtorch's operator, such as `matmul` or `conv2d`.
     pub operator: &'a str,
-    /// The dtypes that the precision and the precision regions prescribe for the module.
+    /// The dtypes that the precision and the precision regions prescribe for this module.
     pub plan: RegionPlan,
     /// The dtype of the output. It is always floating-point.
     pub kind: Kind,
@@ -168,7 +168,7 @@ pub struct Group<'a> {
     /// modules have no path. Examples are the sum of a residual block, or an activation that a
     /// module applies itself.
     pub paths: &'a [String],
-    /// The dtypes that the precision and the precision regions prescribe for the module.
+    /// The dtypes that the precision and the precision regions prescribe for the layers.
     pub plan: RegionPlan,
     /// The group's inputs.
     pub inputs: &'a [&'a Tensor],

@@ -123,7 +123,8 @@ pub struct UpsampleConfig {
 }
 
 impl UpsampleConfig {
-    /// Sets nearest-neighbour interpolation. The caller must set `size` or `scale_factor`.
+    /// Returns options with nearest-neighbour interpolation. The caller must set `size` or
+    /// `scale_factor`.
     pub fn new() -> Self {
         Self {
             size: PerDimension::None,
@@ -205,7 +206,7 @@ impl Module for Upsample {
             let UpsampleConfig { size: to, scale_factor, .. } = self.config;
             let by = if to.is_given() { format!("{to:?}") } else { format!("{scale_factor:?}") };
             Error::config(format!(
-                "upsample: {mode:?} to or by {by} does not take an input of shape {size:?}"
+                "upsample: {mode:?} with size or scale_factor {by} does not take an input of shape {size:?}"
             ))
         };
         let (out, by) = self.output(spatial).ok_or_else(refused)?;
@@ -248,7 +249,8 @@ macro_rules! shuffles {
         }
 
         impl $name {
-            /// Creates a layer with the factor r between the small and the large height and width.
+            /// Creates a layer whose factor r is the ratio of the larger to the smaller height and
+            /// width.
             ///
             /// # Errors
             /// When the factor is not positive.

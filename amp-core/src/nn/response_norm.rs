@@ -17,7 +17,8 @@ pub struct LocalResponseNormConfig {
 }
 
 impl LocalResponseNormConfig {
-    /// Sets the number of channels that are averaged, and PyTorch's defaults for the other options.
+    /// Returns options that average over `size` channels, with PyTorch's defaults for the other
+    /// options.
     pub fn new(size: i64) -> Self {
         Self { size, alpha: 1e-4, beta: 0.75, k: 1.0 }
     }

@@ -17,7 +17,7 @@ pub struct FlattenConfig {
 }
 
 impl FlattenConfig {
-    /// Joins all dimensions except the batch dimension.
+    /// Returns options that join all dimensions except the batch dimension.
     pub fn new() -> Self {
         Self { start_dim: 1, end_dim: -1 }
     }
@@ -145,7 +145,7 @@ pub struct UnfoldConfig {
 }
 
 impl UnfoldConfig {
-    /// Sets windows of this size, one window at each pixel, without padding.
+    /// Returns options for windows of this size, one window at each pixel, without padding.
     pub fn new(kernel_size: impl Into<Sizes<2>>) -> Self {
         let [dilation, stride] = [Sizes([1; 2]); 2];
         Self { kernel_size: kernel_size.into(), dilation, padding: Sizes([0; 2]), stride }
@@ -187,15 +187,15 @@ pub struct FoldConfig {
     pub kernel_size: Sizes<2>,
     /// The distance between neighbouring elements of a window, in elements of the image.
     pub dilation: Sizes<2>,
-    /// The number of zeros that are added on each side of the image.
+    /// The number of pixels of padding on each side of the image. The output does not contain them.
     pub padding: Sizes<2>,
     /// The distance between the starts of neighbouring windows, in elements of the image.
     pub stride: Sizes<2>,
 }
 
 impl FoldConfig {
-    /// Sets images of this output size with windows of this kernel size, one window at each pixel,
-    /// without padding.
+    /// Returns options for images of this output size and windows of this kernel size, one window
+    /// at each pixel, without padding.
     pub fn new(output_size: impl Into<Sizes<2>>, kernel_size: impl Into<Sizes<2>>) -> Self {
         let UnfoldConfig { kernel_size, dilation, padding, stride } =
             UnfoldConfig::new(kernel_size);

@@ -19,7 +19,7 @@ pub struct BilinearConfig {
 }
 
 impl BilinearConfig {
-    /// Sets a bias.
+    /// Returns options with a bias.
     pub fn new(in1_features: i64, in2_features: i64, out_features: i64) -> Self {
         Self { in1_features, in2_features, out_features, bias: true }
     }
@@ -83,7 +83,7 @@ pub struct CosineSimilarityConfig {
 }
 
 impl CosineSimilarityConfig {
-    /// Sets vectors along dimension 1.
+    /// Returns options for vectors along dimension 1.
     #[expect(clippy::new_without_default, reason = "all layers' options begin with `new`")]
     pub fn new() -> Self {
         Self { dim: 1, eps: 1e-8 }
@@ -134,7 +134,7 @@ pub struct PairwiseDistanceConfig {
 }
 
 impl PairwiseDistanceConfig {
-    /// Sets the Euclidean distance.
+    /// Returns options for the Euclidean distance.
     #[expect(clippy::new_without_default, reason = "all layers' options begin with `new`")]
     pub fn new() -> Self {
         Self { p: 2.0, eps: 1e-6, keepdim: false }

@@ -25,7 +25,8 @@ pub type MaxUnpool2dConfig = MaxUnpoolConfig<2>;
 pub type MaxUnpool3dConfig = MaxUnpoolConfig<3>;
 
 impl<const N: usize> MaxUnpoolConfig<N> {
-    /// Sets adjacent windows of this size (a stride of `kernel_size`), without padding.
+    /// Returns options for adjacent windows of this size (a stride of `kernel_size`), without
+    /// padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self { kernel_size, stride: kernel_size, padding: Sizes([0; N]) }

@@ -16,7 +16,7 @@ pub(super) struct AttendedKeys {
     /// See [`AttentionOptions::attn_mask`].
     pub(super) mask: Option<Tensor>,
     /// The mask after its preparation, if several layers share one mask (see
-    /// `AttentionMask::for_layers`). The field `mask` is then `None`.
+    /// `AttentionMask::for_layers`). In this case the field `mask` is `None`.
     pub(super) open: Option<OpenMask>,
     /// Whether libtorch applies its causal mask, so that a query attends only to the keys up to its
     /// own position. Requires as many keys as queries.
@@ -31,8 +31,8 @@ impl AttendedKeys {
 
     /// Returns the keys and values of all tokens, and the causal mask combined with `mask`. If `cx`
     /// has a cache, appends the keys and values `[N, heads, L, E]` of this forward pass to the
-    /// cached ones. `mask` covers all keys, cached ones included, as
-    /// [`AttentionOptions::attn_mask`] does.
+    /// cached ones. `mask` is as in [`AttentionOptions::attn_mask`], and covers all keys, cached
+    /// ones included.
     pub(super) fn extend(
         query: &Tensor,
         keys: Tensor,

@@ -37,8 +37,8 @@ pub struct MultiheadAttentionConfig {
 }
 
 impl MultiheadAttentionConfig {
-    /// Sets biases, no dropout, `embed_dim` features for queries, keys and values, and attention
-    /// that is not causal.
+    /// Returns options with biases, without dropout, with `embed_dim` features for queries, keys
+    /// and values, and with attention that is not causal.
     pub fn new(embed_dim: i64, num_heads: i64) -> Self {
         Self {
             embed_dim,
@@ -62,7 +62,7 @@ impl MultiheadAttentionConfig {
             Err(Error::config(format!("multihead_attention({embed_dim}, {num_heads}): {why}")))
         };
         if num_heads < 1 || embed_dim < 1 || embed_dim % num_heads != 0 {
-            return refused("the heads must divide the width".to_owned());
+            return refused("num_heads must divide embed_dim".to_owned());
         }
         if num_kv_heads < 1 || num_heads % num_kv_heads != 0 {
             return refused(format!(

@@ -138,11 +138,12 @@ impl KvCache {
     /// that it is given.
     ///
     /// # Errors
-    /// When `run` fails; the cache is then unchanged. When `cx` is a training context. When no
-    /// attention layer used the cache, or an attention layer is not causal, ran twice, did not run
-    /// in every forward pass so far, or changed its batch size, heads, width or dtype. When there
-    /// are cached tokens, but the model called neither [`Context::past`] nor [`Context::places`],
-    /// because a model that counts positions from 0 would use wrong positions for the new tokens.
+    /// When `run` fails; in this case the cache does not change. When `cx` is a training context.
+    /// When no attention layer used the cache, or an attention layer is not causal, ran twice, did
+    /// not run in every forward pass so far, or changed its batch size, heads, width or dtype. When
+    /// there are cached tokens, but the model called neither [`Context::past`] nor
+    /// [`Context::places`], because a model that counts positions from 0 would use wrong positions
+    /// for the new tokens.
     pub fn extend_with<T>(
         &mut self,
         length: i64,

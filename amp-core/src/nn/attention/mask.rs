@@ -224,9 +224,10 @@ mod tests {
     use super::*;
     use crate::precision::Tensors;
 
-    /// The second layer must reuse the mask that the first layer prepared. For scores of another
-    /// dtype, a mask must be prepared again. Scores of another batch size must be an error. If the
-    /// values of the mask were changed between the layers, the prepared mask must not be reused.
+    /// Checks that the second layer reuses the mask that the first layer prepared. For scores of
+    /// another dtype, the mask must be prepared again. Scores of another batch size must be an
+    /// error. If the values of the mask were changed between the layers, the prepared mask must not
+    /// be reused.
     #[test]
     fn layers_open_a_shared_mask_once() -> Result<()> {
         let scores = |batch: i64| -> Result<Shapes> {

@@ -33,7 +33,7 @@ pub struct RotaryEmbeddingConfig {
 }
 
 impl RotaryEmbeddingConfig {
-    /// Sets base 10000.
+    /// Returns options with 10000 as base.
     pub fn new(dim: i64, pairing: RotaryPairing) -> Self {
         Self { dim, pairing, base: 10_000.0 }
     }

@@ -98,8 +98,8 @@ impl Context {
         }
     }
 
-    /// Calls [`weight`](Self::weight) for the weight and the bias of a layer. Autocast casts each
-    /// of them once in a forward pass.
+    /// Returns [`weight`](Self::weight) for the weight and for the bias of a layer, each of which
+    /// autocast casts once in a forward pass.
     pub(in crate::nn) fn weight_and_bias<'t>(
         &self,
         weight: &'t Tensor,

@@ -39,8 +39,8 @@ impl Context {
         (!self.watches_products.get()).then(PausedProducts::pause)
     }
 
-    /// Reports the matrix products and random numbers that were computed since the path or the
-    /// precision region changed.
+    /// Reports the matrix products and random numbers that were computed since the last change of
+    /// the path or of the precision region.
     pub(super) fn report_products(&self) {
         if !self.watches_products.get() {
             return;

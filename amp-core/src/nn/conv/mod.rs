@@ -50,7 +50,7 @@ pub type Conv2dConfig = ConvConfig<2>;
 pub type Conv3dConfig = ConvConfig<3>;
 
 impl<const N: usize> ConvConfig<N> {
-    /// Sets stride 1, no padding, and a bias.
+    /// Returns options with stride 1, without padding and with a bias.
     pub fn new(in_channels: i64, out_channels: i64, kernel_size: impl Into<Sizes<N>>) -> Self {
         Self {
             in_channels,

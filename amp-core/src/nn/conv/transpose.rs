@@ -44,7 +44,7 @@ pub type ConvTranspose2dConfig = ConvTransposeConfig<2>;
 pub type ConvTranspose3dConfig = ConvTransposeConfig<3>;
 
 impl<const N: usize> ConvTransposeConfig<N> {
-    /// Sets stride 1, no padding, and a bias.
+    /// Returns options with stride 1, without padding and with a bias.
     pub fn new(in_channels: i64, out_channels: i64, kernel_size: impl Into<Sizes<N>>) -> Self {
         Self {
             in_channels,

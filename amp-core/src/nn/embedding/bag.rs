@@ -14,7 +14,7 @@ pub struct EmbeddingBagConfig {
     pub num_embeddings: i64,
     /// The number of elements of each vector.
     pub embedding_dim: i64,
-    /// See [`EmbeddingConfig`](super::EmbeddingConfig).
+    /// See [`EmbeddingConfig::max_norm`](super::EmbeddingConfig::max_norm).
     pub max_norm: Option<f64>,
     /// The exponent p of the norm that `max_norm` limits.
     pub norm_type: f64,
@@ -28,7 +28,7 @@ pub struct EmbeddingBagConfig {
     pub padding_idx: Option<i64>,
     /// Whether the last offset is the end of the last bag, and not the start of one more bag.
     pub include_last_offset: bool,
-    /// See [`EmbeddingConfig`](super::EmbeddingConfig).
+    /// See [`EmbeddingConfig::std`](super::EmbeddingConfig::std).
     pub std: f64,
 }
 
@@ -45,8 +45,8 @@ pub enum BagMode {
 }
 
 impl EmbeddingBagConfig {
-    /// Sets bags that return the mean of their vectors, and a table with initial values from N(0,
-    /// 1).
+    /// Returns options for the mean of the vectors of each bag, and for a table with initial values
+    /// from N(0, 1).
     pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
         Self {
             num_embeddings,
@@ -176,8 +176,8 @@ impl EmbeddingBag {
         let places = Tensor::f_arange(count, (all.kind(), all.device()))?;
         match self.padding_idx {
             None => Ok((rows, places, None)),
-            // For padding, a row of zeros is appended to the looked-up vectors, and the index is
-            // that of this row.
+            // A row of zeros is appended to the looked-up vectors, and the index of this row
+            // replaces the padding index.
             Some(index) => {
                 let (kind, device) = (rows.kind(), rows.device());
                 let none = Tensor::f_zeros([1, rows.size()[1]], (kind, device))?;

@@ -37,7 +37,8 @@ pub struct EmbeddingConfig {
 }
 
 impl EmbeddingConfig {
-    /// Sets a table of `num_embeddings` vectors with initial values from N(0, 1), as in PyTorch.
+    /// Returns options for a table of `num_embeddings` vectors with initial values from N(0, 1), as
+    /// in PyTorch.
     pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
         Self {
             num_embeddings,

@@ -102,7 +102,7 @@ pub enum FanMode {
 /// The activation that follows a layer. It determines the gain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Nonlinearity {
-    /// No activation, or a convolution.
+    /// No activation (torch's `linear` and `conv1d` to `conv3d`).
     Linear,
     /// The sigmoid.
     Sigmoid,

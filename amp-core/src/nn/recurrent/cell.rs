@@ -30,7 +30,7 @@ pub struct LstmCellConfig {
 pub type GruCellConfig = LstmCellConfig;
 
 impl LstmCellConfig {
-    /// Sets a cell with biases.
+    /// Returns options with biases.
     pub fn new(input_size: i64, hidden_size: i64) -> Self {
         Self { input_size, hidden_size, bias: true }
     }
@@ -50,7 +50,7 @@ pub struct RnnCellConfig {
 }
 
 impl RnnCellConfig {
-    /// Sets a cell with biases and the function tanh.
+    /// Returns options with biases and the function tanh.
     pub fn new(input_size: i64, hidden_size: i64) -> Self {
         Self { input_size, hidden_size, bias: true, nonlinearity: RnnNonlinearity::Tanh }
     }

@@ -93,8 +93,8 @@ pub enum RnnNonlinearity {
 macro_rules! config {
     ($($config:ident { $($option:ident: $value:expr),* })*) => {$(
         impl $config {
-            /// Sets one layer that reads sequences forwards, with biases and without dropout, and
-            /// with time as the first dimension.
+            /// Returns options for one layer that reads sequences forwards, with biases and without
+            /// dropout, and with time as the first dimension.
             pub fn new(input_size: i64, hidden_size: i64) -> Self {
                 Self {
                     input_size,
@@ -218,8 +218,8 @@ macro_rules! constructor {
             /// PyTorch's order.
             ///
             /// # Errors
-            /// When a size is not positive, `dropout` is not a probability, or a projection is not below
-            /// `hidden_size`.
+            /// When a size is not positive, `dropout` is not a probability, or `proj_size` is not
+            /// below `hidden_size`.
             pub fn new(config: $config) -> Result<Self> {
                 Stack::new(config.shape($cell(&config), $proj_size(&config))).map(Self)
             }

@@ -171,8 +171,8 @@ pub(super) fn run<const STATES: usize>(
 }
 
 /// Reads sequences in one direction. `x` has the rows of the first step, then those of the second
-/// step, and so on. `counts` says how many sequences have each step. Returns the hidden states after
-/// all steps, in the same order, and the last states of all sequences.
+/// step, and so on. `counts` contains the number of sequences that have each step. Returns the
+/// hidden states after all steps, in the same order, and the last states of all sequences.
 fn read(
     cell: Cell,
     mut weights: Weights,
@@ -232,7 +232,7 @@ fn rows(states: &[Tensor], first: i64, count: i64) -> Result<Vec<Tensor>> {
     states.iter().map(|state| Ok(state.f_narrow(0, first, count)?)).collect()
 }
 
-/// Joins the rows of each state.
+/// Concatenates the rows of each state from all `parts`.
 fn joined(parts: &[Vec<Tensor>]) -> Result<Vec<Tensor>> {
     let states = 0..parts.first().map_or(0, Vec::len);
     let joined = states.map(|at| {

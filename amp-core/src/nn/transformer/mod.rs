@@ -51,8 +51,9 @@ pub type TransformerEncoderLayerConfig = TransformerLayerConfig;
 pub type TransformerDecoderLayerConfig = TransformerLayerConfig;
 
 impl TransformerLayerConfig {
-    /// Sets a feed-forward network with 2048 hidden features, dropout 0.1, ReLU, `layer_norm_eps`
-    /// 1e-5, norms after the residual connections, biases, and attention that is not causal.
+    /// Returns options with 2048 hidden features in the feed-forward network, dropout 0.1, ReLU,
+    /// `layer_norm_eps` 1e-5, norms after the residual connections, biases, and attention that is
+    /// not causal.
     pub fn new(d_model: i64, nhead: i64) -> Self {
         Self {
             d_model,
@@ -120,7 +121,7 @@ pub type TransformerEncoderConfig = TransformerStackConfig;
 pub type TransformerDecoderConfig = TransformerStackConfig;
 
 impl TransformerStackConfig {
-    /// Sets layers with their default options, and no layer norm after the last layer.
+    /// Returns options for layers with default options, without a layer norm after the last layer.
     pub fn new(d_model: i64, nhead: i64, num_layers: i64) -> Self {
         let layer = TransformerLayerConfig::new(d_model, nhead);
         Self {

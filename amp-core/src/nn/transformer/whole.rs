@@ -38,8 +38,8 @@ pub struct TransformerConfig {
 }
 
 impl TransformerConfig {
-    /// Sets 512 features, 8 heads, 6 layers in the encoder and in the decoder, and default options
-    /// of the layers.
+    /// Returns options with 512 features, 8 heads, 6 layers in the encoder and in the decoder, and
+    /// default options of the layers.
     pub fn new() -> Self {
         let TransformerLayerConfig {
             d_model,

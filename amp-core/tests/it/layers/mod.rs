@@ -199,7 +199,7 @@ fn invalid_options_are_refused() -> Result<()> {
     let cubic = Upsample::new(UpsampleConfig { mode: Interpolation::Bicubic, ..twice })?;
     refused(
         cubic.forward(&x(&[1, 2, 5]), &cx).map(drop),
-        "Bicubic to or by All(2.0) does not take an input of shape [1, 2, 5]",
+        "Bicubic with size or scale_factor All(2.0) does not take an input of shape [1, 2, 5]",
     );
     let image = Upsample::new(UpsampleConfig { size: [3, 4].into(), ..UpsampleConfig::new() })?;
     refused(image.forward(&x(&[1, 2, 5]), &cx).map(drop), "does not take an input of shape");

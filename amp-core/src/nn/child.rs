@@ -22,7 +22,7 @@ pub(in crate::nn) struct Place<'m> {
 }
 
 /// A module together with its name in the parent module, and with the precision region that the
-/// parent declares for it. When the module runs, its path is the parent's path followed by this
+/// parent declares for it. When the module runs, its path is the parent's path followed by its
 /// name, and its precision region applies. [`Context::call`] does the same for modules whose input
 /// is one tensor. In a derived `#[forward]` every layer field is a `Child`. For example,
 /// `self.head.forward(x, cx)` runs under the path `head` and in that field's precision region.

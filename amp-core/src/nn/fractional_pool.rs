@@ -61,7 +61,9 @@ impl<const N: usize> FractionalMaxPool<N> {
             return refused("an output_size is at least 1, an output_ratio above 0 and below 1");
         }
         if [output_size.of(N).is_some(), output_ratio.of(N).is_some()] == [false, false] {
-            return refused(&format!("give one number, or one for each of {N} dimensions"));
+            return refused(&format!(
+                "give output_size or output_ratio as one number, or as one number for each of {N} dimensions"
+            ));
         }
         Ok(Self { config })
     }

@@ -203,8 +203,8 @@ impl Module for BatchNorm {
     }
 }
 
-/// The sizes of the last dimensions, over which a norm is computed: one number, or an array for
-/// several dimensions.
+/// The sizes of the last dimensions, over which a layer normalizes: one number for one dimension,
+/// or an array for several dimensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NormalizedShape(pub Vec<i64>);
 

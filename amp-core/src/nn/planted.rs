@@ -20,7 +20,7 @@ thread_local! {
 pub struct FusedTimes(());
 
 impl FusedTimes {
-    /// Plants the fault on this thread. A factor of 1 changes no value.
+    /// Plants the fault on this thread. With a factor of 1, no value changes.
     pub fn new(factor: f64) -> Self {
         FACTOR.set(Some(factor));
         Self(())

@@ -24,8 +24,8 @@ pub enum Interpolation {
     Area,
 }
 
-/// A value for every spatial dimension (all dimensions after the first two): none, one for all of
-/// them, or one for each.
+/// Values of an option for the spatial dimensions (all dimensions after the first two): no value,
+/// one value for all of them, or one value for each.
 ///
 /// ```
 /// use amp_core::nn::{PerDimension, UpsampleConfig};
@@ -172,7 +172,9 @@ impl Upsample {
             return refused(&format!("align_corners has no effect for {mode:?}: leave it out"));
         }
         if recompute_scale_factor && size.is_given() {
-            return refused("recompute_scale_factor is for a scale_factor: leave it out");
+            return refused(
+                "recompute_scale_factor has no effect without scale_factor: leave it out",
+            );
         }
         Ok(Self { config })
     }

@@ -89,8 +89,8 @@ impl MultiheadAttentionConfig {
         self.embed_dim / self.num_heads
     }
 
-    /// Returns the number of features of all heads of keys together. For values it is the same
-    /// number.
+    /// Returns the number of features of all heads of keys together, which is also that of all
+    /// heads of values.
     pub(super) fn kv_width(&self) -> i64 {
         self.num_kv_heads * self.head_dim()
     }

@@ -47,7 +47,7 @@ impl OpenMask {
 /// and so are its gradients.
 ///
 /// If you call several layers in a loop that you write yourself, give all of them the result of
-/// [`for_layers`](Self::for_layers). The mask is then prepared only once, which is faster.
+/// [`for_layers`](Self::for_layers). In this way the mask is prepared only once, which is faster.
 #[derive(Debug, Default)]
 pub struct AttentionMask {
     /// A mask for single pairs of query and key. Its shape is `[L, S]`, `[N·heads, L, S]`, or a 4-D

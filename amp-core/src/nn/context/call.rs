@@ -168,7 +168,7 @@ impl Context {
     fn dtype_hint(&self) -> String {
         format!(
             "; under {} give each tensor that you create the dtype of the tensor that it is computed with, as in \
-             `.f_to_kind(x.kind())`: an operation on both returns the wider dtype",
+             `.f_to_kind(x.kind())`: an operation on two dtypes returns the wider one",
             self.policy.precision
         )
     }

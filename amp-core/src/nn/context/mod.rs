@@ -123,7 +123,7 @@ impl Context {
         self.without_fusion()
     }
 
-    /// Sets precision regions by the paths of modules. They replace the regions that the structs
+    /// Sets precision regions by the paths of modules. These regions replace those that the structs
     /// declare. Call [`place`](super::place) with the same map, so that the parameters have the
     /// dtypes of these regions.
     #[must_use]
@@ -203,7 +203,7 @@ impl Context {
     /// When `ids` is not `[N, L]`.
     pub fn places(&self, ids: &Tensor) -> Result<Tensor> {
         let &[_, length] = ids.size().as_slice() else {
-            let text = format!("places of tokens {:?}: they must be [N, L]", ids.size());
+            let text = format!("the tokens are {:?}, but must be [N, L]", ids.size());
             return Err(Error::config(text));
         };
         let first = self.past();

@@ -17,7 +17,7 @@ use crate::{
 impl Context {
     /// Runs the child `name`, whose output is the output of `model`, as [`call`](Self::call) does.
     /// The child must declare no precision region. If the loss computes this layer itself, fused
-    /// with the loss, the layer does not run here, and the result is an undefined tensor.
+    /// with the loss, this function does not run the layer, and returns an undefined tensor.
     ///
     /// # Errors
     /// When the child fails; the error contains the child's path.

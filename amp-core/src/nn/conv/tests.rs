@@ -97,7 +97,7 @@ fn a_layout_changes_no_value() -> Result<()> {
 }
 
 /// Checks that convolutions in wider dtypes, and convolutions of inputs without a batch dimension,
-/// have the same bits and the same layout as in libtorch.
+/// give the same bits and the same layout as libtorch's convolution.
 #[test]
 fn other_convolutions_are_left_alone() -> Result<()> {
     let _section = random::seeded(0)?;

@@ -23,8 +23,8 @@ pub struct EmbeddingBagConfig {
     pub scale_grad_by_freq: bool,
     /// How the vectors of a bag are combined.
     pub mode: BagMode,
-    /// The index that stands for padding. Bags ignore this index. Its vector starts as zeros and
-    /// gets no gradient. A negative index counts from the end of the table.
+    /// The index that stands for padding. Bags ignore this index. The vector at this index starts
+    /// as zeros and gets no gradient. A negative index counts from the end of the table.
     pub padding_idx: Option<i64>,
     /// Whether the last offset is the end of the last bag, and not the start of one more bag.
     pub include_last_offset: bool,

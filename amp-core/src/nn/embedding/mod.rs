@@ -18,8 +18,8 @@ pub struct EmbeddingConfig {
     pub num_embeddings: i64,
     /// The number of elements of each vector.
     pub embedding_dim: i64,
-    /// The index that stands for padding. Its vector starts as zeros and gets no gradient. A
-    /// negative index counts from the end of the table.
+    /// The index that stands for padding. The vector at this index starts as zeros and gets no
+    /// gradient. A negative index counts from the end of the table.
     pub padding_idx: Option<i64>,
     /// The largest norm of a vector. When a longer vector is looked up, it is scaled down to this
     /// norm. In training this changes the table itself, as in torch. If the trainer skips the step,

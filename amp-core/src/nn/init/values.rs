@@ -5,7 +5,7 @@ use crate::{Error, Result, nn::Role, random};
 
 /// An initializer: the distribution of a tensor's initial values. The values are computed in f32 on
 /// the CPU by libtorch's generator. The same seed gives the same values for any dtype and device,
-/// up to rounding. For an f32 tensor on the CPU they equal the values of torch.nn.init. Use an
+/// up to rounding. For an f32 tensor on the CPU, the values equal those of torch.nn.init. Use an
 /// initializer for a field, `#[parameter(shape = [64, 10], init = normal(0.0, 0.02))]`, or for a
 /// layer, `linear(64, 10, weight_init = normal(0.0, 0.02))`.
 ///
@@ -241,7 +241,7 @@ fn fans(init: &str, shape: &[i64]) -> Result<[i64; 2]> {
             Ok([inputs * rest, outputs * rest])
         }
         _ => Err(Error::config(format!(
-            "{init}: {shape:?} has no fans: this needs weights [outputs, inputs, …] with elements"
+            "{init}: {shape:?} has no fans: the shape must be [outputs, inputs, …], without a size of 0"
         ))),
     }
 }
@@ -304,5 +304,7 @@ fn orthogonal(shape: &[i64], gain: f64) -> Result<Tensor> {
 }
 
 fn no_matrix(shape: &[i64]) -> Result<Tensor> {
-    Err(Error::config(format!("orthogonal: {shape:?} does not have two dimensions with elements")))
+    Err(Error::config(format!(
+        "orthogonal: {shape:?} does not have two dimensions of size 1 or more"
+    )))
 }

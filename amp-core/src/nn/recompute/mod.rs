@@ -91,8 +91,8 @@ fn without_sections(cx: &Context) -> Option<Place> {
     (!cx.is_recomputing()).then(random::place)
 }
 
-/// Calls `first` now, without keeping activations, and calls `again` in the backward pass. The
-/// faults that are planted at this moment apply to `again`, too.
+/// Calls `first` now, without keeping activations, and calls `again` in the backward pass. Faults
+/// that the self-test has planted on this thread apply to `again`, too.
 fn run(
     input: &Tensor,
     first: impl FnOnce() -> Result<Tensor>,

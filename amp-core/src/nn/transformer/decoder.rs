@@ -145,8 +145,8 @@ impl Forward for TransformerDecoderLayer {
 }
 
 /// Several [`TransformerDecoderLayer`]s one after the other, and optionally a layer norm;
-/// nn.TransformerDecoder with batch_first. The inputs are those of a single layer. As in torch, all
-/// layers have the same initial weights.
+/// nn.TransformerDecoder with batch_first. The inputs are those of a single
+/// [`TransformerDecoderLayer`]. As in torch, all layers have the same initial weights.
 #[derive(Debug)]
 pub struct TransformerDecoder {
     layers: Vec<TransformerDecoderLayer>,

@@ -70,7 +70,7 @@ impl TransformerEncoderLayer {
 
     #[expect(
         clippy::arc_with_non_send_sync,
-        reason = "the autograd graph may be freed on a thread of libtorch's"
+        reason = "the autograd graph may be freed on one of libtorch's threads"
     )]
     fn of(parts: Parts) -> Self {
         Self(Arc::new(parts))
@@ -186,7 +186,7 @@ impl Module for Masked {
     fn shared(&self) -> Option<Arc<dyn Module>> {
         #[expect(
             clippy::arc_with_non_send_sync,
-            reason = "the autograd graph may be freed on a thread of libtorch's"
+            reason = "the autograd graph may be freed on one of libtorch's threads"
         )]
         let shared = Arc::new(Self { parts: self.parts.clone(), mask: self.mask.shared() });
         Some(shared)

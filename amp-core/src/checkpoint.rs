@@ -1,9 +1,9 @@
 //! Checkpoints: a saved run in one safetensors file, never a pickle file. A reader never sees a
-//! partly written file. Its checksum is verified before anything else is read.
+//! partly written file. The checksum of a file is verified before its tensors are used.
 //!
 //! Weights have PyTorch's names, as in a file that [`weights`] writes. The names of all other
-//! tensors of the run (from optimizers, schedules, scaler, random generators, position, running
-//! sums and callbacks) contain a `/`. Small values are JSON in the header. In Python, `{name: t for
+//! tensors of the run (for example optimizer state, random generators, and sums of logged values)
+//! contain a `/`. Values that are not tensors are JSON in the header. In Python, `{name: t for
 //! name, t in load_file(path).items() if "/" not in name}` is the model's `state_dict`.
 //! [`Trainer::resume_from`](crate::Trainer::resume_from) continues a run from such a file.
 
@@ -25,10 +25,11 @@ use crate::{
     weights::{self, Found},
 };
 
-/// The header's keys for the state of the run, and for the version of the file format.
+/// The header's key for the state of the run.
 const STATE: &str = "state";
+/// The header's key for the version of the file format.
 const FORMAT: &str = "amp-format";
-/// The key for the version of the file format in older files.
+/// The header's key for the version of the file format in older files.
 const OLD_FORMAT: &str = "format";
 
 /// The format version that this code writes and reads.
@@ -41,7 +42,8 @@ pub(crate) struct Saved {
     pub(crate) state: State,
 }
 
-/// Writes the weights and, if `state` is given, the state of the run.
+/// Writes a file with the weights and, if `state` is given, the state of the run. The header also
+/// contains the entries of `text`.
 pub(crate) fn write(
     path: &Path,
     weights: &[(String, Tensor)],
@@ -113,10 +115,10 @@ pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(newest.map(|(_, path)| path))
 }
 
-/// Finds the checkpoint for a path that a user gave. The path may be a file. It may be
-/// `FOLDER/last` or `FOLDER/best`, for the last or best file that a
-/// [`ModelCheckpoint`](crate::callback::ModelCheckpoint) wrote into the folder. It may also be a
-/// folder, for the newest checkpoint in it.
+/// Finds the checkpoint for a path that a user gave. The path of a file stands for this file.
+/// `FOLDER/last` and `FOLDER/best` stand for the last and the best file that a
+/// [`ModelCheckpoint`](crate::callback::ModelCheckpoint) wrote into the folder. The path of a
+/// folder stands for the checkpoint in it with the most optimizer steps.
 ///
 /// # Errors
 /// When the path names no checkpoint.
@@ -169,8 +171,8 @@ fn best_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
     Ok(kept.map(PathBuf::from))
 }
 
-/// Resolves `path` as [`find`] does, checks that the checkpoint holds the model `model`, and
-/// returns the path and the hyperparameters of the model.
+/// Resolves `path` as [`find`] does, checks that the file belongs to a model of the name `model`,
+/// and returns the file's path and the model's hyperparameters.
 #[doc(hidden)]
 pub fn of_model(model: &str, path: &Path) -> Result<(PathBuf, Hyperparameters)> {
     let path = find(path)?;
@@ -185,8 +187,9 @@ pub fn of_model(model: &str, path: &Path) -> Result<(PathBuf, Hyperparameters)> 
     Ok((path, summary.hyperparameters))
 }
 
-/// Loads the weights of a file into a model. From the checkpoint of a run, also restores what the
-/// model's [`on_save_checkpoint`](LightningModule::on_save_checkpoint) added.
+/// Loads the weights of a file into a model. If the file is the checkpoint of a run, also restores
+/// the state that the model's [`on_save_checkpoint`](LightningModule::on_save_checkpoint) stored in
+/// it.
 ///
 /// # Errors
 /// When the file is missing or damaged, or belongs to another model.

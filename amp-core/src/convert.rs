@@ -2,8 +2,8 @@
 //!
 //! tch declares `half::bf16` as f16 ([`Element::KIND`](tch::kind::Element), tch #995).
 //! `Tensor::from_slice` therefore copies the right bits but gives the tensor the wrong dtype, so
-//! that the bits stand for other numbers. The conversions here copy the bytes and set the dtype
-//! explicitly.
+//! that the bits stand for other numbers. The functions of this module copy the bytes and set the
+//! dtype explicitly.
 
 pub use half::{bf16, f16};
 

@@ -18,8 +18,8 @@ pub enum Error {
         /// The error that occurred in the module.
         source: Box<Error>,
     },
-    /// The caller requested something impossible. The text says what to do instead. A command then
-    /// ends with exit code 2.
+    /// The caller requested something impossible. The text says what to do instead. A command that
+    /// fails with this error ends with exit code 2.
     #[error("{0}")]
     Config(String),
     /// A file could not be read or written.
@@ -52,8 +52,8 @@ pub enum Error {
         /// One line with the step, the tensor, the violated rule, the likely cause and the remedy.
         text: String,
     },
-    /// The recorded values that should be compared with this machine's values come from a machine
-    /// with other properties, so the comparison would say nothing.
+    /// Values of this machine cannot be compared with recorded values, because the recorded values
+    /// come from a machine with other properties.
     #[error("{0}")]
     NotComparable(String),
     /// The methods of the gradient scaler were called out of order, or the loss scale fell too low.
@@ -104,7 +104,8 @@ impl Error {
         Self::In { path: run.to_owned(), source: Box::new(self) }
     }
 
-    /// Adds a hint to an error of libtorch about operands of different dtypes.
+    /// Adds a hint to the text of the error if libtorch complains about operands of different
+    /// dtypes.
     pub(crate) fn with_dtype_hint(self, hint: impl FnOnce() -> String) -> Self {
         const SIGNS: [&str; 4] =
             ["same dtype", "should be the same", "expected scalar type", "mixed dtype"];
@@ -128,7 +129,8 @@ impl Error {
         }
     }
 
-    /// Adds the number of the example that could not be read, counted from 0.
+    /// Adds the number of the example that could not be read, counted from 0, to the text of the
+    /// error.
     pub(crate) fn of_example(self, index: i64) -> Self {
         match self {
             Self::Torch(text) => Self::Torch(format!("{text} (example {index} of the data set)")),

@@ -17,9 +17,9 @@ use crate::{Error, Result};
 /// The first characters of the name of an unfinished file. The id of the writing process follows.
 const UNFINISHED: &str = ".unfinished-";
 
-/// A file that is reserved in the folder of `path` until its content is known. Reserve the file
-/// before the work that computes the content. If the folder cannot be written to, the error then
-/// comes before the work.
+/// A temporary file, which [`write`](Self::write) fills and moves to its final path. Create it
+/// before the content is computed: if the folder is not writable, the error comes before the
+/// computation.
 #[derive(Debug)]
 pub struct Staged {
     path: PathBuf,
@@ -27,7 +27,7 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Reserves a file in the folder of `path`.
+    /// Creates an empty temporary file in the folder of `path`, the final path.
     ///
     /// # Errors
     /// When the folder is missing or not writable.
@@ -42,12 +42,12 @@ impl Staged {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Writes `bytes` and renames the reserved file to its final name. Replaces an earlier file of
-    /// this name. When the function returns, the content and the name are on the disk.
+    /// Writes `bytes` to the temporary file and renames it to the final path. Replaces an earlier
+    /// file at this path. When the function returns, the content and the name are on the disk.
     ///
     /// # Errors
-    /// When the file cannot be written, for example because the disk is full. An earlier file is
-    /// then unchanged.
+    /// When the file cannot be written, for example because the disk is full. An earlier file at
+    /// the final path is unchanged in this case.
     pub fn write(mut self, bytes: &[u8]) -> Result<()> {
         let failed = |error| Error::io(&self.path, error);
         self.file.write_all(bytes).map_err(failed)?;

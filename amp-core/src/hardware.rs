@@ -24,8 +24,9 @@ pub struct Fingerprint {
     /// environment variable `ATEN_CPU_CAPABILITY` can select kernels for a less capable CPU.
     pub capability: String,
     /// Whether libtorch multiplies f16 numbers with instructions of the CPU (AVX512-FP16, for
-    /// example). The kernels that use these instructions round differently and need workspaces of
-    /// other sizes. The environment variable `ONEDNN_MAX_CPU_ISA` can exclude these kernels.
+    /// example). Kernels with these instructions round differently from other kernels and need
+    /// workspaces of other sizes. The environment variable `ONEDNN_MAX_CPU_ISA` can exclude these
+    /// kernels.
     #[serde(default)]
     pub multiplies_f16: bool,
     /// The version of libtorch, such as `2.11.0`.
@@ -142,9 +143,9 @@ pub fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
     ffi::set_numerics(tf32, deterministic)
 }
 
-/// Seeds libtorch's random generators of every device, which the whole process shares. Other
-/// threads may take random numbers from these generators right afterwards. To prevent that, use
-/// [`random::seeded`]. Waits while another thread is in a reproducible section.
+/// Seeds libtorch's random generators on every device. The whole process shares these generators.
+/// Other threads may take random numbers from these generators right afterwards. To prevent that,
+/// use [`random::seeded`]. Waits while another thread is in a reproducible section.
 ///
 /// # Errors
 /// At present this function does not return an error.

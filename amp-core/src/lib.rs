@@ -47,7 +47,7 @@ pub use nn::{Module, Visit};
 pub use tch;
 pub use trainer::{Trainer, TrainerConfig};
 
-/// The names that a file which defines a model imports with `use amp_core::prelude::*;`.
+/// The names that the source file of a model needs. `use amp_core::prelude::*;` imports them.
 pub mod prelude {
     pub use crate::{
         Batch, Error, Hook, LightningModule, Module, Result, Step, Trainer, TrainerConfig,

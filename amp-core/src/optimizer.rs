@@ -73,9 +73,9 @@ pub trait Optimizer {
         self.step_with(OnDevice::default())
     }
 
-    /// Updates every parameter that has a gradient, as [`step`](Self::step) does. Also reads the
-    /// numbers in `known`, which only the device knows: whether to skip the step, and a factor for
-    /// the gradients.
+    /// Updates every parameter that has a gradient, as [`step`](Self::step) does, with values that
+    /// only the device knows: `known` says whether to skip the step, and contains a factor for the
+    /// gradients.
     ///
     /// # Errors
     /// When [`capabilities`](Self::capabilities) lacks an operation that `known` needs, or the

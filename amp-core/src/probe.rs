@@ -63,9 +63,9 @@ impl From<&Draw<'_>> for Drawn {
 }
 
 impl Drawn {
-    /// Returns the first of the operators `all` that drew in another dtype than the same operator in
-    /// `others`, and the dtype in which that one drew. From the same seed the two runs then had
-    /// other random numbers.
+    /// Compares the random operators of two runs. Returns the first operator of `all` that drew in
+    /// another dtype than the same operator in `others`, and the dtype in `others`. From the same
+    /// seed, such an operator draws different numbers in the two runs.
     pub fn first_difference<'d>(
         all: &'d BTreeSet<Self>,
         others: &'d BTreeSet<Self>,
@@ -78,8 +78,8 @@ impl Drawn {
         })
     }
 
-    /// Returns the name of the function of [`Context`](crate::nn::Context) that draws such numbers
-    /// in f32 under every precision.
+    /// Returns the name of the function of [`Context`](crate::nn::Context) that replaces this
+    /// operator. It draws in f32 under every precision.
     pub fn replacement(&self) -> &'static str {
         match self.operator.as_str() {
             "rand_like" => "rand_like",
@@ -89,7 +89,7 @@ impl Drawn {
         }
     }
 
-    /// Returns whether the numbers have 16 bits.
+    /// Returns whether the numbers were drawn in a 16-bit dtype.
     pub fn is_narrow(&self) -> bool {
         [Kind::Half, Kind::BFloat16].iter().any(|kind| dtype_name(*kind) == self.dtype)
     }
@@ -100,14 +100,15 @@ impl Observed {
     pub(crate) fn narrow_draw(&self) -> Option<String> {
         let drawn = self.draws.iter().find(|drawn| drawn.is_narrow())?;
         Some(format!(
-            "{drawn} numbers: libtorch draws others than in float32, and coarser ones; draw with `cx.{}`, \
-             which draws in float32 under every precision",
+            "{drawn} numbers, which are coarser than the float32 numbers from the same seed and differ from \
+             them; draw with `cx.{}`, which draws in float32 under every precision",
             drawn.replacement()
         ))
     }
 }
 
-/// Collects, for each matrix product of a forward pass, the expected dtype and the observed dtype.
+/// Collects the expected and the observed dtype of each matrix product of a forward pass, and the
+/// operators that drew random numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Products {
     seen: RefCell<BTreeMap<Source, (Kind, Kind)>>,

@@ -27,8 +27,8 @@ pub struct Provenance {
     pub inf: i64,
     /// The number of all elements of the tensor.
     pub of: i64,
-    /// The largest magnitude of the numbers from which the value was computed. `None` if it is not
-    /// known.
+    /// The largest absolute value in the tensor from which the value was computed. `None` if it is
+    /// not known.
     pub from: Option<f64>,
 }
 
@@ -103,8 +103,8 @@ pub(crate) struct Replay<'a> {
 /// A batch of a repeated step, or a part of a batch.
 pub(crate) struct ReplayedBatch {
     pub(crate) batch: AnyBatch,
-    /// The factor by which the loss is multiplied. With the factor 0 there is no backward pass, and
-    /// the loss may be a mean over no targets.
+    /// The factor by which the loss is multiplied. The factor is 0 for a batch without targets,
+    /// whose loss may be NaN. Such a batch runs no backward pass.
     pub(crate) share: f64,
     /// The index of the whole batch in its epoch.
     pub(crate) index: usize,
@@ -201,11 +201,11 @@ impl Replay<'_> {
     }
 }
 
-/// Observes the validation of batches.
+/// Observes the modules in validation steps, to find the first value that is not finite.
 pub(crate) struct Validation(Rc<Watch>);
 
 impl Validation {
-    /// Returns an observer, and `context` with it.
+    /// Returns an observer, and `context` with this observer as its probe.
     pub(crate) fn observe(context: Context) -> (Self, Context) {
         let watch = Rc::new(Watch::default());
         (Self(watch.clone()), context.with_probe(watch))
@@ -241,8 +241,8 @@ fn backward(
     let parameters: Vec<&Parameter> = trained.collect();
     let inputs: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
     let weights = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
-    // The largest magnitude in the gradient of the next module's output, from which the next
-    // module's backward pass computed the gradient that the loop looks at.
+    // The largest absolute value in the gradient that the loop read before, which is the gradient
+    // of the next module's output.
     let mut from = None;
     for (at, ModuleRun { kind, elements, gradient, .. }) in seen.iter().enumerate().rev() {
         let Some(gradient) = gradient else { continue };

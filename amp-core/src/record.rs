@@ -16,7 +16,7 @@ pub struct RunRecord {
     /// What was trained on which machine: the model, the data and the settings of the run.
     #[serde(flatten)]
     pub start: FitStart,
-    /// The dtypes that a training step used.
+    /// The dtypes that the first training step used.
     pub observed: Observed,
     /// The values that were logged, and the times, of each epoch.
     pub epochs: Vec<EpochEnd>,
@@ -25,11 +25,11 @@ pub struct RunRecord {
     pub validations: Vec<Validated>,
     /// The optimizer steps that were skipped.
     pub skips: Vec<Skipped>,
-    /// The changes of the loss scale. Each is the number of steps attempted before, and the new
-    /// scale.
+    /// For each change of the loss scale, the number of optimizer steps attempted so far and the
+    /// new scale.
     pub scales: Vec<(u64, f64)>,
-    /// What the trainer did to recover. Each is the number of steps attempted before, and the
-    /// action.
+    /// For each action that the trainer took to recover, the number of optimizer steps attempted so
+    /// far and the action.
     pub recoveries: Vec<(u64, Recovery)>,
     /// Notes that the trainer reported for the user.
     pub notes: Vec<String>,

@@ -24,6 +24,7 @@ const CHECKSUM: &str = "sha256";
 /// The key under which Hugging Face's `transformers` looks for the framework that wrote the
 /// tensors.
 const FORMAT: &str = "format";
+/// The value of [`FORMAT`] for tensors of PyTorch.
 const PYTORCH: &str = "pt";
 
 /// The header's key that marks a file of this crate. A file with this key must also have a
@@ -105,10 +106,9 @@ pub(crate) fn read(path: &Path) -> Result<TensorFile> {
     Ok(TensorFile { tensors, metadata })
 }
 
-/// Reads one entry of a file as a tensor. If libtorch lacks the entry's dtype, the tensor gets the
-/// smallest dtype that represents all values of the entry's dtype. Unsigned integers get a wider
-/// signed dtype, and 8-bit exponents get f32. Returns `None` if no dtype of libtorch represents all
-/// values.
+/// Reads one entry of a file as a tensor. If libtorch lacks the entry's dtype, the tensor gets
+/// another dtype that represents all values of the entry: i32 for U16, i64 for U32 and U64, and f32
+/// for F8_E8M0 (exponents of 8 bits). Returns `None` if no dtype of libtorch represents all values.
 fn tensor(view: &TensorView<'_>) -> Result<Option<Tensor>> {
     let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
     if let Some(kind) = kind(view.dtype()) {
@@ -151,9 +151,9 @@ fn power_of_two(exponent: u8) -> f32 {
     }
 }
 
-/// Computes a checksum of names, dtypes, shapes, bytes and text, sorted by name. The length of each
-/// item is hashed as well, because otherwise moving bytes from one item to the next would not
-/// change the checksum.
+/// Computes a checksum of the names, dtypes, shapes and bytes of the tensors, and of the text, both
+/// sorted by name. The length of each item is hashed as well, because otherwise moving bytes from
+/// one item to the next would not change the checksum.
 fn checksum(views: &[(&str, TensorView<'_>)], metadata: &BTreeMap<String, String>) -> String {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {

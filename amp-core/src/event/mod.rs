@@ -1,5 +1,5 @@
-//! The events that training and evaluation emit. The trainer's tables, progress bars, logs and run
-//! records are built from these events.
+//! The events that training and evaluation emit. Tables, progress bars, logs and run records are
+//! built from these events.
 
 mod memory_plan;
 mod profile;
@@ -30,7 +30,7 @@ use crate::{
 pub enum Event {
     /// Training begins; no step has run yet.
     FitStart(FitStart),
-    /// A note for the user, written once.
+    /// A note for the user, for example a warning.
     Note {
         /// The text of the note, one line.
         text: String,
@@ -52,9 +52,9 @@ pub enum Event {
         examples: i64,
         /// The loss scale; `None` if the precision does not scale the loss.
         scale: Option<f64>,
-        /// The completed fraction of the run, from 0 to 1. It is measured by the run's epochs or by
-        /// its largest number of steps. If a run ends earlier, for example because of a callback,
-        /// the last fraction is below 1.
+        /// The completed fraction of the run, from 0 to 1. It is the fraction of the run's epochs
+        /// or of the run's largest number of steps, whichever fraction is larger. If a run ends
+        /// earlier, for example because of a callback, the last fraction is below 1.
         done: f64,
     },
     /// A step was skipped, because a gradient or the loss was not finite.
@@ -176,7 +176,7 @@ impl Skipped {
     }
 }
 
-/// The position in a training run: the batch that is trained next.
+/// A position in a training run: the next batch to train on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Position {
     /// The epoch, counted from 0.
@@ -197,7 +197,7 @@ pub struct RunStart {
     /// The seed from which the trainer computes the order of examples. If the caller seeded
     /// libtorch with the same number, this is also the seed of the weights and of dropout.
     pub seed: u64,
-    /// The description of the machine and of the libraries on which the run was computed.
+    /// The machine, and the settings of the process that affect results.
     pub fingerprint: Fingerprint,
     /// Hyperparameters by name.
     pub hyperparameters: crate::Hyperparameters,
@@ -215,8 +215,7 @@ pub struct FitStart {
     pub max_epochs: i64,
     /// Batches per epoch.
     pub batches_per_epoch: i64,
-    /// The position at which a run continues that was resumed from a checkpoint; `None` for a new
-    /// run.
+    /// The position at which a resumed run continues; `None` for a new run.
     pub resumed: Option<Position>,
 }
 
@@ -246,7 +245,7 @@ pub enum Stage {
 /// an evaluation without training, the position and the step are 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Validated {
-    /// The epoch of the validation, and the batch that is trained next.
+    /// The epoch of the validation, and the next batch to train on.
     #[serde(flatten)]
     pub position: Position,
     /// Optimizer steps applied so far.
@@ -257,7 +256,7 @@ pub struct Validated {
     pub val_seconds: f64,
 }
 
-/// What the trainer knows at the end of an epoch: its logged values, learning rate and times.
+/// The logged values, the learning rate and the times of an epoch that has ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochEnd {
     /// The epoch, counted from 0.
@@ -266,7 +265,7 @@ pub struct EpochEnd {
     pub global_step: u64,
     /// The learning rate of the last step of the epoch.
     pub lr: f64,
-    /// The training values.
+    /// The values logged in training.
     pub train: Vec<Logged>,
     /// The values logged in validation; empty if no validation was due in this epoch.
     pub val: Vec<Logged>,

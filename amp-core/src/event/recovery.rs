@@ -1,4 +1,4 @@
-//! The actions of the trainer after a problem that let the run continue.
+//! The actions with which the trainer continues a run after a problem.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::precision::Precision;
 
-/// An action of the trainer after a problem that let the run continue.
+/// An action with which the trainer continues a run after a problem, such as a skipped step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "recovery", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -21,7 +21,8 @@ pub enum Recovery {
         /// The number of applied optimizer steps of the restored state.
         global_step: u64,
     },
-    /// Training continues in another precision, because the old precision did not work.
+    /// Training continues in another precision, because steps in the previous precision were not
+    /// finite.
     FellBack {
         /// The new precision.
         precision: Precision,
@@ -41,7 +42,9 @@ pub enum Recovery {
 impl fmt::Display for Recovery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::LoweredScale { scale } => write!(f, "the same examples again at scale {scale}"),
+            Self::LoweredScale { scale } => {
+                write!(f, "the same examples run again at scale {scale}")
+            }
             Self::Restored { global_step } => write!(f, "back to the state of step {global_step}"),
             Self::FellBack { precision } => write!(f, "continues in {precision}"),
             Self::HeldScale { scale } => write!(f, "the scale is held at its floor of {scale}"),

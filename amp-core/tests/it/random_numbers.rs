@@ -152,9 +152,9 @@ fn draws_in_16_bits_are_reported(
     let expected: Vec<String> = dtype
         .map(|dtype| {
             format!(
-                "`randn_like` in `noise` draws {dtype} numbers: libtorch draws others than in \
-                 float32, and coarser ones; draw with `cx.randn_like`, which draws in float32 under \
-                 every precision"
+                "`randn_like` in `noise` draws {dtype} numbers, which are coarser than the float32 \
+                 numbers from the same seed and differ from them; draw with `cx.randn_like`, which \
+                 draws in float32 under every precision"
             )
         })
         .into_iter()

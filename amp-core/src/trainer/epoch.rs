@@ -101,7 +101,7 @@ impl Run<'_, '_> {
         Ok(started)
     }
 
-    /// Ends the oldest step in flight. If the device skipped steps, returns their examples to the
+    /// Ends the oldest step in flight. If the device skipped steps, puts their examples back at the
     /// front of `queue`.
     fn end_step(&mut self, queue: &mut VecDeque<Examples>) -> Result<Vec<Action>> {
         let Self { model, state, steps, observers, .. } = self;

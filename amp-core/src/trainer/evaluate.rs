@@ -49,8 +49,8 @@ impl Loaders {
         Ok(Self(vec![(String::new(), loader)]))
     }
 
-    /// Returns the values of each set's log, with the set's name appended to their names, followed
-    /// by the values of the log that belongs to no set.
+    /// Returns the values of all logs. The name of the set is appended to each name. The last log
+    /// belongs to no set, so its names are unchanged.
     fn values(&self, logs: &[Log]) -> Result<Vec<Logged>> {
         let mut values = Vec::new();
         let names = self.0.iter().map(|(name, _)| name.as_str()).chain([""]);
@@ -119,7 +119,8 @@ pub(super) struct Evaluator {
     policy: Policy,
     context: Context,
     global_step: u64,
-    /// The number of parts into which each batch is split. It is doubled when memory is short.
+    /// The number of parts into which each batch is split. It is doubled when a part does not fit
+    /// into memory.
     parts: i64,
     memory: MemoryConfig,
 }
@@ -156,7 +157,8 @@ impl Evaluator {
         loaders.values(&logs)
     }
 
-    /// Looks for the first value of a validation that is not finite, and describes it with its batch.
+    /// Repeats a validation until a value is not finite. Returns a description of this value and
+    /// its batch.
     pub(super) fn explain(
         &mut self,
         model: &mut dyn LightningModule,

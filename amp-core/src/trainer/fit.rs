@@ -1,4 +1,4 @@
-//! A training run: trains its epochs, and executes what callbacks request.
+//! A training run: trains epoch by epoch, and executes what callbacks request.
 
 use std::{
     rc::Rc,
@@ -48,12 +48,12 @@ pub(super) struct Run<'r, 'c> {
     /// When the last validation ended, and the run's position then. `None` before the first
     /// validation.
     pub(super) validated: Option<(Instant, Position)>,
-    /// Whether a validation loss that is not finite was explained.
+    /// Whether the run has searched for the cause of a validation loss that was not finite.
     pub(super) explained: bool,
     /// Why the run ends as soon as `min_epochs` and `min_steps` are reached. `None` while nothing
     /// has requested the end.
     stop: Option<String>,
-    /// Whether the event for the end of the run was reported.
+    /// Whether a signal, a callback or `max_time` has ended the run.
     ended: bool,
     pub(super) interruption: &'r Interruption,
     /// The number of the signal that ended the run. `None` if no signal ended it.
@@ -236,8 +236,8 @@ impl<'r, 'c> Run<'r, 'c> {
             // including its validation and the callbacks.
             return Ok(Flow::End);
         }
-        // If the epoch ends early, a resumed run will continue it. Its sums are therefore copied
-        // before hooks add values.
+        // If the epoch ends early, a resumed run will continue it. Therefore the sums of logged
+        // values are copied before hooks add values to them.
         let batches = self.loader.batches();
         let unfinished = match self.position.batch < batches {
             true => Some(self.observers.log.copied(self.config.device)?),

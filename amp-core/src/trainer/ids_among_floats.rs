@@ -1,5 +1,5 @@
-//! Searches the first examples for ids (whole numbers) that are stored as floating-point values, and
-//! for shared numbers of examples.
+//! Searches the data for ids (whole numbers) that are stored as floating-point values, and for a
+//! tensor that numbers the examples.
 
 use tch::Kind;
 
@@ -20,8 +20,8 @@ impl Run<'_, '_> {
             None => Ok(()),
         }
     }
-    /// Emits a note if a shared tensor may number the examples, and the run orders or divides them in
-    /// a way in which these numbers name other examples.
+    /// Emits a note if a tensor that all examples share may contain numbers of examples (edges of a
+    /// graph, for instance), and if shuffling or batching gives these numbers another meaning.
     pub(super) fn note_misleading_numbers(&mut self) -> Result<()> {
         match self.data.misleading_numbers()? {
             Some(text) => (self.observers.emit)(Event::Note { text }),

@@ -57,11 +57,13 @@ pub struct Trainer<'a> {
     interruption: Interruption,
 }
 
-/// What may end a run before its last step, and the files to which the run is then saved.
+/// The signal that may end a run before its last step, and the files to which a run that ends early
+/// is saved.
 #[derive(Debug, Clone, Default)]
 struct Interruption {
     /// The number of the received signal, or 0 if no signal was received.
     signal: Arc<AtomicUsize>,
+    /// The file to which the run is saved if a signal ends it; `None` if it is not saved then.
     save_to: Option<PathBuf>,
     /// The file to which the run is saved if it ends with an error; `None` if it is not saved then.
     save_errors_to: Option<PathBuf>,

@@ -73,8 +73,8 @@ impl Run<'_, '_> {
         Ok(values)
     }
 
-    /// Emits a note with the first value that is not finite, if a validation loss is not. The first
-    /// such validation of a run is explained.
+    /// Emits a note with the first value of the validation that is not finite, if a validation loss
+    /// is not finite. Does so only for the first such validation of a run.
     fn explain_once(&mut self, values: &[Logged]) -> Result<()> {
         let is_loss = |logged: &&Logged| logged.name.starts_with("val_loss");
         let Some(loss) = values.iter().filter(is_loss).find(|logged| !logged.value.is_finite())
@@ -141,14 +141,14 @@ impl Run<'_, '_> {
         backup.end(self.model)?;
         match values {
             Ok(values) => are_logged(&monitored, &values),
-            // A metric may need more than one batch, so this error is ignored. The first validation
-            // then checks the names.
+            // A metric may need more than one batch, so this error is ignored. The first whole
+            // validation shows whether the monitored values are logged.
             Err(_) if batches == 0 => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Returns the validation values that callbacks and schedules read.
+    /// Returns the names of the validation values that callbacks and schedules read.
     fn monitored(&self) -> Vec<String> {
         let callbacks = self.observers.callbacks.0.iter().filter_map(|one| one.monitors());
         let schedules = self.state.optim.scheduled.iter().filter_map(|one| one.monitor());

@@ -39,13 +39,13 @@ impl Freeze {
         Self { pattern: pattern.into(), until: Until::End }
     }
 
-    /// Trains the parameters from this epoch on, counted from 0.
+    /// Ends the freeze at the start of this epoch, counted from 0.
     #[must_use]
     pub fn until_epoch(self, epoch: i64) -> Self {
         Self { until: Until::Epoch(epoch), ..self }
     }
 
-    /// Trains the parameters after this number of optimizer steps.
+    /// Ends the freeze after this number of optimizer steps.
     #[must_use]
     pub fn until_step(self, step: u64) -> Self {
         Self { until: Until::Step(step), ..self }

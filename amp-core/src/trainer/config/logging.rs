@@ -5,10 +5,11 @@ use crate::{Error, Result};
 /// Which training steps are reported to the subscribers, and which are profiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggingConfig {
-    /// How many optimizer steps lie from one reported step to the next, counted across epochs.
+    /// The number of optimizer steps from one reported step to the next. The count continues across
+    /// epochs.
     pub log_every_n_steps: i64,
-    /// How many optimizer steps lie from one profiled step to the next, counted across epochs.
-    /// `None` profiles no step.
+    /// The number of optimizer steps from one profiled step to the next. The count continues across
+    /// epochs. `None` profiles no step.
     pub profile_every_n_steps: Option<i64>,
 }
 

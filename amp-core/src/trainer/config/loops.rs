@@ -28,8 +28,8 @@ pub enum ValCheckInterval {
     /// After each multiple of this fraction of an epoch's batches, in the epochs that
     /// [`Loops::check_val_every_n_epoch`] selects. 1.0 means the epoch's end.
     Fraction(f64),
-    /// After this number of optimizer steps, counted across epochs. A skipped step counts. A step
-    /// that is repeated counts once.
+    /// After each multiple of this number of optimizer steps, counted across epochs. A skipped step
+    /// counts. A step that is repeated counts once.
     Steps(i64),
     /// After the first optimizer step that ends at least this long after the last validation.
     Time(Duration),
@@ -246,9 +246,9 @@ impl Loops {
 pub(in crate::trainer) struct Validations {
     interval: ValCheckInterval,
     every_n_epoch: i64,
-    /// `batches` is the number of batches per epoch, `window` the number of batches per optimizer
-    /// step.
+    /// The number of batches per epoch.
     batches: i64,
+    /// The number of batches per optimizer step.
     window: i64,
 }
 
@@ -262,9 +262,9 @@ impl Validations {
         }
     }
 
-    /// Returns whether a validation follows the step whose last batch is the batch before `end` in
-    /// the epoch. Returns false for validations by time, which [`is_due_after`](Self::is_due_after)
-    /// decides.
+    /// Returns whether a validation follows a step of this epoch. `end` is the index of the first
+    /// batch after the step. Returns false for validations by time, which
+    /// [`is_due_after`](Self::is_due_after) decides.
     pub(in crate::trainer) fn follows(&self, epoch: i64, end: i64) -> bool {
         match self.interval {
             ValCheckInterval::Fraction(part) => {
@@ -284,8 +284,8 @@ impl Validations {
         }
     }
 
-    /// Returns a note if a run of this length validates nothing, although it was not told to never
-    /// validate.
+    /// Returns a note if a run of this length never validates, although its `val_check_interval` is
+    /// not `never`.
     pub(in crate::trainer) fn note(&self, length: TrainingPlan) -> Option<String> {
         let steps = length.estimated_stepping_batches;
         let steps_per_epoch = (self.batches - 1) / self.window + 1;
@@ -318,13 +318,12 @@ impl Validations {
         (is_whole || by_fraction) && self.follows(epoch, self.batches)
     }
 
-    /// Returns whether a validation by time is due, if `passed` is the time since the last
-    /// validation.
+    /// Returns whether a validation by time is due. `passed` is the time since the last validation.
     pub(in crate::trainer) fn is_due_after(&self, passed: Duration) -> bool {
         matches!(self.interval, ValCheckInterval::Time(every) if passed >= every)
     }
 
-    /// Returns whether validations happen only at the ends of epochs.
+    /// Returns whether a validation runs at the end of each epoch and at no other moment.
     pub(in crate::trainer) fn follow_each_epoch(&self) -> bool {
         self.interval == ValCheckInterval::Fraction(1.0) && self.every_n_epoch == 1
     }

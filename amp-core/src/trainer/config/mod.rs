@@ -49,7 +49,7 @@ use crate::{
 /// ```
 #[derive(Debug, Clone)]
 pub struct TrainerConfig {
-    /// The dtypes in which the run computes and keeps its weights.
+    /// The dtypes in which the run computes, and in which it stores its weights.
     pub precision: Precision,
     /// The device on which the run trains.
     pub device: Device,
@@ -71,7 +71,7 @@ pub struct TrainerConfig {
     pub optimization: OptimizationConfig,
     /// How much memory the run may use, and what happens when memory is short.
     pub memory: MemoryConfig,
-    /// What happens to steps that are not finite, and when the loss scale is too low.
+    /// What happens after a step that is not finite, and when the loss scale is too low.
     pub recovery: RecoveryConfig,
     /// Which training steps are reported to the subscribers, and which are profiled.
     pub logging: LoggingConfig,
@@ -176,8 +176,8 @@ impl TrainerConfig {
         self.recovery.check(self.precision)
     }
 
-    /// Refuses master weights for parameters that the forward pass changes, because the next step
-    /// would undo the change.
+    /// Refuses master weights for parameters that the forward pass changes, because the next
+    /// optimizer step would overwrite the changed parameter with its master weight.
     pub(super) fn check_changed_in_forward(&self, model: &dyn LightningModule) -> Result<()> {
         let is_narrow = |kind| matches!(kind, Kind::Half | Kind::BFloat16);
         let mut changed = nn::changed_in_forward(model).into_iter();

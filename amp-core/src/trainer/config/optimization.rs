@@ -1,4 +1,4 @@
-//! What happens to gradients, and which weights are trained.
+//! How gradients are accumulated and clipped, and which weights are trained and averaged.
 
 use super::{Averaging, Freeze};
 use crate::{Error, Result, optim::TrainingPlan, precision::Clip};
@@ -11,8 +11,8 @@ pub struct OptimizationConfig {
     /// The number of batches whose gradients are added up for one optimizer step.
     pub accumulate_grad_batches: i64,
     /// Parameters that are not trained, for the whole run or until an epoch or step. A frozen
-    /// parameter has no gradient and no optimizer state. The batch statistics of a frozen module
-    /// still change.
+    /// parameter has no gradient and no optimizer state. The running statistics of a frozen batch
+    /// norm still change.
     pub freeze: Vec<Freeze>,
     /// How weights are averaged over the run. `None` means that no average is computed.
     pub averaging: Option<Averaging>,

@@ -1,9 +1,9 @@
-//! What happens to steps that are not finite, and when the loss scale is too low.
+//! What happens after a step that is not finite, and when the loss scale is too low.
 
 use crate::{Error, Result, named::named, precision::Precision};
 use serde::{Deserialize, Serialize};
 
-/// What happens to steps that are not finite, and when the loss scale is too low.
+/// What happens after a step that is not finite, and when the loss scale is too low.
 ///
 /// ```
 /// use amp_core::{prelude::*, trainer::NonFinite};

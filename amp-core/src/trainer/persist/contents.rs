@@ -32,8 +32,8 @@ impl Run<'_, '_> {
         snapshot
     }
 
-    /// Returns a copy of the weights and of this state, to which it adds the state of the averages.
-    /// The model has the averaged weights, if there are any.
+    /// Returns a copy of the weights and of `state`, with the state of the averages added to
+    /// `state`. If the run averages weights, the model must contain the averaged weights.
     fn averaged_snapshot(
         &self,
         mut state: Option<State>,
@@ -45,7 +45,7 @@ impl Run<'_, '_> {
         Snapshot::take(weights::distinct(self.model), state, text, self.config.device)
     }
 
-    /// Returns the state of the run without that of the averages.
+    /// Returns the state of the run without the state of the averages.
     fn state(&self) -> Result<State> {
         let steps = &self.state;
         let mut state = State::default();

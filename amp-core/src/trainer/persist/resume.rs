@@ -31,7 +31,8 @@ pub(in crate::trainer) const MEMORY: &str = "memory";
 /// The number of steps or epochs over which two schedules are compared.
 const HORIZON: i64 = 10_000;
 
-/// The number of steps or epochs from whose learning rates the digest in a checkpoint is computed.
+/// The number of steps or epochs, from the beginning of a schedule, whose learning rates the digest
+/// in a checkpoint covers.
 const DIGEST_INTERVALS: usize = 1000;
 
 /// The settings that older checkpoints do not contain. A setting that is missing in the file is not
@@ -74,8 +75,8 @@ named!(Change, "change", {
 });
 
 impl Run<'_, '_> {
-    /// Returns the settings and properties of the run that decide its results. For a resumed run to
-    /// continue with the same results, they must equal those of the saved run.
+    /// Returns the settings and properties of the run that decide its results. A resumed run gives
+    /// the same results only if they equal those of the saved run.
     pub(in crate::trainer) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
         let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
@@ -184,8 +185,8 @@ impl Run<'_, '_> {
         random.restore(device)?;
         self.state.lr = lr;
         self.state.set_parts(parts);
-        // The saved plan of the modules to recompute is dropped if the memory budget has changed. A
-        // new plan is then made.
+        // The saved plan of the modules to recompute is dropped if the memory budget has changed.
+        // The run then makes a new plan before its first step.
         self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);
         (self.position, self.observers.log) = (position, log);
         for change in changed {

@@ -23,13 +23,13 @@ pub(in crate::trainer) struct Snapshot {
     weights: Vec<(String, Tensor)>,
     state: Option<State>,
     text: BTreeMap<String, String>,
-    /// On CUDA, an event that is recorded after the copies, and the stream that waits for the
-    /// event. `None` on the CPU.
+    /// On CUDA, an event that is recorded after the copies were enqueued, and a second stream,
+    /// which waits for the event and transfers the copies to the host. `None` on the CPU.
     ready: Option<(CudaEvent, SideStream)>,
 }
 
 impl Snapshot {
-    /// Copies weights and state on their device. This takes little time.
+    /// Copies weights and state within the memory of their device, which takes little time.
     pub(in crate::trainer) fn take(
         weights: Vec<(String, Tensor)>,
         state: Option<State>,

@@ -88,8 +88,8 @@ pub(super) fn of(
     })
 }
 
-/// Returns the number of bytes that the forward pass allocates and that still exist while the loss
-/// exists.
+/// Returns the number of bytes that the forward pass allocates and that autograd keeps as long as
+/// the loss exists.
 fn activations(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,

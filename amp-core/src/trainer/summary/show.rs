@@ -59,7 +59,7 @@ impl ModelSummary {
         [self.branch(place), kind, shapes(&layer.input), shapes(&layer.output), parameters, flops]
     }
 
-    /// Returns the layer's name, after the lines that draw its branch of the tree.
+    /// Returns the layer's name, preceded by the lines that draw its branch of the tree.
     fn branch(&self, place: usize) -> String {
         let layer = &self.layers[place];
         if layer.depth == 0 {

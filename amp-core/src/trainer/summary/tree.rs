@@ -197,7 +197,7 @@ impl Tensors {
 
 struct Declared {
     layers: Vec<LayerSummary>,
-    /// The indices of the layers that contain the next tensor.
+    /// The indices of the layers that are being visited, from the model to the innermost layer.
     open: Vec<usize>,
     tensors: Tensors,
     /// The paths of the rows that show parameters.

@@ -241,7 +241,8 @@ fn halve(
     state.report_recovery(Recovery::MicroBatches { parts }, emit)
 }
 
-/// Returns the first module that keeps running statistics of batches, as a batch norm does.
+/// Returns the name of the first module that keeps running statistics of batches, as a batch norm
+/// does.
 fn keeps_batch_statistics(model: &dyn LightningModule) -> Option<String> {
     nn::named_tensors(model).into_iter().find_map(|(name, _, role)| {
         let module = name.strip_suffix("running_mean").filter(|_| role == Role::Buffer)?;
@@ -274,7 +275,7 @@ fn run_again(
     Ok(ran)
 }
 
-/// Leaves out a step in whose loss no target counts, so that the loss is a mean over nothing. Nothing
+/// Leaves out a step in which no target counts, so that the loss is a mean over nothing. Nothing
 /// has overflowed: the step changes nothing and does not count as skipped. The first such step of a
 /// run is reported.
 fn leave_out(

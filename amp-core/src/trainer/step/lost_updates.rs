@@ -21,7 +21,7 @@ const MANY: f64 = 0.25;
 /// copies need little memory.
 const SAMPLE: i64 = 1024;
 
-/// Pairs of a 16-bit weight and the sampled elements that it had before a step.
+/// The 16-bit weights, each with the sampled elements that it had before a step.
 pub(super) struct Before(Vec<(Tensor, Tensor)>);
 
 /// Returns whether 16-bit weights may lose updates in a run with these options.
@@ -31,9 +31,10 @@ fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
 }
 
 impl StepState<'_> {
-    /// Returns whether the next step after the steps in flight is checked for lost updates. This is
-    /// so for the first, tenth, hundredth, … step, until lost updates are found. The first step
-    /// alone is not enough, because learning-rate schedules often begin with a tiny rate.
+    /// Returns whether the next step after the steps in flight is checked for lost updates. The
+    /// first, tenth, hundredth, … steps are checked, until lost updates are found. The first step
+    /// is not checked if the run has a learning-rate schedule, because schedules often begin with a
+    /// tiny rate.
     pub(super) fn looks_for_lost_updates(&self, in_flight: u64) -> bool {
         let step = self.counts.applied + in_flight + 1;
         let power = 10_u64.checked_pow(step.ilog10()).is_some_and(|power| power == step);
@@ -83,8 +84,8 @@ impl StepState<'_> {
         self.told_lost_updates = true;
         let kind = dtype_name(self.policy.precision.storage());
         Ok(Some(format!(
-            "{:.0} % of the weights with a gradient did not move in step {} at the rate {:.2e}: the \
-             updates are smaller than {kind}'s spacing and are lost; --weight-update master-weights or, for \
+            "{:.0} % of the weights with a gradient did not change in step {} at the learning rate {:.2e}: \
+             the updates are smaller than {kind}'s spacing and are lost; --weight-update master-weights or, for \
              bfloat16, stochastic-rounding keeps them",
             100.0 * lost / all,
             self.counts.applied,

@@ -22,7 +22,8 @@ pub(in crate::trainer) struct Optimization<'a> {
     /// A guard. While it exists, gradients may be stored in 16 bits. `None` if gradients are stored
     /// in the parameters' dtype.
     narrow: Option<NarrowGradients>,
-    /// The strictest requirement of any observer for when it must run: after a step, or within it.
+    /// When the run must call its observers: after a step, or within it. If the observers need
+    /// different moments, this is the strictest requirement.
     pub(in crate::trainer) access: StepAccess,
 }
 
@@ -78,7 +79,7 @@ impl<'a> Optimization<'a> {
         matches!(self.access, StepAccess::InStep(_))
     }
 
-    /// Returns the unscaled gradients of each optimizer, which hooks read.
+    /// Unscales the gradients of each optimizer and returns them, for hooks.
     pub(in crate::trainer) fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
         let mut gradients = Vec::with_capacity(self.scheduled.len());
         for scheduled in &self.scheduled {
@@ -154,8 +155,8 @@ impl<'a> Optimization<'a> {
     }
 
     /// Steps each optimizer that has gradients. If a gradient is not finite, steps no optimizer.
-    /// Then updates the loss scale. The schedule of an optimizer advances when the optimizer steps.
-    /// If skipped steps count, the schedule also advances in skipped steps.
+    /// Updates the loss scale in both cases. The schedule of an optimizer advances when the
+    /// optimizer steps. If skipped steps count, the schedule also advances in skipped steps.
     pub(in crate::trainer) fn apply(
         &mut self,
         gradients: Vec<Gradients<Deferred>>,
@@ -263,7 +264,7 @@ pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<
         _ if !requests_16_bit_gradients(config) => return None,
         (false, _) => "only CUDA has kernels for 16-bit gradients".to_owned(),
         (true, _) if config.numerics.kernels == Kernels::Libtorch => {
-            "libtorch's kernels round them, and cast them back".to_owned()
+            "libtorch's kernels round them to 16 bits and cast them back to f32".to_owned()
         }
         (true, 1) => return None,
         (true, batches) => format!("the gradients of {batches} batches are added up"),

@@ -18,7 +18,7 @@ use crate::support::{device, seeded};
     Odd::WritesBack,
     Does::Nothing,
     Invariant::WeightsMove,
-    "step 10: `model.0.weight` has not moved in 10 applied steps"
+    "step 10: `model.0.weight` has not changed in 10 applied steps"
 )]
 #[case::parameter_left_out(
     Odd::LeavesOut,
@@ -84,13 +84,13 @@ use crate::support::{device, seeded};
     Odd::Nothing,
     Does::MovesWeightInValidation,
     Invariant::EvaluationMovesNothing,
-    "validation after step 7: `model.0.weight` has moved"
+    "validation after step 7: `model.0.weight` has changed"
 )]
 #[case::buffer_moved_in_validation(
     Odd::Nothing,
     Does::MovesBufferInValidation,
     Invariant::EvaluationMovesNothing,
-    "validation after step 7: `model.1.running_mean` has moved"
+    "validation after step 7: `model.1.running_mean` has changed"
 )]
 #[case::validated_in_training_mode(
     Odd::Nothing,
@@ -142,9 +142,13 @@ fn a_meter_that_misses_memory_is_reported(
 /// If a skipped step changes something, this is reported. With a loss scale of 2^40, the first
 /// steps of 16-mixed overflow and are skipped.
 #[rstest]
-#[case::a_weight(Odd::Nothing, Does::MovesInHook, "step 1: `model.0.weight` has moved")]
-#[case::a_buffer(Odd::Nothing, Does::CountsInHook, "step 1: `model.1.running_mean` has moved")]
-#[case::a_rate(Odd::MovesRates, Does::MovesBufferInValidation, "step 1: a learning rate has moved")]
+#[case::a_weight(Odd::Nothing, Does::MovesInHook, "step 1: `model.0.weight` has changed")]
+#[case::a_buffer(Odd::Nothing, Does::CountsInHook, "step 1: `model.1.running_mean` has changed")]
+#[case::a_rate(
+    Odd::MovesRates,
+    Does::MovesBufferInValidation,
+    "step 1: a learning rate has changed"
+)]
 fn a_skipped_step_that_changes_something_is_reported(
     #[values(Check::Cheap, Check::Full)] level: Check,
     #[case] odd: Odd,

@@ -29,13 +29,14 @@ pub(super) struct StepGraph {
     /// unscaled and clipped.
     grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
     pub(super) log: CapturedLog,
-    /// A scalar on the device. It is 0, and 1 from the first step on that is not finite.
+    /// A scalar on the device. It is 0 until a step is not finite, and 1 from that step on.
     pub(super) skip_flag: Tensor,
     /// `skip_flag` and the losses of the batches, in one tensor of shape `[1 + batches]` on the
     /// device.
     report: Tensor,
     /// The copy of `report` for each step in flight, in pinned host memory.
     reports: Vec<Tensor>,
+    /// For each step in flight, the values of buffers and logged sums before the step.
     kept: Kept,
     precision: Precision,
     /// For each optimizer, whether the graph contains the optimizer's step.
@@ -46,7 +47,7 @@ pub(super) struct StepGraph {
 
 impl StepGraph {
     /// Captures a step on batches of the same shapes as `batches`. The capture computes nothing and
-    /// changes no parameter.
+    /// changes no parameter. `slots` is the largest number of steps in flight.
     pub(super) fn capture(
         state: &mut StepState<'_>,
         model: &mut dyn LightningModule,
@@ -117,8 +118,8 @@ impl StepGraph {
             && self.inputs.iter().zip(&examples.batches).all(|(own, other)| own.is_like(other))
     }
 
-    /// Copies the sums of `log` into the sums to which the graph adds. Makes the gradients that the
-    /// graph computes the gradients of the parameters.
+    /// Copies the sums of `log` into the sums to which the graph adds. Sets the gradients of the
+    /// parameters to the tensors into which the graph writes gradients.
     pub(super) fn enter(&mut self, log: &mut Log) -> Result<()> {
         self.log.take_over(log)?;
         let mut grads = self.grads.iter();
@@ -150,7 +151,8 @@ impl StepGraph {
         losses.collect()
     }
 
-    /// Undoes the changes of the skipped step in this slot and of the steps after it.
+    /// Restores the buffers and the logged sums to their values before the skipped step in this
+    /// slot. This undoes the steps after it, too.
     pub(super) fn roll_back(&self, slot: usize) -> Result<()> {
         self.kept.restore(slot)?;
         let _ = self.skip_flag.shallow_clone().f_zero_()?;

@@ -7,11 +7,11 @@
 //! in the same stream, because the host passes their learning rates. Several steps are
 //! [queued](replay), so that the device does not wait for the host.
 //!
-//! From a step that is not finite on, the device changes no parameter, neither in this step nor in
-//! the steps queued after it. The host reads the outcome, undoes all other changes of these steps,
-//! and repeats the first of them without a graph. Therefore only the code for steps without a graph
-//! lowers the scale, explains a skipped step and recovers. The results of a run are the same, bit
-//! for bit, with and without graphs.
+//! If a step is not finite, the device changes no parameter in this step and in the steps queued
+//! after it. The host reads the outcome, undoes all other changes of these steps, and repeats the
+//! first of them without a graph. Therefore only the code for steps without a graph lowers the
+//! scale, explains a skipped step and recovers. The results of a run are the same, bit for bit,
+//! with and without graphs.
 
 mod capture;
 mod replay;
@@ -32,8 +32,8 @@ const QUEUED: usize = 4;
 /// choose their kernels and allocate their workspaces.
 const WARM_UP: u64 = 3;
 
-/// Returns the strictest requirement of any observer of the run for when it must run: after a step,
-/// or within it.
+/// Returns when the run must call its observers: after a step, or within it. If the observers need
+/// different moments, returns the strictest requirement.
 pub(in crate::trainer) fn step_access(
     model: &dyn LightningModule,
     callbacks: &[Box<dyn Callback + '_>],

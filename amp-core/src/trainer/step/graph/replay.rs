@@ -35,11 +35,13 @@ pub(in super::super) struct Replay {
     capacity: usize,
     steps: VecDeque<Queued>,
     started: u64,
-    /// Whether the log's sums and the parameters' gradients are those of the graph.
+    /// Whether the graph's tensors now contain the sums of the log and the gradients of the
+    /// parameters.
     entered: bool,
-    /// The model's values that the graph contains, or that the latest step without a graph read.
+    /// The model's [values in the step](LightningModule::values_in_step): as the graph has captured
+    /// them or, without a graph, as the latest step read them.
     values: Map<String, Value>,
-    /// Whether a note has told that a value changed.
+    /// Whether a note about a changed value was emitted.
     told: bool,
 }
 
@@ -57,6 +59,7 @@ struct Queued {
     slot: usize,
     /// The rows that metrics such as AUROC keep for each example.
     rows: Vec<Tensor>,
+    /// The event after which the host can read the outcome of the step.
     known: CudaEvent,
     /// The state of the random generators before the step.
     random: RandomState,
@@ -82,9 +85,9 @@ impl Replay {
         })
     }
 
-    /// Returns whether the model's values that a step reads are those of the graph. If not, and no
-    /// step is in flight, the graph is discarded. A new one is captured after some steps with the
-    /// same values.
+    /// Returns whether the model's values that a step reads equal the values that the graph has
+    /// captured. If not, and no step is in flight, discards the graph. A new graph is captured
+    /// after some steps in which the values do not change.
     fn has_same_values(
         &mut self,
         state: &StepState<'_>,
@@ -135,7 +138,7 @@ impl Replay {
     }
 }
 
-/// Returns the name of a value that differs.
+/// Returns the name of a value that differs between `then` and `now`.
 fn changed<'v>(then: &Map<String, Value>, now: &'v Map<String, Value>) -> Option<&'v str> {
     let differs = |(name, value): &(&String, &Value)| then.get(*name) != Some(*value);
     now.iter().find(differs).map(|(name, _)| name.as_str())
@@ -172,8 +175,8 @@ impl Executor for Replay {
         if !self.is_due(state, examples) {
             return Ok(false);
         }
-        // The previous graph and its memory are released before the capture. Its sums are added to
-        // the log.
+        // The previous graph is released before the capture, with its memory. Its sums are copied
+        // to the log first.
         self.release(&mut observers.log)?;
         self.graph = Captured::Refused;
         let Examples { batches, shares, .. } = examples;

@@ -102,6 +102,7 @@ mod tests {
         due
     }
 
+    /// Checks which of the first steps each level of checks selects.
     #[test]
     fn each_level_has_its_steps() {
         assert!(looked_at(Check::Off, 2000).is_empty());

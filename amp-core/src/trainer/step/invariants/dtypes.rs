@@ -65,8 +65,9 @@ impl Rule for DtypesStay {
     }
 }
 
-/// Describes the first buffer that is another tensor than when the run began. The run restores the
-/// tensors of that time after a skipped step, averages them, and uses them in a CUDA graph.
+/// Describes the first buffer that code of the model has replaced by another tensor since the run
+/// began. The run still refers to the earlier tensor: it restores it after a skipped step, averages
+/// it, and uses it in a CUDA graph.
 fn replaced_buffer(seen: &RunView<'_>) -> Option<String> {
     let state = seen.state;
     // In a manual step, the model itself decides what a skipped step restores.

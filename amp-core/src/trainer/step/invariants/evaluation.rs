@@ -3,7 +3,7 @@
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, ffi::WatchedModes, nn};
 
-/// Checks that validated values are computed in evaluation mode.
+/// Checks that no operator and no layer runs in training mode during a validation.
 pub(super) struct EvaluationMode {
     /// Whether the operators of every validation are checked. If false, only those of the first
     /// validation are checked.

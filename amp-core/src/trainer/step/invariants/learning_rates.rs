@@ -78,9 +78,9 @@ impl RatesAreScheduled {
                 continue;
             }
             return Ok(Some(format!(
-                "the schedule of {} has advanced by {advanced} in {steps} applied steps: other \
-                 code than the trainer moves it, or `advance` does not move it by one; let \
-                 `advance` move it by one and call it nowhere else",
+                "the schedule of {} has advanced by {advanced} in {steps} applied steps: code \
+                 other than the trainer advances it, or `advance` does not advance it by one; let \
+                 `advance` advance it by one and call it nowhere else",
                 scheduled.name()
             )));
         }

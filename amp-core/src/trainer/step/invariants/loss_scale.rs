@@ -87,7 +87,7 @@ fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) ->
         format!(
             "the loss scale went from {:e} to {:e} in {applied} applied and {skipped} skipped steps, but its \
              rule (times {} after an overflow, times {} after {} steps without one) gives {scale:e}, with \
-             {tracker} steps counted instead of {}: something besides the step moves the scale; set it by \
+             {tracker} steps counted instead of {}: something besides the step changes the scale; set it by \
              numerics.scaler alone",
             before.scale,
             now.scale,
@@ -149,6 +149,8 @@ mod tests {
         None
     }
 
+    /// Checks that a scaler with another growth interval, growth factor or backoff factor is reported
+    /// at the first step after which its scale or growth tracker differs.
     #[test]
     fn a_scale_of_another_rule_is_told_at_its_first_step() {
         let steps = [true, false, false, false, false, true, false];
@@ -161,6 +163,8 @@ mod tests {
         assert_eq!(first_difference(little, &steps), Some(0));
     }
 
+    /// Checks that a scale or a growth tracker that differs between device and host is reported, and
+    /// that equal ones are not.
     #[test]
     fn the_devices_half_is_the_hosts() -> Result<()> {
         let scaler = GradScaler::new(Device::Cpu, CONFIG)?;

@@ -39,15 +39,16 @@ pub enum Invariant {
     /// A parameter with a gradient changes within the first ten applied steps. Exceptions are a
     /// learning rate of 0, and an update that is smaller than the spacing of the parameter's dtype.
     WeightsMove,
-    /// Each trained parameter belongs to an optimizer, which has the same tensor as the model. A
-    /// step does not change which parameters are trained. An f32 master weight, rounded to 16 bits,
-    /// equals its weight.
+    /// Each trained parameter belongs to an optimizer, which updates the same tensor that the model
+    /// uses. A step does not change which parameters are trained. An f32 master weight, rounded to
+    /// 16 bits, equals its weight.
     OptimizerHoldsWeights,
     /// No gradient is left when a step begins.
     GradientsAreCleared,
     /// Optimizers step with the rates of their schedules, which advance once per applied step.
     RatesAreScheduled,
-    /// Parameters and buffers keep their dtypes, shapes and devices.
+    /// Parameters and buffers keep their dtypes, shapes and devices. No buffer is replaced by
+    /// another tensor.
     DtypesStay,
     /// The loss scale grows after enough steps and falls after an overflow, as in
     /// torch.amp.GradScaler. It is the same on host and device.
@@ -58,9 +59,10 @@ pub enum Invariant {
     SkipsChangeNothing,
     /// No validation example is a training example.
     SetsAreDisjoint,
-    /// Validated values are computed in evaluation mode.
+    /// Validation runs the model in evaluation mode.
     EvaluationMode,
-    /// A memory meter measures without interruption: no other meter is started before it ends.
+    /// No memory meter is started while another meter measures, because the other meter would then
+    /// miss memory.
     MemoryOverStep,
 }
 
@@ -103,7 +105,7 @@ trait Rule {
     fn moments(&self) -> &'static [Moment];
 
     /// Checks the invariant at this moment. Returns `None` if it holds. If it is violated, returns
-    /// a clause with the tensor or setting, the observation, the cause and the remedy.
+    /// the text of the error: the tensor or setting, the observation, the cause and the remedy.
     fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>>;
 }
 

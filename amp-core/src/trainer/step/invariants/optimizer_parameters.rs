@@ -9,8 +9,8 @@ use crate::{
     optim::{Scheduled, WeightUpdate},
 };
 
-/// Checks that each trained parameter belongs to an optimizer, which has the same tensor as the
-/// model.
+/// Checks that each trained parameter belongs to an optimizer, which updates the same tensor that
+/// the model uses.
 #[derive(Default)]
 pub(super) struct OptimizerHoldsWeights {
     /// The names of the parameters that were trained before the step.
@@ -95,8 +95,8 @@ fn not_held(seen: &RunView<'_>) -> Option<String> {
     ))
 }
 
-/// Describes an f32 master weight that, rounded to the dtype of its weight, differs from the
-/// weight. All elements are read in one copy from the device.
+/// Describes a 16-bit weight that differs from its f32 master weight rounded to the weight's dtype.
+/// All sampled elements are read in one copy from the device.
 fn stale_master(seen: &RunView<'_>) -> Result<Option<String>> {
     let (mut names, mut pieces) = (Vec::new(), Vec::new());
     for scheduled in seen.scheduled() {

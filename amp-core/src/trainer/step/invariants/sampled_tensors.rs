@@ -15,7 +15,7 @@ const MOST: i64 = 128;
 #[derive(Debug)]
 pub(super) struct Samples {
     tensors: Vec<Sampled>,
-    /// The values in f64, which represents the values of every dtype exactly.
+    /// The values in f64. All dtypes except large 64-bit integers are represented exactly.
     values: Vec<f64>,
 }
 
@@ -76,8 +76,8 @@ impl Pair<'_> {
     }
 }
 
-/// Returns the sampled elements of a tensor. Returns `None` if the tensor is undefined, or if f64
-/// cannot represent the values of its dtype.
+/// Returns the sampled elements of a tensor. Returns `None` if the tensor is undefined, or if its
+/// elements are neither floating-point numbers nor integers nor booleans.
 pub(super) fn elements(tensor: &Tensor) -> Result<Option<Tensor>> {
     if !tensor.defined() {
         return Ok(None);

@@ -34,7 +34,7 @@ impl Rule for EvaluationMovesNothing {
                 }
             };
             format!(
-                "`{name}` has moved, although nothing is trained there: {cause}; run layers in the context \
+                "`{name}` has changed, although validation trains nothing: {cause}; run layers in the context \
                  of the step (`step.context()`) and keep counts of your own in `#[state]`"
             )
         }))
@@ -100,13 +100,13 @@ impl Rule for SkipsChangeNothing {
             moved(&before.samples, &now).filter(|(_, role)| !manual || *role == Role::Parameter);
         if let Some((name, _)) = moved {
             return Ok(Some(format!(
-                "`{name}` has moved, although the step was skipped: a hook, a callback or the \
+                "`{name}` has changed, although the step was skipped: a hook, a callback or the \
                  optimizer writes to it whether or not the step is applied; {advice}"
             )));
         }
         Ok((before.rates != rates()).then(|| {
             format!(
-                "a learning rate has moved, although the step was skipped: a hook, a callback or \
+                "a learning rate has changed, although the step was skipped: a hook, a callback or \
                  the optimizer sets it whether or not the step is applied; {advice}"
             )
         }))

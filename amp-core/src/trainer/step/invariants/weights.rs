@@ -14,16 +14,16 @@ use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
 /// The number of applied steps within which a parameter must have changed.
 const STEPS: u64 = 10;
 
-/// An element that has not changed is a violation only if the product of its learning rate and its
-/// gradient (at most 1) is more than this number of spacings of the dtype at the element. No
-/// optimizer makes ten such steps in a row without changing the element.
+/// An element that has not changed is a violation only if learning rate × min(|gradient|, 1) is
+/// more than this number × |element| × machine epsilon of the dtype. No optimizer makes ten such
+/// steps in a row without changing the element.
 const SPACINGS: f64 = 8.0;
 
 /// Checks that a parameter with a gradient changes within the first applied steps.
 #[derive(Default)]
 pub(super) struct WeightsMove {
-    /// The first sample of the parameters, and the number of applied steps at that time. `None`
-    /// before the first step.
+    /// The sampled elements of the parameters before the first step, and the number of steps
+    /// applied before it. `None` before the first step.
     first: Option<(Rc<Samples>, u64)>,
     moved: HashSet<String>,
     /// The learning rate of each optimizer's parameter groups before the step.
@@ -105,10 +105,10 @@ impl WeightsMove {
             if ought {
                 let largest = gradients.iter().copied().fold(0.0, f64::max);
                 return Ok(Some(format!(
-                    "`{name}` has not moved in {steps} applied steps, although its gradient is up to \
-                     {largest:.1e} and its rate {lr:.1e}: {} does not step it, or something writes it back; \
-                     let the optimizer step every parameter with a gradient, or name `{name}` in \
-                     optimization.freeze",
+                    "`{name}` has not changed in {steps} applied steps, although its gradient is up to \
+                     {largest:.1e} and its learning rate is {lr:.1e}: {} does not step it, or something \
+                     writes it back; let the optimizer step every parameter with a gradient, or name `{name}` \
+                     in optimization.freeze",
                     scheduled.optimizer.name()
                 )));
             }

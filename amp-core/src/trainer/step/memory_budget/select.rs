@@ -182,8 +182,8 @@ struct State {
     checkpointed: bool,
 }
 
-/// Returns the states without those for which another state needs no more bytes and no more
-/// seconds. Sorts them from the fewest bytes to the fewest seconds.
+/// Drops each state for which another state needs no more bytes and no more seconds, and keeps
+/// about [`MOST`] of the remaining states. Sorts them from the fewest bytes to the fewest seconds.
 fn front(mut states: Vec<State>) -> Vec<State> {
     let cost = |state: &State| (state.seconds, state.segments);
     states.sort_by(|a, b| {

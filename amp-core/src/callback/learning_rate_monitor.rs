@@ -7,8 +7,8 @@ use crate::{
     precision::StepOutcome,
 };
 
-/// Logs the learning rate of the next step, and on request the momentum, with the names of
-/// lightning.pytorch.callbacks.LearningRateMonitor: `lr-AdamW`, `lr-AdamW/pg2` for the second
+/// Logs the learning rate of the next step, and on request the momentum, under the names that
+/// lightning.pytorch.callbacks.LearningRateMonitor uses: `lr-AdamW`, `lr-AdamW/pg2` for the second
 /// parameter group, `lr-AdamW-1` for a second optimizer, `lr-AdamW-momentum`.
 #[derive(Debug, Clone, Default)]
 pub struct LearningRateMonitor {

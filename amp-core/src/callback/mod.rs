@@ -202,7 +202,8 @@ macro_rules! forward_callback {
 forward_callback!(&mut C);
 forward_callback!(Box<C>);
 
-/// What a callback learns about an epoch, at the end of the epoch or at a validation within it.
+/// What a callback can read about an epoch, at the end of the epoch or after a validation within
+/// the epoch.
 pub struct Epoch<'a> {
     /// The model in its current state.
     pub model: &'a dyn LightningModule,

@@ -27,7 +27,8 @@ pub struct ModelCheckpoint {
     /// The file of an epoch that ended early, if there is one. The file is kept in addition to the
     /// `save_top_k` files, and is removed when a resumed run completes the epoch.
     early: Option<PathBuf>,
-    /// Never read. While the lock exists, no other process can save its runs in the folder.
+    /// This field is never read. As long as the lock exists, no other process can save its runs in
+    /// the folder.
     _lock: FolderLock,
 }
 

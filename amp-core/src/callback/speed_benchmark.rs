@@ -7,8 +7,8 @@ use crate::{Hook, Result, log::LogOptions, module::StepAccess, precision::StepOu
 /// percentile of the time per batch, as `batch_ms` and `batch_ms_p95`. The times include data
 /// loading and callbacks.
 ///
-/// On CUDA the time of a batch is the time that the host takes to enqueue its work. Only the time
-/// of the epoch includes waiting for the device.
+/// On CUDA the time of a batch is the time in which the host enqueues the work of the batch. Only
+/// the time of the epoch includes the wait for the device.
 #[derive(Debug, Default)]
 pub struct SpeedBenchmark {
     epoch: Option<Instant>,
@@ -81,6 +81,7 @@ fn nearest_rank(sorted: &[f64], quantile: f64) -> Option<f64> {
 mod tests {
     use super::nearest_rank;
 
+    /// Checks the median and the 95th percentile of ten values, and the cases of one and of no value.
     #[test]
     fn ranks_are_those_of_the_definition() {
         let ten: Vec<f64> = (1..=10).map(f64::from).collect();

@@ -12,8 +12,8 @@ use crate::{
     metric::{Merge, Part},
 };
 
-/// The initial number of values for which memory is allocated (128 KiB). A scalar needs one value,
-/// F1 of C classes needs 3·C, and a confusion matrix C².
+/// The initial number of f64 values for which memory is allocated (128 KiB). A scalar needs one
+/// value, F1 of C classes needs 3·C values, and a confusion matrix of C classes needs C² values.
 const AT_FIRST: i64 = 1 << 14;
 
 /// Memory for the sums of a step that is captured as a CUDA graph. The memory must be allocated
@@ -45,7 +45,8 @@ impl LogRoom {
     /// Allocates memory for the sum of each tensor of `counts`.
     ///
     /// # Errors
-    /// When the sums need more memory than this room has. Then use a [larger](Self::larger) room.
+    /// When the sums need more memory than this room has. Use a [larger](Self::larger) room in this
+    /// case.
     fn slots(&self, counts: &[&Tensor]) -> Result<Vec<Tensor>> {
         let numbers = counts.iter().map(|counts| counts.numel() as i64);
         self.needed.set(numbers.clone().sum());
@@ -83,7 +84,7 @@ struct Captured {
     before: u64,
 }
 
-/// What several replays of the CUDA graph have accumulated for one part of a value's state.
+/// What the replays of the CUDA graph have accumulated for one part of a value's state.
 #[derive(Debug)]
 enum Kept {
     Sum(Tensor),
@@ -273,7 +274,7 @@ mod tests {
     fn merged(steps: impl Iterator<Item = i64>) -> Result<Log> {
         let mut log = Log::default();
         for step in steps {
-            // The expected values are those that the log of the same step has without a CUDA graph.
+            // The log of a step without a CUDA graph gives the expected values.
             let mut own = Log::default();
             logged(step)?.into_iter().try_for_each(|batch| own.merge(batch))?;
             log.merge(own)?;
@@ -318,7 +319,7 @@ mod tests {
         let expected = merged(0..6)?;
         assert_eq!(log.epoch_values()?, expected.epoch_values()?);
         assert_eq!(log.step_values()?, expected.step_values()?);
-        // The next replay does not change the sums that were returned.
+        // A later replay must not change the sums in the log.
         replay(&captured, 20)?;
         assert_eq!(log.epoch_values()?, expected.epoch_values()?);
         assert_eq!(log.step_values()?, expected.step_values()?);

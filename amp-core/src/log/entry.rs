@@ -1,4 +1,4 @@
-//! The logged values of one name, and how the value of an epoch is computed from them.
+//! The values that were logged under one name, and how the value of an epoch is computed from them.
 
 use tch::{Device, Kind, Tensor};
 
@@ -19,9 +19,10 @@ pub(super) struct Entry {
     /// The sums over the steps of the epoch. Until a second step is added, the sums share their
     /// tensors with `latest`.
     pub(super) state: MetricState,
+    /// The state of the latest step that logged the value.
     pub(super) latest: MetricState,
     /// Whether a hook logs the value (true) or a step (false). `None` in a log from an older
-    /// checkpoint, which does not say it.
+    /// checkpoint, which does not contain this information.
     pub(super) of_hook: Option<bool>,
     /// The number of batches in the sums. The number is 0 as long as all steps that logged a value
     /// were skipped.
@@ -69,9 +70,9 @@ impl Entry {
     pub(super) fn add(&mut self, reduction: Option<&Reduction>, state: MetricState) -> Result<()> {
         let state = match (&self.reduction, reduction) {
             (Some(Reduction::Ratio), Some(Reduction::Mean)) => as_ratio(&state)?,
-            // The entry is a mean. Its weights were on the host for the batches before, and the
-            // weight of this batch is on the device. The sum of the weights must then be on the
-            // device too.
+            // The entry is a mean. The weights of the earlier batches were on the host, and the
+            // weight of this batch is on the device. Therefore the sum of the weights is moved to
+            // the device.
             (Some(Reduction::Mean), Some(Reduction::Ratio)) => {
                 self.state = as_ratio(&self.state)?;
                 self.reduction = reduction.cloned();

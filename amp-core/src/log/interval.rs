@@ -29,7 +29,8 @@ impl Interval {
         Self { is_captured: true, ..Self::default() }
     }
 
-    /// Returns whether the batch's values are reported. Code that asks may do additional work then.
+    /// Returns whether the batch's values are reported, and remembers that code has asked. Code
+    /// that asks may do additional work in batches whose values are reported.
     pub(crate) fn ask(&self) -> bool {
         self.asked.set(true);
         self.is_logged
@@ -56,12 +57,13 @@ impl Interval {
         }
     }
 
-    /// Remembers whether code asked for the position in `batch`.
+    /// Remembers that code has asked whether values are reported, if code in `batch` has asked.
     pub(super) fn follow(&mut self, batch: &Self) {
         self.asked.set(self.asked.get() || batch.asked.get());
     }
 
-    /// Returns an error if a value would be copied to the host within a CUDA graph.
+    /// Returns an error if the batch runs within a CUDA graph, from which the value `name` cannot
+    /// be copied to the host.
     pub(super) fn may_copy(&self, name: &str) -> Result<()> {
         match self.is_captured {
             false => Ok(()),

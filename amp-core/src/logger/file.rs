@@ -6,7 +6,7 @@ use std::{
 
 use crate::{Error, Result};
 
-/// The number of bytes of records in memory from which on they are written to the file.
+/// Records stay in memory until they have this number of bytes. They are then written to the file.
 const BUFFER: usize = 1 << 16;
 
 /// A file of records. Only whole records are written. If the run is killed, all records up to the

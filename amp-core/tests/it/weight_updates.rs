@@ -263,7 +263,7 @@ fn notes(
         }
     });
     let record = fit(&config, &mut model, &same(constant(8, 8, 1.0)?, 4)?).1?;
-    Ok(record.notes.into_iter().filter(|note| note.contains("did not move")).collect())
+    Ok(record.notes.into_iter().filter(|note| note.contains("did not change")).collect())
 }
 
 /// ml-by-hand#85: if the weights of a run do not change, the run reports this once. The note

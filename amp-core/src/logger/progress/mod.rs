@@ -46,9 +46,9 @@ use crate::{
 pub struct ProgressBar {
     output: Output,
     progress: RunProgress,
-    /// `runs` is the number of runs that one bar shows. `begun` is the number of runs that have
-    /// begun.
+    /// The number of runs that one bar shows.
     runs: u64,
+    /// The number of runs that have begun.
     begun: u64,
     /// The bar is not drawn before this time. `None` before the first drawing.
     next: Option<Instant>,
@@ -73,7 +73,7 @@ enum Output {
 const REDRAW: Duration = Duration::from_millis(100);
 /// The time between two lines of text.
 const LINE: Duration = Duration::from_secs(30);
-/// The number of positions that the bar has for one run.
+/// The resolution of the bar: the number of its positions per run.
 const PARTS: u64 = 10_000;
 
 impl fmt::Debug for ProgressBar {
@@ -93,14 +93,14 @@ impl ProgressBar {
     /// terminal. Otherwise it is a line of text every 30 seconds.
     pub fn new() -> Self {
         match io::stderr().is_terminal() {
-            // 255 is the highest rate that indicatif accepts. [`ProgressBar`] itself draws less
-            // often.
+            // 255 is the highest drawing rate that indicatif accepts. [`ProgressBar`] itself draws
+            // at most 10 times a second.
             true => Self::on(ProgressDrawTarget::stderr_with_hz(255)),
             false => Self::lines(io::stderr(), LINE),
         }
     }
 
-    /// Writes lines to `out` at this interval, whether or not there is a terminal.
+    /// Writes lines of text to `out`, and never draws a bar. `every` is the time between two lines.
     pub fn lines(out: impl Write + 'static, every: Duration) -> Self {
         Self::to(Output::Lines { out: Box::new(out), every, is_used: false })
     }

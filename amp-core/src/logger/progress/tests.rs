@@ -103,7 +103,8 @@ fn lines_come_at_their_interval_and_say_where_the_run_is() {
     assert_eq!(written.text().lines().count(), 2);
 }
 
-/// Runs of a few seconds write no progress lines, because their commands print tables.
+/// Checks that runs of a few seconds write no progress lines. The commands that start such runs
+/// print tables instead.
 #[test]
 fn runs_that_end_before_a_line_is_due_write_none() {
     let written = Written::default();

@@ -135,7 +135,8 @@ impl RunProgress {
 /// The optimizer steps and examples per second, averaged over the last seconds.
 #[derive(Debug, Default)]
 struct Speed {
-    /// When the current measurement started. `None` before the first batch, and after a pause.
+    /// When the current measurement of the speed started. `None` before the first batch, and after
+    /// a pause.
     last: Option<Instant>,
     /// When the last batch ended. `None` before the first batch.
     seen: Option<Instant>,

@@ -88,7 +88,8 @@ mod tests {
         records
     }
 
-    /// Records of many lengths, so that blocks end at many positions within records.
+    /// Checks that framed records of many lengths are read back unchanged. Blocks end at many
+    /// positions within the records.
     #[test]
     fn records_are_read_again() {
         let lengths =

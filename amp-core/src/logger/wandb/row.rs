@@ -96,6 +96,7 @@ pub(super) fn items(values: impl Iterator<Item = (Vec<String>, String)>) -> Vec<
 mod tests {
     use super::*;
 
+    /// Checks that a histogram with more than 512 buckets gets at most 512, and that no value is lost.
     #[test]
     fn neighbours_are_put_together_where_there_are_too_many() {
         for length in [1, 2, 511, 512, 513, 1024, 1025, 1548] {
@@ -124,6 +125,7 @@ mod tests {
         }
     }
 
+    /// Checks that numbers are formatted as Python's json formats them.
     #[test]
     fn numbers_are_pythons() {
         let numbers = [1.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(number);

@@ -22,9 +22,10 @@ const SPACINGS: f64 = 8.0;
 /// Checks that a parameter with a gradient changes within the first applied steps.
 #[derive(Default)]
 pub(super) struct WeightsMove {
-    /// The sampled elements of the parameters before the first step, and the number of steps
-    /// applied before it. `None` before the first step.
+    /// The first sample of the parameters' elements, and the number of steps applied before it.
+    /// `None` before the first step.
     first: Option<(Rc<Samples>, u64)>,
+    /// The names of the parameters that have changed since the first sample.
     moved: HashSet<String>,
     /// The learning rate of each optimizer's parameter groups before the step.
     rates: Vec<Vec<f64>>,

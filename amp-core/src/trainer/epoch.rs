@@ -85,9 +85,9 @@ impl Run<'_, '_> {
             let loaders = match state.policy().device.is_cuda() {
                 false => self.loader.held_bytes() + self.val.held_bytes(),
                 true if self.loader.is_resident() => 0,
-                // Batches that are not resident use device memory until the device has read them,
-                // which may be during the following step. Therefore the batches of one more step
-                // are counted.
+                // If the data set is not stored on the device, a batch occupies device memory until
+                // the device has read it, which may be during the following step. Therefore the
+                // batches of one more step are counted.
                 true => examples.bytes(),
             };
             plan_memory(state, *model, &examples, loaders, budget, observers.emit)?;

@@ -48,10 +48,11 @@ pub(super) struct Run<'r, 'c> {
     /// When the last validation ended, and the run's position then. `None` before the first
     /// validation.
     pub(super) validated: Option<(Instant, Position)>,
-    /// Whether the run has searched for the cause of a validation loss that was not finite.
+    /// Whether a validation loss was not finite before. Only the first time is the cause searched
+    /// for.
     pub(super) explained: bool,
-    /// Why the run ends as soon as `min_epochs` and `min_steps` are reached. `None` while nothing
-    /// has requested the end.
+    /// Why a callback has requested the end of the run, which ends as soon as `min_epochs` and
+    /// `min_steps` are reached. `None` if no callback has requested the end.
     stop: Option<String>,
     /// Whether a signal, a callback or `max_time` has ended the run.
     ended: bool,

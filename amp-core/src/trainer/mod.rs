@@ -157,8 +157,8 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Trains and validates `model` for the configured epochs. The model is moved to the policy's device
-    /// and dtype and stays there.
+    /// Trains and validates `model` for the configured epochs. The model is moved to the trainer's
+    /// device and converted to the dtype of the precision, and remains so after the run.
     ///
     /// The run takes its random numbers from libtorch's generators, which the whole process shares,
     /// and does not seed the generators. To make a run repeatable while other threads train, begin
@@ -199,7 +199,8 @@ impl<'a> Trainer<'a> {
 
     /// Validates `model` once on the validation sets of `data` and returns the logged values, in
     /// the order in which the model logged them. For a set with a name, the names of the logged
-    /// values end in `/name`. The model is moved to the policy's device and dtype.
+    /// values end in `/name`. The model is moved to the trainer's device and converted to the dtype
+    /// of the precision.
     ///
     /// Subscribers first receive [`Event::EvaluationStart`]. Then they receive the events of a
     /// validation within [`fit`](Self::fit), with epoch 0 and step 0. At the end they receive

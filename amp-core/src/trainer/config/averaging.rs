@@ -29,7 +29,7 @@ pub enum Averaging {
     },
     /// Stochastic weight averaging: the mean of the weights at the ends of epochs.
     Swa {
-        /// The first epoch, counted from 0, whose weights at its end are part of the mean.
+        /// The first epoch, counted from 0, at whose end the weights enter the mean.
         start_epoch: i64,
     },
 }

@@ -7,7 +7,7 @@ use crate::{Error, Result};
 /// Parameters that are frozen (not trained), for the whole run or until an epoch or step. The text
 /// form is a pattern for parameter names, such as `encoder.*`. After the pattern, `=epoch:3` or
 /// `=step:500` may name the epoch or step from which the parameters are trained. A parameter is
-/// frozen while at least one entry of the list freezes it.
+/// frozen while at least one entry of [`freeze`](super::OptimizationConfig::freeze) freezes it.
 ///
 /// ```
 /// use amp_core::trainer::Freeze;

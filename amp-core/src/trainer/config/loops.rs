@@ -138,9 +138,9 @@ pub(in crate::trainer) fn show_time(time: Duration) -> String {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loops {
-    /// No callback ends the run before the end of this epoch (counted from 1).
+    /// The smallest number of epochs. No callback ends the run earlier.
     pub min_epochs: i64,
-    /// No callback ends the run before this number of optimizer steps.
+    /// The smallest number of optimizer steps. No callback ends the run earlier.
     pub min_steps: u64,
     /// Training ends with the first step that ends after this time. For a resumed run, the training
     /// time before the checkpoint counts too. `None` sets no limit.

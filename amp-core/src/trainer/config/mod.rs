@@ -71,7 +71,8 @@ pub struct TrainerConfig {
     pub optimization: OptimizationConfig,
     /// How much memory the run may use, and what happens when memory is short.
     pub memory: MemoryConfig,
-    /// What happens after a step that is not finite, and when the loss scale is too low.
+    /// What happens after a step whose loss or gradients are not finite, and when the loss scale is
+    /// too low.
     pub recovery: RecoveryConfig,
     /// Which training steps are reported to the subscribers, and which are profiled.
     pub logging: LoggingConfig,
@@ -81,7 +82,7 @@ pub struct TrainerConfig {
 
 impl TrainerConfig {
     /// Creates options with Lightning's defaults, with two exceptions: a skipped step changes
-    /// nothing, and a step that is not finite is skipped under every precision.
+    /// nothing, and a step whose gradients are not finite is skipped under every precision.
     ///
     /// # Examples
     ///

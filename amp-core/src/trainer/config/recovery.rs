@@ -1,9 +1,11 @@
-//! What happens after a step that is not finite, and when the loss scale is too low.
+//! What happens after a step whose loss or gradients are not finite, and when the loss scale is too
+//! low.
 
 use crate::{Error, Result, named::named, precision::Precision};
 use serde::{Deserialize, Serialize};
 
-/// What happens after a step that is not finite, and when the loss scale is too low.
+/// What happens after a step whose loss or gradients are not finite, and when the loss scale is too
+/// low.
 ///
 /// ```
 /// use amp_core::{prelude::*, trainer::NonFinite};
@@ -18,7 +20,8 @@ use serde::{Deserialize, Serialize};
 pub struct RecoveryConfig {
     /// What happens to a step whose gradients are not finite.
     pub on_non_finite: NonFinite,
-    /// The largest number of skipped steps in a row. After one more skipped step the run ends.
+    /// The largest number of skipped steps in a row. If one more step is skipped,
+    /// [`on_non_finite`](Self::on_non_finite) decides what happens. By default the run ends.
     pub max_consecutive_skips: u64,
     /// The number of applied steps between two copies of the state. [`NonFinite::RestoreLastGood`]
     /// restores the last copy.
@@ -54,8 +57,8 @@ impl RecoveryConfig {
         }
         let (floor, lowest) = (self.scale_floor.min_scale, f64::from(f32::MIN_POSITIVE));
         if !(floor >= lowest && floor.is_finite()) {
-            // At a lower scale, 1 / scale is infinite in f32, and unscaling would destroy finite
-            // gradients.
+            // At a lower scale, 1 / scale is infinite in f32, and unscaling would make finite
+            // gradients infinite.
             return Err(Error::config(format!(
                 "the scale floor is {floor:e}, but must be at least {lowest:e}"
             )));

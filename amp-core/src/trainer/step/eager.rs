@@ -105,9 +105,9 @@ struct Ran {
     log: Log,
 }
 
-/// Emits a note, once per run, if accumulating the gradients of several batches does not give the
-/// gradient of one large batch. This is so if the loss depends on the batch as a whole. It may be
-/// so if the model's own loss ignores targets without declaring the ignored class.
+/// Emits a note, once per run, if the accumulated gradients of several batches may differ from the
+/// gradient of one large batch. They differ if the loss depends on the batch as a whole. They may
+/// differ if the model's own loss ignores targets without declaring the ignored class.
 fn note_windows(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,
@@ -139,9 +139,9 @@ fn note_windows(
     Ok(())
 }
 
-/// Runs the batch with the index `at` of the step: adds its gradients, its loss and its logged
-/// values. On the first batch of the run, observes the dtypes. If the batch does not fit into
-/// memory, splits it into more parts and runs it again.
+/// Runs the batch with the index `at` of the step: adds its gradients to the parameters' gradients,
+/// and its loss and logged values to `ran`. On the first batch of the run, observes the dtypes. If
+/// the batch does not fit into memory, splits it into more parts and runs it again.
 fn forward_backward(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

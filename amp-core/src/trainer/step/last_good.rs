@@ -58,8 +58,8 @@ impl LastGood {
         Ok(Self { applied, copy, used: false })
     }
 
-    /// Returns whether it makes sense to restore this copy in a run with `applied` applied steps.
-    /// Restoring it a second time makes sense only if a step was applied since.
+    /// Returns whether restoring this copy can help a run with `applied` applied steps. A copy that
+    /// was restored before can help again only if a step was applied since.
     pub(super) fn helps(&self, applied: u64) -> bool {
         !self.used || applied > self.applied
     }

@@ -1,5 +1,5 @@
-//! What observes a run: the callbacks, in the order in which they were added, the receiver of
-//! events, the invariants, and the log.
+//! What observes a run: the callbacks (in the order in which they were added), the receiver of
+//! events, the checks of invariants, and the log.
 
 use std::collections::HashSet;
 
@@ -15,7 +15,7 @@ use crate::{
 /// Receives the events of a run.
 pub(in crate::trainer) type Emit<'a> = dyn FnMut(Event) -> Result<()> + 'a;
 
-/// What observes a run.
+/// The callbacks, the receiver of events, the checks of invariants and the log of a run.
 pub(in crate::trainer) struct Observers<'r, 'c> {
     pub(in crate::trainer) callbacks: Callbacks<'r, 'c>,
     pub(in crate::trainer) emit: &'r mut Emit<'r>,

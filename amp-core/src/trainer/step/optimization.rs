@@ -219,8 +219,7 @@ impl<'a> Optimization<'a> {
         })
     }
 
-    /// Advances the schedules that monitor a value which a validation within the epoch has
-    /// reported.
+    /// Advances the schedules whose monitored value a validation within the epoch has reported.
     pub(in crate::trainer) fn follow_validation(&mut self, logged: &[Logged]) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| match scheduled.monitor() {
             Some(monitor) if has(logged, monitor) => scheduled.advance(Interval::Epoch, logged),

@@ -47,7 +47,8 @@ impl StateBackup {
 pub(super) struct Rollback {
     device: Device,
     buffers: Kept,
-    /// The copy of the remaining state. `None` while no step is running.
+    /// The copy of the random generators' states and of the model's own state. `None` while no step
+    /// is running.
     backup: Option<StateBackup>,
 }
 
@@ -93,7 +94,7 @@ impl Rollback {
         self.backup.as_ref().map_or(Ok(()), StateBackup::restore_random)
     }
 
-    /// Returns the number of bytes of the kept buffers.
+    /// Returns the number of bytes of the copies of the buffers.
     pub(super) fn bytes(&self) -> u64 {
         self.buffers.bytes()
     }

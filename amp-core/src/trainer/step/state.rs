@@ -320,7 +320,7 @@ impl<'a> StepState<'a> {
         self.report_scale(scale, emit)
     }
 
-    /// Updates the average of the weights at the end of an epoch, if it changes there.
+    /// Updates the average of the weights at the end of an epoch, if the run averages over epochs.
     pub(in crate::trainer) fn follow_epoch(&mut self, epoch: i64) -> Result<()> {
         match &mut self.average {
             Some(average) if average.follows_epoch(epoch) => {

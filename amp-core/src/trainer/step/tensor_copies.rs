@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use crate::{Result, ffi, memory::tensor_bytes};
 
-/// Tensors, and one or more copies of their values.
+/// Tensors, and copies of their values. Each slot has room for one copy of every tensor.
 pub(super) struct Kept {
     live: Vec<Tensor>,
     slots: Vec<Vec<Tensor>>,

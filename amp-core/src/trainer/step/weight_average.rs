@@ -170,8 +170,8 @@ impl Average {
         Ok(state)
     }
 
-    /// Restores a saved state. The model already has the file's weights, which are the averages if
-    /// the average was updated before.
+    /// Restores a saved state. The model already has the weights of the file. They are the averages
+    /// if the saved run had updated its averages.
     pub(in crate::trainer) fn load_state(&mut self, state: &State) -> Result<()> {
         self.updates = state.get("updates")?;
         for Averaged { name, live, average, .. } in &mut self.tensors {

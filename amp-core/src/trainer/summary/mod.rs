@@ -95,7 +95,8 @@ impl Trainer<'_> {
     /// Describes `model`, and a training step on the first batch of `data` with this trainer's
     /// options. Runs the forward pass and the loss twice, the first time without dropout. Runs no
     /// backward pass. Weights, buffers and random generators are unchanged afterwards. The model is
-    /// moved to the policy's device and dtype, as [`fit`](Self::fit) does.
+    /// moved to the trainer's device and converted to the dtype of the precision, as in
+    /// [`fit`](Self::fit).
     ///
     /// The number of operations is the same on every device. The memory is measured on the
     /// trainer's device.

@@ -40,8 +40,8 @@ pub enum Error {
     /// A run computed in other dtypes than its precision prescribes.
     #[error("{0}")]
     Precision(String),
-    /// A run ended because a step was not finite. The text names the first tensor with NaN or
-    /// infinity.
+    /// A run ended because the loss or a gradient of a step was not finite. The text names the
+    /// first tensor with NaN or infinity.
     #[error("{0}")]
     NonFinite(String),
     /// A run violated an invariant of training, a rule that holds for every model.

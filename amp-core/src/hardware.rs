@@ -1,5 +1,5 @@
 //! Describes the machine, and sets the switches of this process that affect results: TF32,
-//! deterministic algorithms and the seeds of generators.
+//! deterministic algorithms and the seeds of random generators.
 
 mod report;
 

@@ -48,8 +48,8 @@ pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
 }
 
 /// Returns a copy of the tensor in other memory, without autograd history. A copy with history
-/// would keep a parameter's node of the autograd graph alive. The node belongs to one CUDA stream,
-/// so that steps could not be captured as CUDA graphs.
+/// would keep a parameter's node of the autograd graph alive. This node belongs to one CUDA stream,
+/// which would prevent the capture of steps as CUDA graphs.
 pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(tch::no_grad(|| tensor.f_detach_copy())?)
 }

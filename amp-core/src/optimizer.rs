@@ -33,8 +33,9 @@ pub struct OnDevice<'a> {
 pub struct Capabilities {
     /// Whether the step can skip itself if [`OnDevice::found_inf`] is not 0.
     pub skips: bool,
-    /// Whether the step can multiply the gradients by [`OnDevice::factor`]. A step in a CUDA graph
-    /// gets no factor, because the graph itself unscales and clips the gradients.
+    /// Whether the step can multiply the gradients by [`OnDevice::factor`]. A step that runs after
+    /// a CUDA graph, because it cannot be captured, gets no factor: the graph unscales and clips
+    /// the gradients.
     pub scales: bool,
     /// Whether the step can run in a CUDA graph. It then reads the learning rate and the momentum
     /// from the device, where [`Optimizer::write_rates`] writes them.
@@ -132,7 +133,8 @@ pub trait Optimizer {
     /// Restores a saved state, which may come from another device.
     ///
     /// # Errors
-    /// When a name, shape or dtype differs from this optimizer's state. Then nothing is changed.
+    /// When a name, shape or dtype differs from this optimizer's state. In this case nothing is
+    /// changed.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
     /// Returns the options of each group, except the learning rate and momentum, as a text. Equal

@@ -32,8 +32,8 @@ pub struct Observed {
     pub draws: BTreeSet<Drawn>,
 }
 
-/// A libtorch operator that drew random numbers in a forward pass. For another dtype the operator
-/// draws other numbers, so runs that draw in different dtypes differ by more than their precision.
+/// A libtorch operator that drew random numbers in a forward pass. The same seed gives other
+/// numbers in another dtype, so runs that draw in different dtypes differ by more than rounding.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Drawn {
     /// The dotted path of the innermost module that was running; empty for the model itself.

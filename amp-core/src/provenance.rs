@@ -39,16 +39,16 @@ pub struct Provenance {
 pub enum Cause {
     /// The parameter with this name was not finite before the step.
     Parameter(String),
-    /// The field of the batch with this name.
+    /// The field of the batch with this name was not finite.
     Input(String),
-    /// The output of a module whose input was finite.
+    /// The output of the module with this path. The input of the module was finite.
     Activation(String),
     /// The loss. The output of every module was finite.
     Loss,
     /// The gradient of the loss with respect to the model's output.
     LossGradient,
-    /// The gradient with respect to a module's input. The gradient of the module's output was
-    /// finite.
+    /// The gradient with respect to the input of the module with this path. The gradient of the
+    /// module's output was finite.
     InputGradient(String),
     /// The gradient of the parameter with this name. The gradient of its module's output was
     /// finite.

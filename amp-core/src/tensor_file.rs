@@ -60,7 +60,7 @@ pub(crate) fn write<'t>(
             Ok((name.as_str(), view.map_err(|error| damaged(path, error))?))
         })
         .collect::<Result<Vec<_>>>()?;
-    // Python's loaders refuse a file without this entry.
+    // Hugging Face's `transformers` refuses a file without this entry.
     metadata.entry(FORMAT.to_owned()).or_insert_with(|| PYTORCH.to_owned());
     metadata.insert(WRITER.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     metadata.insert(CHECKSUM.to_owned(), checksum(&views, &metadata));

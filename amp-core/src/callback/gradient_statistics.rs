@@ -12,10 +12,11 @@ use crate::{
 /// gradients together. For each parameter NAME, `grad_norm/NAME` is the 2-norm of its gradient,
 /// `grad_nan/NAME` and `grad_inf/NAME` are the numbers of NaN and infinite elements, and
 /// `grad_zero/NAME` is the fraction of elements that are exactly zero. The values are read from the
-/// device only at the logging interval.
+/// device only when they are reported.
 ///
-/// In f16, a gradient element becomes zero if its scaled value is below 2⁻²⁵. Compare the fraction
-/// of zeros with an f32 run, because inactive ReLU units have zero gradients as well.
+/// In f16, a gradient element becomes zero if its absolute value, multiplied by the loss scale, is
+/// below 2⁻²⁵. Compare the fraction of zeros with an f32 run, because inactive ReLU units have zero
+/// gradients as well.
 #[derive(Debug, Clone)]
 pub struct GradientStatistics {
     per_parameter: bool,

@@ -32,7 +32,7 @@ use crate::{
 /// hook does nothing.
 ///
 /// # Errors
-/// An error in a hook ends the run as failed.
+/// An error in a hook ends the run with this error.
 ///
 /// # Examples
 ///

@@ -12,7 +12,7 @@ use crate::{
 /// Saves a run during training (lightning.pytorch.callbacks.ModelCheckpoint). Keeps the best epochs
 /// according to a monitored value, in files such as `epoch=03-val_acc=0.9821.safetensors`. On
 /// request it also writes `last.safetensors` after each epoch, after every N steps, or both. A run
-/// can be resumed from each file.
+/// can be resumed from each file, unless the files contain only weights.
 #[derive(Debug, Clone)]
 pub struct ModelCheckpoint {
     folder: PathBuf,

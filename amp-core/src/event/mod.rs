@@ -22,8 +22,8 @@ use crate::{
     provenance::Provenance,
 };
 
-/// An event of a training or evaluation run. The variants are in the order in which a run emits
-/// them.
+/// An event of a training or evaluation run. The variants are in about the order in which a run
+/// emits them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -90,8 +90,8 @@ pub enum Event {
         /// The image, text or histogram.
         media: Media,
     },
-    /// A step was profiled. The event is emitted some steps later, when the device has finished the
-    /// step.
+    /// A step was profiled. The event is emitted at the end of the epoch, when the times are read
+    /// from the device.
     Profiled(Profile),
     /// A validation within an epoch has ended (see
     /// [`ValCheckInterval`](crate::trainer::ValCheckInterval)), or an evaluation without training
@@ -116,12 +116,13 @@ pub enum Event {
         /// The checkpoint file in which the run was saved; `None` if the run was not saved.
         saved: Option<PathBuf>,
     },
-    /// A callback ended the run before its last epoch.
+    /// A callback or [`max_time`](crate::trainer::Loops::max_time) ended the run before its last
+    /// epoch.
     Stopped {
         /// The reason.
         reason: String,
     },
-    /// The run has ended after its last epoch.
+    /// Training has ended without an error. This is the last event of the run.
     FitEnd(FitEnd),
     /// An evaluation without training begins: [`Trainer::validate`](crate::Trainer::validate),
     /// [`test`](crate::Trainer::test) or [`predict`](crate::Trainer::predict). What the model logs

@@ -10,11 +10,11 @@ use crate::{Error, Result};
 pub(crate) struct Interval {
     is_logged: bool,
     is_captured: bool,
-    /// Whether code has asked if the batch's values are reported. Such code may do additional work
-    /// in the batches whose values are reported.
+    /// Whether code of the model has asked if the batch's values are reported. Such code may do
+    /// additional work in the batches whose values are reported.
     asked: Cell<bool>,
-    /// The name of the number that code has read and that differs in every step. `None` if it has
-    /// read no such number.
+    /// The name of a number that code of the model has read and that differs in every step, such as
+    /// the step count. `None` if no such number was read.
     read: Cell<Option<&'static str>>,
 }
 

@@ -32,9 +32,10 @@ pub struct Image {
 }
 
 impl Image {
-    /// Converts a tensor `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels: uint8, or floating-point
-    /// from 0 to 1. Floating-point values are clamped to that range, multiplied by 255 and rounded
-    /// down, as by SummaryWriter.add_image. NaN becomes 0.
+    /// Converts a tensor of shape `[H, W]` (one channel) or `[C, H, W]` (1, 3 or 4 channels). The
+    /// dtype is uint8, or floating-point for values from 0 to 1. Floating-point values are clamped
+    /// to this range, multiplied by 255 and rounded down, as SummaryWriter.add_image does. NaN
+    /// becomes 0.
     ///
     /// # Errors
     /// When the image has another shape or dtype, or the device reports an earlier failure.

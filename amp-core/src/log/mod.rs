@@ -68,8 +68,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Adds a scalar that belongs to `batch_size` examples. The sum of such scalars is kept in f64
-    /// under every precision.
+    /// Adds a scalar that belongs to a batch of `batch_size` examples. The value of the epoch is
+    /// the mean of these scalars, weighted by `batch_size`. Its sums are f64 under every precision.
     ///
     /// # Errors
     /// When `value` is not a scalar.

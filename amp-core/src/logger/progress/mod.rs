@@ -50,7 +50,7 @@ pub struct ProgressBar {
     runs: u64,
     /// The number of runs that have begun.
     begun: u64,
-    /// The bar is not drawn before this time. `None` before the first drawing.
+    /// No bar is drawn, and no line is written, before this time. `None` before the first drawing.
     next: Option<Instant>,
 }
 

@@ -31,7 +31,7 @@ use crate::{
 /// histograms that steps and hooks log, in the format of torch.utils.tensorboard.
 ///
 /// Each run has a separate folder, `FOLDER/<model>/<precision>/version_<n>`, numbered as Lightning
-/// does. TensorBoard therefore compares runs and does not merge them.
+/// does. Therefore TensorBoard shows the runs side by side and does not merge them.
 #[derive(Debug)]
 pub struct TensorBoardLogger(Background);
 

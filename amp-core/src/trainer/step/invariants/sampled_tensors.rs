@@ -15,7 +15,7 @@ const MOST: i64 = 128;
 #[derive(Debug)]
 pub(super) struct Samples {
     tensors: Vec<Sampled>,
-    /// The values in f64. All dtypes except large 64-bit integers are represented exactly.
+    /// The values in f64. All values except 64-bit integers above 2⁵³ are represented exactly.
     values: Vec<f64>,
 }
 

@@ -297,7 +297,7 @@ fn check(cause: Cause, tensor: &Tensor, source: Option<&Tensor>) -> Result<Optio
 /// Returns the text for a step whose repetition did not find the cause.
 pub(crate) fn unexplained(error: Option<&Error>) -> String {
     match error {
-        Some(error) => format!("looking for the cause failed: {error}"),
-        None => "the step was run once more, and everything was finite".to_owned(),
+        Some(error) => format!("the search for the cause of the skipped step failed: {error}"),
+        None => "the skipped step was run once more, and everything was finite".to_owned(),
     }
 }

@@ -95,7 +95,7 @@ pub(crate) fn read(path: &Path) -> Result<TensorFile> {
         .map(|(name, view)| {
             let tensor = tensor(&view)?.ok_or_else(|| {
                 Error::config(format!(
-                    "{}: `{name}` is of type {:?}, or has a value that libtorch's dtypes do not have",
+                    "{}: `{name}` is of type {:?}, and no dtype of libtorch represents all its values",
                     path.display(),
                     view.dtype()
                 ))

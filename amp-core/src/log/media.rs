@@ -70,7 +70,9 @@ impl Image {
 }
 
 fn refused(size: &[i64]) -> Error {
-    Error::config(format!("an image is [H, W] or [C, H, W] of 1, 3 or 4 channels, not {size:?}"))
+    Error::config(format!(
+        "an image has the shape [H, W] or [C, H, W] with 1, 3 or 4 channels, not {size:?}"
+    ))
 }
 
 /// A histogram of values with TensorFlow's buckets, whose edges are `[−1e20, …, −1.1e−12, −1e−12,

@@ -86,11 +86,11 @@ impl Background {
         self.sender = None;
         match self.worker.take().map(JoinHandle::join) {
             Some(Ok(Err(error))) => error,
-            Some(Err(_)) => Error::Thread("a logger panicked: its log ends there".to_owned()),
+            Some(Err(_)) => Error::Thread("a logger panicked: its log is incomplete".to_owned()),
             // While the channel is open, the thread ends only with an error. An earlier call has
             // already returned that error.
             Some(Ok(Ok(()))) | None => {
-                Error::Thread("a logger failed earlier: its log ends there".to_owned())
+                Error::Thread("a logger failed earlier: its log is incomplete".to_owned())
             }
         }
     }

@@ -256,7 +256,7 @@ fn an_own_loss_without_a_declaration_is_noted() -> Result<()> {
     assert!(ran.notes[0].contains("declare its weight, as in `counts = |target| …`"));
     let ran = train(&mut Own::builder().room(6).build()?, 12, 1)?;
     assert_eq!(ran.notes.len(), 1);
-    let expected = "the mean of the losses of its parts is not the batch's loss";
+    let expected = "the mean of the losses of the parts is not the batch's loss";
     assert!(ran.notes[0].contains(expected), "{}", ran.notes[0]);
     Ok(())
 }

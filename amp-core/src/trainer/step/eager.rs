@@ -130,9 +130,9 @@ fn note_windows(
     }
     for batch in &examples.batches {
         if !batch.has_weights() && !batch.shallow_clone().noting_ignored()?.is_complete() {
-            let text = "some targets are -100, and the loss is the model's own: if it ignores \
-                        them, declare its weight, as in `counts = |target| …`; until then the \
-                        batches of a step are weighted by their numbers of examples";
+            let text = "some targets are -100, and the model computes its own loss: if this loss \
+                        ignores them, declare its weight, as in `counts = |target| …`; until then \
+                        the batches of a step are weighted by their numbers of examples";
             return emit(Event::Note { text: text.to_owned() });
         }
     }
@@ -213,10 +213,10 @@ fn halve(
             return Err(whole_batch_does_not_fit());
         }
         LossScope::Unknown if state.parts == 1 => emit(Event::Note {
-            text: "the loss is the model's own: if it compares the examples of a batch with each \
-                   other, as a contrastive loss does, the mean of the losses of its parts is not the \
-                   batch's loss; declare `of = batch` or `of = examples`, or set \
-                   memory.micro_batching to false"
+            text: "each batch is now split into parts, and the model computes its own loss: if this \
+                   loss compares the examples of a batch with each other, as a contrastive loss does, \
+                   the mean of the losses of the parts is not the batch's loss; declare `of = batch` or \
+                   `of = examples`, or set memory.micro_batching to false"
                 .to_owned(),
         })?,
         LossScope::Unknown | LossScope::Examples => {}
@@ -226,10 +226,10 @@ fn halve(
     {
         emit(Event::Note {
             text: format!(
-                "{norm} keeps running statistics of batches: they, and the output of a batch norm, \
-                 are computed from each part alone, so that the step differs from a step on the \
-                 whole batch; choose a smaller batch or a memory budget, or set \
-                 memory.micro_batching to false"
+                "{norm} keeps running statistics of batches, and each batch is now split into parts: \
+                 the statistics, and the output of a batch norm, are computed from each part alone, so \
+                 that the step differs from a step on the whole batch; choose a smaller batch or a memory \
+                 budget, or set memory.micro_batching to false"
             ),
         })?;
     }

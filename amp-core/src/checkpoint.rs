@@ -157,8 +157,8 @@ pub fn find(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Returns the file of the best epoch that the run's `ModelCheckpoint` had kept when it wrote
-/// `checkpoint`. Returns `None` if the run had no `ModelCheckpoint`, or if the callback had kept no
+/// Returns the file of the best epoch that the run's `ModelCheckpoint` had kept when `checkpoint`
+/// was written. Returns `None` if the run had no `ModelCheckpoint`, or if the callback had kept no
 /// file.
 fn best_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
     let text = header(checkpoint)?;

@@ -27,7 +27,7 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Creates an empty temporary file in the folder of `path`, the final path.
+    /// Creates an empty temporary file for the final path `path`, in the same folder.
     ///
     /// # Errors
     /// When the folder is missing or not writable.

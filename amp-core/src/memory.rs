@@ -163,7 +163,7 @@ impl MemoryMeter {
         Ok(Self { source, started: STARTED.get() })
     }
 
-    /// Returns the peaks since this meter was created.
+    /// Returns the peak numbers of bytes since this meter was created.
     ///
     /// # Errors
     /// When the device cannot be queried.

@@ -37,8 +37,8 @@ pub struct Capabilities {
     /// a CUDA graph, because it cannot be captured, gets no factor: the graph unscales and clips
     /// the gradients.
     pub scales: bool,
-    /// Whether the step can run in a CUDA graph. It then reads the learning rate and the momentum
-    /// from the device, where [`Optimizer::write_rates`] writes them.
+    /// Whether the step can run in a CUDA graph. In a graph, the step reads the learning rate and
+    /// the momentum from the device, where [`Optimizer::write_rates`] writes them.
     pub captures: bool,
 }
 

@@ -253,7 +253,8 @@ fn keeps_batch_statistics(model: &dyn LightningModule) -> Option<String> {
     })
 }
 
-/// Computes the gradients of the first batches of the step once more, with the same random numbers.
+/// Runs the first `batches` batches of the step once more, with the same random numbers. Their
+/// gradients replace the gradients of the step.
 fn run_again(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

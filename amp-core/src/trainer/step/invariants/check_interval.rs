@@ -45,8 +45,9 @@ impl Clock {
                 // If the run has returned to an earlier state, fewer steps may be applied than at
                 // the start.
                 let applied = (counts.applied + running + 1).saturating_sub(self.start.1);
-                // All attempted steps for which a check is due may be skipped. Therefore applied
-                // steps are counted as well.
+                // Every attempted step for which a check is due may turn out to be skipped.
+                // Therefore a check is also due for the first, second, third, tenth, … applied
+                // step.
                 let first = applied > self.applied && is_sparse(applied);
                 let due = all || is_sparse(of_run) || first;
                 if due {

@@ -49,7 +49,8 @@ pub(super) fn search(
     Ok(best)
 }
 
-/// Returns the next choice to try. Returns `None` if there is none that was not tried before.
+/// Returns the next choice to try. Returns `None` if the search proposes a choice that was tried
+/// before, or if [`TRIES`] choices were tried.
 fn next(cells: &[Cell], budget: u64, tried: &[Tried]) -> Option<Vec<Range<usize>>> {
     let last = tried.last().filter(|_| tried.len() < TRIES)?;
     let chosen = match tried.iter().any(|tried| tried.peak <= budget) {

@@ -107,8 +107,9 @@ pub(crate) fn read(path: &Path) -> Result<TensorFile> {
 }
 
 /// Reads one entry of a file as a tensor. If libtorch lacks the entry's dtype, the tensor gets
-/// another dtype that represents all values of the entry: i32 for U16, i64 for U32 and U64, and f32
-/// for F8_E8M0 (exponents of 8 bits). Returns `None` if no dtype of libtorch represents all values.
+/// another dtype that represents all values of the entry: i32 for `U16`, i64 for `U32` and `U64`,
+/// and f32 for `F8_E8M0` (exponents of 8 bits). Returns `None` if no dtype of libtorch represents
+/// all values.
 fn tensor(view: &TensorView<'_>) -> Result<Option<Tensor>> {
     let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
     if let Some(kind) = kind(view.dtype()) {

@@ -124,8 +124,8 @@ impl DataLoader {
         self
     }
 
-    /// Sets the order of the examples. `order` is an [`Order`] or a sampler; `seed` is the seed
-    /// that it gets.
+    /// Sets the order of the examples. `order` is an [`Order`] or a sampler. `seed` is the seed for
+    /// the shuffling or for the sampler.
     ///
     /// # Errors
     /// When the sampler returns too few examples for one batch, or the set is a stream.
@@ -163,7 +163,7 @@ impl DataLoader {
         self
     }
 
-    /// Uses only the first batches of each epoch.
+    /// Uses only the first batches of each epoch, as many as `limit` allows.
     #[must_use]
     pub fn limited(mut self, limit: Limit) -> Self {
         self.limit = limit;
@@ -182,8 +182,8 @@ impl DataLoader {
         matches!(self.source, Source::Resident(_))
     }
 
-    /// Returns the number of bytes of the tensors that the loader itself keeps: the copy of the set
-    /// on the device, and the order of an epoch's examples.
+    /// Returns the number of bytes of the tensors that the loader itself keeps on the device: the
+    /// copy of the set, and the order of an epoch's examples.
     pub(crate) fn held_bytes(&self) -> u64 {
         match (&self.source, self.order.sampler()) {
             (Source::Resident(_), Some(_)) => self.copied + 8 * self.len as u64,
@@ -270,7 +270,8 @@ impl DataLoader {
         Ok(self.order_of(epoch, self.batch_size)?.map(Arc::from))
     }
 
-    /// Returns the order of an epoch's examples for a batch size.
+    /// Returns the indices of an epoch's examples in the order in which they are read with this
+    /// batch size. Returns `None` if the examples are read in the set's order.
     fn order_of(&self, epoch: u64, batch_size: i64) -> Result<Option<Vec<i64>>> {
         let (seed, examples) = (self.order_seed, self.examples);
         let sampler = self.order.sampler();
@@ -278,14 +279,14 @@ impl DataLoader {
         sampler.map(|sampler| checked_order(sampler, &epoch)).transpose()
     }
 
-    /// Returns whether the examples of an epoch have the same order with this batch size as with
-    /// the loader's.
+    /// Returns whether the examples of an epoch have the same order with `batch_size` as with the
+    /// loader's batch size.
     pub(crate) fn has_order_of(&self, epoch: u64, batch_size: i64) -> Result<bool> {
         Ok(self.order_of(epoch, batch_size)? == self.order_of(epoch, self.batch_size)?)
     }
 
-    /// Returns the ranges of the batches in the order of examples, from the batch `first` on: the
-    /// start of each batch, and its number of examples.
+    /// Returns the range of each batch in the order of the examples, from the batch `first` on. A
+    /// range is the position of the batch's first example, and the number of examples.
     fn ranges(&self, first: i64) -> impl Iterator<Item = (i64, i64)> + Send + use<> {
         let (len, batch_size) = (self.len, self.batch_size);
         (first..self.batches()).map(move |index| {

@@ -44,7 +44,7 @@ pub struct DataModule {
 
 impl DataModule {
     /// Creates a data module from a training set and a validation set. Each may be a dataset or a
-    /// batch in memory. They are loaded as [`Loading::default`] says.
+    /// batch in memory. The sets are loaded with [`Loading::default`].
     ///
     /// # Examples
     ///

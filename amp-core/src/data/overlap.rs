@@ -42,7 +42,7 @@ pub(crate) fn shared_part(one: &SharedDataset, other: &SharedDataset) -> Result<
     let (Some(one), Some(other)) = (one.in_memory()?, other.in_memory()?) else {
         return Ok(None);
     };
-    // The hashes of the two sets are compared, so they are computed with the same key.
+    // The hashes of both sets are computed with the same key, so that they can be compared.
     let keys = RandomState::new();
     let known: HashSet<u64> = hashes(&one, &keys)?.into_iter().collect();
     let own = hashes(&other, &keys)?;

@@ -108,7 +108,7 @@ impl Loading {
         }
     }
 
-    /// Returns the whole set on the policy's device if the placement says that it is stored there,
+    /// Returns a copy of the whole set on the policy's device if the placement requires one,
     /// otherwise `None`.
     pub(super) fn resident(
         &self,

@@ -141,8 +141,8 @@ impl Worker {
     fn load(&self, batch: AnyBatch) -> Result<Loaded> {
         match self.stream {
             Some(stream) if batch.is_on(Device::Cpu) => {
-                // The cast to the precision's dtype is on this thread, because an f16 batch has
-                // only half the bytes to copy to the device.
+                // The batch is cast to the precision's dtype before the copy to the device, because
+                // an f16 batch has only half as many bytes as an f32 batch.
                 let batch = batch.place(Policy::new(self.policy.precision, Device::Cpu))?;
                 let copy = stream.copy(batch.tensors().map(|(_, tensor)| tensor))?;
                 Ok(Loaded::Copying(batch, copy))

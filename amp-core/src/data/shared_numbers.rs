@@ -1,13 +1,14 @@
-//! Finds data whose batches would break numbers of examples that belong to the whole set, such as
-//! the edges of a graph.
+//! Finds data with a shared tensor that contains indices of examples of the whole set, such as the
+//! edges of a graph. If a batch has only some of the examples, or has them in another order, these
+//! indices refer to the wrong examples.
 
 use super::{DataModule, Order};
 use crate::Result;
 
 impl DataModule {
-    /// Describes a shared tensor that may number the training examples, if the order of the examples
-    /// or their division into batches makes such numbers name other examples. Looks only at sets in
-    /// memory.
+    /// Describes a shared tensor that may contain indices of training examples, if shuffling or
+    /// splitting the set into batches makes the indices wrong. Returns `None` if there is no such
+    /// tensor, or if the training set is not in memory.
     pub(crate) fn misleading_numbers(&self) -> Result<Option<String>> {
         let Some(all) = self.train.in_memory()? else { return Ok(None) };
         let examples = self.train.len();

@@ -90,7 +90,8 @@ pub trait IterableDataset: Send {
     fn load_state(&mut self, state: &State) -> Result<()>;
 
     /// Combines examples into a batch. Each example comes with its number in the stream. The
-    /// default stacks the tensors, which must have one shape.
+    /// default implementation stacks the tensors of a field, which must have the same shape in all
+    /// examples.
     ///
     /// # Errors
     /// When the examples do not fit together.
@@ -116,17 +117,17 @@ pub trait IterableDataset: Send {
 pub(super) trait AnyStream: Send {
     /// Returns the batch of the examples at `indices`, which are consecutive.
     fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch>;
-    /// Returns the state of the stream before the example with this number. The example must be the
-    /// next one, or must have been read.
+    /// Returns the state of the stream before the example with this number. This example must be
+    /// the next one, or the first example of a batch that was read.
     fn state_before(&self, number: i64) -> Result<State>;
     /// Moves the stream to `state` or, if `state` is `None`, to the stream's beginning. The next
     /// example gets this number.
     fn set(&mut self, number: i64, state: Option<State>) -> Result<()>;
 }
 
-/// The number of states that are remembered. A checkpoint needs the state at the last trained
-/// batch, and a thread may have read further batches since. This number is larger than any usual
-/// number of batches that are read ahead.
+/// The number of states that are kept. A checkpoint needs the state after the last batch that the
+/// model was trained on, but a thread may have read more batches since. This number is larger than
+/// any usual number of batches that are read ahead.
 const REMEMBERED: usize = 4096;
 
 /// A state from which several copies can be made.
@@ -158,7 +159,8 @@ pub(super) struct Stream<D> {
 }
 
 impl<D: IterableDataset> Stream<D> {
-    /// Takes the stream, whose current position is its beginning.
+    /// Creates the reader of a stream. The current position of `set` becomes the stream's
+    /// beginning.
     pub(super) fn new(set: D) -> Result<Self> {
         let first = Kept::of(set.state()?)?;
         Ok(Self { set, next: Some(0), states: BTreeMap::new(), first })

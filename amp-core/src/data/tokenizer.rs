@@ -46,14 +46,14 @@ pub struct Tokenizer {
 /// transformers' models.
 #[derive(Debug, Batch)]
 pub struct Tokens {
-    /// int64 `[N, L]`.
+    /// The token ids, int64 of shape `[N, L]`.
     #[batch(ids)]
     pub input_ids: Tensor,
-    /// The token types, int64 `[N, L]`: 1 for tokens of the second text of a pair, if the
-    /// tokenizer's file declares token types, and 0 otherwise.
+    /// The token types, int64 of shape `[N, L]`. They are 1 for tokens of the second text of a
+    /// pair, if the tokenizer's file declares token types, and 0 otherwise.
     #[batch(ids)]
     pub token_type_ids: Tensor,
-    /// Booleans `[N, L]`, true for tokens and false for padding.
+    /// Booleans of shape `[N, L]`, true for tokens and false for padding.
     #[batch(mask)]
     pub attention_mask: Tensor,
 }
@@ -72,7 +72,7 @@ impl Tokenizer {
     }
 
     /// Truncates texts to at most `length` tokens, including special tokens. Of a pair the longer
-    /// text is truncated.
+    /// text is truncated, unless the file declares another strategy.
     ///
     /// # Errors
     /// When special tokens alone fill `length`.
@@ -144,7 +144,8 @@ impl Tokenizer {
         self.inner.get_padding().cloned().unwrap_or_default()
     }
 
-    /// Returns the number of tokens, which is the number of rows of an embedding.
+    /// Returns the number of tokens in the vocabulary. It is the number of rows that an embedding
+    /// needs.
     pub fn vocabulary(&self) -> i64 {
         self.inner.get_vocab_size(true) as i64
     }
@@ -154,7 +155,8 @@ impl Tokenizer {
         self.inner.token_to_id(token).map(i64::from)
     }
 
-    /// Returns the ids of one text without padding, truncated if the file declares truncation.
+    /// Returns the token ids of one text, without padding. The text is truncated if truncation is
+    /// declared.
     ///
     /// # Errors
     /// When the tokenizer cannot encode the text.
@@ -183,7 +185,7 @@ impl Tokenizer {
         self.encode(pairs.iter().map(|(one, two)| (one.as_ref(), two.as_ref()).into()).collect())
     }
 
-    /// Returns the padding of a field of token ids for [`Collate`](super::Collate).
+    /// Returns the declaration by which [`Collate`](super::Collate) pads a field of token ids.
     ///
     /// # Errors
     /// When no padding is declared.

@@ -42,7 +42,7 @@ pub trait BatchTransform: Send + Sync {
 
 /// The random numbers of a batch and of its examples. The random numbers of an example depend only
 /// on the run's seed, the epoch and the example's index. The random numbers of the batch depend on
-/// the indices of its examples, too. They are independent of the random numbers that the data set
+/// the indices of its examples, too. Both are independent of the random numbers that the data set
 /// itself uses for the same examples.
 #[derive(Debug)]
 pub struct BatchRandom {
@@ -69,7 +69,7 @@ impl BatchRandom {
     }
 }
 
-/// The transforms of a set's batches, in order.
+/// The transforms of a set's batches, in the order in which they are applied.
 #[derive(Clone, Default)]
 pub(super) struct Transforms(Vec<Arc<dyn BatchTransform>>);
 
@@ -91,8 +91,9 @@ impl Transforms {
         self.0.is_empty()
     }
 
-    /// Returns the policy by which batches are moved to the device before the transforms. If the
-    /// precision's dtype has 16 bits, batches are f32 instead.
+    /// Returns the policy by which batches are moved to the device before the transforms. It is
+    /// `policy`, except that batches are f32 if there are transforms and the precision's dtype has
+    /// 16 bits.
     pub(super) fn placing(&self, policy: Policy) -> Policy {
         let wide = matches!(policy.precision.storage(), Kind::Float | Kind::Double);
         match self.is_empty() || wide {

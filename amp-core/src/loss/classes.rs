@@ -11,17 +11,19 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`. The loss of a target is
-/// `lᵢ = −log softmax(xᵢ)[yᵢ]`. The mean is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not
-/// `ignore_index`, where wᵢ is the weight of the target's class, or 1 without weights. With label
-/// smoothing ε, the target distribution is 1 − ε for the target's class plus ε/C for every class.
-/// With `z_loss` = z, z·log²(Σ exp xᵢ) is added to each lᵢ, which keeps the logits of large
+/// Cross entropy of logits against int64 classes. The logits have the shape `[N, C, …]` for N
+/// examples and C classes, and the targets have the shape `[N, …]`. The loss of a target yᵢ with
+/// the logits xᵢ is `lᵢ = −log softmax(xᵢ)[yᵢ]`. The mean is Σ wᵢ lᵢ / Σ wᵢ over the targets that
+/// are not `ignore_index`, where wᵢ is the weight of the target's class, or 1 without weights. With
+/// label smoothing ε, the target distribution is 1 − ε for the target's class plus ε/C for every
+/// class. With `z_loss` = z, z·log²(Σ exp xᵢ) is added to each lᵢ, which keeps the logits of large
 /// vocabularies near zero (PaLM, arXiv:2204.02311, uses z = 1e-4).
 ///
-/// Logits with the classes in the last dimension (`[N, L, C]` against `[N, L]`) are accepted, too.
-/// If the classes may be in the second or in the last dimension, as for `[N, 5, 5]` against
-/// `[N, 5]`, the loss is an error unless `classes` names the dimension. A floating-point target
-/// with the shape of the logits, `[N, C, …]`, contains the probability of each class.
+/// Logits with the classes in the last dimension are accepted, too, as in logits `[N, L, C]` for
+/// targets `[N, L]`. If the classes may be in the second or in the last dimension, as in logits
+/// `[N, 5, 5]` for targets `[N, 5]`, the loss is an error unless `classes` names the dimension. A
+/// floating-point target with the shape of the logits, `[N, C, …]`, contains the probability of
+/// each class.
 ///
 /// # Errors
 /// When shapes or dtypes are invalid, the number of weights is not the number of classes, or an
@@ -45,8 +47,8 @@ use crate::{
 pub struct CrossEntropy {
     /// The label smoothing ε, from 0 to 1.
     pub label_smoothing: f64,
-    /// The weight of each class: `[C]`, floating-point. The loss of a target is multiplied by the
-    /// weight of its class.
+    /// The weight of each class, a floating-point tensor of shape `[C]`. The loss of a target is
+    /// multiplied by the weight of its class.
     pub weight: Option<Tensor>,
     /// The class whose targets are ignored. The default is -100.
     pub ignore_index: i64,
@@ -72,8 +74,8 @@ impl Default for CrossEntropy {
 }
 
 impl CrossEntropy {
-    /// Computes the loss with another reduction than the mean. With `None` the result is the loss
-    /// of each target, `[N, …]`, with 0 for ignored targets.
+    /// Computes the loss with another reduction than the mean. With `Reduction::None` the result is
+    /// the loss of each target, of shape `[N, …]`. The loss of an ignored target is 0.
     ///
     /// # Errors
     /// When output, target or options are not as [`CrossEntropy`] requires.
@@ -111,7 +113,8 @@ impl CrossEntropy {
         option(NAME, "z_loss", *z_loss, *z_loss >= 0.0, "at least 0")
     }
 
-    /// Computes the loss of logits `[N, C, …]` and classes `[N, …]` or probabilities `[N, C, …]`.
+    /// Computes the loss of logits of shape `[N, C, …]`. `of` contains classes of shape `[N, …]` or
+    /// probabilities of shape `[N, C, …]`.
     fn of_logits(
         &self,
         logits: &Tensor,
@@ -177,11 +180,11 @@ impl Loss for CrossEntropy {
 /// weights.
 ///
 /// # Errors
-/// When [`CrossEntropy`] would be an error for such shapes, dtypes and options.
+/// The errors of [`CrossEntropy`].
 #[derive(Debug)]
 pub struct Nll {
-    /// The weight of each class: `[C]`, floating-point. The loss of a target is multiplied by the
-    /// weight of its class.
+    /// The weight of each class, a floating-point tensor of shape `[C]`. The loss of a target is
+    /// multiplied by the weight of its class.
     pub weight: Option<Tensor>,
     /// The class whose targets are ignored. The default is -100.
     pub ignore_index: i64,
@@ -197,8 +200,8 @@ impl Default for Nll {
 }
 
 impl Nll {
-    /// Computes the loss with another reduction than the mean. With `None` the result is the loss
-    /// of each target, `[N, …]`, with 0 for ignored targets.
+    /// Computes the loss with another reduction than the mean. With `Reduction::None` the result is
+    /// the loss of each target, of shape `[N, …]`. The loss of an ignored target is 0.
     ///
     /// # Errors
     /// When output, target or options are not as [`Nll`] requires.
@@ -232,9 +235,9 @@ impl Loss for Nll {
     }
 }
 
-/// Computes the loss by `of_reduction`. For logits with several positions, `[N, C, …]`, first
-/// computes the loss of every position and then adds up these losses. The reason is that libtorch's
-/// kernel for such logits on CUDA (nll_loss2d) adds up in an order that differs from run to run.
+/// Computes the loss by `of_reduction`. If the logits have more than two dimensions, first computes
+/// the loss of every position and then adds up these losses. The reason is that libtorch's kernel
+/// for such logits on CUDA (nll_loss2d) adds them up in an order that differs from run to run.
 fn in_fixed_order(
     logits: &Tensor,
     of: &Tensor,

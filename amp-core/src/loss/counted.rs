@@ -7,16 +7,16 @@ use tch::{Kind, Tensor};
 use super::IGNORED;
 use crate::{Error, Result};
 
-/// A function from a target to the weight of the batch.
+/// A function that computes the weight of a batch from its targets.
 pub type WeightOf<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
 
 /// The denominator of a loss's mean over a batch.
 pub enum MeanOver<'a> {
     /// The number of examples. If the batch has a tensor of weights, the sum of the weights.
     Examples,
-    /// The number of targets (int64 classes) that are not `ignored`. With `weight`, `[C]`, the sum
-    /// of the weights of these targets' classes. For targets of another dtype, the number of
-    /// examples, as in [`Examples`](Self::Examples).
+    /// The number of targets (int64 classes) that are not `ignored`. With `weight`, of shape `[C]`
+    /// for C classes, the sum of the weights of these targets' classes. For targets of another
+    /// dtype, the number of examples, as in [`Examples`](Self::Examples).
     Classes {
         /// The ignored class.
         ignored: i64,
@@ -32,8 +32,8 @@ pub enum MeanOver<'a> {
 
 impl MeanOver<'_> {
     /// Computes the denominator for a batch from its targets, as an f64 scalar on the targets'
-    /// device. Returns `None` if the denominator is the number of examples. `none_left_out` says
-    /// that no target is -100; then the targets need not be counted.
+    /// device. Returns `None` if the denominator is the number of examples. If `none_left_out` is
+    /// true, no target is -100, so that targets whose ignored class is -100 need not be counted.
     pub(crate) fn counts(&self, target: &Tensor, none_left_out: bool) -> Result<Option<Counted>> {
         let counted = match self {
             Self::Examples | Self::Batch => return Ok(None),
@@ -104,8 +104,8 @@ pub fn counted_as(count: &Tensor) -> Result<Counted> {
 }
 
 /// Adds up the class weights of the targets that are not -100. `weight` contains the weight of each
-/// class, `[C]`. The result is an f64 scalar on the target's device. It is the denominator of the
-/// mean in [`weighted_cross_entropy`](super::weighted_cross_entropy).
+/// class, in the shape `[C]`. The result is an f64 scalar on the target's device. It is the
+/// denominator of the mean in [`weighted_cross_entropy`](super::weighted_cross_entropy).
 ///
 /// # Errors
 /// When a class has no weight.

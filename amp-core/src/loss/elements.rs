@@ -13,8 +13,8 @@ use crate::Result;
 macro_rules! of_elements {
     ($loss:ident $name:literal, |$own:ident, $output:ident, $target:ident, $reduction:ident| $computed:expr) => {
         impl $loss {
-            /// Computes the loss with another reduction than the mean. With `None` the result is
-            /// the loss of each element, in the shape of the output.
+            /// Computes the loss with another reduction than the mean. With `Reduction::None` the
+            /// result is the loss of each element, in the shape of the output.
             ///
             /// # Errors
             #[doc = concat!("The errors of [`", stringify!($loss), "`].")]
@@ -93,7 +93,7 @@ of_elements!(L1 "l1_loss", |_own, x, y, reduction| Ok(x.f_l1_loss(y, reduction)?
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct Huber {
-    /// The number δ, above 0. The default is 1.
+    /// The threshold δ between the quadratic and the linear part, above 0. The default is 1.
     pub delta: f64,
 }
 
@@ -115,7 +115,7 @@ of_elements!(Huber "huber_loss", |own, x, y, reduction| {
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct SmoothL1 {
-    /// The number β, at least 0. The default is 1.
+    /// The threshold β between the quadratic and the linear part, at least 0. The default is 1.
     pub beta: f64,
 }
 
@@ -133,9 +133,9 @@ of_elements!(SmoothL1 "smooth_l1_loss", |own, x, y, reduction| {
     }
 });
 
-/// Binary cross entropy of probabilities p, −w (y ln p + (1 − y) ln(1 − p)). Autocast on CUDA
-/// refuses this loss; [`BinaryCrossEntropyWithLogits`] computes the same from logits and runs under
-/// autocast.
+/// Binary cross entropy of predicted probabilities p and targets y: −w (y ln p + (1 − y) ln(1 −
+/// p)), where w is `weight`. Autocast on CUDA refuses this loss; [`BinaryCrossEntropyWithLogits`]
+/// computes the same from logits and runs under autocast.
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, the weight has another shape, or CUDA
@@ -153,10 +153,11 @@ of_elements!(BinaryCrossEntropy "binary_cross_entropy", |own, p, y, reduction| {
 });
 
 /// Binary cross entropy of logits x against probabilities y from 0 to 1: −w (q y ln σ(x) + (1 − y)
-/// ln(1 − σ(x))). The mean divides by the number of elements, whatever the weights w are.
+/// ln(1 − σ(x))). Here w is `weight`, and q is `pos_weight`. The mean divides by the number of
+/// elements, whatever the weights are.
 ///
-/// A weight is a single number, or has the shape of one example. For outputs `[N, C]` it is `[C]`;
-/// for outputs `[N, C, H, W]` it may be `[C, 1, 1]`.
+/// A weight is a single number, or has the shape of one example. For outputs of shape `[N, C]`, its
+/// shape is `[C]`. For outputs of shape `[N, C, H, W]`, its shape may be `[C, 1, 1]`.
 ///
 /// ```
 /// use amp_core::{loss::{BinaryCrossEntropyWithLogits, Loss}, tch::Tensor};
@@ -224,10 +225,10 @@ of_elements!(KlDiv "kl_div", |own, x, y, reduction| match (own.batchmean, reduct
     _ => Ok(x.f_kl_div(y, reduction, own.log_target)?),
 });
 
-/// The negative log likelihood of counts y under a Poisson distribution. With `log_input`, x is the
-/// logarithm of the rate, and the loss is exp(x) − y x. Without it, x is the rate, and the loss is
-/// x − y ln(x + ε). With `full`, where y > 1, the loss also contains Stirling's approximation of ln
-/// y!, which is y ln y − y + ln(2π y)/2.
+/// The negative log likelihood of counts y under a Poisson distribution with the predicted rate x.
+/// With `log_input`, x is the logarithm of the rate, and the loss is exp(x) − y x. Without it, the
+/// loss is x − y ln(x + ε). With `full`, where y > 1, the loss also contains Stirling's
+/// approximation of ln y!, which is y ln y − y + ln(2π y)/2.
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
@@ -237,7 +238,7 @@ pub struct PoissonNll {
     pub log_input: bool,
     /// Whether the approximation of ln y! is added.
     pub full: bool,
-    /// The number ε, above 0. The default is 1e-8.
+    /// The number ε that is added to the rate before the logarithm, above 0. The default is 1e-8.
     pub eps: f64,
 }
 

@@ -28,8 +28,8 @@ thread_local! {
 }
 
 /// A guard for tests. While it exists, the losses on this thread compute every linear output layer
-/// in chunks of this many rows, if the layer can be computed in chunks. So a test of the chunks
-/// needs no large layer.
+/// in chunks of this many rows, if the layer can be computed in chunks. A test of the chunks
+/// therefore needs no large layer.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct ChunksOf(());
@@ -57,9 +57,9 @@ impl CrossEntropy {
     /// chunks, all logits are computed at once. Up to rounding, the loss and the gradients are the
     /// same as without chunks, because sums over chunks are f32 or wider.
     ///
-    /// The forward pass also computes the gradients, up to a factor (the gradient of the loss),
-    /// which the backward pass multiplies in. Therefore the f16 gradients of the logits do not
-    /// depend on the loss scale.
+    /// The forward pass also computes the gradients, as if the gradient of the loss were 1. The
+    /// backward pass multiplies them by the gradient of the loss. Therefore the f16 gradients of
+    /// the logits do not depend on the loss scale.
     ///
     /// | tensor | shape |
     /// | --- | --- |
@@ -183,7 +183,7 @@ pub(crate) fn pays_in_chunks(
 }
 
 /// Returns the number of rows in a chunk. All chunks have about the same size. Returns `None` if
-/// all rows fit into one chunk.
+/// there would be less than one and a half chunks.
 fn rows_of_chunk(input: &Tensor, weight: &Tensor) -> Option<i64> {
     if let Some(chosen) = CHOSEN.get() {
         return Some(chosen);

@@ -81,14 +81,14 @@ pub trait Loss {
     /// When shapes or dtypes are invalid, or an option is out of range.
     fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor>;
 
-    /// Returns what the sum of the losses is divided by in the mean over a batch. When several
-    /// batches are accumulated, or a batch is split because it does not fit into memory, each batch
-    /// counts in proportion to this number. The accumulated gradients then equal those of one large
+    /// Returns the denominator of the loss's mean over a batch. When several batches are
+    /// accumulated, or a batch is split because it does not fit into memory, each batch counts in
+    /// proportion to its denominator. The accumulated gradients then equal those of one large
     /// batch.
     fn mean_over(&self) -> MeanOver<'_>;
 
     /// Returns the reason why a step with this loss cannot be recorded as a CUDA graph, for example
-    /// `ctc_loss reads lengths on the host`. `None` if it can.
+    /// `ctc_loss reads lengths on the host`. Returns `None` if the step can be recorded.
     fn outside_graphs(&self) -> Option<&'static str> {
         None
     }
@@ -114,8 +114,8 @@ pub fn cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
 }
 
 /// Computes [`CrossEntropy`] in which each target counts with the weight of its class. `weight`
-/// contains the weight of each class: `[C]`, floating-point. If several batches are averaged, each
-/// batch counts in proportion to its [`sum_of_weights`].
+/// contains the weight of each class, as floating-point numbers of shape `[C]`. If several batches
+/// are averaged, each batch counts in proportion to its [`sum_of_weights`].
 ///
 /// # Errors
 /// When output, target and weights are not as [`CrossEntropy`] requires.

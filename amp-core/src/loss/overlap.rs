@@ -8,13 +8,14 @@ use super::{
 };
 use crate::{Result, ffi, precision::is_floating};
 
-/// The Dice loss of logits `[N, C, …]` (Milletari et al. 2016): 1 − (2 Σ p t + s) / (Σ p + Σ t +
-/// s), averaged over classes and examples. The sums are over the positions of one example, or with
-/// `batch` over the positions of all examples.
+/// The Dice loss of logits of shape `[N, C, …]` (Milletari et al. 2016): 1 − (2 Σ p t + s) / (Σ p +
+/// Σ t + s), averaged over classes and examples. Here p is the prediction, t is the target, and s
+/// is `smooth`. The sums are over the positions of one example, or with `batch` over the positions
+/// of all examples.
 ///
-/// For int64 classes `[N, …]`, p is the softmax over dimension 1, and t is the one-hot encoding of
-/// the class. Positions of class -100 are ignored. For a floating-point mask with the shape of the
-/// logits, p is the sigmoid of the logits and t is the mask.
+/// For int64 classes of shape `[N, …]`, p is the softmax of the logits over dimension 1, and t is
+/// the one-hot encoding of the class. Positions of class -100 are ignored. For a floating-point
+/// mask with the shape of the logits, p is the sigmoid of the logits and t is the mask.
 ///
 /// With `batch` the loss depends on all positions of the batch together. Therefore a batch is never
 /// split into micro-batches.
@@ -25,7 +26,7 @@ use crate::{Result, ffi, precision::is_floating};
 #[derive(Debug, Clone, Copy)]
 pub struct Dice {
     /// The number s that is added to numerator and denominator, at least 0. If it is above 0, the
-    /// loss of an empty mask is 0 instead of NaN. The default is 1.
+    /// loss is 0 instead of NaN where prediction and target are 0 everywhere. The default is 1.
     pub smooth: f64,
     /// Whether the sums are over the positions of all examples of the batch.
     pub batch: bool,
@@ -38,8 +39,8 @@ impl Default for Dice {
 }
 
 impl Dice {
-    /// Computes the loss with another reduction than the mean. With `None` the result is `[N, C]`,
-    /// or `[C]` with `batch`.
+    /// Computes the loss with another reduction than the mean. With `Reduction::None` the result
+    /// has the shape `[N, C]`, or `[C]` with `batch`.
     ///
     /// # Errors
     /// When output, target or options are not as [`Dice`] requires.
@@ -150,8 +151,8 @@ impl Default for Focal {
 }
 
 impl Focal {
-    /// Computes the loss with another reduction than the mean. With `None` the result is the loss
-    /// of each element, in the shape of the output.
+    /// Computes the loss with another reduction than the mean. With `Reduction::None` the result is
+    /// the loss of each element, in the shape of the output.
     ///
     /// # Errors
     /// When output, target or options are not as [`Focal`] requires.

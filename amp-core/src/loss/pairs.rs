@@ -1,5 +1,5 @@
-//! Losses that compare vectors: the two vectors of a pair, the three of a triplet, or each vector
-//! of a batch with every other one.
+//! Losses that compare vectors: the two vectors of a pair, the three vectors of a triplet, or each
+//! vector of a batch with all others.
 
 use std::f64::consts::PI;
 
@@ -11,8 +11,8 @@ use super::{
 };
 use crate::Result;
 
-/// The loss 1 − cos(x, y) of outputs x and targets y, `[N, D, …]`, with the cosine along dimension
-/// 1.
+/// The loss 1 − cos(x, y) of outputs x and targets y. Both have the shape `[N, D, …]`. The cosine
+/// is computed along dimension 1.
 ///
 /// # Errors
 /// When the shapes differ, there is no dimension 1, or a dtype is not floating-point.
@@ -29,8 +29,8 @@ impl Default for CosineSimilarity {
 }
 
 impl CosineSimilarity {
-    /// Computes the loss with another reduction than the mean. With `None` the result has the shape
-    /// of the output without dimension 1, `[N, …]`.
+    /// Computes the loss with another reduction than the mean. With `Reduction::None` the result
+    /// has the shape of the output without dimension 1, `[N, …]`.
     ///
     /// # Errors
     /// When output and target are not as [`CosineSimilarity`] requires.
@@ -60,8 +60,9 @@ impl Loss for CosineSimilarity {
     }
 }
 
-/// The cosine embedding loss of pairs of vectors `[N, D]`. For a pair with the label 1 it is 1 −
-/// cos, and for a pair with the label -1 it is max(0, cos − margin). Use it in `#[loss(with =
+/// The cosine embedding loss of N pairs of vectors with D elements. For a pair with the label 1 it
+/// is 1 − cos, and for a pair with the label -1 it is max(0, cos − margin), where cos is the cosine
+/// of the two vectors. Use it in `#[loss(with =
 /// |(one, other), target| …, of = examples)]`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CosineEmbedding {
@@ -70,8 +71,8 @@ pub struct CosineEmbedding {
 }
 
 impl CosineEmbedding {
-    /// Computes the loss of two tensors `[N, D]` and of labels `[N]`, which are 1 or -1. With the
-    /// reduction `None`, the result is the loss of each pair, `[N]`.
+    /// Computes the loss of two tensors of shape `[N, D]` and of labels of shape `[N]`, which are 1
+    /// or -1. With `Reduction::None`, the result is the loss of each pair, of shape `[N]`.
     ///
     /// # Errors
     /// When shapes or dtypes are invalid, or the margin is out of range.
@@ -115,8 +116,8 @@ impl Default for TripletMargin {
 }
 
 impl TripletMargin {
-    /// Computes the loss of three tensors of the same shape `[…, D]`. With the reduction `None`,
-    /// the result is the loss of each triplet, `[…]`.
+    /// Computes the loss of three tensors of the same shape `[…, D]`. With `Reduction::None`, the
+    /// result is the loss of each triplet, of shape `[…]`.
     ///
     /// # Errors
     /// When shapes or dtypes are invalid, or the margin is out of range.
@@ -157,8 +158,8 @@ impl Default for GaussianNll {
 }
 
 impl GaussianNll {
-    /// Computes the loss of three tensors of the same shape. With the reduction `None`, the result
-    /// has this shape.
+    /// Computes the loss of three tensors of the same shape. With `Reduction::None`, the result has
+    /// this shape, too.
     ///
     /// # Errors
     /// When shapes or dtypes are invalid, or a variance on the CPU is below 0. On CUDA this is not
@@ -197,9 +198,10 @@ impl GaussianNll {
 }
 
 /// InfoNCE, a contrastive loss in which the other examples of the batch are the negatives (Oord et
-/// al. 2018; symmetric in CLIP). It is the cross entropy of the cosines x̂ᵢ·ŷⱼ / τ, `[N, N]`, where
-/// the class of row i is i. Outputs x and targets y are `[N, D]`. If the model computes the two
-/// vectors of each pair itself, its output is `[N, 2, D]`, and the target is not used.
+/// al. 2018; symmetric in CLIP). Outputs x and targets y have the shape `[N, D]`. The loss is the
+/// cross entropy of an `[N, N]` matrix of logits. The logit in row i and column j is the cosine of
+/// xᵢ and yⱼ, divided by the temperature τ. The class of row i is i. If the model computes both
+/// vectors of each pair, its output has the shape `[N, 2, D]`, and the target is not used.
 ///
 /// The loss compares all examples of a batch with each other, so half a batch has only half the
 /// negatives. Therefore a batch is never split into micro-batches. If gradients are accumulated,
@@ -208,8 +210,8 @@ impl GaussianNll {
 /// changes a score by up to 1/(256 τ).
 ///
 /// # Errors
-/// When the shapes are neither `[N, D]` for output and target nor `[N, 2, D]` for the output, a
-/// dtype is not floating-point, or τ is not above 0.
+/// When output and target do not have the shape `[N, D]` and the output does not have the shape
+/// `[N, 2, D]`. When a dtype is not floating-point, or τ is not above 0.
 #[derive(Debug, Clone, Copy)]
 pub struct InfoNce {
     /// The temperature τ, above 0. The default is 0.07.
@@ -226,8 +228,8 @@ impl Default for InfoNce {
 }
 
 impl InfoNce {
-    /// Computes the loss with another reduction than the mean. With `None` the result is the loss
-    /// of each example, `[N]`.
+    /// Computes the loss with another reduction than the mean. With `Reduction::None` the result is
+    /// the loss of each example, of shape `[N]`.
     ///
     /// # Errors
     /// When output, target or options are not as [`InfoNce`] requires.

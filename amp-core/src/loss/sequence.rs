@@ -11,31 +11,35 @@ use crate::{Result, ffi, precision::is_floating};
 const NAME: &str = "ctc_loss";
 
 /// Connectionist temporal classification (Graves et al. 2006). The output contains log
-/// probabilities `[N, T, C]`, batch first. The target contains int64 labels `[N, S]` without
-/// blanks; each row is padded at its end with -100. As in torch, the mean divides the loss of each
-/// example by the example's number of labels, and then averages over the examples. The log
-/// probabilities must come from a log softmax: as in torch, the gradient contains a part of the
-/// derivative of the log softmax. There are no second derivatives, as in torch.
+/// probabilities of shape `[N, T, C]` for N examples, T time steps and C classes. The target
+/// contains int64 labels of shape `[N, S]`, without blanks. Each row is padded at its end with
+/// -100. As in torch, the mean divides the loss of each example by the example's number of labels,
+/// and then averages over the examples. The log probabilities must come from a log softmax: as in
+/// torch, the gradient contains a part of the derivative of the log softmax. There are no second
+/// derivatives, as in torch.
 ///
-/// On CUDA the lengths are read on the device, so that steps run as CUDA graphs. With
-/// [`Kernels::Libtorch`](crate::precision::Kernels::Libtorch) the host reads them, and steps run without a graph.
+/// On CUDA the lengths are read on the device, so that steps can run as CUDA graphs. With
+/// [`Kernels::Libtorch`](crate::precision::Kernels::Libtorch) the host reads them, and steps run
+/// without a graph.
 ///
 /// # Errors
 /// When shapes or dtypes are invalid, a label is not a class or is the blank, -100 stands before a
-/// label, or a length is not from 0 to T. A captured step cannot report the last three: the loss of
-/// the example is NaN, so the trainer repeats the step without a graph, which reports them.
+/// label, or a length is not from 0 to T. A step that runs as a CUDA graph cannot report wrong
+/// values of labels and lengths. Instead, the loss of the example is NaN. The trainer then repeats
+/// the step without a graph, and the repeated step reports the error.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ctc {
     /// The number of the blank class. The default is 0.
     pub blank: i64,
-    /// Whether an infinite loss, which occurs if there are more labels than steps, is replaced by 0
-    /// with a gradient of 0.
+    /// Whether an infinite loss is replaced by 0 with a gradient of 0. The loss is infinite if an
+    /// example has too few time steps for its labels.
     pub zero_infinity: bool,
 }
 
 impl Ctc {
-    /// Computes the loss of outputs with these lengths (`[N]`, int64, on the output's device). With
-    /// the reduction `None` of `amp_core::tch::Reduction`, returns the loss of each example, `[N]`.
+    /// Computes the loss of outputs with these lengths, which are int64 of shape `[N]` on the
+    /// output's device. With `Reduction::None` of `amp_core::tch`, returns the loss of each
+    /// example, of shape `[N]`.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{prelude::*, tch::Reduction};
@@ -129,7 +133,7 @@ impl Ctc {
             let why = format!("the blank is class {}, but there are {classes}", self.blank);
             return Err(misfit(NAME, output, target, &why));
         }
-        // The kernels check the values of a captured step.
+        // In a captured step, the kernels check the values.
         if ffi::is_capturing() {
             return Ok(());
         }

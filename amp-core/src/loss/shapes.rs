@@ -47,8 +47,8 @@ pub enum ClassDim {
 }
 
 impl ClassDim {
-    /// Converts logits and classes that allow two readings to logits `[M, C]` and classes `[M]`.
-    /// Returns all others as they are.
+    /// If the shapes of logits and classes allow two readings, reshapes the logits to `[M, C]` and
+    /// the classes to `[M]`. Returns all others as they are.
     pub(crate) fn resolve(self, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
         let sizes = output.size();
         let is_ambiguous = target.kind() == Kind::Int64
@@ -74,8 +74,8 @@ fn classes_last(of_logits: &[i64], of_target: &[i64]) -> bool {
     matches!(of_logits, [rest @ .., _] if rest == of_target)
 }
 
-/// Checks logits `[N, C, …]` and int64 classes `[N, …]`. Logits with the classes in the last
-/// dimension are accepted, too.
+/// Checks logits of shape `[N, C, …]` and int64 classes of shape `[N, …]`. Logits with the classes
+/// in the last dimension are accepted, too, and are reshaped to `[M, C]`.
 ///
 /// # Errors
 /// When the shapes do not match, when the classes could be in the second or in the last dimension,
@@ -199,8 +199,8 @@ pub(super) fn in_f32<const N: usize>(
         return compute(tensors.map(Tensor::shallow_clone));
     }
     let _off = AutocastGuard::off(device)?;
-    // The dtypes of these matrix products are chosen by the loss, and do not show the precision of
-    // the model. Therefore they are not reported to a dtype probe.
+    // The loss determines the dtypes of these matrix products, whatever the precision of the model
+    // is. Therefore they are not reported to a dtype probe.
     let _apart = PausedProducts::pause();
     let wide = tensors.map(|tensor| match tensor.kind() {
         Kind::Half | Kind::BFloat16 => tensor.f_to_kind(Kind::Float),
@@ -213,8 +213,8 @@ pub(super) fn in_f32<const N: usize>(
     compute(all.try_into().expect("all N tensors were converted"))
 }
 
-/// Checks weights and converts them to the output's dtype. Weights have the shape of one example of
-/// the output, or are a single number.
+/// Checks weights and converts them to the dtype in which the loss is computed. Weights have the
+/// shape of one example of the output, or are a single number.
 pub(super) fn of_one_example(
     what: &str,
     key: &str,

@@ -1,5 +1,5 @@
-//! Seeds and random generators for examples. Their numbers are independent of the model's random
-//! numbers.
+//! Seeds and random generators for the examples of a data set. Their random numbers are independent
+//! of the model's random numbers.
 
 use tch::Tensor;
 
@@ -8,7 +8,8 @@ use crate::{Result, ffi::CpuRandom};
 
 /// Computes a seed for each example. The seed depends only on the seed of the run, the epoch and
 /// the index of the example. Therefore an augmentation is the same for any number of prefetched
-/// batches, in any order of examples, and after a resume. The model's random numbers do not change.
+/// batches, in any order of examples, and after a resume. No numbers are taken from libtorch's
+/// generators, so the model's random numbers do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Draws {
     key: u64,

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 
 /// The threads that currently have permission to use the random generators.
 struct Holders {
-    /// Whether a thread is in a section.
+    /// Whether one of the threads is in a section.
     section: bool,
     /// The number of threads with shared permission, which train or use the generators outside of a
     /// section.

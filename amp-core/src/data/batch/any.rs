@@ -26,7 +26,8 @@ pub enum FieldRole {
     /// it. If several batches are accumulated into one step, each batch counts in proportion to the
     /// sum of its weights, not to its number of examples.
     Weights,
-    /// Values of the whole batch. The loader neither selects nor splits them by example.
+    /// Values of the whole batch. The loader casts floating-point values to the precision's dtype,
+    /// but does not select or split the tensor by example.
     Shared,
 }
 
@@ -47,21 +48,21 @@ pub struct AnyBatch {
     of: &'static str,
     pub(super) fields: Vec<Field>,
     /// The sum of the batch's weights. It is computed when it is first requested, or before the
-    /// tensors leave the CPU, because reading it from the device would wait.
+    /// tensors leave the CPU, because a read from the device would have to wait.
     pub(super) weight: OnceCell<f64>,
     /// Whether a check has shown that no target has the class that losses ignore, `IGNORED`.
     pub(super) complete: bool,
-    /// Whether this is a single example, whose tensors have no dimension for examples.
+    /// Whether this is a single example, whose tensors have no batch dimension.
     single: bool,
 }
 
 impl AnyBatch {
-    /// Creates a batch without tensors, for the type of this name.
+    /// Creates a batch without tensors. `of` is the name of the batch type, for error messages.
     pub fn new(of: &'static str) -> Self {
         Self { of, fields: Vec::new(), weight: OnceCell::new(), complete: false, single: false }
     }
 
-    /// Returns an example without tensors, for the type of this name.
+    /// Creates a single example without tensors. `of` is the name of the example's type.
     pub(in crate::data) fn single(of: &'static str) -> Self {
         Self { single: true, ..Self::new(of) }
     }
@@ -155,7 +156,7 @@ impl AnyBatch {
         self.of
     }
 
-    /// Returns the tensors whose values may be outside a dtype's range: all except masks.
+    /// Returns all tensors except masks. Their values may be outside the range of a dtype.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let fields = self.fields.iter().filter(|field| field.role != FieldRole::Mask);
         fields.map(|field| (&*field.name, &field.tensor))
@@ -196,8 +197,7 @@ impl AnyBatch {
         self.weights().is_some()
     }
 
-    /// Returns the factor by which this batch counts if its loss is a mean over examples or, with
-    /// weights, a weighted mean. Reads nothing from the device.
+    /// Returns what [`weight`](Self::weight) returns, but does not read from the device.
     ///
     /// # Errors
     /// When weights cannot be added up.
@@ -208,8 +208,8 @@ impl AnyBatch {
         }
     }
 
-    /// Returns the factor by which the batch counts in the mean of a loss over `over`. `target` is
-    /// a tensor of the batch. Reads nothing from the device.
+    /// Returns the factor by which this batch counts in an average of losses with the denominator
+    /// `over`. `target` contains the targets of the loss. Does not read from the device.
     ///
     /// # Errors
     /// When targets cannot be counted.
@@ -229,8 +229,8 @@ impl AnyBatch {
         self.complete
     }
 
-    /// Checks whether a target has the class that losses ignore, and stores the result. Waits for
-    /// the device.
+    /// Checks whether an int64 tensor contains the class that losses ignore, and stores the result.
+    /// Waits for the device.
     pub(crate) fn noting_ignored(mut self) -> Result<Self> {
         let mut complete = true;
         for field in self.per_example() {
@@ -250,7 +250,7 @@ impl AnyBatch {
     /// When the device has not enough memory.
     pub fn place(&self, policy: Policy) -> Result<Self> {
         if self.weights().is_some_and(|field| field.tensor.device() == Device::Cpu) {
-            // After the move, reading the weight would wait for the device.
+            // The sum is read before the move, because a read from the device would have to wait.
             let _ = self.weight()?;
         }
         let placed = self.with(|field| {
@@ -297,8 +297,8 @@ impl AnyBatch {
         self.fields.iter().map(|field| tensor_bytes(&field.tensor)).sum()
     }
 
-    /// Returns the number of bytes of the batch's tensors. Tensors that share memory with tensors
-    /// of `other` are not counted.
+    /// Returns the number of bytes of the batch's tensors, except those that share memory with the
+    /// tensor of the same field in `other`.
     pub(crate) fn bytes_not_shared_with(&self, other: Option<&Self>) -> u64 {
         let Some(other) = other else { return self.bytes() };
         let pairs = self.fields.iter().zip(&other.fields);
@@ -346,7 +346,7 @@ impl AnyBatch {
         self.with_tensors(self.fields.iter().map(|field| field.tensor.shallow_clone()).collect())
     }
 
-    /// Returns whether the tensors of the two batches have the same names, shapes and dtypes.
+    /// Returns whether the batches have the same `complete` and the same names, shapes and dtypes.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         let alike = |own: &Field, other: &Field| {
             own.name == other.name

@@ -1,4 +1,4 @@
-//! Functions that make a batch from other batches.
+//! Functions that change a batch, or make a batch from other batches.
 
 use std::cell::OnceCell;
 
@@ -30,7 +30,7 @@ impl AnyBatch {
                 self.weight = OnceCell::new();
             }
             if tensor.kind() == Kind::Int64 {
-                // The new classes may be ignored by the loss.
+                // The new tensor may contain the class that losses ignore.
                 self.complete = false;
             }
             field.tensor = tensor.shallow_clone();

@@ -96,13 +96,14 @@ pub trait BatchField: Sized {
     /// When [`AnyBatch::push`] refuses a tensor.
     fn put(&self, name: Cow<'static, str>, role: FieldRole, batch: &mut AnyBatch) -> Result<()>;
 
-    /// Makes the field from the tensors of `batch` whose names begin with `name`.
+    /// Makes the field from the tensors of `batch` that belong to it: the tensor `name`, or the
+    /// tensors whose names begin with `name.`.
     ///
     /// # Errors
     /// When a tensor is missing.
     fn take(name: &str, batch: &AnyBatch) -> Result<Self>;
 
-    /// Returns whether `batch` has any tensor of the field.
+    /// Returns whether `batch` has a tensor of the field that is called `name`.
     fn is_in(name: &str, batch: &AnyBatch) -> bool {
         batch.tensors().any(|(found, _)| {
             let rest = found.strip_prefix(name);

@@ -8,9 +8,9 @@ use crate::{Error, Result, precision::Policy};
 /// A batch of inputs and their targets, with the same number of examples (dimension 0).
 #[derive(Debug)]
 pub struct Batch {
-    /// `[N, …]`.
+    /// The shape is `[N, …]`.
     pub input: Tensor,
-    /// `[N, …]`.
+    /// The shape is `[N, …]`.
     pub target: Tensor,
 }
 

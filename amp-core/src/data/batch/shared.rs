@@ -1,4 +1,4 @@
-//! Finds shared tensors that may number the examples of the set.
+//! Finds shared tensors that may contain indices of examples, such as the edges of a graph.
 
 use tch::Kind;
 
@@ -6,9 +6,10 @@ use super::{AnyBatch, FieldRole};
 use crate::Result;
 
 impl AnyBatch {
-    /// Returns the first shared tensor of int64 whose numbers may be those of `examples` examples:
-    /// its name and its largest number. There must be at least as many numbers as examples, as in a
-    /// list of edges.
+    /// Returns the name and the largest value of the first shared int64 tensor that may contain
+    /// indices of examples. `examples` is the number of examples. The values must be valid indices,
+    /// and the tensor must have at least as many values as there are examples, as a list of edges
+    /// has.
     pub(in crate::data) fn numbering(&self, examples: i64) -> Result<Option<(String, i64)>> {
         let shared = self.fields.iter().filter(|field| field.role == FieldRole::Shared);
         for field in shared.filter(|field| field.tensor.kind() == Kind::Int64) {

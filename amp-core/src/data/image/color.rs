@@ -18,10 +18,11 @@ pub struct ColorJitter {
 /// The range from which the random factor of a color change is drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Jitter {
-    /// A range around the value that changes nothing, from this much below to this much above. This
-    /// value is 1 for a factor and 0 for the hue. A factor is never below 0.
+    /// The range from `center - by` to `center + by`, where `by` is this number and `center` is the
+    /// value that does not change the image: 1 for a factor, 0 for the hue. The lower end of a
+    /// range of factors is at least 0.
     By(f64),
-    /// The range from the first to the second number.
+    /// The range from the first number to the second number.
     Between(f64, f64),
 }
 
@@ -38,7 +39,8 @@ impl From<(f64, f64)> for Jitter {
 }
 
 impl Jitter {
-    /// Returns the lowest and highest factor, or `None` if no factor of the range changes an image.
+    /// Returns the lowest and the highest value of the range, or `None` if the range contains only
+    /// `center`, the value that does not change an image. `bounds` are the allowed values.
     fn range(self, name: &str, center: f64, bounds: (f64, f64)) -> Result<Option<(f64, f64)>> {
         let (least, most) = match self {
             Self::By(by) => ((center - by).max(if center > 0.0 { 0.0 } else { -by }), center + by),
@@ -118,8 +120,8 @@ impl Transform for ColorJitter {
             )));
         }
         let ranges = [self.brightness, self.contrast, self.saturation, self.hue];
-        // For each image, its changes in their random order: the index of a change in `CHANGES`,
-        // and the factor.
+        // For each image, the changes in random order. A change consists of its index in `CHANGES`
+        // and its factor. It is `None` if no range was set for it.
         let drawn = rngs.iter_mut().map(|rng| {
             let mut order = [0, 1, 2, 3];
             rng.shuffle(&mut order);
@@ -156,13 +158,13 @@ impl Transform for ColorJitter {
     }
 }
 
-/// A function that changes the images `[N, C, H, W]`, with one factor for each image.
+/// A function that changes images of shape `[N, C, H, W]`, with one factor for each image.
 type Change = fn(&Tensor, &[f64]) -> Result<Tensor>;
 
 const CHANGES: [Change; 4] = [brightness, contrast, saturation, hue];
 
-/// Returns one factor per image as a tensor `[N, 1, 1, 1]`, in the dtype in which color transforms
-/// of these images compute.
+/// Returns the factors of the images as a tensor of shape `[N, 1, 1, 1]`, in the dtype in which the
+/// color transforms compute.
 fn factors(factors: &[f64], images: &Tensor) -> Result<Tensor> {
     Ok(of_each(factors, images)?.f_to_kind(computed_in(images))?)
 }
@@ -180,7 +182,8 @@ fn blended(one: &Tensor, other: &Tensor, ratios: &[f64]) -> Result<Tensor> {
     Ok(sum.f_clamp(0.0, bound(one.kind()))?.f_to_kind(one.kind())?)
 }
 
-/// Converts images to gray, `[N, 1, H, W]`. Pixels of uint8 images are rounded to whole numbers.
+/// Converts images to gray images of shape `[N, 1, H, W]`. The pixels of uint8 images are rounded
+/// down to whole numbers.
 fn gray(images: &Tensor) -> Result<Tensor> {
     if images.size()[1] == 1 {
         return Ok(images.f_to_kind(computed_in(images))?);
@@ -249,8 +252,8 @@ fn hue(images: &Tensor, turns: &[f64]) -> Result<Tensor> {
     let t = unit(sf.f_add(&ones.f_sub(&s)?)?)?;
     let p = unit(ones.f_sub(&s)?)?;
     let all = Tensor::f_stack(&[&value, &p, &q, &t], 1)?;
-    // The index in `all` of the new value of red, of green and of blue, for each sixth of the
-    // circle.
+    // The rows are red, green and blue; the columns are the six sectors of the color circle. An
+    // entry is the index in `all` of the channel's new value.
     let table = [[0_i64, 2, 1, 1, 3, 0], [3, 0, 0, 2, 1, 1], [1, 1, 3, 0, 0, 2]];
     let table = Tensor::f_from_slice(&table.concat())?.f_view([3, 6])?;
     let select =
@@ -261,8 +264,8 @@ fn hue(images: &Tensor, turns: &[f64]) -> Result<Tensor> {
     if !whole {
         return Ok(turned);
     }
-    // This is torchvision's conversion from floating point to uint8, with 256 steps of nearly equal
-    // size.
+    // This is torchvision's conversion from floating point to uint8. It divides the range from 0 to
+    // 1 into 256 intervals of nearly equal length.
     Ok(turned.f_mul_scalar(255.0 + 1.0 - 1e-3)?.f_to_kind(Kind::Uint8)?)
 }
 
@@ -276,8 +279,7 @@ pub struct Normalize {
 }
 
 impl Normalize {
-    /// Creates the transform. `mean` and `std` contain the mean and the standard deviation of each
-    /// channel.
+    /// Creates the transform. `mean` and `std` contain one value per channel.
     ///
     /// # Errors
     /// When the numbers of means and deviations differ, or a deviation is not positive.

@@ -72,7 +72,7 @@ fn resized_batch(images: &Tensor, height: i64, width: i64) -> Result<Tensor> {
     }
 }
 
-/// Rounds floating-point pixels to the nearest whole numbers.
+/// Rounds floating-point pixels to the nearest whole numbers, and converts them to uint8.
 pub(super) fn rounded(pixels: &Tensor) -> Result<Tensor> {
     Ok(pixels.f_round()?.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?)
 }
@@ -137,7 +137,7 @@ impl CenterCrop {
 }
 
 /// Crops a rectangle of a fixed size at a random position. The image can be padded with zeros
-/// before (torchvision.transforms.v2.RandomCrop).
+/// before the crop (torchvision.transforms.v2.RandomCrop).
 #[derive(Debug, Clone, Copy)]
 pub struct RandomCrop {
     height: i64,
@@ -156,7 +156,7 @@ impl RandomCrop {
         Self { height, width, padding: 0 }
     }
 
-    /// Adds this number of rows and columns of zeros on each side before the crop.
+    /// Adds this number of rows or columns of zeros on each of the four sides before the crop.
     #[must_use]
     pub fn padding(mut self, padding: i64) -> Self {
         self.padding = padding;
@@ -243,7 +243,7 @@ impl Transform for RandomHorizontalFlip {
     }
 }
 
-/// Returns the largest value of a pixel of this dtype.
+/// Returns the largest pixel value in this dtype: 255 for uint8, otherwise 1.
 pub(super) fn bound(kind: Kind) -> f64 {
     if kind == Kind::Uint8 { 255.0 } else { 1.0 }
 }

@@ -38,8 +38,9 @@ impl Default for ImageGrid {
 }
 
 impl ImageGrid {
-    /// Combines the images `[N, C, H, W]` row by row into one image `[C, H, W]`. Images with one
-    /// channel become RGB images with three equal channels. A single image gets no padding.
+    /// Combines the images, of shape `[N, C, H, W]`, row by row into one image of shape `[C, H,
+    /// W]`. Images with one channel become RGB images with three equal channels. A single image
+    /// gets no padding.
     ///
     /// # Errors
     /// When the images have another shape, there is no image, or an option is out of range.
@@ -75,10 +76,10 @@ impl ImageGrid {
     }
 }
 
-/// Writes an image `[C, H, W]` of 1 or 3 channels as a PNG or JPEG file; the path's extension
-/// chooses the format (torchvision.utils.save_image). uint8 values are written as they are.
-/// Floating-point values from 0 to 1 are scaled to 0 to 255 and rounded; values outside are
-/// clamped. A failed call leaves no incomplete file.
+/// Writes an image of shape `[C, H, W]`, with 1 or 3 channels, as a PNG or JPEG file. The path's
+/// extension determines the format (torchvision.utils.save_image). uint8 values are written as they
+/// are. Floating-point values from 0 to 1 are scaled to 0 to 255 and rounded; values outside this
+/// range are clamped. A failed call leaves no incomplete file.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, data::{ImageGrid, save_image}, tch::{Device, Kind, Tensor}};
@@ -113,8 +114,8 @@ pub fn save_image(image: &Tensor, path: impl AsRef<Path>) -> Result<()> {
             if image.f_isnan()?.f_any()?.f_int64_value(&[])? != 0 {
                 return Err(refused("the image has NaN".into()));
             }
-            // Values in 16 bits are converted to f32 before rounding, as in torchvision. In another
-            // dtype, a value halfway between two pixel values could be rounded to the other pixel
+            // 16-bit values are converted to f32 before they are scaled, as in torchvision. In a
+            // 16-bit dtype, the scaled value would be rounded, which could result in another pixel
             // value.
             let wide = if kind == Kind::Double { kind } else { Kind::Float };
             let scaled = image.f_to_kind(wide)?.f_mul_scalar(255.0)?.f_add_scalar(0.5)?;

@@ -33,8 +33,8 @@ pub struct MixUp {
 }
 
 impl MixUp {
-    /// Creates the transform. The proportion of each batch is drawn from the distribution
-    /// Beta(alpha, alpha). The targets have `num_classes` classes.
+    /// Creates the transform. For each batch, the weight of an image in its mixture is drawn from
+    /// the distribution Beta(alpha, alpha). The targets have `num_classes` classes.
     ///
     /// # Errors
     /// When `alpha` is not positive, or `num_classes` is below 1.
@@ -43,8 +43,9 @@ impl MixUp {
         Ok(Self { alpha, classes: num_classes })
     }
 
-    /// Returns the mixed batch. The shape of `input` does not change. `target`, classes `[N]` or
-    /// probabilities `[N, classes]`, becomes f32 probabilities `[N, classes]`.
+    /// Returns the mixed batch. The shape of `input` does not change. The given `target` contains
+    /// int64 classes, of shape `[N]`, or probabilities, of shape `[N, classes]`. The returned
+    /// `target` contains f32 probabilities, of shape `[N, classes]`.
     ///
     /// # Errors
     /// When the inputs are not floating-point, or a class is out of range. On CUDA a class out of
@@ -67,9 +68,9 @@ impl MixUp {
 }
 
 /// Replaces a rectangle of each image by the same rectangle of the previous image of the batch.
-/// Mixes the classes of the two images in proportion to their areas
+/// Mixes the classes of the two images in proportion to the areas that they occupy
 /// (torchvision.transforms.v2.CutMix; <https://arxiv.org/abs/1905.04899>). It is used like
-/// [`MixUp`], but its images may also be uint8.
+/// [`MixUp`], but the images may also be uint8.
 #[derive(Debug, Clone, Copy)]
 pub struct CutMix {
     alpha: f64,
@@ -77,9 +78,9 @@ pub struct CutMix {
 }
 
 impl CutMix {
-    /// Creates the transform. The fraction of an image's area that is kept is drawn from the
-    /// distribution Beta(alpha, alpha); with alpha 1 all fractions are equally likely. The targets
-    /// have `num_classes` classes.
+    /// Creates the transform. For each batch, the fraction of an image's area that is kept is drawn
+    /// from the distribution Beta(alpha, alpha). If alpha is 1, all fractions are equally likely.
+    /// The targets have `num_classes` classes.
     ///
     /// # Errors
     /// When `alpha` is not positive, or `num_classes` is below 1.
@@ -88,8 +89,9 @@ impl CutMix {
         Ok(Self { alpha, classes: num_classes })
     }
 
-    /// Returns the mixed batch. The shape of `input` does not change. `target`, classes `[N]` or
-    /// probabilities `[N, classes]`, becomes f32 probabilities `[N, classes]`.
+    /// Returns the mixed batch. The shape of `input` does not change. The given `target` contains
+    /// int64 classes, of shape `[N]`, or probabilities, of shape `[N, classes]`. The returned
+    /// `target` contains f32 probabilities, of shape `[N, classes]`.
     ///
     /// # Errors
     /// When the inputs are not `[N, …, H, W]`, or a class is out of range. On CUDA a class out of
@@ -102,8 +104,8 @@ impl CutMix {
     }
 
     /// Replaces a rectangle in each image and mixes the classes. `share` is the fraction of the
-    /// image that is kept: the rectangle's area is 1 − `share` of the image. The rectangle's center
-    /// is at this row and column. The rectangle is cut off at the sides of the image.
+    /// image that is kept: the rectangle's area is 1 − `share` of the image. The center of the
+    /// rectangle is at this row and column. The part of the rectangle outside the image is ignored.
     ///
     /// # Errors
     /// When [`apply`](Self::apply) would fail, or `share` is not from 0 to 1.
@@ -179,7 +181,7 @@ fn blended(tensor: &Tensor, share: f64) -> Result<Tensor> {
     Ok(before.f_add(&tensor.f_mul_scalar(share)?)?)
 }
 
-/// Converts classes `[N]` or probabilities to f32 probabilities `[N, classes]`.
+/// Converts classes, of shape `[N]`, or probabilities to f32 probabilities of shape `[N, classes]`.
 fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
     let size = target.size();
     let fits = match size.as_slice() {
@@ -196,8 +198,8 @@ fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
     if target.dim() == 2 {
         return Ok(target.f_to_kind(Kind::Float)?);
     }
-    // The range of the classes is checked only on the CPU. On another device, reading the classes
-    // would make the host wait, and the device's kernel checks the range.
+    // The range of the classes is checked only on the CPU. On another device, a read of the classes
+    // would make the host wait. There the device's kernel checks the range.
     if target.device() == Device::Cpu {
         let (least, most) =
             (target.f_min()?.f_int64_value(&[])?, target.f_max()?.f_int64_value(&[])?);
@@ -214,8 +216,8 @@ fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
 mod tests {
     use super::*;
 
-    /// Checks the formula of the paper with the proportion 0.75: the result must be 0.75 of each
-    /// example plus 0.25 of the previous example.
+    /// Checks the formula of the MixUp paper for the weight 0.75: the result must be 0.75 times the
+    /// example plus 0.25 times the previous example.
     #[test]
     fn an_example_is_mixed_with_the_one_before() -> Result<()> {
         let input = Tensor::from_slice(&[0.0f32, 4.0, 8.0]).view([3, 1]);

@@ -21,8 +21,8 @@ use tch::{Kind, Tensor, kind::Element};
 
 use crate::{Error, Result, random::Rng};
 
-/// A transform of an image (torchvision.transforms.v2.Transform). Images are `[C, H, W]`: uint8
-/// from 0 to 255, as in files, or floating-point from 0 to 1.
+/// A transform of an image (torchvision.transforms.v2.Transform). An image has the shape `[C, H,
+/// W]`. Its values are uint8 from 0 to 255, as in files, or floating-point from 0 to 1.
 ///
 /// ```
 /// use amp_core::{Result, data::Transform, random::Rng, tch::Tensor};
@@ -44,10 +44,11 @@ pub trait Transform: Send + Sync {
     /// When the transform cannot process the image.
     fn apply(&self, image: Tensor, rng: &mut Rng) -> Result<Tensor>;
 
-    /// Transforms the images of a batch `[N, C, H, W]`, on any device. Each image has its own
-    /// random number generator in `rngs`. The result must be the same as if [`apply`](Self::apply)
-    /// were called for each image. The default does call `apply` for each image, which launches N
-    /// times as many kernels as one call for the batch.
+    /// Transforms the images of a batch of shape `[N, C, H, W]`, on any device. Each image has its
+    /// own random number generator in `rngs`. The result must be the same as if
+    /// [`apply`](Self::apply) were called for each image. The default implementation calls `apply`
+    /// for each image. This launches about N times as many kernels as an implementation that
+    /// transforms the whole batch at once.
     ///
     /// # Errors
     /// When the transform cannot process the images, or there is not one `rng` for each image.
@@ -108,7 +109,7 @@ impl Transform for Compose {
     }
 }
 
-/// Returns the numbers of channels, rows and columns of an image.
+/// Returns the number of channels, the height and the width of an image.
 fn sizes(image: &Tensor) -> Result<(i64, i64, i64)> {
     match image.size().as_slice() {
         &[c, h, w] if are_images(image) => Ok((c, h, w)),
@@ -119,7 +120,7 @@ fn sizes(image: &Tensor) -> Result<(i64, i64, i64)> {
     }
 }
 
-/// Returns channels, height and width of each image.
+/// Returns the number of channels, the height and the width of each image in the batch.
 fn sizes_of_batch(images: &Tensor, rngs: &[Rng]) -> Result<(i64, i64, i64)> {
     match images.size().as_slice() {
         &[n, c, h, w] if are_images(images) && n as usize == rngs.len() => Ok((c, h, w)),
@@ -137,7 +138,8 @@ fn are_images(images: &Tensor) -> bool {
     dtype && images.size().iter().all(|size| *size > 0)
 }
 
-/// Makes a tensor `[N, 1, 1, 1]` with one number for each image, on the device of the images.
+/// Makes a tensor of shape `[N, 1, 1, 1]` with one number for each image, on the device of the
+/// images.
 fn of_each<T: Element>(numbers: &[T], images: &Tensor) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(numbers)?.f_view([-1, 1, 1, 1])?.f_to_device(images.device())?)
 }

@@ -28,8 +28,8 @@ struct Region {
 }
 
 impl RandomResizedCrop {
-    /// Makes a crop that is resized to a square of this size. Its area is from 8 to 100 % of the
-    /// image's area, and its ratio of width to height is from 3:4 to 4:3.
+    /// Makes a crop that is resized to a square of this size. By default the crop's area is from 8
+    /// to 100 % of the image's area, and the ratio of its width to its height is from 3:4 to 4:3.
     pub fn new(size: i64) -> Self {
         Self { size, scale: (0.08, 1.0), ratio: (3.0 / 4.0, 4.0 / 3.0) }
     }
@@ -94,8 +94,8 @@ impl Transform for RandomResizedCrop {
         resized(&cropped(&image, top, left, height, width)?, self.size, self.size)
     }
 
-    /// Transforms all images of a batch in one operation on CUDA. The pixels differ by at most one
-    /// rounding from those of images that are transformed one by one.
+    /// On CUDA, transforms all images of a batch at once. The pixels differ by at most one rounding
+    /// from those that [`apply`](Transform::apply) returns for each image.
     fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
         let (_, h, w) = sizes_of_batch(&images, rngs)?;
         self.check()?;
@@ -109,9 +109,10 @@ impl Transform for RandomResizedCrop {
     }
 }
 
-/// Cuts a rectangle out of each image of `[N, C, H, W]` and scales all rectangles to squares of one
-/// size. The pixels equal those of [`resized`] for each rectangle. One product with a matrix scales
-/// the rows, and one scales the columns, so the number of kernels does not grow with the batch.
+/// Cuts a rectangle out of each image and scales all rectangles to squares of one size. `images`
+/// has the shape `[N, C, H, W]`. Up to rounding, the pixels equal those of [`resized`] for each
+/// rectangle. One matrix product scales the rows of all images, and another one scales the columns.
+/// The number of kernels therefore does not depend on the batch size.
 fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Tensor> {
     let whole = images.kind() == Kind::Uint8;
     let kind = if images.kind() == Kind::Double { Kind::Double } else { Kind::Float };
@@ -125,8 +126,8 @@ fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Ten
         let (start, own) = (column(|part| part.0)?, column(|part| part.1)?);
         let scale = own.f_div_scalar(size as f64)?;
         let steps = |count| Tensor::f_arange(count, options)?.f_add_scalar(0.5);
-        // The position of each new pixel's center in the rectangle, and the position of each old
-        // pixel's center, both in old pixels.
+        // The positions of the centers of the new pixels and of the old pixels, relative to the
+        // start of the rectangle. The unit is an old pixel.
         let middles = scale.f_mul(&steps(size)?.f_view([1, -1, 1])?)?;
         let places = steps(length)?.f_view([1, 1, -1])?.f_sub(&start)?;
         let far = places.f_sub(&middles)?.f_abs()?.f_div(&scale.f_clamp_min(1.0)?)?;
@@ -138,7 +139,7 @@ fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Ten
     let (n, (c, h, w)) = (regions.len() as i64, sizes(&images.f_get(0)?)?);
     let rows = weights(regions.iter().map(|part| (part.top, part.height)).collect(), h)?;
     let columns = weights(regions.iter().map(|part| (part.left, part.width)).collect(), w)?;
-    // The matrix of an image is the same for all its channels, so one product scales all channels.
+    // An image has one matrix for all its channels, so one product scales all channels.
     let narrow = pixels.f_reshape([n, c * h, w])?.f_bmm(&columns.f_transpose(1, 2)?)?;
     let narrow = narrow.f_view([n, c, h, size])?.f_transpose(1, 2)?;
     let scaled = rows.f_bmm(&narrow.f_reshape([n, h, c * size])?)?;
@@ -175,8 +176,8 @@ mod tests {
         assert!((1950..2500).contains(&wide), "{wide}");
     }
 
-    /// Checks in f64 that the matrix products equal libtorch's resizing of each rectangle, for
-    /// rectangles that are enlarged and for rectangles that are reduced.
+    /// Checks in f64 that the matrix products give the same pixels as libtorch's resizing of each
+    /// rectangle. Some rectangles are enlarged and others are reduced.
     #[test]
     fn regions_of_a_batch_are_scaled_as_each_by_itself() -> Result<()> {
         let mut rng = Rng::with_seed(4);
@@ -195,8 +196,8 @@ mod tests {
         Ok(())
     }
 
-    /// Checks what is returned if no rectangle with an allowed aspect ratio is found. As in
-    /// torchvision, it must be the middle of the image, in the nearest allowed aspect ratio.
+    /// Checks the result if no random rectangle fits into the image. As in torchvision, it must be
+    /// the middle of the image, in the nearest allowed aspect ratio.
     #[test]
     fn images_of_another_proportion_give_their_middle() {
         let crop = RandomResizedCrop::new(8).scale(1.0, 1.0);

@@ -61,7 +61,8 @@ pub struct Collate {
     padded: Vec<Pad>,
 }
 
-/// How the examples of a field are padded at their ends, if their lengths (dimension 0) differ.
+/// How a field is padded at the end, if the examples of a batch have different lengths (dimension
+/// 0) in this field.
 #[derive(Debug, Clone)]
 pub struct Pad {
     field: String,
@@ -98,7 +99,7 @@ impl Pad {
         }
     }
 
-    /// Pads every batch to a multiple of this length. Tensor cores are faster if lengths are
+    /// Pads every batch to the next multiple of this length. Tensor cores are faster if lengths are
     /// multiples of 8.
     #[must_use]
     pub fn multiple_of(mut self, length: i64) -> Self {
@@ -114,24 +115,24 @@ impl Pad {
         self
     }
 
-    /// Adds a field of this name that contains a mask: booleans `[N, L]`, true where the example
-    /// has an element and false where there is padding, as in Hugging Face's models.
+    /// Adds a field of this name that contains a boolean mask of shape `[N, L]`. It is true where
+    /// the example has an element and false where there is padding, as in Hugging Face's models.
     #[must_use]
     pub fn attention_mask(mut self, name: impl Into<String>) -> Self {
         self.attention_mask = Some(name.into());
         self
     }
 
-    /// Adds a field of this name that contains a mask: booleans `[N, L]`, true where there is
-    /// padding, for [`AttentionMask::padding`](crate::nn::AttentionMask::padding).
+    /// Adds a field of this name that contains a boolean mask of shape `[N, L]`. It is true where
+    /// there is padding, as [`AttentionMask::padding`](crate::nn::AttentionMask::padding) requires.
     #[must_use]
     pub fn key_padding_mask(mut self, name: impl Into<String>) -> Self {
         self.key_padding_mask = Some(name.into());
         self
     }
 
-    /// Adds a field of this name that contains the lengths of the examples without padding: int64
-    /// `[N]`.
+    /// Adds a field of this name that contains the lengths of the examples without padding, as
+    /// int64 of shape `[N]`.
     #[must_use]
     pub fn lengths(mut self, name: impl Into<String>) -> Self {
         self.lengths = Some(name.into());
@@ -140,12 +141,13 @@ impl Pad {
 }
 
 impl Collate {
-    /// Stacks every field.
+    /// Creates a `Collate` that stacks every field and pads none.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Declares how a field is padded. Fields without such a declaration must have one shape.
+    /// Declares how a field is padded. In a field without such a declaration, all examples must
+    /// have the same shape.
     #[must_use]
     pub fn pad(mut self, field: Pad) -> Self {
         self.padded.push(field);
@@ -158,7 +160,8 @@ impl Collate {
     /// # Errors
     /// When there is no example; when the examples differ in their fields or dtypes; when the
     /// shapes of a field without padding differ; when no example has the field for which padding is
-    /// declared; or when the field's dtype cannot represent the padding value.
+    /// declared; when an example is longer than the length to which the field is padded; or when
+    /// the field's dtype cannot represent the padding value.
     pub fn batch<E: BatchField>(&self, examples: &[(i64, E)]) -> Result<AnyBatch> {
         let name = std::any::type_name::<E>().split('<').next().unwrap_or_default();
         let of = name.rsplit("::").next().unwrap_or_default();
@@ -200,7 +203,7 @@ impl Collate {
         Ok(batch)
     }
 
-    /// Adds one field of all examples to the batch.
+    /// Adds one field to the batch, from the field's tensors in all examples.
     fn field(
         &self,
         name: &str,
@@ -221,8 +224,8 @@ impl Collate {
             }
         }
         let pad = self.padded.iter().find(|pad| pad.field == name);
-        // The sizes of a tensor that must be the same in all examples: all of them, except the
-        // length if the field is padded.
+        // The sizes that must be the same in all examples. These are all sizes of the tensor,
+        // except the first one if the field is padded.
         let fixed = |tensor: &Tensor| match pad {
             Some(_) => tensor.size().get(1..).map(<[i64]>::to_vec),
             None => Some(tensor.size()),
@@ -285,7 +288,7 @@ fn same_fields((one, has): (i64, &AnyBatch), (two, lacks): (i64, &AnyBatch)) -> 
 }
 
 impl Pad {
-    /// Returns the padded sequences `[N, L, …]`, and their lengths before padding.
+    /// Returns the padded sequences, of shape `[N, L, …]`, and their lengths before padding.
     fn together(&self, tensors: &[(i64, &Tensor)]) -> Result<(Tensor, Tensor)> {
         let Self { field, value, multiple, .. } = self;
         let (_, model) = tensors[0];

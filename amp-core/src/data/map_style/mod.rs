@@ -85,8 +85,9 @@ pub trait MapDataset: Send + Sync {
     fn get(&self, index: i64, rng: &mut Rng) -> Result<Self::Example>;
 
     /// Combines examples into a batch, as PyTorch's `collate_fn` does. Each example comes with its
-    /// index. The default stacks the tensors, which must have one shape; [`Collate`] also pads.
-    /// Take random numbers for the whole batch, for example for mixup, from `rng`.
+    /// index. The default implementation stacks the tensors of a field, which must have the same
+    /// shape in all examples. To pad them, use [`Collate`]. Take random numbers for the whole
+    /// batch, for example for mixup, from `rng`.
     ///
     /// # Errors
     /// When the examples cannot form a batch.

@@ -45,9 +45,9 @@ struct Work {
 struct Queue {
     /// The indices of the examples of each batch that no thread has begun yet.
     indices: Box<dyn Iterator<Item = Vec<i64>> + Send>,
-    /// The number of batches that the threads have begun, and the number of batches that were
-    /// returned.
+    /// The number of batches that the threads have begun.
     begun: u64,
+    /// The number of batches that were returned.
     given: u64,
     /// The finished batches that were not yet returned, by their number in the epoch.
     ready: BTreeMap<u64, Result<AnyBatch>>,

@@ -2,8 +2,8 @@ use super::{Epoch, Sampler, digest};
 use crate::{Error, Result};
 
 /// Shuffles a set that consists of blocks, such as files or row groups, so that only a few blocks
-/// must be in memory at a time. First shuffles the order of the blocks. Then shuffles the examples
-/// of every few consecutive blocks of that order.
+/// must be in memory at a time. First shuffles the order of the blocks. Then divides this order
+/// into groups of a few blocks, and shuffles the examples within each group.
 ///
 /// ```
 /// use amp_core::{Result, data::{Epoch, Sampler, ShuffledBlocks}};
@@ -25,7 +25,8 @@ pub struct ShuffledBlocks {
 
 impl ShuffledBlocks {
     /// Creates a sampler for a set of consecutive blocks. `lengths` contains the number of examples
-    /// of each block. The examples of `together` blocks are shuffled together.
+    /// of each block. After the blocks are shuffled, the examples of every `together` consecutive
+    /// blocks are shuffled together.
     ///
     /// # Errors
     /// When a length is negative, or `together` is 0.

@@ -56,8 +56,8 @@ impl Sampler for Bucketed {
         let mut order: Vec<i64> = (0..examples).collect();
         rng.shuffle(&mut order);
         let size = epoch.batch_size.max(1) as usize;
-        // The examples of the last batch, if it is not full, are split off before sorting.
-        // Otherwise `drop_last` would always leave out examples of similar length.
+        // If the last batch is not full, its examples are split off before sorting. Otherwise
+        // `drop_last` would always leave out the longest examples.
         let rest = order.split_off(lengths / size * size);
         for pool in order.chunks_mut(size.saturating_mul(self.pool as usize)) {
             pool.sort_by_key(|index| self.lengths[*index as usize]);

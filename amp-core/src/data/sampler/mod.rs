@@ -63,15 +63,15 @@ pub trait Sampler: fmt::Debug + Send + Sync {
         examples
     }
 
-    /// Returns the numbers of the examples in the order of this epoch. There are [`len`](Self::len)
-    /// numbers, each from 0 to `epoch.examples - 1`.
+    /// Returns the indices of the examples in the order of this epoch. There are [`len`](Self::len)
+    /// indices, each from 0 to `epoch.examples - 1`.
     ///
     /// # Errors
     /// When the sampler does not fit a set of this size.
     fn order(&self, epoch: &Epoch) -> Result<Vec<i64>>;
 }
 
-/// What the order of the examples in an epoch depends on.
+/// The values that determine the order of the examples in an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Epoch {
     /// The run's seed.
@@ -87,8 +87,8 @@ pub struct Epoch {
 impl Epoch {
     /// Returns a random number generator whose seed depends on the run's seed and the epoch.
     pub fn rng(&self) -> Rng {
-        // The seed of the run goes through a generator first. With a sum of seed and epoch, (seed,
-        // epoch) and (seed + 1, epoch - 1) would give the same numbers.
+        // A generator first changes the run's seed. If the new seed were the sum of seed and epoch,
+        // the pairs (seed, epoch) and (seed + 1, epoch - 1) would give the same numbers.
         Rng::with_seed(Rng::with_seed(self.seed).bits() ^ self.epoch)
     }
 }

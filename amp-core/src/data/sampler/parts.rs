@@ -78,7 +78,7 @@ pub struct Distributed<S> {
 }
 
 impl<S: Sampler> Distributed<S> {
-    /// Selects the examples of the process `rank`, from 0, out of `world_size` processes.
+    /// Selects the examples of the process `rank`, counted from 0, out of `world_size` processes.
     ///
     /// # Errors
     /// When `rank` is not from 0 to `world_size` − 1.
@@ -108,9 +108,9 @@ impl<S: Sampler> Sampler for Distributed<S> {
     }
 
     fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
-        // In each step, every process reads one batch. The batches of all processes together form
-        // one large batch of the common order, so the inner sampler gets the size of this large
-        // batch.
+        // In each step, every process reads one batch. The batches of all processes are together
+        // one large batch in the order of the inner sampler. The inner sampler therefore gets the
+        // size of this large batch.
         let batch_size = epoch.batch_size * self.world_size;
         let order = self.inner.order(&Epoch { batch_size, ..*epoch })?;
         let places = (0..self.len(epoch.examples)).map(|at| at * self.world_size + self.rank);

@@ -20,8 +20,7 @@ use crate::{Error, Result};
 /// ```
 #[derive(Debug, Clone)]
 pub struct Weighted {
-    /// The sum of the weights from the first example up to and including this one, for each
-    /// example.
+    /// For each example, the sum of all weights up to and including the example's own weight.
     sums: Vec<f64>,
     draws: i64,
 }

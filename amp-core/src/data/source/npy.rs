@@ -28,7 +28,7 @@ pub fn read_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(map_npy(path)?.f_contiguous()?.f_detach_copy()?)
 }
 
-/// Maps the array of a `.npy` file into memory. A number is read from the file when it is first
+/// Maps the array of a `.npy` file into memory. An element is read from the file when it is first
 /// used. The file must not change while the tensor is used. If you write to the tensor, the file
 /// stays unchanged.
 ///

@@ -8,10 +8,10 @@ use crate::{
 
 /// A data set of windows of time series. A window consists of past values (the context), from which
 /// a model forecasts, and the future values after them (the horizon). All values of a window belong
-/// to one series, and to one side of a [split](Self::split).
+/// to the same series, and to the same side of a [split](Self::split).
 ///
-/// An example is a [`Batch`] made from a series `[T, …]`: `input` is the context, `[context, …]`,
-/// and `target` is the horizon, `[horizon, …]`.
+/// An example is a [`Batch`]. If the series has the shape `[T, …]`, `input` is the context, of
+/// shape `[context, …]`, and `target` is the horizon, of shape `[horizon, …]`.
 ///
 /// ```
 /// use amp_core::{Result, data::{MapDataset, Windows}, random::Rng, tch::Tensor};
@@ -42,8 +42,8 @@ struct Series {
 }
 
 impl Windows {
-    /// Creates the windows of these series. A series has the shape `[T, …]`. A window begins at
-    /// every time step from which `context` and `horizon` fit into the series.
+    /// Creates the windows of these series. A series has the shape `[T, …]`. A window of `context`
+    /// + `horizon` values begins at every time step at which it fits into the series.
     ///
     /// # Errors
     /// When a series is a scalar, or no series has a window.
@@ -75,9 +75,9 @@ impl Windows {
         Ok(self)
     }
 
-    /// Splits each series at one point in time. The first result has the windows before this point,
-    /// where `fraction` of the values are. The second result has the windows after it. No value
-    /// occurs in both results.
+    /// Splits each series into two parts. The first part has the fraction `fraction` of the values.
+    /// Returns the windows of the first parts, and the windows of the second parts. No value occurs
+    /// in both results.
     ///
     /// # Errors
     /// When the fraction is not between 0 and 1, or one side of the split has no window.

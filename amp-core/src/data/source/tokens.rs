@@ -41,7 +41,7 @@ pub enum TokenWidth {
 pub struct TokenFile {
     path: PathBuf,
     tokens: SharedTensor,
-    /// A mask whose bits are set for the bits of a token.
+    /// A bit mask that keeps the bits of one token: 0xffff or 0xffffffff.
     bits: i64,
     count: i64,
     length: i64,
@@ -54,7 +54,7 @@ pub struct TokenFile {
 enum Starts {
     /// A window begins at every multiple of this number of tokens.
     Every(i64),
-    /// Windows begin at random positions. The number is that of windows in an epoch.
+    /// Windows begin at random positions. The number is the number of windows in an epoch.
     Anywhere(i64),
 }
 
@@ -96,7 +96,7 @@ impl TokenFile {
         })
     }
 
-    /// Lets a window begin after every `stride` tokens. If `stride` is less than the length of a
+    /// Lets a window begin at every `stride`-th token. If `stride` is less than the length of a
     /// window, the windows overlap.
     ///
     /// # Errors
@@ -124,7 +124,7 @@ impl TokenFile {
     }
 
     /// Sets the size of the vocabulary. A token of the file that is not below this size is an
-    /// error. Such tokens are found if the file was written with another token width.
+    /// error. Such tokens occur, for example, if the file was written with another token width.
     #[must_use]
     pub fn vocabulary(mut self, tokens: i64) -> Self {
         self.vocabulary = Some(tokens);
@@ -153,8 +153,8 @@ impl MapDataset for TokenFile {
             Starts::Anywhere(_) => rng.below(self.count - self.length),
         };
         let window = self.tokens.get().f_narrow(0, start, self.length + 1)?;
-        // libtorch reads the tokens as signed integers, so tokens with the highest bit set would be
-        // negative.
+        // libtorch reads the tokens as signed integers, so a token whose highest bit is set is
+        // negative before the mask is applied.
         let window = window.f_to_kind(Kind::Int64)?.f_bitwise_and(self.bits)?;
         if let Some(most) = self.vocabulary {
             let largest = window.f_max()?.f_int64_value(&[])?;

@@ -45,7 +45,7 @@ impl Categories {
         Self { names, unknown: false }
     }
 
-    /// Adds an id for names that are not categories. It is the largest id.
+    /// Adds an id for all names that are not among the categories. It is the largest id.
     #[must_use]
     pub fn with_unknown(mut self) -> Self {
         self.unknown = true;

@@ -3,19 +3,20 @@
 use super::{Categories, fields::Places};
 use crate::{Error, Result};
 
-/// Consecutive rows of a table, which are read by column. `'c` is the lifetime of the declaration of
-/// the columns.
+/// Consecutive rows of a table, which are read column by column. `'c` is the lifetime of the
+/// [`Columns`](super::Columns).
 pub(super) trait Rows<'c> {
     /// Returns the file and line of a row for error messages, such as `people.csv, line 3`.
     fn place(&self, row: usize) -> String;
 
-    /// Writes the numbers in a column, rounded to f32. `missing` replaces missing values and NaN.
+    /// Writes the numbers of a column, rounded to f32, to `to`. `missing` replaces missing values
+    /// and NaN.
     fn floats(&mut self, column: &str, missing: Option<f32>, to: Column<'_>) -> Result<()>;
 
-    /// Writes the whole numbers in a column. `missing` replaces missing values.
+    /// Writes the whole numbers of a column to `to`. `missing` replaces missing values.
     fn integers(&mut self, column: &str, missing: Option<i64>, to: &mut [i64]) -> Result<()>;
 
-    /// Writes the ids of the categories in a column. `missing` replaces missing values.
+    /// Writes the category ids of a column to `to`. `missing` replaces missing values.
     fn ids(
         &mut self,
         column: &str,
@@ -39,16 +40,17 @@ pub(super) trait Rows<'c> {
     }
 }
 
-/// The places of a column's numbers in a field of numbers, which has several columns.
+/// The elements of a field of shape `[N, width]` into which one column of the table is written.
 pub(super) struct Column<'t> {
-    /// The numbers of all columns of the field, row by row.
+    /// The elements of all columns of the field, row by row.
     values: &'t mut [f32],
     at: usize,
     width: usize,
 }
 
 impl Column<'_> {
-    /// Writes the numbers of the rows, from the first row on. Returns whether one of them is NaN.
+    /// Writes one number for each row, from the first row on. Returns whether one of the numbers is
+    /// NaN.
     #[cfg(feature = "parquet")]
     pub(super) fn write(&mut self, numbers: impl Iterator<Item = f32>) -> bool {
         let mut nan = false;
@@ -57,7 +59,7 @@ impl Column<'_> {
             *to = number;
         };
         match self.width {
-            // Without steps, the compiler converts several numbers at once.
+            // Without `step_by`, the compiler vectorizes the loop.
             1 => self.values.iter_mut().zip(numbers).for_each(write),
             _ => self.iter_mut().zip(numbers).for_each(write),
         }
@@ -79,19 +81,20 @@ impl Column<'_> {
     }
 }
 
-/// What a field contains, and the columns from which it is read.
+/// The content of a field, and the columns from which it is read.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Content<'c> {
-    /// f32 `[N, columns]`.
+    /// f32 values of shape `[N, columns]`.
     Numbers { columns: &'c [String], missing: Option<f32> },
-    /// int64 `[N]`.
+    /// int64 values of shape `[N]`.
     Integers { column: &'c str, missing: Option<i64> },
-    /// Ids of categories, int64 `[N]`.
+    /// Category ids, int64 of shape `[N]`.
     Ids { column: &'c str, known: &'c Categories, missing: Option<i64> },
 }
 
 impl<'c> Content<'c> {
-    /// Reads the field from `rows` and writes it to the places of these rows.
+    /// Reads the field from `rows` and writes it to `places`, the elements of the field for these
+    /// rows.
     pub(super) fn read(self, rows: &mut impl Rows<'c>, places: Places<'_>) -> Result<()> {
         match (self, places) {
             (Self::Numbers { columns, missing }, Places::F32 { values, width }) => {

@@ -63,7 +63,7 @@ impl Columns {
         Self::default()
     }
 
-    /// Adds a field of numbers, f32 `[N, columns]`, from these columns.
+    /// Adds a field with the numbers of these columns, as f32 of shape `[N, columns]`.
     #[must_use]
     pub fn numbers(self, field: &str, columns: &[&str]) -> Self {
         self.with_numbers(field, columns, None)
@@ -81,7 +81,7 @@ impl Columns {
         self.with(field, Content::Numbers { columns, missing })
     }
 
-    /// Adds a field int64 `[N]` of whole numbers, for example of classes.
+    /// Adds a field of whole numbers, for example of classes, as int64 of shape `[N]`.
     #[must_use]
     pub fn integers(self, field: &str, column: &str) -> Self {
         self.with(field, Content::Integers { column: column.to_owned(), missing: None })
@@ -94,14 +94,14 @@ impl Columns {
         self.with(field, Content::Integers { column: column.to_owned(), missing: Some(missing) })
     }
 
-    /// Adds a field int64 `[N]` of category ids, for an embedding.
+    /// Adds a field of category ids, for an embedding, as int64 of shape `[N]`.
     #[must_use]
     pub fn ids(self, field: &str, column: &str, categories: &Categories) -> Self {
         let (column, categories) = (column.to_owned(), categories.clone());
         self.with(field, Content::Ids { column, categories, missing: None })
     }
 
-    /// Adds a field of ids as [`ids`](Self::ids) does, but reads missing values as the category
+    /// Adds a field of ids as [`ids`](Self::ids) does, but replaces missing values by the category
     /// `missing`.
     #[must_use]
     pub fn ids_or(self, field: &str, column: &str, categories: &Categories, missing: &str) -> Self {
@@ -167,7 +167,7 @@ impl Columns {
         Fields::new(contents.collect::<Result<Vec<_>>>()?, rows)
     }
 
-    /// Makes the batch of the tensors of [`fields`](Self::fields).
+    /// Makes a batch of `filled`, the tensors that [`fields`](Self::fields) created.
     pub(super) fn batch(&self, filled: Fields<'_>) -> Result<AnyBatch> {
         let mut batch = AnyBatch::new("Columns");
         for (Field { name, content }, tensor) in self.fields.iter().zip(filled.tensors()) {
@@ -182,7 +182,8 @@ impl Columns {
 }
 
 impl Content {
-    /// Returns the content with the id that replaces missing values in place of its name.
+    /// Returns the same content, with the id instead of the name of the category that replaces
+    /// missing values.
     fn resolved(&self) -> Result<cells::Content<'_>> {
         Ok(match self {
             Self::Numbers { columns, missing } => {

@@ -5,8 +5,8 @@ use tch::Tensor;
 use super::cells::{Content, Rows};
 use crate::{Error, Result, ffi::HostValues};
 
-/// The tensors of the fields of all rows. They are filled in parts of consecutive rows, each of
-/// which may be filled by another thread.
+/// The tensors of all fields, with all rows. They are filled in parts of consecutive rows.
+/// Different threads may fill different parts.
 pub(super) struct Fields<'c>(Vec<(Content<'c>, Values)>);
 
 enum Values {
@@ -38,7 +38,7 @@ impl<'c> Fields<'c> {
         fields.collect::<Result<_>>().map(Self)
     }
 
-    /// Returns the places of all rows.
+    /// Returns the elements of all rows.
     pub(super) fn part(&mut self) -> Part<'_, 'c> {
         let fields = self.0.iter_mut().map(|(content, values)| {
             let places = match values {
@@ -61,17 +61,17 @@ impl<'c> Fields<'c> {
     }
 }
 
-/// The places of consecutive rows in the tensors of the fields.
+/// The elements of consecutive rows in the tensors of all fields.
 pub(super) struct Part<'t, 'c>(Vec<(Content<'c>, Places<'t>)>);
 
-/// The places of consecutive rows in a tensor.
+/// The elements of consecutive rows in one tensor.
 pub(super) enum Places<'t> {
     F32 { values: &'t mut [f32], width: usize },
     I64(&'t mut [i64]),
 }
 
 impl<'t, 'c> Part<'t, 'c> {
-    /// Splits off the places of the first `rows` rows. Returns `None` if there are fewer.
+    /// Splits off the elements of the first `rows` rows. Returns `None` if there are fewer rows.
     pub(super) fn first(&mut self, rows: usize) -> Option<Self> {
         let fields = self.0.iter_mut().map(|(content, places)| {
             let places = match places {
@@ -94,7 +94,8 @@ impl<'t, 'c> Part<'t, 'c> {
         })
     }
 
-    /// Reads the fields of `rows`, which must be as many rows as the part has.
+    /// Reads all fields of `rows` and writes them to this part. `rows` must have as many rows as
+    /// the part.
     pub(super) fn read(self, rows: &mut impl Rows<'c>) -> Result<()> {
         self.0.into_iter().try_for_each(|(content, places)| content.read(rows, places))
     }

@@ -10,15 +10,16 @@ pub(super) struct Cells {
     text: String,
     /// The number of cells in a row.
     width: usize,
-    /// The byte of the text at which each row begins.
+    /// The byte offset in the text at which each row begins.
     starts: Vec<usize>,
     /// The number of bytes from the start of the row to the end of each cell, row by row.
     ends: Vec<u32>,
 }
 
 impl Cells {
-    /// Finds the cells. Empty lines are no rows. A cell that begins with a quote ends after the
-    /// closing quote. Other quotes are part of the cell. A line ends with `\n`, `\r\n` or `\r`.
+    /// Finds the cells. Empty lines are skipped. A cell that begins with a quote continues at least
+    /// up to the closing quote. Other quotes are part of the cell. A line ends with `\n`, `\r\n` or
+    /// `\r`.
     ///
     /// # Errors
     /// When two rows have different numbers of cells, or a row is too long.
@@ -98,7 +99,7 @@ fn cell_end(bytes: &[u8], start: usize, separator: u8) -> usize {
         loop {
             let Some(quote) = memchr(b'"', &bytes[at..]) else { return bytes.len() };
             at += quote + 1;
-            // Two quotes are a quote in the cell.
+            // Two consecutive quotes stand for one quote in the text of the cell.
             match bytes.get(at) {
                 Some(b'"') => at += 1,
                 _ => break,
@@ -134,7 +135,7 @@ fn unquoted(cell: &str) -> Cow<'_, str> {
 }
 
 fn trimmed(cell: &str) -> &str {
-    // Most cells have no whitespace around them, which two bytes show.
+    // Most cells begin and end with visible ASCII characters. They have no whitespace to remove.
     match cell.as_bytes() {
         [b'!'..=b'~'] | [b'!'..=b'~', .., b'!'..=b'~'] => cell,
         _ => cell.trim(),
@@ -151,7 +152,8 @@ pub(super) fn line(text: &[u8], at: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Returns the rows, or the number of the first row that has another number of cells.
+    /// Returns the rows, or the number of the first row whose number of cells differs from that of
+    /// the previous rows.
     fn own(text: &str) -> Result<Vec<Vec<String>>, usize> {
         let cells = Cells::new(text.to_owned(), b',').map_err(|error| {
             let record =
@@ -162,7 +164,7 @@ mod tests {
         Ok(rows.map(|row| cells.row(row).map(Cow::into_owned).collect()).collect())
     }
 
-    /// Does the same with the csv crate.
+    /// Returns the same as [`own`], but reads the text with the csv crate.
     fn of_crate(text: &str) -> Result<Vec<Vec<String>>, usize> {
         let mut reader = csv::ReaderBuilder::new();
         let reader = reader.has_headers(false).trim(csv::Trim::All).from_reader(text.as_bytes());
@@ -178,8 +180,8 @@ mod tests {
         rows.collect()
     }
 
-    /// The cells are those that the csv crate finds, for every text of up to five of the characters
-    /// that have a meaning, and for long random ones.
+    /// Checks that `Cells` and the csv crate find the same cells: in every text of up to five
+    /// characters out of `CHARACTERS`, and in long random texts.
     #[test]
     fn cells_are_those_of_the_csv_crate() {
         const CHARACTERS: [char; 6] = ['a', ',', '"', '\n', '\r', ' '];
@@ -207,7 +209,8 @@ mod tests {
         }
     }
 
-    /// The line of a row is counted for line breaks of each kind, also within cells.
+    /// Checks the line numbers of rows in a text with all three kinds of line breaks, some of them
+    /// within a cell.
     #[test]
     fn lines_are_counted() {
         let text = "a\r\n\r\n1\r\"2\n\r\"\n\n3";

@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{Error, Result, data::AnyBatch};
 
-/// The number of rows that are converted at once. With so many rows, the text stays in the cache of
-/// a core until all columns are converted.
+/// The number of rows that are converted before the next rows. The text of so many rows stays in
+/// the cache of a core until all columns are converted.
 const ROWS: usize = 1024;
 
 /// A CSV file, read into memory. The first row contains the names of the columns. The methods
@@ -60,7 +60,7 @@ const ROWS: usize = 1024;
 pub struct Table {
     path: PathBuf,
     columns: Vec<String>,
-    /// The names of the columns, and then the rows.
+    /// The cells of the file. The first row contains the names of the columns.
     cells: Cells,
 }
 
@@ -124,7 +124,7 @@ impl Table {
         &self.columns
     }
 
-    /// Reads columns of numbers as f32 `[N, columns]`.
+    /// Reads columns of numbers as f32, of shape `[N, columns]`.
     ///
     /// # Errors
     /// When a column is missing, or a cell is empty or not a number.
@@ -141,7 +141,7 @@ impl Table {
         self.with_numbers(columns, Some(missing))
     }
 
-    /// Reads a column of whole numbers, for example of classes, as int64 `[N]`.
+    /// Reads a column of whole numbers, for example of classes, as int64 of shape `[N]`.
     ///
     /// # Errors
     /// When the column is missing, or a cell is empty or not a whole number.
@@ -160,7 +160,7 @@ impl Table {
         Ok(Categories::of(cells.filter(|cell| !cell.is_empty()).collect::<HashSet<_>>()))
     }
 
-    /// Reads a column of categories as ids, int64 `[N]`.
+    /// Reads a column of categories as ids, int64 of shape `[N]`.
     ///
     /// # Errors
     /// When the table has no such column or a cell is empty. When a cell is not one of the
@@ -194,10 +194,11 @@ impl Table {
         }
     }
 
-    /// Reads all rows, and writes them to `part`, their places.
+    /// Reads all rows and writes them to `part`, the elements of all rows in the tensors.
     fn fill<'c>(&self, mut part: Part<'_, 'c>) -> Result<()> {
         let mut rows = SomeRows { table: self, first: 0, count: 0, ids: Vec::new() };
-        // Without rows, `read` still looks for the columns.
+        // For a table without rows, `read` is called once. It reports an error if a column is
+        // missing.
         loop {
             rows.count = ROWS.min(self.rows() - rows.first);
             let Some(places) = part.first(rows.count) else {
@@ -219,7 +220,7 @@ impl Table {
     }
 
     fn rows(&self) -> usize {
-        // The first row has the names of the columns.
+        // The first row of the file contains the names of the columns.
         self.cells.rows().saturating_sub(1)
     }
 
@@ -238,8 +239,8 @@ struct SomeRows<'t, 'c> {
 }
 
 impl SomeRows<'_, '_> {
-    /// Writes what `convert` returns for each row and its cell in a column. `None` is a missing
-    /// value, as an empty cell is.
+    /// Calls `convert` with each row's number and its cell in a column, and writes the results. An
+    /// empty cell and the result `None` are missing values.
     fn each<'o, T: Copy + 'o>(
         &self,
         column: &str,

@@ -31,8 +31,9 @@ pub(super) enum Unfit {
     Unknown(usize, String),
 }
 
-/// Returns the value of the code for the first of the types that the array has. For an array of
-/// another type, the code after the macro runs.
+/// Selects the line that lists the array's type, runs the code of this line with the array as
+/// `own`, and returns its value from the calling function. If no line lists the type, the code
+/// after the macro runs.
 macro_rules! primitive {
     ($array:expr, $($($kind:ty)|+ => |$own:ident| $code:expr;)*) => {
         $($(if let Some($own) = $array.as_primitive_opt::<$kind>() {
@@ -41,7 +42,8 @@ macro_rules! primitive {
     };
 }
 
-/// Writes numbers as f32, with one rounding. `missing` replaces nulls and NaN.
+/// Writes an array of numbers or booleans as f32 to `to`. Each number is rounded only once.
+/// `missing` replaces nulls and NaN.
 pub(super) fn floats(array: &dyn Array, missing: Option<f32>, to: Column<'_>) -> Result<(), Unfit> {
     primitive!(array,
         Float64Type | Int8Type | Int16Type | Int32Type | Int64Type | UInt8Type | UInt16Type | UInt32Type
@@ -53,7 +55,7 @@ pub(super) fn floats(array: &dyn Array, missing: Option<f32>, to: Column<'_>) ->
     numbers(own, own.values().iter().map(|own| f32::from(u8::from(own))), missing, to)
 }
 
-/// Writes the numbers of an array. Where the array has a null, `values` has any number.
+/// Writes `values`, the numbers of an array. The number of a row that is null is arbitrary.
 fn numbers(
     array: &dyn Array,
     values: impl Iterator<Item = f32>,
@@ -84,8 +86,8 @@ fn nulls(array: &dyn Array, found: impl FnMut(usize)) {
     }
 }
 
-/// Writes whole numbers. Dates are read as days, and times in the unit of the column. `missing`
-/// replaces nulls.
+/// Writes an array of whole numbers, booleans, dates or times to `to`. Dates are converted to days,
+/// and times to the unit of the column. `missing` replaces nulls.
 pub(super) fn integers(
     array: &dyn Array,
     missing: Option<i64>,
@@ -103,7 +105,7 @@ pub(super) fn integers(
     Ok(())
 }
 
-/// Writes whole numbers, and any number where the array has a null.
+/// Writes the whole numbers of an array. The number that is written for a null is arbitrary.
 fn written(array: &dyn Array, to: &mut [i64]) -> Result<(), Unfit> {
     fn all(values: impl Iterator<Item = i64>, to: &mut [i64]) -> Result<(), Unfit> {
         to.iter_mut().zip(values).for_each(|(to, value)| *to = value);
@@ -126,7 +128,8 @@ fn written(array: &dyn Array, to: &mut [i64]) -> Result<(), Unfit> {
     all(own.values().iter().map(i64::from), to)
 }
 
-/// Writes numbers. An error where the array has a null is ignored.
+/// Writes `values`. An error, which contains the number as text, means that the number is not an
+/// int64 integer. An error in a row that is null is ignored.
 fn checked(
     array: &dyn Array,
     values: impl Iterator<Item = Result<i64, String>>,
@@ -154,8 +157,8 @@ fn whole(number: f64) -> Result<i64, String> {
     }
 }
 
-/// The ids of the names of a column's dictionary. The column's arrays have the same dictionary for
-/// many rows, so a name is looked up once for all of them.
+/// The category ids of the names in a column's Arrow dictionary. Consecutive arrays of a column
+/// often have the same dictionary. A name is then looked up only once for all their rows.
 pub(super) struct Dictionary<'c> {
     column: String,
     known: &'c Categories,
@@ -163,10 +166,11 @@ pub(super) struct Dictionary<'c> {
     ids: Vec<i64>,
 }
 
-/// The dictionaries of the columns that were read last.
+/// The most recently read dictionary of each column.
 pub(super) type Dictionaries<'c> = Vec<Dictionary<'c>>;
 
-/// Returns the ids of the names of a column's dictionary, or [`UNKNOWN`].
+/// Returns the category id of each name in a column's Arrow dictionary. The id of a name that is
+/// not a category is [`UNKNOWN`].
 fn looked_up<'d, 'c>(
     all: &'d mut Dictionaries<'c>,
     column: &str,
@@ -197,8 +201,9 @@ fn id(known: &Categories, name: &str) -> i64 {
     known.id(name).unwrap_or(UNKNOWN)
 }
 
-/// Writes the ids of text or of whole numbers, which are converted to text. `missing` replaces
-/// nulls. `dictionaries` are those of earlier rows.
+/// Writes the category ids of text, whole numbers or booleans to `to`. Whole numbers and booleans
+/// are converted to text. `missing` replaces nulls. `dictionaries` contains the dictionaries of the
+/// rows that were read before.
 pub(super) fn ids<'c>(
     array: &dyn Array,
     column: &str,
@@ -236,7 +241,7 @@ pub(super) fn ids<'c>(
     Err(Unfit::Type)
 }
 
-/// Writes ids. Where the array has a null, `ids` has any id. `name` returns the text in a row.
+/// Writes `ids`. The id of a row that is null is arbitrary. `name` returns the text in a row.
 fn found(
     array: &dyn Array,
     ids: impl Iterator<Item = i64>,
@@ -264,7 +269,8 @@ fn found(
     Ok(())
 }
 
-/// Adds the different texts of an array to `names`. Whole numbers are converted to text.
+/// Adds the distinct texts of an array to `names`. Whole numbers and booleans are converted to
+/// text.
 pub(super) fn names(array: &dyn Array, names: &mut BTreeSet<String>) -> Result<(), Unfit> {
     let mut add = |name: &str| {
         if !names.contains(name) {
@@ -274,7 +280,7 @@ pub(super) fn names(array: &dyn Array, names: &mut BTreeSet<String>) -> Result<(
     if let Some(own) = array.as_dictionary_opt::<Int32Type>()
         && let Some(values) = own.values().as_string_opt::<i32>()
     {
-        // A dictionary may have names that no row has.
+        // A dictionary may contain names that occur in no row.
         let mut used = vec![false; values.len()];
         own.keys().iter().flatten().for_each(|key| used[key as usize] = true);
         values.iter().zip(used).filter(|(_, used)| *used).for_each(|(name, _)| {

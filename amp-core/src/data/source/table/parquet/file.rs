@@ -28,23 +28,23 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// The number of rows that are decoded at once. With so many rows, the values of some columns stay
-/// in the cache of a core until they are converted.
+/// The number of rows that are decoded at once. The values of so many rows stay in the cache of a
+/// core until they are converted.
 const ROWS: usize = 4096;
 
-/// The number of rows whose texts are read at once to find the different ones.
+/// The number of rows that are decoded at once to find the distinct texts of a column.
 const NAMES: usize = 1 << 20;
 
-/// What a column of categories contains.
+/// The part of an error message that says which types a column of categories may have.
 const TEXT: &str = "of text or whole numbers";
 
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) path: PathBuf,
     file: Positioned,
-    /// The columns with the types that error messages name.
+    /// The names of the columns, and the types by which error messages name them.
     types: SchemaRef,
-    /// The columns with the types that are read.
+    /// The metadata in the file's footer, with the types as which the columns are read.
     footer: ArrowReaderMetadata,
 }
 
@@ -99,7 +99,7 @@ impl File {
         })
     }
 
-    /// Reads a row group, and writes its rows to `part`, their places.
+    /// Reads a row group and writes its rows to `part`, the elements of these rows in the tensors.
     pub(super) fn fill<'c>(
         &self,
         group: usize,
@@ -122,7 +122,7 @@ impl File {
         }
     }
 
-    /// Returns the different texts of a column in one row group.
+    /// Returns the distinct texts of a column in one row group.
     pub(super) fn names(&self, group: usize, column: &str) -> Result<BTreeSet<String>> {
         let mut names = BTreeSet::new();
         for batch in self.batches(group, [column], NAMES)? {
@@ -167,8 +167,9 @@ impl File {
     }
 }
 
-/// Returns the types of the columns, with text as a dictionary and the numbers of its entries.
-/// Parquet files mostly store text this way, so it need not be copied for each row.
+/// Returns the types as which the columns are read. Text is read as an Arrow dictionary: a list of
+/// the distinct texts, and an index into it for each row. Parquet files mostly store text in this
+/// form, so the text is not copied for each row.
 fn with_dictionaries(footer: &ArrowReaderMetadata) -> Schema {
     let types = footer.schema();
     let stored = footer.parquet_schema().root_schema().get_fields();

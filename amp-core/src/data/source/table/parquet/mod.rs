@@ -172,7 +172,7 @@ impl ParquetTable {
         Ok(ParquetSet::new(self, columns))
     }
 
-    /// Reads row groups, which follow each other in the batch.
+    /// Reads row groups into one batch, in the order of `groups`.
     fn read(&self, groups: &[Group], columns: &Columns) -> Result<AnyBatch> {
         let rows = |(file, group): Group| self.files[file].rows_of(group);
         let all = groups.iter().map(|group| rows(*group)).sum();

@@ -1,4 +1,4 @@
-//! Decodes several row groups at once, each on a thread.
+//! Decodes several row groups at once, on several threads.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -7,7 +7,8 @@ use std::{
 
 use crate::{Error, Result};
 
-/// Returns the result of `decode` for each item, in the order of the items.
+/// Calls `decode` for each item, on at most `threads` threads, and returns the results in the order
+/// of the items. After an error, no further item is decoded.
 pub(super) fn each<I: Send, T: Send>(
     threads: usize,
     items: impl IntoIterator<Item = I>,
@@ -57,8 +58,8 @@ mod tests {
 
     use super::*;
 
-    /// Several items are decoded at once. The results must be in the order of the items, even if a
-    /// later item is finished first.
+    /// Checks that several items are decoded at once, and that the results are in the order of the
+    /// items, even if a later item is finished first.
     #[test]
     fn results_are_in_order() -> Result<()> {
         let (both, done, later) = (Barrier::new(2), Mutex::new(false), Condvar::new());
@@ -80,8 +81,8 @@ mod tests {
         Ok(())
     }
 
-    /// If two items fail, the error of the earlier item is returned, even if the later item failed
-    /// first. After an item has failed, no further item is begun.
+    /// Checks that the error of the earlier item is returned if two items fail, even if the later
+    /// item failed first. After an item has failed, no further item may be begun.
     #[test]
     fn the_first_error_is_returned() {
         let (both, begun) = (Barrier::new(2), AtomicUsize::new(0));

@@ -49,15 +49,15 @@ impl ParquetSet {
         self
     }
 
-    /// Returns how many row groups were read from the files so far. If a row group was read twice,
-    /// it counts twice.
+    /// Returns how many row groups were read from the files so far. A row group that was read twice
+    /// counts twice.
     pub fn groups_read(&self) -> u64 {
         self.read
     }
 
     /// Returns a sampler for training. It shuffles the order of the row groups, and then the rows
-    /// within every `together` consecutive row groups. The set must keep this number of row groups
-    /// in memory; then an epoch reads each row group once.
+    /// within every `together` consecutive row groups. If the set [keeps](Self::kept) at least
+    /// `together` row groups in memory, an epoch reads each row group once.
     ///
     /// # Errors
     /// When `together`, the number of row groups that are shuffled together, is 0.
@@ -88,8 +88,8 @@ impl ParquetSet {
         parallel::each(table.threads, missing, |at| Ok((at, table.read(&[groups[at]], columns)?)))
     }
 
-    /// Puts a row group that was just read into memory, and removes another one if there are too
-    /// many.
+    /// Stores a row group that was just read. If too many are in memory, removes the least recently
+    /// used one.
     fn keep(&mut self, read: (usize, AnyBatch)) {
         while self.cache.len() >= self.kept {
             self.cache.pop_front();
@@ -115,8 +115,8 @@ impl Dataset for ParquetSet {
     }
 
     fn gather(&mut self, indices: &[i64]) -> Result<AnyBatch> {
-        // Each row group that the batch needs, with the positions in the batch of the rows from
-        // this group. Grouping the rows this way requests each row group once.
+        // Each row group that the batch needs, and the positions of its rows in the batch. Each row
+        // group is in this list once, so it is requested only once.
         let mut wanted: Vec<(usize, Vec<usize>)> = Vec::new();
         for (place, row) in indices.iter().enumerate() {
             let group = self.group_of(*row)?;

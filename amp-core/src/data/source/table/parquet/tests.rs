@@ -1,5 +1,5 @@
-//! Tests of files that have more rows than are decoded at once. The expected values follow from the
-//! number of the row.
+//! Tests of files that have more rows than are decoded at once. The expected values are computed
+//! from the row number.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -74,9 +74,8 @@ fn integers(batch: &AnyBatch, name: &str) -> Vec<i64> {
     Vec::try_from(batch.required(name).expect("the field")).expect("integers")
 }
 
-/// The values of all rows are in their places, for text in dictionaries of the file, for text
-/// without a dictionary, and for text whose dictionary became too large in the middle of a row
-/// group.
+/// Checks the values of all rows. The text is stored with a dictionary, without a dictionary, or
+/// with a dictionary that became too large in the middle of a row group.
 #[test]
 fn rows_of_several_batches_are_in_their_places() -> Result<()> {
     for (options, kind) in [
@@ -117,7 +116,7 @@ fn rows_of_several_batches_are_in_their_places() -> Result<()> {
             _ => 250,
         };
         assert_eq!(integers(&batch, "late"), expected(late), "{kind}");
-        // Each row group by itself has the same rows.
+        // A set that reads single row groups must return the same rows.
         let mut set = ParquetTable::open(&path)?.lazily(columns)?;
         let rows: Vec<i64> = (0..ALL).step_by(997).collect();
         let (seen, at) =
@@ -129,8 +128,8 @@ fn rows_of_several_batches_are_in_their_places() -> Result<()> {
     Ok(())
 }
 
-/// An error names the first row at fault, counted from the start of the file, with any number of
-/// threads.
+/// Checks that an error names the first bad row, counted from the start of the file, for any number
+/// of threads.
 #[test]
 fn errors_name_the_row_of_the_file() -> Result<()> {
     let (_folder, path) = written(WriterProperties::builder());
@@ -153,7 +152,7 @@ fn errors_name_the_row_of_the_file() -> Result<()> {
         let text = says(Columns::new().integers("x", "level"))?;
         assert!(text.starts_with("FILE, row 1: `level` is 0.125, which is not"), "{text}");
     }
-    // The only value at fault is in the last batch of the second row group.
+    // The only bad value is in the last row of the second row group.
     let late = RecordBatch::try_from_iter([(
         "x",
         Arc::new(Float64Array::from_iter_values((0..20_000).map(|row| match row {
@@ -176,7 +175,7 @@ fn errors_name_the_row_of_the_file() -> Result<()> {
     Ok(())
 }
 
-/// Text of another type than UTF-8, such as JSON, is read as text.
+/// Checks that a column of JSON is read as text.
 #[test]
 fn json_is_text() -> Result<()> {
     let (_folder, path) = place();
@@ -207,8 +206,8 @@ fn json_is_text() -> Result<()> {
     Ok(())
 }
 
-/// If the footer gives a row group another number of rows than it has, reading it is an error, and
-/// no row is left without values.
+/// Checks that reading fails if the footer states a wrong number of rows for a row group. Otherwise
+/// some rows would have no values.
 #[test]
 fn another_number_of_rows_is_refused() -> Result<()> {
     let (_folder, path) = written(WriterProperties::builder());

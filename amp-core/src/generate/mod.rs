@@ -13,10 +13,10 @@ use crate::{
     random::{Draws, Rng},
 };
 
-/// The options for continuing a prompt. The model must map token ids `[N, L]` to logits
-/// `[N, L, vocabulary]`. The logits at a position are those of the next token, computed from the
-/// tokens up to that position. Before generation, move the model to the policy's device and dtype
-/// with [`place`](crate::nn::place).
+/// The options for continuing a prompt. The model must map token ids of shape `[N, L]` to logits of
+/// shape `[N, L, vocabulary]`. The logits at a position are those of the next token, computed from
+/// the tokens up to that position. Before generation, move the model to the policy's device and
+/// dtype with [`place`](crate::nn::place).
 ///
 /// The attention layers keep the keys and values of earlier tokens in a [`KvCache`]; its
 /// documentation lists the requirements on the model. If a sequence becomes longer than `context`,
@@ -85,14 +85,15 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Sets the choice of the most likely token, with a cache, for up to `max_new_tokens` tokens.
+    /// Creates options that add up to `max_new_tokens` tokens, choose the most likely token each
+    /// time, and use the cache.
     pub fn new(max_new_tokens: i64, context: i64) -> Self {
         let sampling = Sampling::default();
         Self { max_new_tokens, context, sampling, end: None, seed: 0, cache: true }
     }
 
-    /// Returns the prompt `[N, L]` with the generated tokens appended, `[N, L + new]`, int64 on the
-    /// CPU.
+    /// Returns the prompt, of shape `[N, L]`, with the generated tokens appended, of shape `[N, L +
+    /// new]`. The result is int64 on the CPU.
     ///
     /// # Errors
     /// When [`run_with`](Self::run_with) would fail.
@@ -103,13 +104,13 @@ impl Generation {
         self.run_with(model, prompt, policy, |_| Ok(()))
     }
 
-    /// Continues the prompt as [`run`](Self::run) does, and in addition calls `show` with the next
-    /// token of each sequence, `[N]`, as soon as the tokens are chosen.
+    /// Continues the prompt as [`run`](Self::run) does. In addition, calls `show` with the next
+    /// token of each of the N sequences, as soon as these tokens are chosen.
     ///
     /// # Errors
-    /// When an option is out of range, the prompt is not `[N, L]` of integers, or `show` fails.
-    /// When the model fails, cannot use a [`KvCache`], returns an output that is not
-    /// `[N, L, vocabulary]`, or returns logits that are not finite.
+    /// When an option is out of range, the prompt does not consist of integers in the shape `[N,
+    /// L]`, or `show` fails. When the model fails, cannot use a [`KvCache`], returns an output
+    /// whose shape is not `[N, L, vocabulary]`, or returns logits that are not finite.
     pub fn run_with<M>(
         &self,
         model: &M,
@@ -145,7 +146,7 @@ impl Generation {
         Ok(ids.f_to_device(tch::Device::Cpu)?)
     }
 
-    /// Returns the logits `[N, vocabulary]` of the token that follows `ids`.
+    /// Returns the logits of the token that follows `ids`, in the shape `[N, vocabulary]`.
     fn next_logits<M>(
         &self,
         model: &M,

@@ -21,13 +21,13 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// Sets sampling from the model's probabilities at this temperature.
+    /// Creates options that sample from the model's probabilities at this temperature.
     pub fn at(temperature: f64) -> Self {
         Self { temperature, ..Self::default() }
     }
 
-    /// Computes the probabilities of the next token, `[…, vocabulary]` in f64 on the CPU, from
-    /// logits of the same shape.
+    /// Computes the probabilities of the next token from logits of shape `[…, vocabulary]`. The
+    /// result has the same shape and is f64 on the CPU.
     ///
     /// ```
     /// use amp_core::{generate::Sampling, tch::Tensor};
@@ -67,7 +67,7 @@ impl Sampling {
             let sums = sorted.f_softmax(-1, Kind::Double)?.f_cumsum(-1, Kind::Double)?;
             let unlikely = sums.f_le(1.0 - share)?;
             // The most likely token comes last in ascending order. It always stays a candidate, so
-            // that at least one token does.
+            // that there is at least one candidate.
             let _ = unlikely.f_narrow(-1, -1, 1)?.f_fill_(0)?;
             let unlikely = unlikely.f_scatter(-1, &places, &unlikely)?;
             logits = logits.f_masked_fill(&unlikely, f64::NEG_INFINITY)?;
@@ -75,8 +75,8 @@ impl Sampling {
         Ok(logits.f_softmax(-1, Kind::Double)?)
     }
 
-    /// Chooses a token for each row of `[N, vocabulary]`. Each row has its own random number
-    /// generator in `streams`.
+    /// Chooses a token for each row of the logits, which have the shape `[N, vocabulary]`. Each row
+    /// has its own random number generator in `streams`.
     pub(super) fn choose(&self, logits: &Tensor, streams: &mut [Rng]) -> Result<Vec<i64>> {
         let probabilities = self.probabilities(logits)?;
         let vocabulary = probabilities.size()[1] as usize;

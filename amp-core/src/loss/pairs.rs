@@ -207,7 +207,7 @@ impl GaussianNll {
 /// negatives. Therefore a batch is never split into micro-batches. If gradients are accumulated,
 /// the losses of the batches are averaged, which differs from the loss of one large batch. Under
 /// autocast the loss and its matrix products are computed in f32, because rounding a cosine to bf16
-/// changes a score by up to 1/(256 τ).
+/// changes its logit by up to 1/(512 τ).
 ///
 /// # Errors
 /// When output and target do not have the shape `[N, D]` and the output does not have the shape

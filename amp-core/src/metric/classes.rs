@@ -52,8 +52,8 @@ impl Metric for Accuracy {
 }
 
 /// The fraction of examples in which the class with the largest logit is the class with the largest
-/// probability in the target. Output and target are `[N, C, …]`. Use it if labels are smoothed or
-/// mixed.
+/// probability in the target. Output and target have the shape `[N, C, …]`. Use this metric if
+/// labels are smoothed or mixed.
 #[derive(Debug, Clone, Copy)]
 pub struct SoftAccuracy;
 
@@ -143,9 +143,10 @@ impl Metric for TopK {
     }
 }
 
-/// The F1 score 2·TP / (predicted + actual), averaged over the classes that occur. The score of a
-/// class without a correct prediction is 0. Targets of class -100 are ignored.
-/// [`FBeta`](super::FBeta) has other averages.
+/// The F1 score, averaged over the classes that occur in targets or predictions. The score of a
+/// class is 2·TP / (P + T), where TP is the number of its correct predictions, P the number of its
+/// predictions and T the number of its targets. The score of a class without a correct prediction
+/// is 0. Targets of class -100 are ignored. [`FBeta`](super::FBeta) has other averages.
 #[derive(Debug, Clone, Copy)]
 pub struct F1 {
     /// The number of classes.

@@ -19,15 +19,16 @@ macro_rules! curve {
     ($(#[$doc:meta])* $metric:ident $name:literal $area:expr) => {
         $(#[$doc])*
         ///
-        /// For logits `[N, C, …]` and int64 classes `[N, …]`, the score of a class is its softmax
-        /// probability. The areas of all classes that occur are averaged. For logits and labels 0
-        /// and 1 of the same shape, there is one area. Targets of -100 are ignored. The area is NaN
-        /// if there is no positive label, if a logit is NaN, or, for [`Auroc`], if there is no
-        /// negative label.
+        /// For logits of shape `[N, C, …]` and int64 classes of shape `[N, …]`, the score of a
+        /// class is its softmax probability. The areas of all classes that occur in the targets are
+        /// averaged. If the targets are labels 0 and 1 in the shape of the logits, there is one
+        /// area. Targets of -100 are ignored. The area is NaN if there is no positive label, if a
+        /// logit is NaN, or, for [`Auroc`], if there is no negative label.
         ///
         /// If `thresholds` is `None`, the area is exact, and the scores of all examples stay on the
-        /// device until the end of the epoch. With T thresholds, which are 0, 1/(T−1), …, 1, the
-        /// curve has T points. The device then keeps only 2 (T + 1) counts for each class.
+        /// device until the end of the epoch. If `thresholds` is a number T, the curve has T
+        /// points, at the thresholds 0, 1/(T−1), …, 1. The device then keeps only 2 (T + 1) counts
+        /// for each class.
         ///
         /// # Errors
         /// When shapes or dtypes are invalid, or a class on the CPU or an option is out of range.
@@ -55,19 +56,20 @@ macro_rules! curve {
 
 curve!(
     /// The area under the receiver operating characteristic (ROC). It is the probability that a
-    /// positive has a larger score than a negative, where equal scores count half.
+    /// positive example has a larger score than a negative example, where equal scores count half.
     Auroc "auroc" Area::Roc
 );
 curve!(
-    /// The average precision, Σ (Rᵢ − Rᵢ₋₁) Pᵢ. Rᵢ and Pᵢ are recall and precision at the i-th of
-    /// several falling thresholds.
+    /// The average precision, Σ (Rᵢ − Rᵢ₋₁) Pᵢ. Rᵢ and Pᵢ are recall and precision at the i-th
+    /// threshold, from the highest threshold to the lowest.
     AveragePrecision "average_precision" Area::PrecisionRecall
 );
 
-/// Computes the metric's state for a batch. Without thresholds, the state consists of the scores
-/// `[n, C]` and the int64 labels `[n]`. For labels 0 and 1, C is 1. Labels of -100 are ignored.
-/// With thresholds, the state consists of the numbers of negatives and of positives for each class
-/// and each number of thresholds that a score reaches, `[C, T + 1, 2]`.
+/// Computes the metric's state for a batch. Without thresholds, the state consists of the scores,
+/// of shape `[n, C]`, and of the int64 labels, of shape `[n]`. For labels 0 and 1, C is 1. Labels
+/// of -100 are ignored. With T thresholds, the state consists of counts of shape `[C, T + 1, 2]`.
+/// For each class and each k from 0 to T, it has the numbers of negatives and of positives whose
+/// scores reach exactly k thresholds.
 fn update(
     what: &str,
     average: Average,
@@ -123,7 +125,7 @@ fn update(
         Tensor::f_arange(columns, (Kind::Int64, scores.device()))?.f_mul_scalar(bins)?;
     let places = reached.f_add(&of_column)?.f_mul_scalar(2)?.f_add(&positive)?.f_reshape([-1])?;
     let kept = labels.f_ne(IGNORED)?.f_unsqueeze(1)?.f_expand(scores.size(), false)?;
-    // A NaN score reaches no threshold. It makes the metric NaN.
+    // A NaN score is counted as NaN, so that the metric is NaN.
     let nan = scores.f_isnan()?.f_logical_and(&kept)?;
     let kept = kept.f_to_kind(Kind::Double)?.f_masked_fill(&nan, f64::NAN)?;
     let counts = Tensor::f_zeros([columns * bins * 2], (Kind::Double, scores.device()))?;
@@ -131,8 +133,8 @@ fn update(
     MetricState::sum(&counts.f_reshape([columns, bins, 2])?)
 }
 
-/// Returns a mask `[n, C]` that is true where the label is the class of the column. If there is a
-/// single column, it stands for label 1.
+/// Returns a mask of shape `[n, C]` that is true where the label is the class of the column. A
+/// single column stands for label 1.
 fn positives(labels: &Tensor, columns: i64) -> Result<Tensor> {
     let labels = labels.f_unsqueeze(1)?;
     match columns {
@@ -174,8 +176,9 @@ fn compute(
     }
 }
 
-/// The points of a curve: for each of several falling thresholds, the numbers of positives and
-/// negatives whose scores are at or above the threshold. The last point counts all of them.
+/// The points of a curve. For each threshold, from the highest to the lowest, they are the numbers
+/// of positives and of negatives whose scores are at or above the threshold. The last point counts
+/// all positives and negatives.
 struct Curve {
     tp: Vec<f64>,
     fp: Vec<f64>,
@@ -257,7 +260,8 @@ fn exact(scores: &Tensor, labels: &Tensor) -> Result<Vec<Curve>> {
     curves.collect()
 }
 
-/// Makes a curve for each class from the counts `[C, T + 1, 2]` at T given thresholds.
+/// Makes a curve for each class from counts of shape `[C, T + 1, 2]`, where T is the number of
+/// thresholds.
 fn binned(counts: &Tensor) -> Result<Vec<Curve>> {
     let classes = 0..counts.size()[0];
     let curves = classes.map(|class| {

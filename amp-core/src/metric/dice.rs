@@ -6,8 +6,9 @@ use super::{Average, Metric, MetricState, Reduction, scores::predictions};
 use crate::{Result, loss::IGNORED};
 
 /// The Dice score 2 |P ∩ T| / (|P| + |T|), as in torchmetrics' DiceScore. P are the positions that
-/// the model predicts as a class, and T are the positions whose target is this class. Logits are
-/// `[N, C, …]` and int64 classes `[N, …]`, as in [`CrossEntropy`](crate::loss::CrossEntropy).
+/// the model predicts as a class, and T are the positions whose target is this class. Logits have
+/// the shape `[N, C, …]` and int64 classes the shape `[N, …]`, as in
+/// [`CrossEntropy`](crate::loss::CrossEntropy).
 ///
 /// With `per_example`, the score is computed for each example and class. The scores are averaged
 /// over the classes of each example, and then over the examples. Without `per_example`, the score
@@ -99,11 +100,11 @@ impl Metric for Dice {
 }
 
 impl Dice {
-    /// Computes the mean score of each example from its numbers of correct, predicted and actual
-    /// positions, `[N, C]` each. Returns two tensors. The first contains the scores, with 0 where
-    /// there is no score. The second contains 1 where there is a score and 0 elsewhere. They are
-    /// `[N]`, or `[N, C]` for [`Average::None`]. If a count is NaN, for example because a logit is
-    /// NaN, the score is NaN.
+    /// Computes the mean score of each example. The three tensors, of shape `[N, C]`, contain the
+    /// numbers of correct, predicted and actual positions of each class. Returns two tensors of
+    /// shape `[N]`, or `[N, C]` for [`Average::None`]. The first contains the scores, with 0 where
+    /// there is no score. The second contains 1 where there is a score and 0 elsewhere. If a count
+    /// is NaN, for example because a logit is NaN, the score is NaN.
     fn of(&self, [hits, predicted, actual]: &[Tensor; 3]) -> Result<[Tensor; 2]> {
         let classes = |of: &Tensor| of.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Double);
         let (both, all) = (hits.f_mul_scalar(2.0)?, predicted.f_add(actual)?);

@@ -48,8 +48,9 @@ impl Metric for Psnr {
 }
 
 /// The structural similarity (Wang et al. 2004) with a Gaussian window of 11 × 11, σ = 1.5, k₁ =
-/// 0.01 and k₂ = 0.03. Images are reflected at their edges. The mean is over positions, channels
-/// and images. Output and target are floating-point tensors `[N, C, H, W]` with H and W at least 6.
+/// 0.01 and k₂ = 0.03. Images are padded by reflection. The mean is over positions, channels and
+/// images. Output and target are floating-point tensors of shape `[N, C, H, W]`, where H and W are
+/// at least 6.
 #[derive(Debug, Clone, Copy)]
 pub struct Ssim {
     /// The difference between the largest and the smallest value that an element can have. The
@@ -76,7 +77,7 @@ impl Metric for Ssim {
             return Err(misfit("ssim", output, target, why));
         }
         let _off = AutocastGuard::off(x.device())?;
-        // Each channel is processed as an image, in at least f32.
+        // Each channel is processed as a separate image, in at least f32.
         let kind = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let images = |of: &Tensor| {
             let each = of.f_to_kind(kind)?.f_reshape([-1, 1, sizes[2], sizes[3]])?;

@@ -101,7 +101,8 @@ type Compute = Arc<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>;
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Reduction {
-    /// The only sum of the state, divided by the state's weight.
+    /// The sum in the state, divided by the state's weight. [`MetricState::mean`] makes such a
+    /// state.
     Mean,
     /// The first of the state's two sums, divided by the second. The state has one tensor with
     /// both: `MetricState::sum(&Tensor::f_stack(&[errors, known], 0)?)`.

@@ -1,4 +1,4 @@
-//! A metric that reads logits and classes as a loss with options does.
+//! A wrapper with which a metric of classes reads output and target like a loss with options.
 
 use tch::{Kind, Tensor};
 
@@ -8,9 +8,9 @@ use crate::{
     loss::{ClassDim, IGNORED},
 };
 
-/// A metric of classes that reads its output and target as a loss with these options does. The
-/// derive macro uses it for metrics without an option `ignore_index`, and if `classes` names the
-/// dimension of the classes.
+/// A wrapper with which a metric of classes reads output and target like a loss with the options
+/// `ignore_index` and `classes`. The derive macro wraps metrics that do not have an option
+/// `ignore_index`, and metrics for which `classes` names the dimension of the classes.
 ///
 /// ```
 /// use amp_core::{metric::{Accuracy, Metric, ReadAs}, tch::Tensor};

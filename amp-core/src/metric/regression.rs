@@ -14,7 +14,8 @@ pub(super) fn doubles(what: &str, output: &Tensor, target: &Tensor) -> Result<(T
     Ok((x.f_to_kind(Kind::Double)?, y.f_to_kind(Kind::Double)?))
 }
 
-/// The mean absolute error |x − y| over all elements of floating-point tensors of one shape.
+/// The mean absolute error |x − y| of outputs x and targets y over all elements. Both are
+/// floating-point tensors of the same shape.
 ///
 /// ```
 /// use amp_core::{metric::{Mae, Metric}, tch::Tensor};
@@ -33,7 +34,8 @@ impl Metric for Mae {
     }
 }
 
-/// The mean squared error (x − y)² over all elements of floating-point tensors of one shape.
+/// The mean squared error (x − y)² of outputs x and targets y over all elements. Both are
+/// floating-point tensors of the same shape.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Mse;
 
@@ -63,16 +65,17 @@ impl Metric for Rmse {
     }
 }
 
-/// Returns the sum of the elements and their number, as a tensor `[2]`.
+/// Returns a tensor of two elements: the sum of the elements of `values`, and their number.
 pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
     let sum = values.f_sum(Kind::Double)?;
     Ok(Tensor::f_stack(&[&sum, &sum.f_full_like(values.numel() as f64)?], 0)?)
 }
 
 /// The coefficient of determination R² = 1 − Σ(x − y)² / Σ(y − ȳ)² of outputs x and targets y,
-/// floating-point tensors `[N]` or `[N, D]`. For D outputs it is the mean of their D coefficients.
-/// If all targets are equal, it is 1 if every output equals its target, and otherwise 0. It is NaN
-/// for fewer than two examples.
+/// where ȳ is the mean of the targets. Both are floating-point tensors of shape `[N]` or `[N, D]`.
+/// For the shape `[N, D]`, the value is the mean of the coefficients of the D columns. If all
+/// targets of a column are equal, its coefficient is 1 if every output equals its target, and
+/// otherwise 0. The value is NaN for fewer than two examples.
 ///
 /// ```
 /// use amp_core::{metric::{Metric, R2}, tch::Tensor};
@@ -105,8 +108,8 @@ impl Metric for R2 {
             let [errors, sum, squares, count] = [0, 1, 2, 3].map(|at| counts.f_get(at));
             let (errors, sum, squares, count) = (errors?, sum?, squares?, count?);
             let spread = squares.f_sub(&sum.f_square()?.f_div(&count)?)?.f_clamp_min(0.0)?;
-            // If all targets are equal, the computed variance of the targets is only a rounding
-            // error.
+            // If all targets are equal, the computed variance of the targets may be a rounding
+            // error instead of 0.
             let constant = spread.f_le_tensor(&squares.f_mul_scalar(1e-14)?)?;
             let exact = errors.f_eq(0.0)?.f_to_kind(Kind::Double)?;
             let each = errors.f_div(&spread)?.f_neg()?.f_add_scalar(1.0)?;
@@ -117,8 +120,8 @@ impl Metric for R2 {
     }
 }
 
-/// The perplexity: the exponential of the mean of `−log softmax(x)[y]` over the targets that are
-/// not ignored. Logits and int64 classes have the shapes of
+/// The perplexity: the exponential of the mean of `−log softmax(x)[y]`, for logits x and targets y,
+/// over the targets that are not ignored. Logits and int64 classes have the shapes of
 /// [`CrossEntropy`](crate::loss::CrossEntropy).
 #[derive(Debug, Clone, Copy)]
 pub struct Perplexity {

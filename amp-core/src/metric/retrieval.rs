@@ -9,14 +9,15 @@ use crate::{
     precision::AutocastGuard,
 };
 
-/// The number of rows whose similarities to all other rows are computed at a time, to limit memory.
+/// The number of queries whose similarities to all keys are computed at a time, to limit memory.
 const ROWS: i64 = 1024;
 
 /// Recall at k: the fraction of queries whose own key is among the `k` keys with the largest cosine
-/// similarity. Queries and keys are `[N, D]`. If the model computes queries and keys, its output is
-/// `[N, 2, D]`, and the target is not used. The keys of all batches are compared, so the value does
-/// not depend on the batch size. A key with the same similarity as the query's own key counts as
-/// nearer, so a model with equal outputs has a recall of 0.
+/// similarity. The output contains the queries and the target contains the keys, both of shape `[N,
+/// D]`. The own key of query i is key i. If the model computes queries and keys, its output has the
+/// shape `[N, 2, D]`, and the target is not used. The keys of all batches are compared, so the
+/// value does not depend on the batch size. A key with the same similarity as the query's own key
+/// counts as nearer. A model whose outputs are all equal therefore has a recall of 0.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -32,8 +33,7 @@ const ROWS: i64 = 1024;
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct RecallAtK {
-    /// The number k of most similar rows among which the matching row must be to count as found; at
-    /// least 1.
+    /// The number k of most similar keys among which the query's own key must be; at least 1.
     pub k: i64,
 }
 

@@ -53,14 +53,14 @@ impl Score {
         })
     }
 
-    /// Computes the score from counts `[3, C]` of correct, predicted and actual targets. The class
-    /// `ignored` has no targets.
+    /// Returns the reduction to the average score of the classes. The state is the result of
+    /// [`class_counts`], in which the class `ignored` has no targets.
     pub(super) fn over_classes(self, average: Average, ignored: i64) -> Reduction {
         Reduction::of(move |state| {
             let [counts] = state else { return Err(super::other_state(1, state)) };
             let [tp, predicted, actual] = [0, 1, 2].map(|at| counts.f_get(at));
             let (tp, predicted, actual) = (tp?, predicted?, actual?);
-            // As in torchmetrics, the union does not contain the ignored class.
+            // As in torchmetrics, the union does not contain predictions of the ignored class.
             let predicted = match self {
                 Self::Jaccard => {
                     let classes = (Kind::Int64, predicted.device());
@@ -83,7 +83,7 @@ impl Score {
             if average == Average::Micro {
                 return Ok(each);
             }
-            // A NaN that has another cause, for example a class out of range, stays.
+            // A NaN with another cause stays, for example if a class is out of range.
             let each = each.f_masked_fill(&whole.f_eq(0.0)?, 0.0)?;
             let weight = match average {
                 Average::Weighted => actual,
@@ -97,7 +97,7 @@ impl Score {
         })
     }
 
-    /// Computes the score from counts `[4]`: true and false positives, true and false negatives.
+    /// Returns the reduction to the score. The state is the result of [`binary_counts`].
     fn of_two(self) -> Reduction {
         Reduction::of(move |state| {
             let [counts] = state else { return Err(super::other_state(1, state)) };
@@ -110,14 +110,14 @@ impl Score {
     }
 }
 
-/// Sums numbers on the host in order. The order in libtorch's sum, and so the last digit, depends
-/// on the CPU.
+/// Adds up numbers on the host, one after the other. In libtorch's sum, the order of addition, and
+/// so the last digit, depends on the CPU.
 fn in_order(numbers: &Tensor) -> Result<f64> {
     Ok(Vec::<f64>::try_from(numbers)?.iter().sum())
 }
 
-/// Counts correct predictions, predictions and targets of each class, `[3, C]` in f64. On CUDA all
-/// are NaN if a class is out of range.
+/// Counts the correct predictions, the predictions and the targets of each class. The result is f64
+/// of shape `[3, C]`. On CUDA all counts are NaN if a class is out of range.
 pub(super) fn class_counts(
     what: &str,
     output: &Tensor,
@@ -135,9 +135,9 @@ pub(super) fn class_counts(
     Ok(Tensor::f_stack(&counts, 0)?)
 }
 
-/// Returns predicted classes, target classes, and the weight of each position: 1, 0 if it is
-/// ignored, or NaN if a class is out of range. All three are flat tensors. An ignored target
-/// becomes class 0.
+/// Returns three flat tensors and the number of classes. The tensors are the predicted classes, the
+/// target classes and the weights of the positions: 1, 0 if a position is ignored, or NaN if a
+/// class is out of range or a logit is NaN. An ignored target becomes class 0.
 pub(super) fn predictions(
     what: &str,
     output: &Tensor,
@@ -166,8 +166,8 @@ pub(super) fn predictions(
     Ok((predicted, of, kept.f_reshape([-1])?, count))
 }
 
-/// Counts true and false positives, true and false negatives for logits and labels 0 and 1 of the
-/// same shape, `[4]` in f64.
+/// Returns the numbers of true positives, false positives, true negatives and false negatives, as
+/// f64 of shape `[4]`. Logits and labels, which are 0 and 1, have the same shape.
 fn binary_counts(
     what: &str,
     output: &Tensor,
@@ -215,12 +215,12 @@ macro_rules! score {
     ) => {
         $(#[$doc])*
         ///
-        /// For logits `[N, C, …]` and int64 classes `[N, …]`, as in
+        /// Logits have the shape `[N, C, …]` and int64 classes the shape `[N, …]`, as in
         /// [`CrossEntropy`](crate::loss::CrossEntropy).
         #[derive(Debug, Clone, Copy)]
         pub struct $of_classes {
             $($(#[$key_doc])* pub $key: f64,)?
-            /// The default is [`Average::Macro`].
+            /// How the scores of the classes are averaged. The default is [`Average::Macro`].
             pub average: Average,
             /// A class whose targets are ignored, in addition to -100.
             pub ignore_index: i64,
@@ -254,9 +254,9 @@ macro_rules! score {
 
         $(#[$binary_doc])*
         ///
-        /// For logits and labels 0 and 1 of the same shape, for example for masks or several labels
-        /// per example. Labels are integer or floating-point. An element with label -100 is
-        /// ignored; a NaN logit makes the metric NaN.
+        /// Logits and labels have the same shape, for example for masks or several labels per
+        /// example. Labels are 0 or 1, as integers or floating-point numbers. An element with label
+        /// -100 is ignored; a NaN logit makes the metric NaN.
         #[derive(Debug, Clone, Copy)]
         pub struct $of_two {
             $($(#[$key_doc])* pub $key: f64,)?
@@ -288,9 +288,9 @@ macro_rules! score {
 }
 
 score!(
-    /// TP / (TP + FP): the fraction of predictions of a class that are correct.
+    /// TP / (TP + FP): the fraction of the predictions of a class that are correct.
     Precision "precision",
-    /// TP / (TP + FP): the fraction of predictions of 1 that are correct.
+    /// TP / (TP + FP): the fraction of the predictions of label 1 that are correct.
     BinaryPrecision "binary_precision",
     |_own| Score::Precision
 );
@@ -298,26 +298,26 @@ score!(
     /// TP / (TP + FN): the fraction of a class's targets that the model finds. With
     /// [`Average::Macro`] this is the balanced accuracy, and with [`Average::Micro`] the accuracy.
     Recall "recall",
-    /// TP / (TP + FN): the fraction of labels of 1 that are found.
+    /// TP / (TP + FN): the fraction of the elements with label 1 that are predicted as 1.
     BinaryRecall "binary_recall",
     |_own| Score::Recall
 );
 score!(
     /// (1 + β²) TP / ((1 + β²) TP + β² FN + FP): recall has β times the weight of precision. With β
-    /// = 1 it is F1, for masks also called the Dice score.
+    /// = 1 this is the F1 score, for masks also called the Dice score.
     FBeta "f_beta",
     /// (1 + β²) TP / ((1 + β²) TP + β² FN + FP): recall has β times the weight of precision. With β
-    /// = 1 it is F1, for masks also called the Dice score.
+    /// = 1 this is the F1 score, for masks also called the Dice score.
     BinaryFBeta "binary_f_beta",
     |own| Score::FBeta(own.beta),
     /// The weight β of recall relative to precision. The default is 1.
     beta = 1.0
 );
 score!(
-    /// TN / (TN + FP): of the targets of other classes, the fraction that is not predicted as this
-    /// class.
+    /// TN / (TN + FP): of the targets that are not of this class, the fraction that is not
+    /// predicted as this class.
     Specificity "specificity",
-    /// TN / (TN + FP): the fraction of labels of 0 that are found.
+    /// TN / (TN + FP): the fraction of the elements with label 0 that are predicted as 0.
     BinarySpecificity "binary_specificity",
     |_own| Score::Specificity
 );
@@ -330,8 +330,8 @@ score!(
     |_own| Score::Jaccard
 );
 
-/// The number of targets of class i that were predicted as class j, `[C, C]`, logged as `NAME_i_j`.
-/// The metric takes logits `[N, C, …]` and int64 classes `[N, …]`.
+/// The matrix of the numbers of targets of class i that were predicted as class j, logged as
+/// `NAME_i_j`. Logits have the shape `[N, C, …]` and int64 classes the shape `[N, …]`.
 #[derive(Debug, Clone, Copy)]
 pub struct ConfusionMatrix {
     /// A class whose targets are ignored, in addition to -100.

@@ -39,8 +39,8 @@ impl MetricState {
         Ok(Self { weight, ..Self::default().and_sum(sum)? })
     }
 
-    /// Makes a state of counts. The counts of all batches are added up in f64. They may have any
-    /// shape, but it must be the same for every batch.
+    /// Makes a state of counts. The counts of all batches are added up in f64. `counts` may have
+    /// any shape, but the shape must be the same for every batch.
     ///
     /// # Errors
     /// When there is not enough memory.
@@ -48,9 +48,9 @@ impl MetricState {
         Self::default().and_sum(counts)
     }
 
-    /// Makes a state of rows, one for each example, `[n, …]`. At the end of the epoch, the rows of
-    /// all batches are concatenated in order. The rows stay on the device until then, so memory
-    /// grows with the number of examples.
+    /// Makes a state of rows, one for each example. `rows` has the shape `[n, …]`. At the end of
+    /// the epoch, the rows of all batches are concatenated in the order of the batches. The rows
+    /// stay on the device until then, so memory grows with the number of examples.
     pub fn concat(rows: &Tensor) -> Self {
         Self::default().and_concat(rows)
     }
@@ -121,8 +121,8 @@ impl MetricState {
     }
 
     /// Merges the state of a later batch into this state. The two states must have the same kinds
-    /// of tensors in the same order. If this state's sums are `owned` (used nowhere else), they are
-    /// updated in place.
+    /// of tensors in the same order. If `owned` is true, the sums of this state are used nowhere
+    /// else, and are updated in place.
     pub(crate) fn add(&mut self, later: &Self, owned: bool) -> Result<()> {
         for (part, later) in self.parts.iter_mut().zip(&later.parts) {
             match (part.merge, part.pieces.as_mut_slice(), later.pieces.as_slice()) {

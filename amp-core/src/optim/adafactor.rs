@@ -118,8 +118,8 @@ impl Adafactor {
     }
 }
 
-/// Computes the second moment of a matrix from the running means over its rows and over its
-/// columns.
+/// Updates the running means of the squared gradient over rows and over columns. Returns the second
+/// moment that is computed from them.
 fn factored(one: &ParameterStep<'_>, share: &Number, eps1: f64) -> Result<Tensor> {
     let (row, column, grad) = (one.slot(ROW)?, one.slot(COLUMN)?, one.grad());
     for (kept, dim) in [(row, -1_i64), (column, -2)] {

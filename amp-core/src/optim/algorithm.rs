@@ -122,8 +122,8 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
 
     /// Returns what [`step`](Self::step) can do on this device besides the update, for example clip
     /// gradients. If the rule [can be recorded in a CUDA graph](Self::captures), the default
-    /// returns everything that [`StepTensors::each`] can do, and otherwise nothing. A rule that can
-    /// do neither gets gradients that are already unscaled and clipped.
+    /// returns everything that [`StepTensors::each`] can do, and otherwise nothing. Before a step
+    /// that can do nothing besides the update, the gradients are unscaled and clipped.
     fn capabilities(&self, device: Device) -> Capabilities {
         Capabilities::all(device.is_cuda() && self.captures())
     }
@@ -136,8 +136,8 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
         moments == Moments::Full
     }
 
-    /// Returns the values of the options by field name, with which checks of a run compute the
-    /// steps again. `None` if the values are not available.
+    /// Returns the values of the options by field name. The checks of a run compute the steps again
+    /// with these values. Returns `None` if the values are not available.
     fn fields(&self) -> Option<Map<String, Value>> {
         None
     }

@@ -11,12 +11,12 @@ pub struct OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// Sets this optimizer, with a constant learning rate.
+    /// Creates the options of this optimizer, with a constant learning rate.
     pub fn new(optimizer: impl BuildOptimizer + 'static) -> Self {
         Self { optimizer: Box::new(optimizer), scheduler: None, params: None }
     }
 
-    /// Adds a schedule.
+    /// Adds a schedule, which advances once in each `interval`.
     #[must_use]
     pub fn with_scheduler(
         mut self,

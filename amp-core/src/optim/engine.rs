@@ -102,8 +102,8 @@ impl<A: Algorithm> Engine<A> {
         })
     }
 
-    /// Groups the parameters that have gradients. All parameters of a group can be updated by one
-    /// kernel call.
+    /// Divides the parameters that have gradients into batches. One kernel call can update all
+    /// parameters of a batch.
     fn batches<'g>(&self, grads: &'g Grads) -> Result<Vec<Batch<'g>>> {
         let mut batches: Vec<Batch<'_>> = Vec::new();
         for (place, grad) in grads.with_places() {

@@ -7,7 +7,8 @@ use super::{
 use crate::{Result, parameter::Parameter};
 
 /// LAMB: Adam's update, scaled to the norm of the parameter, for training with large batches. m and
-/// v are Adam's running averages, with the correction 1 − βᵗ for their start at zero. In step t:
+/// v are Adam's running averages of the gradient and of its square. The divisors 1 − βᵗ correct for
+/// the averages' start at zero. In step t, with weight w:
 ///
 /// u = m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + eps) + weight_decay·w; w ← w − lr·(‖w‖/‖u‖)·u.
 ///

@@ -10,10 +10,10 @@ use crate::{
     parameter::Parameter,
 };
 
-/// Lion moves every weight by lr. The direction is the sign of an interpolation between the
-/// gradient and its running mean. The defaults are those of the paper. Choose lr 3 to 10 times
-/// smaller than for AdamW, and the weight decay larger by the same factor. On CUDA one kernel of
-/// this crate computes the whole step; see [`AdamW::fused`](super::AdamW::fused).
+/// Lion adds lr to each weight or subtracts lr from it. The sign is determined by an interpolation
+/// between the gradient and its running average. The defaults are those of the paper. Choose lr 3
+/// to 10 times smaller than for AdamW, and the weight decay larger by the same factor. On CUDA one
+/// kernel of this crate computes the whole step; see [`AdamW::fused`](super::AdamW::fused).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Lion {
     /// The learning rate.

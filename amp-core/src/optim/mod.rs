@@ -65,7 +65,7 @@ pub struct TrainingPlan {
     pub estimated_stepping_batches: i64,
 }
 
-/// When a schedule moves on to its next rate.
+/// When a schedule advances to its next rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Interval {

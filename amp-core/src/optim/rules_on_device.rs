@@ -1,5 +1,5 @@
-//! Tests of rules that get their numbers on the device, as in a step that is recorded in a CUDA
-//! graph. In these tests the CPU is the device.
+//! Tests of optimizer rules that get their numbers, such as the learning rate, on the device, as in
+//! a step that is recorded in a CUDA graph. In these tests the CPU is the device.
 
 use rstest::rstest;
 use tch::{Device, Kind, Tensor};
@@ -103,8 +103,8 @@ fn on_device(rates: Rates) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(&[rates.lr, rates.momentum.unwrap_or_default()])?)
 }
 
-/// Steps with changing rates must give the same results whether the rates are numbers on the host
-/// or tensors on the device.
+/// Checks that steps with changing rates give the same results whether the rates are numbers on the
+/// host or tensors on the device.
 #[rstest]
 #[case::muon(Muon::default())]
 #[case::plain_muon(Muon { nesterov: false, ..Muon::default() })]
@@ -150,9 +150,9 @@ fn a_step_is_skipped_and_scaled_on_the_device(#[case] options: impl Algorithm) -
     Ok(())
 }
 
-/// A CUDA graph would record a rate from the options as a constant. Such a rate must be NaN in a
-/// step on the device, so that the checks of the run report the mistake. In a step on the host, the
-/// rate must have its value.
+/// Checks the rate that a rule reads from its options. In a step on the device it must be NaN,
+/// because a CUDA graph would record the rate as a constant; the NaN makes the mistake visible. In
+/// a step on the host, the rate must have its value.
 #[test]
 fn a_rate_from_the_options_shows_itself() -> Result<()> {
     let rig = Rig::new(Careless { lr: 0.1 })?;

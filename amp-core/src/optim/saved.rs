@@ -38,7 +38,7 @@ pub(super) fn get_rates(state: &State, under: &str) -> Result<Rates> {
 }
 
 /// Returns an error if the names, shapes, dtypes or types of the saved values differ from those in
-/// `own`, the current state. Another optimizer or schedule has then saved the state.
+/// `own`, the current state. A difference means that another optimizer or schedule saved the state.
 pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
     let names = own.values().iter().filter(|(path, _)| path.rsplit('/').next() == Some(NAME));
     for (path, own) in names {

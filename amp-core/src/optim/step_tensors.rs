@@ -26,8 +26,8 @@ pub struct StepTensors<'a> {
     /// Whether this is the first update of these parameters. They have all been updated before, or
     /// none of them has.
     pub(super) first: bool,
-    /// What only the device knows: the factor by which the gradients are multiplied, and whether
-    /// the step is skipped. Empty if the host knows them.
+    /// The values that only the device knows: the factor by which the gradients are multiplied, and
+    /// whether the step is skipped. Empty if the host knows these values.
     pub(super) known: OnDevice<'a>,
     /// The learning rate and momentum on the device, from which a recorded step reads them. `None`
     /// if the step is not recorded.
@@ -46,9 +46,9 @@ impl StepTensors<'_> {
         }
     }
 
-    /// Calls `rule`, which consists of tensor operations, for each parameter. Gradients are not
-    /// recorded, and autocast is off. The rule gets gradients that are unscaled and clipped. If the
-    /// device decides to skip the step, what the rule wrote is undone.
+    /// Calls `rule`, which consists of tensor operations, for each parameter. Autograd and autocast
+    /// are off during the calls. The rule gets gradients that are unscaled and clipped. If the
+    /// device decides to skip the step, the changes by the rule are undone.
     ///
     /// The rule is a function, or a closure that captures nothing. It gets the options as an
     /// argument.
@@ -148,7 +148,7 @@ impl ParameterStep<'_> {
         &self.grad
     }
 
-    /// Returns a slot of the parameter's state, which the rule updates in place.
+    /// Returns the state tensor of a slot, which the rule updates in place.
     ///
     /// # Errors
     /// When [`Algorithm::slots`] declares no slot of this name.

@@ -1,5 +1,5 @@
-//! How an optimizer updates 16-bit weights. An update may be smaller than the distance between
-//! neighbouring 16-bit numbers.
+//! The ways to update 16-bit weights. They differ in what happens if an update is smaller than the
+//! distance between neighbouring 16-bit numbers.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -21,8 +21,8 @@ pub enum WeightUpdate {
     #[default]
     RoundToNearest,
     /// Updates f32 copies of the weights (master weights), and rounds the copies to get the
-    /// weights. The copies are made when the optimizer is built. If other code writes to the
-    /// weights later, the next step overwrites what it wrote. The running averages are f32.
+    /// weights. The copies are made when the optimizer is built. If other code changes the weights
+    /// later, the next step overwrites these changes. The running averages are f32.
     MasterWeights,
     /// Computes each step in f32 and rounds the result up or down at random, so that the expected
     /// value of a weight is the f32 result. No copies of the weights are kept, and the running

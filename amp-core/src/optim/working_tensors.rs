@@ -1,5 +1,6 @@
-//! Decides on which tensors a parameter is updated: on itself, on f32 copies, or on master weights.
-//! The choice depends on the parameter's dtype and on the options of the run.
+//! Decides on which tensors the update of a parameter is computed: on the parameter itself, on f32
+//! copies, or on master weights. The choice depends on the parameter's dtype and on the options of
+//! the run.
 
 use tch::{Device, Kind, Tensor};
 

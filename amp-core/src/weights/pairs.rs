@@ -101,9 +101,9 @@ pub(super) struct Pair {
 }
 
 /// Finds the values of `tensors` for every tensor of a model. A tensor for which `tensors` has no
-/// values of its name and shape keeps its initial values if `keeps` returns true for its name.
-/// Otherwise this is a mismatch. Returns the pairs, and one text for each mismatch. If there are
-/// mismatches, pairs are missing.
+/// values of its name and shape keeps its initial values if `keeps` returns true for its name. If
+/// `keeps` returns false, the tensor is a mismatch. Returns the pairs, and one text for each
+/// mismatch. If there are mismatches, some pairs are missing.
 pub(super) fn pair(
     module: &(impl Visit + ?Sized),
     tensors: &BTreeMap<String, Tensor>,

@@ -16,7 +16,7 @@ pub enum Origin {
     /// From the model's initialization, because the file has no tensor of this name.
     Missing,
     /// From the model's initialization, because the file's tensor of this name has another shape.
-    /// The shape of the file's tensor is given.
+    /// The value is the shape of the file's tensor.
     OtherShape(Vec<i64>),
 }
 
@@ -43,7 +43,7 @@ pub struct Imported {
     pub tensors: Vec<ImportedTensor>,
     /// The names, in the file, of the tensors that the import ignored.
     pub ignored: Vec<String>,
-    /// The additional text of the file, by name.
+    /// The additional texts of the file, by name.
     pub metadata: BTreeMap<String, String>,
 }
 

@@ -1,5 +1,5 @@
-//! Finds and reads the files of weights: a single file, the files of an index, or those of a folder
-//! with a file or an index.
+//! Finds and reads weights files: a single file, all files that an index lists, or the files in a
+//! folder.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -5,8 +5,9 @@ use std::f64::consts::PI;
 use super::{Rates, Schedule, not_negative, positive, within};
 use crate::Result;
 
-/// η = η_min + (η₀ − η_min)(1 + cos(πt/T))/2, where η₀ is the optimizer's rate and T is `t_max`. As
-/// in torch, each rate is computed from the previous one (CosineAnnealingLR).
+/// The rate after t intervals is η_min + (η₀ − η_min)(1 + cos(πt/T))/2, where η₀ is the optimizer's
+/// rate, η_min is `eta_min` and T is `t_max`. As in torch, each rate is computed from the previous
+/// rate (CosineAnnealingLR).
 ///
 /// ```
 /// use amp_core::optim::CosineAnnealing;
@@ -59,7 +60,7 @@ impl Schedule for CosineAnnealing {
 pub struct CosineAnnealingWarmRestarts {
     /// The number of intervals until the first restart.
     pub t_0: i64,
-    /// The length of each period divided by the length of the previous one.
+    /// The length of each period divided by the length of the previous period.
     pub t_mult: i64,
     /// The lowest rate.
     pub eta_min: f64,

@@ -53,7 +53,7 @@ impl Schedule for LinearLr {
 }
 
 /// Multiplies the optimizer's rate by a constant factor for total_iters intervals. Afterwards the
-/// rate is the optimizer's (ConstantLR).
+/// rate is that of the optimizer's options (ConstantLR).
 ///
 /// ```
 /// use amp_core::optim::ConstantLr;
@@ -93,8 +93,9 @@ impl Schedule for ConstantLr {
     }
 }
 
-/// η₀(1 − t/T)^power during T = total_iters intervals, and then 0, where η₀ is the optimizer's
-/// rate. As in torch, each rate is computed from the previous one (PolynomialLR).
+/// The rate after t intervals is η₀(1 − t/T)^power, where η₀ is the optimizer's rate and T is
+/// `total_iters`. After T intervals the rate stays 0. As in torch, each rate is computed from the
+/// previous rate (PolynomialLR).
 ///
 /// ```
 /// use amp_core::optim::PolynomialLr;
@@ -131,9 +132,9 @@ impl Schedule for PolynomialLr {
     }
 }
 
-/// Multiplies the optimizer's rate by a function of the number of intervals, which is the same for
-/// all parameter groups (LambdaLR). Checkpoints do not contain the function, so a resumed run uses
-/// the function in the current code.
+/// Multiplies the optimizer's rate by a factor that a function computes from the number of passed
+/// intervals. The function is the same for all parameter groups (LambdaLR). Checkpoints do not
+/// contain the function, so a resumed run uses the function in the current code.
 ///
 /// ```
 /// use amp_core::optim::LambdaLr;

@@ -5,12 +5,13 @@ use serde::{Deserialize, Serialize};
 use super::{BuildScheduler, Rates, Scheduler, within};
 use crate::{Error, Result, monitor::Mode, optim::saved, state::State};
 
-/// Whether `threshold` is relative to the best value or absolute.
+/// Whether `threshold` is relative to the best value or an absolute difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdMode {
-    /// `threshold` is a fraction of the best value's magnitude. In torch the sign of a negative
-    /// best value matters, so that even a worse value can count as an improvement.
+    /// `threshold` is a fraction of the best value's absolute value. In torch, a negative best
+    /// value reverses the sign of the threshold, so that even a worse value can count as an
+    /// improvement.
     #[default]
     Rel,
     /// An absolute difference.
@@ -32,7 +33,7 @@ pub struct ReduceLrOnPlateau {
     pub patience: i64,
     /// The smallest difference from the best value that counts as an improvement.
     pub threshold: f64,
-    /// Whether `threshold` is relative to the best value or absolute.
+    /// Whether `threshold` is relative to the best value or an absolute difference.
     pub threshold_mode: ThresholdMode,
     /// The number of epochs after a reduction of the rate in which epochs without improvement are
     /// not counted.

@@ -21,9 +21,9 @@ pub enum Moments {
     #[default]
     Full,
     /// Stored in bfloat16, 2 bytes per element, with stochastic rounding. With rounding to the
-    /// nearest number, an average would never change if its change in a step is below 1/256 of its
-    /// value. Running averages of squares usually change this little. The random numbers for the
-    /// rounding come from libtorch's generator of the parameters' device.
+    /// nearest number, an average would never change if each step changed it by less than 1/512 of
+    /// its value. Running averages of squares usually change this little. The random numbers for
+    /// the rounding come from libtorch's generator of the parameters' device.
     Bf16,
     /// Stored in 8 bits, with an f32 scale for each 256 elements: 1.016 bytes per element (Dettmers
     /// et al. 2022, "8-bit Optimizers via Block-wise Quantization", §2: dynamic tree quantization,
@@ -48,7 +48,7 @@ pub(in crate::optim) enum Moment {
     Plain(Tensor),
     /// The values in bf16, as a flat tensor.
     Bf16(Tensor),
-    /// Codes `[blocks · 256]` and scales `[blocks]`.
+    /// Codes of shape `[blocks · 256]` and scales of shape `[blocks]`.
     EightBit { codes: Tensor, scales: Tensor, code: Rc<Code> },
 }
 
@@ -58,8 +58,8 @@ impl Moment {
         Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?))
     }
 
-    /// Returns an average of zeros that is stored in 8 bits. `code` are the numbers that the codes
-    /// stand for. The tensors are on the device of `code`.
+    /// Returns an average of zeros that is stored in 8 bits. `code` contains the numbers that the
+    /// codes stand for. The tensors are created on the device of `code`.
     pub(in crate::optim) fn eight_bit(elements: i64, code: Rc<Code>) -> Result<Self> {
         let (blocks, device) = ((elements + BLOCK - 1) / BLOCK, code.values.device());
         Ok(Self::EightBit {
@@ -82,7 +82,7 @@ impl Moment {
         }
     }
 
-    /// Stores values that [`read`](Self::read) returned and that a step has changed since.
+    /// Stores `values`, which [`read`](Self::read) returned and a step has changed.
     pub(in crate::optim) fn write(&self, start: i64, values: &Tensor) -> Result<()> {
         let (values, count) = (&values.f_reshape([-1])?, values.numel() as i64);
         match self {
@@ -129,15 +129,16 @@ fn part(codes: &Tensor, scales: &Tensor, start: i64, count: i64) -> Result<(Tens
 }
 
 /// The 256 numbers that the codes stand for (dynamic tree quantization). There are seven decades
-/// from 10⁻⁶ to 1. Each decade has twice as many numbers as the decade below. In a decade that ends
+/// from 10⁻⁷ to 1. Each decade has twice as many numbers as the decade below. In a decade that ends
 /// at d, the range from d/10 to d is divided into equal intervals, and the numbers are the centres
-/// of these intervals. 0 and 1 are added.
+/// of these intervals. If averages may be negative, the negatives of these numbers are added. 0 and
+/// 1 are always added.
 #[derive(Debug)]
 pub(in crate::optim) struct Code {
     /// The numbers that the codes stand for, in ascending order.
     values: Tensor,
-    /// The bounds between neighbouring numbers. An element is rounded to the number between whose
-    /// bounds it lies.
+    /// The bounds between neighbouring numbers: the midpoint of each two. They determine to which
+    /// number an element is rounded.
     bounds: Tensor,
     /// The code that stands for 0.
     zero: i64,
@@ -250,8 +251,8 @@ fn dynamic_tree(signed: bool) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    /// The loops that decode and encode on the CPU must give the same bits as the operations for
-    /// other devices. The test runs these operations on the CPU, too.
+    /// Checks that the loops that encode and decode on the CPU give the same bits as the operations
+    /// for other devices. The test runs these operations on the CPU, too.
     #[test]
     fn both_ways_have_the_same_bits() -> Result<()> {
         let _section = crate::random::seeded(0)?;

@@ -76,12 +76,12 @@ pub trait Dataset: Send {
     /// Returns the examples at `indices` as [`gather`](Self::gather) does. Implement this method if
     /// the set uses random numbers, for example for augmentation. Seed a generator with
     /// [`draws.seed(index)`](Draws::seed) for each example. The random numbers of an example then
-    /// do not depend on the number of threads or the batch size. The loader calls this method. Its
-    /// default calls `gather`.
+    /// do not depend on the number of threads or the batch size. The loader calls this method
+    /// instead of `gather`. The default implementation calls `gather`.
     ///
-    /// If `gather` instead takes random numbers from libtorch's CPU generator, they depend on the
-    /// examples of the batch, but not on the random numbers that the model uses. The loader then
-    /// reads the set in the training loop, even with `prefetch`.
+    /// If `gather` instead takes random numbers from libtorch's CPU generator, these numbers depend
+    /// on the examples of the batch, but not on the random numbers that the model uses. The loader
+    /// then reads the set in the training loop, even with `prefetch`.
     ///
     /// # Errors
     /// When an example cannot be read, as for [`gather`](Self::gather).
@@ -102,7 +102,7 @@ pub trait Dataset: Send {
     }
 }
 
-/// A batch in memory is the set of its examples.
+/// A batch in memory is a data set of its examples.
 impl<B: BatchType + Send> Dataset for B {
     type Batch = AnyBatch;
 

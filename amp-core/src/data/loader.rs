@@ -19,8 +19,9 @@ use crate::{Error, Result, precision::Policy, random::Draws, state::State};
 #[derive(Debug)]
 pub struct DataLoader {
     source: Source,
-    /// The number of examples of the set, and the number of examples that one epoch reads.
+    /// The number of examples of the set.
     examples: i64,
+    /// The number of examples that one epoch reads.
     len: i64,
     /// The number of bytes of the loader's copy of the set on the device. Tensors that share memory
     /// with the set itself are not counted.
@@ -212,8 +213,8 @@ impl DataLoader {
         }
     }
 
-    /// Moves a stream to the start of a batch: to `state` or, if it is `None`, to the beginning of
-    /// the stream.
+    /// Sets the position of a stream to the start of a batch. `state` is the stream's state at this
+    /// position. If `state` is `None`, the stream starts from its beginning.
     pub(crate) fn set_stream(&self, epoch: u64, batch: i64, state: Option<State>) -> Result<()> {
         match &self.source {
             Source::Resident(_) => Ok(()),
@@ -295,7 +296,7 @@ impl DataLoader {
         })
     }
 
-    /// Returns the indices of the examples of each batch.
+    /// Returns the indices of the examples of each batch, from the batch `first` on.
     fn indices(
         &self,
         epoch: u64,

@@ -236,8 +236,8 @@ impl Loss for Nll {
 }
 
 /// Computes the loss by `of_reduction`. If the logits have more than two dimensions, first computes
-/// the loss of every position and then adds up these losses. The reason is that libtorch's kernel
-/// for such logits on CUDA (nll_loss2d) adds them up in an order that differs from run to run.
+/// the loss of every position and then adds up these losses. The reason is that libtorch's CUDA
+/// kernel for such logits (nll_loss2d) adds up the losses in an order that differs from run to run.
 fn in_fixed_order(
     logits: &Tensor,
     of: &Tensor,

@@ -23,7 +23,7 @@ pub enum MeanOver<'a> {
         /// The weight of each class. `None` means that every class has the weight 1.
         weight: Option<&'a Tensor>,
     },
-    /// The result of this function for the targets, a scalar on their device.
+    /// The result of this function. It gets the targets, and returns a scalar on their device.
     Weights(WeightOf<'a>),
     /// There is no denominator, because the loss compares the examples of a batch with each other.
     /// Therefore the batch is never split into micro-batches.

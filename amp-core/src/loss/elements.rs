@@ -135,7 +135,7 @@ of_elements!(SmoothL1 "smooth_l1_loss", |own, x, y, reduction| {
 
 /// Binary cross entropy of predicted probabilities p and targets y: −w (y ln p + (1 − y) ln(1 −
 /// p)), where w is `weight`. Autocast on CUDA refuses this loss; [`BinaryCrossEntropyWithLogits`]
-/// computes the same from logits and runs under autocast.
+/// computes the same loss from logits and runs under autocast.
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, the weight has another shape, or CUDA
@@ -200,10 +200,10 @@ of_elements!(BinaryCrossEntropyWithLogits "binary_cross_entropy_with_logits", |o
     Ok(x.f_binary_cross_entropy_with_logits(y, weight, pos_weight, reduction)?)
 });
 
-/// The Kullback-Leibler divergence y (ln y − x) of log probabilities x from probabilities y. If
-/// `log_target` is set, y contains log probabilities, and the divergence is exp(y) (y − x). As in
-/// torch, the mean is over all elements. With `batchmean` the sum is divided by the number of
-/// examples, which is the mathematical definition.
+/// The Kullback-Leibler divergence y (ln y − x). The output x contains log probabilities, and the
+/// target y contains probabilities. If `log_target` is set, y contains log probabilities, too, and
+/// the divergence is exp(y) (y − x). As in torch, the mean is over all elements. With `batchmean`
+/// the sum is divided by the number of examples, which is the mathematical definition.
 ///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
@@ -225,10 +225,11 @@ of_elements!(KlDiv "kl_div", |own, x, y, reduction| match (own.batchmean, reduct
     _ => Ok(x.f_kl_div(y, reduction, own.log_target)?),
 });
 
-/// The negative log likelihood of counts y under a Poisson distribution with the predicted rate x.
-/// With `log_input`, x is the logarithm of the rate, and the loss is exp(x) − y x. Without it, the
-/// loss is x − y ln(x + ε). With `full`, where y > 1, the loss also contains Stirling's
-/// approximation of ln y!, which is y ln y − y + ln(2π y)/2.
+/// The negative log likelihood of the targets y, which are counts, under a Poisson distribution.
+/// The output x determines the rate of this distribution. With `log_input`, x is the logarithm of
+/// the rate, and the loss is exp(x) − y x. Without it, x is the rate, and the loss is x − y ln(x +
+/// ε). With `full`, where y > 1, the loss also contains Stirling's approximation of ln y!, which is
+/// y ln y − y + ln(2π y)/2.
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.

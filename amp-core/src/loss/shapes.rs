@@ -64,12 +64,12 @@ impl ClassDim {
     }
 }
 
-/// Returns whether logits and classes of these sizes are `[N, C, …]` and `[N, …]`.
+/// Returns whether logits have the shape `[N, C, …]` and classes the shape `[N, …]`.
 fn classes_second(of_logits: &[i64], of_target: &[i64]) -> bool {
     matches!(of_logits, [first, _, rest @ ..] if [&[*first], rest].concat() == of_target)
 }
 
-/// Returns whether logits and classes of these sizes are `[…, C]` and `[…]`.
+/// Returns whether logits have the shape `[…, C]` and classes the shape `[…]`.
 fn classes_last(of_logits: &[i64], of_target: &[i64]) -> bool {
     matches!(of_logits, [rest @ .., _] if rest == of_target)
 }

@@ -182,8 +182,8 @@ fn compute(
 struct Curve {
     tp: Vec<f64>,
     fp: Vec<f64>,
-    /// Whether the curve is computed from counts at given thresholds. Its first point then counts
-    /// the scores at or above the highest threshold. An exact curve instead begins at zero.
+    /// Whether the curve is computed from counts at given thresholds. The curve's first point then
+    /// counts the scores at or above the highest threshold. An exact curve instead begins at zero.
     binned: bool,
 }
 

@@ -83,7 +83,7 @@ impl Score {
             if average == Average::Micro {
                 return Ok(each);
             }
-            // A NaN with another cause stays, for example if a class is out of range.
+            // A NaN that is not from a denominator of 0 stays, as for a class out of range.
             let each = each.f_masked_fill(&whole.f_eq(0.0)?, 0.0)?;
             let weight = match average {
                 Average::Weighted => actual,
@@ -364,8 +364,8 @@ impl Metric for ConfusionMatrix {
     }
 }
 
-/// The number of labels i that were predicted as j, `[2, 2]`, logged as `NAME_i_j`. The metric
-/// takes logits and labels 0 and 1 of the same shape.
+/// The matrix of the numbers of labels i that were predicted as j, logged as `NAME_i_j`. Logits and
+/// labels, which are 0 or 1, have the same shape.
 #[derive(Debug, Clone, Copy)]
 pub struct BinaryConfusionMatrix {
     /// The probability above which a prediction is 1. The default is ½.

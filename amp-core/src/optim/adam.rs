@@ -77,8 +77,8 @@ macro_rules! adam {
             /// Returns the reason why f16 parameters are updated in f32; `None` for other dtypes.
             /// f16 represents the square of a gradient only if the gradient is between 2⁻¹² and 2⁸.
             /// For smaller gradients the running average of the squares becomes zero, and the
-            /// update is divided by eps. For larger gradients it becomes infinite, and the
-            /// parameter never changes again (Lightning #20619).
+            /// update is divided by eps. For larger gradients the running average becomes infinite,
+            /// and the parameter never changes again (Lightning #20619).
             fn upcasts(kind: Kind) -> Option<&'static str> {
                 (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
             }

@@ -10,8 +10,8 @@ use crate::{Result, parameter::Parameter};
 /// The options of an optimizer, and the rule (formula) by which one step updates the parameters.
 /// Every type with this trait is also a [`BuildOptimizer`](super::BuildOptimizer). It then supports
 /// parameter groups ([`ParamGroups`](super::ParamGroups)), schedules and checkpoints. It can update
-/// 16-bit weights in f32 or in master weights, and store its state in fewer bits. Steps after an
-/// overflow are skipped.
+/// 16-bit weights in f32 or in master weights, and store its state in fewer bits. A step whose
+/// gradients are not finite is skipped.
 ///
 /// If the rule consists of tensor operations, an optimizer needs no more than this:
 ///
@@ -93,7 +93,7 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// Returns the current learning rate and momentum.
     fn rates(&self) -> Rates;
 
-    /// Sets the rates.
+    /// Sets the learning rate and momentum.
     fn set_rates(&mut self, rates: Rates);
 
     /// Updates several parameters of the same dtype. If the rule consists of tensor operations,
@@ -112,10 +112,9 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
 
     /// Returns whether a step on CUDA can be recorded in a CUDA graph. If so, the rule must read
     /// its rates from [`ParameterStep`](super::ParameterStep), must not read a tensor's value on
-    /// the host, and must run the same operations for all values. In addition,
-    /// [`StepTensors::each`] then passes options to the rule on CUDA in which the rates are NaN. A
-    /// rule that wrongly uses a rate from the options, which the graph would record as a constant,
-    /// then computes NaN.
+    /// the host, and must run the same operations for all values. On CUDA, [`StepTensors::each`]
+    /// then passes options to the rule in which the rates are NaN. A rule that wrongly uses a rate
+    /// from the options, which the graph would record as a constant, then computes NaN.
     fn captures(&self) -> bool {
         false
     }

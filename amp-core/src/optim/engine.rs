@@ -23,7 +23,7 @@ use crate::{
     state::State,
 };
 
-/// A built optimizer.
+/// An optimizer with its parameters and their state.
 pub(super) struct Engine<A> {
     /// The options of each parameter group.
     options: Vec<A>,
@@ -140,7 +140,7 @@ impl<A: Algorithm> Engine<A> {
             .try_for_each(|part| self.step_part(batch, part, working, &mut scalars, known))
     }
 
-    /// Updates parameters in place, with their state as it is stored.
+    /// Updates parameters and their state in place, in the form in which they are stored.
     fn step_whole(&self, batch: &Batch<'_>, known: OnDevice<'_>) -> Result<()> {
         let states =
             batch.places.iter().map(|at| self.state_of(*at)).collect::<Result<Vec<_>>>()?;

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::{Error, Result, ffi, parameter::Parameter};
 
-/// The factor by which [`Muon`] multiplies the learning rate for a matrix with a rows and b
+/// The factor by which [`Muon`] multiplies the learning rate for a matrix with `a` rows and `b`
 /// columns. Without this factor, the singular values of the update are near 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub enum AdjustLr {

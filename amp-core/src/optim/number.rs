@@ -73,7 +73,7 @@ impl Number {
         }))
     }
 
-    /// Returns the sum.
+    /// Returns the sum of this number and `other`.
     ///
     /// # Errors
     /// When the device fails, as for every operation of this type.
@@ -89,7 +89,7 @@ impl Number {
         )
     }
 
-    /// Returns the difference.
+    /// Returns this number minus `other`.
     ///
     /// # Errors
     /// When the device fails.
@@ -105,7 +105,7 @@ impl Number {
         )
     }
 
-    /// Returns the product.
+    /// Returns the product of this number and `other`.
     ///
     /// # Errors
     /// When the device fails.
@@ -121,7 +121,7 @@ impl Number {
         )
     }
 
-    /// Returns the quotient.
+    /// Returns this number divided by `other`.
     ///
     /// # Errors
     /// When the device fails.

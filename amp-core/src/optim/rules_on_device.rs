@@ -125,9 +125,9 @@ fn numbers_on_the_device_are_the_hosts(#[case] options: impl Algorithm) -> Resul
     Ok(())
 }
 
-/// A step that the device skips must leave every bit unchanged, even if the gradient is NaN. A step
-/// that is not skipped must equal the ordinary step. The gradients must be multiplied by the factor
-/// before the rule gets them.
+/// Checks that a step that the device skips leaves every bit unchanged, even if the gradient is
+/// NaN. A step that is not skipped must equal the ordinary step. The gradients must be multiplied
+/// by the factor before the rule gets them.
 #[rstest]
 #[case::muon(Muon::default())]
 #[case::adafactor(Adafactor::default())]
@@ -163,7 +163,7 @@ fn a_rate_from_the_options_shows_itself() -> Result<()> {
     Ok(())
 }
 
-/// The error for a slot that does not exist must list the slots that exist.
+/// Checks that the error for a slot that does not exist lists the slots that exist.
 #[test]
 fn a_slot_that_is_not_there_is_named() -> Result<()> {
     #[derive(Debug, Clone)]

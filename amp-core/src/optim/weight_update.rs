@@ -10,8 +10,8 @@ use crate::{Result, named::named};
 /// How an optimizer updates 16-bit parameters, which the `*-true` precisions have.
 ///
 /// bfloat16 has 8 significant bits, so neighbouring numbers near 1 differ by at least 2⁻⁸. If
-/// results are rounded to the nearest number, smaller updates are lost, however many of them there
-/// are.
+/// results are rounded to the nearest number, updates of less than half this distance are lost,
+/// however many of them there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

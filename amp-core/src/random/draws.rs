@@ -105,8 +105,8 @@ impl Draws {
 /// A constant that makes the seeds for transforms of batches differ from the seeds for examples.
 const BATCHES: u64 = 0x6261_7463_6865_7321;
 
-/// The number of further calls after which `body` is assumed to use the random generator if no two
-/// calls agree.
+/// The number of further calls of `body` in [`Draws::watched`]. If no two calls in a row agree,
+/// `body` is assumed to use the random generator.
 const RUNS: usize = 4;
 
 /// Computes SplitMix64's output function: consecutive inputs give unrelated outputs.

@@ -12,8 +12,8 @@ use crate::{
 const SEED: u64 = 0x6576_616c_7561_7465;
 
 /// A guard. While it exists, the generators of the CPU and of the run's device give the random
-/// numbers of an evaluation, which are the same in every evaluation. When it is dropped, the
-/// generators continue with the numbers from before.
+/// numbers of an evaluation, which are the same in every evaluation. When the guard is dropped, the
+/// generators return to the states that they had before.
 pub(crate) struct EvaluationDraws {
     device: Device,
     before: RandomState,

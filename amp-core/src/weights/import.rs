@@ -24,11 +24,13 @@ use crate::{
 /// Loads a weights file of another program, such as `transformers` or `torchvision`, into a model
 /// whose tensors have other names or layouts, or whose last layer (head) has another shape.
 ///
-/// The steps run in the order in which they are called. Each step applies to the names that the
-/// previous steps produced. In a pattern, each `*` matches any text, as short as possible. In a new
-/// name, each `*` stands for the text that the pattern's `*` matched. A step that matches no
-/// tensor, for example because of a misspelling, is an error. A tensor of the file that the model
-/// does not have is an error too, and so is a tensor of the model that the file does not have.
+/// [`rename`](Self::rename), [`transpose`](Self::transpose), [`stack`](Self::stack) and
+/// [`ignore`](Self::ignore) are the steps of an import. They run in the order in which they are
+/// called. Each step applies to the names that the previous steps produced. In a pattern, each `*`
+/// matches any text, as short as possible. In a new name, each `*` stands for the text that the
+/// pattern's `*` matched. A step that matches no tensor, for example because of a misspelling, is
+/// an error. A tensor of the file that the model does not have is an error too, and so is a tensor
+/// of the model that the file does not have.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -274,8 +276,9 @@ impl Step {
     }
 }
 
-/// Stacks the tensors that match `parts` into one tensor for each set of matched names. The new
-/// tensor takes the position of its first part.
+/// Concatenates each tensor that matches the first pattern of `parts` with the tensors that match
+/// the other patterns and have the same texts in place of the `*`. The new tensor takes the
+/// position of its first part.
 fn stack(entries: &mut Vec<Entry>, parts: &[Pattern], into: &Pattern) -> Result<(), String> {
     let (first, others) = parts.split_first().ok_or("it has no parts")?;
     let mut place = 0;

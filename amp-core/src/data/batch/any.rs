@@ -48,7 +48,7 @@ pub struct AnyBatch {
     of: &'static str,
     pub(super) fields: Vec<Field>,
     /// The sum of the batch's weights. It is computed when it is first requested, or before the
-    /// tensors leave the CPU, because a read from the device would have to wait.
+    /// tensors leave the CPU, because reading it from the device would wait for the device.
     pub(super) weight: OnceCell<f64>,
     /// Whether a check has shown that no target has the class that losses ignore, `IGNORED`.
     pub(super) complete: bool,
@@ -122,7 +122,7 @@ impl AnyBatch {
         self.fields.iter().find(|field| field.name == name).map(|field| &field.tensor)
     }
 
-    /// Returns the tensor of this name, which the model needs.
+    /// Returns the tensor of this name, which must exist.
     ///
     /// # Errors
     /// When the batch has no tensor of this name.
@@ -250,7 +250,7 @@ impl AnyBatch {
     /// When the device has not enough memory.
     pub fn place(&self, policy: Policy) -> Result<Self> {
         if self.weights().is_some_and(|field| field.tensor.device() == Device::Cpu) {
-            // The sum is read before the move, because a read from the device would have to wait.
+            // The sum is read before the move, because a later read would wait for the device.
             let _ = self.weight()?;
         }
         let placed = self.with(|field| {
@@ -306,7 +306,7 @@ impl AnyBatch {
         own.map(|(own, _)| tensor_bytes(&own.tensor)).sum()
     }
 
-    /// Returns the examples at `index`, which is int64 and on the batch's device.
+    /// Returns the examples with the indices in `index`, an int64 tensor on the batch's device.
     pub(crate) fn select(&self, index: &Tensor) -> Result<Self> {
         self.each_example(|tensor| Ok(tensor.f_index_select(0, index)?))
     }

@@ -8,9 +8,9 @@ use crate::{Error, Result, precision::Policy};
 /// A batch of inputs and their targets, with the same number of examples (dimension 0).
 #[derive(Debug)]
 pub struct Batch {
-    /// The shape is `[N, …]`.
+    /// The inputs, of shape `[N, …]` for N examples.
     pub input: Tensor,
-    /// The shape is `[N, …]`.
+    /// The targets, of shape `[N, …]`.
     pub target: Tensor,
 }
 

@@ -17,8 +17,8 @@ const ENDINGS: [&str; 3] = ["jpg", "jpeg", "png"];
 /// folder is an error, so that no image is left out silently.
 const UNREAD: [&str; 6] = ["ppm", "bmp", "pgm", "tif", "tiff", "webp"];
 
-/// Decodes a JPEG or PNG file to uint8 `[3, H, W]`. Gray images become RGB; transparency and the
-/// EXIF orientation are ignored, as in torchvision's loader.
+/// Decodes a JPEG or PNG file to a uint8 tensor of shape `[3, H, W]`. Gray images become RGB;
+/// transparency and the EXIF orientation are ignored, as in torchvision's loader.
 ///
 /// # Errors
 /// When the file cannot be read or decoded.

@@ -94,8 +94,8 @@ impl CutMix {
     /// `target` contains f32 probabilities, of shape `[N, classes]`.
     ///
     /// # Errors
-    /// When the inputs are not `[N, …, H, W]`, or a class is out of range. On CUDA a class out of
-    /// range is a device error.
+    /// When the inputs do not have the shape `[N, …, H, W]`, or a class is out of range. On CUDA a
+    /// class out of range is a device error.
     pub fn apply(&self, batch: &Batch, rng: &mut Rng) -> Result<Batch> {
         let (h, w) = height_and_width(&batch.input)?;
         let share = rng.beta(self.alpha, self.alpha);

@@ -60,8 +60,8 @@ impl RandomResizedCrop {
     }
 
     /// Chooses a rectangle of random area and aspect ratio. If ten attempts give no rectangle that
-    /// fits into the image, returns the largest rectangle in the middle of the image whose aspect
-    /// ratio is allowed.
+    /// fits into the image, returns the rectangle in the middle of the image that is the largest
+    /// one with an allowed aspect ratio.
     fn region(&self, h: i64, w: i64, rng: &mut Rng) -> Region {
         let area = (h * w) as f64;
         for _ in 0..10 {

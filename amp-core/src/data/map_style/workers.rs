@@ -31,7 +31,7 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     watch: Watch,
-    /// The largest number of batches that the threads may have begun, but that were not yet
+    /// The threads begin no further batch while this number of batches have been begun but not yet
     /// returned.
     ahead: u64,
 }
@@ -135,7 +135,7 @@ impl Drop for Workers {
     }
 }
 
-/// Counts, while it exists, as one thread that may still finish a batch.
+/// A guard. While it exists, [`Queue::alive`] counts the thread that holds it.
 struct Living(Arc<Shared>);
 
 impl Drop for Living {

@@ -104,7 +104,8 @@ impl Header {
     }
 }
 
-/// Parses the header's entries: `{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }`.
+/// Parses the entries of a header such as `{'descr': '<f4', 'fortran_order': False, 'shape': (2,
+/// 3), }`.
 fn entries(text: &str) -> Option<HashMap<&str, &str>> {
     let mut rest = text.trim().strip_prefix('{')?.strip_suffix('}')?.trim();
     let mut found = HashMap::new();

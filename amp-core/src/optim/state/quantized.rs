@@ -17,7 +17,7 @@ use crate::{Result, ffi, named::named};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Moments {
-    /// Stored in the dtype of the parameters. If the parameters are updated in f32, stored in f32.
+    /// Stored in the dtype of the parameters, or in f32 if the parameters are updated in f32.
     #[default]
     Full,
     /// Stored in bfloat16, 2 bytes per element, with stochastic rounding. With rounding to the
@@ -27,8 +27,8 @@ pub enum Moments {
     Bf16,
     /// Stored in 8 bits, with an f32 scale for each 256 elements: 1.016 bytes per element (Dettmers
     /// et al. 2022, "8-bit Optimizers via Block-wise Quantization", §2: dynamic tree quantization,
-    /// to nearest). A positive square is never rounded to zero, because the step would then divide
-    /// by eps.
+    /// to nearest). A positive average of squares is never rounded to zero, because the step would
+    /// otherwise divide by eps alone.
     EightBit,
 }
 

@@ -78,7 +78,7 @@ impl Categories {
         self.unknown.then_some(self.names.len() as i64)
     }
 
-    /// Returns the ids in a form that finds them faster than [`id`](Self::id).
+    /// Returns a hash map of the ids. For many names it is faster than [`id`](Self::id).
     pub(super) fn ids(&self) -> Ids<'_> {
         let names = self.names.iter().map(String::as_str);
         Ids { categories: self, by_name: names.zip(0..).collect() }

@@ -58,7 +58,7 @@ enum Content {
 }
 
 impl Columns {
-    /// Creates a list without fields.
+    /// Creates an empty list of fields.
     pub fn new() -> Self {
         Self::default()
     }
@@ -114,7 +114,7 @@ impl Columns {
         self
     }
 
-    /// Writes the list to a JSON file. A failed call leaves no incomplete file.
+    /// Writes the list of fields to a JSON file. A failed call leaves no incomplete file.
     ///
     /// # Errors
     /// When the file cannot be written, or a replacement for missing numbers is not finite.
@@ -123,7 +123,7 @@ impl Columns {
         saved::save(path.as_ref(), self)
     }
 
-    /// Reads the list from a file that [`save`](Self::save) wrote.
+    /// Reads a list of fields from a file that [`save`](Self::save) wrote.
     ///
     /// # Errors
     /// When the file cannot be read, or does not contain such a list.
@@ -160,7 +160,7 @@ impl Columns {
         Ok(())
     }
 
-    /// Creates the tensors of the fields for a number of rows.
+    /// Creates the tensors of the fields for `rows` rows. Their values are written later.
     pub(super) fn fields(&self, rows: usize) -> Result<Fields<'_>> {
         self.check()?;
         let contents = self.fields.iter().map(|field| field.content.resolved());

@@ -15,7 +15,7 @@ enum Values {
 }
 
 impl<'c> Fields<'c> {
-    /// Creates the tensors for a number of rows.
+    /// Creates the tensors for `rows` rows. Their values are written later.
     pub(super) fn new(
         contents: impl IntoIterator<Item = Content<'c>>,
         rows: usize,

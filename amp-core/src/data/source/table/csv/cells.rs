@@ -17,9 +17,9 @@ pub(super) struct Cells {
 }
 
 impl Cells {
-    /// Finds the cells. Empty lines are skipped. A cell that begins with a quote continues at least
-    /// up to the closing quote. Other quotes are part of the cell. A line ends with `\n`, `\r\n` or
-    /// `\r`.
+    /// Finds the cells of `text`. Empty lines are skipped. A cell that begins with a quote
+    /// continues at least up to the closing quote. Other quotes are part of the cell. A line ends
+    /// with `\n`, `\r\n` or `\r`.
     ///
     /// # Errors
     /// When two rows have different numbers of cells, or a row is too long.

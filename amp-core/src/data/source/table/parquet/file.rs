@@ -44,12 +44,12 @@ pub(super) struct File {
     file: Positioned,
     /// The names of the columns, and the types by which error messages name them.
     types: SchemaRef,
-    /// The metadata in the file's footer, with the types as which the columns are read.
+    /// The metadata in the file's footer, and the types to which the columns are decoded.
     footer: ArrowReaderMetadata,
 }
 
 impl File {
-    /// Reads the footer.
+    /// Opens a file and reads its footer.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = fs::File::open(path).map_err(|error| Error::io(path, error))?;
         let file = Positioned::new(file);
@@ -167,9 +167,9 @@ impl File {
     }
 }
 
-/// Returns the types as which the columns are read. Text is read as an Arrow dictionary: a list of
-/// the distinct texts, and an index into it for each row. Parquet files mostly store text in this
-/// form, so the text is not copied for each row.
+/// Returns the types to which the columns are decoded. Text is decoded to an Arrow dictionary: a
+/// list of the distinct texts, and an index into it for each row. Parquet files mostly store text
+/// in this form, so the text is not copied for each row.
 fn with_dictionaries(footer: &ArrowReaderMetadata) -> Schema {
     let types = footer.schema();
     let stored = footer.parquet_schema().root_schema().get_fields();
@@ -206,7 +206,7 @@ fn incomplete(path: &Path, why: &str) -> Error {
     Error::config(format!("{}: not a complete Parquet file: {why}", path.display()))
 }
 
-/// The rows of a batch that was read from a row group.
+/// The rows of an Arrow record batch, which was read from a row group.
 struct BatchRows<'f, 'c> {
     file: &'f File,
     /// The number of the batch's first row, counted from the start of the file.

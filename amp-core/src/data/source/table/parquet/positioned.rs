@@ -1,6 +1,6 @@
 //! Reads from given offsets of a file, so that several threads can read at once. Copies of a
-//! [`fs::File`] share one offset, so a thread that moves the offset would disturb the other
-//! threads.
+//! [`fs::File`] share one offset, so a thread that changes the offset would make other threads read
+//! the wrong bytes.
 
 use std::{
     fs,

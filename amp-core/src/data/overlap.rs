@@ -117,6 +117,7 @@ mod tests {
         Batch::new(input.view([count, 1]), target).expect("a batch").into()
     }
 
+    /// Checks that two parts of one table share memory only if they have a row in common.
     #[test]
     fn parts_of_one_table_are_told_apart() -> Result<()> {
         let input = Tensor::arange(10, (Kind::Float, Device::Cpu)).view([10, 1]);
@@ -139,6 +140,7 @@ mod tests {
         Ok(())
     }
 
+    /// Checks the fraction of equal examples in two sets that do not share memory.
     #[test]
     fn equal_examples_are_counted() -> Result<()> {
         assert_eq!(shared_part(&rows(0, 8), &rows(6, 4))?, Some(0.5));

@@ -108,7 +108,7 @@ impl Loading {
         }
     }
 
-    /// Returns a copy of the whole set on the policy's device if the placement requires one,
+    /// Returns the whole set on the policy's device if the placement stores the set there,
     /// otherwise `None`.
     pub(super) fn resident(
         &self,

@@ -62,10 +62,10 @@ impl Prefetch {
                 Err(error) => drop(sender.send(Err(error))),
             }
         };
-        let worker = thread::Builder::new()
-            .name("data loader".into())
-            .spawn(body)
-            .map_err(|error| Error::Thread(format!("no thread to load data on: {error}")))?;
+        let worker =
+            thread::Builder::new().name("data loader".into()).spawn(body).map_err(|error| {
+                Error::Thread(format!("cannot start a thread to load data: {error}"))
+            })?;
         Ok(Self { receiver: Some(receiver), worker: Some(worker) })
     }
 }

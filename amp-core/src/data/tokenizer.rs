@@ -205,7 +205,7 @@ impl Tokenizer {
             let id = u32::try_from(*id).ok().filter(|id| self.inner.id_to_token(*id).is_some());
             id.ok_or_else(|| {
                 let path = self.path.display();
-                Error::config(format!("{path}: no token has one of these ids of a text: {ids:?}"))
+                Error::config(format!("{path}: one of the ids {ids:?} belongs to no token"))
             })
         };
         let ids = ids.iter().map(known).collect::<Result<Vec<_>>>()?;

@@ -172,7 +172,7 @@ impl Generation {
         match logits.size().as_slice() {
             [n, l, _] if [*n, *l] == [ids.size()[0], seen] => Ok(logits.f_select(1, -1)?),
             size => Err(refused(format!(
-                "the model returned {size:?} for ids [{}, {seen}], not [N, L, vocabulary]",
+                "the model returned the shape {size:?} for ids of shape [{}, {seen}], not [N, L, vocabulary]",
                 ids.size()[0]
             ))),
         }

@@ -33,7 +33,7 @@ pub enum MeanOver<'a> {
 impl MeanOver<'_> {
     /// Computes the denominator for a batch from its targets, as an f64 scalar on the targets'
     /// device. Returns `None` if the denominator is the number of examples. If `none_left_out` is
-    /// true, no target is -100, so that targets whose ignored class is -100 need not be counted.
+    /// true, no target is -100. If -100 is the ignored class, the targets then need not be counted.
     pub(crate) fn counts(&self, target: &Tensor, none_left_out: bool) -> Result<Option<Counted>> {
         let counted = match self {
             Self::Examples | Self::Batch => return Ok(None),

@@ -130,7 +130,7 @@ impl Ctc {
             return Err(misfit(NAME, output, target, &why));
         }
         if !(0..*classes).contains(&self.blank) {
-            let why = format!("the blank is class {}, but there are {classes}", self.blank);
+            let why = format!("the blank is class {}, but there are {classes} classes", self.blank);
             return Err(misfit(NAME, output, target, &why));
         }
         // In a captured step, the kernels check the values.
@@ -151,7 +151,7 @@ impl Ctc {
         let whys = [
             format!("a label is outside the classes, 0 to {}", classes - 1),
             format!("a label is the blank, class {}; pad labels with -100", self.blank),
-            "-100 stands before a label, but only pads a row's end".to_owned(),
+            "-100 stands before a label, but may only pad the end of a row".to_owned(),
             format!("a length is not from 0 to the number of steps, {steps}"),
         ];
         match faults.iter().position(|fault| *fault) {

@@ -144,10 +144,10 @@ pub(crate) fn elementwise(
         };
         return refused(&match without_ones(&sizes) == without_ones(&of_target) {
             true => format!(
-                "both must have one shape, as `output.view({of_target:?})` or `target.view({sizes:?})` \
+                "both must have the same shape, as `output.view({of_target:?})` or `target.view({sizes:?})` \
                  gives; libtorch would broadcast them"
             ),
-            false => "both must have one shape".to_owned(),
+            false => "both must have the same shape".to_owned(),
         });
     }
     if !is_floating(output.kind()) || !is_floating(target.kind()) {

@@ -16,7 +16,7 @@ impl OptimizerConfig {
         Self { optimizer: Box::new(optimizer), scheduler: None, params: None }
     }
 
-    /// Adds a schedule, which advances once in each `interval`.
+    /// Adds a schedule. `interval` says whether it advances after each step or after each epoch.
     #[must_use]
     pub fn with_scheduler(
         mut self,

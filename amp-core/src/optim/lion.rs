@@ -36,7 +36,7 @@ impl Algorithm for Lion {
     const ELEMENTWISE: bool = true;
 
     fn upcasts(kind: Kind) -> Option<&'static str> {
-        (kind == Kind::Half).then_some("float16 loses small gradients from the running mean")
+        (kind == Kind::Half).then_some("small gradients would not change a float16 running average")
     }
 
     fn check(&self) -> Result<()> {

@@ -34,7 +34,7 @@ impl Patterns {
         };
         let names = some_names(parameters.iter().map(|parameter| parameter.name.as_str()));
         Err(Error::config(format!(
-            "{what}: no parameter matches `{idle}`: they are called {names}"
+            "{what}: no parameter matches `{idle}`: the parameters are called {names}"
         )))
     }
 }

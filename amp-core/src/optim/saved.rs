@@ -59,7 +59,7 @@ pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
         let is_float = |value: &Value| value.as_number().is_some_and(serde_json::Number::is_f64);
         if discriminant(value) != discriminant(&found) || is_float(value) != is_float(&found) {
             return Err(Error::config(format!(
-                "state `{name}` is {found}, but a value of the kind {value} is needed"
+                "state `{name}` is {found}, but a value of the same type as {value} is needed"
             )));
         }
     }

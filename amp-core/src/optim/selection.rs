@@ -70,7 +70,7 @@ impl Selection {
             self.ndim.map(|ndim| format!(" with {ndim} dimensions")).unwrap_or_default();
         let names = some_names(parameters.iter().map(|parameter| parameter.name.as_str()));
         Err(Error::config(format!(
-            "optimizer: no parameter{dimensions} is left of {names}: choose other parameters, or exclude fewer"
+            "optimizer: no parameter{dimensions} is selected from {names}: choose other parameters, or exclude fewer"
         )))
     }
 }

@@ -94,6 +94,7 @@ mod tests {
 
     use super::*;
 
+    /// Checks that stochastic rounding keeps NaN and infinities, for several bit patterns of NaN.
     #[test]
     fn what_is_not_finite_stays_what_it_is() -> Result<()> {
         let bits = [i32::MAX, 0x7fc0_0000, -1, 0x7f80_0000, -0x80_0000];

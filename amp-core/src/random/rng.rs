@@ -113,6 +113,7 @@ mod tests {
         );
     }
 
+    /// Checks the mean and the variance of random numbers from each distribution.
     #[test]
     fn distributions_have_their_moments() {
         let mut rng = Rng::with_seed(5);

@@ -122,7 +122,7 @@ pub(super) fn pair(
                     let name = names[0].clone();
                     pairs.push(Pair { tensor, name, values: None, other_shape: None });
                 }
-                false => misfits.push(format!("it has no tensor `{}`", names.join("` or `"))),
+                false => misfits.push(format!("the file has no tensor `{}`", names.join("` or `"))),
             }
             continue;
         };

@@ -68,6 +68,7 @@ mod tests {
 
     use super::*;
 
+    /// Checks the texts that `*` matches. With these texts inserted, the pattern must give the name.
     #[rstest]
     #[case("weight", "weight", Some(vec![]))]
     #[case("weight", "weights", None)]

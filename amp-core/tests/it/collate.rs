@@ -169,7 +169,7 @@ fn examples_that_do_not_fit_are_refused() {
 #[case(Pad::new("score", 0.0), "`score` of example 4 is a scalar, which has no length to pad")]
 #[case(
     Pad::new("source.tokens", 0.5),
-    "`source.tokens` is Int64, which has no 0.5 to pad with: choose another"
+    "`source.tokens` is Int64, which cannot represent the padding value 0.5: choose another"
 )]
 #[case(tokens().to(2), "`source.tokens` of example 4 has length 3, but batches are padded to 2: cut it, or")]
 #[case(tokens().multiple_of(0), "`source.tokens` is padded to a length below 1")]

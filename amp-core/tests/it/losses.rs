@@ -218,15 +218,15 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
 /// the error contains both shapes.
 #[rstest]
 #[case::cosine(&CosineSimilarity::default(), &[4], &[4], Kind::Float, "both are vectors, [N, D, …]")]
-#[case::info_nce(&InfoNce::default(), &[4, 3], &[5, 3], Kind::Float, "both must have one shape")]
+#[case::info_nce(&InfoNce::default(), &[4, 3], &[5, 3], Kind::Float, "both must have the same shape")]
 #[case::info_nce_images(&InfoNce::default(), &[4, 3, 2], &[4, 3, 2], Kind::Float, "both are [N, D]")]
 #[case::dice_classes_last(&Dice::default(), &[2, 5, 3], &[2, 5], Kind::Int64, "logits are [N, C, …]")]
 #[case::dice_one_logit(&Dice::default(), &[2, 1, 3], &[2, 3], Kind::Int64, "give a floating mask")]
 #[case::dice_flat(&Dice::default(), &[2], &[2], Kind::Float, "logits are [N, C, …]")]
 #[case::focal(&Focal::default(), &[4, 1], &[4], Kind::Float, "`output.view([4])`")]
-#[case::kl_div(&KlDiv::default(), &[4, 3], &[3], Kind::Float, "both must have one shape")]
+#[case::kl_div(&KlDiv::default(), &[4, 3], &[3], Kind::Float, "both must have the same shape")]
 #[case::poisson(&PoissonNll::default(), &[4], &[4], Kind::Int64, "both must be floating")]
-#[case::hinge(&HingeEmbedding::default(), &[4], &[3], Kind::Float, "both must have one shape")]
+#[case::hinge(&HingeEmbedding::default(), &[4], &[3], Kind::Float, "both must have the same shape")]
 #[case::smooth_l1(&SmoothL1::default(), &[4, 1], &[4], Kind::Float, "`output.view([4])`")]
 #[case::ctc(&Ctc::default(), &[2, 5, 3], &[3, 2], Kind::Int64, "log probabilities are [N, T, C]")]
 #[case::ignored_probability(

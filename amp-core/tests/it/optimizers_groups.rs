@@ -113,7 +113,7 @@ fn rates_are_reported_by_optimizer_and_group() -> Result<()> {
 /// An invalid assignment of parameters to optimizers is refused, and the error names the
 /// parameters.
 #[rstest]
-#[case(&[Some("tail.*"), None], "no parameter matches `tail.*`: they are called `body.0.weight`, ")]
+#[case(&[Some("tail.*"), None], "no parameter matches `tail.*`: the parameters are called `body.0.weight`, ")]
 #[case(&[Some("body.*"), Some("*.bias"), None], "`body.0.bias` would be trained by two optimizers")]
 #[case(&[Some("body.*"), Some("head.*")], "`norm.weight` would be trained by no optimizer")]
 #[case(&[None, None], "two optimizers would take all parameters")]

@@ -324,7 +324,7 @@ fn a_value_of_another_type_is_refused() -> Result<()> {
     state.put("param_groups/0/lr", &"fast")?;
     let said = message(optimizer.load_state(&state));
     assert!(
-        said.contains("`param_groups/0/lr` is \"fast\", but a value of the kind 0.001"),
+        said.contains("`param_groups/0/lr` is \"fast\", but a value of the same type as 0.001"),
         "{said}"
     );
     Ok(())

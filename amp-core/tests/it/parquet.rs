@@ -114,7 +114,7 @@ fn rows_are_read_when_they_are_needed(#[values(1, 2, 3)] kept: usize) -> Result<
         }
     }
     let text = of_file(&message(set.gather(&[22])), &path);
-    assert_eq!(text, "FILE: there is no row 22 among 22");
+    assert_eq!(text, "FILE: there is no row 22 in a table of 22 rows");
     Ok(())
 }
 

@@ -222,11 +222,11 @@ const TWO: &[u8] = &[0; 8];
 #[rstest]
 #[case(
     npy(1, "{'descr': '<u2', 'fortran_order': False, 'shape': (4,), }", TWO),
-    "an array of dtype `<u2`, which is not read: save it as"
+    "an array of dtype `<u2`, which is not supported: save it as"
 )]
 #[case(
     npy(1, "{'descr': '>f4', 'fortran_order': False, 'shape': (2,), }", TWO),
-    "an array of dtype `>f4`, which is not read"
+    "an array of dtype `>f4`, which is not supported"
 )]
 #[case(
     npy(
@@ -234,11 +234,11 @@ const TWO: &[u8] = &[0; 8];
         "{'descr': [('a', '<f4'), ('b', '<i4')], 'fortran_order': False, 'shape': (1,), }",
         TWO
     ),
-    "an array of dtype `[('a', '<f4'), ('b', '<i4')]`, which is not read"
+    "an array of dtype `[('a', '<f4'), ('b', '<i4')]`, which is not supported"
 )]
 #[case(
     npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }", TWO),
-    "8 bytes of data, but an array [3] of Float needs another number: write the file again"
+    "8 bytes of data, but an array of shape [3] and dtype Float needs another number of bytes: write the file again"
 )]
 #[case(
     npy(1, "{'descr': '<f4', 'shape': (2,), }", TWO),

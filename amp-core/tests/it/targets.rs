@@ -167,9 +167,9 @@ fn losses_of_elements_refuse_other_shapes_and_dtypes(
     let start = format!("{name}: the output is float32 [4, 1] and the target float32 [4]: ");
     assert!(said.starts_with(&start) && said.contains("`output.view([4])`"), "{said}");
     let said = message(loss(&zeros(&[4, 3], Kind::Float), &zeros(&[3], Kind::Float)));
-    assert!(said.ends_with("both must have one shape"), "{said}");
+    assert!(said.ends_with("both must have the same shape"), "{said}");
     let said = message(loss(&zeros(&[4, 3], Kind::Float), &zeros(&[1], Kind::Float)));
-    assert!(said.ends_with("both must have one shape"), "{said}");
+    assert!(said.ends_with("both must have the same shape"), "{said}");
     for kind in [Kind::Int64, Kind::Int, Kind::Bool] {
         let said = message(loss(&zeros(&[4], Kind::Half), &zeros(&[4], kind)));
         assert!(said.contains("float16 [4]") && said.contains("`target.to_kind("), "{said}");

@@ -190,11 +190,20 @@ fn invalid_changes_are_refused(#[case] transform: &dyn Transform, #[case] says: 
 fn invalid_factors_are_refused() -> Result<()> {
     let jitter = ColorJitter::new;
     let text = message(jitter().brightness(-0.5));
-    assert_eq!(text, "brightness from 1.5 to 0.5: it must be from 0 to inf, the least first");
+    assert_eq!(
+        text,
+        "brightness from 1.5 to 0.5: both limits must be from 0 to inf, the lower one first"
+    );
     let text = message(jitter().contrast((-0.5, 1.0)));
-    assert_eq!(text, "contrast from -0.5 to 1: it must be from 0 to inf, the least first");
+    assert_eq!(
+        text,
+        "contrast from -0.5 to 1: both limits must be from 0 to inf, the lower one first"
+    );
     let text = message(jitter().hue(0.6));
-    assert_eq!(text, "hue from -0.6 to 0.6: it must be from -0.5 to 0.5, the least first");
+    assert_eq!(
+        text,
+        "hue from -0.6 to 0.6: both limits must be from -0.5 to 0.5, the lower one first"
+    );
     assert!(
         message(Normalize::new(&[0.5], &[0.0]))
             .starts_with("Normalize of mean [0.5] and std [0.0]")
@@ -206,7 +215,7 @@ fn invalid_factors_are_refused() -> Result<()> {
     let mix = |batch: &Batch| {
         message(MixUp::new(0.2, 3).and_then(|mix| mix.apply(batch, &mut Rng::with_seed(1))))
     };
-    assert_eq!(mix(&batch), "MixUp of class 3: there are 0 to 2");
+    assert_eq!(mix(&batch), "MixUp of class 3: the classes are 0 to 2");
     let whole = Batch::new(batch.input.to_kind(Kind::Uint8), batch.target)?;
     assert_eq!(mix(&whole), "MixUp of Uint8 images: normalize them first");
     assert_eq!(

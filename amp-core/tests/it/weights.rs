@@ -116,7 +116,7 @@ fn a_tied_weight_may_not_be_missing() -> Result<()> {
     let zeros = Tensor::zeros([3, 2], (Kind::Float, Device::Cpu));
     Tensor::write_safetensors(&[("other", &zeros)], &path)?;
     let text = message(load(&Tied(zeros), &path));
-    assert!(text.contains("it has no tensor `token.weight` or `head.weight`"), "{text}");
+    assert!(text.contains("the file has no tensor `token.weight` or `head.weight`"), "{text}");
     Ok(())
 }
 
@@ -166,7 +166,7 @@ fn another_models_weights_are_refused() -> Result<()> {
     let overwrite = |module: Sequential| {
         move |path: &Path| save(&module, path, BTreeMap::new()).expect("weights can be saved")
     };
-    refused(overwrite(linear(64)?), "it has no tensor `1.weight`")?;
+    refused(overwrite(linear(64)?), "the file has no tensor `1.weight`")?;
     refused(
         overwrite(linear(63)?),
         "`0.weight` has shape [32, 63] in the file, but [32, 64] in the model",

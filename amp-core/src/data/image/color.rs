@@ -48,7 +48,7 @@ impl Jitter {
         };
         if !(bounds.0 <= least && least <= most && most <= bounds.1 && most.is_finite()) {
             return Err(Error::config(format!(
-                "{name} from {least} to {most}: it must be from {} to {}, the least first",
+                "{name} from {least} to {most}: both limits must be from {} to {}, the lower one first",
                 bounds.0, bounds.1
             )));
         }

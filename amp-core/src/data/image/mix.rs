@@ -205,7 +205,9 @@ fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
             (target.f_min()?.f_int64_value(&[])?, target.f_max()?.f_int64_value(&[])?);
         if least < 0 || most >= classes {
             let (bad, last) = (if least < 0 { least } else { most }, classes - 1);
-            return Err(Error::config(format!("{what} of class {bad}: there are 0 to {last}")));
+            return Err(Error::config(format!(
+                "{what} of class {bad}: the classes are 0 to {last}"
+            )));
         }
     }
     let zeros = Tensor::f_zeros([size[0], classes], (Kind::Float, target.device()))?;

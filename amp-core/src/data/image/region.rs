@@ -53,7 +53,7 @@ impl RandomResizedCrop {
         match ordered(self.scale) && ordered(self.ratio) {
             true => Ok(()),
             false => Err(Error::config(format!(
-                "RandomResizedCrop of scale {:?} and ratio {:?}: give positive numbers, the least first",
+                "RandomResizedCrop of scale {:?} and ratio {:?}: give positive numbers, the smaller one first",
                 self.scale, self.ratio
             ))),
         }

@@ -312,7 +312,7 @@ impl Pad {
         // represent the value exactly.
         if !crate::precision::is_floating(kind) && there != *value {
             return Err(Error::config(format!(
-                "`{field}` is {kind:?}, which has no {value} to pad with: choose another value"
+                "`{field}` is {kind:?}, which cannot represent the padding value {value}: choose another value"
             )));
         }
         let mut size = vec![tensors.len() as i64, length];

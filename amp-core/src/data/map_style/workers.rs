@@ -102,8 +102,9 @@ impl Workers {
                 }
             };
             let thread = thread::Builder::new().name(format!("data worker {number}")).spawn(body);
-            let thread = thread
-                .map_err(|error| Error::Thread(format!("no thread to load data on: {error}")))?;
+            let thread = thread.map_err(|error| {
+                Error::Thread(format!("cannot start a thread to load data: {error}"))
+            })?;
             workers.threads.push(thread);
         }
         Ok(workers)

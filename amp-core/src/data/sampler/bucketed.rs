@@ -57,7 +57,7 @@ impl Sampler for Bucketed {
         rng.shuffle(&mut order);
         let size = epoch.batch_size.max(1) as usize;
         // If the last batch is not full, its examples are split off before sorting. Otherwise
-        // `drop_last` would always leave out the longest examples.
+        // `drop_last` would always leave out the longest examples of a pool.
         let rest = order.split_off(lengths / size * size);
         for pool in order.chunks_mut(size.saturating_mul(self.pool as usize)) {
             pool.sort_by_key(|index| self.lengths[*index as usize]);

@@ -44,7 +44,8 @@ pub fn map_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     let given = bytes.numel() as i64 - header.bytes;
     if size != Some(given) {
         return Err(refused(format!(
-            "{given} bytes of data, but an array {:?} of {:?} needs another number: write the file again",
+            "{given} bytes of data, but an array of shape {:?} and dtype {:?} needs another number of bytes: write \
+             the file again",
             header.shape, header.kind
         )));
     }
@@ -137,7 +138,7 @@ fn kind_of(descr: &str) -> Result<Kind, String> {
         "|b1" => Kind::Bool,
         _ => {
             return Err(format!(
-                "an array of dtype `{descr}`, which is not read: save it as little-endian float16 to \
+                "an array of dtype `{descr}`, which is not supported: save it as little-endian float16 to \
                  float64, int8 to int64, uint8 or bool"
             ));
         }

@@ -57,7 +57,7 @@ fn open(path: &Path) -> Import {
 #[case::ignore(|i: Import| i.ignore("head.*"), "ignore(`head.*`): no tensor matches")]
 #[case::keep(|i: Import| i.keep("head.*"), "keep(`head.*`): the model has no such tensor: tensors are called `a.q`, `b`")]
 #[case::left_over(|i: Import| i.keep("b"), "the model has no tensor `a.w`; `rename` gives")]
-#[case::missing(|i: Import| i.ignore("a.w"), "it has no tensor `b`; `rename` gives")]
+#[case::missing(|i: Import| i.ignore("a.w"), "the file has no tensor `b`; `rename` gives")]
 fn invalid_steps_are_refused(#[case] steps: fn(Import) -> Import, #[case] says: &str) {
     let (_folder, path) = file(&[("a.q", ones(&[2, 3])), ("a.w", ones(&[3]))]);
     let zeros = |shape: &[i64]| ones(shape) * 0.0;

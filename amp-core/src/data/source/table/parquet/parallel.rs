@@ -35,7 +35,9 @@ pub(super) fn each<I: Send, T: Send>(
     thread::scope(|scope| -> Result<()> {
         for _ in 0..threads {
             thread::Builder::new().name("row groups".into()).spawn_scoped(scope, work).map_err(
-                |error| Error::Thread(format!("no thread to decode row groups: {error}")),
+                |error| {
+                    Error::Thread(format!("cannot start a thread to decode row groups: {error}"))
+                },
             )?;
         }
         Ok(())

@@ -40,9 +40,9 @@ impl ChunkReader for Positioned {
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
         let mut bytes = vec![0; length];
         match self.0.read_exact_at(&mut bytes, start) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(ParquetError::EOF(format!("it ends within the {length} bytes at byte {start}")))
-            }
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(ParquetError::EOF(
+                format!("the file ends within the {length} bytes from byte {start} on"),
+            )),
             outcome => Ok(outcome.map(|()| bytes.into())?),
         }
     }

@@ -71,7 +71,7 @@ impl ParquetSet {
         match (0..all).contains(&row) {
             true => Ok(self.starts.partition_point(|start| *start <= row) - 1),
             false => Err(Error::config(format!(
-                "{}: there is no row {row} among {all}",
+                "{}: there is no row {row} in a table of {all} rows",
                 self.table.path().display()
             ))),
         }

@@ -211,7 +211,7 @@ of_elements!(BinaryCrossEntropyWithLogits "binary_cross_entropy_with_logits", |o
 pub struct KlDiv {
     /// Whether the target contains log probabilities instead of probabilities.
     pub log_target: bool,
-    /// Whether a mean divides by the number of examples (dimension 0) instead of the number of
+    /// Whether the mean divides by the number of examples (dimension 0) instead of the number of
     /// elements.
     pub batchmean: bool,
 }

@@ -25,8 +25,8 @@ use crate::{
     tensor_file::{self, TensorFile},
 };
 
-/// Saves every tensor of `module`, and `metadata`, which contains additional texts by name. A tied
-/// tensor (one tensor with several names) is saved once, under its first name, as in
+/// Saves every tensor of `module`, and the texts in `metadata` under their names. A tied tensor
+/// (one tensor with several names) is saved once, under its first name, as in
 /// `safetensors.torch.save_model`.
 ///
 /// # Errors
@@ -42,8 +42,8 @@ pub fn save(
     tensor_file::write(path, named, metadata)
 }
 
-/// Saves these tensors, and `metadata`, which contains additional texts by name. Supports every
-/// dtype that both safetensors and libtorch have.
+/// Saves these tensors, and the texts in `metadata` under their names. Supports every dtype that
+/// both safetensors and libtorch have.
 ///
 /// # Errors
 /// When a dtype is not supported, or the folder is missing or cannot be written to.
@@ -58,7 +58,7 @@ pub fn save_tensors<'t>(
 /// Loads every tensor of `module` from a file that has exactly the same names and shapes. Converts
 /// dtypes if they differ. For a tied tensor (one tensor with several names) the file needs only one
 /// of the names, because `safetensors.torch.save_model` writes only the alphabetically first one.
-/// Returns the additional texts of the file by name.
+/// Returns the file's metadata: texts by name.
 ///
 /// # Errors
 /// When the file is missing or damaged, or contains the weights of another model. After an error

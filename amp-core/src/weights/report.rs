@@ -43,7 +43,7 @@ pub struct Imported {
     pub tensors: Vec<ImportedTensor>,
     /// The names, in the file, of the tensors that the import ignored.
     pub ignored: Vec<String>,
-    /// The additional texts of the file, by name.
+    /// The file's metadata: texts by name.
     pub metadata: BTreeMap<String, String>,
 }
 

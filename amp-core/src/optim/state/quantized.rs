@@ -82,7 +82,7 @@ impl Moment {
         }
     }
 
-    /// Stores `values`, which [`read`](Self::read) returned and a step has changed.
+    /// Stores `values`, which [`read`](Self::read) returned and a step then changed.
     pub(in crate::optim) fn write(&self, start: i64, values: &Tensor) -> Result<()> {
         let (values, count) = (&values.f_reshape([-1])?, values.numel() as i64);
         match self {

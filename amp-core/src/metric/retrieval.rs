@@ -17,7 +17,8 @@ const ROWS: i64 = 1024;
 /// D]`. The own key of query i is key i. If the model computes queries and keys, its output has the
 /// shape `[N, 2, D]`, and the target is not used. The keys of all batches are compared, so the
 /// value does not depend on the batch size. A key with the same similarity as the query's own key
-/// counts as nearer. A model whose outputs are all equal therefore has a recall of 0.
+/// counts as nearer. A model whose outputs are all equal therefore has a recall of 0, if there are
+/// more than `k` keys.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;

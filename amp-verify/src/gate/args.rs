@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use crate::options::{ChangeArgs, duration, positive};
 
-/// How much the gate runs.
+/// How many seeds, precisions and training steps the gate runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
@@ -51,7 +51,7 @@ pub struct GateArgs {
     /// Judge every model
     #[arg(long)]
     pub all: bool,
-    /// How much the gate runs
+    /// How many seeds, precisions and training steps the gate runs
     #[arg(long, value_enum, default_value_t = Tier::Quick)]
     pub tier: Tier,
     /// Precisions to judge, separated by commas [default: the tier's]
@@ -66,19 +66,19 @@ pub struct GateArgs {
     /// The first seed; the further seeds are the numbers that follow it
     #[arg(long, value_name = "SEED", default_value_t = 42)]
     pub first_seed: u64,
-    /// The risk: the probability that a regression as large as the margin passes
+    /// The largest accepted probability that a regression as large as the margin passes the gate
     #[arg(long, default_value_t = 0.05)]
     pub alpha: f64,
     /// Also fail a precision that is better than the baseline by more than the margin
     #[arg(long)]
     pub equivalence: bool,
-    /// The margin: the accepted loss of the metric, for the model that --model names [default: the
-    /// declared or recorded margin; a model that is changed by one of the options below has no
-    /// default margin]
+    /// The margin: how much worse than the baseline the metric may be, for the model that --model
+    /// names [default: the declared or recorded margin; a model that is changed by one of the
+    /// options below has no default margin]
     #[arg(long, value_name = "DELTA")]
     pub margin: Option<f64>,
-    /// Time limit: check rules until then, run one seed after another, and start no seed that might
-    /// exceed the limit; give seconds, 10m, 2h or HH:MM:SS
+    /// Time limit: the gate stops checking rules at this time, runs one seed after another, and
+    /// starts no seed that might exceed the limit; give seconds, 10m, 2h or HH:MM:SS
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub time_limit: Option<Duration>,
     #[command(flatten)]

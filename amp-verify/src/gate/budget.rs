@@ -7,10 +7,10 @@
 //! pass of one example. This number depends only on the model and its data. So each call of the
 //! gate uses the same bounds.
 //!
-//! A bound is mean + k·s, where the mean and the standard deviation s are those of the values that
-//! the draws give. The factor k is larger if there are fewer draws. With [`FEWEST_DRAWS`] in place
-//! of [`DRAWS`], a bound is 1.12 times as wide if s is a tenth of the mean, the smallest s. It is
-//! 1.26 times as wide if s is half of the mean.
+//! A bound is mean + k·s. The mean and the standard deviation s are computed from the measured
+//! values of the draws. With fewer draws, the factor k is larger. A bound from [`FEWEST_DRAWS`]
+//! draws is wider than a bound from [`DRAWS`] draws: 1.12 times as wide if s is a tenth of the mean
+//! (the smallest s that the gate uses), and 1.26 times as wide if s is half of the mean.
 
 use amp_core::{Result, data::AnyBatch, precision::Precision};
 
@@ -20,13 +20,15 @@ use crate::{
     layers::{self, Subject, Wrap},
 };
 
-/// The number of draws (runs of the first steps with emulated rounding), and the smallest number of
-/// draws, for a large model.
+/// The number of draws (runs of the first steps with emulated rounding) for a small model.
 const DRAWS: u64 = 32;
+/// The smallest number of draws, for a large model.
 const FEWEST_DRAWS: u64 = 12;
-/// The largest and the smallest number of steps of an epoch that the gate observes. Each step is
-/// repeated twice with emulated rounding, so that a bound is computed from at least 32 such steps.
+/// The largest number of steps of an epoch that the gate observes.
 const EPOCH_STEPS: i64 = 64;
+/// The smallest number of steps of an epoch that the gate observes, if the epoch has so many. Each
+/// step is repeated twice with emulated rounding, so a bound is computed from at least 32 runs of a
+/// step.
 const FEWEST_STEPS: i64 = 16;
 /// The number of additional forward passes for each observed step of the epoch: one under 32-true,
 /// and two with emulated rounding.
@@ -135,7 +137,7 @@ mod tests {
     ) {
         let found = Budget::for_work(products, (batch.min(2), batch), 1, 6);
         assert_eq!(found, Budget { examples, draws, epoch_steps });
-        // Two batches for each step take twice as long.
+        // With gradient accumulation over two batches, each step takes twice as long.
         let twice = Budget::for_work(products, (batch.min(2), batch), 2, 6);
         assert!(twice.draws <= draws && twice.epoch_steps <= epoch_steps);
     }

@@ -9,8 +9,8 @@ use crate::{diagnose::PolicyFile, registry::Registry};
 
 use super::{CACHE, GateArgs, Plan, Report, annotations, junit, markdown, pool, run, table};
 
-/// Writes the policy file with all modules that must stay in FP32 under any precision, as the
-/// diagnosis found them. Returns a line that tells the user what was written.
+/// Writes the policy file. It contains all modules that must stay in FP32 under at least one
+/// precision, as the diagnosis found them. Returns a line that tells the user what was written.
 fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static str> {
     let Some(model) = report.models.first() else { return Ok("") };
     let mut overrides = plan.overrides.clone();

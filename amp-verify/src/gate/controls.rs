@@ -40,8 +40,8 @@ pub(super) fn complete(plan: &Plan, pool: &mut Pool) -> Result<()> {
 }
 
 impl Plan {
-    /// Returns the metric of a model that does not learn: the mean over the control runs so far. If
-    /// there is none, or if one of them failed, returns the cause.
+    /// Returns the metric of a model that does not learn: the mean over the control runs that have
+    /// ended. If no control run has ended, or if one failed, returns the cause.
     pub(super) fn untrained(&self, pool: &Pool, model: &Subject) -> Untrained {
         let control = |seed| pool.outcome(&self.job(model, Precision::F32True, seed, Task::Frozen));
         let runs = self.seeds(self.first.max(1)).filter_map(control);
@@ -142,7 +142,7 @@ mod tests {
         model, project,
     };
 
-    /// A random classifier that does not learn, because its learning rate is 0.
+    /// A classifier with random weights that does not learn, because its learning rate is 0.
     #[derive(LightningModule)]
     #[loss(cross_entropy)]
     #[metric(accuracy, name = acc)]
@@ -194,8 +194,9 @@ mod tests {
         gate: GateArgs,
     }
 
-    /// A model that does not learn has another accuracy with each of four seeds. The gate must
-    /// compare it with the mean over the control runs of the four seeds, not with the first one.
+    /// Checks that the gate compares 32-true with the mean over the control runs of all four seeds,
+    /// not with the first control run. `Guess` does not learn, and has another accuracy with each
+    /// seed.
     #[test]
     fn the_control_is_the_mean_over_the_seeds() -> Result<()> {
         let guess = model!(Guess).margin(0.01).batch_size(16);

@@ -19,10 +19,12 @@ use crate::scalars::all_finite;
 /// read, because they may be part of a CUDA graph.
 const NOTED: usize = 3;
 
-/// The largest number of examples that are compared, and the largest number of elements in these
-/// examples. The numbers are limited because a data set may be larger than memory.
+/// The largest number of examples that are compared. It is limited because a data set may be larger
+/// than memory.
 const MOST_EXAMPLES: i64 = 1 << 16;
+/// The largest number of elements in the compared examples.
 const MOST_NUMBERS: i64 = 1 << 27;
+/// The number of examples that are read at once.
 const AT_ONCE: usize = 256;
 
 /// Records a digest of the first batches of a run, which depends on the order of the examples.

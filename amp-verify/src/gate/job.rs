@@ -95,9 +95,9 @@ impl fmt::Display for Job {
 /// The results of a job of the gate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The metric in the last validation; null if it is NaN.
+    /// The metric in the last validation; null if it is not finite or if the model does not log it.
     pub metric: Option<f64>,
-    /// The loss in the last validation; null if it is not finite.
+    /// The loss in the last validation; null if it is not finite or if the model does not log it.
     pub loss: Option<f64>,
     /// The number of applied optimizer steps.
     pub applied_steps: u64,
@@ -385,7 +385,7 @@ struct Untouched;
 
 impl Interceptor for Untouched {}
 
-/// An interceptor that records a digest of a run's first batches, to compare their order.
+/// An interceptor that records a digest of a run's first batches, to compare the order of examples.
 struct Watch(identity::Order);
 
 impl Interceptor for Watch {

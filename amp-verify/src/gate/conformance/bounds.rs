@@ -12,10 +12,10 @@ use crate::{
 /// The smallest standard deviation with which a bound is computed, as a share of the mean. It is
 /// needed because some kernels round inside modules in other places than the emulated rounding.
 const LEAST_SPREAD: f64 = 0.1;
-/// The smallest bounds for the loss and for gradients, in roundings of the loss's dtype. Emulated
-/// runs round modules' inputs, outputs and intermediate tensors. But the computation between the
-/// last module and the loss also rounds a few times. This changes the loss, and with it the
-/// gradients.
+/// The smallest bounds for the differences of the loss (`OF_LOSS`) and of gradients
+/// (`OF_GRADIENT`), in unit roundoffs of the loss's dtype. The emulation rounds the inputs, outputs
+/// and intermediate tensors of modules. In a real run, the computation between the last module and
+/// the loss also rounds a few times, and so changes the loss and the gradients.
 pub(in crate::gate) const OF_LOSS: f64 = 4.0;
 pub(in crate::gate) const OF_GRADIENT: f64 = 24.0;
 
@@ -29,12 +29,13 @@ pub(super) struct Least {
     pub(super) weights: f64,
 }
 
-/// Bounds are upper tolerance limits: with confidence 0.95, at most the share [`RISK`] of correct
-/// runs exceeds mean + k·s, with the factor k of [`tolerance_factor`]. The square of a distance is
-/// a sum of squares, and its cube root is nearly normal (Wilson and Hilferty 1931). Mean and s are
-/// therefore computed for distance^(2/3). Differences have two sides around zero, each with half of
-/// the risk. The gradients of all parameters together have the risk of one measured value. Both
-/// assume that the normal distribution also holds beyond the measured values.
+/// The bounds, which are upper tolerance limits: with confidence 0.95, at most a fraction [`RISK`]
+/// of correct runs exceeds mean + k·s, with the factor k of [`tolerance_factor`]. For a distance,
+/// the mean and s are computed from distance^(2/3). This power is nearly normal, because the square
+/// of a distance is a sum of squares (Wilson and Hilferty 1931). A signed difference has a limit on
+/// each side of zero, each with half of the risk. All gradients together have the risk of one
+/// measured value. Limits assume that the normal distribution also holds beyond the measured
+/// values.
 pub(super) struct Bounds<'a> {
     runs: &'a [Figures],
     least: Least,
@@ -159,14 +160,14 @@ mod tests {
             let found = bounds.of(&what);
             assert!((found / expected - 1.0).abs() < 1e-5, "{what}: {found}, not {expected}");
         }
-        // A loss in bf16 may differ by the distance of two neighbouring numbers.
+        // A loss in bf16 may differ by 4 unit roundoffs, and its gradients by 24.
         let bounds = Bounds::new(&runs, Least { loss: Kind::BFloat16, ..LEAST });
         assert_eq!(bounds.of(&What::Loss), 2.0_f64.powi(-6));
         assert_eq!(bounds.of(&gradient("unused")), 24.0 / 256.0);
     }
 
     /// Checks that a parameter's gradient exceeds its bound if this parameter has no gradient in
-    /// the runs with emulated rounding. The bound of such a parameter is only a few roundings.
+    /// the runs with emulated rounding. The bound of such a parameter is only a few unit roundoffs.
     #[test]
     fn an_unknown_gradient_is_beyond_its_bound() {
         let runs = vec![BTreeMap::from([(What::Loss, 0.0)]); 3];

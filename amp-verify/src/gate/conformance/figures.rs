@@ -87,11 +87,11 @@ fn ratio(a: f64, b: f64) -> f64 {
 /// For each parameter, by name, which of its weights are left out of comparisons.
 pub(super) type Masks = BTreeMap<String, Tensor>;
 
-/// Returns a mask of the weights whose first gradient consists of rounding errors alone: the run
-/// `rounded`, which emulates the precision's rounding, changes the gradient of `exact` by at least
-/// the gradient's own size. An example is the bias of attention's keys, whose exact gradient is 0.
-/// Adam divides such a gradient by its size. So the updates of these weights are as large as those
-/// of other weights, but they say nothing about the precision.
+/// Returns a mask of the weights whose first gradient consists of rounding errors alone: in the run
+/// `rounded`, which emulates the precision's rounding, the gradient differs from that of `exact` by
+/// at least the absolute value of the exact gradient. An example is the bias of attention's keys,
+/// whose exact gradient is 0. Adam normalizes gradients by their absolute values. So the updates of
+/// these weights are as large as those of other weights, but they say nothing about the precision.
 pub(super) fn noisy(exact: &Ran, rounded: &Ran) -> Result<Masks> {
     let found = by_name(rounded);
     let mut masks = Masks::new();
@@ -166,9 +166,9 @@ impl<'a> Exact<'a> {
         Ok(whole(roots(squares)?))
     }
 
-    /// Returns how much f32 itself changes the differences between weights. The constants of an
-    /// optimizer, such as 1 − lr·λ, are rounded to f32. This rounding changes all weights in the
-    /// same direction in each step.
+    /// Returns the error that f32 itself causes in the differences between weights, relative to the
+    /// weights' update. The constants of an optimizer, such as 1 − lr·λ, are rounded to f32. This
+    /// rounding changes all weights in the same direction in each step.
     pub(super) fn of_constants(&self) -> f64 {
         ratio(STEPS as f64 * rounding_of(Kind::Float) * self.weights, self.way)
     }

@@ -12,7 +12,7 @@ use crate::{
 
 /// Measures each layer separately. Returns a sentence that names the first layer whose error
 /// exceeds its bound. The report adds this sentence to the failure. The sentence is empty if the
-/// layers cannot be measured separately.
+/// precision does not compute in 16 bits, or if the layers cannot be measured separately.
 pub(super) fn locate(job: &Job, case: &Case, budget: Budget) -> Result<String> {
     if !is_narrow(job.precision.compute()) {
         return Ok(String::new());

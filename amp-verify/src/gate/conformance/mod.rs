@@ -208,8 +208,8 @@ mod tests {
         model, project,
     };
 
-    /// A model whose activations have about the size `size` if its batch norm uses the initial
-    /// running statistics (mean 0, variance 1).
+    /// A model that multiplies its inputs by `size`. With the initial running statistics of its
+    /// batch norm (mean 0, variance 1), all its activations are about as large as `size`.
     #[derive(LightningModule)]
     #[forward(|x| head(&norm(&x.f_mul_scalar(self.size)?)?))]
     #[loss(mse_loss)]
@@ -238,7 +238,7 @@ mod tests {
         head: Linear,
     }
 
-    /// A recurrent network of linear layers, each of which runs in every step.
+    /// A recurrent network of linear layers, each of which runs at each position of a sequence.
     #[derive(LightningModule)]
     #[forward(|x| {
         let mut h = Tensor::f_zeros([x.size()[0], 32], (x.kind(), x.device()))?;
@@ -259,7 +259,8 @@ mod tests {
         head: Linear,
     }
 
-    /// Returns a regression of numbers from sequences of 50 steps.
+    /// Returns a data set for regression: the inputs are sequences of length 50, the targets
+    /// numbers.
     fn sequences(batch_size: i64) -> Result<DataModule> {
         let part = |first: i64| {
             let (length, width, count) = (50, 4, 64);
@@ -272,8 +273,9 @@ mod tests {
         Ok(DataModule::new("sequences", part(0)?, part(12_800)?, batch_size))
     }
 
-    /// A recurrent network that rounds its states in each step, and adds up the gradients of its
-    /// weights in 16 bits, is well within its bounds.
+    /// Checks that the measured values of a recurrent network are below 80 % of their bounds. Such
+    /// a network rounds its states at each position of a sequence, and adds up the gradients of its
+    /// weights in 16 bits.
     #[rstest]
     #[case::fused("Fused")]
     #[case::of_linear_layers("Steps")]
@@ -301,8 +303,8 @@ mod tests {
         Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model.batch_size(16))
     }
 
-    /// If a model does not stay finite with running statistics, its first steps are compared with
-    /// batch statistics.
+    /// Checks that the first steps are compared with batch statistics if 32-true does not stay
+    /// finite with running statistics.
     #[rstest]
     #[case::calm(1.0, "dropout and batch statistics")]
     #[case::diverging(1e15, "dropout, bounds")]

@@ -330,7 +330,7 @@ impl Suspect<'_> {
     }
 }
 
-/// A check that repeats the failing runs of the seed with other modules in FP32.
+/// Repeats the failing runs of the seed, each time with another set of modules in FP32.
 struct Again<'a> {
     suspect: &'a Suspect<'a>,
     /// How badly the run failed in the gate, as a number. The first call of the check returns it,

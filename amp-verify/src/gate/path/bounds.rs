@@ -28,9 +28,9 @@ use crate::{
 /// `PASSES_OF_STEP` is the smallest number of such passes in each step.
 const PASSES: i64 = 32;
 const PASSES_OF_STEP: i64 = 2;
-/// The constant for 64-true. Under 64-true, a ReLU unit switches so rarely that the passes do not
-/// show it. But if it switches, the gradient changes by more than f32 rounding changes it
-/// otherwise.
+/// The constant for the rounding that is not emulated, under 64-true. There, a ReLU unit switches
+/// so rarely that the passes do not show it. But if it switches, the gradient changes by more than
+/// f32 rounding changes it otherwise.
 const OF_SWITCHES: f64 = 1e-3;
 
 /// Returns the number of passes with emulated rounding that the gate makes for each step of an
@@ -40,8 +40,8 @@ pub(super) fn passes(steps: i64) -> u64 {
     ((PASSES + steps - 1) / steps).max(PASSES_OF_STEP).cast_unsigned()
 }
 
-/// The differences from 32-true with their bounds. Each pair comes from the step in which the
-/// difference is largest relative to its bound.
+/// The differences from 32-true. Each pair is a difference and its bound, from the step in which
+/// the difference is largest relative to its bound.
 pub(super) struct Judged {
     pub(super) projection: (f64, f64),
     pub(super) parameter: (f64, f64),
@@ -123,7 +123,8 @@ fn worst(
 }
 
 /// Returns the largest accepted relative difference between batch statistics and those of 32-true.
-/// The validation loss may differ by half of it. Rounding alone causes a few hundredths of it.
+/// The validation loss may differ by half of this value. Rounding alone causes differences of a few
+/// hundredths of this value.
 pub(super) fn statistics_bound(precision: Precision) -> f64 {
     match precision {
         Precision::F64True | Precision::F32True => 1e-3,

@@ -28,14 +28,15 @@ use crate::{
 
 /// The number of passes with perturbed weights from which the bounds are computed.
 const DRAWS: u64 = 12;
-/// The smallest bounds for the difference in size of two gradients and for their distance. Sums in
-/// another order may cause differences of this size.
+/// The smallest bound for [`GradientDifference::size`]. Sums in another order may cause a difference
+/// as large as this.
 const SIZE: f64 = 1e-3;
+/// The smallest bound for [`GradientDifference::distance`], for the same reason.
 const DISTANCE: f64 = 1e-2;
 
 /// How much the gradients a (of the GPU) and b (of the CPU) differ.
 struct GradientDifference {
-    /// The difference in size, |⟨a, b⟩/⟨b, b⟩ − 1|.
+    /// How far the projection of a onto b is from b, relative to b: |⟨a, b⟩/⟨b, b⟩ − 1|.
     size: f64,
     /// The distance, ‖a − b‖/‖b‖.
     distance: f64,

@@ -10,8 +10,8 @@ use amp_core::{
     tch::{Kind, Tensor, no_grad},
 };
 
-/// The largest accepted difference between two rates, in standard errors: the fraction of zeroed
-/// elements, and the dropout rate that follows from the factor.
+/// The largest accepted difference, in standard errors, between the fraction of zeroed elements and
+/// the dropout rate that follows from the factor.
 pub(super) const CHANCE: f64 = 6.0;
 /// The relative variation up to which the factors of the kept elements count as equal. The factors
 /// vary because 16-bit values are rounded.

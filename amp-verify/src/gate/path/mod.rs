@@ -81,11 +81,12 @@ struct Checks<'a> {
     setup: &'a Setup<'a>,
     findings: &'a mut Findings,
     report: &'a mut PathReport,
-    /// What the first step of the run without an observer used.
+    /// The dtypes that the first step of the run without an observer used.
     observed: &'a mut Observed,
     /// The number of stages of the job that have ended.
     ended: usize,
-    /// How far two runs may differ, for those kinds of runs in which a repetition gave other bits.
+    /// The accepted differences between two runs, for the scenarios whose repetition gave other
+    /// bits.
     tolerances: Vec<(Scenario, Tolerance)>,
 }
 

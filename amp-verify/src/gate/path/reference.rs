@@ -34,10 +34,11 @@ pub(super) struct Reference {
     model: Box<dyn LightningModule>,
     policy: Policy,
     device: Device,
-    /// The denominator of the first loss of this step that has targets. 0 before this loss.
+    /// The denominator of the step's first loss that has targets. 0 until there is such a loss.
     unit: f64,
-    /// The sum of the weights of this step's batches so far: the denominators of their losses,
-    /// divided by `unit`. Larger weights would make emulated 16-bit gradients overflow.
+    /// The sum of the weights of the step's batches so far. The weight of a batch is the
+    /// denominator of its loss, divided by `unit`. Without the division, emulated 16-bit gradients
+    /// might overflow.
     weight: f64,
     /// Whether a step has begun and not yet ended.
     within_step: bool,
@@ -107,9 +108,10 @@ impl Reference {
         Self { rounding: Some(rounding), ..self }
     }
 
-    /// Copies the run's weights before the first batch of a step. Parameters that the run freezes
-    /// from its beginning stay frozen as long as the run's do. A parameter that was trained once
-    /// keeps its gradient, so that one that is frozen later by mistake is seen.
+    /// Copies the run's weights before the first batch of a step. A parameter that the run freezes
+    /// from its beginning is frozen in this model until the run trains it. A parameter that the run
+    /// freezes later is not frozen in this model. So the comparison detects a parameter that is
+    /// frozen by mistake.
     fn begin(&mut self, run: &dyn LightningModule) -> Result<()> {
         let is_first = !std::mem::replace(&mut self.has_begun, true);
         let own = named_tensors(self.model.as_ref());
@@ -261,8 +263,9 @@ impl Reference {
 
     /// Returns the name of the buffer of the observed run that differs most from the same buffer
     /// under 32-true, and the difference relative to the buffer's norm. The difference that
-    /// rounding to the buffer's dtype explains is subtracted. For a running average with momentum
-    /// 0.1, these are ten roundings. `run` are the buffers of the run after its last step.
+    /// rounding to the buffer's dtype explains is subtracted: 20 unit roundoffs, because a running
+    /// average with momentum 0.1 contains the rounding errors of about ten steps. `run` are the
+    /// buffers of the run after its last step.
     pub(super) fn buffers(&self, run: &BTreeMap<String, Tensor>) -> Result<Option<(String, f64)>> {
         let (mut buffers, mut sums) = (Vec::new(), Vec::new());
         for (name, own, role) in named_tensors(self.model.as_ref()) {
@@ -347,8 +350,8 @@ mod tests {
         Ok(())
     }
 
-    /// Frozen parameters have no gradient, neither in the run nor in 32-true, until they are
-    /// trained.
+    /// Checks that frozen parameters break no rule. Until they are trained, they have no gradient,
+    /// neither in the run nor in the reference.
     #[rstest]
     #[case::always(Freeze::new("first.*"))]
     #[case::until_a_step(Freeze::new("first.*").until_step(4))]
@@ -365,8 +368,9 @@ mod tests {
         body: Sequential,
     }
 
-    /// The trainer weights each batch of a step by its number of targets, and a batch without
-    /// targets by 0. A step without targets changes nothing, and does not lower the loss scale.
+    /// Checks that the reference weights the batches of a step as the trainer does: by their
+    /// numbers of targets, so a batch without targets has the weight 0. A step without targets must
+    /// not lower the loss scale.
     #[rstest]
     #[case::some_without_targets(1, 4, Precision::Bf16Mixed)]
     #[case::all_with_targets(2, 4, Precision::Bf16Mixed)]
@@ -389,7 +393,8 @@ mod tests {
         body: Sequential,
     }
 
-    /// The batch statistics of a step are compared, not their averages over the run.
+    /// Checks that weight averaging breaks no rule: the buffers after the last step are compared,
+    /// not their averages over the run.
     #[rstest]
     #[case::ema(Averaging::Ema { decay: 0.95 })]
     #[case::swa(Averaging::Swa { start_epoch: 0 })]

@@ -240,15 +240,17 @@ impl Replay {
         }
         let distance = |(slot, (off, size)): (String, (f64, f64))| {
             let (off, of) = (off.sqrt(), size.sqrt());
-            // The average of squares has twice the relative rounding error.
+            // Squaring doubles the relative rounding error of a gradient. Each step rounds the
+            // average once.
             let allowed = (ROUNDING + (3.0 + self.steps as f64) * eps) * of;
             Distance { what: format!("the optimizer's `{slot}`"), off, of, allowed }
         };
         Ok(sums.into_iter().map(distance).collect())
     }
 
-    /// Returns how much more the weights may differ for the optimizer Lion. Lion steps by the sign
-    /// of a number, and rounding may change the signs of a few numbers that are near zero.
+    /// Returns the additional difference of weights that is accepted for the optimizer Lion (0 for
+    /// any other optimizer). Lion steps by the sign of an average, and rounding may change the sign
+    /// of an average that is near zero.
     fn signs(&self) -> f64 {
         let by_sign = self
             .scheduled
@@ -335,7 +337,7 @@ fn step_with_own_code(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -
     scheduled.optimizer.step()
 }
 
-/// Clips the gradients as torch's documentation defines it. Returns whether clipping changed them.
+/// Clips the gradients as PyTorch's documentation specifies. Returns whether clipping changed them.
 fn clipped(
     gradients: BTreeMap<&str, Tensor>,
     clip: Option<Clip>,

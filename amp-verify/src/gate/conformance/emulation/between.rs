@@ -18,14 +18,14 @@ pub(super) struct Between {
     emulation: Rc<Emulation>,
     draws: Rc<Draws>,
     moves: bool,
-    /// The weights that operations have used, as they were used last, by the address of their
-    /// elements.
+    /// The last alias of each weight that an operation has used, see [`weight`](Self::weight). The
+    /// key is the address of the weight's elements.
     used: RefCell<BTreeMap<usize, Tensor>>,
 }
 
 impl Between {
-    /// Creates the code for one forward pass. If `moves` is true, values are perturbed at random
-    /// before they are rounded.
+    /// Creates the rounding for one forward pass. If `moves` is true, values are perturbed at
+    /// random before they are rounded.
     pub(super) fn new(emulation: &Rc<Emulation>, draws: &Rc<Draws>, moves: bool) -> Self {
         let (emulation, draws) = (Rc::clone(emulation), Rc::clone(draws));
         Self { emulation, draws, moves, used: RefCell::default() }
@@ -74,9 +74,9 @@ impl Substitute for Between {
         }
     }
 
-    /// Rounds the gradient of each use of a weight. The gradients of operations that share a cast
-    /// are added up in 16 bits. Therefore the tensors in `used` are aliases, each of the one before,
-    /// so that the backward pass also rounds the sum of the gradients after each use.
+    /// Rounds the gradient of each use of a weight. If several operations use the same cast weight,
+    /// autograd adds up their gradients in 16 bits. Therefore each use gets an alias of the alias
+    /// of the previous use, so that the backward pass also rounds the sum after each addition.
     fn weight(&self, path: &str, weight: &Tensor, casts: Casts) -> Result<Tensor> {
         let Some(kind) = self.computed(path).filter(|kind| is_narrow(*kind)) else {
             return Ok(weight.shallow_clone());

@@ -106,7 +106,7 @@ impl Emulation {
                 module.sums_parts = false;
             }
         }
-        // What the model itself computes, between its modules.
+        // The dtypes of what the model itself computes between its modules.
         let computed = precision.compute();
         let own = Kinds { given: computed, returned: computed, computed, sums_parts: false };
         modules.entry(String::new()).or_insert(own);
@@ -132,8 +132,8 @@ impl Emulation {
         self.module_of(parameter).is_none_or(|module| is_narrow(module.computed))
     }
 
-    /// Returns the loss scale of the run with emulated rounding. With this scale, gradients have
-    /// the same size as under the precision when they are rounded.
+    /// Returns the loss scale of the run with emulated rounding. With this scale, gradients are as
+    /// large as under the precision when they are rounded.
     fn scale(&self) -> f64 {
         if self.precision.scales_loss() { LOW_SCALE } else { 1.0 }
     }
@@ -175,7 +175,8 @@ struct Seen {
 impl Probe for Seen {
     fn ran(&self, call: &Call<'_>) {
         let given = match call.plan.autocast {
-            // The module receives the input as it is, because autocast casts it inside the module.
+            // Autocast casts the input inside the module, so `call.input` still has the uncast
+            // dtype.
             Some(kind) if call.op == Op::Matmul && is_floating(call.input.kind()) => kind,
             _ => call.input.kind(),
         };

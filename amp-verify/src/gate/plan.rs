@@ -91,7 +91,7 @@ pub struct Plan {
     pub most: usize,
     /// The first seed of the training runs. The further seeds are the numbers that follow it.
     pub first_seed: u64,
-    /// The risk of the statistical test (α). See [`Design::alpha`](crate::verdict::Design::alpha).
+    /// The significance level α of the test. See [`Design::alpha`](crate::verdict::Design::alpha).
     pub alpha: f64,
     /// Whether a precision that is better than 32-true by more than the margin fails as well. See
     /// [`Design::equivalence`](crate::verdict::Design::equivalence).

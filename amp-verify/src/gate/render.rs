@@ -185,9 +185,10 @@ pub fn table(report: &Report) -> String {
     format!("{heading}\n{table}\n{found}{comparisons}{}\n", closing(report).join("\n"))
 }
 
-/// If more models and precisions than this were judged, only the comparisons of failing ones are
-/// printed.
+/// If more combinations of model and precision than this were judged, the terminal shows only the
+/// comparisons of the failing combinations.
 const LISTED: usize = 2;
+/// The columns of the table of comparisons.
 const COLUMNS: [&str; 6] = ["rule", "what was compared", "over", "figure", "bound", "of the bound"];
 
 /// Formats the comparisons for one model under one precision as a table.
@@ -337,7 +338,8 @@ fn failure(model: &ModelReport, result: &PrecisionResult) -> String {
     }
 }
 
-/// The largest number of annotations per kind that GitHub shows for a step.
+/// The largest number of results that are annotated. For a step, GitHub shows at most ten
+/// annotations of each kind.
 const SHOWN: usize = 8;
 
 /// Formats GitHub workflow commands that annotate the run with the worst results. If not all

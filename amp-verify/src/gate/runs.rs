@@ -26,8 +26,8 @@ const OVERLAP: f64 = 0.05;
 /// The largest accepted peak memory of a precision, as a multiple of the peak memory of 32-true. If
 /// the weights are wider than f32, this multiple is multiplied by their width relative to f32.
 const MEMORY: f64 = 2.0;
-/// How much more memory is accepted on CUDA, in bytes. A library may allocate a workspace in the
-/// first run that calls the library.
+/// The additional peak memory that a precision may use on CUDA, in bytes. A library may allocate a
+/// workspace in the first run that calls the library, and this may be the run under the precision.
 const WORKSPACES: f64 = (1_u64 << 28) as f64;
 
 /// The full runs under a precision and under 32-true, one of each for each seed.
@@ -137,9 +137,9 @@ impl Runs<'_> {
     }
 }
 
-/// Describes the failure if the model draws random numbers in another dtype under the precision,
-/// whose run is `path`, than in the control run under 32-true. The two runs of a seed then have
-/// other random numbers, and neither their metrics nor their gradients can be compared.
+/// Returns a failure if the model draws random numbers in another dtype in the run under the
+/// precision (`path`) than in the control run under 32-true. In this case the two runs of a seed
+/// use different random numbers, so neither their metrics nor their gradients can be compared.
 pub(super) fn draws_otherwise(control: &Outcome, path: &Outcome) -> Option<Failure> {
     let (draws, base) = (&path.observed.draws, &control.observed.draws);
     let text = draws::difference(draws, Precision::F32True, base)?;
@@ -191,8 +191,8 @@ pub(super) fn learning(
 pub fn product_error(device: Device) -> Result<f64> {
     const SIZE: i64 = 256;
     // No random numbers are drawn, because the generator belongs to the run. The phases are
-    // squares: with equally spaced sines the sum cancels, and the relative error would be ten times
-    // as large.
+    // squares, because the sums of sines with equally spaced phases cancel, which would make the
+    // relative error ten times as large.
     let phases = Tensor::f_arange(SIZE * SIZE, (Kind::Double, device))?.f_square()?;
     let phases = phases.f_view([SIZE, SIZE])?;
     let [a, b] = [phases.f_sin()?, phases.f_cos()?].map(|m| m.f_to_kind(Kind::Float));
@@ -215,7 +215,8 @@ mod tests {
         model, project,
     };
 
-    /// A model that draws in the dtype of its layer, or through the context.
+    /// A model that adds noise in training. If `right` is true, it draws the noise through the
+    /// context. Otherwise it draws in the dtype of its layer's output.
     #[derive(LightningModule)]
     #[forward(|x| {
         let x = body(x)?;
@@ -237,8 +238,8 @@ mod tests {
         head: Linear,
     }
 
-    /// Random numbers in another dtype than under 32-true are a failure of their own. Only they break
-    /// the rule of gradients.
+    /// Checks that drawing random numbers in another dtype than under 32-true is reported as a
+    /// failure. Only this model breaks the rule on gradients.
     #[rstest]
     #[case::right(true, None)]
     #[case::like(false, Some("draws bfloat16 numbers and float32 numbers under 32-true"))]

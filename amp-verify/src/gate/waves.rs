@@ -15,7 +15,8 @@ pub(super) fn rows(first: i64) -> Result<(Tensor, Tensor)> {
     Ok((x, sums))
 }
 
-/// Returns a regression of the sums, with other rows for validation.
+/// Returns data for regression: the inputs are rows, the targets the sums of the rows. The training
+/// set and the validation set have different rows.
 pub(super) fn waves(batch_size: i64) -> Result<DataModule> {
     let part = |first: i64| {
         let (x, sums) = rows(first)?;
@@ -24,8 +25,8 @@ pub(super) fn waves(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("waves", part(0)?, part(256)?, batch_size))
 }
 
-/// Returns sequences of ten words, of which the first `example mod 11` have a tag. In each
-/// group of eleven batches of one example, one batch has no target at all.
+/// Returns sequences of ten words. In the example with index i, only the first i mod 11 words have
+/// a tag. So one of eleven examples has no target at all.
 pub(super) fn words(batch_size: i64) -> Result<DataModule> {
     let part = |first: i64, count: i64| {
         let x =

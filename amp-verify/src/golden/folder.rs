@@ -7,8 +7,8 @@ use amp_core::{Error, Result, file::Staged, hardware::Fingerprint};
 
 use super::{Golden, Site, Taken, Target, incomparable, parse};
 
-/// The environment variable that allows a golden test to write missing files: goldens and their
-/// anchors (first recordings). It does so if its value is `write`.
+/// The environment variable that allows a golden test to write missing files, if its value is
+/// `write`. The files are goldens and their anchors (first recordings).
 const ANCHORS: &str = "AMP_ANCHORS";
 
 /// The folder of the recorded results (goldens), and what a golden test may write there.

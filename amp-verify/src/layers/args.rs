@@ -18,7 +18,7 @@ use crate::{
 /// Options of `layers`.
 #[derive(Debug, Args)]
 pub struct LayersArgs {
-    /// The precision
+    /// The precision to measure
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str,
           default_value_t = Precision::F16Mixed)]
     pub precision: Precision,

@@ -36,7 +36,7 @@ pub(super) struct Inside {
 }
 
 impl Inside {
-    /// Creates the code for the layer at `path`, which computes in the dtype `to`.
+    /// Creates the rounding for the layer at `path`, which computes in the dtype `to`.
     pub(super) fn new(path: &str, to: Kind, inner: &Rc<Inner>) -> Self {
         Self { path: path.to_owned(), to, inner: Rc::clone(inner) }
     }
@@ -106,7 +106,8 @@ mod tests {
         head: Linear,
     }
 
-    /// The own error of a recurrent layer is about as large as the roundings in its steps explain.
+    /// Checks that the own error of a recurrent layer is about as large as the roundings at the
+    /// positions of its sequence explain.
     #[rstest]
     fn the_expected_error_of_a_layer_has_its_inner_roundings(
         #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,

@@ -1,4 +1,4 @@
-//! Whether dropout zeroes the same elements in several dtypes.
+//! Finds out whether dropout zeroes the same elements in several dtypes.
 
 use amp_core::{
     Result, random,
@@ -6,7 +6,8 @@ use amp_core::{
 };
 
 /// Returns whether dropout drops the same elements in these dtypes for equal seeds. It does on the
-/// CPU. On CUDA the number of elements that one thread draws depends on the dtype.
+/// CPU. On CUDA it does not, because the number of elements that one thread draws depends on the
+/// dtype.
 pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     let draw = |kind: Kind| -> Result<Tensor> {
         let _section = random::seeded(0)?;
@@ -64,8 +65,9 @@ mod tests {
         head: Linear,
     }
 
-    /// Checks a layer with dropout that loses digits. All separate runs of the layer zero the same
-    /// elements, so that they differ only by rounding. The lost digits exceed the bound.
+    /// Checks the own error of a dropout layer. All separate runs of the layer zero the same
+    /// elements, so they differ only by rounding, and the error is within its bound. If the layer
+    /// has a fault that loses digits, the error exceeds the bound.
     #[test]
     fn a_layer_that_drops_elements_is_judged_by_its_rounding() -> Result<()> {
         let options = (Kind::Float, Device::Cpu);

@@ -127,7 +127,7 @@ fn is_layer(calls: &[Ran], call: &Ran) -> bool {
     is_floating(call.output.kind()) && (call.op == Op::Matmul || !calls.iter().any(inside))
 }
 
-/// The data that all parts of the model share. The layers of a part are measured together.
+/// What is measured once for the whole step, and not for each layer.
 struct Ends {
     log2_scale: i32,
     dropout: bool,
@@ -298,7 +298,7 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
-        // This output of the layer has no effect on the loss. Its other runs give the gradients.
+        // If this output of the layer has no effect on the loss, it gives no gradients.
         let is_passed_by = self.reference.calls[at].output_gradient.is_none();
         if kind != Kind::Forward && is_passed_by {
             return Ok(None);

@@ -152,8 +152,9 @@ pub struct Report {
     /// The loss scales that are safe for all layers with 16-bit gradients. Null if no layer has
     /// 16-bit gradients.
     pub window: Option<CommonWindow>,
-    /// Describes the random numbers that the model draws in another dtype than under 64-true. The
-    /// errors of the layers then contain the difference of these numbers. Null if all are the same.
+    /// Describes the random numbers that the model draws in another dtype than under 64-true. If
+    /// there are any, the errors of the layers contain the differences between these numbers. Null
+    /// if all random numbers are the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draws: Option<String>,
 }

@@ -1,8 +1,8 @@
-//! Measures the error that each layer that computes in 16 bits makes on exact inputs (its own
-//! error). This error is compared with the error of the same layer in 64-true if only parameters
-//! and results are rounded. The comparison reveals three faults. The layer may round too often. It
-//! may compute in a wider dtype and cast back. Or it may first round to fewer digits than its dtype
-//! has.
+//! Measures the own error of each layer that computes in 16 bits: the error that the layer makes on
+//! exact inputs. This error is compared with the error of the same layer in 64-true if only
+//! parameters and results are rounded. The comparison reveals three faults. The layer may round too
+//! often. It may compute in a wider dtype and cast back. Or it may first round to fewer digits than
+//! its dtype has.
 
 use amp_core::{
     Result,
@@ -64,9 +64,9 @@ impl Lost {
 /// its parameters and results once causes. It is above 1, because some layers round several times
 /// inside.
 pub const WITHIN: f64 = 3.0;
-/// Used to recognize a layer that computes in a wider dtype. Results of the layer are compared with
-/// exact results that are rounded to the layer's dtype. In a wider dtype, fewer results differ than
-/// if the parameters are rounded: at most 1/`FEWER` times as many.
+/// Used to recognize a layer that computes in a wider dtype. Its results are compared with exact
+/// results that are rounded to the layer's dtype, and so are results with rounded parameters. A
+/// layer computes in a wider dtype if less than 1/`FEWER` as many of its results differ.
 const FEWER: f64 = 4.0;
 /// If fewer results than this differ with rounded parameters, it is not judged whether the layer
 /// computes in a wider dtype.
@@ -76,9 +76,10 @@ const LEAST_DIFFERING: f64 = 40.0;
 /// to f16, have so few digits.
 const ALL: f64 = 0.99;
 const BY_CHANCE: f64 = 0.75;
-/// The smallest relative error with which a value may become zero. A counted value is at least four
-/// times the dtype's smallest number, and the last rounding has an error of half of this number: at
-/// most an eighth of the value. So the other errors must be at least 7/8 of the value.
+/// A value can only become zero if the relative error, without the last rounding, is at least this.
+/// A counted value is at least four times the dtype's smallest positive number. The last rounding
+/// has an error of at most half of this number, which is an eighth of the value. So the other
+/// errors must be at least 7/8 of the value.
 const LOSES: f64 = 7.0 / 8.0;
 /// If a tensor has fewer elements, it is not judged whether it has too few digits.
 const LEAST_ELEMENTS: usize = 64;
@@ -231,9 +232,9 @@ impl Otherwise {
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
-    /// Counts the values well within the dtype's exponents that are lost: they became zero,
-    /// infinite or NaN. Rounding can only lose a value that it can change by the value's own size.
-    /// The bound is the upper tolerance limit of the number of such values, from the results of
+    /// Counts the lost values: values well within the range of the dtype that became zero, infinite
+    /// or NaN. Rounding can only lose a value if its error is about as large as the value. The
+    /// bound is an upper tolerance limit of the number of such values, computed from the results of
     /// 64-true with rounded parameters.
     fn lost(&self, to: Dtype, risk: f64) -> Result<Lost> {
         let Some(format) = Format::of(to) else { return Ok(Lost::default()) };
@@ -242,7 +243,7 @@ impl Otherwise {
             (power(format.min_subnormal_exponent() + 2), power(format.max_exponent()));
         let size = self.exact.f_abs()?;
         let held = size.f_ge(least)?.f_logical_and(&size.f_le(most)?)?;
-        // The layer may also round its results several times inside.
+        // The error of a rounding inside the layer, for a value as large as the root mean square.
         let squares = size.f_square()?.f_masked_fill(&held.f_logical_not()?, 0.0)?;
         let rms = squares.f_mean(Dtype::Double)?.f_sqrt()?;
         let (inside, reached) = (rms.f_mul_scalar(rounding_of(to))?, size.f_mul_scalar(LOSES)?);
@@ -284,8 +285,9 @@ mod tests {
     use super::*;
     use crate::rounding::rounded_stochastically;
 
-    /// Returns the results of a linear layer in f16 with 64 inputs of about the size `size`. If
-    /// `rounds` is true, the layer uses rounded parameters, and otherwise unrounded ones.
+    /// Returns the results of a linear layer in f16 whose 64 inputs have the standard deviation
+    /// `size`. If `rounds` is true, the layer uses rounded parameters, and otherwise unrounded
+    /// ones.
     fn product(rounds: bool, size: f64) -> Result<Otherwise> {
         let _section = random::seeded(11)?;
         let draw = |rows: i64| Tensor::randn([rows, 64], (Dtype::Double, Device::Cpu));
@@ -319,9 +321,9 @@ mod tests {
         Ok(())
     }
 
-    /// A layer that makes zeros of subnormal numbers, or infinities of large ones, loses values that
-    /// f16 holds; values that are too small for f16 are not lost by the layer. Equal values count
-    /// once.
+    /// Checks which values count as lost. A layer loses values that f16 can represent if it turns
+    /// subnormal numbers into zeros, or finite numbers into infinities. Values that are too small
+    /// for f16 are not lost by the layer. Equal values count once.
     #[rstest]
     #[case::rounded(1.0, 4096, |tensor: &Tensor| tensor.shallow_clone(), 0)]
     #[case::flushed(1.0 / 65536.0, 4096, |tensor: &Tensor| tensor * tensor.abs().ge(2.0_f64.powi(-14)), 4096)]
@@ -348,10 +350,10 @@ mod tests {
         Ok(())
     }
 
-    /// Checks the bound of the number of values that a layer may turn into zero: the values that
-    /// are small enough for rounding to change them by their own size. These are the values below
-    /// 3·8/7 times the error that rounded parameters cause, or times one rounding of a value of
-    /// mean size.
+    /// Checks the bound of the number of values that a layer may turn into zero: the number of
+    /// values that are so small that rounding can change them by their own absolute value. These
+    /// are the values below 3·8/7 times the error that rounded parameters cause, or 3·8/7 times the
+    /// error of rounding a value that is as large as the root mean square.
     #[rstest]
     #[case::inside(0.0, 2.0_f64.powi(-11))]
     #[case::parameters(0.01, 0.01)]

@@ -14,12 +14,14 @@ use super::pass::Ran;
 const COPIES: usize = 24;
 const OF_PARAMETERS: usize = 12;
 
-/// The default of `Options::budget` in bytes, and by what a GPU's free memory is divided.
+/// The default of `Options::budget`, in bytes.
 pub(super) const BUDGET: usize = 4 << 30;
+/// The budget on a GPU is the free memory divided by this number, if that is more than the default.
 const SHARE: usize = 2;
 
-/// Returns how many bytes of layers' tensors may be kept at once. On a GPU there are many, to have
-/// few parts, because each part repeats the whole step. `wanted` is `Options::budget`.
+/// Returns how many bytes of layers' tensors may be kept at once. On a GPU this is a large part of
+/// the free memory. So there are few parts, each of which repeats the whole step. `wanted` is
+/// `Options::budget`.
 pub(super) fn budget(device: Device, wanted: usize) -> Result<usize> {
     if !device.is_cuda() || wanted < BUDGET {
         return Ok(wanted);

@@ -55,7 +55,8 @@ impl Ran {
     }
 }
 
-/// Describes a separate run of a layer, which first rounds the f64 tensors to the layer's dtypes.
+/// Describes a separate run of a layer. Before the run, the f64 tensors of the job are rounded to
+/// the layer's dtypes.
 pub(super) struct Job {
     pub(super) input: Tensor,
     /// The gradient of the unscaled loss with respect to the output, for the backward pass.
@@ -107,7 +108,7 @@ impl Pass {
     }
 }
 
-/// Returns the path of the module, without `#2` and the like.
+/// Returns the path of the module, without a suffix such as `#2`.
 pub(super) fn module(path: &str) -> &str {
     path.split_once('#').map_or(path, |(module, _)| module)
 }
@@ -320,7 +321,7 @@ impl Observer {
             Some(rounded) => round(&wanted, rounded)?,
             None => Vec::new(),
         };
-        // Rounding the parameters draws random numbers as well.
+        // Sets the seed again, because rounding the parameters draws random numbers as well.
         seed_everything(seed)?;
         let (output, scale) = match &job.weights {
             Some(Rounded { to, scale, inner, .. }) => {

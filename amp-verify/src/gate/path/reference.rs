@@ -36,9 +36,8 @@ pub(super) struct Reference {
     device: Device,
     /// The denominator of the step's first loss that has targets. 0 until there is such a loss.
     unit: f64,
-    /// The sum of the weights of the step's batches so far. The weight of a batch is the
-    /// denominator of its loss, divided by `unit`. Without the division, emulated 16-bit gradients
-    /// might overflow.
+    /// The sum of the weights of the step's batches so far. The weight of a batch is the denominator
+    /// of its loss, divided by `unit`, because large weights might make 16-bit gradients overflow.
     weight: f64,
     /// Whether a step has begun and not yet ended.
     within_step: bool,
@@ -108,10 +107,9 @@ impl Reference {
         Self { rounding: Some(rounding), ..self }
     }
 
-    /// Copies the run's weights before the first batch of a step. A parameter that the run freezes
-    /// from its beginning is frozen in this model until the run trains it. A parameter that the run
-    /// freezes later is not frozen in this model. So the comparison detects a parameter that is
-    /// frozen by mistake.
+    /// Copies the run's weights before the first batch of a step. A parameter is frozen in this model
+    /// only if the run froze it from its beginning and has not trained it since. So the comparison
+    /// detects a parameter that the run freezes later by mistake.
     fn begin(&mut self, run: &dyn LightningModule) -> Result<()> {
         let is_first = !std::mem::replace(&mut self.has_begun, true);
         let own = named_tensors(self.model.as_ref());
@@ -261,11 +259,10 @@ impl Reference {
         Ok(Figures { projection, parameter, error, parameter_error, loss: 0.0 })
     }
 
-    /// Returns the name of the buffer of the observed run that differs most from the same buffer
-    /// under 32-true, and the difference relative to the buffer's norm. The difference that
-    /// rounding to the buffer's dtype explains is subtracted: 20 unit roundoffs, because a running
-    /// average with momentum 0.1 contains the rounding errors of about ten steps. `run` are the
-    /// buffers of the run after its last step.
+    /// Returns the buffer of the run that differs most from the same buffer under 32-true: its name,
+    /// and the relative difference, from which the effect of rounding is subtracted: 20 unit
+    /// roundoffs of the buffer's dtype, because a running average with momentum 0.1 contains the
+    /// rounding errors of about ten steps. `run` are the run's buffers after its last step.
     pub(super) fn buffers(&self, run: &BTreeMap<String, Tensor>) -> Result<Option<(String, f64)>> {
         let (mut buffers, mut sums) = (Vec::new(), Vec::new());
         for (name, own, role) in named_tensors(self.model.as_ref()) {
@@ -368,9 +365,8 @@ mod tests {
         body: Sequential,
     }
 
-    /// Checks that the reference weights the batches of a step as the trainer does: by their
-    /// numbers of targets, so a batch without targets has the weight 0. A step without targets must
-    /// not lower the loss scale.
+    /// Checks that the reference weights batches as the trainer does: by their numbers of targets,
+    /// which may be 0. A step without targets must not lower the loss scale.
     #[rstest]
     #[case::some_without_targets(1, 4, Precision::Bf16Mixed)]
     #[case::all_with_targets(2, 4, Precision::Bf16Mixed)]
@@ -393,8 +389,7 @@ mod tests {
         body: Sequential,
     }
 
-    /// Checks that weight averaging breaks no rule: the buffers after the last step are compared,
-    /// not their averages over the run.
+    /// Checks that weight averaging breaks no rule: buffers are compared before they are averaged.
     #[rstest]
     #[case::ema(Averaging::Ema { decay: 0.95 })]
     #[case::swa(Averaging::Swa { start_epoch: 0 })]

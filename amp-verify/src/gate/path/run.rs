@@ -82,8 +82,9 @@ impl Setup<'_> {
         Ok(loader.limited(config.loops.limit_train_batches).batches())
     }
 
-    /// Returns by how many bytes the batches in memory can differ between steps, because sequences
-    /// of different lengths give batches of different sizes: 0 if all full batches are equally large.
+    /// Returns by how many bytes the batches in memory can differ between steps. Batches have
+    /// different sizes if their sequences have different lengths. Returns 0 if all full batches are
+    /// equally large.
     pub(super) fn varying_bytes(&self, scenario: Scenario) -> Result<u64> {
         let config = self.config(scenario)?;
         let (data, mut sizes) = (&self.case.data, Vec::new());
@@ -327,7 +328,8 @@ mod tests {
         Ok(DataModule::new("growing", Growing(64), Growing(8), batch_size).in_order())
     }
 
-    /// If a later batch is larger and needs more memory, this is not a memory leak.
+    /// Checks that a later batch that is larger, and so needs more memory, is not reported as a
+    /// leak.
     #[test]
     fn larger_batches_are_not_a_leak() -> Result<()> {
         let model = model!(Mean).judged_by_loss().margin(1.0).batch_size(4);

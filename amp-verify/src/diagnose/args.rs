@@ -27,15 +27,15 @@ pub enum Search {
 /// Options of `diagnose`.
 #[derive(Debug, Args)]
 pub struct DiagnoseArgs {
-    /// The precision
+    /// The precision to diagnose
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str,
           default_value_t = Precision::F16Mixed)]
     pub precision: Precision,
     /// The measurement that decides whether a set of FP32 modules is good enough
     #[arg(long, value_enum, default_value_t = Search::Metric)]
     pub search: Search,
-    /// The largest accepted loss of the metric [default: 0.01]; with --search layers, the largest
-    /// accepted error of a layer, divided by the size of its values [default: 0.05]
+    /// How much worse than under 32-true the metric may be [default: 0.01]; with --search layers,
+    /// the largest accepted relative error that a layer makes by itself [default: 0.05]
     #[arg(long, value_name = "X")]
     pub limit: Option<f64>,
     /// Number of seeds to train with, starting with --seed

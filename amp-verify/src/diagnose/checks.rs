@@ -70,7 +70,7 @@ impl<'a> MetricLoss<'a> {
             let name = case.model.judge.name;
             if let Some(bad) = record.not_finite().first() {
                 return Err(Error::NonFinite(format!(
-                    "{} is not finite in 32-true under seed {seed}, so the loss of a precision cannot be measured",
+                    "{} is not finite in 32-true under seed {seed}, so no precision can be compared with it",
                     bad.name
                 )));
             }

@@ -79,8 +79,7 @@ impl<T: Clone + Ord, F: FnMut(&[T]) -> Result<bool>> Asked<T, F> {
         Ok(passes)
     }
 
-    /// Returns the first of `sets` for which the predicate returns true. Returns `None` if there is
-    /// none.
+    /// Returns the first of `sets` that passes the test. Returns `None` if there is none.
     fn first(&mut self, sets: impl Iterator<Item = Vec<T>>) -> Result<Option<Vec<T>>> {
         for set in sets {
             if self.passes(&set)? {

@@ -35,10 +35,10 @@ pub struct Options {
     pub log2_scale: i32,
     /// What is required of a safe loss scale.
     pub window: WindowOptions,
-    /// The largest number of bytes of layers' tensors that are kept at once. On a GPU it is half of
-    /// the free memory, if that is more. If all layers together need more, they are measured in
-    /// parts. If a single layer needs more, all layers are measured on fewer examples. The report
-    /// has their number.
+    /// The largest number of bytes that the recorded tensors of layers may occupy at once. On a
+    /// GPU, half of the free memory is used if that is more. If all layers together need more, they
+    /// are measured in parts. If a single layer needs more, all layers are measured on fewer
+    /// examples, and the report has their number.
     pub budget: usize,
 }
 

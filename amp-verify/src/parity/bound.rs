@@ -5,7 +5,7 @@
 //! changes the next step, so it may grow with every step. How fast it grows depends on the model,
 //! its weights and its data. Therefore the growth is measured. A few runs of our side use the same
 //! batches, but their initial weights are perturbed at random by
-//! [up to sixteen roundings](super::ours). The bound of a loss is [`FACTOR`] times the largest
+//! [up to sixteen unit roundoffs](super::ours). The bound of a loss is [`FACTOR`] times the largest
 //! difference between the perturbed runs and the unperturbed run, up to the batch of this loss. The
 //! bound is at least [`LEAST`], because the sum that computes the loss rounds too.
 
@@ -14,7 +14,7 @@ pub(super) const RUNS: u64 = 4;
 /// The bound of a loss is this multiple of the largest difference between a perturbed run and the
 /// unperturbed run.
 const FACTOR: f64 = 4.0;
-/// The smallest bound, relative to the loss: sixteen roundings of f32.
+/// The smallest bound, relative to the loss: sixteen unit roundoffs of f32.
 const LEAST: f64 = 1.0 / 1_048_576.0;
 
 /// Returns for each step the difference between the losses in `own` and in `other`, divided by the

@@ -26,8 +26,8 @@ use crate::{
     rounding::{moved, rounding_of},
 };
 
-/// Returns by which fraction a weight is perturbed at most. Under 32-true these are sixteen
-/// roundings of f32, and under a 16-bit precision one rounding to 16 bits.
+/// Returns by which fraction a weight is perturbed at most: sixteen unit roundoffs of f32 under
+/// 32-true, and one unit roundoff under a 16-bit precision.
 fn share(precision: Precision) -> f64 {
     match precision.compute() {
         kind @ (Kind::Half | Kind::BFloat16) => rounding_of(kind),
@@ -35,9 +35,9 @@ fn share(precision: Precision) -> f64 {
     }
 }
 
-/// Perturbs the model's weights at random by a few roundings, as [`share`] says. `number` is the
-/// number of the run and the seed of the perturbation. Afterwards the random generator has the
-/// state that it had before.
+/// Perturbs the model's weights at random, each by at most the fraction that [`share`] returns.
+/// `number` is the number of the run and the seed of the perturbation. Afterwards the random
+/// generator has the state that it had before.
 fn move_weights(model: &dyn LightningModule, number: u64, precision: Precision) -> Result<()> {
     let before = RandomState::read(Device::Cpu)?;
     seed_everything(number)?;

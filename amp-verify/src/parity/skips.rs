@@ -6,9 +6,9 @@
 //! step. The difference is accepted if rounding explains it. There are two such explanations.
 //! First: with libtorch's kernels our side skips the same steps as the PyTorch version. Second: in
 //! the first step that only one side skips, the largest gradient is so close to overflow that
-//! rounding decides whether the step is skipped. How much rounding changes a gradient is measured
-//! with "moved runs": [runs](super::ours) whose initial weights are perturbed at random by up to
-//! one rounding.
+//! rounding alone may make it overflow. How much rounding changes a gradient is measured with
+//! "moved runs": [runs](super::ours) whose initial weights are perturbed at random by up to one
+//! unit roundoff.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ use super::{Pair, Seed, bound, ours::Traced};
 /// The largest finite f16 number.
 pub(super) const LARGEST: f64 = 65504.0;
 /// The smallest bound for the relative difference between the largest gradients of two runs: two
-/// roundings of f16.
+/// unit roundoffs of f16.
 const LEAST: f64 = 1.0 / 1024.0;
 
 /// One attempt at an optimizer step. For a model that optimizes manually, all steps on one batch
@@ -54,7 +54,7 @@ pub struct Again {
 }
 
 /// How much rounding alone changes the first steps of the model in Rust. This is measured with
-/// "moved runs", which differ only by one rounding in their initial weights.
+/// "moved runs", whose initial weights are perturbed at random by up to one unit roundoff.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Rounding {
     /// By which fraction rounding may change the largest gradient, for each step. This is four
@@ -120,8 +120,8 @@ fn first(skipped: &[u64], count: u64) -> Vec<u64> {
     skipped.iter().copied().filter(|step| *step < count).collect()
 }
 
-/// Returns whether the final loss scales of two runs differ at most by the factor 2. The factor 2
-/// is accepted, because rounding may decide whether a late step is skipped, which halves the scale.
+/// Returns whether the final loss scales of two runs differ at most by the factor 2. This factor is
+/// accepted, because rounding alone may make a late step overflow, which halves the scale.
 fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
     match (own, other) {
         (None, None) => true,
@@ -220,8 +220,8 @@ fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option
     }
     if rounding.either.contains(&step) {
         return Some(format!(
-            "only one side skips step {step}, which some of our runs with weights moved by one rounding skip and others \
-             apply: rounding decides"
+            "only one side skips step {step}. Of our runs with weights perturbed by rounding, some skip it and others \
+             apply it, so rounding explains the difference"
         ));
     }
     let at = usize::try_from(step).ok()?;
@@ -230,7 +230,7 @@ fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option
     (largest * (1.0 + apart) >= 1.0).then(|| {
         format!(
             "only one side skips step {step}. On the other side its largest gradient is {largest:.4} of f16's largest \
-             number, which rounding moves by up to {apart:.1e}: rounding decides"
+             number, and rounding may change it by up to {apart:.1e}, which explains the difference"
         )
     })
 }
@@ -339,11 +339,11 @@ mod tests {
     /// version skips step 1. In Rust, the largest gradient of step 1 is 0.97 of the largest f16
     /// number.
     #[rstest]
-    #[case::moves_far(vec![1e-3, 0.05], vec![], None, "rounding", "which rounding moves by up to 5.0e-2")]
+    #[case::moves_far(vec![1e-3, 0.05], vec![], None, "rounding", "rounding may change it by up to 5.0e-2")]
     #[case::moves_little(vec![0.05, 0.02], vec![], None, "differ", "")]
-    #[case::either(vec![1e-3, 1e-3], vec![1], None, "rounding", "which some of our runs with weights moved")]
+    #[case::either(vec![1e-3, 1e-3], vec![1], None, "rounding", "Of our runs with weights perturbed")]
     #[case::another_step(vec![1e-3, 1e-3], vec![0], None, "differ", "")]
-    #[case::parts_there(vec![1e-3, 0.05], vec![], Some(1), "rounding", "which rounding moves")]
+    #[case::parts_there(vec![1e-3, 0.05], vec![], Some(1), "rounding", "rounding may change it")]
     #[case::parted_before(vec![1e-3, 0.05], vec![1], Some(0), "differ", "")]
     fn what_rounding_does_is_measured(
         #[case] largest: Vec<f64>,

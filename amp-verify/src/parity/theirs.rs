@@ -128,8 +128,8 @@ impl Theirs {
             "scaler": config.numerics.scaler,
         });
         self.process.ask(&json!({ "prepare": prepare }))?;
-        // Reads the examples on which the model in Rust trained a second time. The tensors stay on
-        // the host and in f32, because the PyTorch version's process converts them.
+        // Reads the same examples again, on which the model in Rust has already trained. The
+        // tensors stay on the host and in f32, because the PyTorch version's process converts them.
         let host = TrainerConfig { precision: Precision::F32True, device: Device::Cpu, ..config };
         let loader = host.train_loader(&case.data)?;
         let model = case.build()?;

@@ -76,7 +76,8 @@ pub struct Choices {
     /// The number of batches whose gradients are accumulated into one optimizer step.
     pub accumulate_grad_batches: Option<i64>,
     /// The largest number of optimizer steps. Training ends after this number of steps even if
-    /// `length` is longer.
+    /// `length` is longer. If `length` is `None` and the model's length is a number of steps, this
+    /// number replaces the model's length.
     pub max_steps: Option<u64>,
     /// How many training batches to use in each epoch: a number of batches, or a fraction of all
     /// batches.
@@ -203,8 +204,8 @@ impl Case {
             logging: LoggingConfig { profile_every_n_steps, ..choices.logging },
             ..TrainerConfig::new(Precision::F32True, device)
         };
-        // If the model's length is a number of steps and `max_steps` is smaller, the length is
-        // `max_steps`.
+        // If the model's length is a number of steps, `max_steps` replaces it, even if it is
+        // larger.
         let length = match (choices.length, model.length, choices.max_steps) {
             (Some(length), ..) => length,
             (None, Length::Steps(_), Some(steps)) => Length::Steps(steps),
@@ -260,7 +261,8 @@ impl Case {
 const PATIENCE: u32 = 3;
 
 /// Returns the logged value by which early stopping decides, and the patience. The user's choices
-/// replace those of the registry one by one, but the patience of the registry belongs to its value.
+/// replace those of the registry. If the user chooses another logged value, the patience of the
+/// registry is not used for it.
 fn stopping(
     model: &Model,
     monitor: Option<String>,
@@ -288,9 +290,9 @@ pub(crate) fn counting_loader(data: &DataModule) -> Result<DataLoader> {
     data.train_loader(Policy::new(Precision::F32True, Device::Cpu), 0)
 }
 
-/// If the length of a run is a number of steps, `max_epochs` is large enough for this number of
-/// further steps. The run may need more batches than steps, because skipped steps do not count
-/// towards `max_steps`.
+/// The number of additional steps for which `max_epochs` has enough batches if the length of a run
+/// is a number of steps. Additional batches are needed because skipped steps do not count towards
+/// `max_steps`.
 const SPARE: u64 = 32;
 
 /// Computes `max_epochs` and `max_steps` of the trainer from the length of the run.
@@ -337,7 +339,8 @@ mod tests {
         model!(Net).early_stopping("val_loss", 5)
     }
 
-    /// A choice of the user replaces the declaration of the registry.
+    /// Checks that the user's choice of the logged value and of the patience replaces the
+    /// registry's.
     #[rstest]
     #[case::declared(declared(), None, None, Some(("val_loss", 5)))]
     #[case::other_patience(declared(), None, Some(1), Some(("val_loss", 1)))]

@@ -49,7 +49,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
     let mut notes = Vec::new();
     if cfg!(debug_assertions) {
         notes.push(
-            "a debug build: `cargo amp bench` builds in release mode, or cargo run --release"
+            "this is a debug build: use `cargo amp bench`, which builds in release mode"
                 .to_owned(),
         );
     }

@@ -277,7 +277,7 @@ impl Task {
         self.workload.tiny.is_some()
     }
 
-    /// Returns the smallest number of steps in a round.
+    /// Returns the smallest number of steps in a round on `device`.
     pub fn steps(&self, device: Device) -> i64 {
         if device.is_cuda() { self.workload.steps.0 } else { self.workload.steps.1 }
     }

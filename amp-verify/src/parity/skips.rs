@@ -220,7 +220,7 @@ fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option
     }
     if rounding.either.contains(&step) {
         return Some(format!(
-            "only one side skips step {step}. Of our runs with weights perturbed by rounding, some skip it and others \
+            "only one side skips step {step}. Of our runs with slightly perturbed weights, some skip it and others \
              apply it, so rounding explains the difference"
         ));
     }
@@ -341,7 +341,7 @@ mod tests {
     #[rstest]
     #[case::moves_far(vec![1e-3, 0.05], vec![], None, "rounding", "rounding may change it by up to 5.0e-2")]
     #[case::moves_little(vec![0.05, 0.02], vec![], None, "differ", "")]
-    #[case::either(vec![1e-3, 1e-3], vec![1], None, "rounding", "Of our runs with weights perturbed")]
+    #[case::either(vec![1e-3, 1e-3], vec![1], None, "rounding", "Of our runs with slightly")]
     #[case::another_step(vec![1e-3, 1e-3], vec![0], None, "differ", "")]
     #[case::parts_there(vec![1e-3, 0.05], vec![], Some(1), "rounding", "rounding may change it")]
     #[case::parted_before(vec![1e-3, 0.05], vec![1], Some(0), "differ", "")]

@@ -53,7 +53,7 @@ impl Project {
     }
 }
 
-/// The [`Project`](crate::Project) of the package that contains this macro call.
+/// Describes the package that contains this macro call, as a [`Project`](crate::Project).
 ///
 /// ```no_run,standalone_crate
 /// let project = amp_verify::project!();

@@ -9,28 +9,26 @@ use serde_json::Value;
 ///
 /// The Python source defines a class that extends `torch.nn.Module`. The class has the name under
 /// which the model is registered. The parameters of the class have the same names as the parameters
-/// of the model. The class has the methods below. A method that Lightning also has is named as in
+/// of the model. The class has these methods. A method that Lightning also has is named as in
 /// Lightning:
 ///
-/// | method | what it does |
-/// | --- | --- |
-/// | `__init__(self, hp)` | creates the layers; `hp.NAME` is a hyperparameter of the model |
-/// | `training_step(self, batch)` | returns the loss of a batch, a scalar; `batch.NAME` is a tensor
-/// of the batch, for example `batch.input` |
-/// | `configure_optimizers(self, plan)` | returns an optimizer, a list of optimizers, or a list of
-/// optimizers and a list of schedules. A schedule is `{"scheduler": …, "interval": "step"}`, or a
-/// scheduler that advances after each epoch. `plan` has `max_epochs` and
-/// `estimated_stepping_batches` |
-/// | `manual_step(self, batch, step)` | replaces `training_step`: `with step.forward(): …` runs
-/// under autocast, `step.minimize(at, loss)` steps optimizer `at`, and inside `with
-/// step.toggled(at): …` only its parameters require gradients; `step.batch_idx` is the index of the
-/// batch in the epoch |
-/// | `validation_step(self, batch)` | returns a tensor, or a tuple of tensors, with one row for
-/// each example |
-/// | `metric(self, …)` | returns the number by which the model is judged. Its arguments are the
-/// results of `validation_step`, concatenated over all batches. Without this method, the number is
-/// the mean of the first result |
-/// | `on_train_batch_end(self)` | optional; called after each optimizer step |
+/// - `__init__(self, hp)` creates the layers. `hp.NAME` is a hyperparameter of the model.
+/// - `training_step(self, batch)` returns the loss of a batch, a scalar. `batch.NAME` is a tensor of
+///   the batch, for example `batch.input`.
+/// - `configure_optimizers(self, plan)` returns an optimizer, a list of optimizers, or a list of
+///   optimizers and a list of schedules. A schedule is `{"scheduler": …, "interval": "step"}`, or a
+///   scheduler that advances after each epoch. `plan` has `max_epochs` and
+///   `estimated_stepping_batches`.
+/// - `manual_step(self, batch, step)` replaces `training_step` if the model optimizes manually. `with
+///   step.forward(): …` runs under autocast, and `step.minimize(at, loss)` makes a step of optimizer
+///   `at`. Inside `with step.toggled(at): …`, only the parameters of optimizer `at` require gradients.
+///   `step.batch_idx` is the index of the batch in the epoch.
+/// - `validation_step(self, batch)` returns a tensor, or a tuple of tensors, with one row for each
+///   example.
+/// - `metric(self, …)` returns the number by which the model is judged. Its arguments are the results
+///   of `validation_step`, concatenated over all batches. Without this method, the number is the mean
+///   of the first result.
+/// - `on_train_batch_end(self)` is optional. It is called after each optimizer step.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;

@@ -4,10 +4,10 @@
 //! weights, order of examples and dropout. If d is positive, the precision is worse than 32-true.
 //! For a metric such as a loss, the sign of d is reversed. d̄ is the mean of d over n seeds, and s
 //! is its standard deviation. The confidence interval of d̄ is from L to U: d̄ ± t(1 − α, n −
-//! 1)·s/√n. Let δ be the margin, the accepted loss of the metric. The precision passes if U < δ,
-//! and fails if L > δ. Otherwise the result is inconclusive. The test is evaluated up to two times:
-//! after the first seeds, and again after the largest number of seeds. Each evaluation uses α/2, so
-//! that the total risk is at most α.
+//! 1)·s/√n. Let δ be the margin: how much worse than 32-true a precision may be. The precision
+//! passes if U < δ, and fails if L > δ. Otherwise the result is inconclusive. The test is evaluated
+//! up to two times: after the first seeds, and again after the largest number of seeds. Each
+//! evaluation uses α/2, so that the total risk is at most α.
 
 mod statistics;
 
@@ -33,7 +33,8 @@ pub enum Verdict {
 /// The parameters of the statistical test that compares a precision with 32-true.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Design {
-    /// The margin (δ): the smallest loss of the metric that is not accepted, in the metric's unit.
+    /// The margin (δ), in the metric's unit: a precision is not accepted if it is worse than
+    /// 32-true by this much or more.
     pub margin: f64,
     /// The accepted probability (α) that a precision passes in one of the two evaluations although
     /// it is worse by the margin.

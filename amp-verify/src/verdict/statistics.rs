@@ -1,4 +1,4 @@
-//! Student's t for paired differences: quantiles, intervals and power.
+//! Statistics of the test and of bounds: Student's t, the power of the test, and tolerance limits.
 
 use statrs::distribution::{
     ChiSquared, Continuous, ContinuousCDF, DiscreteCDF, Normal, Poisson, StudentsT,
@@ -84,10 +84,10 @@ pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
     high
 }
 
-/// Returns the upper tolerance limit of a count. With probability `confidence`, at most the share
-/// `risk` of further counts of the same Poisson distribution is larger. `seen` is the sum of
-/// `draws` counts. The mean is at most χ²(confidence; 2·seen + 2)/(2·draws) (Garwood 1936).
-/// Unlimited without draws.
+/// Returns the upper tolerance limit of a count. With probability `confidence`, at most the
+/// fraction `risk` of further counts of the same Poisson distribution is larger. `seen` is the sum
+/// of `draws` counts. The mean is at most χ²(confidence; 2·seen + 2)/(2·draws) (Garwood 1936). If
+/// `draws` is 0, there is no limit, and the result is `u64::MAX`.
 pub fn count_limit(seen: u64, draws: usize, risk: f64, confidence: f64) -> u64 {
     let freedom = 2.0 * seen as f64 + 2.0;
     let most = ChiSquared::new(freedom).map(|chi| chi.inverse_cdf(confidence));

@@ -5,8 +5,9 @@ use amp_core::data::Limit;
 use super::Model;
 use crate::length::Length;
 
-/// The default length of the gate's quick tier.
+/// The default length of the gate's quick tier, if a model's full length is a number of epochs.
 const QUICK_EPOCHS: i64 = 3;
+/// The default length of the gate's quick tier, if a model's full length is a number of steps.
 const QUICK_STEPS: u64 = 100;
 
 impl Model {
@@ -54,14 +55,16 @@ impl Model {
         self
     }
 
-    /// Uses only the first training batches of each shuffled epoch. All by default.
+    /// Sets how many training batches of each shuffled epoch are used: the first ones. By default
+    /// all batches are used.
     #[must_use]
     pub fn limit_train_batches(mut self, limit: Limit) -> Self {
         self.limit_train_batches = limit;
         self
     }
 
-    /// Uses only the first batches of each validation set. All by default.
+    /// Sets how many batches of each validation set are used: the first ones. By default all
+    /// batches are used.
     #[must_use]
     pub fn limit_val_batches(mut self, limit: Limit) -> Self {
         self.limit_val_batches = limit;

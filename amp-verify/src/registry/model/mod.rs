@@ -189,7 +189,7 @@ impl Model {
         self
     }
 
-    /// Validates and saves averaged weights in every run.
+    /// Averages the weights during every run. The averaged weights are validated and saved.
     #[must_use]
     pub fn averaging(mut self, averaging: Averaging) -> Self {
         self.averaging = Some(averaging);

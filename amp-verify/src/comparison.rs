@@ -44,7 +44,7 @@ pub struct Comparison {
 pub struct Run {
     /// The precision of the run.
     pub precision: Precision,
-    /// The metric in the last validation of the run; null if it is NaN.
+    /// The metric in the last validation of the run; null if it is not finite.
     pub accuracy: Option<f64>,
     /// The loss in the last validation; null if it is not finite.
     pub loss: Option<f64>,
@@ -97,9 +97,9 @@ pub struct OverSeeds {
 /// The values of one quantity, for example of the validation loss, one for each seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// The value of each seed, in the order of the seeds; null for NaN.
+    /// The value of each seed, in the order of the seeds; null if it is not finite.
     pub values: Vec<Option<f64>>,
-    /// The 95 % confidence interval of the mean; null if a value is NaN.
+    /// The 95 % confidence interval of the mean; null if a value is not finite.
     pub interval: Option<Interval>,
 }
 
@@ -134,7 +134,7 @@ impl Sample {
 /// The differences of a run from the baseline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Delta {
-    /// The metric minus the metric of the baseline; null if one of the two is NaN.
+    /// The metric minus the metric of the baseline; null if one of the two is not finite.
     pub accuracy: Option<f64>,
     /// The validation loss minus the loss of the baseline; null if one of the two is not finite.
     pub loss: Option<f64>,

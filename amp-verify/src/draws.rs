@@ -31,7 +31,8 @@ mod tests {
         matrix, model, project,
     };
 
-    /// A model that draws in the dtype of its layer, or through the context.
+    /// A model that adds noise. If `right` is true, it draws the noise through the context.
+    /// Otherwise it draws in the dtype of its layer's output.
     #[derive(LightningModule)]
     #[forward(|x| {
         let x = body(x)?;
@@ -52,7 +53,7 @@ mod tests {
         head: Linear,
     }
 
-    /// A model that fails under every precision but 32-true and 64-true.
+    /// A model that fails under 16-true, because it casts its input to f32.
     #[derive(LightningModule)]
     #[forward(|x| match x.kind() {
         Kind::Half => body(&x.f_to_kind(Kind::Float)?),
@@ -83,7 +84,8 @@ mod tests {
         Case::new(&registry, registry.find(Some(name))?, Choices::default(), Device::Cpu)
     }
 
-    /// Each run that draws other numbers than the baseline has one note about that.
+    /// Checks that each run that draws other random numbers than the baseline has one note about
+    /// them.
     #[test]
     fn runs_with_other_numbers_have_a_note() -> Result<()> {
         let notes = |right: bool| -> Result<Vec<Vec<String>>> {
@@ -106,7 +108,8 @@ mod tests {
         Ok(())
     }
 
-    /// The errors of layers contain the difference of random numbers, and the report says so.
+    /// Checks that the report on layers names the random numbers that differ. The errors of the
+    /// layers contain the difference of these numbers.
     #[test]
     fn the_errors_of_layers_name_other_numbers() -> Result<()> {
         let measured = |right| {
@@ -128,7 +131,7 @@ mod tests {
         Ok(())
     }
 
-    /// An error within a layer of one of several runs names the run.
+    /// Checks that an error in a layer names the run in which it occurred, out of several runs.
     #[test]
     fn an_error_names_its_run() -> Result<()> {
         let precisions = [Precision::F16True];

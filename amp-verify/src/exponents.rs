@@ -136,7 +136,7 @@ pub struct Losses {
     pub underflow: u64,
 }
 
-/// The smallest counted exponent, and the number of counted exponents: all of finite f64 values.
+/// The counted exponents are the `EXPONENTS` integers from `LOWEST` on: all of finite f64 values.
 const LOWEST: i64 = -1100;
 const EXPONENTS: i64 = 2200;
 /// The number of classes of values with one exponent. Classes 0 to 4 are the number of formats
@@ -312,7 +312,7 @@ pub fn losses(before: &Tensor, after: &Tensor) -> Result<Losses> {
     })
 }
 
-/// What is required of a safe loss scale.
+/// The requirements for a safe loss scale.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WindowOptions {
     /// The fraction of a tensor's nonzero values that may become zero.

@@ -54,7 +54,8 @@ pub trait Interceptor {
         model.configure_optimizers(plan)
     }
 
-    /// Receives unscaled gradients before the callbacks and before clipping.
+    /// Receives the unscaled gradients of a step before the callbacks receive them and before
+    /// clipping.
     fn before_step(
         &mut self,
         model: &dyn LightningModule,

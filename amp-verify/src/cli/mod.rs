@@ -165,7 +165,7 @@ pub struct VerifyArgs {
 /// Options of `train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// The precision
+    /// The precision of the run
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str, default_value_t = Precision::F32True)]
     pub precision: Precision,
     #[command(flatten)]
@@ -207,9 +207,9 @@ pub struct DoctorArgs {
 mod tests {
     use super::grammar;
 
-    /// By default clap reads the `-1` in `--epochs -1` as an unknown option, and prints "unexpected
-    /// argument '-1'". This message would not tell the user what is wrong. So every option must
-    /// accept `-1` as its value, and then report which values are valid.
+    /// Checks that every option reads `-1` as its value, so that the error message can say which
+    /// values are valid. By default clap reads the `-1` in `--epochs -1` as an unknown option. The
+    /// message "unexpected argument '-1'" would not tell the user what is wrong.
     #[test]
     fn every_option_takes_a_negative_number_as_its_value() {
         let all = grammar();

@@ -38,7 +38,8 @@ const OF_LOGS: &[&str] = &[
     "check",
 ];
 
-/// Returns the reason why the option `id` has no effect in a command. Returns `None` if it has one.
+/// Returns the reason why the option `id` has no effect in a command. Returns `None` if it has an
+/// effect.
 fn reason(command: &str, id: &str) -> Option<&'static str> {
     let is_in = |lists: &[&[&str]]| lists.iter().any(|list| list.contains(&id));
     match command {
@@ -62,8 +63,7 @@ pub(super) fn hide(command: Command) -> Command {
 
 /// Checks that the command line has no option that has no effect.
 ///
-/// # Errors
-/// When it has one. The error names the option and the reason.
+/// # Errors When there is such an option. The error names the option and the reason.
 pub(super) fn check(grammar: &mut Command, matches: &ArgMatches) -> Result<(), clap::Error> {
     let Some((name, given)) = matches.subcommand() else { return Ok(()) };
     let is_given = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(refusal(line), None);
     }
 
-    /// Each name in the tables is the name of an option.
+    /// Checks that each name in the tables is the name of an option.
     #[test]
     fn every_option_of_the_tables_exists() {
         let grammar = grammar();

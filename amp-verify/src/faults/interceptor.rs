@@ -23,8 +23,8 @@ pub struct Faulty {
     /// The gradients of the previous step, for the fault that adds them to the gradients of the
     /// next step.
     stale: Vec<Tensor>,
-    /// Whether the gate observes each step of the run. Then the trainer calls this interceptor
-    /// within a step. Some faults affect only runs that are not observed.
+    /// Whether the gate observes each step of the run. If so, the trainer calls this interceptor
+    /// within each step. Some faults affect only runs that are not observed.
     watched: Rc<Cell<bool>>,
     steps: loss::Steps,
     /// The values of the model's buffers before the first step, for the fault that restores them

@@ -67,7 +67,7 @@ pub struct Golden {
 /// The results under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
-    /// The validation metric; null if it is NaN.
+    /// The validation metric; null if it is not finite.
     pub accuracy: Option<f64>,
     /// The metric minus the metric of 32-true; null for 32-true itself.
     pub accuracy_delta: Option<f64>,

@@ -13,21 +13,21 @@ use serde_json::Value;
 /// Lightning:
 ///
 /// - `__init__(self, hp)` creates the layers. `hp.NAME` is a hyperparameter of the model.
-/// - `training_step(self, batch)` returns the loss of a batch, a scalar. `batch.NAME` is a tensor of
-///   the batch, for example `batch.input`.
+/// - `training_step(self, batch)` returns the loss of a batch, a scalar. `batch.NAME` is a tensor
+///   of the batch, for example `batch.input`.
 /// - `configure_optimizers(self, plan)` returns an optimizer, a list of optimizers, or a list of
 ///   optimizers and a list of schedules. A schedule is `{"scheduler": …, "interval": "step"}`, or a
 ///   scheduler that advances after each epoch. `plan` has `max_epochs` and
 ///   `estimated_stepping_batches`.
-/// - `manual_step(self, batch, step)` replaces `training_step` if the model optimizes manually. `with
-///   step.forward(): …` runs under autocast, and `step.minimize(at, loss)` makes a step of optimizer
-///   `at`. Inside `with step.toggled(at): …`, only the parameters of optimizer `at` require gradients.
-///   `step.batch_idx` is the index of the batch in the epoch.
+/// - `manual_step(self, batch, step)` replaces `training_step` if the model optimizes manually.
+///   `with step.forward(): …` runs under autocast, and `step.minimize(at, loss)` makes a step of
+///   optimizer `at`. Inside `with step.toggled(at): …`, only the parameters of optimizer `at`
+///   require gradients. `step.batch_idx` is the index of the batch in the epoch.
 /// - `validation_step(self, batch)` returns a tensor, or a tuple of tensors, with one row for each
 ///   example.
-/// - `metric(self, …)` returns the number by which the model is judged. Its arguments are the results
-///   of `validation_step`, concatenated over all batches. Without this method, the number is the mean
-///   of the first result.
+/// - `metric(self, …)` returns the number by which the model is judged. Its arguments are the
+///   results of `validation_step`, concatenated over all batches. Without this method, the number
+///   is the mean of the first result.
 /// - `on_train_batch_end(self)` is optional. It is called after each optimizer step.
 ///
 /// ```no_run,standalone_crate

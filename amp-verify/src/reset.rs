@@ -11,9 +11,9 @@ use amp_core::{
 
 use crate::case::Case;
 
-/// A model that can be reset to its initial values. A reset copies them on the device, which is
-/// faster than building the model again: a build draws each weight on the host and copies it to the
-/// device.
+/// A model that can be reset to its initial values. A reset copies the initial values on the
+/// device. This is faster than building the model again, because a build draws each weight on the
+/// host and copies it to the device.
 pub(crate) struct ResetModel {
     model: Box<dyn LightningModule>,
     seed: u64,

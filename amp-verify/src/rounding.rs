@@ -35,8 +35,8 @@ pub(crate) fn moved(tensor: &Tensor, share: f64) -> Result<Tensor> {
 }
 
 /// Rounds stochastically: multiplies each element by a random factor that differs from 1 by at most
-/// the unit roundoff, and then rounds to nearest. Values that the dtype can represent do not
-/// change.
+/// half of the unit roundoff, and then rounds to nearest. Values that the dtype can represent do
+/// not change.
 pub(crate) fn rounded_stochastically(tensor: &Tensor, to: Kind) -> Result<Tensor> {
     rounded(&moved(tensor, rounding_of(to) / 2.0)?, to)
 }

@@ -78,8 +78,8 @@ impl Axis {
         })
     }
 
-    /// Returns a logarithmic axis. `range` has exponents of `base`. The distance between ticks is
-    /// 1, 2, 4, … exponents: the smallest distance that gives at most about `most` ticks.
+    /// Returns a logarithmic axis. `range` is a range of exponents of `base`. The distance between
+    /// ticks is 1, 2, 4, … exponents: the smallest distance that gives at most about `most` ticks.
     pub(super) fn powers(base: u32, range: Range<f64>, most: f64, title: &str) -> Self {
         let steps = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
         let wide = |step: &f64| (range.end - range.start) / step <= most;

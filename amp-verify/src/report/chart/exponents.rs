@@ -12,9 +12,9 @@ use crate::{
     report::color::{ChartColor, NORMAL, SUBNORMAL},
 };
 
-/// The height of the histogram, and the height of the strips with the formats' exponents, in SVG
-/// units.
+/// The height of the histogram, in SVG units.
 const PLOT: u32 = 200;
+/// The height of the strips with the formats' exponents, in SVG units.
 const STRIPS: u32 = 140;
 /// The range of exponents that the chart shows. Values with a smaller or larger exponent are drawn
 /// at the edge.

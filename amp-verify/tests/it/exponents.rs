@@ -71,7 +71,8 @@ fn the_prediction_is_what_a_cast_does(#[case] format: Format) {
     let found = Histogram::of(&edges).expect("a histogram").predict(format, 0);
     assert_eq!(found, cast(&edges, format, 0).expect("a cast"), "{format:?}");
     assert!(found.overflow >= 2 && found.underflow >= 4, "{format:?}: {found:?}");
-    // Checks that the prediction also holds for random values of all sizes, at several loss scales.
+    // Checks that the prediction also holds for random values of all magnitudes, at several loss
+    // scales.
     let _section = amp_core::random::seeded(1).expect("a seed");
     let spread = Tensor::randn([4096], (Kind::Float, Device::Cpu)) * 12.0;
     let sizes: Tensor = Tensor::randn([4096], (Kind::Float, Device::Cpu)) * spread.exp2();

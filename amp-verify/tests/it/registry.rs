@@ -121,8 +121,8 @@ fn a_margin_is_declared_or_recorded_or_asked_for() {
     );
 }
 
-/// A regression is positive if the value is worse than the baseline's, whether higher or lower
-/// values are better.
+/// Checks that a regression is positive if the value is worse than the baseline's, whether higher
+/// or lower values are better. Also checks the smallest step of a metric and of a loss.
 #[test]
 fn a_regression_is_what_is_worse() {
     assert_eq!(Direction::HigherIsBetter.regression(0.75, 0.5), 0.25);
@@ -235,7 +235,7 @@ struct Stepped {
 }
 
 /// Checks that a short run of a case, such as the warm-up before a run, builds its schedule for the
-/// number of steps of the whole run. The schedule of this model halves the rate after each
+/// number of steps of the whole run. The schedule of this model lowers the rate after each
 /// sixteenth of the run, so it cannot be built for a run of two steps.
 #[test]
 fn shorter_runs_have_the_schedule_of_the_whole_run() {

@@ -14,15 +14,15 @@ use crate::options::{ChangeArgs, duration, positive};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
-    /// Few epochs or steps, few seeds and the mixed precisions: to run for every change of the code
+    /// Few epochs or steps, few seeds and the mixed precisions; meant for every commit
     Quick,
-    /// Each model's full epochs or steps, more seeds and every precision: to run every night
+    /// Each model's full epochs or steps, more seeds and every precision; meant for every night
     Nightly,
 }
 
 impl Tier {
-    /// Returns two numbers of seeds: with the first, the statistical test is evaluated for the
-    /// first time; with the second, it is evaluated again if it was inconclusive.
+    /// Returns two numbers of seeds. The statistical test is first evaluated with the first number
+    /// of seeds. If it is inconclusive, it is evaluated again with the second number.
     pub fn seeds(self) -> (usize, usize) {
         match self {
             Self::Quick => (4, 10),

@@ -5,7 +5,7 @@
 //!
 //! The work for a model is measured by the number of multiplications with weights in the forward
 //! pass of one example. This number depends only on the model and its data. So each call of the
-//! gate uses the same bounds.
+//! gate judges a model on the same number of examples, steps and draws.
 //!
 //! A bound is mean + k·s. The mean and the standard deviation s are computed from the measured
 //! values of the draws. With fewer draws, the factor k is larger. A bound from [`FEWEST_DRAWS`]
@@ -58,7 +58,7 @@ pub(super) struct Budget {
 impl Budget {
     /// Computes the budget for the model of `case`. For this, the model runs once on a few
     /// examples. If it cannot run on so few, it runs on a whole batch, and is judged on whole
-    /// batches. `steps` is the number of the first steps.
+    /// batches. `steps` is the number of first steps that the gate compares with 32-true.
     ///
     /// # Errors
     /// When the model does not run on a batch.
@@ -101,7 +101,7 @@ impl Budget {
         case.data.train.head(self.examples)
     }
 
-    /// Measures layers of the model on the first training examples. If the self-test has put a
+    /// Calls `measure` with the model and the first training examples. If the self-test has put a
     /// fault into the job, the model has this fault.
     pub(super) fn measured<T>(
         self,

@@ -87,8 +87,8 @@ impl Checked {
         Self { rule, what, over, result, figure: finite(figure), bound: finite(bound), unit }
     }
 
-    /// Creates the result of a rule that requires equal values. `is_equal` says whether the values
-    /// were equal.
+    /// Creates the result of checking a rule that requires equal values. `is_equal` says whether
+    /// the values were equal.
     pub fn equal(
         rule: Reason,
         what: impl Into<String>,

@@ -1,10 +1,10 @@
 //! Control runs: training runs in which the weights never change. They show the metric of a model
 //! that does not learn.
 //!
-//! A model with new weights may be right by chance: with two classes its accuracy depends on the
-//! seed and may be far above one half. So if 32-true with the first seed seems no better than the
-//! control run of this seed, control runs with the other seeds follow, and 32-true is compared with
-//! the mean of all control runs.
+//! This metric depends on the random weights: with two classes, the accuracy of a newly built model
+//! may be far above one half. So if 32-true with the first seed seems no better than the control
+//! run of this seed, control runs with the other seeds follow, and 32-true is compared with the
+//! mean of all control runs.
 
 use std::rc::Rc;
 

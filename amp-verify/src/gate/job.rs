@@ -1,4 +1,4 @@
-//! A job of the gate (a training run or a check of a model). Each of its processes can run any job.
+//! A job of the gate: a training run or a check of a model. Each process can run any job.
 
 use std::{fmt, time::Duration};
 
@@ -194,7 +194,7 @@ impl Job {
         }
     }
 
-    /// Runs the job with its model from the registry. If this returns an error, the outcome
+    /// Runs the job with its model from the registry. If the job ends with an error, the outcome
     /// contains the error as a failure.
     pub fn execute(&self, registry: &Registry) -> Outcome {
         self.execute_within(registry, None)

@@ -211,8 +211,8 @@ impl Reason {
         }
     }
 
-    /// Returns which part of training is broken, for a rule that no choice of precision can repair.
-    /// Returns `None` if too little precision may be the reason.
+    /// Returns the part of training that is broken, if no choice of precision can repair it.
+    /// Returns `None` if too little precision may be the cause.
     pub fn rule(self) -> Option<&'static str> {
         match self {
             Self::NotPaired => Some("the same start as 32-true's"),

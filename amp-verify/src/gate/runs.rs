@@ -239,7 +239,7 @@ mod tests {
     }
 
     /// Checks that drawing random numbers in another dtype than under 32-true is reported as a
-    /// failure. Only this model breaks the rule on gradients.
+    /// failure, and that drawing through the context breaks no rule on gradients.
     #[rstest]
     #[case::right(true, None)]
     #[case::like(false, Some("draws bfloat16 numbers and float32 numbers under 32-true"))]

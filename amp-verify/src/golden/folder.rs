@@ -121,8 +121,8 @@ impl Folder {
         }
     }
 
-    /// Prepares the comparison of new results with the recorded golden by insta, as
-    /// [`Target::prepare`] does. Writes the golden's missing files if the test may write.
+    /// Prepares insta's comparison of new results with the recorded golden, as [`Target::prepare`]
+    /// does. Writes the golden's missing files if the test may write.
     ///
     /// # Errors
     /// When [`Target::prepare`] fails, or a file cannot be written.

@@ -145,9 +145,9 @@ impl Target {
         parse(&text).ok()
     }
 
-    /// Compares new results with the anchor (the first recording) in `folder`, and prepares the
-    /// comparison with the recorded golden by insta. If the anchor is missing and `may_write` is
-    /// true, writes the anchor.
+    /// Compares new results with the anchor (the first recording) in `folder`, and prepares insta's
+    /// comparison with the recorded golden. If the anchor is missing and `may_write` is true,
+    /// writes the anchor.
     ///
     /// # Errors
     /// When the recorded golden is from another kind of machine or has no anchor, a value differs
@@ -166,8 +166,8 @@ impl Target {
         {
             return Err(Error::NotComparable(why));
         }
-        // If no results are recorded, neither the golden nor the anchor (the first recording), and
-        // no file may be written, no anchor is loaded. insta then fails the test and keeps the new
+        // If neither the golden nor the anchor (the first recording) exists, and no file may be
+        // written, no anchor is loaded. In this case insta fails the test and keeps the new
         // snapshot for review.
         if snapshot.exists() || path.exists() || may_write {
             let anchor = Anchor::load_or_create(&path, golden, &agreement, may_write)?;

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::scalars;
 
-/// The mean of the errors of a tensor, computed in two ways. Each mean has a z value, which
-/// compares it with chance.
+/// The mean of the errors of a tensor, computed in two ways. For each mean there is a z value: the
+/// mean divided by its standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bias {
     /// The mean of the errors, each multiplied by the sign of the exact value. It is negative if

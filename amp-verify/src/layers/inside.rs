@@ -30,8 +30,8 @@ pub(super) struct Rounded {
 pub(super) struct Inside {
     path: String,
     to: Kind,
-    /// The dtypes under the precision. Tensors that are not listed belong to a fused operation, and
-    /// are rounded to the dtype `to`.
+    /// The dtypes that intermediate tensors have under the precision. An intermediate tensor that
+    /// is not listed belongs to a fused operation, and is rounded to the dtype `to`.
     inner: Rc<Inner>,
 }
 

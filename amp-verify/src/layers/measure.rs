@@ -298,7 +298,7 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
-        // If this output of the layer has no effect on the loss, it gives no gradients.
+        // If this output of the layer has no effect on the loss, this run has no gradients.
         let is_passed_by = self.reference.calls[at].output_gradient.is_none();
         if kind != Kind::Forward && is_passed_by {
             return Ok(None);

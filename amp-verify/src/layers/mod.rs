@@ -274,8 +274,8 @@ impl Report {
 fn mark_worst(layers: &mut [Layer]) {
     for kind in Kind::ALL {
         let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, Flow::relative_local_error);
-        // If several layers have the same error, marks the first one. The error of a later layer
-        // may only come from an earlier layer.
+        // If several layers have the same error, marks the first one. The errors of the later
+        // layers may follow from the error of the first one.
         let worst = layers.iter().map(blame).fold(0.0, f64::max);
         let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
         if let Some(layer) = first {

@@ -64,9 +64,9 @@ impl Lost {
 /// its parameters and results once causes. It is above 1, because some layers round several times
 /// inside.
 pub const WITHIN: f64 = 3.0;
-/// Used to recognize a layer that computes in a wider dtype. Its results are compared with exact
-/// results that are rounded to the layer's dtype, and so are results with rounded parameters. A
-/// layer computes in a wider dtype if less than 1/`FEWER` as many of its results differ.
+/// The results of a layer are compared with exact results that are rounded to the layer's dtype. So
+/// are results that are computed with rounded parameters. The layer counts as computing in a wider
+/// dtype if less than 1/`FEWER` as many of its results differ as of those with rounded parameters.
 const FEWER: f64 = 4.0;
 /// If fewer results than this differ with rounded parameters, it is not judged whether the layer
 /// computes in a wider dtype.
@@ -97,8 +97,8 @@ impl Passes {
     /// of this part of the model.
     pub(super) fn own(&self) -> Result<Vec<Own>> {
         let mut all = Vec::new();
-        // The outputs and gradients of all 16-bit layers together have the risk of one measured
-        // value.
+        // The risk of one measured value is divided among the outputs and gradients of all 16-bit
+        // layers.
         let layers = self.actual.calls.iter().filter(|call| is_narrow(call.output.kind())).count();
         let risk = RISK / (2 * layers.max(1)) as f64;
         for at in self.places().filter(|at| is_narrow(self.actual.calls[*at].output.kind())) {

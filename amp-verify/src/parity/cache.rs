@@ -14,8 +14,8 @@ use sha2::{Digest, Sha256};
 use super::{ParityArgs, Row, args::Subject};
 
 /// A folder of result rows. The name of a row's file is a digest of everything that the results
-/// depend on: the binary, the machine, the versions of Python and torch, the PyTorch version and
-/// the options. The digest does not cover the files of data sets.
+/// depend on: the binary, the machine, the versions of Python and torch, the Python source of the
+/// model, and the options. The digest does not cover the files of data sets.
 pub(super) struct Cache {
     folder: PathBuf,
     /// The digest of the running binary. The binary contains the models, so it changes if a model

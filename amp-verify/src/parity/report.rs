@@ -57,8 +57,8 @@ pub struct Seed {
     pub skipped: Pair<Vec<u64>>,
     /// The loss scale at the end of training; null if the loss is not scaled.
     pub scale: Pair<Option<f64>>,
-    /// The results of training the model in Rust again. This is done if it and its PyTorch version
-    /// skip different steps; otherwise null.
+    /// The results of training the model in Rust again, to find out why it and its PyTorch version
+    /// skip different steps. Null if they skip the same steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again: Option<Again>,
 }

@@ -109,9 +109,10 @@ impl Rounding {
 pub(super) enum Skips {
     /// The model and its PyTorch version skip the same steps.
     Same,
-    /// They skip different steps because of rounding. The text names the steps and explains this.
+    /// The two versions skip different steps because of rounding. The text explains this.
     Rounding(String),
-    /// They skip different steps, and rounding does not explain it. The text names the steps.
+    /// The two versions skip different steps, and rounding does not explain it. The text names
+    /// them.
     Differ(String),
 }
 
@@ -184,8 +185,8 @@ impl Seed {
 }
 
 impl Again {
-    /// Describes the first step that only one of the model in Rust (with this library's kernels)
-    /// and its PyTorch version skips: the loss scale and the largest gradients.
+    /// Describes the first step that only the model in Rust (with this library's kernels) or only
+    /// its PyTorch version skips: the loss scale and the largest gradients.
     fn seen(&self) -> String {
         let Pair { ours, theirs } = &self.attempts;
         let Some((own, other)) = parting(ours, theirs) else { return String::new() };

@@ -9,8 +9,8 @@ use crate::{
     verdict::{CONFIDENCE, RISK, mean, standard_deviation, tolerance_factor},
 };
 
-/// The smallest standard deviation with which a bound is computed, as a share of the mean. It is
-/// needed because some kernels round inside modules in other places than the emulated rounding.
+/// The smallest standard deviation with which a bound is computed, as a fraction of the mean. It
+/// covers kernels that round at other places inside a module than the emulation does.
 const LEAST_SPREAD: f64 = 0.1;
 /// The smallest bounds for the differences of the loss (`OF_LOSS`) and of gradients
 /// (`OF_GRADIENT`), in unit roundoffs of the loss's dtype. The emulation rounds the inputs, outputs

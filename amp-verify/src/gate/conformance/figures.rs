@@ -84,7 +84,7 @@ fn ratio(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a / b }
 }
 
-/// For each parameter, by name, which of its weights are left out of comparisons.
+/// For each parameter, by name, a mask of the weights that are left out of comparisons.
 pub(super) type Masks = BTreeMap<String, Tensor>;
 
 /// Returns a mask of the weights whose first gradient consists of rounding errors alone: in the run
@@ -111,8 +111,8 @@ pub(super) fn noisy(exact: &Ran, rounded: &Ran) -> Result<Masks> {
 /// The run under 32-true, and the norms by which the differences of other runs are divided.
 pub(super) struct Exact<'a> {
     ran: &'a Ran,
-    /// For each parameter, in the order of `Ran::weights`, which weights are left out when weights
-    /// are compared.
+    /// For each parameter, in the order of `Ran::weights`, a mask of the weights that are left out
+    /// when weights are compared.
     masks: Vec<Option<Tensor>>,
     loss: f64,
     /// The norm of the first gradient of each parameter.

@@ -81,7 +81,7 @@ pub struct Finding {
 
 /// Diagnoses why models fail under precisions, for at most as many failures as the plan allows.
 /// Returns the number of failures that were not diagnosed. If `is_over` is true, the time limit has
-/// passed. Then only causes are found that can be found without a run.
+/// passed, and only those causes are found that need no further run.
 pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport], is_over: bool) -> usize {
     let mut open = if is_over { 0 } else { plan.diagnosed };
     let mut more = 0;
@@ -333,8 +333,8 @@ impl Suspect<'_> {
 /// Repeats the failing runs of the seed, each time with another set of modules in FP32.
 struct Again<'a> {
     suspect: &'a Suspect<'a>,
-    /// How badly the run failed in the gate, as a number. The first call of the check returns it,
-    /// so that this run is not repeated.
+    /// How badly the run failed in the gate, as a number. The first call of the check returns this
+    /// number in place of repeating the run. `None` after this call.
     known: Option<f64>,
 }
 

@@ -278,8 +278,8 @@ impl<'a> Checks<'a> {
         Ok(tolerance)
     }
 
-    /// Records that a rule was checked that requires equal values. The rule is broken if a failure
-    /// of it was found.
+    /// Records the check of a rule that requires equal values. The rule counts as broken if a
+    /// failure of this rule was found before.
     fn said(&mut self, rule: Reason, what: &str, over: impl Into<String>) {
         let is_held = self.findings.failures.iter().all(|failure| failure.reason != rule);
         self.findings.checked.push(Checked::equal(rule, what, over, is_held));

@@ -37,7 +37,7 @@ pub(super) struct Observation {
     /// the replay, which repeats the run's optimizer steps in float64.
     copy: Option<Box<dyn LightningModule>>,
     pub(super) replay: Option<Replay>,
-    /// The reason why the optimizer steps cannot be repeated in float64. `None` if they are.
+    /// The reason why the optimizer steps cannot be repeated in float64. `None` if they can.
     pub(super) no_replay: Option<String>,
     pub(super) reference: Option<Reference>,
     /// Models under 32-true with emulated rounding. Their gradients show how much rounding alone
@@ -58,7 +58,7 @@ pub(super) struct Observation {
     /// finite.
     losses: Vec<(f64, bool)>,
     /// Copies of the model's buffers after the latest step, if the run has a reference. After the
-    /// run, a model whose weights are averaged has averaged buffers.
+    /// run it would be too late, because weight averaging then has replaced the buffers.
     pub(super) buffers: BTreeMap<String, Tensor>,
     /// Copies of the model's tensors from before the first batch of the current step.
     before: Vec<Before>,
@@ -166,8 +166,8 @@ impl Observation {
         Ok(())
     }
 
-    /// Returns whether the step with this outcome was skipped because no target counts in its loss.
-    /// Such a step does not change the loss scale.
+    /// Returns whether the step with this outcome was skipped because no target contributes to its
+    /// loss. Such a step does not change the loss scale.
     fn is_left_out(&self, outcome: &StepOutcome) -> bool {
         let counts = self.losses.iter().any(|(weight, _)| *weight > 0.0);
         *outcome != StepOutcome::Applied && !counts

@@ -259,10 +259,10 @@ impl Reference {
         Ok(Figures { projection, parameter, error, parameter_error, loss: 0.0 })
     }
 
-    /// Returns the buffer of the run that differs most from the same buffer under 32-true: its name,
-    /// and the relative difference, from which the effect of rounding is subtracted: 20 unit
-    /// roundoffs of the buffer's dtype, because a running average with momentum 0.1 contains the
-    /// rounding errors of about ten steps. `run` are the run's buffers after its last step.
+    /// Returns the name of the run's buffer that differs most from the same buffer under 32-true,
+    /// and the relative difference minus the part that rounding explains. This part is 20 unit
+    /// roundoffs, because a running average with momentum 0.1 contains the rounding errors of about
+    /// ten steps. `run` are the run's buffers after its last step.
     pub(super) fn buffers(&self, run: &BTreeMap<String, Tensor>) -> Result<Option<(String, f64)>> {
         let (mut buffers, mut sums) = (Vec::new(), Vec::new());
         for (name, own, role) in named_tensors(self.model.as_ref()) {

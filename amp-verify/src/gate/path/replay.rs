@@ -27,9 +27,9 @@ use crate::{
 };
 
 /// The accepted relative differences between the run and the repetition in float64. The difference
-/// of weights is relative to the distance that the weights have moved. The difference of optimizer
-/// state is relative to its norm. The value covers several f32 operations with a relative error of
-/// 2⁻²⁴ each.
+/// of weights is relative to the norm of their update since the first step. The difference of
+/// optimizer state is relative to its norm. The value covers several f32 operations with a relative
+/// error of 2⁻²⁴ each.
 const ROUNDING: f64 = 2e-5;
 
 /// Repeats the optimizer steps of a run with f64 copies of the parameters.
@@ -220,7 +220,7 @@ impl Replay {
         let run = run.optimizer.state()?;
         let (mut slots, mut each) = (Vec::new(), Vec::new());
         // The run rounds clipped gradients to the dtype of the parameters. So the accepted
-        // difference is at least one rounding of this dtype.
+        // difference is at least one unit roundoff of this dtype.
         let kinds = run_parameters.iter().map(|parameter| rounding_of(parameter.tensor.kind()));
         let mut eps = kinds.fold(0.0_f64, f64::max);
         for (name, tensor) in own.tensors() {

@@ -70,7 +70,7 @@ pub(super) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// Measures layers of the model on the first training examples. If the self-test has put a
+    /// Calls `measure` with the model and the first training examples. If the self-test has put a
     /// fault into the job, the model has this fault.
     pub(super) fn measured<T>(&self, measure: impl FnOnce(&Subject<'_>) -> Result<T>) -> Result<T> {
         self.budget.measured(self.job, self.case, self.precision, measure)

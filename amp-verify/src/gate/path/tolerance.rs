@@ -29,7 +29,7 @@ impl Tolerance {
     /// tolerance of a tensor is four times its difference between these runs, and at least 5 %.
     /// Some tensors need more than 5 %. For example, the gradient of the bias of an attention's
     /// keys consists of rounding errors alone, and an adaptive optimizer turns this gradient into
-    /// steps of full size.
+    /// steps that are as large as those of other parameters.
     pub(super) fn of_repeated(
         run: &[(String, Tensor)],
         again: &[(String, Tensor)],

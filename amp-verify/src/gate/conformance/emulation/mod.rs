@@ -175,8 +175,7 @@ struct Seen {
 impl Probe for Seen {
     fn ran(&self, call: &Call<'_>) {
         let given = match call.plan.autocast {
-            // Autocast casts the input inside the module, so `call.input` still has the uncast
-            // dtype.
+            // Autocast casts the input inside the module, so `call.input` is not cast yet.
             Some(kind) if call.op == Op::Matmul && is_floating(call.input.kind()) => kind,
             _ => call.input.kind(),
         };

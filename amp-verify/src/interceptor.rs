@@ -17,8 +17,8 @@ use amp_core::{
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
 pub trait Interceptor {
     /// Returns at what time the interceptor must read the values of a step. The trainer can use
-    /// CUDA graphs and other optimizations only if they allow this. The default allows all
-    /// optimizations that the trainer would use without an interceptor.
+    /// CUDA graphs and other optimizations only if the returned value allows this. The default
+    /// allows all optimizations that the trainer would use without an interceptor.
     fn step_access(&self) -> StepAccess {
         StepAccess::Deferred
     }

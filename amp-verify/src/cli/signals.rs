@@ -36,9 +36,9 @@ pub(super) fn noted() -> Result<Arc<AtomicUsize>> {
     Ok(signal)
 }
 
-/// Asks SLURM to start this job again, as Lightning does. SLURM sends SIGUSR1 to jobs with
-/// `#SBATCH --signal=USR1@90` before their time ends. Does nothing outside SLURM and for another
-/// signal.
+/// Asks SLURM to start this job again, as Lightning does. SLURM sends SIGUSR1 to jobs with `#SBATCH
+/// --signal=USR1@90` before their time ends. Does nothing outside SLURM, or if the job received
+/// another signal.
 pub(super) fn requeue(signal: u32) {
     let Some(job) = env::var_os("SLURM_JOB_ID").filter(|_| signal == SIGUSR1.unsigned_abs()) else {
         return;

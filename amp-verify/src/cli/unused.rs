@@ -1,5 +1,5 @@
 //! Refuses options that have no effect, because the command does not train. The commands share
-//! their options, so that clap accepts each option in each command.
+//! their options, so clap accepts every option in every command.
 
 use clap::{ArgMatches, Command, error::ErrorKind, parser::ValueSource};
 
@@ -23,7 +23,7 @@ const OF_TRAINING: &[&str] = &[
     "trace",
 ];
 
-/// Options that change the memory of a training step, but no evaluation.
+/// Options that change how much memory a training step takes, but have no effect on an evaluation.
 const OF_STEPS: &[&str] =
     &["accumulate_grad_batches", "weight_update", "moments", "gradients", "memory_budget"];
 

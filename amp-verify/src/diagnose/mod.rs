@@ -91,8 +91,8 @@ pub struct Cost {
 pub struct Scope<'a> {
     /// The precisions of single modules in every run of the check, for example from a policy file.
     pub overrides: &'a Overrides,
-    /// The paths of the layers that compute something. The search first tries to find enough
-    /// modules among these layers.
+    /// The paths of the layers: modules that compute something themselves, and do not only call
+    /// other modules. The search first tries to find enough modules among these layers.
     pub layers: Vec<String>,
     /// The paths of all modules. The search uses them if the check fails even with all of `layers`
     /// in FP32.

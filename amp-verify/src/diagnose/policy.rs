@@ -56,8 +56,7 @@ impl PolicyFile {
 
     /// Writes the policy to the file `place`.
     ///
-    /// # Errors
-    /// When the disk is full, for example.
+    /// # Errors When the file cannot be written, for example because the disk is full.
     pub fn write(&self, place: Staged) -> Result<()> {
         let text = serde_json::to_string_pretty(self)
             .map_err(|error| Error::config(format!("the policy cannot be written: {error}")))?;

@@ -100,10 +100,10 @@ impl Reference {
         Ok(Self { path: path.to_owned(), known })
     }
 
-    /// Trains the model in 32-true, and returns whether the results differ from the file's.
+    /// Trains the model in 32-true, and returns whether the results differ from those in the file.
     ///
-    /// # Errors
-    /// When training fails, or the reference was recorded on another machine or with other options.
+    /// # Errors When training fails, or the reference was recorded on another machine or with other
+    /// options.
     pub(super) fn moved(&self, case: &Case) -> Result<bool> {
         let record = train(case, Precision::F32True)?;
         let now = Comparison::new(vec![record], case.model.judge, case.data.batch_size);

@@ -37,7 +37,8 @@ pub struct LogArgs {
 }
 
 impl LogArgs {
-    /// Converts the options into the trainer's: which steps are logged, and which are profiled.
+    /// Returns the trainer's options for logging: after how many steps it logs values, and after
+    /// how many steps it measures the phases of a step.
     pub fn logging(&self) -> LoggingConfig {
         let steps = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         LoggingConfig {

@@ -111,8 +111,7 @@ pub(super) enum Skips {
     Same,
     /// The two versions skip different steps because of rounding. The text explains this.
     Rounding(String),
-    /// The two versions skip different steps, and rounding does not explain it. The text names
-    /// them.
+    /// The two versions skip different steps, and rounding does not explain it. Names these steps.
     Differ(String),
 }
 

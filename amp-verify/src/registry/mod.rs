@@ -101,8 +101,7 @@ impl Registry {
         }
     }
 
-    /// Adds a model. If a command is not told which model to use, it uses the model that was added
-    /// first.
+    /// Adds a model. A command uses the first model that was added if the user names no model.
     #[must_use]
     pub fn model(mut self, model: Model) -> Self {
         self.models.push(Arc::new(model));
@@ -134,9 +133,9 @@ impl Registry {
         self
     }
 
-    /// Sets the Python program with which `cargo amp bench --peers` trains other engines, as in
-    /// [`peers`](Self::peers), but by its text. The binary contains this text, so the program is
-    /// available on machines without the project's files.
+    /// Sets the text of the Python program with which `cargo amp bench --peers` trains other
+    /// engines. [`peers`](Self::peers) sets the path of the program instead. The binary contains
+    /// this text, so the program is available on machines without the project's files.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers_program(mut self, text: &'static str) -> Self {
@@ -169,8 +168,7 @@ impl Registry {
         &self.project
     }
 
-    /// Returns the models that commands list and that they run by default: all models that are not
-    /// hidden.
+    /// Returns the models that are not hidden. Commands list these models, and run them by default.
     pub fn models(&self) -> impl Iterator<Item = &Arc<Model>> {
         self.models.iter().filter(|model| !model.is_hidden)
     }

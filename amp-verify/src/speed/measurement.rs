@@ -20,15 +20,16 @@ pub enum Engine {
     GraphUnchecked,
     /// PyTorch Lightning.
     Lightning,
-    /// A training loop in PyTorch without Lightning.
+    /// A training loop in PyTorch, without Lightning.
     TorchLoop,
-    /// The plain PyTorch loop with fused AdamW.
+    /// The PyTorch loop, with the fused implementation of AdamW.
     TorchFused,
-    /// The loop with fused AdamW, compiled by torch.compile with mode reduce-overhead.
+    /// The PyTorch loop with fused AdamW, compiled by torch.compile with mode reduce-overhead.
     TorchCompile,
-    /// The loop with fused AdamW, compiled by torch.compile in its default mode.
+    /// The PyTorch loop with fused AdamW, compiled by torch.compile in its default mode.
     TorchCompileDefault,
-    /// The loop with fused AdamW, compiled by torch.compile with mode max-autotune-no-cudagraphs.
+    /// The PyTorch loop with fused AdamW, compiled by torch.compile with mode
+    /// max-autotune-no-cudagraphs.
     TorchCompileAutotuned,
 }
 

@@ -21,12 +21,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The test shows that the precision is worse than 32-true by less than the margin.
+    /// The test shows that the precision is worse than 32-true by less than the margin. With
+    /// [`Design::equivalence`], it is also better by less than the margin.
     Pass,
-    /// The test shows that the precision is worse than 32-true by more than the margin, or a check
-    /// failed.
+    /// The test shows that the precision is worse than 32-true by more than the margin, or, with
+    /// [`Design::equivalence`], better by more than the margin. Or a check failed.
     Fail,
-    /// There are too few seeds for a verdict.
+    /// The test shows neither, because there are too few seeds, or a difference is NaN.
     Inconclusive,
 }
 
@@ -128,7 +129,7 @@ impl Design {
         } else if upper < delta && (!self.equivalence || lower > -delta) {
             Verdict::Pass
         } else {
-            // If a difference from 32-true is NaN, both comparisons above are false, so the result
+            // If a difference from 32-true is NaN, all comparisons above are false, so the result
             // is inconclusive.
             Verdict::Inconclusive
         };

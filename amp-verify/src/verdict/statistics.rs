@@ -86,13 +86,14 @@ pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
 
 /// Returns the upper tolerance limit of a count. With probability `confidence`, at most the
 /// fraction `risk` of further counts of the same Poisson distribution is larger. `seen` is the sum
-/// of `draws` counts. The mean is at most χ²(confidence; 2·seen + 2)/(2·draws) (Garwood 1936). If
-/// `draws` is 0, there is no limit, and the result is `u64::MAX`.
+/// of `draws` counts. From it follows, with the same confidence, that the mean of the distribution
+/// is at most χ²(confidence; 2·seen + 2)/(2·draws) (Garwood 1936). If `draws` is 0, there is no
+/// limit, and the result is `u64::MAX`.
 pub fn count_limit(seen: u64, draws: usize, risk: f64, confidence: f64) -> u64 {
     let freedom = 2.0 * seen as f64 + 2.0;
     let most = ChiSquared::new(freedom).map(|chi| chi.inverse_cdf(confidence));
     let Ok(mean) = most.map(|most| most / (2.0 * draws as f64)) else { return u64::MAX };
-    // `draws` may be 0, and then the mean is not finite.
+    // If `draws` is 0, the mean is not finite.
     let Some(counts) = Poisson::new(mean).ok().filter(|_| mean.is_finite()) else {
         return u64::MAX;
     };

@@ -78,8 +78,8 @@ fn results(comparison: &Comparison) -> usize {
     5 + metric_columns(comparison).len()
 }
 
-/// Returns the columns for the metric and for the difference between the metric and the baseline's.
-/// Returns no columns for a model that is judged by its loss, because the loss has its own columns.
+/// Returns two columns: the metric, and the difference of the metric from the baseline. Returns no
+/// columns for a model that is judged by its loss, because the loss has its own columns.
 fn metric_columns(comparison: &Comparison) -> Vec<Column> {
     let column = |header: &str, cell| Column { header: header.to_owned(), cell };
     let metric = comparison.metric.as_str();
@@ -182,8 +182,8 @@ fn signed_loss(value: f64) -> String {
     signed(value, 4)
 }
 
-/// Formats the mean over the seeds ± half of the width of its interval. Returns `None` if there is
-/// only one seed.
+/// Formats the mean over the seeds ± half of the width of its confidence interval. Returns `None`
+/// if there is only one seed.
 fn over(
     run: &Run,
     of: impl Fn(&OverSeeds) -> Option<&Sample>,

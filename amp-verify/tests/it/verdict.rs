@@ -38,8 +38,9 @@ fn power_without_an_effect_is_alpha(#[values(2, 3, 10, 60)] n: usize) {
     assert!((power(0.0, 1.0, n, 0.05) - 0.05).abs() < 1e-6);
 }
 
-/// Checks the interval of five differences against an interval computed by hand: d̄ = 0.01, s =
-/// 0.01·√2.5/2 = 0.0079057 and U, L = d̄ ± 2.1318·s/√5.
+/// Checks the interval of five differences against an interval computed by hand. The mean of the
+/// differences is 0.01, their standard deviation is s = 0.01·√2.5/2 = 0.0079057, and the ends of
+/// the interval are 0.01 ± 2.1318·s/√5.
 #[test]
 fn intervals_are_those_of_the_formula() {
     let found = DESIGN.judge(&[0.0, 0.005, 0.01, 0.015, 0.02]);
@@ -66,8 +67,9 @@ fn three_ways(#[case] d: &[f64], #[case] equivalence: bool, #[case] expected: Ve
     assert_eq!(found.improved, found.mean < -0.04);
 }
 
-/// Checks that equal differences do not give an empty interval. In this case s is the standard
-/// deviation of rounding to the metric's step, so the interval is wider than one step.
+/// Checks that equal differences do not give an empty interval. The interval is then computed from
+/// the standard deviation of the error of rounding to the metric's step, so it is wider than one
+/// step.
 #[test]
 fn equal_differences_are_judged_by_the_metrics_step() {
     let step = 1.0 / 360.0;
@@ -174,9 +176,9 @@ fn the_tolerance_factor_is_the_tables(
 }
 
 /// Checks the upper limit of a Poisson count against values that were computed in Python by summing
-/// Poisson probabilities. The mean is the largest one with which so small a sum has a probability
-/// of 1 − confidence. The limit is the smallest count that is exceeded with at most the probability
-/// `risk` with this mean.
+/// Poisson probabilities. First, the script searched for the largest mean with which `draws` counts
+/// have a sum of at most `seen` with a probability of 5 %. The limit is the smallest count that is
+/// exceeded with at most the probability `risk` if this is the mean.
 #[rstest]
 #[case(0, 1, 0.01, 8)]
 #[case(0, 4, 1e-7, 9)]

@@ -197,8 +197,8 @@ impl Model {
     }
 
     /// Ends training if the logged value `name` has not improved for `patience` epochs. If `name`
-    /// is a metric for which higher is better, it improves if it rises. Every other value improves
-    /// if it falls.
+    /// is a metric for which higher is better, an improvement is a rise. For every other value, it
+    /// is a fall.
     #[must_use]
     pub fn early_stopping(mut self, name: impl Into<String>, patience: u32) -> Self {
         self.early_stopping = Some((name.into(), patience));

@@ -97,7 +97,7 @@ impl Row {
         let Self { rule, what, over, figure, bound, .. } = self;
         let found = match self.result {
             Comparison::Shown => format!("{figure}, not judged"),
-            Comparison::Open => format!("{figure}, bound {bound}: the seeds do not decide"),
+            Comparison::Open => format!("{figure}, bound {bound}: too few seeds to decide"),
             Comparison::Broken => format!("{figure}, BROKEN"),
             _ if figure == bound => figure.clone(),
             _ => format!("{figure} of {bound}"),

@@ -178,11 +178,11 @@ fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Ve
         let (what, figure, bound) = entry;
         if is_beyond(&entry) {
             let others = match what {
-                What::Gradient(_) if beyond > 1 => format!(", and so are {} others", beyond - 1),
+                What::Gradient(_) if beyond > 1 => format!(", and so do {} others", beyond - 1),
                 _ => String::new(),
             };
             texts.push(format!(
-                "{what} is {} from 32-true's, beyond {}{others}",
+                "{what} differs from 32-true's by {}, more than the bound {}{others}",
                 significant(figure, 3),
                 significant(bound, 2)
             ));

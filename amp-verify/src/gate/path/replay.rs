@@ -284,8 +284,8 @@ impl Replay {
                 None => String::new(),
             };
             format!(
-                "{what} are {:.2e} from what the optimizer's rule makes of the same \
-                 gradients in float64{clip}: beyond {:.1e}",
+                "{what} differ by {:.2e} from the optimizer's update with the same \
+                 gradients in float64{clip}; at most {:.1e} is accepted",
                 off / of,
                 allowed / of
             )

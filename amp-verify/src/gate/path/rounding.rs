@@ -131,15 +131,16 @@ fn width(own: &[Own], findings: &mut Findings) {
         for Own { path, .. } in own.iter().filter(|own| own.wide.contains(&kind)) {
             wrong.get_or_insert_with(|| {
                 format!(
-                    "`{path}` has the {what} of parameters that are not rounded: it does not compute in 16 \
-                     bits, but casts to them"
+                    "the {what} of `{path}` were computed with parameters that are not rounded to 16 \
+                     bits: the layer only casts its results to 16 bits"
                 )
             });
         }
         for Own { path, .. } in own.iter().filter(|own| own.twice.contains(&kind)) {
             wrong.get_or_insert_with(|| {
                 format!(
-                    "`{path}` has {what} in f16 with the 8 digits of bf16: they were rounded before"
+                    "the {what} of `{path}` have only the 8 significant bits of bf16, although their \
+                     dtype is f16: they were rounded to bf16 first"
                 )
             });
         }

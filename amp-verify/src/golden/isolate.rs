@@ -314,8 +314,8 @@ mod tests {
         assert!(!has("a::b", "--exact a::b --nocapture") && !has("a::b", "a::b --exact"));
     }
 
-    /// Checks that on a GPU other tests may interfere even with `--test-threads=1`, unless the
-    /// process runs only this test.
+    /// Checks that `--test-threads=1` is not enough on a GPU: tests that ran earlier in the same
+    /// process may interfere. None interfere if the process runs only this test.
     #[test]
     fn on_a_gpu_earlier_tests_interfere() {
         let has = |test: &str, line: &str| {

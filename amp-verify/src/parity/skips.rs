@@ -7,7 +7,7 @@
 //! First: with libtorch's kernels our side skips the same steps as the PyTorch version. Second: in
 //! the first step that only one side skips, the largest gradient is so close to overflow that
 //! rounding alone may make it overflow. How much rounding changes a gradient is measured with
-//! "moved runs": [runs](super::ours) whose initial weights are perturbed at random by up to one
+//! "perturbed runs": [runs](super::ours) whose initial weights are perturbed at random by up to one
 //! unit roundoff.
 
 use serde::{Deserialize, Serialize};
@@ -54,27 +54,27 @@ pub struct Again {
 }
 
 /// How much rounding alone changes the first steps of the model in Rust. This is measured with
-/// "moved runs", whose initial weights are perturbed at random by up to one unit roundoff.
+/// "perturbed runs", whose initial weights are perturbed at random by up to one unit roundoff.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Rounding {
-    /// By which fraction rounding may change the largest gradient, for each step. This is four
-    /// times the largest relative difference between a moved run and our run up to the step, at the
-    /// same loss scale.
+    /// For each step, by which fraction rounding may change the largest gradient. This is four
+    /// times the largest relative difference between the gradients of a perturbed run and of our
+    /// run, at the same loss scale, over all steps so far.
     pub largest: Vec<f64>,
-    /// The steps that some of the model's runs (moved or not) skip, while others apply them.
+    /// The steps that some runs of the model, perturbed or not, skip and others apply.
     pub either: Vec<u64>,
     /// The first step in which the losses of the model and its PyTorch version differ by more than
-    /// four times the largest difference between a moved run and our run. From this step on,
+    /// four times the largest difference between a perturbed run and our run. From this step on,
     /// rounding alone does not explain the difference. Null if there is no such step.
     pub parted: Option<u64>,
 }
 
 impl Rounding {
-    /// Computes the effect of rounding from the attempts of our run (`own`), the losses of the
-    /// model and its PyTorch version, and the moved runs. Each optimizer step has `window` batches.
+    /// Computes the effect of rounding from the attempts of our run (`own`), the losses of both
+    /// versions, and the perturbed runs. Each optimizer step has `window` batches.
     pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
         // Returns the largest gradient of an attempt, converted to the loss scale of our run. The
-        // scale of a moved run is smaller after a step that only this run skipped.
+        // scale of a perturbed run is smaller after a step that only this run skipped.
         let size = |attempt: &Attempt, scale: f64| {
             attempt.largest.map_or(f64::NAN, |largest| largest * scale / attempt.scale)
         };
@@ -360,8 +360,9 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// Checks that a moved run determines the bound. It skips step 1, and its gradient in step 2 is
-    /// 10 % larger than ours at the same loss scale. From step 2 on, the bound is four times 10 %.
+    /// Checks that a perturbed run determines the bound. It skips step 1. In step 2, its gradient
+    /// is 10 % larger than ours at the same loss scale. From step 2 on, the bound is four times 10
+    /// %.
     #[test]
     fn moved_runs_say_what_rounding_does() {
         let own = attempts(&[Some(0.5), Some(0.5), Some(0.5), Some(0.5)]);

@@ -182,8 +182,8 @@ impl Report {
 /// What the speed of this trainer is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
-    /// With another engine, on the same workload under the same precision.
+    /// The speed of another engine, on the same workload under the same precision.
     Engine(Engine),
-    /// With this trainer under 32-true, on the same workload.
+    /// The speed of this trainer under 32-true, on the same workload.
     Baseline,
 }

@@ -108,7 +108,7 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
 struct Unchanged {
     /// How far the first steps of each run are from those of 32-true.
     runs: Vec<Figures>,
-    /// The lower limits for the bounds.
+    /// The lower limits of the bounds.
     least: Least,
     /// The weights whose gradients are rounding errors alone.
     noisy: Masks,

@@ -108,7 +108,7 @@ fn drops(input: &Tensor, output: &Tensor) -> Result<Option<Drops>> {
     let kept = present.f_logical_and(&output.f_ne(0.0)?)?;
     let count = |mask: &Tensor| number(mask.f_sum(Kind::Double)?);
     let (zeros, others) = (count(&dropped)?, count(&kept)?);
-    // If no positive element becomes zero, the layer is a ReLU.
+    // If only negative elements become zero, the layer is a ReLU.
     let positive = count(&dropped.f_logical_and(&input.f_gt(0.0)?)?)?;
     if zeros < 16.0 || others < 16.0 || positive == 0.0 {
         return Ok(None);

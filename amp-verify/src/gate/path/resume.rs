@@ -45,8 +45,8 @@ impl Checks<'_> {
                 false => Tolerance::default(),
             };
             let difference = match Fault::loses_state(self.setup.job.fault) {
-                // This fault makes the resumed run start its counters at zero, so only its tensors
-                // are compared.
+                // The fault under test makes the resumed run start its counters at zero, so only
+                // its tensors are compared.
                 true => plain.tensors_differ(state, &tolerance)?,
                 false => plain.difference(state, &tolerance)?,
             };

@@ -43,10 +43,10 @@ pub struct Group {
     pub is_beyond: bool,
 }
 
-/// The accepted differences of outputs (`OF_OUTPUT`) and of gradients (`OF_GRADIENT`), in unit
-/// roundoffs of the output's dtype. The fused kernel and the separate layers each round their
-/// results once, and a few times inside.
+/// The accepted difference of outputs, in unit roundoffs of the output's dtype. The fused kernel
+/// and the separate layers each round their results once, and a few times inside.
 const OF_OUTPUT: f64 = 4.0;
+/// The accepted difference of gradients, in unit roundoffs of the output's dtype.
 const OF_GRADIENT: f64 = 8.0;
 /// The smallest bound for the difference between fused and separate layers. f32 sums in another
 /// order may differ by this relative amount.

@@ -71,10 +71,11 @@ const FEWER: f64 = 4.0;
 /// If fewer results than this differ with rounded parameters, it is not judged whether the layer
 /// computes in a wider dtype.
 const LEAST_DIFFERING: f64 = 40.0;
-/// A tensor has too few digits if at least the fraction `ALL` of its elements have no more digits
-/// than bf16. This is judged only if at most the fraction `BY_CHANCE` of the exact values, rounded
-/// to f16, have so few digits.
+/// An f16 tensor has too few binary digits if at least this fraction of its elements have no more
+/// digits than bf16.
 const ALL: f64 = 0.99;
+/// If more than this fraction of the exact values, rounded to f16, have no more digits than bf16,
+/// it is not judged whether the tensor has too few digits.
 const BY_CHANCE: f64 = 0.75;
 /// A value can only become zero if the relative error, without the last rounding, is at least this.
 /// A counted value is at least four times the dtype's smallest positive number. The last rounding

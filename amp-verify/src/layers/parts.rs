@@ -7,11 +7,11 @@ use amp_core::{Result, memory::cuda_free, tch::Device};
 
 use super::pass::Ran;
 
-/// The number of f64 values that are kept for each element. `COPIES` applies to elements of a
-/// layer's input and output: these are the values and gradients of four steps, and of up to eight
-/// separate runs of the layer. `OF_PARAMETERS` applies to elements of the layer's parameters: these
-/// are gradients.
+/// The number of f64 values that are kept for each element of a layer's input and output: the
+/// values and gradients of four steps, and of up to eight separate runs of the layer.
 const COPIES: usize = 24;
+/// The number of f64 values that are kept for each element of a layer's parameters: the gradients
+/// of the same steps and runs.
 const OF_PARAMETERS: usize = 12;
 
 /// The default of `Options::budget`, in bytes.

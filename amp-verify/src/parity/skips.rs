@@ -360,9 +360,8 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// Checks that a perturbed run determines the bound. It skips step 1. In step 2, its gradient
-    /// is 10 % larger than ours at the same loss scale. From step 2 on, the bound is four times 10
-    /// %.
+    /// Checks that a perturbed run determines the bound. It skips step 1. Its gradient in step 2 is
+    /// 1.1 times ours at the same loss scale, so from step 2 on the bound is 0.4.
     #[test]
     fn moved_runs_say_what_rounding_does() {
         let own = attempts(&[Some(0.5), Some(0.5), Some(0.5), Some(0.5)]);

@@ -8,6 +8,7 @@ use std::{
 /// The environment variable that names the folder with the files of a packed project.
 /// `cargo amp pack` copies these files, so that the project runs on a machine without its sources.
 const PACKED: &str = "AMP_PROJECT";
+/// The file in the project's folder that contains the recorded margins.
 const MARGINS: &str = "margins.json";
 
 /// The package that declares a registry: its name and its folder.

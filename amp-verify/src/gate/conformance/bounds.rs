@@ -12,11 +12,12 @@ use crate::{
 /// The smallest standard deviation with which a bound is computed, as a fraction of the mean. It
 /// covers kernels that round at other places inside a module than the emulation does.
 const LEAST_SPREAD: f64 = 0.1;
-/// The smallest bounds for the differences of the loss (`OF_LOSS`) and of gradients
-/// (`OF_GRADIENT`), in unit roundoffs of the loss's dtype. The emulation rounds the inputs, outputs
-/// and intermediate tensors of modules. In a real run, the computation between the last module and
-/// the loss also rounds a few times, and so changes the loss and the gradients.
+/// The smallest bound for the difference of the loss, in unit roundoffs of the loss's dtype. The
+/// emulation rounds the inputs, outputs and intermediate tensors of modules. In a real run, the
+/// computation between the last module and the loss also rounds a few times.
 pub(in crate::gate) const OF_LOSS: f64 = 4.0;
+/// The smallest bound for the differences of gradients, in unit roundoffs of the loss's dtype. The
+/// roundings that [`OF_LOSS`] covers also change the gradients.
 pub(in crate::gate) const OF_GRADIENT: f64 = 24.0;
 
 /// The two quantities from which the lower limits of all bounds are computed.

@@ -24,9 +24,9 @@ use crate::{
     rounding::{is_narrow, rounding_of},
 };
 
-/// `PASSES` is the smallest number of passes with emulated rounding from which a bound is computed.
-/// `PASSES_OF_STEP` is the smallest number of such passes in each step.
+/// The smallest number of passes with emulated rounding from which a bound is computed.
 const PASSES: i64 = 32;
+/// The smallest number of passes with emulated rounding for each step.
 const PASSES_OF_STEP: i64 = 2;
 /// The constant for the rounding that is not emulated, under 64-true. There, a ReLU unit switches
 /// so rarely that the passes do not show it. But if it switches, the gradient changes by more than
@@ -166,11 +166,15 @@ mod tests {
     /// The constant for the rounding that is not emulated, under 16-mixed.
     const LEAST: f64 = 24.0 / 16_777_216.0;
 
-    /// Checks the bounds of two kinds of steps. Rounding changes step 7 a hundred times as much as
-    /// the 31 other steps. The bound of step 7 is e·L: the tolerance limit of 64 equal ratios of
-    /// 0.5, times the error 1 of this step. (The limit is computed for the power 2/3, with s of a
-    /// tenth of the mean.) The bound of any other step is P: the limit of the differences of all 64
-    /// passes, two of which are a hundred times as large.
+    /// Checks the bounds of two kinds of steps. There are 32 steps with two passes each. Rounding
+    /// changes the gradient of step 7 a hundred times as much as that of the other steps.
+    ///
+    /// In all 64 passes, the difference divided by the step's error is 0.5. The bound of step 7 is
+    /// the tolerance limit of these ratios, times the step's error of 1. The limit is computed from
+    /// the ratios to the power of 2/3. Their standard deviation is taken as a tenth of their mean,
+    /// because they are equal. The bound of every other step is the tolerance limit of the
+    /// differences in all 64 passes. The two differences in step 7 are a hundred times as large as
+    /// the others.
     #[rstest]
     #[case::sensitive(7, 0.5 * (1.0 + 0.1 * k()).powf(1.5))]
     #[case::calm(0, limit_of_all())]

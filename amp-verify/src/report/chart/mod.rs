@@ -19,7 +19,9 @@ use super::color::{self, PAPER};
 
 /// The width of every chart in SVG units. The HTML page scales the charts to the width of its text.
 const WIDTH: u32 = 520;
+/// The height of the charts of lines and of columns, in SVG units.
 const HEIGHT: u32 = 300;
+/// The font of the texts in charts: its family, and its size in SVG units.
 const FONT: (&str, i32) = ("sans-serif", 14);
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

@@ -33,10 +33,10 @@ use crate::{
     rounding::{is_narrow, moved, rounded, rounded_stochastically, rounding_of},
 };
 
-/// The relative errors of f32 arithmetic, with which the rounding of 32-true itself is emulated.
-/// `SUMS` is the error of the f32 sums between two modules, which have several hundred terms each.
-/// `MEANS` is the error of the mean in a loss.
+/// The relative error of the f32 sums between two modules, which have several hundred terms each.
+/// With this error, the rounding of 32-true itself is emulated.
 pub(in crate::gate) const SUMS: f64 = 1.0 / 1_048_576.0;
+/// The relative error of the mean in a loss that is computed in f32.
 const MEANS: f64 = 1.0 / 8_388_608.0;
 
 /// The number of additional roundings in the gradient of a layer norm's weight or bias. The

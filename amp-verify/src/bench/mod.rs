@@ -49,7 +49,9 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
     let mut notes = Vec::new();
     if cfg!(debug_assertions) {
         notes.push(
-            "this is a debug build: use `cargo amp bench`, which builds in release mode".to_owned(),
+            "this is a debug build: use `cargo amp bench`, which builds in release mode, or \
+             `cargo run --release`"
+                .to_owned(),
         );
     }
     let mut versions = [("amp", env!("CARGO_PKG_VERSION")), ("libtorch", LIBTORCH_VERSION)]

@@ -10,7 +10,7 @@ use amp_core::{
 /// w ← w − lr·sign(m).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Signum {
-    /// Learning rate: how far each weight moves in a step.
+    /// Learning rate: by how much each weight changes in a step.
     pub lr: f64,
     /// β, the weight of the old m in a step.
     pub momentum: f64,

@@ -12,7 +12,8 @@ import torch
 
 
 def tables(path):
-    """Writes or reads a table: `write FILE`, or `[sum] PART THREADS FILE`, which makes the tensors that the benchmark makes."""
+        """Returns a function that answers requests: `write FILE` writes the table, `PART THREADS FILE` reads it into the
+    tensors that the Rust benchmark makes, and `sum PART THREADS FILE` also returns two sums over these tensors."""
     import numpy
     import pyarrow
     import pyarrow.compute

@@ -3,10 +3,11 @@
 //! the transforms are also measured separately. Then worker threads prepare batches of 32.
 //!
 //! `OMP_NUM_THREADS=1 cargo bench -p tests --bench images` prints how many images one core loads
-//! per second of CPU time. A GPU that trains on n images per second needs n divided by this number
-//! of cores. A second number is printed without mirroring and normalization, which can also run on
-//! the GPU (`SharedDataset::transformed`). If `AMP_PYTHON` names a Python with torchvision, it
-//! prepares the same files with Pillow in turn, and its number is printed too.
+//! per second of CPU time. The number of cores that a GPU needs is the number of images per second
+//! that it trains on, divided by this number. A second number is printed without mirroring and
+//! normalization, which can also run on the GPU (`SharedDataset::transformed`). If `AMP_PYTHON`
+//! names a Python with torchvision and Pillow, torchvision prepares the same files in turn, and its
+//! number is printed too.
 
 mod peer;
 

@@ -108,7 +108,7 @@ fn bare(weights: &[(Tensor, Tensor)], batch: &Batch, sum: &mut Tensor) -> Result
     Ok(loss)
 }
 
-/// Runs one step.
+/// A function that runs one step.
 type Run = Box<dyn FnMut() -> Tensor>;
 
 /// Returns the three steps to compare, by name.

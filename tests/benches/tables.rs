@@ -153,8 +153,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Reads the files in turn here and in Python, and prints the medians of nine rounds. The first is
-/// left out.
+/// Reads the files in turn here and in Python, and prints the medians of nine rounds. A first round
+/// before them is not counted.
 fn compare(path: &Path, csv: &Path, columns: &[Columns; 2], counts: &[usize]) {
     let Some(mut python) = Peer::start("tables", path.as_os_str()) else { return };
     println!("| file | columns | threads | ours: s, CPU s | pyarrow: s, CPU s | ours / pyarrow |");

@@ -127,7 +127,8 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// Returns the number by which differences are divided: the largest logit, but at least 1.
+/// Returns the number by which differences are divided: the largest absolute value of a logit, but
+/// at least 1.
 fn size(logits: &Tensor) -> f64 {
     logits.abs().max().double_value(&[]).max(1.0)
 }

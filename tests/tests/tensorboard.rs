@@ -65,7 +65,8 @@ fn read(folder: &Path, options: &[&str]) -> BTreeMap<String, Run> {
     serde_json::from_slice(&output.stdout).expect("one JSON object")
 }
 
-/// All tags, steps, values in f32 and hyperparameters are equal, and the run is marked as ended.
+/// TensorBoard's reader finds all tags, steps, values (rounded to f32) and hyperparameters of the
+/// run. The run is marked as ended.
 #[test]
 fn tensorboards_own_reader_reads_every_run() -> Result<()> {
     packages();

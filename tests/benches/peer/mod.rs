@@ -1,4 +1,5 @@
-//! A Python process that does the same work in the same minutes, for a comparison.
+//! A Python process that does the same work as the benchmark and takes turns with it, for a
+//! comparison.
 
 use std::{
     env,
@@ -13,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 /// Wall-clock seconds, and CPU seconds of all threads.
 pub(crate) type Seconds = [f64; 2];
 
-/// Measures work of this process.
+/// Measures how long this process takes for `work`.
 pub(crate) fn seconds(work: impl FnOnce()) -> Seconds {
     let cpu = || {
         let time = clock_gettime(ClockId::ProcessCPUTime);
@@ -24,7 +25,7 @@ pub(crate) fn seconds(work: impl FnOnce()) -> Seconds {
     [start.elapsed().as_secs_f64(), cpu() - before]
 }
 
-/// Returns the middle one of several measurements, for wall-clock and CPU seconds.
+/// Returns the median of the wall-clock seconds and the median of the CPU seconds.
 pub(crate) fn medians(all: &[Seconds]) -> Seconds {
     [0, 1].map(|at| {
         let mut values: Vec<f64> = all.iter().map(|seconds| seconds[at]).collect();
@@ -41,7 +42,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Starts the script with the Python that `AMP_PYTHON` names; returns `None` without one.
+    /// Starts the script with the Python that `AMP_PYTHON` names. Returns `None` if this variable
+    /// is not set.
     pub(crate) fn start(work: &str, path: &OsStr) -> Option<Self> {
         let python = env::var_os("AMP_PYTHON")?;
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peer/peer.py");
@@ -56,7 +58,7 @@ impl Peer {
         Some(Self { process, requests, answers })
     }
 
-    /// Does what the line says.
+    /// Sends a request, which is one line, to the script. Returns the two numbers of the answer.
     pub(crate) fn run(&mut self, line: &str) -> Seconds {
         let mut requests = self.requests.as_ref().expect("it runs");
         writeln!(requests, "{line}").expect("it reads");

@@ -1,4 +1,4 @@
-//! A user's item called `__amp`, the name under which generated code imports amp-core, is refused.
+//! A user's item called `__amp` is refused: generated code imports amp-core under this name.
 
 use amp_core as __amp;
 use amp_core::prelude::*;

@@ -1,4 +1,4 @@
-//! For a misspelt `crate`, the error suggests the right word.
+//! For a misspelt `crate` in `#[amp]`, the error suggests the right word.
 
 use amp_core::prelude::*;
 

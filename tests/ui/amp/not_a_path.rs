@@ -1,4 +1,4 @@
-//! A version instead of a path is refused.
+//! A value of `crate` that is not a path is refused, here a version.
 
 use amp_core::prelude::*;
 

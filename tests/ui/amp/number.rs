@@ -1,4 +1,4 @@
-//! A number instead of a path is refused.
+//! A number as the value of `crate` is refused.
 
 use amp_core::prelude::*;
 

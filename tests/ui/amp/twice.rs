@@ -1,4 +1,4 @@
-//! Two paths are refused.
+//! Two `#[amp(crate = …)]` attributes on one struct are refused.
 
 use amp_core::prelude::*;
 

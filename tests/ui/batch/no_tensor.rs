@@ -1,4 +1,4 @@
-//! A field of type `String` is refused, because it holds no tensor.
+//! A field of a batch with the type `String` is refused, because it holds no tensor.
 
 use amp_core::prelude::*;
 

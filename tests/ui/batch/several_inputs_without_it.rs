@@ -1,4 +1,4 @@
-//! A model with two inputs needs `#[batch]`, because a pair has only one input.
+//! A model with two inputs needs `#[batch]`: the default batch is an input and a target.
 
 use amp_core::prelude::*;
 

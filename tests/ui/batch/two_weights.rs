@@ -1,4 +1,4 @@
-//! Two fields of weights are refused, because each example has one weight.
+//! Two fields of a batch with weights of examples are refused, because each example has one weight.
 
 use amp_core::prelude::*;
 

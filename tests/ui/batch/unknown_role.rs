@@ -1,4 +1,4 @@
-//! For a misspelt role, the error suggests the right one.
+//! For a misspelt role of a batch's field, the error suggests the right one.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! For a misspelt `default`, the error suggests the right word, and the setter exists nevertheless.
+//! For a misspelt `default`, the error suggests the right word; the setter exists nevertheless.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A value without `default =` is refused.
+//! A default value of a hyperparameter without `default =` is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A function of the user's must be called by its path.
+//! In `#[layer]`, the user's own function must be called by its path.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! An option of `sequential` is refused, because it belongs to a layer inside.
+//! An option of `sequential` is refused, because options belong to the layers inside.
 
 use amp_core::prelude::*;
 

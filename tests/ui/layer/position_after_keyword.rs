@@ -1,4 +1,4 @@
-//! An argument without a name after one with a name is refused, as in Python.
+//! A positional argument after a named argument is refused, as in Python.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! An argument that is given by position and by name is refused.
+//! An argument that is given both by position and by name is refused.
 
 use amp_core::prelude::*;
 

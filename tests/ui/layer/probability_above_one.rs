@@ -1,4 +1,4 @@
-//! A dropout of 20 is refused, because it must be a probability.
+//! A dropout of 20 is refused, because the argument is a probability.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! For a class name of PyTorch's, the error gives the name here.
+//! For the class name of a PyTorch layer, the error gives the name to write here.
 
 use amp_core::prelude::*;
 

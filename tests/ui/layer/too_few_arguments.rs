@@ -1,4 +1,4 @@
-//! A linear layer needs both sizes.
+//! A `linear` layer without its second size is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A third argument by position is refused, because options are given by name.
+//! A third positional argument of `linear` is refused: options are given by name.
 
 use amp_core::prelude::*;
 

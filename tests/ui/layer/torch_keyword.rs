@@ -1,4 +1,4 @@
-//! For an unsupported keyword of PyTorch's, the error gives the reason.
+//! For an unsupported keyword of a PyTorch layer, the error gives the reason.
 
 use amp_core::prelude::*;
 

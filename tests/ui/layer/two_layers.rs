@@ -1,4 +1,4 @@
-//! A field with two layers is refused, because it needs `sequential`.
+//! Two layers in one `#[layer]` are refused: several layers need `sequential`.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! An argument of a layer without arguments is refused.
+//! An argument of a layer that takes no arguments is refused.
 
 use amp_core::prelude::*;
 

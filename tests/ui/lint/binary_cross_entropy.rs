@@ -1,4 +1,4 @@
-//! `binary_cross_entropy` is refused, because CUDA autocast refuses it.
+//! The loss `binary_cross_entropy` is refused, because CUDA's autocast refuses it.
 
 use amp_core::prelude::*;
 

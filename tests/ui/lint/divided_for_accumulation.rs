@@ -1,4 +1,4 @@
-//! A loss divided for accumulation is refused, because the trainer divides it.
+//! A loss that divides by the accumulation steps is refused, because the trainer divides.
 
 use amp_core::prelude::*;
 

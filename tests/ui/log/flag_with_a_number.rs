@@ -1,4 +1,4 @@
-//! A flag with a number is refused, because it is true or false.
+//! A number as the value of a flag is refused: a flag takes `true` or `false`.
 
 use amp_core::prelude::*;
 

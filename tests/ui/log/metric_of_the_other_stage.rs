@@ -1,4 +1,4 @@
-//! A metric of validation alone cannot be logged in training.
+//! `#[log]` of a training value is refused for a metric that is computed only in validation.
 
 use amp_core::prelude::*;
 

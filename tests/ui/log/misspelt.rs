@@ -1,4 +1,4 @@
-//! For a misspelt value, the error suggests the right one.
+//! For a misspelt name in `#[log]`, the error suggests the right one.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! `#[log]` is refused if the user's step logs for itself.
+//! `#[log]` of a value is refused if the user has written the step that would log it.
 
 use amp_core::prelude::*;
 

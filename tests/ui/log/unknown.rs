@@ -1,4 +1,4 @@
-//! For an unknown value, the error lists the values that can be logged.
+//! For an unknown name in `#[log]`, the error lists the values that can be logged.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! For a misspelt flag, the error suggests the right one.
+//! For a misspelt flag in `#[log]`, the error suggests the right one.
 
 use amp_core::prelude::*;
 

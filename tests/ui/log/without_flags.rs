@@ -1,4 +1,4 @@
-//! A value without flags is refused, because the flags are the only information.
+//! A name without flags in `#[log]` is refused, because flags are what `#[log]` declares.
 
 use amp_core::prelude::*;
 

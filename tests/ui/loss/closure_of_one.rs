@@ -1,4 +1,4 @@
-//! A loss with one argument is refused, because the target is missing.
+//! A loss that is a closure with one argument is refused, because the target is missing.
 
 use amp_core::prelude::*;
 

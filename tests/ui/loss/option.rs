@@ -1,4 +1,4 @@
-//! Options of losses are checked for name, range and the missing `self`.
+//! Options of losses with an unknown name, a value out of range or a missing `self.` are refused.
 
 use amp_core::prelude::*;
 

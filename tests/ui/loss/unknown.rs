@@ -1,4 +1,4 @@
-//! For the name of PyTorch's module, the error suggests the name of its function.
+//! For the name of a PyTorch loss class, the error suggests the name of the function.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! `top_k` needs `k`.
+//! The metric `top_k` without the key `k` is refused.
 
 use amp_core::prelude::*;
 

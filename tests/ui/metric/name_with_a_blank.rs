@@ -1,4 +1,4 @@
-//! A metric's name cannot contain a blank, because `#[log]` could not name it.
+//! A name of a metric with a blank is refused, because `#[log]` could not contain it.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A metric is refused if the user's step logs for itself.
+//! A metric is refused if the user has written the step that would log it.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! An unknown average and an option out of range are refused.
+//! A metric with an unknown average, or with an option out of range, is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A metric of the user's own needs a name for its log.
+//! The user's own metric needs a name under which it is logged.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A stage in quotes is refused, because choices are bare words.
+//! A stage in quotes is refused: it is written without quotes.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Two metrics of one name are refused.
+//! Two metrics with the same name are refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! For `validate`, the error suggests `val`.
+//! For the unknown stage `validate`, the error suggests `val`.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A key that names a field needs `self.`, because keys are evaluated in a method.
+//! A value that names a field needs `self.`, because it is evaluated in a method.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A group's key must be a key of its optimizer.
+//! A parameter group with a key that its optimizer does not have is refused.
 
 use amp_core::prelude::*;
 

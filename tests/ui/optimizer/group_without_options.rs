@@ -1,4 +1,4 @@
-//! A group without options is refused, because it would change nothing.
+//! A parameter group without options is refused, because it would change nothing.
 
 use amp_core::prelude::*;
 

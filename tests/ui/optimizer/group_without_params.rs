@@ -1,4 +1,4 @@
-//! A group must choose its parameters.
+//! A parameter group that selects no parameters is refused.
 
 use amp_core::prelude::*;
 

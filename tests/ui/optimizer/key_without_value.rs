@@ -1,4 +1,4 @@
-//! A key without a value is refused.
+//! A key of an optimizer without a value is refused.
 
 use amp_core::prelude::*;
 

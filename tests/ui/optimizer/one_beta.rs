@@ -1,4 +1,4 @@
-//! Adam needs two betas.
+//! Adam with one beta instead of two is refused.
 
 use amp_core::prelude::*;
 

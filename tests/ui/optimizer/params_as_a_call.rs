@@ -1,4 +1,4 @@
-//! `params(…)` instead of a list is refused.
+//! `params(…)` is refused: `params` is a key whose value is a list.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A pattern without a list is refused.
+//! `params` with a single pattern is refused: it takes a list of patterns.
 
 use amp_core::prelude::*;
 

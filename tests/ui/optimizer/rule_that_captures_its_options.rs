@@ -1,4 +1,4 @@
-//! An update rule cannot capture the options, because a CUDA graph would hold their values as constants.
+//! An update rule cannot capture the options: they would be constants of a CUDA graph.
 
 use amp_core::{
     nn::Parameter,

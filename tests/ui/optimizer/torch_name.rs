@@ -1,4 +1,4 @@
-//! For the class name of PyTorch's optimizer, the error gives the name here.
+//! For the class name of a PyTorch optimizer, the error gives the name to write here.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A loss is refused if the user wrote both steps that would use it.
+//! `#[loss]` is refused if the user has written both steps that would use the loss.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A call instead of a function's path is refused.
+//! A call is refused where the path of the user's function is expected.
 
 use amp_core::prelude::*;
 

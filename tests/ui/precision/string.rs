@@ -1,4 +1,4 @@
-//! A precision in quotes is refused, because precisions are bare words.
+//! A precision in quotes is refused: it is written without quotes.
 
 use amp_core::prelude::*;
 

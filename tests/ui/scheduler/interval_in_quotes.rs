@@ -1,4 +1,4 @@
-//! An interval in quotes is refused, because choices are bare words.
+//! An interval in quotes is refused: it is written without quotes.
 
 use amp_core::prelude::*;
 

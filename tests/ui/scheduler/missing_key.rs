@@ -1,4 +1,4 @@
-//! `cosine_annealing` needs `t_max`.
+//! The schedule `cosine_annealing` without the key `t_max` is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The name of a logged value in quotes is refused, because it is a bare word.
+//! A monitored value in quotes is refused: its name is written without quotes.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A schedule of the user's own needs an interval, because its counts may be steps or epochs.
+//! The user's own schedule needs an interval, because it may count steps or epochs.
 
 use amp_core::prelude::*;
 

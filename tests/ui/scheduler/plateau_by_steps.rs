@@ -1,4 +1,4 @@
-//! `reduce_lr_on_plateau` takes no interval, because the value exists only after an epoch.
+//! `reduce_lr_on_plateau` with an interval is refused: it reads its value at the end of an epoch.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! `reduce_lr_on_plateau` needs a value to monitor.
+//! `reduce_lr_on_plateau` without a value to monitor is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A count of steps is refused for a schedule that moves every epoch: it would never leave its warm-up.
+//! A count of steps is refused for a schedule of epochs, whose warm-up would never end.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! `#[loss = …]` is refused, because arguments are in parentheses.
+//! `#[loss = …]` is refused, and the error asks for parentheses.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! One compile reports every mistake, and no error that follows from another.
+//! rustc reports every mistake in one run, and no error that only follows from another one.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A mistake in a generic struct causes one error, because the stubs have its builder and traits.
+//! A mistake in a generic struct causes only one error: stubs replace the missing code.
 
 use std::marker::PhantomData;
 

@@ -1,4 +1,4 @@
-//! A struct with hyperparameters alone is refused.
+//! A model with hyperparameters but without layers is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A loss on a block is refused, because it belongs on the model.
+//! `#[loss]` on a block (`derive(Module)`) is refused, because it belongs on the model.
 
 use amp_core::prelude::*;
 

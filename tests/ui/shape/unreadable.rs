@@ -1,4 +1,4 @@
-//! An attribute that cannot be parsed causes one error; the optimizer is not reported missing as well.
+//! An attribute that cannot be parsed causes one error: no optimizer is reported as missing.
 
 use amp_core::prelude::*;
 

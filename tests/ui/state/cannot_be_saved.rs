@@ -1,4 +1,4 @@
-//! State whose type cannot be saved is refused; `#[transient]` takes it.
+//! `#[state]` with a type that cannot be saved is refused; `#[transient]` is accepted.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A key in `#[state]` is refused, because the attribute takes the value alone.
+//! A key in `#[state]` is refused: the attribute takes only a value.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Two values of one state are refused.
+//! Two values in one `#[state]` are refused.
 
 use amp_core::prelude::*;
 

@@ -47,7 +47,8 @@ fn one_seed_gives_one_set_of_weights() {
     assert!((mean - 1.0).abs() < 0.005, "{mean}");
 }
 
-/// dL/dw = 2/(N·F)·Σ (w·x − t)·x for the mean squared error, computed here in f64.
+/// For the mean squared error L over N examples of F features, dL/dw = 2/(N·F)·Σ (w·x − t)·x, where
+/// t is the target. The test computes this formula in f64.
 #[test]
 fn output_and_gradient_follow_the_formula() {
     let (gain, input, target) = (gain(3), wave(5, 3, 0.7), wave(5, 3, 1.3));
@@ -81,7 +82,7 @@ fn an_input_of_another_shape_is_refused() {
     assert_eq!(none, "gain(0): the size must be positive");
 }
 
-/// y = w·x, fitted to targets that are known multiples of x.
+/// The model y = w·x. Its targets are known multiples of x.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.5)]
@@ -168,7 +169,7 @@ fn the_weight_has_the_precisions_dtype() {
     assert_eq!(trained_kinds(Precision::Bf16Mixed), [Kind::Float, Kind::Float]);
 }
 
-/// As the README says, this is libtorch's rule for a product of bf16 and f32.
+/// Under autocast, the product of a bf16 input and the f32 weight is f32. The README explains why.
 #[test]
 fn under_autocast_the_output_is_f32() {
     let input = wave(4, 3, 0.7).to_kind(Kind::BFloat16);

@@ -14,7 +14,7 @@ struct Line {
     line: Linear,
 }
 
-/// Points on a line. The first training example is `outlier`.
+/// Returns points on the line y = 3x. The first training example has the target `outlier` instead.
 fn data(outlier: f64) -> DataModule {
     let part = |count: i64| {
         let x = Tensor::linspace(-1.0, 1.0, count, (Kind::Float, Device::Cpu)).unsqueeze(1);
@@ -68,7 +68,8 @@ fn each_epoch_has_a_line_with_its_values() {
     assert_eq!(found, expected);
 }
 
-/// The square of 1e30 overflows f32, so the step on this example is skipped in each epoch.
+/// One training example has the target 1e30. The square of its error overflows f32, so the step
+/// with this example is skipped in each epoch.
 #[test]
 fn a_skipped_step_has_a_line_with_its_cause() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -94,8 +94,8 @@ fn options_out_of_range_are_refused() {
     assert!(refused(Signum { lr: 1.0, momentum: 1.0 }).contains("momentum is 1"));
 }
 
-/// bf16 weights with master weights equal rounded f32 weights. m is stored in the requested number
-/// of bits.
+/// The master weights of bf16 parameters equal the parameters after the same steps in f32. With
+/// `Moments`, m is stored in the requested dtype, and the parameters are the same.
 #[test]
 fn every_storage_gives_the_same_steps() {
     let weight = |kind| {
@@ -244,7 +244,7 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     assert_eq!(straight.weights(), resumed.weights());
 }
 
-/// Trains for one epoch. Returns how far a weight moved at most, and all values of m.
+/// Trains for one epoch. Returns the largest change of a weight, and all values of m.
 fn one_epoch(precision: Precision) -> (f64, Vec<f64>) {
     let folder = tempfile::tempdir().expect("a folder");
     let trainer = Trainer::new(config(precision, 1)).callback(saving(folder.path()));
@@ -258,9 +258,9 @@ fn one_epoch(precision: Precision) -> (f64, Vec<f64>) {
     (most, saved.iter().flat_map(|(_, moment)| numbers(moment)).collect())
 }
 
-/// In four steps the largest movement of a weight is four times lr. The optimizer receives
-/// gradients without the loss scale, which is 1024 in 16-mixed: m differs from 32-true's by at most
-/// 5 % of the largest value.
+/// In four steps the largest change of a weight is four times lr. The optimizer receives gradients
+/// without the loss scale, which is 1024 in 16-mixed: m differs from 32-true's by at most 5 % of
+/// the largest value.
 #[test]
 fn every_precision_steps_with_true_gradients() {
     let (_, exact) = one_epoch(Precision::F32True);

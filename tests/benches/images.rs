@@ -72,8 +72,8 @@ fn prepare(set: &ImageFolder) {
     }
 }
 
-/// Prints images per second by CPU time, on which other programs have little effect: the medians of
-/// five rounds.
+/// Prints how many images are prepared per second of CPU time, as medians of five rounds. Other
+/// programs have little effect on CPU time.
 fn compare(folder: &OsStr, whole: &ImageFolder, part: &ImageFolder) {
     let rate = |all: &[Seconds]| PREPARED as f64 / medians(all)[1];
     let mut python = Peer::start("images", folder);

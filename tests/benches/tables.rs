@@ -187,7 +187,7 @@ fn compare(path: &Path, csv: &Path, columns: &[Columns; 2], counts: &[usize]) {
     }
 }
 
-/// Returns two sums that depend on every value of the batch and its row.
+/// Returns two sums that depend on every value of the batch and on the value's row.
 fn checksum(batch: &AnyBatch) -> [f64; 2] {
     let sums = batch.tensors().map(|(_, tensor)| {
         let rows = tensor.to_kind(Kind::Double).view([(GROUPS * ROWS) as i64, -1]);

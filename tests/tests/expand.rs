@@ -1,4 +1,5 @@
-//! Compiles and runs the structs with recorded expansions.
+//! Compiles and runs the structs of `tests/expand`. A test of amp-derive compares the code that is
+//! generated for them with recorded code.
 
 #[path = "../expand/block.rs"]
 mod block;

@@ -98,9 +98,9 @@ fn packed(folder: &Path, variables: &[(&str, &str)]) -> Output {
     command.envs(variables.iter().copied()).output().expect("this binary runs")
 }
 
-/// A variable names the folder of the golden (the recorded results). The golden is recorded into
-/// this folder and compared there. If the results differ or the golden is missing, the test fails.
-/// Files are written only if the user asks for it.
+/// The variable `AMP_GOLDENS` names the folder of the golden (the recorded results). The golden is
+/// recorded into this folder and compared there. If the results differ or the golden is missing,
+/// the test fails. Files are written only if the user asks for it.
 #[test]
 fn a_packed_binary_records_and_checks() {
     let folder = tempfile::tempdir().expect("a folder");

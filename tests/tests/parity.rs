@@ -30,8 +30,8 @@ struct Options {
 }
 
 /// Returns a program that runs Python with torch. It uses the packages of `cargo amp test` if the
-/// variable is set, and otherwise the torch that Python itself finds. Torch is loaded once for all
-/// tests.
+/// variable `AMP_TEST_PYTHON` is set, and otherwise the torch that Python itself finds. Torch is
+/// loaded once for all tests.
 fn python() -> &'static str {
     static LOADED: OnceLock<(Child, String)> = OnceLock::new();
     let (_, program) = LOADED.get_or_init(|| {

@@ -12,7 +12,7 @@ import torch
 
 
 def tables(path):
-        """Returns a function that answers requests: `write FILE` writes the table, `PART THREADS FILE` reads it into the
+    """Returns a function that answers requests: `write FILE` writes the table, `PART THREADS FILE` reads it into the
     tensors that the Rust benchmark makes, and `sum PART THREADS FILE` also returns two sums over these tensors."""
     import numpy
     import pyarrow

@@ -12,8 +12,8 @@ enum Activation : int { none, relu, gelu, gelu_tanh };
 
 // An activation after a layer, and what its backward pass needs. The kernel writes the gradient of the activation's
 // input to `passed`. For ReLU and dropout, `kept` is the output of both: where it is not 0, the gradient is multiplied
-// by the dropout's scale, and elsewhere the gradient is 0. For GELU, `kept` is the input of GELU. The dropout after
-// GELU then drops the same elements as in the forward pass.
+// by the dropout's scale, and elsewhere the gradient is 0. For GELU, `kept` is the input of GELU, and `dropout` draws
+// the mask of the forward pass again.
 struct Activated {
   int activation = none;
   at::Tensor kept, passed;

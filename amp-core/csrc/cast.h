@@ -14,8 +14,8 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype);
 // region, an f32 weight is cast only once.
 at::Tensor cast_filter(const at::Tensor& weight, at::ScalarType dtype);
 
-// Must be called when the outermost autocast region of the thread has ended. From then on, weights may
-// change.
+// Drops all casts. Must be called when the outermost autocast region of the thread has ended, because the
+// weights may change before the next region.
 void end_cast_weights();
 
 }  // namespace amp

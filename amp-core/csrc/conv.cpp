@@ -72,11 +72,12 @@ constexpr auto format = at::MemoryFormat::ChannelsLast;
 constexpr int most_channels = folded_channels / 4;
 
 // Computes a convolution of few channels with stride 2, such as the first layer of a network, as a convolution with
-// stride 1 of blocks of 2×2 pixels. Three channels do not fill a tensor core: without this, cuDNN would take ten times
-// as long as reading and writing the memory takes.
+// stride 1 of blocks of 2×2 pixels. Three channels do not fill a tensor core: cuDNN's convolution of the original
+// images takes ten times as long as reading and writing the memory.
 struct Fold {
-  // The side of the filter, the number of blocks of padding before the image, the number of zeros before the filter in
-  // its first block, the number of blocks that the filter covers along a side, and the size of the output.
+  // `side` is the side of the filter, and `taps` the number of blocks that the filter covers along a side. `before` is
+  // the number of blocks of padding before the image. `ahead` is the number of zeros before the filter in its first
+  // block. `out` are the height and width of the output.
   int64_t side, before, ahead, taps, out[2];
 
   Fold(const at::Tensor& input, const at::Tensor& weight, int64_t padding) {
@@ -302,8 +303,8 @@ int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tens
       *out = new at::Tensor(of_patches(*input, *weight, addend, *dtype));
       return;
     }
-    // One call of `to` changes dtype and layout in a single copy. `contiguous(format)` would not do for an input with
-    // one channel: its strides fit both layouts, so that `contiguous` would return it unchanged.
+    // One call of `to` changes dtype and layout in a single copy. `contiguous(format)` would return an input with one
+    // channel unchanged, because the strides of such an input fit both layouts.
     const auto given = input->to(*dtype, /*non_blocking=*/false, /*copy=*/false, format);
     run(given, AmpFilter::apply(*weight, *dtype));
   });

@@ -1,5 +1,5 @@
-// Connectionist temporal classification on CUDA devices (kernels/ctc.cu). libtorch's own reads the
-// lengths on the host, which a captured step cannot do.
+// Connectionist temporal classification on CUDA devices (kernels/ctc.cu). libtorch's CTC loss reads
+// the lengths on the host, which is not possible while a CUDA graph is captured.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -46,7 +46,7 @@ Examples examples_of(const at::Tensor& log_probs, const at::Tensor& labels, cons
           static_cast<int>(blank)};
 }
 
-// Whether the kernels' indices can represent these sizes.
+// Returns whether the kernels' indices can represent these sizes.
 bool fits(const at::Tensor& log_probs, const at::Tensor& labels) {
   constexpr int64_t most = std::numeric_limits<int>::max() / 2 - 1;
   return log_probs.size(0) * log_probs.size(1) <= most && log_probs.size(2) <= most &&

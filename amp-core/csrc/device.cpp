@@ -71,9 +71,9 @@ int amp_host_memory_stop(void* guard) {
   return amp::guarded([&] { delete static_cast<HostMemoryGuard*>(guard); });
 }
 
-// Writes three numbers of bytes: those that tensors have requested now, their peak, and the peak of
-// reserved bytes. The allocator's count allocated_bytes sums the sizes of blocks instead. Each block may
-// be up to 1 MiB larger than requested, depending on what was cached before.
+// Writes three numbers of bytes: the bytes that the existing tensors have requested, the peak of this
+// number, and the peak of reserved bytes. The allocator's statistic allocated_bytes is not used, because it
+// counts whole blocks: a block may be up to 1 MiB larger than requested, depending on what was cached before.
 int amp_cuda_memory(int index, int64_t* requested, int64_t* peak, int64_t* reserved_peak) {
   return amp::guarded([&] {
     using c10::CachingAllocator::StatType;

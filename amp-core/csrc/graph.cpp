@@ -56,8 +56,8 @@ void clear_cublas_workspaces() {
   cuda_symbol<void (*)()>("_ZN2at4cuda21clearCublasWorkspacesEv")();
 }
 
-// Replaces the state of the device's generator by a copy. If the driver itself ends a capture, the generator stays in
-// its capturing state and then refuses to return random numbers. A copy of the state is not in the capturing state.
+// Replaces the state of the device's generator by a copy. If the driver aborts a capture, the generator stays in its
+// capturing state and then refuses to return random numbers. A copy of the state is not in the capturing state.
 void leave_capture(c10::Device device) {
   auto generator = at::globalContext().defaultGenerator(device);
   std::lock_guard<std::mutex> lock(generator.mutex());

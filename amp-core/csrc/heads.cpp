@@ -1,5 +1,6 @@
-// Splits one product into queries, keys and values by head. On CUDA devices a kernel joins their
-// gradients and computes the column sums (kernels/heads.cu).
+// Splits the product of attention's input projection into the queries, keys and values of each head.
+// On CUDA devices a kernel joins the gradients of the three into the gradient of the product, and
+// sums the columns of this gradient (kernels/heads.cu).
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>

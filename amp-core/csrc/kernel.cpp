@@ -19,7 +19,7 @@ namespace amp {
 namespace kernel {
 namespace {
 
-// The functions of cuda.h and nvrtc.h that are used. Their handles are declared as pointers.
+// The functions of cuda.h and nvrtc.h that this file calls. CUDA's handle types are declared as pointers.
 struct Functions {
   int (*device_get)(int*, int);
   int (*attribute)(int*, int, int);

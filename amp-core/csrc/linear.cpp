@@ -46,20 +46,20 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// The keys under which the backward pass finds the weight in the dtype of the product, and the weight in its original
-// dtype.
+// The key of the weight in the dtype of the product.
 constexpr auto factor_key = "factor";
+// The key of the weight in its original dtype.
 constexpr auto weight_key = "weight";
 // The key of the value that says whether the layer has a bias.
 constexpr auto bias_key = "bias";
 // The key of the value that says whether the weight's gradient may have fewer bits than the weight.
 constexpr auto narrow_key = "narrow";
-// The keys of the first computed output, of the number of computed outputs, of the activation, of the probability of
-// the dropout after the activation, and of the generator's position for the dropout after GELU.
+// The keys of the options (see `Options`).
 constexpr auto first_key = "first";
 constexpr auto count_key = "count";
 constexpr auto activation_key = "activation";
 constexpr auto p_key = "p";
+// The key of the position of the random generator from which the dropout after GELU draws its mask.
 constexpr auto drawn_key = "drawn";
 // The key of the bias. The bias is kept only if second derivatives may need it.
 constexpr auto addend_key = "addend";
@@ -145,8 +145,8 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       }
       if (bias) context->saved_data[addend_key] = *bias;
     }
-    // If the weight was cast, the weight itself is not saved here. It may then be changed before the backward pass, as
-    // in PyTorch.
+    // If the weight was cast, `save_for_backward` does not get the weight, so that the weight may be changed in place
+    // before the backward pass, as in PyTorch.
     context->save_for_backward({input, casts ? at::Tensor() : weight, behind});
     auto& kept = context->saved_data;
     // If the input needs no gradient, as in a first layer, the cast of the weight is freed at the end of the autocast

@@ -3,8 +3,8 @@
 //
 // The forward pass also computes the gradients. For each chunk, it computes the logits and replaces them by their
 // gradients. Before the next chunk, it multiplies these gradients with the weight and with the input. Computing the
-// logits again in the backward pass would not save memory, because all activations are in memory there too, besides the
-// gradients. It would take a third more operations.
+// logits in the backward pass instead would not save memory, because all activations are still in memory when the
+// backward pass starts. It would also take a third more operations.
 //
 // The gradient of the mean loss is known only in the backward pass. The forward pass therefore computes the gradients
 // of the sum of the losses, and neither multiplies by the gradient of the mean nor divides by the number of targets.
@@ -47,8 +47,9 @@ using torch::autograd::variable_list;
 
 // The keys of the sums of gradients with respect to input, weight and bias. If a sum is not needed, its key is absent.
 constexpr const char* sums_keys[] = {"of_input", "of_weight", "of_bias"};
-// The keys of the number of targets that are not ignored, and of the factor by which the sums are multiplied.
+// The key of the number of targets that are not ignored.
 constexpr auto counted_key = "counted";
+// The key of the factor by which the gradients of the logits were multiplied (`factor_for`).
 constexpr auto factor_key = "factor";
 // The key of the value that says whether the weight's gradient may have fewer bits than the weight.
 constexpr auto narrow_key = "narrow";

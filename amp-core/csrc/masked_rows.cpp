@@ -21,8 +21,9 @@ using torch::autograd::variable_list;
 
 constexpr int dimensions = 3;
 
-// The sizes, and the strides of the values and of the mask. A stride is 0 if the mask is broadcast along
-// the dimension. `Rows` in the kernel has the same layout.
+// The sizes of [N, heads, L], and for each of these dimensions the stride of the values and the stride of
+// the mask. The stride `masked` is 0 if the mask is broadcast along the dimension. `width` and `step` are the
+// size and the stride of the values' last dimension. `Rows` in kernels/masked_rows.cu has the same layout.
 struct Rows {
   unsigned size[dimensions];
   int64_t stride[dimensions], masked[dimensions], width, step;

@@ -44,16 +44,16 @@ constexpr const char* kProducts[] = {
     "aten::rnn_relu",
 };
 
-// The recorded operators that draw random numbers. For another dtype they draw other numbers from the same state of the
-// generator. Operators that are not listed draw the same numbers for every dtype and round them, as `bernoulli_`,
-// dropout and `exponential_`, or draw integers, as `randperm`.
+// The recorded operators that draw random numbers. From the same state of the generator, they draw different numbers
+// for different dtypes. Operators that are not listed draw the same numbers for every dtype and round them
+// (`bernoulli_`, dropout, `exponential_`), or draw integers (`randperm`).
 constexpr const char* kDraws[] = {
     "aten::rand",   "aten::rand_like", "aten::randn",   "aten::randn_like",
     "aten::normal", "aten::normal_",   "aten::uniform", "aten::uniform_",
 };
 
-// Autocast itself runs these operators in f32, including the products that they call. They are therefore not
-// recorded.
+// Autocast runs these operators, and the matrix products that they call, in f32. Neither the operators nor these
+// products are recorded.
 constexpr const char* kInF32[] = {"aten::cdist", "aten::_cdist_forward", "aten::pdist"};
 
 // A recorded operator that has run: its name, the dtype of its output, and whether it draws random numbers. For random

@@ -49,11 +49,12 @@ Outgoing backward(const Normalised& from, const Incoming& given, const amp::Drop
                       from.inverses.const_data_ptr()};
   int rows = static_cast<int>(means.numel());
   const auto columns = weight.numel();
-  // The largest number of blocks: two for each multiprocessor of the largest GPU. The number is the
-  // same on every GPU, because the order of the sums depends on it.
+  // The largest number of blocks: two for each of the 132 multiprocessors of a Hopper GPU. The number
+  // is the same on every GPU, because the order of the sums depends on it.
   constexpr int most_blocks = 264;
-  // In blocks of eight warps, eight rows of two warps take two turns, and few rows occupy few
-  // multiprocessors.
+  // Two warps can share a row. Up to this number of rows, a block then has four warps, which process
+  // two rows. A block of eight warps would process eight rows, four at a time, so that few rows would
+  // occupy few multiprocessors.
   constexpr int few_rows = 256;
   const bool has_small_blocks = rows <= few_rows && columns % (2 * columns_of_a_pack) == 0;
   const int warps = has_small_blocks ? 4 : most_warps;

@@ -9,8 +9,8 @@
 
 namespace amp {
 
-// A random generator with the state that it had when this object was made. Dropout can drop the
-// same elements again from this state.
+// A random generator, and the state that the generator had when this object was made. If the state is
+// set again, dropout drops the same elements again.
 struct Random {
   at::Generator generator;
   at::Tensor state;

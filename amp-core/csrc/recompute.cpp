@@ -22,7 +22,7 @@
 namespace amp::checkpoint {
 namespace {
 
-// The reason why the last module that failed on this thread has failed.
+// The error text of the module that failed last on this thread.
 thread_local std::string failure;
 
 // A closure in Rust that runs the module. `run` returns a new tensor, or null if the module failed.

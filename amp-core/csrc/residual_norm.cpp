@@ -178,9 +178,9 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
 
 extern "C" {
 
-// Writes the layer norm of `input` along the last dimension to `normal`. Writes `input` itself to `stream`, to which
-// amp_residual_add adds the branch. With `narrow`, the norm has the dtype of autocast. Both are new tensors. Writes
-// nothing if the kernels do not support these arguments.
+// Writes the layer norm of `input` along the last dimension to `normal`, a new tensor. With `narrow`, the norm has the
+// dtype of autocast. Writes a new handle of `input` to `stream`. The caller later passes the stream to
+// amp_residual_add, which adds the branch. Writes nothing if the kernels do not support these arguments.
 int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                       double eps, int narrow, at::Tensor** stream, at::Tensor** normal) {
   return amp::guarded([&] {

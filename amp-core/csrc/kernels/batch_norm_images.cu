@@ -5,9 +5,9 @@
 // In the forward pass, `statistics` reads the input, `normalise` computes the coefficients of each
 // channel, and `apply` reads the input again. In the backward pass, `gradient_sums`, `slopes` and
 // `input_gradient` have these three tasks for the gradients. The mask of ReLU is recomputed from
-// the input. With a residual, the mask is stored as one bit per element. The first kernel starts at
-// the end of the images, which was written last and may still be in the cache. The third kernel
-// starts where the first has ended.
+// the input. With a residual, the mask is stored as one bit per element. The first kernel of a pass
+// starts at the end of the images, which was written last and may still be in the cache. The third
+// kernel starts at the beginning, where the first kernel has ended.
 
 constexpr int threads = 256;
 constexpr int eight = 8;
@@ -58,8 +58,8 @@ __device__ float rounds_to_zero(f16) { return 0x1p-25f; }
 // Computes ReLU. Returns NaN for a NaN.
 __device__ float relu(float x) { return x <= 0 ? 0.f : x; }
 
-// Returns whether ReLU passes on the gradient of an element with the value x. This is so for a NaN,
-// too.
+// Returns whether ReLU passes on the gradient of an element with the value x. Returns true for a
+// NaN.
 __device__ bool passes(float x) { return !(x <= rounds_to_zero(T())); }
 
 // The first column and the first row that a thread processes, and whether it processes any.

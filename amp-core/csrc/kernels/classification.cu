@@ -1,6 +1,7 @@
-// Cross entropy and correct counts of logits [rows, classes] against classes. For few logits one
-// block computes everything in less time than launching a kernel takes, with whole rows for each
-// thread. For many logits, as in a language model, each block processes a row.
+// Cross entropy and the number of correct predictions, for logits [rows, classes] and class indices
+// as targets. For few logits, one block computes the whole loss, with whole rows for each thread:
+// this takes less time than launching a kernel. For many logits, as in a language model, each block
+// processes a row.
 
 constexpr long long ignored = -100;
 

@@ -26,7 +26,8 @@ struct Example {
   const T* log_probs;
   const long long* labels;
   long long length, count;
-  // Where the values of its states begin, in a tensor [examples, steps, width].
+  // The index of the example's first value in a tensor [examples, steps, width] with a value for each
+  // step and state.
   long long first;
   int width, classes, blank;
 
@@ -44,7 +45,8 @@ struct Example {
 
   __device__ int states() const { return static_cast<int>(2 * count + 1); }
 
-  // Whether a path may go from the label before this state to it, without the blank between them.
+  // Returns whether a path may go to this state from the label before it, without the blank between
+  // the two labels.
   __device__ bool may_skip_blank(int state) const {
     return state % 2 == 1 && state > 1 && labels[state / 2] != labels[state / 2 - 1];
   }
@@ -55,8 +57,8 @@ struct Example {
   }
 };
 
-// Returns whether the example's length and labels are valid. All threads of the block call it and
-// get the result.
+// Returns whether the example's length and labels are valid. Must be called by all threads of the
+// block.
 __device__ bool is_valid(const Examples& all, const Example& example) {
   bool valid = example.length >= 0 && example.length <= all.steps;
   for (int i = threadIdx.x; i < all.most_labels; i += blockDim.x) {
@@ -67,9 +69,9 @@ __device__ bool is_valid(const Examples& all, const Example& example) {
   return __syncthreads_and(valid);
 }
 
-// Each block computes the loss of an example, and for the backward pass the probability of all
-// paths from the start to a state at a step. `losses` are the values of `exact`, or 0 for an
-// infinite value with `zero_infinity`.
+// Each block processes an example. It computes the loss and writes it to `exact`. For the backward
+// pass it computes, for each step and state, the probability of all paths from the start to this
+// state. `losses` gets the same loss, but 0 for an infinite loss with `zero_infinity`.
 extern "C" __global__ void forward(Examples all, bool zero_infinity, T* from_start, T* exact,
                                    T* losses) {
   const Example example(all, blockIdx.x);
@@ -103,8 +105,8 @@ extern "C" __global__ void forward(Examples all, bool zero_infinity, T* from_sta
   losses[blockIdx.x] = zero_infinity && loss == infinity() ? 0 : loss;
 }
 
-// Each block computes the probability of all paths from a state at a step to the end, for an
-// example with a finite loss.
+// Each block processes an example with a finite loss. It computes, for each step and state, the
+// probability of all paths from this state to the end.
 extern "C" __global__ void backward(Examples all, const T* exact, T* to_end) {
   if (!(exact[blockIdx.x] < infinity())) return;
   const Example example(all, blockIdx.x);
@@ -125,9 +127,9 @@ extern "C" __global__ void backward(Examples all, const T* exact, T* to_end) {
   }
 }
 
-// Each block computes the gradients of the log probabilities of a step. They include the derivative
-// of a softmax, as libtorch's do: the log probabilities must come from one. `grad` are the gradients
-// of the losses.
+// Each block computes the gradients of the log probabilities of a step. As in libtorch, the log
+// probabilities must be the output of a log-softmax, whose derivative the gradients include. `grad`
+// are the gradients of the losses.
 extern "C" __global__ void gradients(Examples all, bool zero_infinity, const T* from_start,
                                      const T* to_end, const T* exact, const T* grad, T* out) {
   const int at = blockIdx.x / all.steps, t = blockIdx.x % all.steps;
@@ -144,22 +146,22 @@ extern "C" __global__ void gradients(Examples all, bool zero_infinity, const T* 
   if (is_zero || !is_finite) return;
   const T* start = from_start + example.first + static_cast<long long>(t) * example.width;
   const T* end = to_end + example.first + static_cast<long long>(t) * example.width;
-  // The probability, given the labels, that the path is in this state. Both factors of the product
-  // contain the probability of the class.
+  // Returns the probability, given the labels, that the path is in state `s` at this step. Both
+  // `start` and `end` contain the probability of the state's class, so it is divided out once.
   const auto share = [&](int s) -> T {
     const T both = start[s] + end[s];
     return both == -infinity() ? T(0) : exponential(both + loss - example.log_prob(t, s));
   };
   double blanks = 0;
   for (int s = 2 * threadIdx.x; s < example.states(); s += 2 * blockDim.x) blanks += share(s);
-  // It waits for the threads that write the classes' probabilities.
+  // `block_sum` also waits until all threads have written `row`.
   blanks = block_sum(blanks);
   if (threadIdx.x == 0) {
     row[all.blank] = (exponential(log_probs[all.blank]) - static_cast<T>(blanks)) * factor;
   }
   for (int i = threadIdx.x; i < example.count; i += blockDim.x) {
     const long long label = example.labels[i];
-    // The first of equal labels adds up the others.
+    // If a label occurs several times, the thread of its first occurrence adds up all occurrences.
     bool is_first = true;
     for (int other = 0; other < i; ++other) is_first = is_first && example.labels[other] != label;
     if (!is_first) continue;

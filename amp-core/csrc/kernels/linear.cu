@@ -175,11 +175,13 @@ struct Column {
   const T *in, *kept;
   Factors factors;
   T* passed;
-  // The places of the first element and behind the last, and the distance of two elements.
+  // The index of the first element, the index behind the last element, and the distance between
+  // successive elements.
   long long begin, end, stride;
 };
 
-// Computes the sum of the elements, or of what the activation passes on, which it writes.
+// Computes the sum of the column's elements. With an activation, the elements are gradients of the activation's
+// output. The function then writes the gradients of the activation's input, and returns their sum.
 template <int activation>
 __device__ Wide<T> sum_of(const Column& column) {
   using W = Wide<T>;

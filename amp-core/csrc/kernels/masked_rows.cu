@@ -1,8 +1,9 @@
 // Writes zeros to those rows of [N, heads, L, width] that are masked.
 
-// The sizes, and the strides of the values and of the mask. There are fewer than 2³¹ rows, so that the index of
-// a row is divided in 32 bits. Most rows are not masked, and for such a row a division in 64 bits would take
-// longer than reading the mask.
+// The sizes of [N, heads, L], and for each of these dimensions the strides of the values and of the mask. `width`
+// and `step` are the size and the stride of the values' last dimension. There are fewer than 2³¹ rows, so that the
+// index of a row can be divided in 32 bits. Most rows are not masked, and for such a row a division in 64 bits
+// would take longer than reading the mask.
 struct Rows {
   unsigned size[3];
   long long stride[3], masked[3], width, step;

@@ -16,8 +16,8 @@ struct Pixel {
   int image, row, column, channel;
   bool within;
 
-  // There are fewer than 2^31 pixels, and 64-bit divisions would take longer than the rest of the
-  // kernel.
+  // Divides in 32 bits: there are fewer than 2^31 pixels, and 64-bit divisions would take longer than
+  // the rest of the kernel.
   __device__ Pixel(const Images& images, const int (&sides)[2]) {
     const unsigned packs = images.channels / eight, width = sides[1], height = sides[0];
     unsigned at = blockIdx.x * blockDim.x + threadIdx.x;

@@ -66,8 +66,8 @@ impl Drop for HostMemory {
     }
 }
 
-/// Returns three numbers of bytes: those that tensors have requested now, the peak of the requested
-/// bytes, and the peak of the bytes that the caching allocator has reserved.
+/// Returns three numbers of bytes: the bytes that the existing tensors have requested, the peak of
+/// this number, and the peak of the bytes that the caching allocator has reserved.
 pub(crate) fn cuda_memory(index: usize) -> Result<(i64, i64, i64)> {
     let (mut requested, mut peak, mut reserved) = (0, 0, 0);
     checked!(amp_cuda_memory(index as c_int, &mut requested, &mut peak, &mut reserved))?;

@@ -35,7 +35,7 @@ pub(crate) fn is_capturing() -> bool {
     CAPTURING.get()
 }
 
-/// Ends [`is_capturing`], after a panic too.
+/// A guard. When it is dropped, also after a panic, [`is_capturing`] returns false again.
 struct Capturing;
 
 impl Drop for Capturing {

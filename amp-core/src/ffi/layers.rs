@@ -188,8 +188,8 @@ pub(crate) fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
     linear_with(input, weight, bias, &LinearOptions::PLAIN)
 }
 
-/// Computes [`linear`] followed by an activation. If the activation is ReLU, dropout with
-/// probability `p` below 1 follows.
+/// Computes [`linear`] followed by an activation and by dropout with probability `p`, which is below
+/// 1.
 pub(crate) fn linear_activated(
     input: &Tensor,
     weight: &Tensor,
@@ -356,10 +356,10 @@ pub(crate) fn residual_add(stream: &Tensor, branch: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_residual_add(stream.as_ptr(), branch.as_ptr(), out)))
 }
 
-/// Computes the mean cross entropy of logits. The targets are int64 classes, of which the class
-/// `left_out` is ignored, or probabilities. With smoothing, the fraction `smoothing` of each target
-/// is divided equally among all classes. If `z` is not 0, adds z·log²Σexp(logits) for each target.
-/// Returns `None` if `z` is not 0 and the kernels do not support these arguments.
+/// Computes the mean cross entropy of logits. The targets are int64 class indices or probabilities.
+/// Targets of the class `left_out` are ignored. The fraction `smoothing` of each target is divided
+/// equally among all classes. If `z` is not 0, adds z·log²Σexp(logits) for each target. Returns
+/// `None` if `z` is not 0 and the kernels do not support these arguments.
 pub(crate) fn cross_entropy(
     logits: &Tensor,
     targets: &Tensor,
@@ -382,8 +382,8 @@ pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> 
 }
 
 /// Counts the correct predictions. The first element of the result is the number of examples whose
-/// largest logit, along the second dimension, is that of their class. The second element is the
-/// number of examples whose target [`counted_classes`] counts. Returns f64 `[2]` on the device.
+/// largest logit, along the second dimension, is the logit of the target's class. The second element
+/// is the number of targets, as [`counted_classes`] counts them. Returns f64 `[2]` on the device.
 pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }

@@ -19,8 +19,8 @@ pub(crate) struct AdamStep {
     pub(crate) beta2: c_double,
     pub(crate) eps: c_double,
     pub(crate) weight_decay: c_double,
-    /// Whether the weight decay is decoupled, as in AdamW. This integer and the integers after it
-    /// are 0 or 1.
+    /// Whether the weight decay is decoupled, as in AdamW: 0 or 1. The integers in the options of
+    /// the other optimizers are 0 or 1 as well.
     pub(crate) decoupled: c_int,
 }
 

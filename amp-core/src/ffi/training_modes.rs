@@ -14,9 +14,10 @@ unsafe extern "C" {
     fn amp_modes_seen(op: *mut *const c_char) -> c_int;
 }
 
-/// Watches this thread for operators in training mode, until it is dropped: dropout with a
-/// probability above 0, and batch norm that uses the statistics of the batch. Only one watch may
-/// exist at a time. The watch is not `Send`, because its callback belongs to the thread.
+/// Watches this thread for operators in training mode, until the watch is dropped: dropout with a
+/// probability above 0, randomized leaky ReLU, and batch norm that has running statistics but uses
+/// the statistics of the batch. Only one watch may exist at a time. The watch is not `Send`, because
+/// its callback belongs to the thread.
 pub(crate) struct WatchedModes {
     _thread: PhantomData<*const ()>,
 }
@@ -83,6 +84,8 @@ mod tests {
         assert_eq!(seen, Some("scaled_dot_product_attention_math"));
     }
 
+    /// Checks that dropout, batch norm and attention in evaluation mode are not reported, nor
+    /// dropout with probability 0, batch norm without running statistics, and a matrix product.
     #[test]
     fn operators_that_evaluate_are_not() {
         assert_eq!(trained(|x| drop(x.dropout(0.5, false))), None);
@@ -94,6 +97,8 @@ mod tests {
         assert_eq!(trained(|x| drop(x.matmul(x))), None);
     }
 
+    /// Checks that dropout is not reported if it runs after a watch was dropped and before the next
+    /// watch starts.
     #[test]
     fn nothing_is_watched_afterwards() {
         drop(WatchedModes::start().expect("a callback"));

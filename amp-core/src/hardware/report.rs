@@ -32,7 +32,7 @@ pub struct Cpu {
     pub kernels: String,
     /// The instructions of this CPU that matter for low precision.
     pub features: Vec<String>,
-    /// The number of threads of one operation.
+    /// The number of threads with which libtorch computes one operation.
     pub threads: i32,
 }
 
@@ -171,8 +171,8 @@ mod tests {
         CudaDevice::new(0, device)
     }
 
-    /// Checks which dtypes a device supports against NVIDIA's tables of arithmetic by compute
-    /// capability (CUDA C programming guide).
+    /// Checks, for several compute capabilities, which dtypes a device supports. The expected values
+    /// are those of NVIDIA's tables of arithmetic by compute capability (CUDA C programming guide).
     #[test]
     fn capabilities_decide_what_a_device_can_do() {
         let of = |major, minor| {

@@ -6,13 +6,13 @@ use crate::loss::MeanOver;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum LossScope {
-    /// The mean is over the batch's examples, by weight. The weighted mean of the micro-batches'
-    /// losses equals the batch's loss.
+    /// The loss is a weighted mean over the batch's examples. If the batch is split, the weighted
+    /// mean of the micro-batches' losses equals the loss of the whole batch.
     Examples,
-    /// The mean is over the whole batch, whose examples the loss compares with each other, as in a
-    /// contrastive loss. A batch with such a loss is never split.
+    /// The loss compares the examples of the batch with each other, as a contrastive loss does. A
+    /// batch with such a loss is never split.
     Batch,
-    /// Not known. If memory is short, the batch is split, and a note reports this.
+    /// Not known. If a batch does not fit into memory, it is split, and a note reports this.
     #[default]
     Unknown,
 }

@@ -144,7 +144,7 @@ impl<'s> ManualStep<'s> {
     /// [`configure_optimizers`](crate::LightningModule::configure_optimizers).
     ///
     /// # Errors
-    /// When there are fewer optimizers.
+    /// When the model has no optimizer with this index.
     pub fn optimizer(&mut self, at: usize) -> Result<ManualOptimizer<'_, 's>> {
         let count = self.scheduled.count();
         if at >= count {

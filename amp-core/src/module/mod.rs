@@ -150,13 +150,14 @@ pub trait LightningModule: Visit {
     /// When an option is out of range.
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers>;
 
-    /// Returns when the model's own code must run. The trainer runs steps as CUDA graphs only if no
-    /// code runs within a step. The derive implements this method for generated steps.
+    /// Returns when the model's own code runs: after a training step, or within it. The trainer runs
+    /// steps as CUDA graphs only if no such code runs within a step. The derive implements this
+    /// method for generated steps.
     fn step_access(&self) -> StepAccess {
         StepAccess::InStep("the model's steps are handwritten")
     }
 
-    /// Adds the values outside tensors that the training step reads, for example a weight of the
+    /// Adds to `values` what the training step reads besides tensors, for example a weight of the
     /// loss that a hook raises. A CUDA graph contains the values of its capture, so steps run
     /// without the graph after a value has changed. The default adds what
     /// [`on_save_checkpoint`](Self::on_save_checkpoint) saves. The derive adds the `#[state]` and

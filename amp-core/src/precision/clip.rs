@@ -79,8 +79,9 @@ pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
     Ok(total)
 }
 
-/// Computes the norm of the scaled gradients, and min(1, `max_norm` / (norm / `scale` + 1e-6)) /
-/// `scale`, on the device. Sets `found_inf` to NaN if the norm is not finite.
+/// Computes, on the device, the norm of the scaled gradients and the factor
+/// min(1, `max_norm` / (norm / `scale` + 1e-6)) / `scale`, which unscales and clips them. Sets
+/// `found_inf` to NaN if the norm is not finite.
 pub(super) fn norm_and_factor(
     grads: &[Tensor],
     scale: Option<&Tensor>,

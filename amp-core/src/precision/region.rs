@@ -12,7 +12,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Region {
-    /// f32, or more if the precision has more: autocast is off, and inputs and parameters are f32.
+    /// f32: autocast is off, and inputs and parameters are f32. Without effect in a `64-true` run.
     Fp32,
     /// Autocast to f16, in runs with a mixed precision.
     Fp16,
@@ -47,8 +47,9 @@ impl RegionPlan {
     }
 
     /// Returns the plan of a module with this region inside a module with the plan `self`. In a run
-    /// with a `*-true` precision a region can only raise the precision, so that the baseline stays
-    /// in f32 or f64. In a run with a mixed precision, the region sets its dtypes.
+    /// with a mixed precision, the region always takes effect. In a run with a `*-true` precision,
+    /// the region takes effect only if its dtype has at least as many bits as the run's dtype, so
+    /// that an f32 or f64 baseline contains no 16-bit computation.
     #[must_use]
     pub fn enter(self, region: Region, precision: Precision) -> Self {
         let mixed = precision.autocast().is_some();

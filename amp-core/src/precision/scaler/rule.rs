@@ -72,8 +72,8 @@ impl GradScalerConfig {
     }
 }
 
-/// Converts the scale to f32, or returns an error if it is not positive and finite. PyTorch accepts
-/// every number. With such a scale it would train on gradients that are zero or NaN.
+/// Converts the scale to f32. Returns an error if the scale is not positive and finite. PyTorch
+/// accepts such a scale too, and then trains on gradients that are zero or NaN.
 pub(super) fn usable_scale(scale: f64) -> Result<f32> {
     let narrow = scale as f32;
     if narrow > 0.0 && narrow.is_finite() {

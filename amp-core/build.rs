@@ -9,8 +9,8 @@ use std::{
 
 fn main() {
     println!("cargo:rerun-if-changed=csrc");
-    // Clippy does not link, so it needs no shim. Cargo keeps the outputs of clippy's builds separate, so no
-    // other build uses an output without the shim.
+    // Clippy does not link, so it needs no shim. Cargo keeps the outputs of clippy's builds
+    // separate, so no other build uses an output without the shim.
     println!("cargo:rerun-if-env-changed=RUSTC_WORKSPACE_WRAPPER");
     let wrapper = env::var("RUSTC_WORKSPACE_WRAPPER").unwrap_or_default();
     if cfg!(feature = "doc-only") || wrapper.ends_with("clippy-driver") {

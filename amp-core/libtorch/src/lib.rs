@@ -9,9 +9,9 @@
 //! error: amp-libtorch@0.1.0: libtorch 2.11.0 is not at /home/me/net/.libtorch/torch: run `cargo amp setup`
 //! ```
 //!
-//! This build script runs before the build script of torch-sys, because cargo first starts the units
-//! on which most other units depend, and the build scripts of both amp-derive and amp-core depend on
-//! this crate.
+//! This build script runs before the build script of torch-sys, because cargo first starts the
+//! units on which most other units depend, and the build scripts of both amp-derive and amp-core
+//! depend on this crate.
 //!
 //! `LIBTORCH_USE_PYTORCH` and `LIBTORCH_BYPASS_VERSION_CHECK` work as for torch-sys.
 

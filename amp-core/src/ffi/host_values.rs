@@ -25,9 +25,9 @@ impl<T: Element + Copy> HostValues<T> {
     pub(crate) fn values(&mut self) -> &mut [T] {
         match self.tensor.numel() {
             0 => &mut [],
-            // SAFETY: the tensor is contiguous, and `zeros` has written `count` values of this dtype.
-            // The tensor shares its memory with no other tensor, and lives as long as the slice,
-            // because `self` is borrowed.
+            // SAFETY: the tensor is contiguous, and `zeros` has written `count` values of this
+            // dtype. The tensor shares its memory with no other tensor, and lives as long as the
+            // slice, because `self` is borrowed.
             count => unsafe {
                 std::slice::from_raw_parts_mut(self.tensor.data_ptr().cast::<T>(), count)
             },

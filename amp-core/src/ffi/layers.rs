@@ -188,8 +188,8 @@ pub(crate) fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
     linear_with(input, weight, bias, &LinearOptions::PLAIN)
 }
 
-/// Computes [`linear`] followed by an activation and by dropout with probability `p`, which is below
-/// 1.
+/// Computes [`linear`] followed by an activation and by dropout with probability `p`, which is
+/// below 1.
 pub(crate) fn linear_activated(
     input: &Tensor,
     weight: &Tensor,
@@ -382,8 +382,9 @@ pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> 
 }
 
 /// Counts the correct predictions. The first element of the result is the number of examples whose
-/// largest logit, along the second dimension, is the logit of the target's class. The second element
-/// is the number of targets, as [`counted_classes`] counts them. Returns f64 `[2]` on the device.
+/// largest logit, along the second dimension, is the logit of the target's class. The second
+/// element is the number of targets, as [`counted_classes`] counts them. Returns f64 `[2]` on the
+/// device.
 pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }

@@ -16,8 +16,8 @@ unsafe extern "C" {
 
 /// Watches this thread for operators in training mode, until the watch is dropped: dropout with a
 /// probability above 0, randomized leaky ReLU, and batch norm that has running statistics but uses
-/// the statistics of the batch. Only one watch may exist at a time. The watch is not `Send`, because
-/// its callback belongs to the thread.
+/// the statistics of the batch. Only one watch may exist at a time. The watch is not `Send`,
+/// because its callback belongs to the thread.
 pub(crate) struct WatchedModes {
     _thread: PhantomData<*const ()>,
 }

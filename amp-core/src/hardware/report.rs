@@ -171,8 +171,9 @@ mod tests {
         CudaDevice::new(0, device)
     }
 
-    /// Checks, for several compute capabilities, which dtypes a device supports. The expected values
-    /// are those of NVIDIA's tables of arithmetic by compute capability (CUDA C programming guide).
+    /// Checks, for several compute capabilities, which dtypes a device supports. The expected
+    /// values are those of NVIDIA's tables of arithmetic by compute capability (CUDA C programming
+    /// guide).
     #[test]
     fn capabilities_decide_what_a_device_can_do() {
         let of = |major, minor| {

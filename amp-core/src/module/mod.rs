@@ -150,9 +150,9 @@ pub trait LightningModule: Visit {
     /// When an option is out of range.
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers>;
 
-    /// Returns when the model's own code runs: after a training step, or within it. The trainer runs
-    /// steps as CUDA graphs only if no such code runs within a step. The derive implements this
-    /// method for generated steps.
+    /// Returns when the model's own code runs: after a training step, or within it. The trainer
+    /// runs steps as CUDA graphs only if no such code runs within a step. The derive implements
+    /// this method for generated steps.
     fn step_access(&self) -> StepAccess {
         StepAccess::InStep("the model's steps are handwritten")
     }

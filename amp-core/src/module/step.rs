@@ -69,8 +69,8 @@ impl<'a> Step<'a> {
         self.log.value(name, value, batch_size, options)
     }
 
-    /// Logs the loss of a batch. `counted` is the weight of the loss in the epoch's mean. Nothing is
-    /// read back to the host here.
+    /// Logs the loss of a batch. `counted` is the weight of the loss in the epoch's mean. Nothing
+    /// is read back to the host here.
     ///
     /// # Errors
     /// When `value` is not a scalar.

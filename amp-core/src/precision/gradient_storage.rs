@@ -19,8 +19,8 @@ use crate::{
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum GradientStorage {
-    /// In f32. On CUDA, the matrix product that computes a gradient adds up in f32, and its result is
-    /// stored without rounding. PyTorch rounds the result to 16 bits and then stores it in f32.
+    /// In f32. On CUDA, the matrix product that computes a gradient adds up in f32, and its result
+    /// is stored without rounding. PyTorch rounds the result to 16 bits and then stores it in f32.
     #[default]
     Full,
     /// Rounded to 16 bits, as in PyTorch, and stored in 2 bytes per element. This applies to the

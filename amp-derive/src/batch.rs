@@ -1,5 +1,5 @@
-//! `derive(Batch)`: implements amp-core's traits for batches for a struct of tensors, so that a
-//! model can train on it.
+//! `derive(Batch)`: implements amp-core's batch traits for a struct of tensors, so that a model can
+//! train on batches of this type.
 
 #[cfg(test)]
 mod tests;
@@ -250,8 +250,8 @@ fn bounded(generics: &Generics) -> Generics {
     generics
 }
 
-/// Returns empty implementations of the traits. They are emitted together with the errors, so that
-/// rustc does not also report missing implementations.
+/// Returns implementations of the traits whose methods do nothing useful. They are emitted together
+/// with the errors, so that rustc does not also report missing implementations.
 fn stubs(input: &DeriveInput, amp_core: &Path) -> TokenStream {
     let ident = &input.ident;
     let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();

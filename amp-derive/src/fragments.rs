@@ -8,8 +8,8 @@
 use proc_macro2::{Delimiter, Group, Punct, Spacing, Span, TokenStream, TokenTree};
 use syn::{Expr, PathArguments, Type, TypeParamBound, punctuated::Punctuated};
 
-/// Returns the tokens of the struct as if no macro had written the struct. Tokens without such
-/// groups keep all their spans, because rustc's messages refer to the spans.
+/// Returns the tokens of the struct as if no macro had written the struct. If no token is a group
+/// without delimiters, returns the tokens unchanged, because rustc's messages refer to their spans.
 pub(crate) fn written_out(tokens: TokenStream) -> TokenStream {
     match has_invisible_group(tokens.clone()) {
         true => with_one_hygiene(dissolve(tokens)),

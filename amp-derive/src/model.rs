@@ -1,4 +1,5 @@
-//! The struct after all checks. Only a struct for which code can be generated can be represented.
+//! The struct after all checks. The types of this module can represent only structs for which code
+//! can be generated.
 
 #![expect(clippy::large_enum_variant, reason = "there is one model for each derive")]
 
@@ -281,8 +282,8 @@ pub(crate) struct Own {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
     Examples,
-    /// The loss is a mean over something that needs the whole batch, so it cannot be computed from
-    /// a part of the batch.
+    /// The loss compares the examples of a batch with each other, so it cannot be computed from a
+    /// part of the batch.
     Batch,
     Unknown,
 }
@@ -302,7 +303,8 @@ pub(crate) struct Measured {
     /// The expression that computes what the metric measures from `output`, the result of
     /// `forward`. `None` means that the metric measures `output` itself.
     pub(crate) output: Option<Expr>,
-    /// The field of the batch with which the metric compares. `None` means the target of the loss.
+    /// The field of the batch with which the metric compares the output. `None` means the target of
+    /// the loss.
     pub(crate) target: Option<Part>,
 }
 

@@ -11,7 +11,7 @@ pub(crate) const SCHEDULER: &str = "scheduler";
 pub(crate) const TRAINING_STEP: &str = "training_step";
 pub(crate) const VALIDATION_STEP: &str = "validation_step";
 pub(crate) const MANUAL_STEP: &str = "manual_step";
-/// The word after a training step which says that the step may run as a CUDA graph.
+/// The word after the path of a training step which says that the step may run as a CUDA graph.
 pub(crate) const CAPTURED: &str = "captured";
 pub(crate) const CONFIGURE_OPTIMIZERS: &str = "configure_optimizers";
 
@@ -19,8 +19,8 @@ pub(crate) const ON_TRAIN_START: &str = "on_train_start";
 pub(crate) const ON_TRAIN_EPOCH_START: &str = "on_train_epoch_start";
 pub(crate) const ON_BEFORE_OPTIMIZER_STEP: &str = "on_before_optimizer_step";
 pub(crate) const ON_TRAIN_BATCH_END: &str = "on_train_batch_end";
-/// The word after a hook which says that the trainer may call the hook after later steps have
-/// started.
+/// The word after the path of a hook which says that the trainer may call the hook after later
+/// steps have started.
 pub(crate) const LATE: &str = "late";
 pub(crate) const ON_TRAIN_EPOCH_END: &str = "on_train_epoch_end";
 pub(crate) const ON_VALIDATION_EPOCH_END: &str = "on_validation_epoch_end";

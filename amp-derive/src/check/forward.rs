@@ -224,7 +224,8 @@ fn layers(spec: &Spec) -> impl Iterator<Item = &Field> {
     spec.fields.iter().filter(|field| has(&field.attrs, symbol::LAYER))
 }
 
-/// Returns the expression of a block that contains nothing else.
+/// Returns the expression in `body` if `body` is a block that contains only this expression.
+/// Otherwise returns `body` itself.
 fn unwrapped(body: &Expr) -> Expr {
     match body {
         Expr::Block(ExprBlock { attrs, label: None, block }) if attrs.is_empty() => {

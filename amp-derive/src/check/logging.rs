@@ -164,7 +164,7 @@ fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<Log
         let step = stage.step();
         diag.error(
             name,
-            format!("`#[log]` has no effect: you have written `{step}`: log `{text}` there"),
+            format!("`#[log]` has no effect: you have written `{step}`: log `{text}` in `{step}`"),
         );
     } else if let Some((_, metric, stage)) = names.left_out.iter().find(|(n, ..)| name == n) {
         let word = stage.word();

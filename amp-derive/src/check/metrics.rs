@@ -159,8 +159,10 @@ fn stage_is_generated(metric: &Declared, at: &Ident, steps: [&Own; 2], diag: &Di
         Some(stage @ Stage::Val) if !val.is_generated() => stage,
         _ => return true,
     };
-    let message =
-        format!("`#[metric]` has no effect: you have written `{}`: log it there", own.step());
+    let message = format!(
+        "`#[metric]` has no effect: you have written `{0}`: log the metric in `{0}`",
+        own.step()
+    );
     diag.error(at, message);
     false
 }

@@ -90,8 +90,9 @@ fn with_their_schedulers<'a>(
     pairs
 }
 
-/// Checks the rule: if there are several optimizers, at most one of them has no `params`. The
-/// optimizer without `params` trains all parameters that no other optimizer selects.
+/// Checks the rule: if there are several optimizers, at most one of them selects no parameters by
+/// `params`, `except` or `ndim`. This optimizer trains all parameters that no other optimizer
+/// selects.
 fn one_takes_the_rest(
     pairs: &[(&Attr, Option<&Attr>)],
     optimizers: &[Optimizer],
@@ -150,7 +151,7 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
             keys::fit(at, row, &pairs, diag)?;
             nesterov_has_momentum(row, &pairs, diag)?;
             for group in &groups {
-                // A key that the group does not set has the value that the optimizer sets.
+                // A key that the group does not set has the optimizer's value.
                 let inherited =
                     pairs.iter().filter(|pair| group.keys.iter().all(|own| own.key != pair.key));
                 let all: Vec<Pair> = group.keys.iter().chain(inherited).cloned().collect();

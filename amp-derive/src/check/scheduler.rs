@@ -49,7 +49,10 @@ fn own_interval(
     diag: &Diagnostics,
 ) -> Option<Interval> {
     let Some(given) = keys::take(pairs, symbol::INTERVAL) else {
-        diag.error(place, "give its interval: add `interval = step` or `interval = epoch`");
+        diag.error(
+            place,
+            "the scheduler needs an interval: add `interval = step` or `interval = epoch`",
+        );
         return None;
     };
     let interval = keys::choice(&given, INTERVALS, diag)?;

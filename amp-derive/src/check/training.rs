@@ -84,7 +84,8 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
         Own::Function { path, .. } => Some(path),
     };
     if manual.is_some() {
-        let because = "the model optimizes manually: put it into the function of `manual_step`";
+        let because =
+            "the model optimizes manually: move this code into the function of `manual_step`";
         has_no_effect(
             spec,
             &[symbol::TRAINING_STEP, symbol::ON_BEFORE_OPTIMIZER_STEP],
@@ -104,7 +105,8 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
         }
         (loss, (metrics, complete))
     } else {
-        let because = "you have written both steps: compute and log there";
+        let because = "you have written the training and the validation step: compute and log \
+                       losses and metrics in these functions";
         has_no_effect(spec, &[symbol::LOSS, symbol::METRIC, symbol::LOG], because, diag);
         (None, (Vec::new(), true))
     };
@@ -148,7 +150,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
 /// Returns the description of a model that has `manual_step` and no loss. The user's function
 /// updates the weights and logs values.
 fn manual_alone(spec: &Spec, path: ExprPath, diag: &Diagnostics) -> Option<Lightning> {
-    let because = "the model has no generated step: log in the function of `manual_step`";
+    let because = "the model has no generated step: log values in the function of `manual_step`";
     has_no_effect(spec, &[symbol::METRIC, symbol::LOG], because, diag);
     let (optimizers, hooks) = (optimizer::check(spec, diag), hooks(spec, diag));
     Some(Lightning {
@@ -218,8 +220,9 @@ fn loss(spec: &Spec, diag: &Diagnostics) -> Option<Loss> {
     Some(Loss::Value(Value::Known { row, at: at.clone(), keys }))
 }
 
-/// Gives metrics of classes the options by which a loss of classes reads its targets. A metric keeps
-/// its own options, and a metric of another target or output is not changed.
+/// Copies the options `ignore_index` and `classes` of a loss of classes to all metrics of classes,
+/// so that they read targets and logits in the same way. An option that a metric sets itself stays.
+/// A metric with its own target gets no option, and a metric with its own output no `classes`.
 fn read_as_the_loss(loss: &Loss, metrics: &mut [Declared]) {
     let Loss::Value(Value::Known { row, keys, .. }) = loss else { return };
     for Declared { value, of, .. } in metrics {

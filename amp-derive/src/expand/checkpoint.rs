@@ -50,8 +50,8 @@ pub(super) fn expand(model: &Model) -> Option<TokenStream> {
 }
 
 /// Returns a variable with the span of `ty`. If the type cannot be saved, rustc then underlines
-/// `ty`. `self` cannot be used for this. If a macro received `ty` from its caller, rustc would look
-/// up a `self` with this span at the caller.
+/// `ty`. The token `self` must not get this span: if a macro received `ty` from its caller, rustc
+/// would look up `self` in the caller's code.
 fn value(ty: &Type) -> Ident {
     Ident::new("__value", ty.span())
 }

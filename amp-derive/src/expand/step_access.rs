@@ -9,7 +9,8 @@ use crate::model::{Lightning, Model, Step};
 
 pub(super) fn expand(model: &Model, lightning: &Lightning) -> TokenStream {
     let own = |name: &str| lightning.hooks.iter().find(|own| own.hook.name == name);
-    // A late hook may change a value after the next step has started.
+    // A hook marked `late` may run after later steps have started. If the training step reads
+    // `#[state]`, which the hook may change, the hook is therefore called after each step.
     let reads_values = values_in_step::reads_state(model, &lightning.training);
     let access = if matches!(lightning.training, Step::Manual(_)) {
         quote!(InStep("the model optimizes manually"))

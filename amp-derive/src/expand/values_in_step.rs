@@ -26,8 +26,8 @@ pub(super) fn expand(model: &Model, training: &Step) -> TokenStream {
     }
 }
 
-/// Returns whether the training step reads a `#[transient]` field. Its value cannot be compared
-/// with an earlier one.
+/// Returns whether the training step reads a `#[transient]` field. The value of such a field cannot
+/// be compared with its value in an earlier step.
 pub(super) fn reads_transient(model: &Model, training: &Step) -> bool {
     let code = code_of_step(model, training);
     let transient = |field: &&Field| matches!(field.kind, Kind::State { saved: false, .. });
@@ -65,7 +65,7 @@ fn code_of_step(model: &Model, training: &Step) -> TokenStream {
             let body = &body.body;
             Some(quote!(#body))
         }
-        // Such a function receives `self`.
+        // The function receives `self`, so it may read every field.
         Forward::Function(_) => Some(quote!(self)),
     };
     let Step::Generated { loss, metrics, .. } = training else {

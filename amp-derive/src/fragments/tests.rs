@@ -1,5 +1,5 @@
-//! Tests with groups without delimiters, written as `f!{…}` here. rustc passes fragments to a
-//! derive macro in this form.
+//! Tests of structs that contain fragments of a `macro_rules!` macro. rustc passes each fragment to
+//! a derive macro as a group without delimiters. In these tests, such a group is written `f!{…}`.
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 use quote::quote;
@@ -42,7 +42,8 @@ fn a_single_fragment_is_unchanged() {
     becomes(quote!(f!{} field: f!{f!{T}}), quote!(field: T));
 }
 
-/// The value of an expression must be the value that the caller of the macro has written.
+/// Checks that a fragment next to an operator gets parentheses if the expression would otherwise
+/// have another value.
 #[test]
 fn operators_get_parentheses() {
     becomes(quote!(2 * f! {1 + 2}), quote!(2 * (1 + 2)));
@@ -86,7 +87,8 @@ fn types_keep_their_meaning() {
     becomes(quote!(x: &f!{Tensor}), quote!(x: &Tensor));
 }
 
-/// Tokens without fragments keep their spans, so that errors underline what the user wrote.
+/// Checks that tokens without fragments keep their spans, so that errors underline what the user
+/// wrote.
 #[test]
 fn input_without_fragments_keeps_its_spans() {
     let tokens: TokenStream = "a(b, c)".parse().expect("tokens");
@@ -97,8 +99,8 @@ fn input_without_fragments_keeps_its_spans() {
     assert_eq!(close(written_out(tokens)), Some(")".to_owned()));
 }
 
-/// A struct that contains fragments of a macro expands to the same code as a struct that was
-/// written by hand. The fragments occur in every position in which they can occur.
+/// Checks that a struct that contains fragments of a macro expands to the same code as a struct
+/// that was written by hand. The fragments occur in every position in which they can occur.
 #[test]
 fn a_struct_of_fragments_expands_as_one_written_by_hand() {
     let from_fragments = fragments(quote! {

@@ -6,7 +6,8 @@ use super::*;
 
 const DOCS: &str = include_str!("../../docs/lightning_module.md");
 
-/// For each row of a table, the documentation has a line with the row's name and all of its keys.
+/// Checks that the documentation has, for each row of a table, a line with the row's name and all
+/// of its keys.
 #[test]
 fn every_name_and_key_is_documented() {
     let entries = LAYERS
@@ -57,10 +58,11 @@ fn rows_after(line: &str) -> Vec<(Vec<String>, Vec<String>)> {
     rows.collect()
 }
 
-/// Each argument of a torch.nn layer is either a key of the same layer here or listed in the
-/// documentation's table of missing arguments. Each layer of torch.nn either has a name here or is
-/// listed in the table of missing layers. The two tables of the documentation have no other
-/// entries. The layers and arguments of torch.nn come from fixtures/oracles/signatures.json.
+/// Checks the documentation's tables of missing arguments and missing layers against torch.nn. Each
+/// argument of a torch.nn layer is either a key of the same layer in `LAYERS` or listed in the
+/// table of missing arguments. Each layer of torch.nn is either in `LAYERS` or listed in the table
+/// of missing layers. The two tables of the documentation have no other entries. The layers and
+/// arguments of torch.nn come from fixtures/oracles/signatures.json.
 #[test]
 fn missing_arguments_of_torch_layers_are_documented() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/oracles/signatures.json");
@@ -99,7 +101,8 @@ fn missing_arguments_of_torch_layers_are_documented() {
     assert_eq!(told, without);
 }
 
-/// With the prelude alone, a user can write the type of every layer field.
+/// Checks that the prelude exports the type of every layer in `LAYERS`, so that a user can write
+/// the types of layer fields.
 #[test]
 fn the_type_of_every_layer_is_in_the_prelude() {
     let source = include_str!("../../../amp-core/src/lib.rs");

@@ -4,7 +4,7 @@ use super::{Entry, Key, any, choice, fraction, not_negative, optional, positive,
 use crate::symbol;
 
 /// The table of losses. A loss that torch.nn.functional has is named as there.
-/// `binary_cross_entropy` is in the table so that a rule can refuse it.
+/// `binary_cross_entropy` is not in the table, because a rule refuses this loss.
 pub(crate) const LOSSES: &[Entry] = &[
     loss(
         "cross_entropy",

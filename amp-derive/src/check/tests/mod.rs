@@ -65,7 +65,8 @@ fn attributes(attributes: &str, expected: &[(&str, &str)]) {
     refuses(&format!("{attributes} struct Net {{ {LAYER} }}"), Derive::LightningModule, expected);
 }
 
-/// Checks a struct with these fields and valid attributes for training.
+/// Checks which errors are reported for a struct that has these fields and valid attributes for
+/// training.
 #[track_caller]
 fn fields(fields: &str, expected: &[(&str, &str)]) {
     refuses(&format!("{TRAINED} struct Net {{ {fields} }}"), Derive::LightningModule, expected);
@@ -127,7 +128,8 @@ fn every_mistake_is_reported_at_once() {
     );
 }
 
-/// rustc accepts exactly the attributes that the derive macros read.
+/// Checks that the attributes which `lib.rs` registers with rustc are exactly the attributes that
+/// the derive macros read.
 #[test]
 fn both_derives_register_every_attribute() {
     let source: syn::File = parse_str(include_str!("../../lib.rs")).expect("a Rust file");

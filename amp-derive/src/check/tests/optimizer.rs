@@ -141,7 +141,7 @@ fn an_own_scheduler_needs_an_interval() {
     scheduler("InverseRoot, warmup_steps = 100, interval = step", &[]);
     scheduler("my::InverseRoot, interval = epoch", &[]);
     scheduler("value = my::schedule(), interval = step", &[]);
-    let when = "give its interval: add `interval = step` or `interval = epoch`";
+    let when = "the scheduler needs an interval: add `interval = step` or `interval = epoch`";
     scheduler("my::InverseRoot, warmup_steps = 100", &[("my::InverseRoot", when)]);
     scheduler("value = my::schedule()", &[("my::schedule()", when)]);
     scheduler(

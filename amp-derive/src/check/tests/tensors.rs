@@ -97,7 +97,8 @@ fn a_parameter_that_forward_never_uses_is_refused() {
     refuses(&format!("{source} {{ {shift} }}"), Derive::Module, &[]);
 }
 
-/// The loss or the user's own training step may train a layer or a parameter.
+/// Checks that a layer or a parameter is not refused as unused if only the loss uses it, or if the
+/// user has written the training step.
 #[test]
 fn a_parameter_of_the_loss_is_used() {
     let source = |attrs: &str| {
@@ -114,7 +115,8 @@ fn a_parameter_of_the_loss_is_used() {
     ] {
         refuses(&source(attrs), Derive::LightningModule, &[]);
     }
-    // A key of the loss with the name of a field is not the field.
+    // `weight` is a key of the loss here, so this text does not count as a use of the field
+    // `weight`.
     refuses(
         &source("#[loss(cross_entropy, weight = self.own.weight())]"),
         Derive::LightningModule,

@@ -53,15 +53,19 @@ fn a_missing_or_wrong_loss_is_refused() {
     );
 }
 
-/// A model with a manual training step needs no loss if the user has also written the validation
-/// step. If the validation step is generated, the model needs a loss.
+/// Checks that a model with `manual_step` needs no loss, with and without a validation step of the
+/// user. With such a validation step, a loss is refused, because no step would compute the loss.
 #[test]
 fn a_model_with_a_manual_step_needs_no_loss() {
     training("#[manual_step(f)] #[validation_step(g)]", &[]);
     training("#[manual_step(f)]", &[]);
     training(
         "#[manual_step(f)] #[validation_step(g)] #[loss(mse_loss)]",
-        &[("loss", "`#[loss]` has no effect: you have written both steps: compute and log there")],
+        &[(
+            "loss",
+            "`#[loss]` has no effect: you have written the training and the validation step: \
+             compute and log losses and metrics in these functions",
+        )],
     );
 }
 
@@ -247,21 +251,31 @@ fn attributes_without_effect_are_refused() {
         &format!("{own} #[log(train_loss)]"),
         &[(
             "train_loss",
-            "`#[log]` has no effect: you have written `training_step`: log `train_loss` there",
+            "`#[log]` has no effect: you have written `training_step`: log `train_loss` in \
+             `training_step`",
         )],
     );
     metrics(
         &format!("{own} #[metric(accuracy, stage = train)]"),
         &[(
             "accuracy",
-            "`#[metric]` has no effect: you have written `training_step`: log it there",
+            "`#[metric]` has no effect: you have written `training_step`: log the metric in \
+             `training_step`",
         )],
     );
     metrics(
         &format!("{own} #[validation_step(Self::val)] #[log(val_loss)]"),
         &[
-            ("loss", "`#[loss]` has no effect: you have written both steps: compute and log there"),
-            ("log", "`#[log]` has no effect: you have written both steps: compute and log there"),
+            (
+                "loss",
+                "`#[loss]` has no effect: you have written the training and the validation step: \
+                 compute and log losses and metrics in these functions",
+            ),
+            (
+                "log",
+                "`#[log]` has no effect: you have written the training and the validation step: \
+                 compute and log losses and metrics in these functions",
+            ),
         ],
     );
     training(&format!("{own} #[validation_step(Self::val)]"), &[]);

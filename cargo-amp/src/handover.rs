@@ -19,12 +19,13 @@ use crate::project::Package;
 /// program sets another number.
 const THREADS: &str = "OMP_NUM_THREADS";
 
-/// How often a thread of libgomp looks for the others before it sleeps.
+/// The variable with the number of times that a thread of libgomp polls for the other threads of an
+/// operation before it sleeps.
 const SPIN: &str = "GOMP_SPINCOUNT";
 
-/// Lets the threads of an operation wait for each other by sleeping if other processes use the cores
-/// too. Otherwise they spin for milliseconds, and a small model takes ten times as long. Does
-/// nothing if the user has chosen how threads wait.
+/// Makes the threads of an operation sleep while they wait for each other, if other processes use
+/// the cores too. By default the threads spin for milliseconds, and a small model then takes ten
+/// times as long. Does nothing if the user has chosen how threads wait.
 fn wait_asleep(command: &mut Command) {
     let chosen = [SPIN, "OMP_WAIT_POLICY"].iter().any(|name| env::var_os(name).is_some());
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();

@@ -1,5 +1,5 @@
-//! `cargo amp init`: adds the missing files for `cargo amp` to a crate, and changes none of its
-//! files except `Cargo.toml` and `.gitignore`.
+//! `cargo amp init`: adds the missing files for `cargo amp` to a crate. Of the crate's existing
+//! files it changes only `Cargo.toml` and `.gitignore`.
 
 use std::fs;
 use std::path::Path;
@@ -173,7 +173,7 @@ fn print_advice(project: &Project, package: &Package) -> Result<(), Error> {
         template::BINARY
     );
     if !package.has_library() {
-        say!("next: put your models into src/lib.rs, where that binary can use them");
+        say!("next: put your models into src/lib.rs, where the binary `amp` can use them");
     }
     let others: Vec<_> = package.binaries().filter(|name| *name != "amp").collect();
     if let ([only], None) = (others.as_slice(), &package.default_run) {

@@ -8,7 +8,7 @@ use super::manifest::{Found, Manifest, check_sizes};
 use super::variant::Variant;
 use super::version::{self, REQUIRED};
 
-/// The state of a folder that should have a libtorch.
+/// The state of a folder that should contain a libtorch.
 pub(super) enum State {
     Absent,
     /// All files that the manifest lists exist.

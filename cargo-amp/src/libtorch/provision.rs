@@ -100,8 +100,8 @@ fn make(cache: &Cache, variant: Variant, adds: bool, new: &Path) -> Result<(), E
     let missing: Vec<_> =
         variant.wheels().iter().filter(|wheel| wheels.find(wheel).is_none()).collect();
     announce(cache, variant, adds, variant.wheels().len() - missing.len());
-    // The name contains the process id, because a pip from an interrupted fetch may still be
-    // writing.
+    // The folder's name contains the process id, because a pip that an interrupted fetch started
+    // may still be writing to its own folder.
     let work = cache.partial().join(format!("work.{}", std::process::id()));
     for wheel in missing {
         wheels.fetch(&pip, wheel, &work)?;

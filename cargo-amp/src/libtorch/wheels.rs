@@ -21,9 +21,10 @@ const UNPACK: &str = include_str!("unpack.py");
 /// The exit status with which `UNPACK` reports a damaged wheel.
 const DAMAGED: i32 = 3;
 
-/// The text of a file that replaces libtorch's CUDA libraries. The build of the bindings passes
-/// `-ltorch…` for a library of this name to the linker, so the file must exist even in a libtorch
-/// for CPUs. The text is a linker script. GNU ld, gold and LLD accept it (each was tested).
+/// The text of the file that replaces `libtorch.so` in a libtorch for CPUs. The wheel's
+/// `libtorch.so` is left out, because it is linked with the CUDA libraries. The build of the
+/// bindings passes `-ltorch` to the linker, so a file of this name must exist. The text is a linker
+/// script. GNU ld, gold and LLD accept it (each was tested).
 const LINKER_SCRIPT: &str = "INPUT(libtorch_cpu.so)\n";
 
 /// The wheels that were downloaded completely.

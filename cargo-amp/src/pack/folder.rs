@@ -42,7 +42,7 @@ impl Folder {
         Ok(Self { output, partial, replaced })
     }
 
-    /// Creates the temporary folder, and removes the rest of an interrupted run from it.
+    /// Creates the temporary folder, and first removes what an interrupted run has left.
     pub(crate) fn begin(&self) -> Result<(), Error> {
         remove(&self.partial)
             .and_then(|()| remove(&self.replaced))

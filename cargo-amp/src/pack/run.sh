@@ -3,11 +3,12 @@
 # Usage, from any folder:
 #   run.sh <command> [arguments]     any command of the amp binary, as in: run.sh verify --device cuda
 #   run.sh test [filter…]            all packed tests, on CUDA; with --include-ignored also those that
-#                                    are ignored because they need a card
-#   run.sh golden-record [binary…]   runs these test binaries, or all, and writes the goldens and
-#                                    missing anchors of this GPU's compute capability into the packages'
-#                                    tests/goldens: copy them to the same paths of the workspace. An
-#                                    existing anchor is kept.
+#                                    are ignored because they need a GPU
+#   run.sh golden-record [binary…]   runs these test binaries, or all, and writes the goldens of this
+#                                    GPU's compute capability and their missing anchors (the results of
+#                                    the first recording) into the packages' tests/goldens: copy the
+#                                    files to the same paths of the workspace. An existing anchor is
+#                                    kept.
 #   run.sh criterion [benchmark]     a packed benchmark, on CUDA; its name is needed if there are
 #                                    several
 # AMP_DEVICE sets another device for tests and benchmarks.
@@ -52,7 +53,8 @@ folder_of() {
 AMP_PROJECT=$(folder_of "")
 export AMP_PROJECT AMP_BINARY="$here/bin/amp"
 
-# The packed executables of a kind (tests or benches) as <package>/<target>; with names, only these.
+# The packed executables of a kind (tests or benches) as <package>/<target>. If names are given, only the
+# executables with these names.
 packed() {
     local kind=$1 name path
     shift

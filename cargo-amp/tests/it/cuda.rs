@@ -7,7 +7,8 @@ use crate::support::{
     CPU_WHEELS, CUDA_WHEELS, Checkout, assert_refused, assert_succeeded, output, stderr, stdout,
 };
 
-/// The note that every other command prints on a machine with a driver and a libtorch without CUDA.
+/// The note that every command except `setup --cuda` prints if the machine has a driver and the
+/// libtorch in the cache has no CUDA.
 const NOTE: &str = "note: this machine has an NVIDIA driver, but its libtorch is for CPUs alone: \
                     `cargo amp setup --cuda` adds CUDA\n";
 
@@ -55,7 +56,7 @@ fn adding_cuda_keeps_files_that_are_in_use() {
     let file = |path: &str| fs::metadata(checkout.home().join(path)).expect("there");
     let in_use = ["torch/lib/libtorch_cpu.so", "torch/include/ATen/ATen.h"];
     let before = in_use.map(|path| file(path).ino());
-    // An open file, as if a linker were running.
+    // Keeps a file open, as a running linker does.
     let script = fs::File::open(checkout.home().join("torch/lib/libtorch.so")).expect("there");
 
     let run = output(&mut checkout.cargo_amp(&["setup", "--cuda"]));

@@ -60,8 +60,8 @@ fn for_cpus_only_the_needed_files_are_unpacked() {
     // In place of the library there is a linker script, which `wheels.rs` writes.
     let script = fs::read_to_string(checkout.home().join("torch/lib/libtorch.so"));
     assert_eq!(script.expect("written"), "INPUT(libtorch_cpu.so)\n");
-    // Prints nothing, because every file is listed in the manifest. A wheel could otherwise put
-    // files outside the folder.
+    // A second run prints nothing, because all files that the manifest lists exist. The wheel's
+    // path that leads out of the folder is not among them.
     assert_eq!(stderr(&output(&mut checkout.cargo_amp(&["setup"]))), "");
 }
 

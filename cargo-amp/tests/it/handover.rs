@@ -85,7 +85,7 @@ fn amp_test_runs_cargo_test_of_the_workspace() {
     let run = output(&mut checkout.cargo_amp(&["test"]));
     // cargo-amp returns the exit code of cargo.
     assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
-    // Documentation tests have no run-time search path.
+    // cargo-amp sets LD_LIBRARY_PATH, because documentation tests have no run-time search path.
     let home = checkout.home().display().to_string();
     let search = |more| format!("LD_LIBRARY_PATH {home}/torch/lib:{home}/nvidia/cu13/lib{more}");
     for line in [

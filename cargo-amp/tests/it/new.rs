@@ -54,7 +54,8 @@ fn the_new_crate_is_valid_for_cargo_and_formatted() {
     let install = format!("cargo install --path {source}/cargo-amp\n");
     assert!(files[".github/workflows/amp.yml"].contains(&install));
 
-    // This folder has cargo's configuration, which cargo reads from the working directory upwards.
+    // Runs cargo in the new crate's folder, because cargo reads its configuration from the working
+    // directory upwards.
     let found = metadata(&folder);
     let package = &found["packages"][0];
     assert_eq!(package["name"], "spiral-model");

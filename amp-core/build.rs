@@ -1,4 +1,4 @@
-//! Compiles the C++ shim against the libtorch that torch-sys found.
+//! Compiles the C++ shim (the code in `csrc`) against the libtorch that torch-sys found.
 
 use std::{
     env,
@@ -73,8 +73,8 @@ fn write_units(out: &Path) -> [PathBuf; 2] {
 }
 
 /// Writes a header for each file of CUDA kernels, such as `kernels/adam.cu.h`, with the kernels'
-/// source as a string constant. The string begins with the shared headers. NVRTC compiles it at run
-/// time for the available GPU.
+/// source as a string constant. The string begins with the shared headers. NVRTC compiles the
+/// string at run time for the available GPU.
 fn embed_kernels(out: &Path) {
     let folder = Path::new("csrc/kernels");
     let read = |name| fs::read_to_string(folder.join(name)).expect("what kernels share");

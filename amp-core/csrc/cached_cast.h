@@ -14,9 +14,9 @@ inline void note_twin(const at::Tensor& tensor, const at::Tensor& cast) {
   note_beside<Twin>(tensor, cast);
 }
 
-// Returns the cached cast of `tensor` in the shape of `tensor`. For a view, returns the cached cast of the whole
-// tensor. Returns std::nullopt in three cases: no cast to this dtype is cached, the tensor was written to after the
-// cast, or gradients through the cast would not reach the tensor.
+// Returns the cached cast of `tensor` in the shape of `tensor`. If `tensor` is a view of all elements of another
+// tensor, returns the cached cast of that tensor. Returns std::nullopt in three cases: no cast to this dtype is cached,
+// the tensor was written to after the cast, or gradients through the cast would not reach the tensor.
 inline std::optional<at::Tensor> twin_of(const at::Tensor& tensor, at::ScalarType dtype) {
   const at::TensorBase& whole = tensor.is_view() ? tensor._base() : tensor;
   const auto twin = known_beside<Twin>(whole);

@@ -1,4 +1,4 @@
-// Memory statistics, numeric switches and device properties.
+// Memory statistics, the switches for TF32 and deterministic algorithms, and device properties.
 
 #include <ATen/Context.h>
 #include <ATen/Version.h>

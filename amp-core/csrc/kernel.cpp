@@ -101,8 +101,8 @@ std::string architecture(int index) {
   // The numbers 75 and 76 are CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
   int device = 0, major = 0, minor = 0;
   check(functions().device_get(&device, index), "finding the device");
-  check(functions().attribute(&major, 75, device), "asking for its capability");
-  check(functions().attribute(&minor, 76, device), "asking for its capability");
+  check(functions().attribute(&major, 75, device), "reading the compute capability");
+  check(functions().attribute(&minor, 76, device), "reading the compute capability");
   return "sm_" + std::to_string(major) + std::to_string(minor);
 }
 

@@ -56,7 +56,7 @@ fn check() -> Result<(), String> {
         Some(found) if found != VERSION && env::var_os(BYPASS).is_none() => {
             let folder = folder.display();
             Err(format!(
-                "the libtorch at {folder} is {found}, and {VERSION} is needed: run `cargo amp setup`, or set LIBTORCH to another"
+                "the libtorch at {folder} is {found}, and {VERSION} is needed: run `cargo amp setup`, or set LIBTORCH to another folder"
             ))
         }
         _ => Ok(()),

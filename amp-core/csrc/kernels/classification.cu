@@ -1,7 +1,7 @@
 // Cross entropy and the number of correct predictions, for logits [rows, classes] and class indices
-// as targets. For few logits, one block computes the whole loss, with whole rows for each thread:
-// this takes less time than launching a kernel. For many logits, as in a language model, each block
-// processes a row.
+// as targets. For few logits, a single block computes the whole loss, and each thread processes whole
+// rows. This takes less time than the launch of the kernel. For many logits, as in a language model,
+// each block processes one row.
 
 constexpr long long ignored = -100;
 

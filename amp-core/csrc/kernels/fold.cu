@@ -1,7 +1,7 @@
 // Rearranges images of up to four channels for a convolution with stride 2. Each block of 2×2
-// pixels becomes sixteen channels, four for each pixel. If the images have fewer channels, the rest
-// of the four are zeros. The result is surrounded by padding, and is in channels_last and 16 bits. T
-// is the dtype of the result, and P is the dtype of the images.
+// pixels becomes sixteen channels, four for each pixel. If the images have fewer than four channels,
+// the missing channels are zeros. The result is surrounded by padding, and is in channels_last and
+// 16 bits. T is the dtype of the result, and P is the dtype of the images.
 
 struct alignas(16) Half {
   T at[folded_channels / 2];

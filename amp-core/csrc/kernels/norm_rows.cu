@@ -16,7 +16,7 @@ constexpr int stride = 32 * per_thread;
 constexpr int columns = AMP_N * stride;
 // The number of blocks that run on a multiprocessor at the same time and share its registers.
 constexpr int resident = sizeof(W) == 8 || packs > 4 ? 1 : 2;
-// The number of column sums: the gradients of the weight, of the bias, and of the branch.
+// The number of sums for each column: the weight's gradient, the bias's gradient, and the sum of the branch's gradient.
 constexpr int sums = 3;
 
 struct Two {

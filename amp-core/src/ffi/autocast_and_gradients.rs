@@ -174,7 +174,7 @@ pub(crate) fn copy_each(pairs: &[[&Tensor; 2]]) -> Result<()> {
 /// Adds each tensor of `from` to the tensor at the same index of `to`. The additions are not part
 /// of an autograd graph.
 pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
-    assert_eq!(to.len(), from.len(), "one for each");
+    assert_eq!(to.len(), from.len(), "one addend for each tensor");
     if to.is_empty() {
         return Ok(());
     }

@@ -1,4 +1,5 @@
-//! Memory, numeric switches and properties of devices (`csrc/device.cpp`).
+//! Memory statistics, the switches for TF32 and deterministic algorithms, and properties of devices
+//! (`csrc/device.cpp`).
 
 use std::ffi::{c_char, c_int, c_void};
 use std::marker::PhantomData;

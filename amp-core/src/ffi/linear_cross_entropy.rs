@@ -45,7 +45,7 @@ pub(crate) type EachChunk<'a> = dyn FnMut(&Tensor, i64) -> Result<()> + 'a;
 /// What [`read_chunk`] needs. C++ passes a pointer to this struct.
 struct Chunks<'a, 'b> {
     each: &'a mut EachChunk<'b>,
-    /// The error of the first chunk that failed. No chunk after it is read.
+    /// The error of the first chunk that failed. Later chunks are not read.
     error: Option<Error>,
 }
 

@@ -93,8 +93,8 @@ pub trait LightningModule: Visit {
     }
 
     /// Returns how the training metric `name` is computed from its saved state. A run that is
-    /// resumed at the end of an epoch needs it to compute the epoch's value. The derive returns it
-    /// for declared metrics, and `None` for other names.
+    /// resumed at the end of an epoch computes the epoch's value in this way. The derive returns
+    /// the reduction of a declared metric, and `None` for any other name.
     fn reduction(&self, name: &str) -> Option<Reduction> {
         let _ = name;
         None

@@ -88,7 +88,7 @@ impl<'a> Step<'a> {
     /// batches.
     ///
     /// # Errors
-    /// When shapes are invalid for the metric.
+    /// When the metric does not support the shapes of `output` and `target`.
     pub fn metric(
         &mut self,
         name: &str,

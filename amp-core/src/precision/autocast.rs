@@ -22,9 +22,9 @@ use crate::{
 /// reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AutocastState {
-    /// Whether autocast is on, so that operations on its list are cast.
+    /// Whether autocast is on, so that the inputs of the operations on its list are cast.
     pub enabled: bool,
-    /// The dtype to which these operations are cast. `None` if it is not f16, bf16, f32 or f64.
+    /// The dtype to which the inputs are cast. `None` if it is not f16, bf16, f32 or f64.
     pub dtype: Option<Kind>,
 }
 

@@ -20,7 +20,7 @@ pub enum Region {
     Bf16,
     /// f64: autocast is off, and input and parameters are f64.
     Fp64,
-    /// Autocast is off. Inputs and parameters have the dtype of the precision.
+    /// Autocast is off. Inputs are cast to the dtype of the parameters.
     AutocastOff,
 }
 

@@ -146,7 +146,7 @@ fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) ->
             Own::Function { path: path.clone(), marked: true }
         }
         Some(_) => {
-            let mark = mark_of(name).map(|word| format!("; `{word}` may follow it"));
+            let mark = mark_of(name).map(|word| format!("; `{word}` may follow the path"));
             let mark = mark.unwrap_or_default();
             diag.error(
                 &attr.path,

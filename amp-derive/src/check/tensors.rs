@@ -63,7 +63,7 @@ pub(super) fn drawn(expr: &Expr, diag: &Diagnostics) -> Option<Option<Drawn>> {
         let instead = match closest(&text, &names) {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => format!(
-                "a function of your own is called by its path, `self::{text}(…)`; the others are {}",
+                "a function of your own is called by its path, `self::{text}(…)`; the known initializers are {}",
                 quoted(&names)
             ),
         };

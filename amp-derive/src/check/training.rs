@@ -289,7 +289,7 @@ fn is_not_divided_for_accumulation(closure: &ExprClosure, diag: &Diagnostics) ->
     if text.to_lowercase().contains("accum") {
         diag.error(
             divisor,
-            "the trainer divides the loss by the accumulation window: remove this division",
+            "the trainer divides the loss by the number of accumulated batches: remove this division",
         );
         return None;
     }

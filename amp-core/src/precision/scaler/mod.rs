@@ -168,8 +168,8 @@ impl GradScaler {
         Self::unscaled(device, Mode::Off)
     }
 
-    /// Creates a scaler that does not scale, but skips steps whose gradients are not finite, in any
-    /// dtype.
+    /// Creates a scaler that does not scale losses, but skips steps whose gradients are not finite.
+    /// The gradients may have any dtype.
     ///
     /// # Errors
     /// When libtorch does not have this device.
@@ -197,7 +197,7 @@ impl GradScaler {
     ///
     /// PyTorch has no lower limit for the scale. With a scale of 2⁻¹²⁸ or less, finite gradients
     /// become infinite or NaN when they are unscaled. This happens after the check for overflows,
-    /// so the step is not skipped and the parameters are destroyed silently. Call this method after
+    /// so the step is not skipped, and it makes parameters infinite or NaN. Call this method after
     /// [`update`](Self::update), and end the training if it returns true. The trainer does so.
     pub fn has_collapsed(&self) -> bool {
         !((1.0 / f64::from(self.mirror.0)) as f32).is_finite()

@@ -73,7 +73,7 @@ impl GradScalerConfig {
 }
 
 /// Converts the scale to f32. Returns an error if the scale is not positive and finite. PyTorch
-/// accepts such a scale too, and then trains on gradients that are zero or NaN.
+/// reports no error, and trains on gradients that are zero or NaN.
 pub(super) fn usable_scale(scale: f64) -> Result<f32> {
     let narrow = scale as f32;
     if narrow > 0.0 && narrow.is_finite() {

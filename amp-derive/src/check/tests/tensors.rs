@@ -42,9 +42,9 @@ fn wrong_initial_values_are_refused() {
         &[(
             "sparse",
             "unknown init `sparse`: a function of your own is called by its path, \
-             `self::sparse(…)`; the others are `zeros`, `ones`, `full`, `uniform`, `normal`, \
-             `trunc_normal`, `xavier_uniform`, `xavier_normal`, `kaiming_uniform`, `kaiming_normal`, \
-             `orthogonal`, `eye`",
+             `self::sparse(…)`; the known initializers are `zeros`, `ones`, `full`, `uniform`, \
+             `normal`, `trunc_normal`, `xavier_uniform`, `xavier_normal`, `kaiming_uniform`, \
+             `kaiming_normal`, `orthogonal`, `eye`",
         )],
     );
     parameter(

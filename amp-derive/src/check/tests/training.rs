@@ -104,7 +104,7 @@ fn a_loss_divided_for_accumulation_is_refused() {
         "#[loss(with = |o, t| Ok(mse(o, t)? / self.accumulation_steps))]",
         &[(
             "self.accumulation_steps",
-            "the trainer divides the loss by the accumulation window: remove this division",
+            "the trainer divides the loss by the number of accumulated batches: remove this division",
         )],
     );
     training("#[loss(with = |o, t| { Ok(mse(o, t)? / 2.0) })]", &[]);
@@ -283,7 +283,7 @@ fn attributes_without_effect_are_refused() {
         "#[training_step(|b| b)]",
         &[(
             "training_step",
-            "`#[training_step]` takes the path of a function, as in `#[training_step(Self::my_training_step)]`, with the signature `fn(&mut Self, &Batch, &mut Step<'_>) -> Result<Tensor>`; `captured` may follow it",
+            "`#[training_step]` takes the path of a function, as in `#[training_step(Self::my_training_step)]`, with the signature `fn(&mut Self, &Batch, &mut Step<'_>) -> Result<Tensor>`; `captured` may follow the path",
         )],
     );
 }
@@ -317,7 +317,7 @@ fn only_a_hook_after_a_step_takes_late() {
             ),
             (
                 "on_train_batch_end",
-                "`#[on_train_batch_end]` takes the path of a function, as in `#[on_train_batch_end(Self::my_on_train_batch_end)]`, with the signature `fn(&mut Self, &Tensor, Option<&StepOutcome>, &mut Hook<'_>) -> Result<()>`; `late` may follow it",
+                "`#[on_train_batch_end]` takes the path of a function, as in `#[on_train_batch_end(Self::my_on_train_batch_end)]`, with the signature `fn(&mut Self, &Tensor, Option<&StepOutcome>, &mut Hook<'_>) -> Result<()>`; `late` may follow the path",
             ),
         ],
     );

@@ -42,7 +42,9 @@ constexpr auto cuda = c10::DeviceType::CUDA;
 // The largest number of logits for which a single block computes the whole loss. The kernel then takes a few
 // microseconds.
 constexpr int64_t most_logits = 1 << 16;
+// The class whose targets are ignored by default, as in PyTorch.
 constexpr int64_t ignored = -100;
+// The largest number of rows or classes that the kernels' indices can represent.
 constexpr int64_t largest_int = std::numeric_limits<int>::max();
 
 amp::KernelSource& source() {

@@ -134,7 +134,8 @@ struct AmpCudaDevice {
 int amp_cuda_device(int index, AmpCudaDevice* out) {
   return amp::guarded([&] {
     static const amp::Library driver = amp::driver();
-    // The numbers of the attributes CU_DEVICE_ATTRIBUTE_… in cuda.h.
+    // The values of CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, _COMPUTE_CAPABILITY_MAJOR and
+    // _COMPUTE_CAPABILITY_MINOR in cuda.h.
     constexpr int multiprocessor_count = 16, capability_major = 75, capability_minor = 76;
     auto init = driver.find<int(unsigned)>("cuInit");
     auto version = driver.find<int(int*)>("cuDriverGetVersion");

@@ -46,6 +46,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
+// The following constants are keys of `saved_data`, in which the forward pass stores values for the backward pass.
+
 // The key of the weight in the dtype of the product.
 constexpr auto factor_key = "factor";
 // The key of the weight in its original dtype.
@@ -54,7 +56,7 @@ constexpr auto weight_key = "weight";
 constexpr auto bias_key = "bias";
 // The key of the value that says whether the weight's gradient may have fewer bits than the weight.
 constexpr auto narrow_key = "narrow";
-// The keys of the options (see `Options`).
+// The keys of the four fields of `Options`.
 constexpr auto first_key = "first";
 constexpr auto count_key = "count";
 constexpr auto activation_key = "activation";

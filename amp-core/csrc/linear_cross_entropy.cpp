@@ -45,6 +45,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// The following constants are keys of `saved_data`, in which the forward pass stores values for the backward pass.
+
 // The keys of the sums of gradients with respect to input, weight and bias. If a sum is not needed, its key is absent.
 constexpr const char* sums_keys[] = {"of_input", "of_weight", "of_bias"};
 // The key of the number of targets that are not ignored.
@@ -53,7 +55,7 @@ constexpr auto counted_key = "counted";
 constexpr auto factor_key = "factor";
 // The key of the value that says whether the weight's gradient may have fewer bits than the weight.
 constexpr auto narrow_key = "narrow";
-// The keys of the weight, of the bias and of the options of the loss.
+// The keys of the weight, of the bias, and of the three fields of `classification::Options`.
 constexpr auto weight_key = "weight";
 constexpr auto bias_key = "bias";
 constexpr auto smoothing_key = "smoothing";

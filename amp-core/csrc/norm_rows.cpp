@@ -12,8 +12,10 @@
 namespace amp::norm_rows {
 namespace {
 
-// The sizes of blocks. kernels/norm_rows.cu has the same values.
+// The largest number of warps in a block, and the number of sums for each column. kernels/norm_rows.cu has the same
+// values.
 constexpr int most_warps = 8, sums = 3;
+// The number of columns that the 32 lanes of a warp process together, with four columns per lane.
 constexpr int64_t columns_of_a_pack = 128;
 // The largest number of columns. The registers of a lane have room for eight times four columns.
 constexpr int64_t most_columns = 8 * columns_of_a_pack;

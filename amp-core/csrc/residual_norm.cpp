@@ -32,8 +32,9 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// The sizes of blocks. kernels/residual_norm.cu has the same values.
+// The numbers of warps and of threads in a block. kernels/residual_norm.cu has the same values.
 constexpr int warps = 8, threads = 32 * warps;
+// The number of columns that the 32 lanes of a warp process together, with four columns per lane.
 constexpr int64_t columns_of_a_pack = 128;
 
 amp::KernelSource& source() {

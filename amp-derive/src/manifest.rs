@@ -10,8 +10,9 @@ pub(crate) enum Manifest {
     Missing,
 }
 
-/// The two names of amp-core: the name of its package and the name of its library.
+/// The name of amp-core's package.
 const PACKAGE: &str = "amp-core";
+/// The name of amp-core's library.
 const LIBRARY: &str = "amp_core";
 
 /// Reads the Cargo.toml of the crate that is being compiled.

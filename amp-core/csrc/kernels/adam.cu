@@ -171,8 +171,9 @@ struct Coder {
     values = kept_values;
     decades = kept_decades;
     for (int i = threadIdx.x; i < 256; i += blockDim.x) kept_values[i] = code.values[i];
-    // The code of zero, and the code of the first part of each decade.
+    // The code of zero.
     constexpr int nothing = is_signed ? 127 : 0;
+    // Returns the code of the first part of a decade.
     const auto first = [](int decade) { return nothing + 1 + (count(decade) - count(0)); };
     for (int decade = 0; decade < 8; ++decade) bounds[decade] = code.bounds[first(decade) - 1];
     // A square of a gradient that is above zero never gets the code of zero.

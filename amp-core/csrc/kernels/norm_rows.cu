@@ -1,5 +1,5 @@
-// The backward pass of layer normalisation with a residual before it or around it. One or two warps process each row
-// and keep its elements in registers.
+// The backward pass of layer normalisation after a residual addition (post-norm) or inside a residual branch
+// (pre-norm). One or two warps process each row and keep its elements in registers.
 //
 // P is the dtype of the norm's input, and Q the dtype of the norm's weights and output. R is the dtype of the cached
 // cast, which has the values of the output in the dtype of autocast. A row has AMP_N times 128 columns.
@@ -11,8 +11,11 @@ constexpr int most_warps = 8;
 // The number of warps per row. If two warps share a row, each needs half as many registers, so that more blocks run at
 // the same time.
 constexpr int halves = AMP_N % 2 == 0 ? 2 : 1;
+// The number of packs of four neighbouring columns that a lane processes.
 constexpr int packs = AMP_N / halves;
+// The distance between successive packs of a lane, in columns.
 constexpr int stride = 32 * per_thread;
+// The number of columns in a row.
 constexpr int columns = AMP_N * stride;
 // The number of blocks that run on a multiprocessor at the same time and share its registers.
 constexpr int resident = sizeof(W) == 8 || packs > 4 ? 1 : 2;

@@ -7,9 +7,13 @@
 
 using W = Wide<Q>;
 
+// The number of packs of four neighbouring columns that a lane processes.
 constexpr int packs = AMP_N;
+// The distance between successive packs of a lane, in columns.
 constexpr int stride = 32 * per_thread;
+// The number of columns in a row.
 constexpr int columns = packs * stride;
+// The number of warps in a block.
 constexpr int warps = 8;
 
 __device__ W warp_sum(W value) {

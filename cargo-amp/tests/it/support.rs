@@ -144,8 +144,9 @@ impl Checkout {
     }
 }
 
-/// The numbers of wheels that are fetched for CPUs and with CUDA.
+/// The number of wheels that are fetched for a libtorch for CPUs.
 pub(crate) const CPU_WHEELS: usize = 3;
+/// The number of wheels that are fetched for a libtorch with CUDA.
 pub(crate) const CUDA_WHEELS: usize = 16;
 
 /// Returns the path of the real Python. The replacement for python3 calls it to unpack wheels.

@@ -43,6 +43,7 @@ struct Filter {
 struct Casts {
   // The casts that the current autocast region has made.
   std::map<Key, Cast> made;
+  // The casts to channels_last that the current autocast region has made for convolutions.
   std::map<Key, Filter> filters;
   // The weights that the current autocast region has used, in order. Each weight occurs once.
   std::vector<Use> used;

@@ -71,8 +71,9 @@ const char* approximation(int activation) { return activation == gelu_tanh ? "ta
 struct Options {
   // The outputs to compute: `count` outputs, from the output `first` on.
   int64_t first, count;
-  // The activation after the product, and the probability of the dropout after the activation.
+  // The activation after the product.
   int activation;
+  // The probability of the dropout after the activation.
   double p;
 
   bool is_gelu() const { return activation == gelu || activation == gelu_tanh; }
@@ -298,7 +299,7 @@ at::Tensor in_dtype(const at::Tensor& input, at::ScalarType dtype) {
 extern "C" {
 
 struct AmpLinearOptions {
-  // If `count` is 0, all outputs are computed.
+  // The outputs to compute: `count` outputs, from the output `first` on. If `count` is 0, all outputs are computed.
   int64_t first, count;
   double p;
   int activation;

@@ -156,6 +156,7 @@ struct Coder {
   struct Decade {
     // The index of a part is size · slope - offset. The code is `first` plus this index.
     float slope, offset;
+    // The largest index of a part, and the code of the first part.
     int last, first;
   };
   const float* values;

@@ -303,6 +303,7 @@ struct Dropout {
   Random random;
   // An element is dropped if its random word is below this number. If the number is 0, no element is dropped.
   unsigned threshold;
+  // The factor by which elements that are not dropped are multiplied.
   float scale;
 };
 

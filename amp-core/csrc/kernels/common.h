@@ -8,9 +8,11 @@ struct TensorList {
   static constexpr int elements_per_block = per_block;
 
   void* data[lists][most];
+  // The number of elements of each tensor.
   long long sizes[most];
   // For each tensor, the index of the block that works on its first elements.
   int first_blocks[most];
+  // The number of tensors.
   int count;
 };
 

@@ -1,4 +1,4 @@
-//! Rules about tensors of a module: `#[parameter(shape = [a, b], init = normal(0.0, 0.02))]`.
+//! Rules about tensors of a module: `#[parameter(shape = [m, n], init = normal(0.0, 0.02))]`.
 
 use quote::ToTokens;
 use syn::{Expr, ExprCall};

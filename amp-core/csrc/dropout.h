@@ -32,8 +32,8 @@ struct Dropout {
     random.captured_ = drawn.at(3) != 0;
   }
 
-  // Makes a dropout that drops nothing but multiplies by the scale for probability p. It is for a backward pass that
-  // finds the dropped elements in the layer's output, and uses no random numbers.
+  // Makes a dropout that drops no element, and multiplies every element by the scale for probability p. It uses no
+  // random numbers. A backward pass uses it if the layer's output shows which elements were dropped.
   static Dropout of_output(double p) {
     Dropout out(p);
     out.threshold = 0;

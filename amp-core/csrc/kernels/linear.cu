@@ -26,7 +26,7 @@ extern "C" __global__ void activate(T* values, const T* bias, long long count, l
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
 // Compute 2ˣ and 1/x for 16-bit values, with an error of about 2⁻²². A number that is too small for a normal f32
-// becomes 0. To handle such numbers exactly would take a quarter of GELU's instructions.
+// becomes 0. Exact results for such numbers would take a quarter of all instructions of GELU.
 __device__ float power_of_two(float x) {
   float out;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));

@@ -118,7 +118,7 @@ pub struct GradScaler {
     iteration: Vec<Use>,
 }
 
-/// What the scaler does with losses and gradients. The precision decides it.
+/// What the scaler does with losses and gradients. The precision determines the mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Neither scales losses nor checks gradients.

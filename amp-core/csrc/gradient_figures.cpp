@@ -9,8 +9,8 @@
 namespace amp::watch {
 namespace {
 
-// Writes four f64 numbers to `figures`: a 1, which says that a gradient was computed, the number of NaNs in `grad`,
-// the number of infinities, and the largest magnitude. Until a gradient is computed, `figures` contains zeros.
+// Writes four f64 numbers to `figures`: the number 1, the number of NaNs in `grad`, the number of infinities, and the
+// largest magnitude. Until a gradient is computed, all four numbers are 0.
 void note(const at::Tensor& figures, const at::Tensor& grad) {
   const c10::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;

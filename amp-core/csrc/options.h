@@ -1,5 +1,5 @@
-// The options of optimizers, as Rust passes them and the kernels receive them. The .cu files of the
-// kernels explain the options.
+// The options of optimizers, as Rust passes them and the kernels receive them. The options of Adam, SGD
+// and RMSprop are named as in torch.optim.
 #pragma once
 
 #include "kernels/adam.h"

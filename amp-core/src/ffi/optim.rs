@@ -33,6 +33,7 @@ pub(crate) struct SgdStep {
     pub(crate) dampening: c_double,
     pub(crate) weight_decay: c_double,
     pub(crate) nesterov: c_int,
+    /// Whether this is the first step, so that the momentum buffers have no values yet: 0 or 1.
     pub(crate) first_step: c_int,
 }
 

@@ -122,8 +122,8 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     let called: Vec<_> = model
         .layers()
         .filter(|(field, _)| {
-            // Other layers become closures with their names. A layer that is called with several
-            // inputs does not, but a variable with its name may be used.
+            // Other layers become closures with their names. Calls of a layer with several inputs
+            // were already replaced, so a remaining mention of its name can only be a variable.
             !children.has_several_inputs(field)
                 && tokens::mentions(statements.clone(), &field.ident)
         })

@@ -60,8 +60,8 @@ fn for_cpus_only_the_needed_files_are_unpacked() {
     // In place of the library there is a linker script, which `wheels.rs` writes.
     let script = fs::read_to_string(checkout.home().join("torch/lib/libtorch.so"));
     assert_eq!(script.expect("written"), "INPUT(libtorch_cpu.so)\n");
-    // A second run prints nothing, because all files that the manifest lists exist. The wheel's
-    // path that leads out of the folder is not among them.
+    // A second run prints nothing, because all files that the manifest lists exist. The manifest
+    // does not list the file of the wheel whose path leads out of the folder.
     assert_eq!(stderr(&output(&mut checkout.cargo_amp(&["setup"]))), "");
 }
 

@@ -20,14 +20,16 @@ struct Count {
   double each = 0;
 };
 
-// Counts the product of [.., n, k] and [.., k, m]. A and B are the indices of the factors among the inputs.
+// Counts the product of factors with the shapes [.., n, k] and [.., k, m]. A and B are the indices of the factors among
+// the inputs.
 template <size_t A, size_t B>
 Count product(Inputs inputs) {
   const auto &a = inputs[A].toTensor(), &b = inputs[B].toTensor();
   return {2.0 * a.numel() * b.size(-1), 0};
 }
 
-// Counts the product of [n, k] and [k], or of [k] and [k]. A is the index of the first factor among the inputs.
+// Counts the product of factors with the shapes [n, k] and [k], or [k] and [k]. A is the index of the first factor
+// among the inputs.
 template <size_t A>
 Count one_column(Inputs inputs) {
   return {2.0 * inputs[A].toTensor().numel(), 0};

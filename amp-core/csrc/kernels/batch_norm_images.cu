@@ -132,8 +132,8 @@ __device__ void write_sums(const Shape& shape, const Place& place, const float (
   }
 }
 
-// Blocks have 512 threads for eight columns, 64 threads each. Calls `finish` for each column with
-// the sums over all chunks.
+// Sums the values of all chunks. A block has 512 threads for eight columns: 64 threads for each
+// column. Calls `finish` for each column with the sums.
 template <typename Finish>
 __device__ void for_columns(const Shape& shape, const float* sums, Finish finish) {
   constexpr int parts = 64;

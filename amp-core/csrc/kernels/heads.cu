@@ -11,8 +11,7 @@ struct Heads {
 };
 
 // A row is one position of a sequence, and each sequence has `length` rows. A block of eight warps processes up to
-// `part` rows. Its columns are those that one warp covers with one line per lane. `sums` receives the sums of each
-// part.
+// `part` rows, and as many columns as a warp reads with one line per lane. `sums` receives the sums of each part.
 extern "C" __global__ void __launch_bounds__(256)
     join_heads(const Heads from, T* out, Wide<T>* sums, long long rows, int length, int part) {
   using W = Wide<T>;

@@ -41,7 +41,7 @@ impl GradScaler {
     }
 
     /// Unscales and clips the gradients, as [`unscale`](Self::unscale) and
-    /// [`clip_grad_norm`](Gradients::clip_grad_norm) do, but with one pass over the gradients less.
+    /// [`clip_grad_norm`](Gradients::clip_grad_norm) do, but reads the gradients one time less.
     /// The norm of the scaled gradients shows whether all are finite, and the gradients are
     /// unscaled and clipped by a single factor. If the scale is a power of two, the result is
     /// bit-identical. Finite gradients stay finite, and gradients that are not finite do not become

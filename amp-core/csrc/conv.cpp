@@ -261,9 +261,9 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
 
 extern "C" {
 
-// Computes a square convolution without bias of [N, C, H, W] in channels_last, in the 16-bit dtype of the input. Writes
-// the output to `out`, and the input, for its second use, to `again`. Both are new tensors. Writes nothing for
-// convolutions that are not supported.
+// Computes a convolution of images [N, C, H, W] with square filters and without a bias, in channels_last, in the 16-bit
+// dtype of the input. Writes the output to `out`, and the input, for its second use, to `again`. Both are new tensors.
+// Writes nothing for convolutions that are not supported.
 int amp_conv2d_and_input(const at::Tensor* input, const at::Tensor* weight, int64_t stride,
                          int64_t padding, at::Tensor** out, at::Tensor** again) {
   return amp::guarded([&] {
@@ -278,8 +278,8 @@ int amp_conv2d_and_input(const at::Tensor* input, const at::Tensor* weight, int6
   });
 }
 
-// Computes a square convolution of [N, C, H, W]. `bias` may be null. If `channels_last` is not 0, a 16-bit computation
-// and its output use channels_last. Writes a new tensor to `out`.
+// Computes a convolution of images [N, C, H, W] with square filters. `bias` may be null. If `channels_last` is not 0, a
+// 16-bit computation and its output use channels_last. Writes a new tensor to `out`.
 int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                int64_t stride, int64_t padding, int channels_last, at::Tensor** out) {
   return amp::guarded([&] {

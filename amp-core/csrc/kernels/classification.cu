@@ -131,7 +131,8 @@ __device__ void for_row(U* row, int classes, const Each& each) {
   if (rest < classes) each(rest, row[rest]);
 }
 
-// Three values of a part of a row: the largest logit, the sum of exp(x - largest), and the sum of x.
+// Three values of a part of a row: the largest logit, the sum of exp(x - largest) over the logits x, and the sum of the
+// logits.
 template <typename W>
 struct Softmax {
   W largest = sizeof(W) == 8 ? W(-1.7976931348623157e308) : W(-3.402823466e38f);

@@ -222,9 +222,9 @@ fn linear_with(
     made(|out| checked!(amp_linear(input, weight, bias, &raw const *options, out)))
 }
 
-/// Computes a square convolution of `[N, C, H, W]` with this stride and padding. In 16 bits, the
-/// computation and the output are in channels_last if the caller requests it. The gradient of the
-/// weight has the layout of the weight.
+/// Computes a convolution of images `[N, C, H, W]` with square filters. In 16 bits, the computation
+/// and the output are in channels_last if the caller requests it. The gradient of the weight has
+/// the layout of the weight.
 pub(crate) fn conv2d(
     input: &Tensor,
     weight: &Tensor,

@@ -86,8 +86,8 @@ pub trait LightningModule: Visit {
     }
 
     /// Returns the examples over which the loss takes its mean. The result decides whether a batch
-    /// that does not fit into memory may be split. The derive uses the declaration of the loss, or
-    /// `#[loss(…, of = …)]`.
+    /// that does not fit into memory may be split. The derive knows the scope of amp-core's losses.
+    /// For a loss of your own, it reads `#[loss(…, of = …)]`.
     fn loss_scope(&self) -> LossScope {
         LossScope::Unknown
     }

@@ -15,7 +15,7 @@ use amp_core::{
     optim::{OptimizerConfig, Sgd},
     precision::{GradScalerConfig, Precision},
     provenance::Cause,
-    tch::{Kind, Tensor},
+    tch::{Device, Kind, Tensor},
     trainer::NonFinite,
 };
 use rstest::rstest;
@@ -23,7 +23,7 @@ use rstest::rstest;
 use crate::support::{
     bits::sha256,
     device, message,
-    model::{Model, constant, fit, in_order, linear},
+    model::{Model, constant, fit, in_order, linear, same},
     seeded,
 };
 
@@ -213,8 +213,10 @@ impl Module for Rare {
         if !cx.is_training() {
             return Ok(input.shallow_clone());
         }
-        // The factor is 1 with a probability of two thirds, and infinite otherwise.
-        let gate = draw.f_gt(1.0 / 3.0)?.f_to_kind(Kind::Float)?.f_reciprocal()?;
+        // The factor is 1 with a probability of two thirds, and infinite otherwise. After a skipped
+        // step the next step draws the same number, so the factor depends on the batch, too.
+        let number = draw.f_add(&input.f_sum(Kind::Float)?)?.f_frac()?.f_abs()?;
+        let gate = number.f_gt(1.0 / 3.0)?.f_to_kind(Kind::Float)?.f_reciprocal()?;
         Ok(input.f_mul(&gate.f_to_kind(input.kind())?)?)
     }
 }
@@ -240,8 +242,10 @@ fn only_the_skipped_step_runs_again_and_with_the_same_numbers(
         let mut model = Model::regression(Sequential::new(layers), sgd);
         let config = TrainerConfig { max_epochs: 10, ..config(precision) }
             .with(|config| config.recovery.provenance = provenance);
-        let examples = constant(12, 4, 0.5)?;
-        let record = fit(&config, &mut model, &in_order(examples, 4)?).1?;
+        let inputs = Tensor::f_rand([12, 4], (Kind::Float, Device::Cpu))?;
+        let targets = inputs.f_mul_scalar(0.5)?;
+        let examples = same(Batch::new(inputs, targets)?, 4)?;
+        let record = fit(&config, &mut model, &examples).1?;
         let tensors = amp_core::nn::named_tensors(&model);
         let tensors: Vec<String> = tensors.iter().map(|(_, tensor, _)| sha256(tensor)).collect();
         Ok((record, tensors, runs.get()))

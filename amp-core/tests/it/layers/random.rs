@@ -144,7 +144,7 @@ fn options_that_give_no_layer_are_refused() -> Result<()> {
     refused(pool(3.into(), 0.5.into()).map(drop), "give one of output_size and output_ratio");
     refused(pool(0.into(), no_ratio()).map(drop), "an output_size is at least 1");
     refused(pool(none(), 1.0.into()).map(drop), "above 0 and below 1");
-    refused(pool([1, 2, 3].into(), no_ratio()).map(drop), "one for each of 2 dimensions");
+    refused(pool([1, 2, 3].into(), no_ratio()).map(drop), "one number for each of 2 dimensions");
     let flat = Tensor::zeros([3, 4, 5], (Kind::Float, device()));
     let pooled = pool(3.into(), no_ratio())?.forward(&flat, &context(true));
     refused(pooled.map(drop), "must be [batch, channels, …] with 2 more dimensions");

@@ -67,7 +67,9 @@ impl Column<'_> {
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut f32> {
-        self.values[self.at..].iter_mut().step_by(self.width)
+        // A table without rows has no elements, not even for the first row.
+        let from_column = self.values.get_mut(self.at..).unwrap_or_default();
+        from_column.iter_mut().step_by(self.width)
     }
 
     #[cfg(feature = "parquet")]

@@ -47,8 +47,8 @@ pub enum ClassDim {
 }
 
 impl ClassDim {
-    /// If the shapes of logits and classes allow two readings, reshapes the logits to `[M, C]` and
-    /// the classes to `[M]`. Returns all others as they are.
+    /// Reshapes the logits to `[M, C]` and the classes to `[M]` if their shapes allow two readings.
+    /// Returns all others as they are.
     pub(crate) fn resolve(self, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
         let sizes = output.size();
         let is_ambiguous = target.kind() == Kind::Int64

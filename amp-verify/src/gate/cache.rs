@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 
 use super::{
     identity::{digest, hex},
-    job::{Job, Outcome},
+    job::Job,
+    outcome::Outcome,
 };
 
 /// A cache in a folder. `None` is a cache that stores nothing.

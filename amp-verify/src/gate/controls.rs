@@ -16,7 +16,7 @@ use amp_core::{
     state::State,
 };
 
-use super::{Plan, Pool, Subject, Task, job::Outcome, runs::learning};
+use super::{Plan, Pool, Subject, Task, outcome::Outcome, runs::learning};
 use crate::{interceptor::Interceptor, verdict::mean};
 
 /// Finds the models that under 32-true seem no better than the first seed's control run (a run

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use amp_core::precision::Precision;
 
 use super::{
-    job::Outcome,
+    outcome::Outcome,
     reason::{Failure, Reason},
 };
 use crate::{

@@ -4,7 +4,8 @@
 use amp_core::{Result, Trainer, data::Limit, random};
 
 use super::{
-    job::{Job, Outcome},
+    job::Job,
+    outcome::Outcome,
     reason::{Failure, Reason},
 };
 use crate::{faults::Fault, registry::Registry};

@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     cache::Cache,
-    job::{Job, Outcome},
+    job::Job,
+    outcome::Outcome,
     plan::{Plan, Subject},
     reason::{Failure, Reason},
     report::JobTime,

@@ -11,7 +11,7 @@ use amp_core::{
 use super::{
     checked::{Checked, Findings, Unit},
     controls::Untrained,
-    job::Outcome,
+    outcome::Outcome,
     plan::{Plan, Subject},
     reason::{Failure, Reason},
 };

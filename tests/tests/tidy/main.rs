@@ -79,6 +79,7 @@ const AMP_VERIFY: &[&str] = &[
     "exponents",
     "length",
     "changes",
+    "draws",
     "margins_file",
     "rounding",
     "interceptor",

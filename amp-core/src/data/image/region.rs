@@ -94,7 +94,7 @@ impl Transform for RandomResizedCrop {
         resized(&cropped(&image, top, left, height, width)?, self.size, self.size)
     }
 
-    /// On CUDA, transforms all images of a batch at once. The pixels differ by at most one rounding
+    /// Transforms all images of a batch at once if they are on CUDA. The pixels differ by at most one rounding
     /// from those that [`apply`](Transform::apply) returns for each image.
     fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
         let (_, h, w) = sizes_of_batch(&images, rngs)?;

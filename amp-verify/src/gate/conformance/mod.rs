@@ -26,7 +26,8 @@ use super::{
     budget::Budget,
     checked::{Checked, Unit},
     deadline::Deadline,
-    job::{Job, Outcome},
+    job::Job,
+    outcome::Outcome,
     reason::{Failure, Reason},
     stages::Stages,
 };

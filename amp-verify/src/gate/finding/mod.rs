@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use self::words::text;
 use super::{
     Plan, Pool, goldens,
-    job::{Job, Outcome, Task},
+    job::{Job, Task},
+    outcome::Outcome,
     reason::Reason,
     report::{ModelReport, PrecisionResult, Status},
     runs::learning,

@@ -41,7 +41,8 @@ use super::{
     checked::{Checked, Findings, Unit},
     deadline::Deadline,
     identity,
-    job::{Job, Outcome},
+    job::Job,
+    outcome::Outcome,
     reason::{Failure, Reason},
     stages::Stages,
 };

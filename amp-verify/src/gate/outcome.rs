@@ -1,0 +1,91 @@
+//! The results of a job of the gate.
+
+use amp_core::{Hyperparameters, hardware::Fingerprint, probe::Observed};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    checked::Checked,
+    path,
+    reason::{Failure, Reason},
+};
+
+/// The results of a job of the gate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The metric in the last validation; null if it is not finite or if the model does not log it.
+    pub metric: Option<f64>,
+    /// The loss in the last validation; null if it is not finite or if the model does not log it.
+    pub loss: Option<f64>,
+    /// The number of applied optimizer steps.
+    pub applied_steps: u64,
+    /// The number of skipped optimizer steps.
+    pub skipped_steps: u64,
+    /// The loss scale at the end of the run.
+    pub final_scale: Option<f64>,
+    /// The largest number of bytes that tensors occupied at one time, including the gate's tensors.
+    pub peak_memory_bytes: u64,
+    /// The dtypes of matrix products, loss and weights, as observed in the first step.
+    pub observed: Observed,
+    /// The number of examples in the validation set.
+    pub examples: i64,
+    /// A digest of the initial weights, the order of examples and the validation set. It must equal
+    /// the digest of the 32-true run with the same seed.
+    pub pairing: String,
+    /// The fraction of the validation examples that are also training examples.
+    pub overlap: f64,
+    /// The values of all hyperparameters of the model.
+    pub hyperparameters: Hyperparameters,
+    /// The name of the data set.
+    pub data: String,
+    /// The number of examples in a batch.
+    pub batch_size: i64,
+    /// The description of the machine and its settings; null if the job did not train.
+    pub fingerprint: Option<Fingerprint>,
+    /// The relative error of a matrix product in f32; null for other precisions than 32-true.
+    pub product_error: Option<f64>,
+    /// The comparison of the first steps with 32-true; null unless the task is `Conformance`.
+    pub conformance: Option<Vec<Checked>>,
+    /// The checks of the steps of an observed run; null unless the task is `Path`.
+    pub path: Option<path::PathReport>,
+    /// The failures of the model that the job found.
+    pub failures: Vec<Failure>,
+    /// Whether the time limit ended the job before all rules of the gate were judged.
+    #[serde(default)]
+    pub ended: bool,
+    /// The duration of the job in seconds.
+    pub seconds: f64,
+}
+
+impl Outcome {
+    /// Returns the outcome of a job that the time limit ended before anything was judged.
+    pub(super) fn ended() -> Self {
+        let crashed = Failure::new(Reason::Crashed, "");
+        Self { ended: true, failures: Vec::new(), ..Self::failed(crashed) }
+    }
+
+    /// Creates the outcome of a job that failed before it had a result.
+    pub fn failed(failure: Failure) -> Self {
+        Self {
+            metric: None,
+            loss: None,
+            applied_steps: 0,
+            skipped_steps: 0,
+            final_scale: None,
+            peak_memory_bytes: 0,
+            observed: Observed::default(),
+            examples: 0,
+            pairing: String::new(),
+            overlap: 0.0,
+            hyperparameters: Hyperparameters::new(),
+            data: String::new(),
+            batch_size: 0,
+            fingerprint: None,
+            product_error: None,
+            conformance: None,
+            path: None,
+            failures: vec![failure],
+            ended: false,
+            seconds: 0.0,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Tests that reports name the random numbers that a model draws in another dtype than under the
+//! precision that it is compared with.
+
+use amp_core::{event::Event, prelude::*};
+use amp_verify::{
+    DataSet, Registry,
+    case::{Case, Choices},
+    layers::{self, Options},
+    matrix, model, project,
+};
+
+/// A model that adds noise. If `right` is true, it draws the noise through the context.
+/// Otherwise it draws in the dtype of its layer's output.
+#[derive(LightningModule)]
+#[forward(|x| {
+    let x = body(x)?;
+    let noise = match self.right {
+        true => cx.randn_like(&x)?,
+        false => x.f_randn_like()?,
+    };
+    head(&x.f_add(&noise)?)
+})]
+#[loss(mse_loss)]
+#[optimizer(sgd, lr = 0.1)]
+struct Noisy {
+    #[hparam(default = false)]
+    right: bool,
+    #[layer(linear(4, 8))]
+    body: Linear,
+    #[layer(linear(8, 1))]
+    head: Linear,
+}
+
+/// A model that fails under 16-true, because it casts its input to f32.
+#[derive(LightningModule)]
+#[forward(|x| match x.kind() {
+    Kind::Half => body(&x.f_to_kind(Kind::Float)?),
+    _ => body(x),
+})]
+#[loss(mse_loss)]
+#[optimizer(sgd, lr = 0.1)]
+struct Failing {
+    #[layer(linear(4, 1))]
+    body: Linear,
+}
+
+fn sums(batch_size: i64) -> Result<DataModule> {
+    let part = |first: i64| {
+        let x = Tensor::f_arange_start(first, first + 64, (Kind::Float, Device::Cpu))?;
+        let x = x.f_square()?.f_sin()?.f_view([16, 4])?;
+        Batch::new(x.shallow_clone(), x.f_sum_dim_intlist([1].as_slice(), true, Kind::Float)?)
+    };
+    Ok(DataModule::new("sums", part(0)?, part(64)?, batch_size))
+}
+
+fn case(name: &str, right: bool) -> Result<Case> {
+    let noisy = model!(Noisy).hyperparameters(serde_json::json!({ "right": right }));
+    let models = [noisy, model!(Failing)].map(|one| one.judged_by_loss().epochs(1));
+    let [noisy, failing] = models.map(|one| one.batch_size(8).margin(1.0));
+    let registry = Registry::new(project!()).data_set(DataSet::new("sums", sums));
+    let registry = registry.model(noisy).model(failing);
+    Case::new(&registry, registry.find(Some(name))?, Choices::default(), Device::Cpu)
+}
+
+/// Checks that each run that draws other random numbers than the baseline has one note about
+/// them.
+#[test]
+fn runs_with_other_numbers_have_a_note() -> Result<()> {
+    let notes = |right: bool| -> Result<Vec<Vec<String>>> {
+        let precisions = [Precision::Bf16Mixed, Precision::F64True];
+        let comparison = matrix::run(&case("Noisy", right)?, &precisions, &mut |_: &Event| Ok(()))?;
+        let drawn = |note: &String| note.contains("randn_like");
+        let runs = comparison.runs.into_iter();
+        Ok(runs.map(|run| run.notes.into_iter().filter(drawn).collect()).collect())
+    };
+    assert_eq!(notes(true)?, vec![Vec::<String>::new(); 3]);
+    let [base, narrow, wide] = &notes(false)?[..] else { panic!("three runs") };
+    assert_eq!(base, &[""; 0]);
+    assert_eq!(narrow.len(), 1);
+    assert!(narrow[0].starts_with("`randn_like` in the model draws bfloat16 numbers"));
+    let expected = "`randn_like` in the model draws float64 numbers and float32 numbers under 32-true, so \
+                    that libtorch draws others: draw with `cx.randn_like`, which draws in float32 under \
+                    every precision";
+    assert_eq!(wide, &[expected]);
+    Ok(())
+}
+
+/// Checks that the report on layers names the random numbers that differ. The errors of the
+/// layers contain the difference of these numbers.
+#[test]
+fn the_errors_of_layers_name_other_numbers() -> Result<()> {
+    let measured =
+        |right| layers::measure_case(&case("Noisy", right)?, Options::new(Precision::Bf16Mixed));
+    let (wrong, right) = (measured(false)?, measured(true)?);
+    assert_eq!(right.draws, None);
+    let text = wrong.draws.as_deref().unwrap_or_default();
+    let start =
+        "`randn_like` in the model draws bfloat16 numbers and float64 numbers under 64-true";
+    assert!(text.starts_with(start), "{text}");
+    let error = |report: &layers::Report| {
+        let head = report.layers.iter().find(|layer| layer.path == "head");
+        head.map_or(0.0, |head| {
+            head.forward.error.zip(head.forward.rms).map_or(0.0, |(e, rms)| e / rms)
+        })
+    };
+    assert!(error(&right) < 0.02 && error(&wrong) > 0.2);
+    Ok(())
+}
+
+/// Checks that an error in a layer names the run in which it occurred, out of several runs.
+#[test]
+fn an_error_names_its_run() -> Result<()> {
+    let precisions = [Precision::F16True];
+    let ran = matrix::run(&case("Failing", false)?, &precisions, &mut |_: &Event| Ok(()));
+    let error = ran.expect_err("f32 does not fit f16").to_string();
+    assert!(error.starts_with("in `Failing under 16-true`: in `body`: libtorch: "), "{error}");
+    Ok(())
+}

@@ -2,17 +2,17 @@
 
 mod batch;
 mod dataset;
+mod example_indices;
 mod image;
 mod limit;
 mod loader;
 mod map_style;
 mod module;
-mod overlap;
 mod placement;
 mod prefetch;
 mod sampler;
 mod sets;
-mod shared_numbers;
+mod shared_examples;
 mod source;
 mod stream;
 #[cfg(feature = "tokenizers")]
@@ -33,13 +33,13 @@ pub use limit::Limit;
 pub use loader::DataLoader;
 pub use map_style::{Collate, MapDataset, Pad, SharedTensor};
 pub use module::DataModule;
-pub(crate) use overlap::{share_memory, shared_part};
 pub use placement::{DEVICE_SHARE, Loading, Placement};
 pub use sampler::{
     Bucketed, Distributed, Epoch, InOrder, Order, Sampler, Shuffled, ShuffledBlocks, Subset, Tail,
     Weighted,
 };
 pub use sets::Sets;
+pub(crate) use shared_examples::{share_memory, shared_part};
 pub use source::{Categories, Columns, Table, TokenFile, TokenWidth, Windows, map_npy, read_npy};
 #[cfg(feature = "parquet")]
 pub use source::{ParquetSet, ParquetTable};

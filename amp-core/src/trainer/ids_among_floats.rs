@@ -20,6 +20,7 @@ impl Run<'_, '_> {
             None => Ok(()),
         }
     }
+
     /// Emits a note if a tensor that all examples share may contain numbers of examples (edges of a
     /// graph, for instance), and if shuffling or batching gives these numbers another meaning.
     pub(super) fn note_misleading_numbers(&mut self) -> Result<()> {

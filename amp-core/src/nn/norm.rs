@@ -158,10 +158,11 @@ impl BatchNorm {
     }
 
     /// Returns the running statistics to use or update, or `None` if the layer has none. Returns
-    /// `None` also in a recomputation, because the first forward pass has already updated the
-    /// statistics.
+    /// `None` also in a recomputation in training, because the first forward pass has already
+    /// updated the statistics. In evaluation, a recomputation uses them as the first pass did.
     fn statistics(&self, cx: &Context) -> Option<Statistics<'_>> {
-        self.running.as_ref().filter(|_| !cx.is_recomputing()).map(<[Tensor; 3]>::each_ref)
+        let running = self.running.as_ref();
+        running.filter(|_| !(self.is_of_batch(cx) && cx.is_recomputing())).map(<[_; 3]>::each_ref)
     }
 }
 

@@ -243,6 +243,38 @@ fn a_failed_pass_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// If the first pass of a cache fails, the cache stays empty. The next pass may have another batch
+/// size and dtype, and run other layers.
+#[test]
+fn a_failed_first_pass_leaves_the_cache_empty() -> Result<()> {
+    let _generator = seeded(9);
+    let policies =
+        [Precision::F32True, Precision::F64True].map(|precision| Policy::new(precision, device()));
+    let ids = ids(policies[1]);
+    let mut cache = KvCache::new();
+    let first = writer(config(2, None), policies[0])?;
+    let cx = Context::new(policies[0], false);
+    let failed = cache.extend_with(4, cx, |cx| -> Result<Tensor> {
+        let _ = first.forward(&ids.narrow(0, 0, 1).narrow(1, 0, 4), cx)?;
+        Err(Error::config("no room"))
+    });
+    assert_eq!(message(failed), "no room");
+    // Of two attention layers, the second fails, after the first has added its keys and values.
+    let failed = cache.extend_with(1, Context::new(policies[0], false), |cx| {
+        let x = Tensor::ones([1, 1, WIDTH], (Kind::Float, device()));
+        let x = cx.call("one", None, &first.attention, &x)?;
+        cx.call("other", None, &first.attention, &Tensor::cat(&[&x, &x], 1))
+    });
+    assert!(message(failed).contains("in a pass of 1 tokens"));
+    assert_eq!(cache.tokens(), 0);
+    let model = writer(config(2, None), policies[1])?;
+    let cx = || Context::new(policies[1], false);
+    let whole = amp_core::tch::no_grad(|| model.forward(&ids, &cx()))?;
+    let found = cache.extend(&model, &ids, cx())?;
+    assert!(relative(&found, &whole) < 1e-13);
+    Ok(())
+}
+
 /// If an input would silently give wrong results with a KV cache, it is refused.
 #[test]
 fn what_a_cache_cannot_hold_is_refused() -> Result<()> {

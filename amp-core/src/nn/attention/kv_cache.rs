@@ -138,12 +138,12 @@ impl KvCache {
     /// that it is given.
     ///
     /// # Errors
-    /// When `run` fails; in this case the cache does not change. When `cx` is a training context.
-    /// When no attention layer used the cache, or an attention layer is not causal, ran twice, did
-    /// not run in every forward pass so far, or changed its batch size, heads, width or dtype. When
-    /// there are cached tokens, but the model called neither [`Context::past`] nor
-    /// [`Context::places`], because a model that counts positions from 0 would use wrong positions
-    /// for the new tokens.
+    /// When `run` fails. When `cx` is a training context. When no attention layer used the cache, or
+    /// an attention layer is not causal, ran twice, did not run in every forward pass so far, or
+    /// changed its batch size, heads, width or dtype. When there are cached tokens, but the model
+    /// called neither [`Context::past`] nor [`Context::places`], because a model that counts
+    /// positions from 0 would use wrong positions for the new tokens. After an error, the cache has
+    /// the tokens that it had before.
     pub fn extend_with<T>(
         &mut self,
         length: i64,
@@ -161,9 +161,11 @@ impl KvCache {
         self.0.begin(length);
         let cx = cx.with_cache(Rc::clone(&self.0));
         let _autocast = cx.policy().autocast()?;
-        let output = no_grad(|| run(&cx))?;
-        self.0.end()?;
-        Ok(output)
+        let result = no_grad(|| run(&cx)).and_then(|output| self.0.end().map(|()| output));
+        if result.is_err() {
+            self.0.undo();
+        }
+        result
     }
 }
 
@@ -199,6 +201,16 @@ impl Entries {
         }
         self.past.set(self.past.get() + self.new.get());
         Ok(())
+    }
+
+    /// Removes what a failed forward pass has added. If tokens were cached before, the pass has
+    /// only written behind them, into memory that the next pass overwrites. Otherwise the pass was
+    /// the first, and the entries of its layers are removed, so that the next pass may have another
+    /// batch size or dtype.
+    fn undo(&self) {
+        if self.past.get() == 0 {
+            self.layers.borrow_mut().clear();
+        }
     }
 
     /// Returns the number of cached tokens, as [`KvCache::tokens`] does.

@@ -2,7 +2,7 @@
 
 use amp_core::{
     Module, Result,
-    nn::{Context, Forward, Linear, Visit, Visitor},
+    nn::{AttentionMask, Context, Forward, Linear, MultiheadAttention, Visit, Visitor},
     precision::Precision,
     tch::{Kind, Tensor},
 };
@@ -60,5 +60,36 @@ fn own_modules_with_several_outputs_have_regions(#[case] precision: Precision) -
         assert_eq!(output.kind(), Kind::Float);
         Ok(())
     })?;
+    Ok(())
+}
+
+#[derive(Module)]
+#[forward(|x| {
+    let mask = AttentionMask::none();
+    match self.weights {
+        true => Ok(self.attention.attend_with_weights(x, x, x, &mask, cx)?.0),
+        false => self.attention.attend(x, x, x, &mask, cx),
+    }
+})]
+struct Attends {
+    #[hparam]
+    weights: bool,
+    #[layer(multihead_attention(4, 2))]
+    attention: MultiheadAttention,
+}
+
+/// An attention layer reports its matrix products, also if it returns the attention weights.
+#[rstest]
+#[case::output(false, 1)]
+#[case::output_and_weights(true, 2)]
+fn attention_reports_its_products(#[case] weights: bool, #[case] outputs: usize) -> Result<()> {
+    let _generator = seeded(0);
+    let module = Attends::builder(weights).build()?;
+    let seen = products(Precision::Bf16Mixed, &module, |module, cx| {
+        module.forward(&ones(&[1, 3, 4]), cx)
+    })?;
+    let mut expected = vec![("attention.out_proj".to_owned(), Kind::BFloat16)];
+    expected.extend(vec![("attention".to_owned(), Kind::BFloat16); outputs]);
+    assert_eq!(seen, expected);
     Ok(())
 }

@@ -61,6 +61,10 @@ impl Forward for AttendingWithWeights<'_> {
         self.0.attend_with_weights(query, key, value, mask, cx)
     }
 
+    fn own_op(&self) -> Op {
+        Op::Matmul
+    }
+
     fn own_type_name(&self) -> &'static str {
         self.0.own_type_name()
     }

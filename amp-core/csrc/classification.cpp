@@ -316,12 +316,18 @@ int amp_counted_classes(const at::Tensor* targets, int64_t classes, at::Tensor**
 }
 
 // Counts correct predictions. Writes a new f64 tensor [2] to `out`: the number of rows in which the target's class
-// has the largest logit, and the number of rows whose target is not ignored.
+// has the largest logit, and the number of rows whose target is not ignored. The first number is NaN if a logit of
+// such a row is NaN.
 int amp_hits(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
   return amp::guarded([&] {
     if (!fits(*logits, *targets) || !are_few(*logits)) {
-      const auto hits = at::argmax(*logits, 1).eq(*targets).sum(at::kDouble);
-      *out = new at::Tensor(at::stack({hits, counted_classes(*targets, logits->size(1))}));
+      // For argmax, a NaN is the largest logit of its row.
+      const auto best = at::argmax(*logits, 1);
+      const auto largest = logits->gather(1, best.unsqueeze(1)).squeeze(1);
+      const auto nan = largest.isnan().logical_and(targets->ne(ignored)).any();
+      const auto hits = best.eq(*targets).sum(at::kDouble);
+      const auto known = hits.masked_fill(nan, std::numeric_limits<double>::quiet_NaN());
+      *out = new at::Tensor(at::stack({known, counted_classes(*targets, logits->size(1))}));
       return;
     }
     const auto dense = logits->contiguous(), classes_of = targets->contiguous();

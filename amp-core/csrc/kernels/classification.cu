@@ -72,8 +72,8 @@ extern "C" __global__ void cross_entropy_backward(const T* logits, const long lo
 }
 
 // Counts the rows in which the target's class has the largest logit, and the rows whose target is not ignored. If
-// several logits are the largest, the first of them counts. Both counts are NaN if a target is not a class. Runs in
-// a single block.
+// several logits are the largest, the first of them counts. The first count is NaN if a row that is not ignored has
+// a NaN logit, and the second is NaN if a target is not a class. Runs in a single block.
 extern "C" __global__ void hits(const T* logits, const long long* targets, int rows, int classes,
                                 double* out) {
   double count = 0, counted = 0;
@@ -86,12 +86,12 @@ extern "C" __global__ void hits(const T* logits, const long long* targets, int r
     int at = 0;
     for (int c = 1; c < classes && largest == largest; ++c) {
       const auto value = widen(row[c]);
-      // The comparison is false for a NaN, so a NaN counts as the largest value.
+      // The comparison is false for a NaN, so a NaN becomes the largest value and ends the loop.
       if (value <= largest) continue;
       largest = value;
       at = c;
     }
-    count += at == target;
+    count += largest == largest ? static_cast<double>(at == target) : nan("");
   }
   count = block_sum(count);
   __syncthreads();

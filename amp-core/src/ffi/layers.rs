@@ -382,9 +382,9 @@ pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> 
 }
 
 /// Counts the correct predictions. The first element of the result is the number of examples whose
-/// largest logit, along the second dimension, is the logit of the target's class. The second
-/// element is the number of targets, as [`counted_classes`] counts them. Returns f64 `[2]` on the
-/// device.
+/// largest logit, along the second dimension, is the logit of the target's class. It is NaN if an
+/// example whose target counts has a NaN logit. The second element is the number of targets, as
+/// [`counted_classes`] counts them. Returns f64 `[2]` on the device.
 pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }

@@ -4,7 +4,8 @@ use tch::{Kind, Tensor};
 
 use super::{
     Metric, MetricState, Reduction,
-    scores::{Average, Score, class_counts},
+    counts::{class_counts, have_nan, weights_of_elements},
+    scores::{Average, Score},
 };
 use crate::{
     Result, ffi,
@@ -13,8 +14,8 @@ use crate::{
 };
 
 /// The fraction of examples in which the class with the largest logit is the target class. Targets
-/// of class -100 are ignored. On CUDA, a class that is out of range makes the value of the epoch
-/// NaN.
+/// of class -100 are ignored. A NaN logit makes the value of the epoch NaN, and so does, on CUDA, a
+/// class that is out of range.
 ///
 /// If there is a single logit per example, or for masks, use [`BinaryAccuracy`]. If the targets are
 /// probabilities, use [`SoftAccuracy`].
@@ -53,7 +54,7 @@ impl Metric for Accuracy {
 
 /// The fraction of examples in which the class with the largest logit is the class with the largest
 /// probability in the target. Output and target have the shape `[N, C, …]`. Use this metric if
-/// labels are smoothed or mixed.
+/// labels are smoothed or mixed. A NaN in the output or the target makes the metric NaN.
 #[derive(Debug, Clone, Copy)]
 pub struct SoftAccuracy;
 
@@ -65,14 +66,17 @@ impl Metric for SoftAccuracy {
             let why = "both are [N, C, …] with at least two classes";
             return Err(misfit(NAME, output, target, why));
         }
+        let nan = |of: &Tensor| of.f_amax([1].as_slice(), false)?.f_isnan();
+        let nan = nan(&logits)?.f_logical_or(&nan(&of)?)?;
         let correct = logits.f_argmax(1, false)?.f_eq_tensor(&of.f_argmax(1, false)?)?;
+        let correct = correct.f_to_kind(Kind::Double)?.f_masked_fill(&nan, f64::NAN)?;
         MetricState::mean(&correct.f_sum(Kind::Double)?, correct.numel() as f64)
     }
 }
 
 /// The fraction of elements that are classified correctly: logit > 0 and target > ½, or logit ≤ 0
 /// and target ≤ ½. Output and target have the same shape. An element with the target -100 is
-/// ignored, and a NaN logit counts as wrong.
+/// ignored. A NaN logit or target makes the metric NaN.
 ///
 /// ```
 /// use amp_core::{metric::{BinaryAccuracy, Metric}, tch::Tensor};
@@ -92,10 +96,9 @@ impl Metric for BinaryAccuracy {
             false => target.f_to_kind(Kind::Float)?,
         };
         let (logits, of) = elementwise(NAME, output, &of)?;
-        let counted = of.f_ne(IGNORED)?;
+        let counted = weights_of_elements(&logits, &of, &of.f_ne(IGNORED)?)?;
         let correct = logits.f_gt(0.0)?.f_eq_tensor(&of.f_gt(0.5)?)?;
-        let correct = correct.f_logical_and(&logits.f_isnan()?.f_logical_not()?)?;
-        let correct = correct.f_logical_and(&counted)?;
+        let correct = correct.f_to_kind(Kind::Double)?.f_mul(&counted)?;
         let counts = [correct.f_sum(Kind::Double)?, counted.f_sum(Kind::Double)?];
         MetricState::sum(&Tensor::f_stack(&counts, 0)?)
     }
@@ -106,7 +109,7 @@ impl Metric for BinaryAccuracy {
 }
 
 /// The fraction of examples in which the target class is among the classes with the `k` largest
-/// logits. Targets of class -100 are ignored.
+/// logits. Targets of class -100 are ignored. A NaN logit makes the metric NaN.
 ///
 /// ```
 /// use amp_core::{metric::{Metric, TopK}, tch::Tensor};
@@ -133,6 +136,7 @@ impl Metric for TopK {
         }
         let (_, best) = logits.f_topk(self.k, 1, true, false)?;
         let correct = best.f_eq_tensor(&of.f_unsqueeze(1)?)?.f_sum(Kind::Double)?;
+        let correct = correct.f_masked_fill(&have_nan(&logits, &of)?.f_any()?, f64::NAN)?;
         let counted = ffi::counted_classes(&of, classes);
         let counted = counted.map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
         MetricState::sum(&Tensor::f_stack(&[correct, counted], 0)?)

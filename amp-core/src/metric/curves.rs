@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Average, Metric, MetricState, Reduction, scores::as_floating};
+use super::{Average, Metric, MetricState, Reduction, counts::as_floating};
 use crate::{
     Error, Result, ffi,
     loss::{IGNORED, classes, elementwise, misfit},
@@ -23,7 +23,7 @@ macro_rules! curve {
         /// class is its softmax probability. The areas of all classes that occur in the targets are
         /// averaged. If the targets are labels 0 and 1 in the shape of the logits, there is one
         /// area. Targets of -100 are ignored. The area is NaN if there is no positive label, if a
-        /// logit is NaN, or, for [`Auroc`], if there is no negative label.
+        /// logit or a label is NaN, or, for [`Auroc`], if there is no negative label.
         ///
         /// If `thresholds` is `None`, the area is exact, and the scores of all examples stay on the
         /// device until the end of the epoch. If `thresholds` is a number T, the curve has T
@@ -105,7 +105,9 @@ fn update(
             let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
             let label = of.f_gt(0.5)?.f_to_kind(Kind::Int64)?;
             let label = label.f_masked_fill(&of.f_eq(IGNORED)?, IGNORED)?;
-            let logits = logits.f_to_kind(kind)?.f_reshape([-1, 1])?;
+            // The score of a NaN label is NaN, so that the area is NaN.
+            let logits = logits.f_to_kind(kind)?.f_masked_fill(&of.f_isnan()?, f64::NAN)?;
+            let logits = logits.f_reshape([-1, 1])?;
             // Sigmoids of different large logits are equal in floating point, so the logits
             // themselves are compared. Sigmoids are used only with given thresholds.
             let scores = if thresholds.is_some() { logits.f_sigmoid()? } else { logits };

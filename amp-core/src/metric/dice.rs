@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Average, Metric, MetricState, Reduction, scores::predictions};
+use super::{Average, Metric, MetricState, Reduction, counts::predictions};
 use crate::{Result, loss::IGNORED};
 
 /// The Dice score 2 |P ∩ T| / (|P| + |T|), as in torchmetrics' DiceScore. P are the positions that
@@ -54,8 +54,11 @@ impl Metric for Dice {
         let example = Tensor::f_arange(of.numel() as i64, (Kind::Int64, of.device()))?
             .f_div_scalar_mode(positions, "floor")?
             .f_mul_scalar(classes)?;
+        // NaN if a logit is NaN, and otherwise 0. All counts begin with it, because the average may
+        // leave out the class at which the NaN is counted.
+        let nothing = kept.f_sum(Kind::Double)?.f_mul_scalar(0.0)?;
         let counted = |places: &Tensor, counts: &Tensor| -> Result<Tensor> {
-            let zeros = Tensor::f_zeros([examples * classes], (Kind::Double, places.device()))?;
+            let zeros = nothing.f_expand([examples * classes], false)?.f_contiguous()?;
             let counted = zeros.f_index_add(0, &places.f_add(&example)?, counts)?;
             Ok(counted.f_view([examples, classes])?)
         };

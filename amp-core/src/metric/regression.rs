@@ -75,7 +75,7 @@ pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
 /// where ȳ is the mean of the targets. Both are floating-point tensors of shape `[N]` or `[N, D]`.
 /// For the shape `[N, D]`, the value is the mean of the coefficients of the D columns. If all
 /// targets of a column are equal, its coefficient is 1 if every output equals its target, and
-/// otherwise 0. The value is NaN for fewer than two examples.
+/// otherwise 0. The value is NaN for fewer than two examples, or if an output or a target is NaN.
 ///
 /// ```
 /// use amp_core::{metric::{Metric, R2}, tch::Tensor};
@@ -112,6 +112,7 @@ impl Metric for R2 {
             // error instead of 0.
             let constant = spread.f_le_tensor(&squares.f_mul_scalar(1e-14)?)?;
             let exact = errors.f_eq(0.0)?.f_to_kind(Kind::Double)?;
+            let exact = exact.f_masked_fill(&errors.f_isnan()?, f64::NAN)?;
             let each = errors.f_div(&spread)?.f_neg()?.f_add_scalar(1.0)?;
             let each = exact.f_where_self(&constant, &each)?;
             let each = each.f_masked_fill(&count.f_lt(2.0)?, f64::NAN)?;

@@ -18,7 +18,7 @@ const ROWS: i64 = 1024;
 /// shape `[N, 2, D]`, and the target is not used. The keys of all batches are compared, so the
 /// value does not depend on the batch size. A key with the same similarity as the query's own key
 /// counts as nearer. A model whose outputs are all equal therefore has a recall of 0, if there are
-/// more than `k` keys.
+/// more than `k` keys. A NaN in a query or a key makes the metric NaN.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -75,10 +75,13 @@ impl Metric for RecallAtK {
                 let scores = queries.f_narrow(0, start, rows)?.f_matmul(&keys.f_tr()?)?;
                 let own = scores.f_diagonal(start, 0, 1)?.f_unsqueeze(1)?;
                 // The rank of the query's own key is the number of scores that are not below its
-                // score. Its own score and NaN are counted, too.
-                let before = scores.f_lt_tensor(&own)?.f_logical_not()?;
+                // score. Its own score is counted, too.
+                let before = scores.f_ge_tensor(&own)?;
                 let rank = before.f_sum_dim_intlist([1].as_slice(), false, Kind::Double)?;
                 found = found.f_add(&rank.f_le(k as f64)?.f_sum(Kind::Double)?)?;
+            }
+            for rows in [&queries, &keys] {
+                found = found.f_masked_fill(&rows.f_isnan()?.f_any()?, f64::NAN)?;
             }
             Ok(Tensor::from(found.f_double_value(&[])? / count as f64))
         })

@@ -2,12 +2,11 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Metric, MetricState, Reduction};
-use crate::{
-    Result, ffi,
-    loss::{IGNORED, classes, elementwise, misfit},
-    precision::is_floating,
+use super::{
+    Metric, MetricState, Reduction,
+    counts::{binary_counts, class_counts, predictions},
 };
+use crate::{Result, loss::IGNORED};
 
 /// How the scores of classes are averaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -116,95 +115,6 @@ fn in_order(numbers: &Tensor) -> Result<f64> {
     Ok(Vec::<f64>::try_from(numbers)?.iter().sum())
 }
 
-/// Counts the correct predictions, the predictions and the targets of each class. The result is f64
-/// of shape `[3, C]`. On CUDA all counts are NaN if a class is out of range.
-pub(super) fn class_counts(
-    what: &str,
-    output: &Tensor,
-    target: &Tensor,
-    num_classes: Option<i64>,
-    ignored: i64,
-) -> Result<Tensor> {
-    let (predicted, of, kept, classes) = predictions(what, output, target, num_classes, ignored)?;
-    let one_for_each = |places: &Tensor, counts: &Tensor| {
-        Tensor::f_zeros([classes], (Kind::Double, places.device()))?.f_index_add(0, places, counts)
-    };
-    let hits = predicted.f_eq_tensor(&of)?.f_to_kind(Kind::Double)?.f_mul(&kept)?;
-    let counts =
-        [one_for_each(&of, &hits)?, one_for_each(&predicted, &kept)?, one_for_each(&of, &kept)?];
-    Ok(Tensor::f_stack(&counts, 0)?)
-}
-
-/// Returns three flat tensors and the number of classes. The tensors are the predicted classes, the
-/// target classes and the weights of the positions: 1, 0 if a position is ignored, or NaN if a
-/// class is out of range or a logit is NaN. An ignored target becomes class 0.
-pub(super) fn predictions(
-    what: &str,
-    output: &Tensor,
-    target: &Tensor,
-    num_classes: Option<i64>,
-    ignored: i64,
-) -> Result<(Tensor, Tensor, Tensor, i64)> {
-    let (logits, of) = classes(what, output, target)?;
-    let count = logits.size()[1];
-    if let Some(expected) = num_classes.filter(|expected| *expected != count) {
-        let why = format!("num_classes is {expected}, but there are {count} logits");
-        return Err(misfit(what, output, target, &why));
-    }
-    let of = match ignored {
-        IGNORED => of,
-        own => of.f_masked_fill(&of.f_eq(own)?, IGNORED)?,
-    };
-    let counted = ffi::counted_classes(&of, count);
-    let counted = counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
-    let kept = of.f_ne(IGNORED)?.f_to_kind(Kind::Double)?.f_add(&counted.f_mul_scalar(0.0)?)?;
-    // A NaN logit makes the metric NaN.
-    let nan = logits.f_amax([1].as_slice(), false)?.f_isnan()?.f_logical_and(&of.f_ne(IGNORED)?)?;
-    let kept = kept.f_masked_fill(&nan, f64::NAN)?;
-    let of = of.f_clamp(0, count - 1)?.f_reshape([-1])?;
-    let predicted = logits.f_argmax(1, false)?.f_reshape([-1])?;
-    Ok((predicted, of, kept.f_reshape([-1])?, count))
-}
-
-/// Returns the numbers of true positives, false positives, true negatives and false negatives, as
-/// f64 of shape `[4]`. Logits and labels, which are 0 and 1, have the same shape.
-fn binary_counts(
-    what: &str,
-    output: &Tensor,
-    target: &Tensor,
-    threshold: f64,
-    ignored: i64,
-) -> Result<Tensor> {
-    if !(threshold > 0.0 && threshold < 1.0) {
-        let why = format!("threshold is {threshold}, but must be a probability between 0 and 1");
-        return Err(misfit(what, output, target, &why));
-    }
-    let (logits, of) = elementwise(what, output, &as_floating(target)?)?;
-    let kept = of.f_ne(IGNORED)?.f_logical_and(&of.f_ne(ignored)?)?;
-    // A NaN logit makes the metric NaN.
-    let nan = logits.f_isnan()?.f_logical_and(&kept)?;
-    let kept = kept.f_to_kind(Kind::Double)?.f_masked_fill(&nan, f64::NAN)?;
-    let predicted = logits.f_gt((threshold / (1.0 - threshold)).ln())?;
-    let actual = of.f_gt(0.5)?;
-    let both = predicted.f_eq_tensor(&actual)?;
-    let sum = |of: Tensor| of.f_to_kind(Kind::Double)?.f_mul(&kept)?.f_sum(Kind::Double);
-    let counts = [
-        sum(both.f_logical_and(&actual)?)?,
-        sum(predicted.f_logical_and(&actual.f_logical_not()?)?)?,
-        sum(both.f_logical_and(&actual.f_logical_not()?)?)?,
-        sum(actual.f_logical_and(&predicted.f_logical_not()?)?)?,
-    ];
-    Ok(Tensor::f_stack(&counts, 0)?)
-}
-
-/// Converts labels to a floating-point dtype.
-pub(super) fn as_floating(target: &Tensor) -> Result<Tensor> {
-    match is_floating(target.kind()) {
-        true => Ok(target.shallow_clone()),
-        false => Ok(target.f_to_kind(Kind::Float)?),
-    }
-}
-
 /// Defines a metric for classes, and the corresponding metric for labels 0 and 1.
 macro_rules! score {
     (
@@ -256,7 +166,7 @@ macro_rules! score {
         ///
         /// Logits and labels have the same shape, for example for masks or several labels per
         /// example. Labels are 0 or 1, as integers or floating-point numbers. An element with label
-        /// -100 is ignored; a NaN logit makes the metric NaN.
+        /// -100 is ignored; a NaN logit or label makes the metric NaN.
         #[derive(Debug, Clone, Copy)]
         pub struct $of_two {
             $($(#[$key_doc])* pub $key: f64,)?
@@ -352,7 +262,9 @@ impl Metric for ConfusionMatrix {
         let (predicted, of, kept, classes) =
             predictions("confusion_matrix", output, target, num_classes, ignore_index)?;
         let places = of.f_mul_scalar(classes)?.f_add(&predicted)?;
-        let all = Tensor::f_zeros([classes * classes], (Kind::Double, places.device()))?;
+        // If a logit is NaN, its predicted class is unknown, so all counts are NaN.
+        let all = kept.f_sum(Kind::Double)?.f_mul_scalar(0.0)?;
+        let all = all.f_expand([classes * classes], false)?.f_contiguous()?;
         MetricState::sum(&all.f_index_add(0, &places, &kept)?.f_reshape([classes, classes])?)
     }
 

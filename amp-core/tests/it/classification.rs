@@ -124,26 +124,36 @@ fn cross_entropy_has_second_derivatives(#[values(0.0, 0.01)] z_loss: f64) -> Res
     Ok(())
 }
 
-/// If several logits of a row are equal, the first of them counts as the largest. NaN counts as
-/// larger than every number, as in libtorch's argmax.
+/// If several logits of a row are equal, the first of them counts as the largest, as in libtorch's
+/// argmax. If a logit of a row that counts is NaN, the number of correct predictions is NaN.
 #[rstest]
 fn correct_counts_equal_libtorchs_argmax(
     #[values(Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16)] kind: Kind,
     #[values((1, 2), (7, 10), (300, 33), (4096, 10), (1500, 44))] (rows, classes): (i64, i64),
 ) -> Result<()> {
     let _generator = seeded(3);
-    // Each logit is one of five values, so that rows contain equal logits. About 2 % of the logits
-    // are NaN.
-    let logits = Tensor::randint(5, [rows, classes], (Kind::Double, Device::Cpu));
-    let rare = Tensor::rand([rows, classes], (Kind::Float, Device::Cpu)).lt(0.02);
-    let logits = logits.masked_fill(&rare, f64::NAN).to_kind(kind);
+    // Each logit is one of five values, so that rows contain equal logits.
+    let logits = Tensor::randint(5, [rows, classes], (Kind::Double, Device::Cpu)).to_kind(kind);
     let targets = Tensor::randint(classes.min(3), [rows], (Kind::Int64, Device::Cpu));
     let exact = logits.to_kind(Kind::Double).argmax(1, false).eq_tensor(&targets);
-    let state = Accuracy.update(&logits.to(device()), &targets.to(device()))?;
-    let [counts] = state.tensors()?.try_into().expect("a sum");
-    assert_eq!(counts.kind(), Kind::Double);
+    let counts = |logits: &Tensor, targets: &Tensor| -> Result<Vec<f64>> {
+        let state = Accuracy.update(&logits.to(device()), &targets.to(device()))?;
+        let [counts] = state.tensors()?.try_into().expect("a sum");
+        assert_eq!(counts.kind(), Kind::Double);
+        Ok(Vec::try_from(counts.to(Device::Cpu))?)
+    };
     let hits = exact.sum(Kind::Double).double_value(&[]);
-    assert_eq!(Vec::<f64>::try_from(counts.to(Device::Cpu))?, [hits, rows as f64]);
+    assert_eq!(counts(&logits, &targets)?, [hits, rows as f64]);
+    // The first logit of the last row is NaN, or its last logit.
+    for class in [0, -1] {
+        let (with_nan, ignored) = (logits.copy(), targets.copy());
+        let _ = with_nan.get(-1).get(class).fill_(f64::NAN);
+        let seen = counts(&with_nan, &targets)?;
+        assert!(seen[0].is_nan() && seen[1] == rows as f64, "{seen:?}");
+        let _ = ignored.get(-1).fill_(-100);
+        let last = exact.get(-1).to_kind(Kind::Double).double_value(&[]);
+        assert_eq!(counts(&with_nan, &ignored)?, [hits - last, rows as f64 - 1.0]);
+    }
     Ok(())
 }
 

@@ -88,6 +88,7 @@ mod max_norm;
 mod max_pool;
 mod media;
 mod memory;
+mod metric_nans;
 mod metric_outputs;
 mod metric_runs;
 mod metrics;

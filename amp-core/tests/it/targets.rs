@@ -267,14 +267,6 @@ fn metrics_refuse_targets_of_another_kind() {
     assert!(said.contains("num_classes is 4, but there are 3 logits"), "{said}");
 }
 
-/// A NaN logit is never a correct prediction.
-#[test]
-fn a_nan_is_not_a_correct_prediction() -> Result<()> {
-    let (logits, target) = (Tensor::from_slice(&[f64::NAN, 1.0]), Tensor::from_slice(&[0.0, 1.0]));
-    assert_eq!(measure(&BinaryAccuracy, &logits, &target)?, 0.5);
-    Ok(())
-}
-
 /// Binary targets below 0 or above 1 are refused. Labels of -1 and 1 are a common mistake, with
 /// which the loss has no minimum.
 #[rstest]

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use amp_core::{
     Result, Trainer, TrainerConfig,
     callback::{Mode, ModelCheckpoint},
-    data::{Bucketed, DataModule},
+    data::{Bucketed, DataModule, Limit},
     event::Event,
     optim::{CosineAnnealing, Interval, OptimizerConfig, Sgd, StepLr, TrainingPlan},
     precision::Precision,
     record::RunRecord,
-    trainer::Change,
+    trainer::{Change, Loops},
 };
+use rstest::rstest;
 use tempfile::tempdir;
 
 use crate::support::{
@@ -40,12 +41,14 @@ struct Run<'a> {
     data: DataModule,
     resume: Option<(&'a Path, &'a [Change])>,
     max_steps: Option<u64>,
+    loops: Loops,
 }
 
 impl Run<'_> {
     fn new(optimizer: Optimizer, epochs: i64) -> Result<Self> {
         let data = same(constant(12, 3, 1.0)?, 2)?;
-        Ok(Self { optimizer, epochs, data, resume: None, max_steps: None })
+        let loops = Loops::default();
+        Ok(Self { optimizer, epochs, data, resume: None, max_steps: None, loops })
     }
 
     /// Trains, saves `last.safetensors` in `folder` and records the batches of each epoch.
@@ -55,6 +58,7 @@ impl Run<'_> {
         let config = TrainerConfig {
             max_epochs: self.epochs,
             max_steps: self.max_steps,
+            loops: self.loops,
             ..TrainerConfig::new(Precision::Bf16Mixed, device())
         };
         let mut batches = Vec::new();
@@ -251,11 +255,49 @@ fn another_schedule_needs_permission() -> Result<()> {
     let elsewhere = tempdir().expect("a temporary folder");
     let said = message(resumed(&[])?.train(elsewhere.path()));
     assert!(
-        said.contains("whose schedule is \"another one\"") && said.contains("--resume-with lr"),
+        said.contains(
+            "saved by a run with another schedule: within its first 1000 steps or epochs, its \
+             learning rates or momenta differ from those of this code's schedule: "
+        ) && said.contains("--resume-with lr"),
         "{said}"
     );
     let (record, _) = resumed(&[Change::Lr])?.train(elsewhere.path())?;
     // The schedule has advanced by one epoch, with the new factor.
     assert!((record.epochs[0].lr / 0.01 - 1.0).abs() < 1e-12, "{}", record.epochs[0].lr);
+    Ok(())
+}
+
+/// A run that is resumed with another limit of training batches would train on other examples. This
+/// needs permission, and the epoch then starts again.
+#[rstest]
+#[case::limit(
+    |loops: &mut Loops| loops.limit_train_batches = Limit::Batches(4),
+    "limit_train_batches is 4, but here it is 1.0"
+)]
+#[case::overfit(
+    |loops: &mut Loops| loops.overfit_batches = Some(Limit::Batches(4)),
+    "overfit_batches is 4, but here it is none"
+)]
+fn another_limit_of_batches_needs_permission(
+    #[case] limit: fn(&mut Loops),
+    #[case] says: &str,
+) -> Result<()> {
+    let folder = tempdir().expect("a folder");
+    let limited = |max_steps| -> Result<Run<'_>> {
+        let mut loops = Loops::default();
+        limit(&mut loops);
+        Ok(Run { loops, max_steps, ..Run::new(|_| steps(0.1), 2)? })
+    };
+    limited(Some(3))?.train(folder.path())?;
+    let path = folder.path().join("last.safetensors");
+    let elsewhere = tempdir().expect("a folder");
+    let resumed = |with: &[Change], run: Run<'_>| -> Result<Vec<i64>> {
+        Ok(Run { resume: Some((&path, with)), ..run }.train(elsewhere.path())?.1)
+    };
+    let whole = || Run::new(|_| steps(0.1), 2);
+    let said = message(resumed(&[], whole()?));
+    assert!(said.contains(says) && said.contains("--resume-with data"), "{said}");
+    assert_eq!(resumed(&[Change::Data], whole()?)?, [6, 6]);
+    assert_eq!(resumed(&[], limited(None)?)?, [1, 4]);
     Ok(())
 }

@@ -34,8 +34,8 @@ pub struct CheckpointArgs {
     #[arg(long, value_name = "PATH")]
     pub resume: Option<PathBuf>,
     /// Settings that may differ from the settings of the saved run, separated by commas: lr,
-    /// optimizer, epochs, batch-size, data; the schedule continues at its position with the new
-    /// settings
+    /// optimizer, epochs, batch-size, data (and the limit of training batches); the schedule
+    /// continues at its position with the new settings
     #[arg(long, value_name = "CHANGES", value_delimiter = ',', value_parser = Change::from_str)]
     #[arg(requires = "resume")]
     pub resume_with: Vec<Change>,

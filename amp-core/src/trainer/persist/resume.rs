@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::{
     Error, Result,
     checkpoint::{self, Saved},
-    data::Order,
+    data::{Limit, Order},
     event::{Event, MemoryPlan, Position},
     log::Log,
     named::named,
@@ -37,7 +37,9 @@ const DIGEST_INTERVALS: usize = 1000;
 
 /// The settings that older checkpoints do not contain. A setting that is missing in the file is not
 /// compared.
-const NEWER: [&str; 5] = [
+const NEWER: [&str; 7] = [
+    "limit_train_batches",
+    "overfit_batches",
     "gradient_clip",
     "optimizer's options",
     "weight_update",
@@ -60,7 +62,8 @@ pub enum Change {
     /// after the same number of examples. If the order of the examples depends on the batch size,
     /// as that of [`Bucketed`](crate::data::Bucketed) does, the epoch starts again.
     BatchSize,
-    /// The data. An epoch that was not complete starts again with the new examples.
+    /// The data, and which of its batches are used for training. An epoch that was not complete
+    /// starts again with the new examples.
     Data,
     /// Options of optimizers other than learning rate and momentum, and gradient clipping.
     Optimizer,
@@ -80,6 +83,10 @@ impl Run<'_, '_> {
     pub(in crate::trainer) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
         let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
+        // `overfit_batches` replaces the limit. A run with `fast_dev_run` is not saved, so that
+        // option is left out.
+        let overfit = config.loops.overfit_batches;
+        let limit = overfit.map_or(config.loops.limit_train_batches, |_| Limit::default());
         let sampler = match &self.data.order {
             Order::Sampled(sampler) => Some(sampler.name()),
             Order::Shuffled | Order::InOrder => None,
@@ -92,6 +99,8 @@ impl Run<'_, '_> {
             ("training examples", self.data.train.len().into()),
             ("batch_size", self.data.batch_size.into()),
             ("drop_last", self.data.loading.drop_last.into()),
+            ("limit_train_batches", limit_value(limit)),
+            ("overfit_batches", overfit.map_or(Value::Null, limit_value)),
             ("accumulate_grad_batches", config.optimization.accumulate_grad_batches.into()),
             ("seed", config.seed.into()),
             ("shuffle", (!matches!(self.data.order, Order::InOrder)).into()),
@@ -223,31 +232,7 @@ impl Run<'_, '_> {
     /// Returns the settings that differ between the saved run and this run. Returns an error for a
     /// difference that `with` does not allow.
     fn changes(&mut self, state: &State, with: &[Change]) -> Result<Vec<Change>> {
-        let mut changed = Vec::new();
-        let mut differs = |what: &str, there: &Value, here: &Value, by: Option<Change>| match by {
-            Some(change) if with.contains(&change) => {
-                if !changed.contains(&change) {
-                    changed.push(change);
-                }
-                Ok(())
-            }
-            by => Err(Error::config(format!(
-                "saved by a run whose {what} is {there}, but here it is {here}: {}",
-                match by {
-                    // An integer hyperparameter may be a layer size. If it changed, the shapes of
-                    // weights would change too.
-                    Some(Change::Lr) if here.is_i64() =>
-                        "make them equal, or, if it belongs to the \
-                             schedule, allow the change (resume_with, --resume-with lr)"
-                            .to_owned(),
-                    Some(change) => format!(
-                        "make them equal, or allow the change (resume_with, --resume-with \
-                             {change})"
-                    ),
-                    None => "make them equal to continue, or load only its weights".to_owned(),
-                }
-            ))),
-        };
+        let mut permits = Permits { with, changed: Vec::new() };
         let saved: Map<String, Value> = state.get("run")?;
         let no_freeze = Value::Array(Vec::new());
         for (name, here) in self.identity() {
@@ -260,7 +245,11 @@ impl Run<'_, '_> {
             let by = match name.as_str() {
                 "hyperparameters" => Some(Change::Lr),
                 "batch_size" | "drop_last" | "accumulate_grad_batches" => Some(Change::BatchSize),
-                "data" | "training examples" | "sampler" => Some(Change::Data),
+                "data"
+                | "training examples"
+                | "sampler"
+                | "limit_train_batches"
+                | "overfit_batches" => Some(Change::Data),
                 "gradient_clip" | "optimizer's options" => Some(Change::Optimizer),
                 _ => None,
             };
@@ -268,10 +257,10 @@ impl Run<'_, '_> {
                 _ if *there == here => {}
                 (Value::Object(there), Value::Object(here)) if name == "hyperparameters" => {
                     for (name, there, here) in different(there, here) {
-                        differs(&format!("hyperparameter `{name}`"), there, here, by)?;
+                        permits.differ(&format!("hyperparameter `{name}`"), there, here, by)?;
                     }
                 }
-                _ => differs(&name, there, &here, by)?,
+                _ => permits.differ(&name, there, &here, by)?,
             }
         }
         if let Ok(there) = state.get::<Vec<Vec<Rates>>>("initial_rates") {
@@ -280,7 +269,7 @@ impl Run<'_, '_> {
                 let lr = |rates: &[Vec<Rates>]| -> Value {
                     rates.iter().flatten().map(|rates| Value::from(rates.lr)).collect()
                 };
-                differs("learning rate", &lr(&there), &lr(&here), Some(Change::Lr))?;
+                permits.differ("learning rate", &lr(&there), &lr(&here), Some(Change::Lr))?;
             }
         }
         let plan = state.get::<TrainingPlan>("plan");
@@ -293,8 +282,11 @@ impl Run<'_, '_> {
                 one.rates_digest_under(schedule.as_deref(), DIGEST_INTERVALS)
             });
             if there != here.collect::<Result<Vec<_>>>()? {
-                let (there, here) = (Value::from("another one"), Value::from("this code's"));
-                differs("schedule", &there, &here, Some(Change::Lr))?;
+                let cause = format!(
+                    "with another schedule: within its first {DIGEST_INTERVALS} steps or epochs, its \
+                     learning rates or momenta differ from those of this code's schedule"
+                );
+                permits.needs(Some(Change::Lr), &cause)?;
             }
         }
         if let Ok(there) = plan
@@ -310,12 +302,72 @@ impl Run<'_, '_> {
                         ))
                     };
                     let (there, here) = (length(&there), length(&self.plan));
-                    differs("schedule's length", &there, &here, Some(Change::Epochs))?;
+                    permits.differ("schedule's length", &there, &here, Some(Change::Epochs))?;
                     break;
                 }
             }
         }
-        Ok(changed)
+        Ok(permits.changed)
+    }
+}
+
+/// The differences between the saved run and the resumed run that the user allows.
+struct Permits<'c> {
+    with: &'c [Change],
+    /// The differences that were found.
+    changed: Vec<Change>,
+}
+
+impl Permits<'_> {
+    /// Records that the setting `what` differs. Returns an error if the user does not allow the
+    /// change `by`; `None` means that no permission is possible.
+    fn differ(
+        &mut self,
+        what: &str,
+        there: &Value,
+        here: &Value,
+        by: Option<Change>,
+    ) -> Result<()> {
+        let shown = |value: &Value| if value.is_null() { "none".into() } else { value.to_string() };
+        let cause = format!("whose {what} is {}, but here it is {}", shown(there), shown(here));
+        match by {
+            // An integer hyperparameter may be a layer size. If it changed, the shapes of weights
+            // would change too.
+            Some(Change::Lr) if here.is_i64() && !self.with.contains(&Change::Lr) => {
+                Err(Error::config(format!(
+                    "saved by a run {cause}: make them equal, or, if it belongs to the schedule, allow \
+                     the change (resume_with, --resume-with lr)"
+                )))
+            }
+            by => self.needs(by, &cause),
+        }
+    }
+
+    /// Records a difference. `cause` continues the text `saved by a run`.
+    fn needs(&mut self, by: Option<Change>, cause: &str) -> Result<()> {
+        let remedy = match by {
+            Some(change) if self.with.contains(&change) => {
+                if !self.changed.contains(&change) {
+                    self.changed.push(change);
+                }
+                return Ok(());
+            }
+            Some(change) => {
+                format!(
+                    "make them equal, or allow the change (resume_with, --resume-with {change})"
+                )
+            }
+            None => "make them equal to continue, or load only its weights".to_owned(),
+        };
+        Err(Error::config(format!("saved by a run {cause}: {remedy}")))
+    }
+}
+
+/// Returns a limit as a number, as users write it: 10 batches, or the fraction 0.5.
+fn limit_value(limit: Limit) -> Value {
+    match limit {
+        Limit::Batches(most) => most.into(),
+        Limit::Fraction(part) => part.into(),
     }
 }
 

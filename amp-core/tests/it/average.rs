@@ -209,7 +209,7 @@ fn invalid_averages_are_refused(#[case] averaging: Averaging, #[case] says: &str
 /// The moving average of 16-bit weights is near the average that the test computes in f64. Most of
 /// its changes are smaller than the spacing of 16-bit numbers.
 #[rstest]
-fn averages_of_16_bit_weights_move(
+fn averages_of_16_bit_weights_change(
     #[values(Precision::Bf16True, Precision::F16True)] precision: Precision,
 ) -> Result<()> {
     const DECAY: f64 = 0.99;

@@ -86,7 +86,7 @@ fn built<M>(build: impl FnOnce() -> Result<M>) -> Result<M> {
 /// train as if the learning rate of the frozen parameters were 0. This holds with and without
 /// activation checkpointing.
 #[rstest]
-fn frozen_parameters_do_not_move(
+fn frozen_parameters_do_not_change(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
     #[values(false, true)] checkpointing: bool,
 ) -> Result<()> {

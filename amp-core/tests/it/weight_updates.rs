@@ -107,7 +107,7 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
         let target = f64::from((first - step) as f32);
         if step == 0.0 {
             let weights = values(&optimizer.parameters()[0].tensor);
-            assert!(weights.iter().all(|weight| *weight == first), "{first} stays");
+            assert!(weights.iter().all(|weight| *weight == first), "{first} does not change");
             continue;
         }
         let share = (target - first).abs() / spacing;
@@ -133,14 +133,14 @@ fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
         Ok(mean(optimizer.as_ref()))
     };
     assert_eq!(run(WeightUpdate::RoundToNearest, 400)?, 1.0);
-    let moved = run(WeightUpdate::StochasticRounding, 200)?;
+    let mean = run(WeightUpdate::StochasticRounding, 200)?;
     let share = 2e-3 / SPACING;
     let error = SPACING * (share * (1.0 - share) / count as f64).sqrt();
-    assert!((moved - (1.0 - 2e-3)).abs() < 6.0 * error, "{moved} ± {error}");
+    assert!((mean - (1.0 - 2e-3)).abs() < 6.0 * error, "{mean} ± {error}");
     // All weights are equal. Their mean is a sum in f64, in an order that depends on the device.
-    let moved = |steps| Ok::<_, Error>(1.0 - run(WeightUpdate::MasterWeights, steps)?);
-    assert!(moved(190)?.abs() < 1e-12);
-    assert!((moved(200)? - SPACING).abs() < 1e-12);
+    let change = |steps| Ok::<_, Error>(1.0 - run(WeightUpdate::MasterWeights, steps)?);
+    assert!(change(190)?.abs() < 1e-12);
+    assert!((change(200)? - SPACING).abs() < 1e-12);
     Ok(())
 }
 
@@ -222,7 +222,7 @@ fn stochastic_rounding_applies_to_bf16_alone() -> Result<()> {
 #[case(WeightUpdate::StochasticRounding, true)]
 fn the_trainer_passes_the_option_to_the_optimizer(
     #[case] update: WeightUpdate,
-    #[case] moves: bool,
+    #[case] changes: bool,
 ) -> Result<()> {
     let _generator = seeded(4);
     let mut config = TrainerConfig::new(Precision::Bf16True, device());
@@ -236,10 +236,10 @@ fn the_trainer_passes_the_option_to_the_optimizer(
     let mut model =
         Model::regression(module, |_| OptimizerConfig::new(Sgd { lr: 1e-4, ..Default::default() }));
     fit(&config, &mut model, &same(constant(8, 8, 1.0)?, 8)?).1?;
-    let moved = amp_core::nn::named_tensors(&model)
+    let changed = amp_core::nn::named_tensors(&model)
         .iter()
         .any(|(_, tensor, _)| values(tensor).iter().any(|weight| *weight != 1.0));
-    assert_eq!(moved, moves);
+    assert_eq!(changed, changes);
     Ok(())
 }
 

@@ -72,11 +72,11 @@ impl StepState<'_> {
             if !gradient.defined() {
                 continue;
             }
-            let moves = sample(&gradient, SAMPLE)?.f_ne(0.0)?;
-            let stays = sample(weight, SAMPLE)?.f_eq_tensor(before)?.f_logical_and(&moves)?;
+            let updated = sample(&gradient, SAMPLE)?.f_ne(0.0)?;
+            let unchanged = sample(weight, SAMPLE)?.f_eq_tensor(before)?.f_logical_and(&updated)?;
             let of = spacing(weight, SAMPLE) as f64;
-            all += of * moves.f_sum(Kind::Double)?.f_double_value(&[])?;
-            lost += of * stays.f_sum(Kind::Double)?.f_double_value(&[])?;
+            all += of * updated.f_sum(Kind::Double)?.f_double_value(&[])?;
+            lost += of * unchanged.f_sum(Kind::Double)?.f_double_value(&[])?;
         }
         if self.lr == 0.0 || all == 0.0 || lost < MANY * all {
             return Ok(None);

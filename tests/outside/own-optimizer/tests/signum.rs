@@ -76,7 +76,7 @@ fn a_quadratic_agrees_with_the_formula_step_by_step() {
 }
 
 #[test]
-fn a_parameter_without_a_gradient_does_not_move() {
+fn a_parameter_without_a_gradient_does_not_change() {
     let weight = parameter("w", &[1.0, 2.0]);
     let mut optimizer = built(Signum::default(), &weight);
     optimizer.step().expect("a step");

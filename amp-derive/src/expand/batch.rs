@@ -1,6 +1,6 @@
 //! Generates the code that reads the batch in a step.
 
-use proc_macro2::{Ident, TokenStream};
+use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
 use syn::{Expr, ext::IdentExt, spanned::Spanned};
 
@@ -50,6 +50,21 @@ pub(super) fn target(model: &Model, locals: &Locals) -> TokenStream {
     }
 }
 
+/// Generates the expression for the target of a loss or a metric that compares with a tensor. If
+/// the target is not a tensor, rustc reports the field that the user named.
+pub(super) fn compared(model: &Model, of: Option<&Part>, locals: &Locals) -> TokenStream {
+    let examples = &locals.examples;
+    let Some(BatchOf { target, .. }) = &model.batch else { return self::target(model, locals) };
+    let (value, span) = match of.unwrap_or(target) {
+        Part::Whole => (quote!(#examples), Span::call_site()),
+        Part::Field(names) => {
+            let span = names.last().map_or_else(Span::call_site, |name| located_at(name.span()));
+            (quote!(#examples #(.#names)*), span)
+        }
+    };
+    quote_spanned!(span=> __amp::Compared::tensor(&#value))
+}
+
 /// Generates the expression for what a metric measures: the model's output, or what the user
 /// computes from this output.
 pub(super) fn measured(
@@ -62,7 +77,7 @@ pub(super) fn measured(
     // The user's expression mentions `output`, so this variable must have the hygiene of
     // the user's code. A `match` keeps a value that the expression creates until the metric is
     // computed.
-    let name = Ident::new(symbol::OUTPUT, proc_macro2::Span::call_site());
+    let name = Ident::new(symbol::OUTPUT, Span::call_site());
     let computed = of(&quote!(&#expr));
     quote!(match &#given { #name => #computed })
 }

@@ -77,14 +77,15 @@ pub(super) fn step(
 /// Generates the weight that a batch's loss has in means over several batches. Returns `None` if
 /// the weight is the number of examples or the sum of their weights.
 fn counts(model: &Model, loss: &Loss, locals: &Locals) -> Option<TokenStream> {
-    let (any, target) = (&locals.any, batch::target(model, locals));
+    let any = &locals.any;
     match loss {
         Loss::Value(value) => {
+            let target = batch::compared(model, None, locals);
             let loss = self::value(value, &quote!(loss));
             Some(quote!(#any.counted_over(&__amp::loss::Loss::mean_over(&#loss), #target)?))
         }
         Loss::Function(_, own) | Loss::Closure(_, own) => {
-            let counts = own.counts.as_ref()?;
+            let (counts, target) = (own.counts.as_ref()?, batch::target(model, locals));
             let computed = match counts {
                 Expr::Closure(closure) => {
                     let (count, body) = (local("count"), &closure.body);
@@ -163,7 +164,7 @@ fn compute_with_output(
     locals: &Locals,
 ) -> TokenStream {
     let Loss::Value(of) = loss else { unreachable!("only a cross entropy requests the layer") };
-    let (value, target) = (&locals.loss, batch::target(model, locals));
+    let (value, target) = (&locals.loss, batch::compared(model, None, locals));
     let loss = self::value(of, &quote!(loss));
     if metrics.is_empty() {
         return quote! {
@@ -185,9 +186,9 @@ fn compute_with_output(
 
 fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
     let Locals { output, loss: value, .. } = locals;
-    let target = batch::target(model, locals);
     match loss {
         Loss::Value(of) => {
+            let target = batch::compared(model, None, locals);
             let loss = self::value(&output::with_class_dim(model, of), &quote!(loss));
             let call = quote!(__amp::loss::Loss::compute(&#loss, &#output, #target));
             let computed = match of {
@@ -197,6 +198,7 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
             quote! { let #value = #computed?; }
         }
         Loss::Function(function, _) => {
+            let target = batch::target(model, locals);
             let computed = with_arguments(model, quote!((#function)(&#output, #target)), locals);
             quote! { let #value = #computed?; }
         }
@@ -205,6 +207,12 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
             // where it is written.
             let criterion = local("criterion");
             let types = given(model);
+            let is_typed = matches!(closure.inputs.last(), Some(syn::Pat::Type(_)));
+            let is_whole = matches!(&model.batch, Some(BatchOf { target: Part::Whole, .. }));
+            let target = match is_typed || is_whole {
+                true => batch::target(model, locals),
+                false => batch::compared(model, None, locals),
+            };
             let arguments = closure.inputs.iter().zip(types).map(|(pat, ty)| match pat {
                 typed @ syn::Pat::Type(_) => quote!(#typed),
                 pat => quote!(#pat: &#ty),
@@ -277,10 +285,7 @@ fn metric(model: &Model, metric: &Metric, locals: &Locals) -> TokenStream {
         None => value(&output::with_class_dim(model, &metric.value), &quote!(metric)),
         Some(_) => value(&metric.value, &quote!(metric)),
     };
-    let target = match &metric.of.target {
-        Some(part) => batch::part(part, locals),
-        None => batch::target(model, locals),
-    };
+    let target = batch::compared(model, metric.of.target.as_ref(), locals);
     let logged = batch::measured(
         metric.of.output.as_ref(),
         locals,

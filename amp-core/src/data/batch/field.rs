@@ -74,6 +74,25 @@ pub fn field_name(parent: &str, field: &str) -> String {
     }
 }
 
+/// The target of a loss or a metric that compares with a tensor.
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "a target of the type `{Self}`: this loss or metric compares the output with a `Tensor`",
+    label = "this target is not a `Tensor`",
+    note = "give the field the type `Tensor`, or name another field, as in `target = labels`",
+    note = "for an `Option` or several fields write `target = batch` and `#[loss(with = |output, batch| …)]`"
+)]
+pub trait Compared {
+    /// Returns the tensor.
+    fn tensor(&self) -> &Tensor;
+}
+
+impl Compared for Tensor {
+    fn tensor(&self) -> &Tensor {
+        self
+    }
+}
+
 /// The type of a field of a batch: a tensor, an option, a list or tuple of fields, or a struct of
 /// such fields.
 #[diagnostic::on_unimplemented(

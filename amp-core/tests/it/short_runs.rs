@@ -158,3 +158,40 @@ fn a_run_that_cannot_validate_says_so(
     assert_eq!(validates, expected.is_empty() && !never && !limited);
     Ok(())
 }
+
+/// The last batch of a run completes the run, also if steps were skipped and `max_steps` ends the
+/// run before its last epoch. The scale is so large that the first steps overflow.
+#[rstest]
+#[case::by_steps(Some(6), 7)]
+#[case::by_epochs(None, 2)]
+fn the_last_batch_completes_a_run_with_skipped_steps(
+    #[case] max_steps: Option<u64>,
+    #[case] max_epochs: i64,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = Model::regression(linear(3, 3)?, |_| {
+        OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() })
+    });
+    let config = TrainerConfig {
+        max_epochs,
+        max_steps,
+        ..TrainerConfig::new(Precision::F16Mixed, device())
+    };
+    let config = config.with(|config| {
+        config.optimization.accumulate_grad_batches = 2;
+        config.numerics.scaler.init_scale = 2f64.powi(19);
+    });
+    let (events, record) = fit(&config, &mut model, &same(constant(20, 3, 1.0)?, 2)?);
+    record?;
+    assert!(events.iter().any(|event| matches!(event, Event::Skipped(_))));
+    let done: Vec<f64> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Batch { done, .. } => Some(*done),
+            _ => None,
+        })
+        .collect();
+    assert!(done.is_sorted(), "{done:?}");
+    assert_eq!(done.iter().position(|done| *done == 1.0), Some(done.len() - 1), "{done:?}");
+    Ok(())
+}

@@ -87,8 +87,8 @@ pub mod __private {
         callback::Mode,
         checkpoint,
         data::{
-            AnyBatch, Batch, BatchField, BatchType, Compared, FieldRole, field_name, predictions,
-            take_field, with_batch,
+            AnyBatch, Batch, BatchField, BatchType, Compared, FieldRole, TensorInput, field_name,
+            predictions, take_field, with_batch,
         },
         hparam,
         log::LogOptions,

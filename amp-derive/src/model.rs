@@ -200,17 +200,24 @@ pub(crate) struct Input {
 
 impl Body {
     fn is_of_one_tensor(&self) -> bool {
-        let is_tensor = |ty: &Type| match ty {
-            Type::Path(path) => {
-                path.path.segments.last().is_some_and(|last| last.ident == "Tensor")
-            }
-            _ => false,
-        };
-        let [Input { ty, .. }] = self.inputs.as_slice() else { return false };
-        let takes_one = ty.as_ref().is_none_or(
+        let [input] = self.inputs.as_slice() else { return false };
+        input.is_tensor() && self.output.as_ref().is_none_or(|(_, output)| is_tensor(output))
+    }
+}
+
+impl Input {
+    /// Returns whether the input is a `&Tensor`.
+    pub(crate) fn is_tensor(&self) -> bool {
+        self.ty.as_ref().is_none_or(
             |ty| matches!(ty, Type::Reference(ty) if ty.mutability.is_none() && is_tensor(&ty.elem)),
-        );
-        takes_one && self.output.as_ref().is_none_or(|(_, output)| is_tensor(output))
+        )
+    }
+}
+
+fn is_tensor(ty: &Type) -> bool {
+    match ty {
+        Type::Path(path) => path.path.segments.last().is_some_and(|last| last.ident == "Tensor"),
+        _ => false,
     }
 }
 

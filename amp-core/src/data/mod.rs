@@ -21,7 +21,7 @@ mod transformed;
 
 pub use batch::{AnyBatch, Batch, BatchField, BatchType, FieldRole};
 #[doc(hidden)]
-pub use batch::{Compared, field_name, predictions, take_field, with_batch};
+pub use batch::{Compared, TensorInput, field_name, predictions, take_field, with_batch};
 pub use dataset::{Dataset, SharedDataset};
 pub use image::{
     CenterCrop, ColorJitter, Compose, CutMix, ImageGrid, Jitter, MixUp, Normalize, RandomCrop,

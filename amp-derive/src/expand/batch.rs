@@ -6,7 +6,7 @@ use syn::{Expr, ext::IdentExt, spanned::Spanned};
 
 use super::{local, located_at, log::Locals};
 use crate::{
-    model::{BatchOf, Model, Part},
+    model::{BatchOf, Input, Model, Part},
     symbol,
 };
 
@@ -26,7 +26,7 @@ pub(super) fn forward(model: &Model, locals: &Locals) -> TokenStream {
     let inputs = match &model.batch {
         None => vec![quote!(&#batch.input)],
         Some(BatchOf { inputs, .. }) => {
-            inputs.iter().map(|part| self::part(part, locals)).collect()
+            inputs.iter().enumerate().map(|(at, part)| input(model, at, part, locals)).collect()
         }
     };
     run(model, &inputs, step)
@@ -39,6 +39,33 @@ fn run(model: &Model, inputs: &[TokenStream], step: &Ident) -> TokenStream {
             quote!(__amp::nn::Forward::forward_with(self, (#(#inputs,)*), #step.context()))
         }
     }
+}
+
+/// Generates the expression for the input of `forward` at this place.
+fn input(model: &Model, at: usize, part: &Part, locals: &Locals) -> TokenStream {
+    let examples = &locals.examples;
+    match part {
+        Part::Whole => quote!(&#examples),
+        Part::Field(names) => borrowed(model, at, &quote!(#examples #(.#names)*), span_of(names)),
+    }
+}
+
+/// Generates the argument of `forward` at this place from `field`, a field of the batch. If `forward`
+/// takes a tensor but the field is none, rustc reports the field at `span`, where the user named it.
+fn borrowed(model: &Model, at: usize, field: &TokenStream, span: Span) -> TokenStream {
+    let takes_tensor = match model.forward.of_any_inputs() {
+        None => true,
+        Some(body) => body.inputs.get(at).is_some_and(Input::is_tensor),
+    };
+    match takes_tensor {
+        true => quote_spanned!(span=> __amp::TensorInput::tensor(&#field)),
+        false => quote_spanned!(span=> __amp::BatchField::borrow(&#field)),
+    }
+}
+
+/// Returns the place where the user named a field.
+fn span_of(names: &[Ident]) -> Span {
+    names.last().map_or_else(Span::call_site, |name| located_at(name.span()))
 }
 
 /// Generates the expression for the target, which the loss and the metrics read.
@@ -57,10 +84,7 @@ pub(super) fn compared(model: &Model, of: Option<&Part>, locals: &Locals) -> Tok
     let Some(BatchOf { target, .. }) = &model.batch else { return self::target(model, locals) };
     let (value, span) = match of.unwrap_or(target) {
         Part::Whole => (quote!(#examples), Span::call_site()),
-        Part::Field(names) => {
-            let span = names.last().map_or_else(Span::call_site, |name| located_at(name.span()));
-            (quote!(#examples #(.#names)*), span)
-        }
+        Part::Field(names) => (quote!(#examples #(.#names)*), span_of(names)),
     };
     quote_spanned!(span=> __amp::Compared::tensor(&#value))
 }
@@ -118,7 +142,7 @@ pub(super) fn predicted(model: &Model, locals: &Locals) -> Option<TokenStream> {
                 taken.push(quote_spanned! { located_at(span)=>
                     let #value = __amp::take_field(#key, #batch, |#of: &#ty| &#of #(.#names)*)?;
                 });
-                given.push(quote!(__amp::BatchField::borrow(&#value)));
+                given.push(borrowed(model, at, &quote!(#value), span_of(names)));
             }
         }
     }

@@ -93,6 +93,25 @@ impl Compared for Tensor {
     }
 }
 
+/// An input of `forward` that is a tensor.
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "an input of the type `{Self}`: this input of `forward` is a `Tensor`",
+    label = "this input is not a `Tensor`",
+    note = "give the field the type `Tensor`, or name another field, as in `inputs(ids)`",
+    note = "for an input of another type write its type, as in `#[forward(|x, mask: Option<&Tensor>| …)]`"
+)]
+pub trait TensorInput {
+    /// Returns the tensor.
+    fn tensor(&self) -> &Tensor;
+}
+
+impl TensorInput for Tensor {
+    fn tensor(&self) -> &Tensor {
+        self
+    }
+}
+
 /// The type of a field of a batch: a tensor, an option, a list or tuple of fields, or a struct of
 /// such fields.
 #[diagnostic::on_unimplemented(

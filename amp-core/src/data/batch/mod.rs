@@ -8,5 +8,7 @@ mod shared;
 mod whole;
 
 pub use any::{AnyBatch, FieldRole};
-pub use field::{BatchField, BatchType, Compared, field_name, predictions, take_field, with_batch};
+pub use field::{
+    BatchField, BatchType, Compared, TensorInput, field_name, predictions, take_field, with_batch,
+};
 pub use pair::Batch;

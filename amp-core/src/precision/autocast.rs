@@ -1,6 +1,9 @@
 //! Switches autocast on for a device and a dtype, until a guard is dropped. Because it is a guard,
 //! autocast also ends after a panic.
 //!
+//! libtorch decides which operators run in the 16-bit dtype, in f32, or in the widest dtype of their
+//! inputs. `tests/it/autocast_lists.rs` compares the dtypes of many operators with PyTorch's.
+//!
 //! libtorch keeps the autocast state and dtype separately for each thread and device type. Its
 //! cache of cast weights, however, is shared by the whole process. When the outermost autocast
 //! region of any thread ends, libtorch clears the cache (ATen/autocast_mode.cpp). If a step of

@@ -240,6 +240,12 @@ pub(crate) struct Lightning {
     pub(crate) training: Step,
     /// The validation step. `None` for a model that has a `manual_step` but no loss.
     pub(crate) validation: Option<Step>,
+    /// The path of the user's function for a test batch. `None` means that the test step computes
+    /// what the validation step computes.
+    pub(crate) test: Option<ExprPath>,
+    /// The path of the user's function that returns the predictions for a batch. `None` means that
+    /// the predictions are the output of `forward`.
+    pub(crate) predict: Option<ExprPath>,
     pub(crate) optimizers: Optimizers,
     pub(crate) hooks: Vec<OwnHook>,
 }
@@ -263,6 +269,8 @@ pub(crate) enum Step {
         path: ExprPath,
         /// Whether the step may run as a CUDA graph.
         captured: bool,
+        /// What the attribute says about the loss that the function returns.
+        own: Own,
     },
     /// The path of a function that itself runs the backward passes and optimizer steps.
     Manual(ExprPath),
@@ -277,11 +285,12 @@ pub(crate) enum Loss {
     Closure(ExprClosure, Own),
 }
 
-/// What the attribute says about a loss that the user has written.
+/// What the attribute says about a loss that the user has written, alone or in a training step.
 #[derive(Clone)]
 pub(crate) struct Own {
     pub(crate) scope: Scope,
-    /// A function that computes the weight of a batch from the batch's target.
+    /// A function that computes the weight of a batch, from the batch's target for a loss, and from
+    /// the batch for a training step.
     pub(crate) counts: Option<Expr>,
 }
 

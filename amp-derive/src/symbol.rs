@@ -10,6 +10,8 @@ pub(crate) const OPTIMIZER: &str = "optimizer";
 pub(crate) const SCHEDULER: &str = "scheduler";
 pub(crate) const TRAINING_STEP: &str = "training_step";
 pub(crate) const VALIDATION_STEP: &str = "validation_step";
+pub(crate) const TEST_STEP: &str = "test_step";
+pub(crate) const PREDICT_STEP: &str = "predict_step";
 pub(crate) const MANUAL_STEP: &str = "manual_step";
 /// The word after the path of a training step which says that the step may run as a CUDA graph.
 pub(crate) const CAPTURED: &str = "captured";
@@ -38,6 +40,8 @@ pub(crate) const ON_STRUCT: &[&str] = &[
     SCHEDULER,
     TRAINING_STEP,
     VALIDATION_STEP,
+    TEST_STEP,
+    PREDICT_STEP,
     MANUAL_STEP,
     CONFIGURE_OPTIMIZERS,
     ON_TRAIN_START,

@@ -104,6 +104,7 @@ mod optimizers_rules;
 mod optimizers_runs;
 mod ordered_gradients;
 mod output_layers;
+mod own_steps;
 mod own_tensors;
 #[cfg(feature = "parquet")]
 mod parquet;

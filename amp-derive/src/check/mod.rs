@@ -27,7 +27,7 @@ use syn::{Expr, ExprPath};
 
 use crate::{
     diag::Diagnostics,
-    model::Model,
+    model::{Model, Pair},
     spec::{Attr, Derive, Spec, has, named},
     symbol,
 };
@@ -122,6 +122,8 @@ enum Own {
         path: ExprPath,
         /// Whether the attribute has the optional keyword, for example `captured`, after the function's path.
         marked: bool,
+        /// The `key = value` arguments after the path. Only a training step may have such arguments.
+        pairs: Vec<Pair>,
     },
     /// The attribute contained an error, which was already reported.
     Refused,
@@ -139,21 +141,40 @@ fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) ->
     let Some(attr) = only(&spec.attrs, name, diag) else {
         return Own::Generated;
     };
-    match attr.args.as_deref() {
+    let Some(args) = attr.args.as_deref() else { return Own::Refused };
+    let [Expr::Path(path), rest @ ..] = args else {
+        return takes_a_path(attr, name, signature, diag);
+    };
+    let mark = mark_of(name);
+    let is_mark = |argument: &&Expr| mark.is_some_and(|word| is_word(argument, word));
+    let marks = rest.iter().filter(is_mark).count();
+    let others: Vec<Expr> = rest.iter().filter(|argument| !is_mark(argument)).cloned().collect();
+    if marks > 1 || !others.is_empty() && keys_of(name).is_empty() {
+        return takes_a_path(attr, name, signature, diag);
+    }
+    match keys::pairs(name, &others, keys_of(name), diag) {
+        Some(pairs) => Own::Function { path: path.clone(), marked: marks == 1, pairs },
         None => Own::Refused,
-        Some([Expr::Path(path)]) => Own::Function { path: path.clone(), marked: false },
-        Some([Expr::Path(path), mark]) if mark_of(name).is_some_and(|word| is_word(mark, word)) => {
-            Own::Function { path: path.clone(), marked: true }
-        }
-        Some(_) => {
-            let mark = mark_of(name).map(|word| format!("; `{word}` may follow the path"));
-            let mark = mark.unwrap_or_default();
-            diag.error(
-                &attr.path,
-                format!("`#[{name}]` takes the path of a function, as in `#[{name}(Self::my_{name})]`, with the signature `{signature}`{mark}"),
-            );
-            Own::Refused
-        }
+    }
+}
+
+/// Reports that the attribute needs the path of a function.
+fn takes_a_path(attr: &Attr, name: &str, signature: &str, diag: &Diagnostics) -> Own {
+    let mark = mark_of(name).map(|word| format!("; `{word}` may follow the path"));
+    let mark = mark.unwrap_or_default();
+    diag.error(
+        &attr.path,
+        format!("`#[{name}]` takes the path of a function, as in `#[{name}(Self::my_{name})]`, with the signature `{signature}`{mark}"),
+    );
+    Own::Refused
+}
+
+/// Returns the keys that may follow the function in this attribute. A training step may say over
+/// what its loss is a mean.
+fn keys_of(name: &str) -> &'static [&'static str] {
+    match name {
+        symbol::TRAINING_STEP => &[symbol::OF, symbol::COUNTS],
+        _ => &[],
     }
 }
 

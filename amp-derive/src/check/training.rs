@@ -11,7 +11,7 @@ use super::{
 use crate::{
     check::only,
     diag::Diagnostics,
-    model::{Lightning, Loss, Metric, Own as OwnLoss, OwnHook, Scope, Step, Value},
+    model::{Lightning, Loss, Metric, Own as OwnLoss, OwnHook, Pair, Scope, Step, Value},
     spec::{Arg, Attr, Spec, has, word},
     symbol,
     table::{self, HOOKS, Hook, LOSSES},
@@ -110,13 +110,16 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
         has_no_effect(spec, &[symbol::LOSS, symbol::METRIC, symbol::LOG], because, diag);
         (None, (Vec::new(), true))
     };
-    let optimizers = optimizer::check(spec, diag);
-    let hooks = hooks(spec, diag);
+    let (optimizers, hooks, further) =
+        (optimizer::check(spec, diag), hooks(spec, diag), further_steps(spec, diag));
     let names = logging::Names::new(&metrics, complete, [&train, &val]);
     let logs = logging::check(spec, &names, diag);
     let step = |stage: Stage, own: Own| match own {
         Own::Refused => None,
-        Own::Function { path, marked } => Some(Step::Function { path, captured: marked }),
+        Own::Function { path, marked, mut pairs } => {
+            let own = own_loss(&mut pairs, diag)?;
+            Some(Step::Function { path, captured: marked, own })
+        }
         Own::Generated => {
             let logs = logs.as_ref()?;
             let of_stage = metrics.iter().filter(|metric| metric.is_for(stage));
@@ -135,6 +138,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
         }
     };
     complete.then_some(())?;
+    let (test, predict) = further?;
     let training = match manual {
         Some(path) => Step::Manual(path),
         None => step(Stage::Train, train)?,
@@ -142,6 +146,8 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     Some(Lightning {
         training,
         validation: Some(step(Stage::Val, val)?),
+        test,
+        predict,
         optimizers: optimizers?,
         hooks: hooks?,
     })
@@ -152,13 +158,33 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
 fn manual_alone(spec: &Spec, path: ExprPath, diag: &Diagnostics) -> Option<Lightning> {
     let because = "the model has no generated step: log values in the function of `manual_step`";
     has_no_effect(spec, &[symbol::METRIC, symbol::LOG], because, diag);
-    let (optimizers, hooks) = (optimizer::check(spec, diag), hooks(spec, diag));
+    let (optimizers, hooks, further) =
+        (optimizer::check(spec, diag), hooks(spec, diag), further_steps(spec, diag));
+    let (test, predict) = further?;
     Some(Lightning {
         training: Step::Manual(path),
         validation: None,
+        test,
+        predict,
         optimizers: optimizers?,
         hooks: hooks?,
     })
+}
+
+/// Returns the user's functions for the test step and for predictions, or `None` if an error was
+/// reported.
+fn further_steps(spec: &Spec, diag: &Diagnostics) -> Option<(Option<ExprPath>, Option<ExprPath>)> {
+    let own = |name, signature| match own_function(spec, name, signature, diag) {
+        Own::Generated => Some(None),
+        Own::Function { path, .. } => Some(Some(path)),
+        Own::Refused => None,
+    };
+    let test = own(symbol::TEST_STEP, "fn(&mut Self, &Batch, &mut Step<'_>) -> Result<()>");
+    let predict = own(
+        symbol::PREDICT_STEP,
+        "fn(&mut Self, &Batch, &mut Step<'_>) -> Result<Output>",
+    );
+    Some((test?, predict?))
 }
 
 /// Returns the user's functions for hooks, or `None` if an error was reported.
@@ -173,7 +199,7 @@ fn hooks(spec: &Spec, diag: &Diagnostics) -> Option<Vec<OwnHook>> {
     for (hook, own) in found {
         match own {
             Own::Generated => {}
-            Own::Function { path, marked } => hooks.push(OwnHook { hook, path, late: marked }),
+            Own::Function { path, marked, .. } => hooks.push(OwnHook { hook, path, late: marked }),
             Own::Refused => return None,
         }
     }
@@ -188,12 +214,7 @@ fn loss(spec: &Spec, diag: &Diagnostics) -> Option<Loss> {
         && key == symbol::WITH
     {
         let mut pairs = keys::pairs(symbol::LOSS, args, &LOSS_KEYS, diag)?;
-        let scope = match keys::take(&mut pairs, symbol::OF) {
-            Some(pair) => keys::choice(&pair, SCOPES, diag)?,
-            None => Scope::Unknown,
-        };
-        let counts = keys::take(&mut pairs, symbol::COUNTS).map(|pair| pair.value);
-        let own = OwnLoss { scope, counts };
+        let own = own_loss(&mut pairs, diag)?;
         return match keys::take(&mut pairs, symbol::WITH)?.value {
             Expr::Closure(closure) => {
                 takes_output_and_target(&closure, diag)?;
@@ -218,6 +239,17 @@ fn loss(spec: &Spec, diag: &Diagnostics) -> Option<Loss> {
     keys::fields_are_read_from_self(spec, &pairs, diag)?;
     let keys = keys::words_to_values(row, pairs, diag)?;
     Some(Loss::Value(Value::Known { row, at: at.clone(), keys }))
+}
+
+/// Takes `of` and `counts` from the arguments of an attribute. Returns `None` if an error was
+/// reported.
+fn own_loss(pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<OwnLoss> {
+    let scope = match keys::take(pairs, symbol::OF) {
+        Some(pair) => keys::choice(&pair, SCOPES, diag)?,
+        None => Scope::Unknown,
+    };
+    let counts = keys::take(pairs, symbol::COUNTS).map(|pair| pair.value);
+    Some(OwnLoss { scope, counts })
 }
 
 /// Copies the options `ignore_index` and `classes` of a loss of classes to all metrics of classes,

@@ -5,7 +5,7 @@ use quote::quote;
 use syn::Expr;
 
 use super::{batch, local, output};
-use crate::model::{BatchOf, Body, LogOptions, Loss, Metric, Model, Pair, Part, Scope, Value};
+use crate::model::{BatchOf, Body, LogOptions, Loss, Metric, Model, Own, Pair, Part, Scope, Value};
 
 /// The names of the local variables in a generated step.
 pub(super) struct Locals {
@@ -85,25 +85,30 @@ fn counts(model: &Model, loss: &Loss, locals: &Locals) -> Option<TokenStream> {
             Some(quote!(#any.counted_over(&__amp::loss::Loss::mean_over(&#loss), #target)?))
         }
         Loss::Function(_, own) | Loss::Closure(_, own) => {
-            let (counts, target) = (own.counts.as_ref()?, batch::target(model, locals));
-            let computed = match counts {
-                Expr::Closure(closure) => {
-                    let (count, body) = (local("count"), &closure.body);
-                    let [_, ty] = given(model);
-                    let arguments = closure.inputs.iter().map(|pat| match pat {
-                        typed @ syn::Pat::Type(_) => quote!(#typed),
-                        pat => quote!(#pat: &#ty),
-                    });
-                    quote!({
-                        let #count = |#(#arguments),*| -> __amp::Result<__amp::Tensor> { #body };
-                        #count(#target)?
-                    })
-                }
-                function => quote!((#function)(#target)?),
-            };
-            Some(quote!(__amp::loss::counted_as(&#computed)?))
+            let (counts, [_, ty]) = (own.counts.as_ref()?, given(model));
+            Some(counted(counts, &ty, &batch::target(model, locals)))
         }
     }
+}
+
+/// Generates the weight that the user's function `counts` computes from `argument`, which is a
+/// reference to a value of the type `ty`.
+fn counted(counts: &Expr, ty: &TokenStream, argument: &TokenStream) -> TokenStream {
+    let computed = match counts {
+        Expr::Closure(closure) => {
+            let (count, body) = (local("count"), &closure.body);
+            let arguments = closure.inputs.iter().map(|pat| match pat {
+                typed @ syn::Pat::Type(_) => quote!(#typed),
+                pat => quote!(#pat: &#ty),
+            });
+            quote!({
+                let #count = |#(#arguments),*| -> __amp::Result<__amp::Tensor> { #body };
+                #count(#argument)?
+            })
+        }
+        function => quote!((#function)(#argument)?),
+    };
+    quote!(__amp::loss::counted_as(&#computed)?)
 }
 
 /// Generates the methods `LightningModule::loss_weight` and `LightningModule::loss_scope`.
@@ -115,19 +120,9 @@ pub(super) fn loss_counts(model: &Model, loss: &Loss) -> TokenStream {
             let loss = self::value(value, &quote!(loss));
             Some(quote!(of(&__amp::loss::Loss::mean_over(&#loss))))
         }
-        Loss::Function(_, own) | Loss::Closure(_, own) => match own.scope {
-            Scope::Examples => Some(quote!(Examples)),
-            Scope::Batch => Some(quote!(Batch)),
-            Scope::Unknown => None,
-        },
+        Loss::Function(_, own) | Loss::Closure(_, own) => own_scope(own),
     };
-    let scope = scope.map(|scope| {
-        quote! {
-            fn loss_scope(&self) -> __amp::LossScope {
-                __amp::LossScope::#scope
-            }
-        }
-    });
+    let scope = scope.map(|scope| loss_scope(&scope));
     let weight = counts(model, loss, &locals).map(|counts| {
         let taken = batch::taken(model, &locals);
         quote! {
@@ -139,6 +134,45 @@ pub(super) fn loss_counts(model: &Model, loss: &Loss) -> TokenStream {
         }
     });
     quote! { #scope #weight }
+}
+
+/// Generates the methods `LightningModule::loss_weight` and `LightningModule::loss_scope` of a model
+/// whose training step the user has written.
+pub(super) fn step_counts(model: &Model, own: &Own) -> TokenStream {
+    let Locals { batch, examples, .. } = &Locals::new();
+    let scope = own_scope(own).map(|scope| loss_scope(&scope));
+    let weight = own.counts.as_ref().map(|counts| {
+        let ty = match &model.batch {
+            None => quote!(__amp::Batch),
+            Some(BatchOf { ty, .. }) => quote!(#ty),
+        };
+        let counted = counted(counts, &ty, &quote!(&#examples));
+        quote! {
+            fn loss_weight(&self, #batch: &__amp::AnyBatch) -> __amp::Result<__amp::f64> {
+                let #examples = <#ty as __amp::BatchType>::from_any(#batch)?;
+                #counted.read()
+            }
+        }
+    });
+    quote! { #scope #weight }
+}
+
+/// Returns the variant of `LossScope` that follows from what the user has declared, if there is a
+/// declaration. A loss with a declared weight is a weighted mean over the examples.
+fn own_scope(own: &Own) -> Option<TokenStream> {
+    match own.scope {
+        Scope::Examples => Some(quote!(Examples)),
+        Scope::Batch => Some(quote!(Batch)),
+        Scope::Unknown => own.counts.as_ref().map(|_| quote!(Examples)),
+    }
+}
+
+fn loss_scope(scope: &TokenStream) -> TokenStream {
+    quote! {
+        fn loss_scope(&self) -> __amp::LossScope {
+            __amp::LossScope::#scope
+        }
+    }
 }
 
 /// Generates the step access that a loss of the table or a loss value declares: whether a step with

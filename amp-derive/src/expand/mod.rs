@@ -75,7 +75,7 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
     let name = model.ident.unraw().to_string();
     let hyperparameters = hyperparameters(model);
     let train = train::expand(model, &lightning.training);
-    let validate = lightning.validation.as_ref().map(|step| validate::expand(model, step));
+    let validate = validate::expand(model, lightning);
     let optimizers = optimizer::expand(&lightning.optimizers);
     let hooks = lightning.hooks.iter().map(hooks::expand);
     let checkpoint = checkpoint::expand(model);

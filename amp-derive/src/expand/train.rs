@@ -11,15 +11,17 @@ use crate::model::{Model, Step};
 pub(super) fn expand(model: &Model, step: &Step) -> TokenStream {
     let locals = Locals::new();
     let Locals { batch, step: argument, loss: value, .. } = &locals;
-    let (mut counts, mut reductions) = (None, None);
+    let (counts, reductions);
     let body = match step {
         Step::Manual(path) => return manual(path, &locals),
-        Step::Function { path, .. } => {
+        Step::Function { path, own, .. } => {
+            counts = log::step_counts(model, own);
+            reductions = None;
             quote!(__amp::with_batch(#batch, |#batch| #path(self, #batch, #argument)))
         }
         Step::Generated { loss, log, metrics } => {
             let logged = log::step(model, &locals, "train", loss, *log, metrics);
-            counts = Some(log::loss_counts(model, loss));
+            counts = log::loss_counts(model, loss);
             reductions = log::reductions(metrics);
             quote! {
                 #logged

@@ -107,7 +107,7 @@ struct Ran {
 
 /// Emits a note, once per run, if the accumulated gradients of several batches may differ from the
 /// gradient of one large batch. They differ if the loss depends on the batch as a whole. They may
-/// differ if the model's own loss ignores targets without declaring the ignored class.
+/// differ if the model computes its own loss and does not declare over what the loss is a mean.
 fn note_windows(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,
@@ -128,15 +128,22 @@ fn note_windows(
         }
         LossScope::Unknown => {}
     }
+    if examples.batches.iter().any(|batch| batch.has_weights()) {
+        return Ok(());
+    }
     for batch in &examples.batches {
-        if !batch.has_weights() && !batch.shallow_clone().noting_ignored()?.is_complete() {
+        if !batch.shallow_clone().noting_ignored()?.is_complete() {
             let text = "some targets are -100, and the model computes its own loss: if this loss \
                         ignores them, declare its weight, as in `counts = |target| …`; until then \
                         the batches of a step are weighted by their numbers of examples";
             return emit(Event::Note { text: text.to_owned() });
         }
     }
-    Ok(())
+    let text = "the model computes its own loss, and a step over several batches weights their \
+                losses by their numbers of examples: declare `of = examples` if the loss is a mean \
+                over examples, or the loss's weight, as in `counts = |target| …`, if it is a mean \
+                over something else, such as words that are not padding";
+    emit(Event::Note { text: text.to_owned() })
 }
 
 /// Runs the batch with the index `at` of the step: adds its gradients to the parameters' gradients,

@@ -279,6 +279,33 @@ fn attributes_without_effect_are_refused() {
         ],
     );
     training(&format!("{own} #[validation_step(Self::val)]"), &[]);
+    training(
+        "#[training_step(Self::train, captured, of = examples, counts = words)] #[validation_step(Self::val)]",
+        &[],
+    );
+    training(
+        "#[training_step(Self::train, counts = |batch| words(batch), captured)] #[validation_step(Self::val)]",
+        &[],
+    );
+    training("#[loss(mse_loss)] #[test_step(Self::test)] #[predict_step(Self::predict)]", &[]);
+    metrics(
+        "#[training_step(Self::train, of = words, weight = 1)]",
+        &[("weight", "`training_step` has no `weight`: it takes `of`, `counts`")],
+    );
+    metrics(
+        "#[validation_step(Self::val, of = examples)]",
+        &[(
+            "validation_step",
+            "`#[validation_step]` takes the path of a function, as in `#[validation_step(Self::my_validation_step)]`, with the signature `fn(&mut Self, &Batch, &mut Step<'_>) -> Result<()>`",
+        )],
+    );
+    metrics(
+        "#[predict_step(|b| b)]",
+        &[(
+            "predict_step",
+            "`#[predict_step]` takes the path of a function, as in `#[predict_step(Self::my_predict_step)]`, with the signature `fn(&mut Self, &Batch, &mut Step<'_>) -> Result<Output>`",
+        )],
+    );
     metrics(
         "#[training_step(|b| b)]",
         &[(

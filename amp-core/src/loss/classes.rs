@@ -4,7 +4,7 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::{
     IGNORED, Loss, MeanOver, explained,
-    shapes::{ClassDim, classes, computed_in, elementwise, misfit, option},
+    shapes::{ClassDim, are_log_probabilities, classes, computed_in, elementwise, misfit, option},
 };
 use crate::{
     Result, ffi,
@@ -180,7 +180,8 @@ impl Loss for CrossEntropy {
 /// weights.
 ///
 /// # Errors
-/// The errors of [`CrossEntropy`].
+/// The errors of [`CrossEntropy`]. On the CPU, a log probability above 0 is an error too: for logits,
+/// use [`CrossEntropy`].
 #[derive(Debug)]
 pub struct Nll {
     /// The weight of each class, a floating-point tensor of shape `[C]`. The loss of a target is
@@ -215,6 +216,7 @@ impl Nll {
         let Self { weight, ignore_index, .. } = self;
         let (rows, of_rows) = self.classes.resolve(output, target)?;
         let (logits, of) = classes(NAME, &rows, &of_rows)?;
+        are_log_probabilities(NAME, "the output", &logits, [output, target])?;
         let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
         let weight = weight.as_ref();
         let likelihood =

@@ -4,7 +4,7 @@ use tch::{Device, Reduction, Tensor};
 
 use super::{
     Loss, MeanOver,
-    shapes::{elementwise, misfit, of_one_example, option},
+    shapes::{are_log_probabilities, elementwise, misfit, of_one_example, option},
 };
 use crate::Result;
 
@@ -207,6 +207,10 @@ of_elements!(BinaryCrossEntropyWithLogits "binary_cross_entropy_with_logits", |o
 ///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
+///
+/// On the CPU, a log probability above 0 is an error. Logits and probabilities are not logarithms of
+/// probabilities: apply a log softmax first. torch computes a number without a meaning from them.
+/// On CUDA the values are not checked.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KlDiv {
     /// Whether the target contains log probabilities instead of probabilities.
@@ -216,13 +220,19 @@ pub struct KlDiv {
     pub batchmean: bool,
 }
 
-of_elements!(KlDiv "kl_div", |own, x, y, reduction| match (own.batchmean, reduction) {
-    (true, Reduction::Mean) => {
-        let sum = x.f_kl_div(y, Reduction::Sum, own.log_target)?;
-        let examples = x.size().first().copied().unwrap_or(1);
-        Ok(sum.f_div_scalar(examples)?)
+of_elements!(KlDiv "kl_div", |own, x, y, reduction| {
+    are_log_probabilities(NAME, "the output", x, [x, y])?;
+    if own.log_target {
+        are_log_probabilities(NAME, "the target", y, [x, y])?;
     }
-    _ => Ok(x.f_kl_div(y, reduction, own.log_target)?),
+    match (own.batchmean, reduction) {
+        (true, Reduction::Mean) => {
+            let sum = x.f_kl_div(y, Reduction::Sum, own.log_target)?;
+            let examples = x.size().first().copied().unwrap_or(1);
+            Ok(sum.f_div_scalar(examples)?)
+        }
+        _ => Ok(x.f_kl_div(y, reduction, own.log_target)?),
+    }
 });
 
 /// The negative log likelihood of the targets y, which are counts, under a Poisson distribution.

@@ -4,7 +4,7 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::{
     IGNORED, Loss, MeanOver,
-    shapes::{computed_in, misfit},
+    shapes::{are_log_probabilities, computed_in, misfit},
 };
 use crate::{Result, ffi, precision::is_floating};
 
@@ -26,7 +26,8 @@ const NAME: &str = "ctc_loss";
 /// When shapes or dtypes are invalid, a label is not a class or is the blank, -100 stands before a
 /// label, or a length is not from 0 to T. A step that runs as a CUDA graph cannot report wrong
 /// values of labels and lengths. Instead, the loss of the example is NaN. The trainer then repeats
-/// the step without a graph, and the repeated step reports the error.
+/// the step without a graph, and the repeated step reports the error. On the CPU, a log probability
+/// above 0 is an error too; torch computes a number without a meaning from logits.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ctc {
     /// The number of the blank class. The default is 0.
@@ -137,6 +138,7 @@ impl Ctc {
         if ffi::is_capturing() {
             return Ok(());
         }
+        are_log_probabilities(NAME, "the output", output, [output, target])?;
         let labels = target.f_ne(IGNORED)?;
         let outside = target.f_lt(0)?.f_logical_or(&target.f_ge(*classes)?)?;
         let after = labels.f_slice(1, 1, None, 1)?;

@@ -20,6 +20,28 @@ pub(crate) fn misfit(what: &str, output: &Tensor, target: &Tensor, why: &str) ->
     Error::config(format!("{what}: the output is {output} and the target {target}: {why}"))
 }
 
+/// Checks on the CPU that `values` are logarithms of probabilities, and so at most 0. `which` names
+/// the tensor in the error, and `given` are the output and the target of the loss `what`. A
+/// rounding error above 0 is accepted.
+pub(super) fn are_log_probabilities(
+    what: &str,
+    which: &str,
+    values: &Tensor,
+    [output, target]: [&Tensor; 2],
+) -> Result<()> {
+    if values.device() != Device::Cpu || values.numel() == 0 {
+        return Ok(());
+    }
+    let most = values.f_max()?.f_double_value(&[])?;
+    if most > 1e-3 {
+        let why = format!(
+            "{which} must be log probabilities, which are at most 0, but reaches {most}: apply a log softmax"
+        );
+        return Err(misfit(what, output, target, &why));
+    }
+    Ok(())
+}
+
 /// The dimension of logits that holds the classes, for shapes that allow two readings, such as
 /// logits `[N, 5, 5]` for classes `[N, 5]`. For all other shapes this option has no effect.
 ///

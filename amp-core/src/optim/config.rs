@@ -176,7 +176,8 @@ fn split(
         let Some(owner) = owner.or(rest) else {
             return Err(Error::config(format!(
                 "`{}` would be trained by no optimizer: add a pattern that matches it, or leave \
-                 one optimizer without patterns for the rest",
+                 one optimizer without patterns for the rest; a parameter that must not be trained \
+                 is frozen, by the option `freeze`",
                 parameter.name
             )));
         };

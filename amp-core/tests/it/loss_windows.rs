@@ -38,8 +38,9 @@ fn rare() -> Tensor {
 
 /// Defines a model with 4 inputs and 3 outputs, and this loss.
 macro_rules! model {
-    ($build:ident, $name:ident, $($loss:tt)*) => {
+    (@ $build:ident, $name:ident, [$(#[$forward:meta])?], $($loss:tt)*) => {
         #[derive(LightningModule)]
+        $(#[$forward])?
         #[loss($($loss)*)]
         #[log(train_loss, on_step, on_epoch)]
         #[optimizer(sgd, lr = 0.5)]
@@ -56,6 +57,9 @@ macro_rules! model {
             Ok(Box::new($name::builder().room(room).build()?))
         }
     };
+    ($build:ident, $name:ident, $($loss:tt)*) => {
+        model!(@ $build, $name, [], $($loss)*);
+    };
 }
 
 model!(ignoring, Ignoring, cross_entropy, ignore_index = 2);
@@ -63,7 +67,9 @@ model!(smooth, Smooth, cross_entropy, label_smoothing = 0.2, weight = rare());
 model!(weighted, Weighted, cross_entropy, weight = rare(), ignore_index = 1);
 model!(positives, Positives, binary_cross_entropy_with_logits, pos_weight = rare());
 model!(huber, OfHuber, huber_loss, delta = 0.5);
-model!(divergence, Divergence, kl_div, batchmean = true);
+model!(@ divergence, Divergence,
+    [#[forward(|x| Ok(head(&room_of(x)?)?.f_log_softmax(-1, Kind::Double)?))]],
+    kl_div, batchmean = true);
 model!(focal, OfFocal, focal, gamma = 1.5);
 model!(dice, OfDice, dice);
 model!(by_size, OfSize, value = BySize);

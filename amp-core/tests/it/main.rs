@@ -65,6 +65,7 @@ mod graphs_storage;
 mod graphs_values;
 #[cfg(feature = "images")]
 mod image_folders;
+mod in_evaluation;
 mod initial_values;
 mod inner_tensors;
 mod invariants;
@@ -77,6 +78,7 @@ mod left_out;
 mod linear;
 mod linear_cross_entropy;
 mod log;
+mod log_probabilities;
 mod loggers;
 mod loops;
 mod loss_windows;

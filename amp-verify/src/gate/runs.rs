@@ -109,7 +109,10 @@ impl Runs<'_> {
         let figure = (overlap, OVERLAP);
         let checked = Checked::at_most(Reason::Contaminated, what, "the data", Unit::Share, figure);
         if checked.is_broken() && is_paired {
-            let text = format!("{} of the validation set are training examples", percent(overlap));
+            let text = format!(
+                "{} of the validation set are training examples: remove them from one of the two sets",
+                percent(overlap)
+            );
             findings.fail(Reason::Contaminated, text);
         }
         findings.checked.push(checked);

@@ -1,6 +1,10 @@
-//! Detects whether a training context is created while a model is evaluated.
+//! Runs a part of a forward pass in evaluation mode, and detects whether a training context is
+//! created while a model is evaluated.
 
 use std::{cell::Cell, marker::PhantomData};
+
+use super::Context;
+use crate::Result;
 
 thread_local! {
     /// Whether a model is being evaluated on this thread.
@@ -36,4 +40,53 @@ pub(super) fn note(training: bool) {
 /// Returns whether a training context was created during an evaluation, and resets the flag.
 pub(crate) fn take_trained_in_evaluation() -> bool {
     TRAINED.replace(false)
+}
+
+/// A guard. When it is dropped, the context has its former mode again.
+struct Former<'c> {
+    cx: &'c Context,
+    training: bool,
+    dropout: bool,
+}
+
+impl Drop for Former<'_> {
+    fn drop(&mut self) {
+        self.cx.training.set(self.training);
+        self.cx.dropout.set(self.dropout);
+    }
+}
+
+impl Context {
+    /// Runs `body` in evaluation mode, as torch's `module.eval()` does for a module inside a model
+    /// that is trained. In evaluation mode dropout is off, and batch norms use their running
+    /// statistics and do not change them. A frozen teacher or a frozen backbone usually needs this,
+    /// because freezing parameters changes neither dropout nor batch statistics.
+    ///
+    /// ```no_run,standalone_crate
+    /// use amp_core::{prelude::*, tch};
+    ///
+    /// /// Returns the logits of a student, and of a teacher that is not trained.
+    /// #[derive(Module)]
+    /// #[forward(|x| -> Result<(Tensor, Tensor)> {
+    ///     let wise = tch::no_grad(|| cx.in_evaluation(|| teacher(x)))?;
+    ///     Ok((student(x)?, wise))
+    /// })]
+    /// struct Distilled {
+    ///     #[layer(sequential(linear(16, 128), batch_norm1d(128), relu, dropout(0.2), linear(128, 5)))]
+    ///     teacher: Sequential,
+    ///     #[layer(linear(16, 5))]
+    ///     student: Linear,
+    /// }
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// When `body` fails.
+    pub fn in_evaluation<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _former =
+            Former { cx: self, training: self.training.get(), dropout: self.dropout.get() };
+        self.training.set(false);
+        self.dropout.set(false);
+        body()
+    }
 }

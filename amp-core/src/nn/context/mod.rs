@@ -48,9 +48,9 @@ pub(in crate::nn) enum Checkpointing {
 /// module, and an observer.
 pub struct Context {
     policy: Policy,
-    training: bool,
+    training: Cell<bool>,
     recomputing: bool,
-    dropout: bool,
+    dropout: Cell<bool>,
     /// Whether layers may be computed fused with the layers that follow.
     fuses: bool,
     checkpointing: Checkpointing,
@@ -70,9 +70,9 @@ impl Context {
         evaluating::note(training);
         Self {
             policy,
-            training,
+            training: Cell::new(training),
             recomputing: false,
-            dropout: training,
+            dropout: Cell::new(training),
             fuses: true,
             checkpointing: if training { Checkpointing::Declared } else { Checkpointing::Off },
             overrides: Rc::default(),
@@ -134,8 +134,8 @@ impl Context {
 
     /// Switches dropout off, even if this is a forward pass in training.
     #[must_use]
-    pub fn without_dropout(mut self) -> Self {
-        self.dropout = false;
+    pub fn without_dropout(self) -> Self {
+        self.dropout.set(false);
         self
     }
 
@@ -213,12 +213,12 @@ impl Context {
     /// Returns whether this is a forward pass in training. In training, batch norms use the batch's
     /// statistics, and dropout is active unless it is [disabled](Self::without_dropout).
     pub fn is_training(&self) -> bool {
-        self.training
+        self.training.get()
     }
 
     /// Returns whether dropout is active.
     pub fn drops_out(&self) -> bool {
-        self.dropout
+        self.dropout.get()
     }
 
     /// Returns which modules recompute their activations in the backward pass.
@@ -238,9 +238,9 @@ impl Context {
     pub(in crate::nn) fn recomputing(&self) -> Self {
         Self {
             policy: self.policy,
-            training: self.training,
+            training: self.training.clone(),
             recomputing: true,
-            dropout: self.dropout,
+            dropout: self.dropout.clone(),
             fuses: self.fuses,
             checkpointing: match &self.checkpointing {
                 Checkpointing::Declared => Checkpointing::Declared,

@@ -263,7 +263,9 @@ pub trait LightningModule: Visit {
 }
 
 fn no_step(model: &str, step: &str) -> Error {
-    Error::config(format!("`{model}` has no {step}: add one, in a derived model with `#[{step}(…)]`, or leave out the data for it"))
+    Error::config(format!(
+        "`{model}` has no {step}: add one, in a derived model with `#[{step}(…)]`, or leave out the data for it"
+    ))
 }
 
 /// What a hook can use: the position and the optimizers of the run, and the log.

@@ -57,7 +57,9 @@ fn a_run_leaves_a_frozen_teacher_unchanged() -> Result<()> {
     let mut model = model()?;
     let tensors = |model: &Distilled, name: &str| -> Vec<Vec<f64>> {
         let all = nn::named_tensors(model).into_iter();
-        all.filter(|(path, ..)| path.starts_with(name)).map(|(_, tensor, _)| values(&tensor)).collect()
+        all.filter(|(path, ..)| path.starts_with(name))
+            .map(|(_, tensor, _)| values(&tensor))
+            .collect()
     };
     let (teacher, student) = (tensors(&model, "teacher"), tensors(&model, "student"));
     assert_eq!((teacher.len(), student.len()), (9, 2));

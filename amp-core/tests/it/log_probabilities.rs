@@ -61,7 +61,9 @@ fn rounding_errors_and_nan_are_accepted() -> Result<()> {
     let output = Tensor::from_slice(&[1e-6_f32, -20.0, -20.0, -20.0]).view([1, 4]);
     let of = Tensor::from_slice(&[0_i64]);
     assert!(Nll::default().compute(&output, &of).is_ok());
-    assert!(Nll::default().compute(&output.f_mul_scalar(f64::NAN)?, &of)?.double_value(&[]).is_nan());
+    assert!(
+        Nll::default().compute(&output.f_mul_scalar(f64::NAN)?, &of)?.double_value(&[]).is_nan()
+    );
     assert!(Nll::default().compute(&output.f_narrow(0, 0, 0)?, &of.f_narrow(0, 0, 0)?).is_ok());
     Ok(())
 }

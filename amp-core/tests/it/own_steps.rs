@@ -187,7 +187,10 @@ fn own_test_and_prediction_steps_run() -> Result<()> {
     assert!(named("test_right") && !named("test_loss"), "{tested:?}");
     let mut predicted = Vec::new();
     let mut keep = |_: &str, _: usize, batch: &AnyBatch| -> Result<()> {
-        predicted.push((batch.required("output.0")?.shallow_clone(), batch.required("output.1")?.shallow_clone()));
+        predicted.push((
+            batch.required("output.0")?.shallow_clone(),
+            batch.required("output.1")?.shallow_clone(),
+        ));
         Ok(())
     };
     Trainer::new(config()).predict(&mut model, &data, &mut keep)?;

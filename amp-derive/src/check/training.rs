@@ -180,10 +180,8 @@ fn further_steps(spec: &Spec, diag: &Diagnostics) -> Option<(Option<ExprPath>, O
         Own::Refused => None,
     };
     let test = own(symbol::TEST_STEP, "fn(&mut Self, &Batch, &mut Step<'_>) -> Result<()>");
-    let predict = own(
-        symbol::PREDICT_STEP,
-        "fn(&mut Self, &Batch, &mut Step<'_>) -> Result<Output>",
-    );
+    let predict =
+        own(symbol::PREDICT_STEP, "fn(&mut Self, &Batch, &mut Step<'_>) -> Result<Output>");
     Some((test?, predict?))
 }
 

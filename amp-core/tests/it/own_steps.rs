@@ -21,7 +21,7 @@ struct Beginnings {
     words: Tensor,
 }
 
-/// The loss is a mean over the words that are not padding.
+/// Computes the loss, a mean over the words that are not padding.
 fn of_words(logits: &Tensor, next: &Tensor) -> Result<Tensor> {
     use loss::{CrossEntropy, Loss};
     CrossEntropy { ignore_index: 0, ..CrossEntropy::default() }.compute(logits, next)
@@ -87,7 +87,7 @@ words!(OfExamples, #[training_step(Self::step, of = examples)]);
 words!(Undeclared, #[training_step(Self::step)]);
 words!(OfTheBatch, #[training_step(Self::step, of = batch)]);
 
-/// Six sentences, with between one and three words.
+/// Returns six sentences, with between one and three words.
 fn sentences() -> Sentences {
     let words = [[1_i64, 2, 3], [4, 0, 0], [5, 6, 0], [2, 2, 2], [3, 0, 0], [6, 1, 0]];
     let words = Tensor::from_slice2(&words);

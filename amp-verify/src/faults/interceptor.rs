@@ -9,7 +9,7 @@ use amp_core::{
     nn::{Parameter, Role, named_tensors, parameters},
     optim::{AdamW, Optimizers, TrainingPlan},
     precision::{Gradients, Precision, StepOutcome, Unscaled},
-    tch::{Kind, Tensor, no_grad},
+    tch::{Tensor, no_grad},
     trainer::StepAccess,
 };
 
@@ -28,7 +28,7 @@ pub struct Faulty {
     watched: Rc<Cell<bool>>,
     steps: loss::Steps,
     /// The values of the model's buffers before the first step, for the fault that restores them
-    /// after each step.
+    /// after each forward pass.
     buffers: Vec<Tensor>,
 }
 
@@ -51,21 +51,10 @@ impl Faulty {
     }
 }
 
-impl Faulty {
-    /// Restores the values that the model's buffers had before the first step.
-    fn freeze(&mut self, model: &dyn LightningModule) -> Result<()> {
-        let buffers = || {
-            let tensors = named_tensors(model).into_iter();
-            tensors.filter(|(_, _, role)| *role == Role::Buffer).map(|(_, tensor, _)| tensor)
-        };
-        if self.buffers.is_empty() {
-            self.buffers = buffers().map(|b| Ok(b.f_detach_copy()?)).collect::<Result<_>>()?;
-        }
-        for (mut now, first) in buffers().zip(&self.buffers) {
-            no_grad(|| now.f_copy_(first))?;
-        }
-        Ok(())
-    }
+/// Returns the model's buffers.
+fn buffers(model: &dyn LightningModule) -> impl Iterator<Item = Tensor> {
+    let tensors = named_tensors(model).into_iter();
+    tensors.filter(|(_, _, role)| *role == Role::Buffer).map(|(_, tensor, _)| tensor)
 }
 
 /// The norm to which the fault `ClipBeforeUnscale` clips gradients.
@@ -102,7 +91,17 @@ impl Interceptor for Faulty {
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
         let Some(fault) = self.fault() else { return model.training_step(batch, step) };
-        loss::training_step(fault, &mut self.steps, self.watched.get(), model, batch, step)
+        if fault == Fault::StatisticsFrozen && self.buffers.is_empty() {
+            let copies = buffers(model).map(|buffer| Ok(buffer.f_detach_copy()?));
+            self.buffers = copies.collect::<Result<_>>()?;
+        }
+        let watched = self.watched.get();
+        let loss = loss::training_step(fault, &mut self.steps, watched, model, batch, step)?;
+        for (now, first) in buffers(model).zip(&self.buffers) {
+            // `data` hides the change from autograd, which keeps the buffers for the backward pass.
+            no_grad(|| now.f_data()?.f_copy_(first))?;
+        }
+        Ok(loss)
     }
 
     fn validation_step(
@@ -221,38 +220,10 @@ impl Interceptor for Faulty {
         {
             let _ = no_grad(|| last.tensor.shallow_clone().f_fill_(f64::NAN))?;
         }
-        if fault == Some(Fault::StatisticsFrozen) {
-            return self.freeze(model);
-        }
-        if *outcome != StepOutcome::Applied {
-            if fault == Some(Fault::DropFoundInf) {
-                for Parameter { tensor, .. } in parameters(model) {
-                    let _ = no_grad(|| tensor.shallow_clone().f_add_scalar_(1e-3))?;
-                }
+        if *outcome != StepOutcome::Applied && fault == Some(Fault::DropFoundInf) {
+            for Parameter { tensor, .. } in parameters(model) {
+                let _ = no_grad(|| tensor.shallow_clone().f_add_scalar_(1e-3))?;
             }
-            return Ok(());
-        }
-        let rounded = |tensor: &Tensor| -> Result<Option<Tensor>> {
-            Ok(match fault {
-                Some(Fault::Bf16Weights) => {
-                    Some(tensor.f_to_kind(Kind::BFloat16)?.f_to_kind(tensor.kind())?)
-                }
-                Some(Fault::TruncatingRounding) => {
-                    // 2⁻¹³ is the spacing of f16 numbers between 0.125 and 0.25, where most weights
-                    // are.
-                    let steps = tensor.f_mul_scalar(8192.0)?.f_trunc()?;
-                    Some(steps.f_div_scalar(8192.0)?)
-                }
-                _ => None,
-            })
-        };
-        for Parameter { tensor, .. } in parameters(model) {
-            no_grad(|| -> Result<()> {
-                if let Some(rounded) = rounded(&tensor)? {
-                    tensor.shallow_clone().f_copy_(&rounded)?;
-                }
-                Ok(())
-            })?;
         }
         Ok(())
     }

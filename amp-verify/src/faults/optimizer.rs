@@ -80,6 +80,33 @@ impl Broken {
         Ok(())
     }
 
+    /// Rounds the weights, as an optimizer does that stores them in a smaller dtype.
+    fn round_weights(&self) -> Result<()> {
+        let rounded = |tensor: &Tensor| -> Result<Option<Tensor>> {
+            Ok(match self.fault {
+                Fault::Bf16Weights => {
+                    Some(tensor.f_to_kind(Kind::BFloat16)?.f_to_kind(tensor.kind())?)
+                }
+                Fault::TruncatingRounding => {
+                    // 2⁻¹³ is the spacing of f16 numbers between 0.125 and 0.25, where most weights
+                    // are.
+                    let steps = tensor.f_mul_scalar(8192.0)?.f_trunc()?;
+                    Some(steps.f_div_scalar(8192.0)?)
+                }
+                _ => None,
+            })
+        };
+        for Parameter { tensor, .. } in self.inner.parameters().iter() {
+            no_grad(|| -> Result<()> {
+                if let Some(rounded) = rounded(tensor)? {
+                    tensor.shallow_clone().f_copy_(&rounded)?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     /// Makes a step whose learning rates are multiplied by `factor`.
     fn at_rates(&mut self, factor: f64, known: OnDevice<'_>) -> Result<()> {
         let rates = self.inner.rates();
@@ -135,6 +162,7 @@ impl Optimizer for Broken {
             _ => {}
         }
         self.inner.step_with(known)?;
+        self.round_weights()?;
         if self.fault == Fault::AveragesRounded {
             let state = self.inner.state()?;
             for (_, tensor) in state.tensors().filter(|(_, tensor)| tensor.numel() > 1) {

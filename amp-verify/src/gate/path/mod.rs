@@ -4,6 +4,7 @@
 //! steps are checked. The two runs must end with the same bits, so that the checks of the second
 //! run hold for the first one as well.
 
+mod between;
 mod bounds;
 mod device;
 mod dropout;

@@ -16,6 +16,7 @@ use amp_core::{
 };
 
 use super::{
+    between::{Kept, state_of},
     reference::Reference,
     replay::{Replay, Wrong},
     rules::ScaleRule,
@@ -62,6 +63,8 @@ pub(super) struct Observation {
     pub(super) buffers: BTreeMap<String, Tensor>,
     /// Copies of the model's tensors from before the first batch of the current step.
     before: Vec<Before>,
+    /// Copies of the buffers after the latest batch, if the run has a reference.
+    kept: Option<Kept>,
     /// The learning rates after the previous step.
     rates: Vec<f64>,
     /// Whether the first batch of the current step has begun.
@@ -105,6 +108,7 @@ impl Observation {
             losses: Vec::new(),
             buffers: BTreeMap::new(),
             before: Vec::new(),
+            kept: None,
             rates: Vec::new(),
             begun: false,
         }
@@ -137,7 +141,8 @@ impl Observation {
                 if !finite {
                     self.fail(Reason::Skip, "it was applied although a gradient is not finite");
                 }
-                self.apply(&gradients, hook)?;
+                let squares = all().map(square).collect::<Result<Vec<_>>>()?;
+                self.norms.push(read(&squares)?.into_iter().sum::<f64>().sqrt());
             }
             StepOutcome::Skipped { .. } => {
                 self.skipped += 1;
@@ -174,21 +179,32 @@ impl Observation {
     }
 
     /// Repeats an applied step in float64, and compares weights, optimizer state and learning
-    /// rates.
-    fn apply(&mut self, gradients: &[BTreeMap<String, Tensor>], hook: &Hook<'_>) -> Result<()> {
-        let squares = gradients.iter().flat_map(BTreeMap::values).map(square);
-        let squares = read(&squares.collect::<Result<Vec<_>>>()?)?;
-        self.norms.push(squares.into_iter().sum::<f64>().sqrt());
+    /// rates. The model's hooks, which may change weights, run afterwards.
+    fn repeat(&mut self, model: &dyn LightningModule, hook: &Hook<'_>) -> Result<()> {
         let Some(replay) = &mut self.replay else { return Ok(()) };
-        replay.step(gradients)?;
+        replay.step(&self.gradients)?;
         match replay.compare(hook.optimizers())? {
-            None => return Ok(()),
+            None => return replay.keep(model),
             Some(Wrong::Rates(text)) => self.fail(Reason::Schedule, text),
             Some(Wrong::Update(text)) => self.fail(Reason::Update, text),
         }
         // The replay ends at the first difference, because later differences would only follow from
         // the first one.
         self.replay = None;
+        Ok(())
+    }
+
+    /// Passes on what hooks of the model have changed since the latest batch.
+    fn follow(&mut self, model: &dyn LightningModule) -> Result<()> {
+        if let Some(replay) = self.replay.as_mut().filter(|_| !self.begun) {
+            replay.follow(model)?;
+        }
+        if let (Some(reference), Some(kept)) = (&mut self.reference, &self.kept) {
+            let (state, changes) = (state_of(model)?, kept.changes(model)?);
+            for copy in self.rounded.iter_mut().chain([reference]) {
+                copy.follow(&state, &changes)?;
+            }
+        }
         Ok(())
     }
 
@@ -222,6 +238,9 @@ impl Interceptor for Observer {
                 Err(error) => observation.no_replay = Some(error.to_string()),
             }
         }
+        if observation.reference.is_some() {
+            observation.kept = Some(Kept::of(model, Role::Buffer)?);
+        }
         drop(observation);
         model.configure_optimizers(plan)
     }
@@ -233,6 +252,7 @@ impl Interceptor for Observer {
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
         let mut observation = self.0.borrow_mut();
+        observation.follow(model)?;
         if !observation.begun {
             observation.begun = true;
             observation.attempts += 1;
@@ -255,6 +275,7 @@ impl Interceptor for Observer {
                 rounded.add(model, batch, place, &random, own)?;
             }
             observation.reference = Some(reference);
+            observation.kept = Some(Kept::of(model, Role::Buffer)?);
         }
         Ok(loss)
     }
@@ -262,10 +283,13 @@ impl Interceptor for Observer {
     fn after_step(
         &mut self,
         model: &dyn LightningModule,
-        _: &StepOutcome,
-        _: &Hook<'_>,
+        outcome: &StepOutcome,
+        hook: &Hook<'_>,
     ) -> Result<()> {
         let mut observation = self.0.borrow_mut();
+        if *outcome == StepOutcome::Applied {
+            observation.repeat(model, hook)?;
+        }
         if observation.reference.is_some() {
             let buffers =
                 named_tensors(model).into_iter().filter(|(.., role)| *role == Role::Buffer);

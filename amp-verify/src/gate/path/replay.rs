@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use amp_core::{
     LightningModule, Result,
     log::Logged,
-    nn,
+    nn::{self, Role},
     optim::{Interval, Scheduled, Storage, TrainingPlan},
     precision::{Clip, Policy, Precision},
     state::State,
@@ -17,6 +17,7 @@ use amp_core::{
 };
 
 use super::{
+    between::{Change, Kept},
     final_state::{exact, exact_on},
     rule::{Rule, Slots},
 };
@@ -41,8 +42,11 @@ pub(super) struct Replay {
     /// For each optimizer, the rule with which this module repeats its steps. `None` if this module
     /// has no rule for the optimizer.
     rules: Vec<Option<Ruled>>,
-    /// Copies of the run's parameters from before the first step, by name.
+    /// Copies of the run's parameters from before the first step, by name. They contain the changes
+    /// that hooks have made since, so that only the optimizers' updates count as moves.
     initial: BTreeMap<String, Tensor>,
+    /// Copies of the run's parameters after the latest step, before hooks changed them.
+    kept: Kept,
     clip: Option<Clip>,
     steps: u64,
     /// The largest difference from the repetition in float64 so far, divided by the accepted
@@ -116,11 +120,32 @@ impl Replay {
             scheduled,
             rules,
             initial,
+            kept: Kept::of(run, Role::Parameter)?,
             clip,
             steps: 0,
             worst: 0.0,
             clipped: 0,
         })
+    }
+
+    /// Receives the weights that hooks of the run have changed since the latest step.
+    pub(super) fn follow(&mut self, run: &dyn LightningModule) -> Result<()> {
+        for Change { name, before, after } in self.kept.changes(run)? {
+            let Some(initial) = self.initial.get_mut(&name) else { continue };
+            *initial = no_grad(|| initial.f_add(&after.f_detach()?)?.f_sub(&before))?;
+            let mut all = self.scheduled.iter().flat_map(|own| own.optimizer.parameters().iter());
+            if let Some(own) = all.find(|own| own.name == name) {
+                let (mut own, kind) = (own.tensor.shallow_clone(), own.tensor.kind());
+                no_grad(|| own.f_copy_(&after.f_detach()?.f_to_kind(kind)?))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the run's weights of the end of a step, to find what hooks change afterwards.
+    pub(super) fn keep(&mut self, run: &dyn LightningModule) -> Result<()> {
+        self.kept = Kept::of(run, Role::Parameter)?;
+        Ok(())
     }
 
     /// Repeats a step of the run in float64. `gradients` has one map for each optimizer, from the

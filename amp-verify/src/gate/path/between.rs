@@ -1,0 +1,229 @@
+//! Finds what changes in a run between two of its steps. Hooks of the model may set its state and
+//! write to its weights and buffers. The gate's copies of the model run no hooks. So they receive
+//! these changes before the next step.
+
+use std::collections::BTreeMap;
+
+use amp_core::{
+    LightningModule, Result,
+    nn::{Role, named_tensors},
+    state::State,
+    tch::Tensor,
+};
+
+use crate::{gate::hooks::copy_of, scalars::all_equal};
+
+/// Copies of a run's parameters or buffers from the end of a step, by name.
+pub(super) struct Kept {
+    role: Role,
+    copies: BTreeMap<String, Tensor>,
+}
+
+/// A tensor that was changed between two steps: its values before and after the change.
+pub(super) struct Change {
+    pub(super) name: String,
+    pub(super) before: Tensor,
+    pub(super) after: Tensor,
+}
+
+impl Kept {
+    /// Copies the tensors of this role.
+    pub(super) fn of(model: &dyn LightningModule, role: Role) -> Result<Self> {
+        let own = named_tensors(model).into_iter().filter(|(.., one)| *one == role);
+        let copies = own.map(|(name, tensor, _)| Ok((name, copy_of(&tensor)?)));
+        Ok(Self { role, copies: copies.collect::<Result<_>>()? })
+    }
+
+    /// Returns the tensors of the model whose values are not those of the copies.
+    pub(super) fn changes(&self, model: &dyn LightningModule) -> Result<Vec<Change>> {
+        let own = named_tensors(model).into_iter().filter(|(.., role)| *role == self.role);
+        let pairs = own.filter_map(|(name, after, _)| {
+            let before = self.copies.get(&name)?.shallow_clone();
+            Some(Change { name, before, after })
+        });
+        let pairs: Vec<Change> = pairs.collect();
+        // One comparison of all tensors waits for the device only once.
+        if all_equal(pairs.iter().map(|pair| (&pair.before, &pair.after)))? {
+            return Ok(Vec::new());
+        }
+        let mut changes = Vec::new();
+        for pair in pairs {
+            if !all_equal([(&pair.before, &pair.after)])? {
+                changes.push(pair);
+            }
+        }
+        Ok(changes)
+    }
+}
+
+/// Returns what a checkpoint would save of the model besides its tensors: its `#[state]` fields.
+pub(super) fn state_of(model: &dyn LightningModule) -> Result<State> {
+    let mut state = State::default();
+    model.on_save_checkpoint(&mut state)?;
+    state.copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{
+        nn::{self, parameters},
+        prelude::*,
+        tch::no_grad,
+        trainer::Freeze,
+    };
+
+    use crate::{
+        DataSet, Model, Registry,
+        gate::{Task, deadline::Deadline, job::Job, waves::waves},
+        length::Length,
+        model, project,
+    };
+
+    /// Checks that a model breaks no rule of the training path.
+    fn passes(model: Model) -> Result<()> {
+        let precision = Precision::Bf16Mixed;
+        let model = model.judged_by_loss().margin(1.0).batch_size(4);
+        let job = Job::new(model.name(), precision, 3, Length::Epochs(1), Task::Path);
+        let registry =
+            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
+        let failures = crate::gate::path::run(&job, &registry, &Deadline::default())?.failures;
+        assert!(failures.is_empty(), "{failures:?}");
+        Ok(())
+    }
+
+    #[derive(LightningModule)]
+    #[forward(|x| -> Result<(Tensor, Tensor)> {
+        let x = body(x)?;
+        Ok((head(&x)?, x))
+    })]
+    #[loss(with = |output, target| {
+        let size = output.1.f_square()?.f_sum(Kind::Float)?;
+        let size = size.f_mul_scalar(self.beta)?.f_mul(&self.gain)?;
+        Ok(loss::mse_loss(&output.0, target)?.f_add(&size)?)
+    })]
+    #[optimizer(sgd, lr = 0.01)]
+    #[on_train_start(Self::start)]
+    #[on_train_batch_end(Self::warm_up)]
+    struct WarmUp {
+        #[state]
+        beta: f64,
+        #[buffer(shape = [], init = zeros)]
+        gain: Tensor,
+        #[layer(sequential(linear(4, 8), batch_norm1d(8), tanh))]
+        body: Sequential,
+        #[layer(linear(8, 1))]
+        head: Linear,
+    }
+
+    impl WarmUp {
+        fn start(&mut self) -> Result<()> {
+            // The hook also runs in a resumed run.
+            if self.beta == 0.0 {
+                let _ = self.gain.f_fill_(0.5)?;
+            }
+            Ok(())
+        }
+
+        fn warm_up(
+            &mut self,
+            _: &Tensor,
+            _: Option<&StepOutcome>,
+            hook: &mut Hook<'_>,
+        ) -> Result<()> {
+            self.beta = (hook.global_step as f64 / 8.0).min(1.0);
+            let _ = self.gain.f_fill_(self.beta + 0.5)?;
+            Ok(())
+        }
+    }
+
+    /// Checks that the loss under 32-true uses the state and the buffers that hooks of the run have
+    /// set, in each step and in the validation.
+    #[test]
+    fn a_weight_of_the_loss_may_grow_from_step_to_step() -> Result<()> {
+        passes(model!(WarmUp))
+    }
+
+    #[derive(LightningModule)]
+    #[forward(|x| -> Result<(Tensor, Tensor)> {
+        let target = no_grad(|| slow(x))?;
+        Ok((head(&quick(x)?.f_tanh()?)?, target.f_detach()?))
+    })]
+    #[loss(with = |output, target| {
+        let gap = loss::mse_loss(&output.0, &output.1.f_mean_dim([1].as_slice(), true, output.1.kind())?)?;
+        Ok(loss::mse_loss(&output.0, target)?.f_add(&gap.f_mul_scalar(0.1)?)?)
+    })]
+    #[optimizer(adamw, lr = 1e-2)]
+    #[on_train_start(Self::start)]
+    #[on_train_batch_end(Self::follow)]
+    struct Momentum {
+        #[layer(linear(4, 8))]
+        quick: Linear,
+        #[layer(linear(8, 1))]
+        head: Linear,
+        #[layer(linear(4, 8))]
+        slow: Linear,
+        #[state]
+        started: bool,
+    }
+
+    impl Momentum {
+        fn mix(&self, keep: f64) -> Result<()> {
+            for (slow, quick) in parameters(&self.slow).iter().zip(parameters(&self.quick)) {
+                no_grad(|| -> Result<()> {
+                    let part = quick.tensor.f_mul_scalar(1.0 - keep)?;
+                    let mixed = slow.tensor.f_mul_scalar(keep)?.f_add(&part)?;
+                    slow.tensor.shallow_clone().f_copy_(&mixed)?;
+                    Ok(())
+                })?;
+            }
+            Ok(())
+        }
+
+        fn start(&mut self) -> Result<()> {
+            // The hook also runs in a resumed run.
+            if !std::mem::replace(&mut self.started, true) {
+                self.mix(0.0)?;
+            }
+            Ok(())
+        }
+
+        fn follow(
+            &mut self,
+            _: &Tensor,
+            outcome: Option<&StepOutcome>,
+            _: &mut Hook<'_>,
+        ) -> Result<()> {
+            if outcome == Some(&StepOutcome::Applied) { self.mix(0.9) } else { Ok(()) }
+        }
+    }
+
+    /// Checks that a hook may write to frozen weights: a momentum encoder.
+    #[test]
+    fn a_hook_may_write_to_frozen_weights() -> Result<()> {
+        passes(model!(Momentum).freeze([Freeze::new("slow.*")]))
+    }
+
+    #[derive(LightningModule)]
+    #[loss(mse_loss)]
+    #[optimizer(adamw, lr = 1e-2)]
+    #[on_train_batch_end(Self::clamp)]
+    struct Clamped {
+        #[layer(linear(4, 1))]
+        body: Linear,
+    }
+
+    impl Clamped {
+        fn clamp(&mut self, _: &Tensor, _: Option<&StepOutcome>, _: &mut Hook<'_>) -> Result<()> {
+            for nn::Parameter { tensor, .. } in parameters(&self.body) {
+                let _ = no_grad(|| tensor.shallow_clone().f_clamp_(-0.2, 0.2))?;
+            }
+            Ok(())
+        }
+    }
+
+    /// Checks that a hook may change weights that the optimizer trains.
+    #[test]
+    fn a_hook_may_limit_trained_weights() -> Result<()> {
+        passes(model!(Clamped))
+    }
+}

@@ -60,8 +60,8 @@ impl OptimizerConfig {
     /// rate of the schedule.
     ///
     /// # Errors
-    /// When an option is out of range, there is no parameter to train, or a parameter belongs to no
-    /// optimizer.
+    /// When an option is out of range, there is no parameter to train, or a parameter that requires a
+    /// gradient belongs to no optimizer.
     pub fn build(self, parameters: Vec<Parameter>) -> Result<Scheduled> {
         let mut built = Optimizers::from(self).build(parameters, Storage::default())?;
         Ok(built.remove(0))
@@ -106,7 +106,8 @@ impl Optimizers {
     ///
     /// # Errors
     /// When an option is out of range, there is no parameter to train, a pattern matches no
-    /// parameter, or a parameter belongs to two optimizers or to none.
+    /// parameter, or a parameter belongs to two optimizers. When a parameter that requires a gradient
+    /// belongs to none.
     pub fn build(
         self,
         parameters: Vec<Parameter>,
@@ -146,7 +147,7 @@ impl Optimizers {
 }
 
 /// Returns the parameters of each optimizer. An optimizer without a selection gets the parameters
-/// that no other optimizer selects.
+/// that no other optimizer selects. A frozen parameter may belong to no optimizer.
 fn split(
     parameters: Vec<Parameter>,
     selections: &[Option<&Selection>],
@@ -174,10 +175,12 @@ fn split(
             )));
         }
         let Some(owner) = owner.or(rest) else {
+            if !parameter.tensor.requires_grad() {
+                continue;
+            }
             return Err(Error::config(format!(
-                "`{}` would be trained by no optimizer: add a pattern that matches it, or leave \
-                 one optimizer without patterns for the rest; a parameter that must not be trained \
-                 is frozen, by the option `freeze`",
+                "`{}` would be trained by no optimizer: add a pattern that matches it, leave one \
+                 optimizer without patterns for the rest, or freeze it with the option `freeze`",
                 parameter.name
             )));
         };

@@ -110,11 +110,12 @@ impl<'r, 'c> Run<'r, 'c> {
         };
         let window = config.optimization.accumulate_grad_batches;
         let plan = config.training_plan(&loader);
+        let freezing = Freezing::new(model, &config.optimization.freeze)?;
         let optimizers = model.configure_optimizers(&plan)?;
         let storage =
             Storage { weights: config.numerics.weight_update, moments: config.numerics.moments };
-        let freezing = Freezing::new(model, &config.optimization.freeze)?;
         let optimizers = optimizers.build(nn::parameters(model), storage)?;
+        freezing.check_optimizers(&optimizers)?;
         let access = step_access(model, callbacks, config);
         if model.optimizes_manually() {
             config.check_manual(model.name())?;

@@ -1,10 +1,12 @@
 //! Freezes and unfreezes parameters during a run.
 
+use std::collections::HashSet;
+
 use super::config::Freeze;
 use crate::{
     Error, LightningModule, Result,
     nn::{self, Parameter},
-    optim::Patterns,
+    optim::{Patterns, Scheduled},
     parameter::Frozen,
 };
 
@@ -47,6 +49,28 @@ impl Freezing {
             )));
         }
         Ok(freezing)
+    }
+
+    /// Checks that an optimizer will train each parameter that is frozen for only a part of the run.
+    ///
+    /// # Errors
+    /// When such a parameter belongs to no optimizer.
+    pub(super) fn check_optimizers(&self, optimizers: &[Scheduled]) -> Result<()> {
+        let held = optimizers.iter().flat_map(|one| one.optimizer.parameters().iter());
+        let held: HashSet<&str> = held.map(|parameter| parameter.name.as_str()).collect();
+        let others = self.parameters.iter().filter(|own| !held.contains(own.name.as_str()));
+        for Parameter { name, .. } in others {
+            let mut entries = self.entries.iter().filter(|one| one.patterns.matches(name));
+            if let Some(Entry { freeze, .. }) = entries.clone().find(|one| !one.freeze.is_endless())
+                && !entries.any(|one| one.freeze.is_endless())
+            {
+                return Err(Error::config(format!(
+                    "`{name}` would be trained by no optimizer after `{freeze}` has ended: let a \
+                     pattern of an optimizer match it, or freeze it for the whole run"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Freezes and unfreezes parameters for the given epoch and number of steps. Returns the

@@ -112,6 +112,51 @@ fn frozen_parameters_do_not_change(
     Ok(())
 }
 
+/// `Net`, whose optimizer takes all parameters but those of the encoder.
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 0.01, weight_decay = 0.1, params = ["middle.*", "head.*"])]
+struct Partly {
+    #[layer(sequential(linear(64, 16), relu))]
+    encoder: Sequential,
+    #[layer(sequential(linear(16, 16), relu))]
+    middle: Sequential,
+    #[layer(linear(16, 10))]
+    head: Linear,
+}
+
+/// A parameter that is frozen for the whole run may belong to no optimizer, as in PyTorch.
+#[test]
+fn a_frozen_parameter_needs_no_optimizer() -> Result<()> {
+    let config = || config(Precision::Bf16Mixed, &["encoder.*"]);
+    let mut partly = built(|| Partly::builder().build())?;
+    let summary = Trainer::new(config()).summary(&mut partly, &data()?)?;
+    assert_eq!(summary.frozen, 64 * 16 + 16);
+    train(&mut partly, config())?;
+    let mut net = built(|| Net::builder().build())?;
+    train(&mut net, config())?;
+    for ((name, own), (_, expected)) in weights(&partly).iter().zip(weights(&net)) {
+        assert!(own.equal(&expected), "{name}");
+    }
+    Ok(())
+}
+
+#[rstest]
+#[case(&[], "`encoder.0.weight` would be trained by no optimizer: add a pattern that matches it, ")]
+#[case(&["encoder.*=epoch:2"], "`encoder.0.weight` would be trained by no optimizer after \
+    `encoder.*=epoch:2` has ended: ")]
+#[case(&["encoder.0.weight", "encoder.*=step:3"], "`encoder.0.bias` would be trained by no optimizer \
+    after `encoder.*=step:3` has ended: ")]
+fn a_parameter_that_is_trained_needs_an_optimizer(
+    #[case] freeze: &[&str],
+    #[case] says: &str,
+) -> Result<()> {
+    let mut partly = built(|| Partly::builder().build())?;
+    let text = message(train(&mut partly, config(Precision::F32True, freeze)));
+    assert!(text.starts_with(says), "{text}");
+    Ok(())
+}
+
 /// A checkpoint contains no optimizer state for frozen parameters. When a run is resumed, the same
 /// parameters are frozen.
 #[test]

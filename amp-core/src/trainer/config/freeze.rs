@@ -65,6 +65,11 @@ impl Freeze {
         }
     }
 
+    /// Returns whether this entry freezes its parameters for the whole run.
+    pub(in crate::trainer) fn is_endless(&self) -> bool {
+        matches!(self.until, Until::End)
+    }
+
     /// Returns the step from which this entry's parameters are trained. Returns `None` if the entry
     /// does not name a step.
     pub(in crate::trainer) fn step(&self) -> Option<u64> {

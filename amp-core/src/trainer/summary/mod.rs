@@ -118,11 +118,12 @@ impl Trainer<'_> {
         nn::parameters_require_gradients(model)?;
         let loader = config.train_loader(data)?;
         let plan = config.training_plan(&loader);
+        let freezing = Freezing::new(model, &config.optimization.freeze)?;
         let optimizers = model.configure_optimizers(&plan)?;
-        let _freezing = Freezing::new(model, &config.optimization.freeze)?;
         let numerics = &config.numerics;
         let storage = Storage { weights: numerics.weight_update, moments: numerics.moments };
         let optimizers = optimizers.build(nn::parameters(model), storage)?;
+        freezing.check_optimizers(&optimizers)?;
         let Some(batch) = loader.epoch(0, 0)?.next().transpose()? else {
             return Err(Error::config(format!("`{}` has no batch to train on", data.name)));
         };

@@ -74,7 +74,7 @@ mod tests {
 
     use crate::{
         DataSet, Model, Registry,
-        gate::{Task, deadline::Deadline, job::Job, waves::waves},
+        gate::{Task, checked::Checked, deadline::Deadline, job::Job, waves::waves},
         length::Length,
         model, project,
     };
@@ -86,8 +86,11 @@ mod tests {
         let job = Job::new(model.name(), precision, 3, Length::Epochs(1), Task::Path);
         let registry =
             Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
-        let failures = crate::gate::path::run(&job, &registry, &Deadline::default())?.failures;
-        assert!(failures.is_empty(), "{failures:?}");
+        let outcome = crate::gate::path::run(&job, &registry, &Deadline::default())?;
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        let checked = outcome.path.expect("a report").checked;
+        let left_out = |checked: &Checked| checked.what.starts_with("no replay");
+        assert!(!checked.iter().any(left_out), "{checked:?}");
         Ok(())
     }
 
@@ -152,7 +155,7 @@ mod tests {
         let gap = loss::mse_loss(&output.0, &output.1.f_mean_dim([1].as_slice(), true, output.1.kind())?)?;
         Ok(loss::mse_loss(&output.0, target)?.f_add(&gap.f_mul_scalar(0.1)?)?)
     })]
-    #[optimizer(adamw, lr = 1e-2)]
+    #[optimizer(adamw, lr = 1e-2, params = ["quick.*", "head.*"])]
     #[on_train_start(Self::start)]
     #[on_train_batch_end(Self::follow)]
     struct Momentum {
@@ -197,7 +200,7 @@ mod tests {
         }
     }
 
-    /// Checks that a hook may write to frozen weights: a momentum encoder.
+    /// Checks that a hook may write to frozen weights of no optimizer: a momentum encoder.
     #[test]
     fn a_hook_may_write_to_frozen_weights() -> Result<()> {
         passes(model!(Momentum).freeze([Freeze::new("slow.*")]))

@@ -332,7 +332,8 @@ impl<'a> Checks<'a> {
         let Some(reference) = &observation.reference else { return Ok(()) };
         match reference.dropout.found() {
             (0, ..) if reference.draws => {
-                let why = "elements are dropped within other layers, where they cannot be counted";
+                let why = "the model draws random numbers, but no layer drops elements that can be \
+                           counted";
                 self.findings.left_out(Reason::Dropout, why);
             }
             (0, ..) => self.findings.left_out(Reason::Dropout, "the model drops nothing"),

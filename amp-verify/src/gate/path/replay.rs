@@ -108,7 +108,15 @@ impl Replay {
             .iter()
             .map(|parameter| Ok((parameter.name.clone(), copy_of(&parameter.tensor)?)))
             .collect::<Result<_>>()?;
+        // As in the run, a frozen parameter may belong to no optimizer.
+        let frozen: Vec<Tensor> = nn::parameters(model.as_ref())
+            .into_iter()
+            .zip(nn::parameters(run))
+            .filter(|(_, run)| !run.tensor.requires_grad())
+            .map(|(own, _)| own.tensor.set_requires_grad(false))
+            .collect();
         let scheduled = model.configure_optimizers(plan)?.build(parameters, Storage::default())?;
+        frozen.iter().for_each(|own| drop(own.set_requires_grad(true)));
         let ruled = |scheduled: &Scheduled| {
             scheduled.optimizer.options(0)?;
             let rule = Rule::of(scheduled.optimizer.name())?;

@@ -169,7 +169,8 @@ pub trait LightningModule: Visit {
         self.on_save_checkpoint(values)
     }
 
-    /// Runs once, before the first epoch.
+    /// Runs once, before the first epoch. In a resumed run it runs after the checkpoint has been
+    /// loaded, so what it sets replaces what was saved.
     ///
     /// # Errors
     /// An error ends the run, as an error of any hook does.

@@ -27,8 +27,8 @@ pub fn named_tensors(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor, Rol
     found.into_iter().map(|found| (found.name, found.tensor, found.role)).collect()
 }
 
-/// Returns the parameters of the module, which are the trained tensors. A tied parameter (one
-/// tensor with several names) is returned once, under its first name.
+/// Returns the parameters of the module, whether they are trained or frozen, but not the buffers. A
+/// tied parameter (one tensor with several names) is returned once, under its first name.
 pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
     let mut seen = std::collections::HashSet::new();
     named_tensors(module)

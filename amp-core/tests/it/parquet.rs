@@ -59,6 +59,10 @@ fn columns_are_read_as_pyarrow_reads_them(
                 bits.map_or(-7.0, |number| number.double_value(&[0]))
             });
             assert_eq!(values(&seen), expected.collect::<Vec<f64>>(), "{name}");
+            let flags = table.batch(&Columns::new().missing("x", &[name]))?;
+            let expected = cells.iter().map(|cell| f64::from(u8::from(cell.is_none())));
+            let expected = expected.collect::<Vec<f64>>();
+            assert_eq!(values(flags.required("x")?), expected, "{name}");
             read += 1;
         }
         if let Some(cells) = cells(column, "integers") {

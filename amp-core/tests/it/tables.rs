@@ -67,6 +67,24 @@ fn columns_become_fields() -> Result<()> {
     Ok(())
 }
 
+/// A field of flags says which numbers are missing, as `isna()` of pandas. Text is refused.
+#[test]
+fn missing_numbers_are_flagged() -> Result<()> {
+    let (_folder, path) = file("people.csv", PEOPLE);
+    let table = Table::read_separated(&path, b';')?;
+    let columns = Columns::new().missing("unknown", &["hours", "age", "class"]);
+    let text = serde_json::to_string(&columns).expect("JSON");
+    assert_eq!(serde_json::from_str::<Columns>(&text).expect("columns"), columns);
+    let batch = table.batch(&columns)?;
+    let flags = batch.required("unknown")?;
+    let expected = [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0];
+    assert_eq!((flags.size(), flags.kind()), (vec![4, 3], Kind::Float));
+    assert_eq!(values(flags), expected);
+    let text = of_file(&message(table.batch(&Columns::new().missing("x", &["job"]))), &path);
+    assert!(text.starts_with("FILE, line 2: `job` is `cook`, which is not a number"), "{text}");
+    Ok(())
+}
+
 #[rstest]
 #[case(Columns::new().numbers("x", &["age", "hours"]), "FILE, line 3: `hours` is missing: fill the table")]
 #[case(Columns::new().integers("x", "class"), "FILE, line 4: `class` is missing: ")]
@@ -75,6 +93,7 @@ fn columns_become_fields() -> Result<()> {
 #[case(Columns::new().ids_or("x", "job", &Categories::of(["cook"]), "none"), "missing values of `job` are to be `none`")]
 #[case(Columns::new().numbers_or("x", &["hours"], f32::NAN), "missing values of `x` are to be NaN")]
 #[case(Columns::new().numbers("x", &[]), "a field of numbers needs at least one column")]
+#[case(Columns::new().missing("x", &[]), "a field of numbers needs at least one column")]
 #[case(Columns::new(), "no columns: a batch needs at least one field")]
 #[case(Columns::new().numbers("x", &["age"]).integers("x", "age"), "the batch `Columns`: two tensors are called `x`")]
 fn what_cannot_be_a_field_is_refused(#[case] columns: Columns, #[case] says: &str) -> Result<()> {

@@ -88,6 +88,8 @@ impl Column<'_> {
 pub(super) enum Content<'c> {
     /// f32 values of shape `[N, columns]`.
     Numbers { columns: &'c [String], missing: Option<f32> },
+    /// 1 where a number is missing and 0 elsewhere, f32 of shape `[N, columns]`.
+    Missing { columns: &'c [String] },
     /// int64 values of shape `[N]`.
     Integers { column: &'c str, missing: Option<i64> },
     /// Category ids, int64 of shape `[N]`.
@@ -103,6 +105,13 @@ impl<'c> Content<'c> {
                 for (at, column) in columns.iter().enumerate() {
                     rows.floats(column, missing, Column { values, at, width })?;
                 }
+                Ok(())
+            }
+            (Self::Missing { columns }, Places::F32 { values, width }) => {
+                for (at, column) in columns.iter().enumerate() {
+                    rows.floats(column, Some(f32::NAN), Column { values, at, width })?;
+                }
+                values.iter_mut().for_each(|own| *own = f32::from(u8::from(own.is_nan())));
                 Ok(())
             }
             (Self::Integers { column, missing }, Places::I64(to)) => {

@@ -53,6 +53,7 @@ struct Field {
 #[serde(tag = "kind", rename_all = "snake_case")]
 enum Content {
     Numbers { columns: Vec<String>, missing: Option<f32> },
+    Missing { columns: Vec<String> },
     Integers { column: String, missing: Option<i64> },
     Ids { column: String, categories: Categories, missing: Option<String> },
 }
@@ -74,6 +75,29 @@ impl Columns {
     #[must_use]
     pub fn numbers_or(self, field: &str, columns: &[&str], missing: f32) -> Self {
         self.with_numbers(field, columns, Some(missing))
+    }
+
+    /// Adds a field that is 1 where a number of these columns is missing and 0 elsewhere, as f32 of
+    /// shape `[N, columns]`. With it a model can tell a missing number from the replacement that
+    /// [`numbers_or`](Self::numbers_or) gives.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use amp_core::data::{Columns, Table};
+    ///
+    /// # fn main() -> amp_core::Result<()> {
+    /// let columns = Columns::new()
+    ///     .numbers_or("numbers", &["age", "hours"], 0.0)
+    ///     .missing("unknown", &["age", "hours"]);
+    /// let people = Table::read("train.csv")?.batch(&columns)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn missing(self, field: &str, columns: &[&str]) -> Self {
+        let columns = columns.iter().map(|&column| column.to_owned()).collect();
+        self.with(field, Content::Missing { columns })
     }
 
     fn with_numbers(self, field: &str, columns: &[&str], missing: Option<f32>) -> Self {
@@ -135,7 +159,9 @@ impl Columns {
     #[cfg(feature = "parquet")]
     pub(super) fn read(&self) -> impl Iterator<Item = &str> {
         self.fields.iter().flat_map(|field| match &field.content {
-            Content::Numbers { columns, .. } => columns.iter().map(String::as_str).collect(),
+            Content::Numbers { columns, .. } | Content::Missing { columns } => {
+                columns.iter().map(String::as_str).collect()
+            }
             Content::Integers { column, .. } | Content::Ids { column, .. } => vec![column.as_str()],
         })
     }
@@ -154,7 +180,7 @@ impl Columns {
                 Content::Ids { column, categories, missing } => {
                     categories.filled(column, missing.as_deref())?;
                 }
-                Content::Numbers { .. } | Content::Integers { .. } => {}
+                Content::Numbers { .. } | Content::Missing { .. } | Content::Integers { .. } => {}
             }
         }
         Ok(())
@@ -172,7 +198,9 @@ impl Columns {
         let mut batch = AnyBatch::new("Columns");
         for (Field { name, content }, tensor) in self.fields.iter().zip(filled.tensors()) {
             let role = match content {
-                Content::Numbers { .. } | Content::Integers { .. } => FieldRole::Value,
+                Content::Numbers { .. } | Content::Missing { .. } | Content::Integers { .. } => {
+                    FieldRole::Value
+                }
                 Content::Ids { .. } => FieldRole::Ids,
             };
             batch.push(name.clone(), &tensor, role)?;
@@ -189,6 +217,7 @@ impl Content {
             Self::Numbers { columns, missing } => {
                 cells::Content::Numbers { columns, missing: *missing }
             }
+            Self::Missing { columns } => cells::Content::Missing { columns },
             Self::Integers { column, missing } => {
                 cells::Content::Integers { column, missing: *missing }
             }

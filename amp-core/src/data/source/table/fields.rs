@@ -22,10 +22,10 @@ impl<'c> Fields<'c> {
     ) -> Result<Self> {
         let fields = contents.into_iter().map(|content| {
             let values = match content {
-                Content::Numbers { columns: [], .. } => {
+                Content::Numbers { columns: [], .. } | Content::Missing { columns: [] } => {
                     return Err(Error::config("a field of numbers needs at least one column"));
                 }
-                Content::Numbers { columns, .. } => {
+                Content::Numbers { columns, .. } | Content::Missing { columns } => {
                     let (width, size) = (columns.len(), [rows as i64, columns.len() as i64]);
                     Values::F32 { values: HostValues::zeros(&size)?, width }
                 }

@@ -12,12 +12,16 @@ use amp_core::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::scalars::all_finite;
+use crate::{rounding::rounding_of, scalars::all_finite};
 
 /// How many batches at the start of a run are recorded, to compare the order of the examples
 /// between runs. These batches suffice to distinguish two shuffles. Later batches could not be
 /// read, because they may be part of a CUDA graph.
 const NOTED: usize = 3;
+
+/// How many values of each tensor of these batches are recorded. In 16 bits they are rounded, so that
+/// they can only be compared within the rounding.
+const VALUES: i64 = 64;
 
 /// The largest number of examples that are compared. It is limited because a data set may be larger
 /// than memory.
@@ -27,25 +31,58 @@ const MOST_NUMBERS: i64 = 1 << 27;
 /// The number of examples that are read at once.
 const AT_ONCE: usize = 256;
 
-/// Records a digest of the first batches of a run, which depends on the order of the examples.
+/// Records a digest and some values of the first batches of a run, which depend on the order of the
+/// examples.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Order(Rc<RefCell<(usize, Sha256)>>);
+pub(super) struct Order(Rc<RefCell<Noted>>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    count: usize,
+    hash: Sha256,
+    values: Vec<f64>,
+}
 
 impl Order {
     pub(super) fn add(&self, batch: &AnyBatch) -> Result<()> {
-        let (count, hash) = &mut *self.0.borrow_mut();
-        if *count < NOTED {
-            *count += 1;
+        let noted = &mut *self.0.borrow_mut();
+        if noted.count < NOTED {
+            noted.count += 1;
             for (_, tensor) in batch.tensors() {
-                hash.update(bytes(tensor)?);
+                noted.hash.update(bytes(tensor)?);
+                noted.values.extend(spaced(tensor)?);
             }
         }
         Ok(())
     }
 
     pub(super) fn digest(&self) -> String {
-        hex(&self.0.borrow().1.clone().finalize())
+        hex(&self.0.borrow().hash.clone().finalize())
     }
+
+    /// Returns the recorded values.
+    pub(super) fn values(&self) -> Vec<f64> {
+        self.0.borrow().values.clone()
+    }
+}
+
+/// Returns evenly spaced elements of a tensor. JSON has no infinities, so that other numbers stand
+/// for values that are not finite.
+fn spaced(tensor: &Tensor) -> Result<Vec<f64>> {
+    let flat = tensor.f_detach()?.f_reshape([-1])?;
+    let step = (flat.numel() as i64 / VALUES).max(1);
+    let flat = flat.f_slice(0, 0, Some(step * VALUES), step)?;
+    let values = Vec::<f64>::try_from(&flat.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
+    Ok(values.into_iter().map(|own| if own.is_finite() { own } else { f64::MAX }).collect())
+}
+
+/// Returns whether the values of two runs' first batches are equal up to rounding to `storage`, in
+/// which one of the runs stores them. Transforms may round several times.
+pub(super) fn are_near(base: &[f64], own: &[f64], storage: Kind) -> bool {
+    let size = base.iter().map(|value| value.powi(2)).sum::<f64>() / base.len().max(1) as f64;
+    let unit = 8.0 * rounding_of(storage).max(rounding_of(Kind::Float));
+    let near = |(a, b): (&f64, &f64)| (a - b).abs() <= unit * (a.abs() + size.sqrt());
+    base.len() == own.len() && base.iter().zip(own).all(near)
 }
 
 /// Returns a digest of the initial weights.
@@ -157,4 +194,38 @@ fn own_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let mut bytes = vec![0; flat.numel()];
     flat.f_copy_data_u8(&mut bytes, flat.numel())?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{
+        data::{Batch, BatchType},
+        precision::{Policy, Precision},
+    };
+
+    use super::*;
+
+    /// Checks that batches in another dtype have the same order, and that other batches have not.
+    #[test]
+    fn rounded_batches_have_the_same_order() -> Result<()> {
+        let input = Tensor::f_arange(4096, (Kind::Double, Device::Cpu))?.f_sin()?;
+        let of = |rows: &Tensor, precision: Precision| -> Result<(String, Vec<f64>)> {
+            let input = input.f_view([64, 64])?.f_index_select(0, rows)?;
+            let target = input.f_select(1, 0)?;
+            let policy = Policy::new(precision, Device::Cpu);
+            let order = Order::default();
+            order.add(&Batch::new(input, target)?.to_any()?.place(policy)?)?;
+            Ok((order.digest(), order.values()))
+        };
+        let rows = Tensor::f_arange(64, (Kind::Int64, Device::Cpu))?;
+        let (digest, values) = of(&rows, Precision::F32True)?;
+        for precision in [Precision::F16True, Precision::Bf16True, Precision::F64True] {
+            let (rounded, own) = of(&rows, precision)?;
+            assert_ne!(digest, rounded, "{precision}");
+            assert!(are_near(&values, &own, precision.storage()), "{precision}");
+            let (_, other) = of(&rows.f_roll([1], [0])?, precision)?;
+            assert!(!are_near(&values, &other, precision.storage()), "{precision}");
+        }
+        Ok(())
+    }
 }

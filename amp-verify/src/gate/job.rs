@@ -281,6 +281,8 @@ impl Job {
             observed: record.observed,
             examples: case.data.val.examples(),
             pairing: identity::digest(&[&weights, &order.digest(), &data.validation]),
+            start: identity::digest(&[&weights, &data.validation]),
+            first_values: order.values(),
             overlap: data.overlap,
             hyperparameters: record.start.run.hyperparameters,
             data: record.start.run.data,

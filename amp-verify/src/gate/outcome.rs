@@ -1,11 +1,13 @@
 //! The results of a job of the gate.
 
-use amp_core::{Hyperparameters, hardware::Fingerprint, probe::Observed};
+use amp_core::{
+    Hyperparameters, hardware::Fingerprint, precision::Precision, probe::Observed, tch::Kind,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
     checked::Checked,
-    path,
+    identity, path,
     reason::{Failure, Reason},
 };
 
@@ -29,8 +31,13 @@ pub struct Outcome {
     /// The number of examples in the validation set.
     pub examples: i64,
     /// A digest of the initial weights, the order of examples and the validation set. It must equal
-    /// the digest of the 32-true run with the same seed.
+    /// the digest of the 32-true run with the same seed, unless the precision stores batches in another
+    /// dtype.
     pub pairing: String,
+    /// A digest of the initial weights and the validation set.
+    pub start: String,
+    /// Some values of the first batches, in the run's dtype.
+    pub first_values: Vec<f64>,
     /// The fraction of the validation examples that are also training examples.
     pub overlap: f64,
     /// The values of all hyperparameters of the model.
@@ -57,6 +64,17 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Returns whether the run began as `base` did, the run under 32-true with the same seed: with
+    /// the same weights, examples and validation set. A precision that stores batches in another
+    /// dtype rounds them.
+    pub(super) fn is_paired(&self, base: &Self, precision: Precision) -> bool {
+        let storage = precision.storage();
+        self.pairing == base.pairing
+            || storage != Kind::Float
+                && self.start == base.start
+                && identity::are_near(&base.first_values, &self.first_values, storage)
+    }
+
     /// Returns the outcome of a job that the time limit ended before anything was judged.
     pub(super) fn ended() -> Self {
         let crashed = Failure::new(Reason::Crashed, "");
@@ -75,6 +93,8 @@ impl Outcome {
             observed: Observed::default(),
             examples: 0,
             pairing: String::new(),
+            start: String::new(),
+            first_values: Vec::new(),
             overlap: 0.0,
             hyperparameters: Hyperparameters::new(),
             data: String::new(),

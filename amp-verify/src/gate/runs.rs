@@ -90,7 +90,7 @@ impl Runs<'_> {
         let differ = |different: &dyn Fn(&Outcome, &Outcome) -> bool| {
             self.baseline.iter().zip(self.own).any(|(base, own)| different(base, own))
         };
-        let wrong = if differ(&|base, own| base.pairing != own.pairing) {
+        let wrong = if differ(&|base, own| !own.is_paired(base, self.precision)) {
             let text =
                 "initial weights, order of examples or validation set differ from the baseline's";
             Some(text.to_owned())

@@ -298,6 +298,33 @@ mod tests {
         Ok(())
     }
 
+    /// A model whose first loss hardly depends on its output, only on the targets.
+    #[derive(LightningModule)]
+    #[forward(|x| Ok(head(x)?.f_mul_scalar(1e-4)?))]
+    #[loss(with = |output, target| {
+        let (output, target) = (output.f_to_kind(Kind::Float)?, target.f_to_kind(Kind::Float)?);
+        loss::mse_loss(&output, &target)
+    })]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Faint {
+        #[layer(linear(4, 1))]
+        head: Linear,
+    }
+
+    /// Checks that the bounds allow for targets that are stored in 16 bits.
+    #[rstest]
+    fn targets_may_be_rounded(
+        #[values(Precision::F16True, Precision::Bf16True)] precision: Precision,
+    ) -> Result<()> {
+        let registry = Registry::new(project!())
+            .data_set(DataSet::new("waves", waves))
+            .model(model!(Faint).judged_by_loss().margin(1.0).batch_size(16));
+        let job = Job::new("Faint", precision, 3, Length::Epochs(1), Task::Conformance);
+        let outcome = run(&job, &registry, &Deadline::default())?;
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        Ok(())
+    }
+
     fn registry(size: f64) -> Registry {
         let hyperparameters = serde_json::json!({ "size": size });
         let model = model!(Net).hyperparameters(hyperparameters).judged_by_loss().margin(1.0);

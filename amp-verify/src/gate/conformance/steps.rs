@@ -115,6 +115,10 @@ impl Interceptor for Still {
         let mut log = Log::default();
         let (index, global_step) = step.place();
         let mut own = Step::new(&context, &mut log, index, global_step);
+        let batch = match &self.rounding {
+            Some(rounding) => &rounding.batch(batch)?,
+            None => batch,
+        };
         let loss = first_loss(model, batch, &mut own)?;
         let (loss, descended) = match &self.rounding {
             Some(rounding) => rounding.loss(&loss)?,

@@ -15,6 +15,7 @@ use std::{
 
 use amp_core::{
     LightningModule, Result, Step,
+    data::AnyBatch,
     hardware::seed_everything,
     log::Log,
     nn::{Call, Context, Op, Probe, Role, Substitute, named_tensors, parameters, place},
@@ -268,6 +269,17 @@ impl Rounding {
             }
             Ok(())
         })
+    }
+
+    /// Returns the batch with the values that the precision stores of it: a precision with 16-bit
+    /// storage rounds the targets, too.
+    pub(super) fn batch(&self, batch: &AnyBatch) -> Result<AnyBatch> {
+        let Emulation { wide, precision, device, .. } = *self.emulation;
+        let stored = match is_narrow(precision.storage()) {
+            true => &batch.place(Policy::new(precision, device))?,
+            false => batch,
+        };
+        stored.place(Policy::new(wide, device))
     }
 
     /// Returns the code that rounds the inputs and outputs of modules during a forward pass.

@@ -73,17 +73,17 @@ fn a_query_without_keys_attends_to_zeros(
         let _autocast = policy.autocast()?;
         scaled_dot_product_attention(&query, &key, &value, &options)?
     };
-    assert!(is_zero(&output.get(1).narrow(1, 2, 1)), "the query without keys");
+    assert!(is_zero(&output.get(1).narrow(1, 2, 1)), "the output without keys is zero");
     assert!(!is_zero(&output.get(0).narrow(1, 2, 1)) && !is_zero(&output.get(1).narrow(1, 3, 1)));
     output.square().sum(Kind::Float).backward();
     let grads = [query.grad(), key.grad(), value.grad()];
     assert!(is_finite(&output) && grads.iter().all(is_finite));
-    assert!(is_zero(&query.grad().get(1).narrow(1, 2, 1)), "gradient of that query");
+    assert!(is_zero(&query.grad().get(1).narrow(1, 2, 1)), "its gradient is zero");
     assert!(grads.iter().all(|grad| !is_zero(grad)));
     Ok(())
 }
 
-/// Changing padded positions changes no bit of other outputs. One sequence is only padding.
+/// The input at padded positions affects no bit of other outputs. One sequence is only padding.
 #[rstest]
 fn padding_has_no_effect(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
@@ -112,7 +112,7 @@ fn padding_has_no_effect(
     for parameter in parameters(&layer) {
         assert!(is_finite(&parameter.tensor.grad()), "{}", parameter.name);
     }
-    // Padding affects neither the loss nor other queries, so the input's gradient there is zero.
+    // Padding affects neither the loss nor other queries, so its gradient is zero.
     assert!(is_zero(&x.grad().masked_select(&padding.unsqueeze(-1))));
     Ok(())
 }
@@ -181,7 +181,7 @@ fn returned_weights_do_not_change_the_output(
     Ok(())
 }
 
-/// For 8 heads, the ALiBi slopes equal the paper's. For 12 heads, they equal the authors' code's.
+/// For 8 heads, the ALiBi slopes equal the paper's. For 12 heads, they equal its authors' code.
 #[test]
 fn alibi_slopes_equal_the_papers() -> Result<()> {
     let eight: Vec<f64> = (1..=8).map(|i| 0.5_f64.powi(i)).collect();
@@ -215,7 +215,7 @@ fn rotated_products_depend_on_the_distance_alone(
         Ok((wide(&q) * wide(&k)).sum(Kind::Double).double_value(&[]))
     };
     assert!((product(7, 3)? - product(1004, 1000)?).abs() < bound * 8.0);
-    assert!((product(7, 3)? - product(7, 4)?).abs() > 0.01, "the distance matters");
+    assert!((product(7, 3)? - product(7, 4)?).abs() > 0.01, "other distances give other products");
     let length = |x: &Tensor| wide(x).square().sum(Kind::Double).double_value(&[]);
     assert!((length(&rope.rotate(&q, 100)?) / length(&q) - 1.0).abs() < bound);
     assert!(relative(&rope.rotate(&q, 0)?, &q) == 0.0, "position 0 is not rotated");
@@ -320,7 +320,7 @@ fn masked_layers_can_be_checkpointed() -> Result<()> {
     };
     let plain = run(false, false)?;
     assert!(off(&run(true, false)?, &plain) < 1e-6);
-    assert!(off(&run(false, true)?, &plain) < 1e-6, "nothing is recomputed");
+    assert!(off(&run(false, true)?, &plain) < 1e-6, "without checkpointing, nothing is recomputed");
     assert!(off(&run(true, true)?, &plain) > 0.01, "the recomputation reads the mask");
     Ok(())
 }

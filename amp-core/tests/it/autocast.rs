@@ -231,8 +231,8 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
         (0..8).try_fold(i64::MAX, |least, _| Ok(least.min(peak(count)?)))
     };
     let (one, four) = (least(1)?, least(4)?);
-    assert!(one >= 128 << 10, "the measured peak misses the copy: {one}");
-    assert!(four - one < 64 << 10, "{four} for four regions, {one} for one");
+    assert!(one >= 128 << 10, "the measured peak does not include the bf16 copy: {one} bytes");
+    assert!(four - one < 64 << 10, "{four} bytes for four regions, {one} bytes for one");
     Ok(())
 }
 

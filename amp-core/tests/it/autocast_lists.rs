@@ -211,9 +211,9 @@ fn outputs_have_torchs_dtypes() -> Result<()> {
                 (Err(error), None) => {
                     let said = amp_core::Error::from(error).to_string();
                     let torchs = text(expected, "message");
-                    assert!(said.contains(torchs), "{name} {key}: {said} for {torchs}");
+                    assert!(said.contains(torchs), "{name} {key}: {said}, expected {torchs}");
                 }
-                (outcome, expected) => panic!("{name} {key}: {outcome:?} for {expected:?}"),
+                (outcome, expected) => panic!("{name} {key}: {outcome:?}, expected {expected:?}"),
             }
         }
     }

@@ -192,7 +192,7 @@ fn kernels_are_near_f64(
             _ => 2.0 * rounding(storage),
         };
         let off = relative(tensor, exact);
-        assert!(off < bound, "{name}: {off} for {bound}");
+        assert!(off < bound, "{name}: error {off}, bound {bound}");
     }
     Ok(())
 }

@@ -104,8 +104,8 @@ fn a_batch_is_changed_as_each_image_by_itself(
     let apart = Tensor::f_stack(&apart?, 0)?;
     assert_eq!((together.kind(), together.size()), (apart.kind(), apart.size()));
     assert_eq!(sha256(&together), sha256(&apart));
-    assert_eq!(one, all, "the generators");
-    assert_eq!(sha256(&images), before, "the images that were given");
+    assert_eq!(one, all, "the states of the random generators");
+    assert_eq!(sha256(&images), before, "the transform does not change its input");
     Ok(())
 }
 

@@ -168,7 +168,7 @@ pub(crate) fn unlimited(
     let config = config.clone().with(|config| config.memory.budget = None);
     let _ = run(&config, &build)?;
     let run = run(&config, &build)?;
-    assert_eq!(run.plans, [], "no plan without a budget");
+    assert_eq!(run.plans, [], "a run without a budget has no plan");
     let held = match device() {
         Device::Cpu => 0,
         device => cuda_allocated(device)?,
@@ -200,7 +200,7 @@ fn the_peak_is_as_predicted_and_within_the_budget(
     let run = run(&config, build)?;
     let plan = run.plan();
     let most = budget - (beside - earlier);
-    assert!(run.peak <= most, "{} of {most}: {plan:?}", run.peak);
+    assert!(run.peak <= most, "peak {}, allowed {most}: {plan:?}", run.peak);
     assert!(plan.predicted_peak <= budget);
     let freed = plan.segments.iter().map(|segment| {
         let layers = segment.layers.clone().expect("layers of the container");
@@ -211,7 +211,11 @@ fn the_peak_is_as_predicted_and_within_the_budget(
         (kept as u64 - 1) * ACTIVATION
     });
     assert_eq!(plan.freed, freed.sum::<u64>(), "{plan}");
-    assert!(plan.freed > 0 && run.peak < peak + earlier, "{} of {peak}", run.peak);
+    assert!(
+        plan.freed > 0 && run.peak < peak + earlier,
+        "peak {}, {peak} without a budget",
+        run.peak
+    );
     if device() == Device::Cpu {
         let off = plan.predicted_peak - run.peak;
         assert!(off <= 4096, "{off} bytes differ from the prediction");
@@ -242,7 +246,7 @@ fn layers_within_a_stage_are_chosen() -> Result<()> {
     let paths = tight.plan().segments.iter().map(|segment| segment.path.as_str());
     assert_eq!(paths.collect::<BTreeSet<_>>(), BTreeSet::from(["model.0", "model.1"]));
     let most = budget - (beside - earlier);
-    assert!(tight.peak <= most, "{} of {most}", tight.peak);
+    assert!(tight.peak <= most, "peak {}, allowed {most}", tight.peak);
     assert_eq!((free.tensors, free.after), (tight.tensors, tight.after));
     Ok(())
 }
@@ -261,7 +265,7 @@ fn a_budget_changes_no_result(
     for (at, (a, b)) in free.tensors.iter().zip(&tight.tensors).enumerate() {
         assert_eq!(a, b, "tensor {at}");
     }
-    assert_eq!(free.after, tight.after, "the generator's next draw");
+    assert_eq!(free.after, tight.after, "the next random numbers");
     let (free, tight) = (free.record(), tight.record());
     assert_eq!(free.last("train_loss"), tight.last("train_loss"));
     assert_eq!((free.end.scale, free.end.global_step), (tight.end.scale, tight.end.global_step));
@@ -307,14 +311,14 @@ fn a_budget_overrides_the_options_of_checkpoints() -> Result<()> {
     let config = config(Precision::F32True, None);
     let (plain, beside) = unlimited(&config, || pair(false))?;
     let (declared, _) = unlimited(&config, || pair(true))?;
-    assert!(declared < plain, "{declared} of {plain}");
+    assert!(declared < plain, "peak {declared} with checkpoints, {plain} without");
     let with = |budget| config.clone().with(|config| config.memory.budget = Some(budget));
     let wide = run(&with(beside + 4 * plain), || pair(true))?;
     assert_eq!((&wide.plan().segments, wide.plan().freed), (&vec![], 0));
     let tight = run(&with(beside + plain - ACTIVATION), || pair(false))?;
     let paths: Vec<String> = tight.plan().segments.iter().map(Segment::to_string).collect();
     assert_eq!(paths, ["model.first"], "{}", tight.plan());
-    assert!(tight.peak < plain, "{} of {plain}", tight.peak);
+    assert!(tight.peak < plain, "peak {}, {plain} without a budget", tight.peak);
     if device() == Device::Cpu {
         assert_eq!(wide.peak, plain);
     }
@@ -383,7 +387,7 @@ fn transformer_blocks_are_chosen_as_a_whole() -> Result<()> {
     let budget = Some(beside + peak * 2 / 3);
     let tight = run(&config.with(|config| config.memory.budget = budget), build)?;
     assert!(tight.plan().segments.iter().all(|segment| segment.path == "model.blocks"));
-    assert!(tight.peak <= peak * 2 / 3, "{} of {peak}", tight.peak);
+    assert!(tight.peak <= peak * 2 / 3, "peak {}, {peak} without a budget", tight.peak);
     assert_eq!((free.tensors, free.after), (tight.tensors, tight.after));
     Ok(())
 }

@@ -113,7 +113,7 @@ impl LightningModule for Scripted {
         outcome: Option<&StepOutcome>,
         _: &mut Hook<'_>,
     ) -> Result<()> {
-        assert!(!loss.requires_grad(), "a hook cannot hold the graph");
+        assert!(!loss.requires_grad(), "the loss that a hook gets has no autograd graph");
         self.call(match outcome {
             None => "accumulated",
             Some(StepOutcome::Applied) => "applied",
@@ -286,7 +286,7 @@ fn a_folder_that_another_process_saves_into_is_refused() -> Result<()> {
     let (first, second) = (new()?, new()?);
     drop(first);
     let other = std::fs::File::open(folder.path()).expect("the folder opens");
-    assert!(other.try_lock().is_err(), "the second one still holds the lock");
+    assert!(other.try_lock().is_err(), "the second run still holds the lock");
     drop(second);
     assert!(other.try_lock().is_ok(), "released");
     assert_eq!(folder.path().read_dir().expect("the folder").count(), 0, "no file remains");

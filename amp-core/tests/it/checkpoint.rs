@@ -96,8 +96,13 @@ fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) ->
         assert_eq!(name, other);
         assert!(a.equal(b), "{name}");
     }
-    assert!(kept.after.equal(&again.after), "the generator's next draw");
-    assert!(again.peak * 5 < kept.peak * 4, "peak {} of {}", again.peak, kept.peak);
+    assert!(kept.after.equal(&again.after), "the next random numbers");
+    assert!(
+        again.peak * 5 < kept.peak * 4,
+        "peak {} with checkpoints, {} without",
+        again.peak,
+        kept.peak
+    );
     Ok(())
 }
 
@@ -197,7 +202,10 @@ fn a_checkpoint_waits_for_sections_of_other_threads() -> Result<()> {
     is_in_section.store(false, Ordering::SeqCst);
     drop(section);
     assert_eq!(other.join().expect("the thread ends"), Ok(()));
-    assert!(!ran_beside.load(Ordering::SeqCst), "it ran within the section");
+    assert!(
+        !ran_beside.load(Ordering::SeqCst),
+        "the module ran within the section of the other thread"
+    );
     Ok(())
 }
 

@@ -64,7 +64,7 @@ fn spans_nest_and_add_up_to_the_profile() -> Result<()> {
     let folder = tempdir().expect("a folder");
     let path = folder.path().join("trace.json");
     let profiles = profiles(&run(&mut ChromeTrace::create(&path)?, 2)?);
-    assert_eq!(profiles.len(), 3, "steps 0, 2 and 4 of six");
+    assert_eq!(profiles.len(), 3, "steps 0, 2 and 4 of six are profiled");
     let trace = read(&path);
     let (host, gpu) = (complete(&trace, 2), complete(&trace, 3));
     assert_eq!(gpu.is_empty(), !device().is_cuda());

@@ -125,7 +125,8 @@ fn cross_entropy_has_second_derivatives(#[values(0.0, 0.01)] z_loss: f64) -> Res
 }
 
 /// If several logits of a row are equal, the first of them counts as the largest, as in libtorch's
-/// argmax. If a logit of a row that counts is NaN, the number of correct predictions is NaN.
+/// argmax. If a row contains NaN and its target is not ignored, the number of correct predictions
+/// is NaN.
 #[rstest]
 fn correct_counts_equal_libtorchs_argmax(
     #[values(Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16)] kind: Kind,
@@ -144,7 +145,7 @@ fn correct_counts_equal_libtorchs_argmax(
     };
     let hits = exact.sum(Kind::Double).double_value(&[]);
     assert_eq!(counts(&logits, &targets)?, [hits, rows as f64]);
-    // The first logit of the last row is NaN, or its last logit.
+    // In the last row, sets either the first or the last logit to NaN.
     for class in [0, -1] {
         let (with_nan, ignored) = (logits.copy(), targets.copy());
         let _ = with_nan.get(-1).get(class).fill_(f64::NAN);
@@ -257,7 +258,7 @@ fn losses_of_pixels_repeat_their_bits(
     let first = run()?;
     for _ in 0..50 {
         for (again, first) in run()?.iter().zip(&first) {
-            assert!(again.equal(first), "{again:?} after {first:?}");
+            assert!(again.equal(first), "first {first:?}, then {again:?}");
         }
     }
     Ok(())
@@ -342,7 +343,11 @@ fn logits_that_nothing_else_holds_are_reused_for_the_gradient(
     let grads = Tensor::f_run_backward(&[&loss], &[&x], keeps, false)?;
     let taken = meter.read()?.peak_allocated as i64;
     let of_logits = rows * classes * 4;
-    assert_eq!(taken < of_logits / 2, in_place, "{taken} of {of_logits} bytes");
+    assert_eq!(
+        taken < of_logits / 2,
+        in_place,
+        "{taken} bytes were allocated, the logits have {of_logits}"
+    );
     if let Some((logits, before)) = before {
         assert!(logits.equal(&before));
     }

@@ -129,7 +129,10 @@ fn one_norm_spans_several_dtypes() -> Result<()> {
     let four = Tensor::full([1], 4.0, (Kind::BFloat16, Device::Cpu));
     let norm = clip_grad_norm(&[three.shallow_clone(), four.shallow_clone()], 2.5)?;
     let exact = (3.0_f64 + 1e-9).hypot(4.0);
-    assert!((norm.double_value(&[]) - exact).abs() < 1e-12, "the norm is the widest dtype's");
+    assert!(
+        (norm.double_value(&[]) - exact).abs() < 1e-12,
+        "the norm is computed in the widest dtype"
+    );
     assert!((three.double_value(&[0]) - 1.5).abs() < 1e-6);
     assert_eq!((four.double_value(&[0]), four.kind()), (2.0, Kind::BFloat16));
     Ok(())

@@ -55,7 +55,7 @@ fn sequences_are_padded_with_their_masks_and_lengths() -> Result<()> {
     assert_eq!((ids.size(), ids.kind()), (vec![3, 3], Kind::Int64));
     assert_eq!(values(ids), [5.0, 6.0, 7.0, 8.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
     assert_eq!(values(batch.required("score")?), [0.5, 1.5, 2.5]);
-    assert_eq!(batch.required("scale")?.size(), [1], "what is shared is not stacked");
+    assert_eq!(batch.required("scale")?.size(), [1], "a shared tensor is not stacked");
     let mask = batch.required("mask")?;
     assert_eq!(mask.kind(), Kind::Bool);
     assert_eq!(values(mask), [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);

@@ -146,7 +146,7 @@ fn a_layer_on_tensor_cores_is_near_f64(
         // An output is rounded before its bias is added, and a second time after that.
         let bound = 3.0 * rounding(compute);
         let [ours, plain] = [&ours[at], &plain[at]].map(|seen| relative(seen, exact));
-        assert!(ours < bound && plain < bound, "{at}: {ours} and {plain} for {bound}");
+        assert!(ours < bound && plain < bound, "{at}: errors {ours} and {plain}, bound {bound}");
     }
     Ok(())
 }
@@ -203,7 +203,7 @@ fn a_first_layer_is_near_f64(
         ("bias", &bias.grad(), b.grad()),
     ] {
         let (off, bound) = (relative(seen, &exact), 3.0 * rounding(compute));
-        assert!(off < bound, "{name}: {off} for {bound}");
+        assert!(off < bound, "{name}: error {off}, bound {bound}");
     }
     Ok(())
 }

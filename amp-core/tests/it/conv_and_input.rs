@@ -91,7 +91,7 @@ fn gradients_are_those_of_f64(
         assert_eq!(seen.defined(), exact.defined(), "{name}");
         if seen.defined() {
             let (off, bound) = (relative(&seen, &exact), 2.0 * rounding(compute));
-            assert!(off < bound, "{name}: {off} for {bound}");
+            assert!(off < bound, "{name}: error {off}, bound {bound}");
         }
     }
     Ok(())

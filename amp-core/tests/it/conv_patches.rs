@@ -58,7 +58,7 @@ fn patches_are_those_of_f64(
     let all = [(output.detach(), exact.detach()), (x.grad(), exact_in.grad())].into_iter();
     for (at, (seen, exact)) in all.chain(grads).enumerate() {
         let (off, bound) = (relative(&seen, &exact), 3.0 * rounding(compute));
-        assert!(off < bound, "{at}: {off} for {bound}");
+        assert!(off < bound, "{at}: error {off}, bound {bound}");
     }
     Ok(())
 }

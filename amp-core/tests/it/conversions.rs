@@ -15,7 +15,7 @@ fn tchs_fault_with_bf16_still_exists() {
     assert_eq!(<bf16 as Element>::KIND, Kind::Half);
     let tensor = Tensor::from_slice(&[bf16::from_f32(1.0)]);
     assert_eq!(tensor.kind(), Kind::Half);
-    assert_eq!(tensor.double_value(&[0]), 1.875, "the bits of bf16's 1, read as f16");
+    assert_eq!(tensor.double_value(&[0]), 1.875, "the bits of the bf16 number 1, read as f16");
 }
 
 /// Each of the 65,536 bit patterns of bf16, including the payloads of NaN, is unchanged after it

@@ -1,5 +1,5 @@
-//! Tests of loading on a thread: user-defined data sets, their failures, the end of the thread, and
-//! copies to CUDA that overlap with the computation.
+//! Tests of data loading on a separate thread: user-defined data sets, errors while an example is
+//! read, the end of the thread, and copies to CUDA that overlap with the computation.
 
 use std::{
     fs::File,
@@ -141,9 +141,9 @@ fn faulty(count: i64, at: i64, fault: Fault) -> Result<(SharedDataset, Arc<Atomi
     Ok((data.into(), gathered))
 }
 
-/// After a fault at one example, the loop first gets the batches before the fault, then the error,
-/// and then the iterator ends. The next epoch can be read. This holds with and without a loading
-/// thread.
+/// If reading an example fails, the iterator of the epoch returns the batches before this example,
+/// then the error, and then it ends. The next epoch can be read. This holds with and without a
+/// loading thread.
 #[rstest]
 #[case::error(Fault::Error, "record 5 is unreadable")]
 #[case::panic(Fault::Panic, "the dataset panicked: a bug in the dataset")]
@@ -162,7 +162,7 @@ fn a_datasets_failure_reaches_the_loop(
             assert_eq!(Vec::<i64>::try_from(&batch.target)?, expected);
         }
         let error = epoch.next().expect("a third batch or its error");
-        assert!(matches!(error, Err(Error::Data(_))), "not a usage error");
+        assert!(matches!(error, Err(Error::Data(_))), "the error is `Error::Data`");
         let text = message(error);
         assert!(text.starts_with(says), "{text}");
         assert!(epoch.next().is_none() && epoch.next().is_none());
@@ -203,7 +203,7 @@ fn dropping_an_epoch_ends_its_thread(#[values(0, 1, 5)] taken: usize) -> Result<
     }
     drop(epoch);
     let asked = gathered.load(Ordering::SeqCst);
-    assert!(asked < 1000, "the thread continued to the end");
+    assert!(asked < 1000, "the loading thread continued to the end of the epoch");
     drop((loader, data));
     assert_eq!(Arc::strong_count(&gathered), 1, "another handle of the dataset exists");
     assert_eq!(gathered.load(Ordering::SeqCst), asked);
@@ -211,7 +211,8 @@ fn dropping_an_epoch_ends_its_thread(#[values(0, 1, 5)] taken: usize) -> Result<
 }
 
 /// The meter counts the memory of batches that a thread gathers. The peak includes at least the
-/// current batch, and at most also the batches ahead and the batch that waits for room.
+/// current batch. At most, it also includes the batches that are loaded ahead and one batch that
+/// waits for room in the queue.
 #[test]
 fn the_meter_counts_the_threads_batches() -> Result<()> {
     let data: SharedDataset = constant(64, 1 << 14, 1.0)?.into();

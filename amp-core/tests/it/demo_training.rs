@@ -181,7 +181,7 @@ fn training_equals_torchs(#[case] name: &str) -> Result<()> {
         let near = (seen.loss - loss).abs() <= spread * loss;
         assert!(
             if exact { seen.loss == loss } else { near },
-            "step {at}: {} for {loss}",
+            "step {at}: loss {}, expected {loss}",
             seen.loss
         );
         if let Some(scale) = step.get("scale") {
@@ -251,13 +251,13 @@ fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
     };
     let trained = train(recorded(&oracle, "16-true"))?;
     let ours: Vec<f64> = trained.steps.iter().map(|step| step.loss).collect();
-    assert!(away(&ours) < 0.01, "{} from f64", away(&ours));
+    assert!(away(&ours) < 0.01, "the largest relative difference from f64 is {}", away(&ours));
     assert!(away(&losses("16-true")) > 0.02);
     assert!(losses("16-true/unfused")[1..].iter().all(|loss| loss.is_nan()));
     let safe = losses("16-true/safe-eps");
     let between = ours.iter().zip(&safe).map(|(ours, safe)| (ours / safe - 1.0).abs());
     assert!(between.fold(0.0, f64::max) < 0.02);
-    assert_eq!(trained.record.notes.len(), 1, "a note is written");
+    assert_eq!(trained.record.notes.len(), 1, "one note is written");
     Ok(())
 }
 

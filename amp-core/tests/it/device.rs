@@ -113,7 +113,7 @@ fn clipping_agrees_with_f64(#[case] kind: Kind, #[case] tolerance: f64) -> Resul
     let expected =
         exact.iter().map(|v| v.square().sum(Kind::Double).double_value(&[])).sum::<f64>();
     let expected = expected.sqrt();
-    assert!((norm / expected - 1.0).abs() < tolerance, "{norm} for {expected}");
+    assert!((norm / expected - 1.0).abs() < tolerance, "norm {norm}, expected {expected}");
     for (clipped, exact) in grads.iter().zip(&exact) {
         let clipped = on(Device::Cpu, clipped).to_kind(Kind::Double);
         let error = (clipped - exact / (expected + 1e-6)).abs().max().double_value(&[]);
@@ -206,7 +206,7 @@ fn every_precision_trains(
         |record: &amp_core::record::RunRecord, epoch: usize| record.epochs[epoch].train[0].value;
     let first = loss(&record, 0) / loss(&exact, 0) - 1.0;
     assert!(first.abs() < 0.02, "the first epoch's loss is off by {first}");
-    assert!(loss(&record, 7) < 0.5 * loss(&record, 0), "it did not learn");
+    assert!(loss(&record, 7) < 0.5 * loss(&record, 0), "the loss has not halved");
     assert_eq!(record.end.global_step + record.end.skipped, 32);
     let wanted = match precision.compute() {
         Kind::Half => "float16",
@@ -304,7 +304,7 @@ fn a_profiled_step_has_times_of_every_phase() -> Result<()> {
             .with(|config| config.logging.profile_every_n_steps = Some(2));
     let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(Sgd::default()));
     let record = fit(&config, &mut model, &same(constant(10, 3, 1.0)?, 2)?).1?;
-    assert_eq!(record.profile.len(), 3, "steps 0, 2 and 4 of five");
+    assert_eq!(record.profile.len(), 3, "steps 0, 2 and 4 of five are profiled");
     for phases in &record.profile {
         let seen: Vec<Phase> = phases.spans.iter().map(|span| span.phase).collect();
         assert_eq!(seen, Phase::ALL, "each phase once, in order");
@@ -316,7 +316,7 @@ fn a_profiled_step_has_times_of_every_phase() -> Result<()> {
         }
         for pair in phases.spans.windows(2) {
             let end = pair[0].host.start + pair[0].host.seconds;
-            assert!((pair[1].host.start - end).abs() < 1e-9, "nothing between the phases");
+            assert!((pair[1].host.start - end).abs() < 1e-9, "no time passes between two phases");
         }
         assert_eq!(phases.memory.is_some(), device().is_cuda());
     }

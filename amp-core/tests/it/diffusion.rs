@@ -28,9 +28,9 @@ fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     (found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// The noise schedules equal those of diffusers. diffusers rounds ᾱ to f32, which is the cumulative
-/// product of (1 − β). In late steps, when little of the image is left, the effect of this rounding
-/// grows, because the formula divides by ᾱ.
+/// The noise schedules equal those of diffusers. Let ᾱ be the cumulative product of (1 − β).
+/// diffusers rounds ᾱ to f32. In late steps, when little of the image is left, ᾱ is small. The
+/// effect of the rounding is then larger, because the formula divides by ᾱ.
 #[rstest]
 #[case::few(0)]
 #[case::many(1)]

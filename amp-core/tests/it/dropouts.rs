@@ -38,7 +38,7 @@ fn stochastic_depth_drops_examples(
     assert!(dropped.equal(&expected), "{dropped}");
     let share = kept.mean(Kind::Double).double_value(&[]);
     assert!((share - (1.0 - p)).abs() < 0.2, "{share}");
-    assert!(path.forward(&x, &context(false))?.equal(&x), "evaluating drops nothing");
+    assert!(path.forward(&x, &context(false))?.equal(&x), "in evaluation nothing is dropped");
     Ok(())
 }
 
@@ -62,8 +62,8 @@ fn alpha_dropout_keeps_mean_and_variance(#[values(0.1, 0.5)] p: f64) -> Result<(
     for (seen, expected) in
         [(share, p), (mean.double_value(&[]), 0.0), (variance.double_value(&[]), 1.0)]
     {
-        assert!((seen - expected).abs() < 0.02, "{seen} for {expected}");
+        assert!((seen - expected).abs() < 0.02, "found {seen}, expected {expected}");
     }
-    assert!(layer.forward(&x, &context(false))?.equal(&x), "evaluating drops nothing");
+    assert!(layer.forward(&x, &context(false))?.equal(&x), "in evaluation nothing is dropped");
     Ok(())
 }

@@ -139,7 +139,7 @@ fn fused_layers_are_reported_one_by_one(
     let paths = rows.iter().map(|(path, ..)| path.parse::<usize>().expect("a place"));
     assert!(paths.eq(0..13), "{rows:?}");
     assert!(seen.0.equal(&unseen));
-    assert_eq!(seen.1, bytes, "kept under a probe of dtypes");
+    assert_eq!(seen.1, bytes, "bytes kept for the backward pass under a dtype probe");
     if device().is_cuda() {
         assert!(bytes < apart, "fused layers keep {bytes} bytes, separate layers {apart}");
     }

@@ -86,7 +86,7 @@ fn unfrozen_parameters_train_under_checkpoints(
     let (expected, _) = train(|| Plain::builder().build(), config(precision, freeze))?;
     assert_eq!(seen, expected);
     let (all, _) = train(|| Plain::builder().build(), config(precision, &[]))?;
-    assert_ne!(seen, all, "something is frozen");
+    assert_ne!(seen, all, "some parameters are frozen");
     Ok(())
 }
 

@@ -86,7 +86,7 @@ fn fused_layers_equal_separate_layers(
     let close = |name: &str, seen: &Tensor, exact: &Tensor, kind: Kind| {
         let bound = 2.0 * rounding(kind).max(rounding(compute));
         let off = relative(seen, exact);
-        assert!(shape[0] == 2 || off < bound, "{name}: {off} for {bound}");
+        assert!(shape[0] == 2 || off < bound, "{name}: error {off}, bound {bound}");
     };
     assert_eq!((together.output.kind(), together.input_grad.kind()), (compute, compute));
     let off = relative(&together.output, &exact.detach());

@@ -77,7 +77,7 @@ fn a_norm_with_gelu_and_dropout_equals_f64(
         let bound = 3.0 * rounding(kind).max(rounding(storage));
         for (how, seen) in [("together", together), ("alone", alone)] {
             let off = relative(seen, exact);
-            assert!(off < bound, "{name}, {how}: {off} for {bound}");
+            assert!(off < bound, "{name}, {how}: error {off}, bound {bound}");
         }
     }
     Ok(())
@@ -132,7 +132,7 @@ fn a_norm_with_residual_and_dropout_equals_f64(
             0.0
         };
         let bound = bound * rounding(compute);
-        assert!(off <= bound, "{name}: {off} for {bound}");
+        assert!(off <= bound, "{name}: error {off}, bound {bound}");
     }
     // These cases are not compared with f64: with dropout, the CPU drops other elements, and in 16
     // bits, ReLU may set other elements to zero than in f64.

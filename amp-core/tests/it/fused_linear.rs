@@ -104,7 +104,7 @@ fn activation_and_dropout_go_along(
         let bound = if half { 4.0 } else { 2.0 * terms } * rounding(compute);
         for (how, seen) in [("together", together), ("alone", alone)] {
             let off = relative(seen, &exact);
-            assert!(off < bound, "{name}, {how}: {off} for {bound}");
+            assert!(off < bound, "{name}, {how}: error {off}, bound {bound}");
         }
     }
     // Dropout sets the same elements to zero in fused and in separate layers.

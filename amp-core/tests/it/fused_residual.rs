@@ -90,7 +90,7 @@ fn residuals_and_activations_equal_f64(
         // Each of about ten operations rounds its result, and these rounding errors add up.
         let bound = 20.0 * rounding(precision.compute());
         let off = relative(seen, exact);
-        assert!(off < bound, "{name}: {off} for {bound}");
+        assert!(off < bound, "{name}: error {off}, bound {bound}");
     }
     for ((name, together), (_, alone)) in together.named().zip(alone.named()) {
         assert_eq!(together.kind(), alone.kind(), "{name}");
@@ -225,7 +225,7 @@ fn gradients_of_heads_equal_f64(
         ["input", "weight", "bias"].into_iter().zip(seen.iter().zip(&exact))
     {
         let (off, bound) = (relative(seen, &wide(exact)), 4.0 * rounding(precision.compute()));
-        assert!(off < bound, "{name}: {off} for {bound}");
+        assert!(off < bound, "{name}: error {off}, bound {bound}");
     }
     Ok(())
 }

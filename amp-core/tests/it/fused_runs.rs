@@ -230,7 +230,10 @@ fn a_run_is_the_same_in_every_way(
     let same = |how: How<'_>| -> Result<()> {
         let (other, replayed) = train(net, precision, how)?;
         assert_eq!(other, plain, "{how:?}");
-        assert!(how.graph == Graph::Off || replayed > 5, "{how:?}: {replayed} replayed");
+        assert!(
+            how.graph == Graph::Off || replayed > 5,
+            "{how:?}: {replayed} steps ran as CUDA graphs"
+        );
         Ok(())
     };
     same(How { checkpointed: true, ..PLAIN })?;

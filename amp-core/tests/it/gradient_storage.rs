@@ -169,7 +169,11 @@ fn gradients_of_weights_are_rounded_to_16_bits(
     let round = |grad: &Tensor| grad.to_kind(half).to_kind(Kind::Double);
     for (full, narrow) in full?.iter().zip(&narrow?) {
         if full.dim() < 2 {
-            assert_eq!(bits(full), bits(narrow), "a bias, or a batch norm's weight");
+            assert_eq!(
+                bits(full),
+                bits(narrow),
+                "the gradient of a bias or of a batch norm's weight is not rounded"
+            );
             continue;
         }
         assert_eq!(bits(narrow), bits(&round(narrow)));

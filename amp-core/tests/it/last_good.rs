@@ -1,4 +1,5 @@
-//! Tests of the copy of the state that a run restores after a step that is not finite.
+//! Tests of the copy of the training state that a run restores after a step with non-finite
+//! gradients.
 
 use std::{
     path::Path,
@@ -143,7 +144,7 @@ fn a_resumed_run_returns_to_the_same_state(
     for step in [2, 5, 6, 7, 9] {
         let trainer = Trainer::new(config.clone()).resume_from(file(folder.path(), step));
         let (resumed, _) = train(trainer, &data)?;
-        assert_eq!(resumed, straight, "after step {step}");
+        assert_eq!(resumed, straight, "resumed after step {step}");
     }
     Ok(())
 }

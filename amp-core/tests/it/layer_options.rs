@@ -130,8 +130,8 @@ fn channels_are_dropped_whole() -> Result<()> {
     Ok(())
 }
 
-/// Softplus in f16 is finite and has f64's values and derivatives, also where eˣ exceeds the largest
-/// number of f16.
+/// Softplus in f16 is finite. Its values and derivatives equal those in f64 up to rounding, also
+/// where eˣ exceeds the largest f16 number.
 #[test]
 fn softplus_in_f16_does_not_overflow() -> Result<()> {
     let layer = Softplus::new(SoftplusConfig::new())?;

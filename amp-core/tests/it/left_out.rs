@@ -125,7 +125,7 @@ fn ignored_targets_do_not_count_in_a_window(
     let (whole, parts) = (run(12, 1, 100)?, run(batch, window, room)?);
     assert_eq!((parts.record.end.global_step, parts.record.end.skipped), (1, 0));
     for (seen, expected) in parts.weights.iter().zip(&whole.weights) {
-        assert!((seen - expected).abs() < 1e-13, "{seen} for {expected}");
+        assert!((seen - expected).abs() < 1e-13, "found {seen}, expected {expected}");
     }
     let close = |seen: f64, expected: f64| (seen - expected).abs() < 1e-12;
     assert!(close(parts.logged[0], whole.logged[0]), "{:?} {:?}", parts.logged, whole.logged);
@@ -372,7 +372,7 @@ fn weights_of_examples_count_everywhere() -> Result<()> {
     for (batch, window) in [(2, 4), (3, 3), (1, 8)] {
         let (seen, own_train, own_val) = run(weights, batch, window)?;
         for (seen, expected) in seen.iter().zip(&expected) {
-            assert!((seen - expected).abs() < 1e-14, "{seen} for {expected}");
+            assert!((seen - expected).abs() < 1e-14, "found {seen}, expected {expected}");
         }
         assert!((own_train - train).abs() < 1e-12 && (own_val - val).abs() < 1e-12);
     }

@@ -139,10 +139,10 @@ fn a_window_equals_the_large_batch(
     let (expected, whole, _) = run(build, ignored, (12, 1, 100))?;
     let (seen, parts, notes) = run(build, ignored, window)?;
     for (seen, expected) in seen.iter().zip(&expected) {
-        assert!((seen - expected).abs() < 1e-13, "{seen} for {expected}");
+        assert!((seen - expected).abs() < 1e-13, "found {seen}, expected {expected}");
     }
     for (seen, expected) in parts.iter().zip(&whole) {
-        assert!((seen - expected).abs() < 1e-12, "{seen} for {expected}");
+        assert!((seen - expected).abs() < 1e-12, "found {seen}, expected {expected}");
     }
     assert_eq!(notes, [""; 0]);
     Ok(())
@@ -164,7 +164,8 @@ fn a_loss_of_the_whole_batch_is_not_split(
     Ok(())
 }
 
-/// If memory is short, validation runs in micro-batches too, but not for a loss of the whole batch.
+/// If a validation batch does not fit into memory, it is split into micro-batches, as in training.
+/// If the loss depends on the batch as a whole, validation returns an error instead.
 #[test]
 fn validation_of_a_loss_of_the_whole_batch_is_not_split() -> Result<()> {
     let validate = |build: Build| -> Result<_> {

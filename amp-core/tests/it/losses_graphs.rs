@@ -142,7 +142,7 @@ fn a_model_learns_letters_without_alignment(
 ) -> Result<()> {
     let (_, record) = train(precision, Graph::Auto, Kernels::Own, |_| ())?;
     let loss = |at: usize| record.epochs[at].value("train_loss").expect("a loss");
-    assert!(loss(23) < 0.5 * loss(0), "{} to {}", loss(0), loss(23));
+    assert!(loss(23) < 0.5 * loss(0), "the loss went from {} to {}", loss(0), loss(23));
     assert_eq!(record.end.replayed > 100, device().is_cuda(), "{}", record.end.replayed);
     Ok(())
 }

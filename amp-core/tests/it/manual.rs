@@ -223,7 +223,7 @@ fn second_derivatives_reach_the_weights(
     Trainer::new(config).fit(&mut critic, &DataModule::training("ones", batch, 3))?;
     // |w| is 5, so the step gives w - 0.5 · 2 · 4 · w / 5.
     for (seen, expected) in values(critic.body.weight()).into_iter().zip([0.6, 0.8]) {
-        assert!((seen - expected).abs() <= tolerance * 4.0, "{seen} for {expected}");
+        assert!((seen - expected).abs() <= tolerance * 4.0, "found {seen}, expected {expected}");
     }
     Ok(())
 }

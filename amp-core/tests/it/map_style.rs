@@ -132,8 +132,8 @@ fn an_examples_draws_depend_on_its_number_alone() -> Result<()> {
     Ok(())
 }
 
-/// After a fault at one example, the loop first gets the batches before the fault, then the error
-/// with the number of the example, and then the iterator ends. The next epoch can be read.
+/// If reading an example fails, the iterator of the epoch returns the batches before this example,
+/// then the error with the number of the example, and then it ends. The next epoch can be read.
 #[rstest]
 #[case(Fault::Error, "example 7 of the data set: the record is unreadable")]
 #[case(Fault::Panic, "example 7 of the data set: the dataset panicked: a bug")]
@@ -151,7 +151,7 @@ fn a_workers_failure_reaches_the_loop(
             assert_eq!(values(&batch.target), expected);
         }
         let error = epoch.next().expect("a fourth batch or its error");
-        assert!(matches!(error, Err(Error::Data(_))), "not a usage error");
+        assert!(matches!(error, Err(Error::Data(_))), "the error is `Error::Data`");
         assert_eq!(message(error), says);
         assert!(epoch.next().is_none() && epoch.next().is_none());
     }
@@ -159,8 +159,8 @@ fn a_workers_failure_reaches_the_loop(
     Ok(())
 }
 
-/// Workers do not run too far ahead: at most the requested number of batches are begun or finished
-/// and not yet used.
+/// Workers do not run too far ahead of the training loop. At any time, at most the requested number
+/// of batches have been started and not yet used.
 #[rstest]
 #[case(2, Some(3), 3)]
 #[case(3, None, 6)]
@@ -178,7 +178,8 @@ fn workers_are_not_too_far_ahead(
     let read = set.read.clone();
     let loader = loader(set.shared(), 2, loading(workers, prefetch))?;
     let mut furthest = 0;
-    // On CUDA the copying thread has two more batches ready, and a third one in work.
+    // On CUDA, the thread that copies batches to the device holds two finished batches and works on
+    // a third. These come in addition to the batches of the workers.
     let copying = if device().is_cuda() { 3 } else { 0 };
     for (taken, batch) in (1..).zip(loader.epoch(0, 0)?) {
         batch?;
@@ -187,8 +188,8 @@ fn workers_are_not_too_far_ahead(
     }
     // To check whether the data set uses libtorch's random generator, the loader may read the first
     // batch twice.
-    assert!(furthest <= 2 * (most + copying), "{furthest} examples ahead");
-    assert!(furthest >= most, "{furthest} examples ahead");
+    assert!(furthest <= 2 * (most + copying), "the workers were at most {furthest} examples ahead");
+    assert!(furthest >= most, "the workers were at most {furthest} examples ahead");
     Ok(())
 }
 
@@ -208,7 +209,7 @@ fn dropping_an_epoch_ends_its_workers(
         }
     }
     let asked = read.load(Ordering::SeqCst);
-    assert!(asked < 2000, "the workers continued: {asked}");
+    assert!(asked < 2000, "the workers continued and read {asked} examples");
     drop(loader);
     assert_eq!(Arc::strong_count(&read), 1, "a thread still holds the set");
     assert_eq!(read.load(Ordering::SeqCst), asked);

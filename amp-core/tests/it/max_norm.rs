@@ -102,7 +102,10 @@ fn bags_in_evaluation_leave_the_table_as_it_is(
     assert!(table.weight().equal(&before));
     let trained = run(true)?;
     assert!(!table.weight().equal(&before));
-    assert!(trained.allclose(&evaluated, 1e-12, 1e-12, false), "{trained} for {evaluated}");
+    assert!(
+        trained.allclose(&evaluated, 1e-12, 1e-12, false),
+        "training {trained}, evaluation {evaluated}"
+    );
     Ok(())
 }
 

@@ -34,8 +34,8 @@ impl Metric for Largest {
     }
 }
 
-/// A metric whose value is the mean score. It is computed from 40,000 counts, one for each interval
-/// of 1/1000.
+/// A metric whose value is the mean score. Scores are rounded to multiples of 1/1000. The mean is
+/// computed from 40,000 counts, one for each multiple from −20 to 19.999.
 #[derive(Debug)]
 struct Centre;
 

@@ -31,7 +31,7 @@ fn measure(metric: &dyn Metric, batches: &[(Tensor, Tensor)]) -> Result<f64> {
     let mut merged = None::<MetricState>;
     for (logits, labels) in batches {
         let more = metric.update(logits, labels)?;
-        assert_eq!(more.tensors()?[0].kind(), Kind::Double, "counts stay exact");
+        assert_eq!(more.tensors()?[0].kind(), Kind::Double, "counts are f64");
         match &mut merged {
             Some(merged) => merged.merge(&more)?,
             None => merged = Some(more),
@@ -96,7 +96,7 @@ fn unequal_batches_weigh_by_their_examples() -> Result<()> {
     let seen = measure(&Accuracy, &batches)?;
     assert_eq!(seen, expected);
     let mean_of_means = means.iter().sum::<f64>() / means.len() as f64;
-    assert!((mean_of_means - expected).abs() > 1e-3, "the example distinguishes the two");
+    assert!((mean_of_means - expected).abs() > 1e-3, "the two means differ in this example");
     Ok(())
 }
 

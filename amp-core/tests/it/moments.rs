@@ -101,7 +101,7 @@ fn the_first_step_equals_the_one_in_f32(
         let bound = if device().is_cuda() { 1e-6 } else { 0.0 };
         assert!(off.double_value(&[]) <= bound, "{moments}: {off}");
         let steps = small.state()?.tensor("step/weight").map(|steps| steps.double_value(&[]));
-        assert!(steps.is_err() || steps? == 1.0, "counted once");
+        assert!(steps.is_err() || steps? == 1.0, "the step is counted once");
     }
     Ok(())
 }
@@ -144,7 +144,7 @@ fn averages_are_as_precise_as_their_dtype() -> Result<()> {
                     _ => exact.abs() * 2.0_f64.powi(-7) * 1.001,
                 };
                 assert!((held - exact).abs() <= bound, "{moments} {name} {block}: {held} {exact}");
-                assert!(power == 1 || *held > 0.0, "a positive square is held as zero");
+                assert!(power == 1 || *held > 0.0, "a positive square is stored as zero");
             }
         }
     }
@@ -171,7 +171,7 @@ fn a_running_square_decays(#[case] moments: Moments, #[case] error: f64) -> Resu
     let held = average(optimizer.as_ref(), "exp_avg_sq", count as usize)?;
     let mean = held.iter().sum::<f64>() / count as f64;
     let exact = 0.001 * 0.999_f64.powi(200);
-    assert!((mean / exact - 1.0).abs() < error, "{mean} for {exact}");
+    assert!((mean / exact - 1.0).abs() < error, "mean {mean}, expected {exact}");
     Ok(())
 }
 
@@ -281,8 +281,8 @@ fn masters_work_with_state_in_fewer_bits() -> Result<()> {
     let weight = &small.parameters()[0].tensor;
     let state = both.state()?;
     let master = state.tensor("master/weight")?;
-    // On CUDA one of the two runs uses a kernel for 8-bit state whose rounding differs: the bound
-    // is a fiftieth of the distance that twenty steps can cover.
+    // On CUDA, the two runs use different kernels for 8-bit state, which round differently. The
+    // bound is a fiftieth of the largest change that twenty steps can make.
     let bound = if device().is_cuda() { 0.02 * 20.0 * 1e-3 } else { 0.0 };
     let off = (master - weight).abs().max().double_value(&[]);
     assert!(off <= bound, "{off}");

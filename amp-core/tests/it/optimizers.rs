@@ -72,7 +72,7 @@ fn lion_follows_its_paper(#[values(Kind::Double, Kind::Float)] dtype: Kind) -> R
                 for (seen, expected) in values(&parameters[at].tensor).into_iter().zip(expected) {
                     assert!(
                         (seen - expected).abs() <= 2.0 * step as f64 * epsilon,
-                        "{} after step {step}: {seen} for {expected}",
+                        "{} after step {step}: found {seen}, expected {expected}",
                         text(case, "name")
                     );
                 }
@@ -135,7 +135,7 @@ fn assert_near(tensor: &Tensor, bits: &str, step: i64, what: &str) {
     let expected = values(&from_bits(tensor.kind(), bits));
     for (seen, expected) in values(tensor).into_iter().zip(expected) {
         let tolerance = 4.0 * step as f64 * f64::from(f32::EPSILON);
-        assert!((seen - expected).abs() <= tolerance, "{what}: {seen} for {expected}");
+        assert!((seen - expected).abs() <= tolerance, "{what}: found {seen}, expected {expected}");
     }
 }
 
@@ -239,7 +239,11 @@ fn a_parameter_without_a_gradient_waits(#[case] options: &dyn BuildOptimizer) ->
     let mut both = options.build(vec![parameter("early", &value), parameter("late", &value)])?;
     set_gradient(&both.parameters()[0], &grad);
     both.step()?;
-    assert_eq!(both.parameters()[1].tensor, value, "no gradient, no step");
+    assert_eq!(
+        both.parameters()[1].tensor,
+        value,
+        "a parameter without a gradient does not change"
+    );
     set_gradient(&both.parameters()[1], &grad);
     for _ in 0..3 {
         both.step()?;

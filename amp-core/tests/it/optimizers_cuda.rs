@@ -96,8 +96,9 @@ const CENTERED: RmsProp =
 /// change their absolute value and sign. Each step rounds a weight twice (for the decay and for the
 /// update), and an average twice (for the decay and for the new value), so two units in the last
 /// place are allowed per step. If the decay is added to the gradient, the sum may be rounded once
-/// or twice, and squaring it doubles the error, so one more unit is allowed. The direction of Lion
-/// is at least 0.05 of the gradient, so rounding never changes its sign.
+/// or twice, and squaring it doubles the error, so one more unit is allowed. Lion's update is the
+/// sign of an average of momentum and gradient. The absolute value of this average is at least 0.05
+/// times that of the gradient, so rounding never changes the sign.
 ///
 /// Adafactor computes means of squares over rows and columns, of at most n = 123 numbers. The
 /// devices add these numbers in different orders. Let u be half a unit in the last place. In any

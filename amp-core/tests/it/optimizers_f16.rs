@@ -89,7 +89,7 @@ fn f16_parameters_follow_adam_in_f64(
         let expected = reference.weight;
         assert!(
             (seen - expected).abs() < tolerance,
-            "{seen} for {expected} at gradients of {size}"
+            "found {seen}, expected {expected} at gradients of {size}"
         );
     }
     Ok(())

@@ -105,12 +105,12 @@ fn assert_near(seen: &Tensor, expected: &Tensor, bound: f64, what: &str) {
     assert_eq!(seen.len(), expected.len(), "{what}");
     for (seen, expected) in seen.into_iter().zip(expected) {
         let off = (seen - expected).abs();
-        assert!(off <= bound, "{what}: {seen} for {expected}");
+        assert!(off <= bound, "{what}: found {seen}, expected {expected}");
     }
 }
 
-/// Parameters after 1, 2, 10 and 50 steps, and the named state after 10, equal the recorded ones
-/// within rounding.
+/// The parameters after 1, 2, 10 and 50 steps equal the recorded ones up to rounding. So does each
+/// recorded tensor of the optimizer state after 10 steps.
 #[rstest]
 #[case("Muon", 5)]
 #[case("Adafactor", 5)]
@@ -326,7 +326,7 @@ fn muons_updates_are_nearly_orthogonal(#[case] shape: [i64; 2]) -> Result<()> {
     let squares = update.matmul(&update.transpose(0, 1)).linalg_eigvalsh("L");
     let (least, most) =
         (squares.min().sqrt().double_value(&[]), squares.max().sqrt().double_value(&[]));
-    assert!(least > 0.3 && most < 1.3, "{least} to {most}");
+    assert!(least > 0.3 && most < 1.3, "singular values from {least} to {most}");
     Ok(())
 }
 

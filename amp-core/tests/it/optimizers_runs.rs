@@ -158,7 +158,7 @@ fn every_precision_reduces_the_loss(
         logged.expect("the loss is logged").value
     };
     let (first, last) = (loss(0), loss(record.epochs.len() - 1));
-    assert!(last < first / 1.5, "{net} in {precision}: {first} to {last}");
+    assert!(last < first / 1.5, "{net} in {precision}: the loss went from {first} to {last}");
     assert_eq!(record.end.global_step, 80 / window.cast_unsigned());
     Ok(())
 }

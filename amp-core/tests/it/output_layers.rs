@@ -140,7 +140,10 @@ fn chunks_train_as_all_logits_at_once(#[case] build: Build) -> Result<()> {
         (train(build, &config, false)?, train(build, &config, true)?);
     for name in ["train_loss", "val_loss"] {
         let [one, other] = [&whole, &chunked].map(|record| record.last(name).expect("logged"));
-        assert!((one - other).abs() < 1e-12 * one.abs(), "{name}: {one} and {other}");
+        assert!(
+            (one - other).abs() < 1e-12 * one.abs(),
+            "{name}: {one} without chunks, {other} with chunks"
+        );
     }
     for (one, other) in of_whole.iter().zip(&of_chunked) {
         assert!(relative(other, &wide(one)) < 1e-9);
@@ -172,7 +175,7 @@ fn metrics_of_chunks_are_those_of_all_logits() -> Result<()> {
             let both_nan = one.is_nan() && other.is_nan();
             assert!(
                 both_nan || (one - other).abs() <= bound * one.abs().max(1.0),
-                "{name}: {one} and {other}"
+                "{name}: {one} without chunks, {other} with chunks"
             );
         }
     }

@@ -85,7 +85,7 @@ fn own_parameters_are_trained() -> Result<()> {
     for row in 0..3 {
         assert!(grad.get(row).allclose(&expected, 1e-12, 0.0, false));
     }
-    assert_eq!(grad.kind(), Kind::Double, "placed with the model");
+    assert_eq!(grad.kind(), Kind::Double, "the parameter was cast with the model");
     assert!(!module.scale.requires_grad() && module.scale.kind() == Kind::Double);
     Ok(())
 }

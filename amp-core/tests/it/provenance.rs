@@ -356,7 +356,7 @@ fn the_search_needs_no_more_memory_than_the_step() -> Result<()> {
         Ok((meter.read()?.peak_allocated, record.skips[0].provenance.is_some()))
     };
     let ((unexplained, false), (explained, true)) = (peak(false)?, peak(true)?) else {
-        panic!("one run looks for the cause, the other does not");
+        panic!("expected one run without and one run with the search for the cause");
     };
     let ratio = explained as f64 / unexplained as f64;
     assert!(ratio < 1.25, "{explained} bytes with the search, {unexplained} without: {ratio:.2}");

@@ -94,7 +94,10 @@ fn other_threads_wait_until_a_section_ends(#[case] draws: fn() -> Result<()>) ->
     thread::scope(|scope| {
         scope.spawn(|| {
             draws().expect("it waits, and then it is done");
-            assert!(ended.load(Ordering::Relaxed), "it did not wait for the section");
+            assert!(
+                ended.load(Ordering::Relaxed),
+                "the thread did not wait for the end of the section"
+            );
             done.store(true, Ordering::Relaxed);
         });
         thread::sleep(Duration::from_millis(100));
@@ -126,7 +129,7 @@ fn an_inner_section_seeds_again() -> Result<()> {
         for _ in 0..100 {
             thread::yield_now();
         }
-        assert!(!begun.load(Ordering::Relaxed), "two sections at once");
+        assert!(!begun.load(Ordering::Relaxed), "two threads were in a section at the same time");
         drop(outer);
     });
     assert!(begun.into_inner());

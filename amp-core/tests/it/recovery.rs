@@ -1,5 +1,5 @@
-//! Tests of how the trainer continues a run after steps that are not finite, at the lowest loss
-//! scale, and when memory is short.
+//! Tests of how the trainer continues a run after steps with non-finite gradients, at the lower
+//! limit of the loss scale, and when memory is short.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -96,7 +96,7 @@ fn a_non_finite_step_is_skipped_and_the_run_continues(
     Ok(())
 }
 
-/// Without a check, as in Lightning, the weights become NaN.
+/// If non-finite steps are not skipped, as in Lightning, the weights become NaN.
 #[test]
 fn without_a_check_the_weights_become_nan() -> Result<()> {
     let _generator = seeded(0);
@@ -159,7 +159,7 @@ fn lowering_the_scale_repeats_the_same_examples() -> Result<()> {
     };
     let (high, weights) = train(2f64.powi(30), NonFinite::LowerScale)?;
     assert!(high.end.skipped > 3);
-    assert_eq!(high.end.global_step, 20, "one step per window");
+    assert_eq!(high.end.global_step, 20, "each window of batches is one step");
     let lowered = high
         .recoveries
         .iter()
@@ -220,8 +220,8 @@ fn falling_back_to_bf16_keeps_the_weights() -> Result<()> {
     Ok(())
 }
 
-/// The scale has a lower limit. At the limit, the trainer keeps the scale and prints a note,
-/// continues in bf16, or ends with the reason.
+/// The loss scale has a lower limit. At the limit, depending on the option, the trainer keeps the
+/// loss scale and prints a note, continues in bf16, or ends the run with an error.
 #[rstest]
 #[case::warn(AtFloor::Warn)]
 #[case::fall_back(AtFloor::FallBackToBf16)]
@@ -269,7 +269,8 @@ fn an_invalid_floor_is_refused(#[case] min_scale: f64) -> Result<()> {
     Ok(())
 }
 
-/// A layer that reports a lack of memory if it gets more than this many examples.
+/// A layer that returns an out-of-memory error in training if a batch has more than `examples`
+/// examples.
 struct Room {
     examples: i64,
 }
@@ -320,7 +321,7 @@ fn a_batch_that_does_not_fit_is_split(#[case] window: i64) -> Result<()> {
     assert_eq!(parts.recoveries, [(0, halved(2)), (0, halved(4))], "each halving is reported once");
     assert_eq!(parts.end.global_step, whole.end.global_step);
     for (seen, expected) in weights.iter().zip(&expected) {
-        assert!((seen - expected).abs() < 1e-14, "{seen} against {expected}");
+        assert!((seen - expected).abs() < 1e-14, "found {seen}, expected {expected}");
     }
     let logged = events.iter().filter(|event| matches!(event, Event::Logged { .. })).count();
     assert_eq!(logged as u64, parts.end.global_step);

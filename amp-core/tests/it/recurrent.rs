@@ -38,7 +38,7 @@ fn ran(precision: Precision, config: LstmConfig, x: &Tensor) -> Result<(Tensor, 
         let _autocast = policy.autocast()?;
         let before = autocast_state(device())?;
         let ran = lstm.forward_with((&x, None, None), &cx(precision, true))?;
-        assert_eq!(autocast_state(device())?, before, "autocast is as it was");
+        assert_eq!(autocast_state(device())?, before, "the autocast state is restored");
         ran
     };
     let expected = precision.compute();
@@ -116,9 +116,12 @@ fn dropout_acts_between_layers() -> Result<()> {
     };
     let plain = run(0.0, 2, true, 0)?;
     assert!(!run(0.5, 2, true, 0)?.equal(&plain));
-    assert!(run(0.5, 2, true, 7)?.equal(&run(0.5, 2, true, 7)?), "one seed, one mask");
+    assert!(
+        run(0.5, 2, true, 7)?.equal(&run(0.5, 2, true, 7)?),
+        "the same seed gives the same dropout mask"
+    );
     assert!(!run(0.5, 2, true, 7)?.equal(&run(0.5, 2, true, 8)?));
-    assert!(relative(&run(0.5, 2, false, 0)?, &plain) < 1e-12, "not in evaluation");
+    assert!(relative(&run(0.5, 2, false, 0)?, &plain) < 1e-12, "there is no dropout in evaluation");
     assert!(run(0.5, 1, true, 0)?.equal(&run(0.0, 1, true, 0)?), "a single layer has no dropout");
     assert!(
         run(0.5, 2, true, 0)?.ne(0.0).all().int64_value(&[]) == 1,

@@ -280,7 +280,7 @@ fn a_step_of_a_cell_equals_the_fused_operation(
 
 /// The observer gets every tensor that a layer rounds if it computes in 16 bits on the CPU. If the
 /// observer rounds these tensors to bf16, the output and the gradients of the f32 layer differ from
-/// those of the bf16 layer by less than 0.6 of the difference without rounding. The remaining
+/// those of the bf16 layer by less than 0.6 times the difference without rounding. The remaining
 /// differences are mostly sums that are rounded to the neighbouring number, because they are added
 /// in another order.
 #[rstest]
@@ -309,7 +309,7 @@ fn rounded_steps_are_nearly_those_of_16_bits(
     for (at, ((actual, exact), emulated)) in actual.iter().zip(&exact).zip(&emulated).enumerate() {
         let (error, left) = (distance(actual, exact), distance(actual, emulated));
         assert!(error > 1e-3, "{at}: {error}");
-        assert!(left < 0.6 * error, "{at}: {left} of {error}");
+        assert!(left < 0.6 * error, "{at}: difference {left} with rounding, {error} without");
     }
     Ok(())
 }

@@ -182,7 +182,7 @@ fn regions_by_path_override_declared_regions() -> Result<()> {
     assert_eq!(run.products["inner.layer"], (Kind::BFloat16, Kind::BFloat16));
     assert_eq!(run.products["layer"], (Kind::Double, Kind::Double));
     assert_eq!(run.parameters["layer.weight"], Kind::Double);
-    assert_eq!(run.output, Kind::Float, "autocast around does not take f64");
+    assert_eq!(run.output, Kind::Float, "autocast outside of the region does not cast f64 tensors");
     Ok(())
 }
 

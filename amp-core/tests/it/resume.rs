@@ -242,10 +242,13 @@ fn a_run_stopped_in_an_epoch_resumes_in_its_middle() -> Result<()> {
     };
     assert_eq!(rest.start.resumed.map(|at| (at.epoch, at.batch)), Some((1, 2)));
     assert_eq!(values(&rest, 0), values(&straight, 1));
-    assert_eq!(rest.end.global_step, straight.end.global_step, "the epoch counts once");
+    assert_eq!(
+        rest.end.global_step, straight.end.global_step,
+        "the steps of the epoch are counted once"
+    );
     assert_eq!(values(&rest, 1), values(&straight, 2));
     let best = fs::read_dir(folder.path()).expect("the folder").count();
-    assert_eq!(best, 2, "the best file and the last");
+    assert_eq!(best, 2, "the folder contains the best file and the last one");
     Ok(())
 }
 
@@ -263,7 +266,7 @@ fn a_checkpoint_has_the_models_own_state() -> Result<()> {
     let mut resumed = counting()?;
     let _: RunRecord =
         Trainer::new(config).resume_from(file(folder.path(), 3)).fit(&mut resumed, &data)?;
-    assert_eq!(resumed.seen, 4, "three before, one after");
+    assert_eq!(resumed.seen, 4, "three steps before the checkpoint and one after it");
     Ok(())
 }
 
@@ -319,7 +322,8 @@ fn best_files_of_another_folder_are_kept() -> Result<()> {
     let last = one.path().join("last.safetensors");
     let resumed = train(other.path(), 3, Some(&last))?;
     assert!(resumed.len() == 2 && one.path().join(&first[0]).exists(), "{resumed:?}");
-    // The run resumes twice from one copy. The best file was replaced in between.
+    // The run is resumed twice from one copy of the checkpoint. The first resumed run replaces the
+    // best file that the checkpoint names.
     let kept = other.path().join("kept.safetensors.copy");
     fs::copy(&last, &kept).expect("a copy");
     for _ in 0..2 {

@@ -27,7 +27,7 @@ fn refused(path: &Path, config: &TrainerConfig, batch_size: i64) -> Result<Strin
     let trainer = Trainer::new(config.clone()).resume_from(path);
     let (events, outcome) = run(trainer, &mut model, &same(constant(8, 8, 1.0)?, batch_size)?);
     assert!(matches!(&outcome, Err(Error::Config(_) | Error::Io { .. })), "{outcome:?}");
-    assert_eq!(events, [], "nothing has begun");
+    assert_eq!(events, [], "a refused run sends no event");
     assert_eq!(fingerprint(&model), before);
     Ok(message(outcome))
 }

@@ -100,7 +100,7 @@ fn tensors(net: &Net) -> Vec<(String, Tensor)> {
 
 fn same(one: &Net, other: &Net) {
     for ((name, one), (_, other)) in tensors(one).into_iter().zip(tensors(other)) {
-        assert!(one.equal(&other), "`{name}`: {one} and {other}");
+        assert!(one.equal(&other), "`{name}` differs: {one} and {other}");
     }
     assert_eq!(one.seen, other.seen);
 }

@@ -149,7 +149,7 @@ fn processes_share_an_order() -> Result<()> {
         let at_once = parts.iter().flat_map(|part| &part[4 * batch..4 * batch + 4]);
         let lengths: Vec<i64> = at_once.map(|index| lengths[*index as usize]).collect();
         let spread = lengths.iter().max().expect("some") - lengths.iter().min().expect("some");
-        assert_eq!(spread, 11, "twelve neighbours: {lengths:?}");
+        assert_eq!(spread, 11, "the lengths are not twelve consecutive ones: {lengths:?}");
     }
     Ok(())
 }

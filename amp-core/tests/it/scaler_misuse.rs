@@ -341,7 +341,7 @@ fn a_scale_that_is_not_a_positive_f32_is_refused(#[case] scale: f64) -> Result<(
     assert!(message(scaler.set_scale(scale)).contains(refusal));
     let state = ScalerState { scale, ..scaler.state() };
     assert!(message(scaler.load_state(state)).contains(refusal));
-    assert_eq!(scaler.read_device()?, (65536.0, 0), "nothing changed");
+    assert_eq!(scaler.read_device()?, (65536.0, 0), "the state on the device did not change");
     Ok(())
 }
 
@@ -367,7 +367,11 @@ fn a_disabled_scaler_only_steps() -> Result<()> {
         assert_eq!(scaler.step(gradients, optimizer.as_mut())?, StepOutcome::Applied);
         scaler.update()?;
     }
-    assert_eq!(optimizer.parameters()[0].tensor.double_value(&[0]), 0.0, "two steps of 1/2 each");
+    assert_eq!(
+        optimizer.parameters()[0].tensor.double_value(&[0]),
+        0.0,
+        "each of the two steps subtracts 1/2"
+    );
     assert_eq!((scaler.scale_value(), scaler.is_enabled()), (1.0, false));
     Ok(())
 }

@@ -206,7 +206,11 @@ fn warmup_cosine_follows_its_formula() -> Result<()> {
             10..100 => 1e-3 * 0.5 * (1.0 + (PI * (t - 10) as f64 / 90.0).cos()),
             _ => 0.0,
         };
-        assert!((rates.lr - expected).abs() <= 1e-18, "{} for {expected} at {t}", rates.lr);
+        assert!(
+            (rates.lr - expected).abs() <= 1e-18,
+            "step {t}: rate {}, expected {expected}",
+            rates.lr
+        );
         if (10..=100).contains(&t) {
             assert!((rates.lr - parsed(&lambda[t])).abs() <= 1e-18);
         }
@@ -377,7 +381,11 @@ fn the_threshold_of_a_negative_value_is_relative_to_its_size(
         let mut running = plateau.build(Rates { lr: 1.0, momentum: None })?;
         running.advance(Some(best));
         running.advance(Some(value));
-        assert_eq!(running.rates().lr, if better { 1.0 } else { 0.5 }, "{value} after {best}");
+        assert_eq!(
+            running.rates().lr,
+            if better { 1.0 } else { 0.5 },
+            "value {value}, best value {best}"
+        );
     }
     Ok(())
 }

@@ -138,7 +138,7 @@ fn wsd_equals_transformers(
     assert_eq!(list(case, "lrs").len(), seen.len());
     for (at, (seen, lr)) in seen.iter().zip(list(case, "lrs")).enumerate() {
         let near = (seen.lr - parsed(lr)).abs() <= 1e-3 * f64::EPSILON;
-        assert!(near, "{name}: {} for {} at {at}", seen.lr, parsed(lr));
+        assert!(near, "{name}: step {at} has the rate {}, expected {}", seen.lr, parsed(lr));
     }
     Ok(())
 }

@@ -238,7 +238,7 @@ fn r2_of_a_constant(
     let seen = R2.measure(&Tensor::from_slice(output), &Tensor::from_slice(target))?;
     assert_eq!(seen.double_value(&[]), expected);
     let one = Tensor::from_slice(&[1.0_f64]);
-    assert!(R2.measure(&one, &one)?.double_value(&[]).is_nan(), "of one example");
+    assert!(R2.measure(&one, &one)?.double_value(&[]).is_nan(), "R2 of one example is NaN");
     Ok(())
 }
 

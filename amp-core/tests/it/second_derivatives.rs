@@ -130,7 +130,10 @@ fn gradients_of_penalties_equal_f64(
         }
         let seen = seen.to_device(Device::Cpu).to_kind(Kind::Double);
         let error = (&seen - expected).norm().double_value(&[]) / size;
-        assert!(error <= tolerance, "{name}: off by {error:.2e} of {size:.2e}");
+        assert!(
+            error <= tolerance,
+            "{name}: relative error {error:.2e}, largest gradient {size:.2e}"
+        );
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ fn example<D: MapDataset<Example = Batch>>(set: &D, index: i64) -> Result<(Vec<f
     Ok((values(&input), values(&target)))
 }
 
-/// Returns tokens `2^bits - 1 - place`, so that a token read as signed would be negative.
+/// Returns the bytes of the tokens 2^bits − 1, 2^bits − 2, …, which are negative if read as signed.
 fn tokens(width: TokenWidth, count: u32) -> Vec<u8> {
     let bytes = |at: u32| match width {
         TokenWidth::U16 => (u16::MAX - at as u16).to_le_bytes().to_vec(),
@@ -59,7 +59,7 @@ fn windows_of_tokens_predict_the_next(
         assert_eq!(example(&set, at)?, (from(at * stride), from(at * stride + 1)));
     }
     assert!((windows - 1) * stride + length < 14);
-    assert!(windows * stride + length + 1 > 14, "one more would fit");
+    assert!(windows * stride + length + 1 > 14, "one more window would fit");
     Ok(())
 }
 
@@ -348,7 +348,7 @@ fn starts(windows: &Windows) -> Result<Vec<i64>> {
         let times: Vec<f64> = [past, future].concat();
         let first = times[0];
         for (at, two) in times.chunks(2).enumerate() {
-            assert_eq!(two, [first + at as f64, -first - at as f64], "one after the other");
+            assert_eq!(two, [first + at as f64, -first - at as f64], "the pairs are consecutive");
         }
         assert_eq!((example.input.size(), example.target.size()), (vec![3, 2], vec![2, 2]));
         Ok(first as i64)

@@ -77,7 +77,7 @@ fn a_skipped_step_does_not_count_in_the_epochs_mean(#[case] size: f64) -> Result
     assert_eq!(logged[1].is_finite(), size < 1e38);
     let expected = (logged[0] + logged[2] + logged[3]) / 3.0;
     let seen = record.epochs[0].value("train_loss").expect("it is logged");
-    assert!((seen - expected).abs() < 1e-12 * expected, "{seen} for {expected}");
+    assert!((seen - expected).abs() < 1e-12 * expected, "found {seen}, expected {expected}");
     Ok(())
 }
 
@@ -92,7 +92,7 @@ fn an_epoch_of_skipped_steps_has_their_mean() -> Result<()> {
     assert_eq!(record.end.skipped, 4);
     let seen = record.epochs[0].value("train_loss").expect("it is logged");
     let expected = logged.iter().sum::<f64>() / 4.0;
-    assert!((seen - expected).abs() < 1e-12 * expected, "{seen} for {expected}");
+    assert!((seen - expected).abs() < 1e-12 * expected, "found {seen}, expected {expected}");
     Ok(())
 }
 
@@ -103,7 +103,7 @@ fn lightnings_rule_counts_a_skipped_step() -> Result<()> {
     let (record, logged) = regress(config, 600.0)?;
     let seen = record.epochs[0].value("train_loss").expect("it is logged");
     let expected = logged.iter().sum::<f64>() / 4.0;
-    assert!((seen - expected).abs() < 1e-12 * expected, "{seen} for {expected}");
+    assert!((seen - expected).abs() < 1e-12 * expected, "found {seen}, expected {expected}");
     Ok(())
 }
 

@@ -90,7 +90,7 @@ fn an_epoch_begins_where_the_previous_one_ended(#[values(0, 2)] prefetch: usize)
         Ok(epochs?.concat().concat())
     };
     let whole = loader(&Numbers::new().shared()?, way)?.shuffled(1);
-    assert!(all(&whole)?.into_iter().eq((0..33).map(f64::from)), "shuffling changes nothing");
+    assert!(all(&whole)?.into_iter().eq((0..33).map(f64::from)), "a stream is not shuffled");
     let full = loader(&Numbers::new().shared()?, Loading { drop_last: true, ..way })?;
     assert!(all(&full)?.into_iter().eq((0..27).map(f64::from)));
     let few = loader(&Numbers::new().shared()?, way)?.limited(Limit::Batches(2));

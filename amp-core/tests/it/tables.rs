@@ -230,7 +230,7 @@ fn blocks_are_shuffled(#[values(1, 2, 3, 9)] together: usize) -> Result<()> {
         left[at] -= 1;
         open -= usize::from(left[at] == 0);
     }
-    assert!(most <= together, "{most} blocks at a time");
+    assert!(most <= together, "{most} blocks were open at the same time");
     Ok(())
 }
 

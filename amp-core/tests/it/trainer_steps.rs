@@ -61,7 +61,7 @@ fn trained_on(
 #[track_caller]
 fn assert_close(seen: &[f64], expected: &[f64]) {
     for (seen, expected) in seen.iter().zip(expected) {
-        assert!((seen - expected).abs() < 1e-14, "{seen} for {expected}");
+        assert!((seen - expected).abs() < 1e-14, "found {seen}, expected {expected}");
     }
 }
 
@@ -198,7 +198,7 @@ fn clipping_sees_unscaled_gradients(#[case] clip: Clip, #[case] limit: f64) -> R
     let norm = moved.iter().map(|x| x * x).sum::<f64>().sqrt();
     let largest = moved.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
     let seen = if matches!(clip, Clip::Norm(_)) { norm } else { largest };
-    assert!((seen / limit - 1.0).abs() < 1e-3, "{seen} for {limit}");
+    assert!((seen / limit - 1.0).abs() < 1e-3, "found {seen}, expected {limit}");
     Ok(())
 }
 

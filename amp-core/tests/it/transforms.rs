@@ -47,7 +47,7 @@ pub(crate) fn near(seen: &Tensor, expected: &Value, levels: i64) {
     let expected = picture(expected);
     assert_eq!((seen.size(), seen.kind()), (expected.size(), Kind::Uint8));
     let apart = (seen.to_kind(Kind::Int64) - expected.to_kind(Kind::Int64)).abs().max();
-    assert!(apart.int64_value(&[]) <= levels, "{apart} levels apart");
+    assert!(apart.int64_value(&[]) <= levels, "pixels differ by {apart} levels");
 }
 
 fn sizes(value: &Value, key: &str) -> Vec<i64> {
@@ -169,7 +169,10 @@ fn random_changes_follow_from_their_numbers() -> Result<()> {
         let exact = of(&float, seed)?;
         assert!(exact.min().double_value(&[]) >= 0.0 && exact.max().double_value(&[]) <= 1.0);
         let apart = (exact * 255.0 - one.to_kind(Kind::Float)).abs().max().double_value(&[]);
-        assert!(apart < 12.0, "rounding to whole numbers between steps: {apart}");
+        assert!(
+            apart < 12.0,
+            "uint8 and f32 images differ by {apart}, more than by rounding between steps"
+        );
     }
     Ok(())
 }

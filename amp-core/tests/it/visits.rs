@@ -126,7 +126,10 @@ fn an_override_that_names_no_module_is_refused(
     let net = Net { body: Sequential::new(layers), head: linear(3, 1)? };
     let islands = |path: &str| BTreeMap::from([(path.to_owned(), Region::Fp32)]);
     let refused = place(&net, &islands(path));
-    assert!(matches!(refused, Err(Error::Config(_))), "the command ends with 2");
+    assert!(
+        matches!(refused, Err(Error::Config(_))),
+        "a configuration error, for which commands exit with status 2"
+    );
     assert_eq!(message(refused), format!("the model has no module `{path}`: {instead}"));
     for path in ["body", "body.1", "head"] {
         place(&net, &islands(path))?;

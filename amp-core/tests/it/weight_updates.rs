@@ -73,7 +73,7 @@ fn stochastic_rounding_is_unbiased() -> Result<()> {
     let share = (1.0 - exact) / SPACING;
     let error = SPACING * (share * (1.0 - share) / count as f64).sqrt();
     let mean = mean(optimizer.as_ref());
-    assert!((mean - exact).abs() < 5.0 * error, "{mean} for {exact} ± {error}");
+    assert!((mean - exact).abs() < 5.0 * error, "mean {mean}, expected {exact} ± {error}");
     Ok(())
 }
 
@@ -113,7 +113,7 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
         let share = (target - first).abs() / spacing;
         let error = spacing * (share * (1.0 - share) / count as f64).sqrt();
         let mean = mean(optimizer.as_ref());
-        assert!((mean - target).abs() < 5.0 * error, "{mean} for {target} ± {error}");
+        assert!((mean - target).abs() < 5.0 * error, "mean {mean}, expected {target} ± {error}");
     }
     Ok(())
 }
@@ -169,13 +169,13 @@ fn masters_equal_an_f32_run(
     for (name, tensor) in full_state.tensors() {
         assert_eq!(bits(half_state.tensor(name)?), bits(tensor), "{name}");
     }
-    assert!(full_state.tensor("master/weight").is_err(), "f32 needs none");
+    assert!(full_state.tensor("master/weight").is_err(), "f32 weights need no master weights");
     Ok(())
 }
 
-/// By default, Adam's running averages of bf16 parameters are bf16, as in torch. With a second beta
-/// of 0.999, the running average of the squares then cannot decay. If the running averages are f32,
-/// it decays.
+/// With the default `RoundToNearest`, Adam's running averages of bf16 parameters are bf16, as in
+/// torch. With beta2 = 0.999, the running average of the squares then cannot decay. With master
+/// weights or stochastic rounding, the running averages are f32, and the average decays.
 #[rstest]
 #[case(WeightUpdate::RoundToNearest, Kind::BFloat16, 1.0)]
 #[case(WeightUpdate::MasterWeights, Kind::Float, 0.999)]
@@ -199,7 +199,7 @@ fn the_running_square_decays_in_f32(
     optimizer.step()?;
     let (seen, after) = square(optimizer.as_ref())?;
     assert_eq!(seen, kind);
-    assert!((after / before - decay).abs() < 1e-6, "{after} after {before}");
+    assert!((after / before - decay).abs() < 1e-6, "{before} became {after}");
     Ok(())
 }
 

@@ -51,7 +51,7 @@ fn broken(outcome: Result<RunRecord>, invariant: Invariant) -> String {
             );
             text
         }
-        Err(error) => panic!("another error than of {invariant}: {error}"),
-        Ok(_) => panic!("{invariant} was not broken"),
+        Err(error) => panic!("expected a violation of {invariant}, but the error is: {error}"),
+        Ok(_) => panic!("{invariant} was not violated"),
     }
 }

@@ -75,7 +75,7 @@ fn near(seen: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
     let largest = expected.iter().fold(1e-300_f64, |most, value| most.max(value.abs()));
     for (at, (seen, expected)) in seen.iter().zip(&expected).enumerate() {
         let off = (seen - expected).abs() / largest;
-        assert!(off <= tolerance, "{what}[{at}]: {seen} for {expected}");
+        assert!(off <= tolerance, "{what}[{at}]: found {seen}, expected {expected}");
     }
 }
 

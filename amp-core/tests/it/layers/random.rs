@@ -89,7 +89,10 @@ fn fractional_pools_draw_their_windows(
     assert_eq!(pooled.size(), [4, 3, 5, 6]);
     let expected = of_images.forward_with_samples(&images, &samples(&[4, 3, 2]), &cx)?.0;
     assert!(pooled.equal(&expected));
-    assert!(!pooled.equal(&of_images.forward(&images, &cx)?), "each pass draws");
+    assert!(
+        !pooled.equal(&of_images.forward(&images, &cx)?),
+        "each forward pass draws other random numbers"
+    );
     let (pooled, places) = {
         let _generator = seeded(5);
         of_volumes.forward_with_indices(&volumes, &cx)?
@@ -119,7 +122,7 @@ fn feature_alpha_dropout_drops_channels() -> Result<()> {
     assert!(bool::try_from(is_dropped.logical_xor(&kept).all())?);
     let share = is_dropped.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
     assert!((share - p).abs() < 5.0 * (p * (1.0 - p) / 2000.0).sqrt(), "{share}");
-    assert!(layer.forward(&x, &context(false))?.equal(&x), "evaluating drops nothing");
+    assert!(layer.forward(&x, &context(false))?.equal(&x), "in evaluation nothing is dropped");
     Ok(())
 }
 

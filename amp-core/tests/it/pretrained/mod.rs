@@ -69,5 +69,5 @@ fn assert_logits(found: &Tensor, name: &str) {
     let expected = from_bits(Kind::Double, text(&case(name), "logits")).view_as(found);
     let error = (found - &expected).abs().max().double_value(&[]);
     let size = expected.abs().max().double_value(&[]);
-    assert!(error <= 1e-12 * size.max(1.0), "{name}: {error:e} of {size}");
+    assert!(error <= 1e-12 * size.max(1.0), "{name}: error {error:e}, largest logit {size}");
 }

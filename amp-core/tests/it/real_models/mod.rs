@@ -47,7 +47,12 @@ fn train(
 /// Asserts that the run used CUDA graphs if it ran on CUDA, and none otherwise.
 fn is_replayed_on_cuda(record: &RunRecord) {
     let replayed = record.end.replayed;
-    assert_eq!(replayed > 0, device().is_cuda(), "{replayed} replayed, {:?}", record.notes);
+    assert_eq!(
+        replayed > 0,
+        device().is_cuda(),
+        "{replayed} steps ran as CUDA graphs: {:?}",
+        record.notes
+    );
 }
 
 fn randn(size: &[i64]) -> Tensor {

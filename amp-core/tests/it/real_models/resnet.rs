@@ -117,7 +117,7 @@ fn the_search_needs_no_more_memory_than_the_step() -> Result<()> {
         ))
     };
     let ((unexplained, None), (explained, Some(cause))) = (peak(false)?, peak(true)?) else {
-        panic!("one run looks for the cause, the other does not");
+        panic!("expected one run without and one run with the search for the cause");
     };
     let ratio = explained as f64 / unexplained as f64;
     assert_eq!(cause, Cause::InputGradient("body.0".to_owned()));

@@ -1,5 +1,5 @@
-//! Models that are written by hand, like the code that the derive macro generates, and functions
-//! that train these models.
+//! Models whose trait implementations are written by hand, in the form in which the derive macro
+//! generates them. Also functions that train these models.
 
 use std::io::Read;
 

@@ -181,7 +181,8 @@ fn images_that_do_not_fit_are_refused(
 
 /// The rectangles that `CutMix` pastes, and the fractions by which it mixes the classes, equal
 /// those of torchvision 0.26. The recording script gave torchvision the fractions and positions in
-/// fixtures/oracles/images.json instead of random numbers, and so does this test.
+/// fixtures/oracles/images.json instead of random numbers. This test passes the same fractions and
+/// positions to `CutMix`.
 #[test]
 fn rectangles_are_torchvisions() -> Result<()> {
     let all = crate::transforms::recorded();

@@ -112,7 +112,8 @@ fn norms_of_16_bit_gradients_are_computed_in_f32(
     assert!((norm.double_value(&[]) / exact - 1.0).abs() < 1e-6);
     let after: Vec<f64> = grads.iter().flat_map(values).collect();
     assert!(grads.iter().all(|grad| grad.kind() == kind));
-    // The factor is rounded to the dtype once, and so is the product.
+    // The clipping factor is rounded once to the dtype of the gradients, and so is its product with
+    // each gradient.
     let unit = if kind == Kind::Half { 2.0_f64.powi(-11) } else { 2.0_f64.powi(-8) };
     let smallest = 2.0_f64.powi(-24);
     for (after, before) in after.iter().zip(&before) {

@@ -1,5 +1,5 @@
-//! Tests of how examples are combined to batches. They are stacked or padded. If neither is
-//! possible, they are refused with names, numbers and shapes.
+//! Tests of how examples are combined into batches. They are stacked or padded. If neither is
+//! possible, the error contains the name of the field, the numbers of the examples and the shapes.
 
 use amp_core::{
     data::{AnyBatch, BatchField, Collate, FieldRole, MapDataset, Pad},

@@ -226,7 +226,7 @@ fn unit(kind: Kind) -> f64 {
 }
 
 /// 16-true differs from torch by design, because Adam's running averages are f32. With the default
-/// eps, the losses of all steps are within 1 % of those of the f64 run. With this eps, torch's
+/// eps, the losses of all steps are within 1 % of those of the f64 run. With the same eps, torch's
 /// fused optimizer differs by more than 2 %, and torch's unfused optimizer gives NaN from the
 /// second step on. With an eps of 1e-4, torch's losses are within 2 % of the losses of this
 /// trainer.

@@ -121,8 +121,8 @@ fn fused_layers_are_reported_one_by_one(
     let _generator = seeded(3);
     let policy = Policy::new(precision, device());
     let layers = demo(0.2)?;
-    // The FP32 override is for the first ReLU. It stands between a batch norm and a dropout, which
-    // could otherwise be fused.
+    // The precision override puts the first ReLU into an FP32 region. Without the override, this
+    // ReLU could be fused with the batch norm before it and the dropout after it.
     let islands = has_island.then(|| ("2".to_owned(), Region::Fp32));
     let islands = Rc::new(islands.into_iter().collect());
     place(&layers, policy, &islands)?;

@@ -90,8 +90,8 @@ fn unfrozen_parameters_train_under_checkpoints(
     Ok(())
 }
 
-/// Frozen layers can be combined with a memory budget, with one that is large enough for a whole
-/// step, and with one that requires recomputation.
+/// Frozen layers can be combined with a memory budget. This test uses one budget that is large
+/// enough for a whole step, and one that requires recomputation. Neither changes the result.
 #[rstest]
 fn a_budget_holds_with_frozen_layers(
     #[values(&["stem.*"], &["stem.*", "middle.*"])] freeze: &[&str],

@@ -150,9 +150,9 @@ fn columns(input: [f32; 4], target: [f32; 4]) -> Result<DataModule> {
     Ok(DataModule::training("columns", Batch::new(column(input), column(target))?, 1))
 }
 
-/// Each optimizer and its schedule make as many steps as the user's function calls. The loss scale
-/// is updated once per batch. In the third batch, the generator's gradients overflow. The critic
-/// has already made its step, and the scale is halved once.
+/// The user's function decides how many steps each optimizer and its schedule make. The loss scale
+/// is updated once per batch. In the third batch, the generator's gradients overflow after the
+/// critic has made its steps. The generator's step is skipped, and the scale is halved once.
 #[test]
 fn optimizers_step_as_often_as_they_are_called() -> Result<()> {
     let data = columns([1.0; 4], [1.0, 1.0, 3e38, 1.0])?.in_order();

@@ -52,8 +52,8 @@ fn average(optimizer: &dyn Optimizer, name: &str, count: usize) -> Result<Vec<f6
     let Ok(scales) = state.tensor(&format!("{name}_scale/weight")) else {
         return Ok(values(&kept.to_kind(Kind::Double)));
     };
-    // bitsandbytes' dynamic map: decade d of 10^(d-6) has 2^d values on each side of zero, or
-    // 2^(d+1) values if there is only one side.
+    // The code of bitsandbytes' dynamic map: between 10^(d-7) and 10^(d-6), for d from 0 to 6, there
+    // are 2^d positive and 2^d negative values. A code without negative values has 2^(d+1) values.
     let signed = name != "exp_avg_sq";
     let mut code: Vec<f64> = (0..7)
         .flat_map(|decade| {

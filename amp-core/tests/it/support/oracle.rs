@@ -61,7 +61,8 @@ impl Lcg {
         self.0 >> 33
     }
 
-    /// Returns a row-major tensor of ((output mod 257) − 128) / denominator, which is exact in f32.
+    /// Returns a row-major tensor of ((n mod 257) − 128) / denominator, where n is the next number
+    /// of the generator. These values are exact in f32.
     pub(crate) fn tensor(&mut self, shape: &[i64], denominator: f32) -> Tensor {
         let count: i64 = shape.iter().product();
         let values: Vec<f32> =

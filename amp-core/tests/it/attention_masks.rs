@@ -181,7 +181,7 @@ fn returned_weights_do_not_change_the_output(
     Ok(())
 }
 
-/// For 8 heads, the ALiBi slopes equal the paper's. For 12 heads, they equal its authors' code.
+/// The ALiBi slopes equal those of the paper (8 heads) and of its authors' code (12 heads).
 #[test]
 fn alibi_slopes_equal_the_papers() -> Result<()> {
     let eight: Vec<f64> = (1..=8).map(|i| 0.5_f64.powi(i)).collect();

@@ -115,7 +115,7 @@ fn every_region_restores_the_one_around_it() -> Result<()> {
 }
 
 /// A `Vec` drops its guards from first to last, so the outermost autocast region ends first. When
-/// all guards have been dropped, the original state is restored all the same.
+/// all guards have been dropped, the original state is still restored.
 #[test]
 fn guards_dropped_in_the_wrong_order_leave_nothing_behind() -> Result<()> {
     let outside = state();

@@ -1,5 +1,5 @@
 //! Tests of the plan that says which activations are recomputed to stay below a memory budget. The
-//! plan is saved with the run, and making the plan changes no other state.
+//! plan is saved with the run. Making the plan does not change anything else.
 
 use std::sync::{
     Arc,

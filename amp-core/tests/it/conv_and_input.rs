@@ -47,7 +47,8 @@ fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Ten
 /// The output and the gradients of the input and the weight equal those in f64. A gradient that is
 /// undefined in f64 is undefined here too. For some 1×1 convolutions, one matrix product computes
 /// the sum of the input's two gradients. For other convolutions, the gradients are added after the
-/// product. The second output has the same bits as the input.
+/// product. `and_input` returns the output of the
+/// convolution and, as second output, a tensor with the same bits as the input.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_are_those_of_f64(
@@ -153,8 +154,8 @@ fn it_has_second_derivatives(#[values(1, 3)] side: i64) -> Result<()> {
     Ok(())
 }
 
-/// In 32-true, which does not use the kernel, the output and the gradients are bit-identical to
-/// autograd's.
+/// In 32-true, which does not use the kernel, the output and the gradients have the same bits as if
+/// the convolution and the other operation were called separately.
 #[rstest]
 fn elsewhere_it_is_the_convolution(
     #[values(true, false)] bias: bool,

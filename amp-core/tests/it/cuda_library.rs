@@ -40,7 +40,7 @@ fn loaded(name: &str) -> Option<PathBuf> {
         .find(|path| path.file_name().is_some_and(|own| own == name))
 }
 
-/// A folder like libtorch's, with links to the real files, but without a CUDA library.
+/// A copy of libtorch's folder that contains links to the real files, but no CUDA library.
 struct Libtorch(TempDir);
 
 impl Libtorch {

@@ -50,7 +50,7 @@ fn config(run: &Value) -> TrainerConfig {
     config.max_epochs = 3;
     config.logging.log_every_n_steps = 1;
     // In PyTorch, a skipped step still updates batch statistics and uses random numbers for
-    // dropout, so it must do so here too.
+    // dropout. With this option, skipped steps do the same here.
     config.recovery.skipped_step_advances = true;
     config.optimization.gradient_clip =
         run["clip"].as_str().map(|_| Clip::Norm(number(run, "clip")));

@@ -33,7 +33,7 @@ fn adamw(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(AdamW::default())
 }
 
-/// Returns an optimizer whose kernels are libtorch's, which need gradients in the dtype of the
+/// Returns an optimizer that uses libtorch's kernels. These need gradients in the dtype of the
 /// parameters.
 fn foreach(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(AdamW { fused: false, ..Default::default() })

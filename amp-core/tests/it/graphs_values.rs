@@ -15,7 +15,8 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// A model whose loss is multiplied by a weight that rises over the first steps and then stays.
+/// A model whose loss is multiplied by a weight that rises in the first steps and is constant after
+/// them.
 #[derive(LightningModule)]
 #[loss(with = |output, target| Ok(loss::cross_entropy(output, target)?.f_mul_scalar(self.beta)?))]
 #[log(train_loss(on_epoch))]

@@ -50,7 +50,8 @@ fn is_of_the_cpu(init: &str) -> bool {
     init == "orthogonal" || init.starts_with("trunc_normal")
 }
 
-/// With the same seed, the initial values equal torch's, in a new tensor and in an existing tensor.
+/// With the same seed, the initial values equal those of torch.nn.init, both if a new tensor is
+/// created and if an existing tensor is filled.
 #[test]
 fn values_equal_torchs() -> Result<()> {
     let oracle = oracle!("init.json");

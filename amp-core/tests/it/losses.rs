@@ -1,5 +1,5 @@
-//! Tests that losses with their options equal torch's. Their values, sums, losses of single
-//! examples and gradients are compared in f64, and in f32 under autocast.
+//! Tests that losses with their options equal the losses of torch. The mean, the sum, the losses of
+//! single examples and the gradients are compared in f64. The mean is also compared under autocast.
 
 use amp_core::{
     Result,
@@ -121,7 +121,7 @@ fn assert_near(seen: &Tensor, expected: f64, within: f64) {
     assert!((seen - expected).abs() <= within * expected.abs().max(1.0), "{seen}, not {expected}");
 }
 
-/// Losses equal torch's in the recorded cases, each in f64 and under autocast.
+/// In f64 and under autocast, losses equal those that torch computed for the recorded cases.
 #[rstest]
 fn losses_equal_torchs(
     #[values(

@@ -186,7 +186,7 @@ impl Substitute for Within {
 }
 
 /// A probe can substitute the queries, keys, values, scores and weights of attention. Without a
-/// substitution the output is the fused kernel's.
+/// substitution, the fused kernel computes the output.
 #[test]
 fn tensors_inside_attention_are_substituted() -> Result<()> {
     let _generator = seeded(0);

@@ -249,8 +249,8 @@ fn loads_within_a_section() -> Result<()> {
     Ok(())
 }
 
-/// Two recorded states of the random generators differ if a random number was used in between.
-/// Otherwise they are equal.
+/// If a random number is drawn between two recordings of the random generators' state, the recorded
+/// states differ. Otherwise they are equal.
 #[test]
 fn states_differ_if_something_was_drawn() -> Result<()> {
     let _section = random::seeded(3)?;

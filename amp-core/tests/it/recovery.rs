@@ -185,8 +185,8 @@ fn the_last_good_state_is_restored() -> Result<()> {
     // Before the rollback, 7 steps were applied, and the rollback undoes 2 of them. The remaining
     // 12 batches add 12 steps.
     assert_eq!((record.end.global_step, record.end.skipped), (17, 1));
-    // All examples are equal. The weights therefore equal those of a run of 17 steps without a
-    // fault, and so does the momentum.
+    // All examples are equal. The weights and the momentum therefore equal those of a run of 17
+    // steps without a fault.
     let _ = amp_core::hardware::seed_everything(0);
     let mut straight = faulty(|_| false)?;
     let config = TrainerConfig { max_steps: Some(17), ..config(Precision::F32True) };

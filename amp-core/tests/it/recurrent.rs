@@ -50,8 +50,8 @@ fn ran(precision: Precision, config: LstmConfig, x: &Tensor) -> Result<(Tensor, 
     Ok((output, grads))
 }
 
-/// Outputs have the dtype of the precision (bf16 under bf16-mixed), and outputs and gradients are
-/// close to f64's.
+/// Outputs have the dtype of the precision (bf16 under bf16-mixed). Outputs and gradients are close
+/// to those in f64.
 #[rstest]
 fn each_precision_computes_in_its_dtype(
     #[values(

@@ -75,7 +75,7 @@ fn plateau(case: &Value) -> ReduceLrOnPlateau {
     }
 }
 
-/// A plateau schedule gives the same learning rates as torch's. The rates are compared after each
+/// A plateau schedule gives the same learning rates as torch's `ReduceLROnPlateau`. The rates are compared after each
 /// of 100 recorded values, some of which are NaN.
 #[rstest]
 fn a_plateau_equals_torchs(
@@ -90,7 +90,7 @@ fn a_plateau_equals_torchs(
         scheduler.advance(Some(parsed(value)));
         assert_eq!(scheduler.rates().lr, parsed(lr), "{name}: after value {at}");
         if at % 7 == 0 {
-            // The schedule is saved and loaded in between, which changes nothing.
+            // Saves the schedule and loads it into a new one. This must not change later rates.
             let state = scheduler.state()?;
             scheduler = plateau(case).build(Rates { lr: 1.0, momentum: Some(0.9) })?;
             scheduler.load_state(&state)?;

@@ -1,5 +1,5 @@
-//! Tests that metrics with their options equal torchmetrics', for any division into batches, in f64
-//! and under autocast.
+//! Tests that metrics with their options have the values that torchmetrics computed, for any
+//! division into batches, in f64 and under autocast.
 
 use amp_core::{
     Result,

@@ -66,8 +66,8 @@ fn assert_close(seen: &[f64], expected: &[f64]) {
 }
 
 /// Rule 17 of docs/SEMANTICS.md: accumulated gradients equal the gradients of one large batch, up
-/// to f64's rounding. Batches are weighted by their examples, so a smaller last batch is handled
-/// too.
+/// to f64's rounding. Batches are weighted by their numbers of examples, so this also holds if the
+/// last batch is smaller.
 #[rstest]
 #[case(5, 2)]
 #[case(3, 4)]

@@ -203,8 +203,8 @@ fn a_linear_layer_uses_the_16_bit_output_of_a_norm(
     Ok(())
 }
 
-/// If the number of columns does not fit the vector loads of the kernel, libtorch's kernel runs. The
-/// results then equal those of libtorch's operations.
+/// If the number of columns does not fit the vector loads of the kernel, libtorch's kernel runs.
+/// The results then equal those of libtorch's operations.
 #[test]
 fn numbers_of_columns_without_a_kernel_are_libtorchs() -> Result<()> {
     let _generator = seeded(17);

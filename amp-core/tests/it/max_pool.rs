@@ -75,8 +75,8 @@ trait BackwardWith {
 
 impl BackwardWith for Tensor {
     fn backward_with(&self, incoming: &Tensor) -> Result<()> {
-        // If the output contains NaN or infinity, this loss is not finite. Its gradient with respect
-        // to the output is nevertheless `incoming`.
+        // If the output contains NaN or infinity, this loss is not finite. Its gradient with
+        // respect to the output is nevertheless `incoming`.
         Ok((self * incoming).f_sum(Kind::Double)?.f_backward()?)
     }
 }

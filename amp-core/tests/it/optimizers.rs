@@ -227,8 +227,9 @@ fn the_defaults_are_torchs() {
     assert_eq!((sgd.lr, sgd.momentum, sgd.dampening, sgd.weight_decay), (1e-3, 0.0, 0.0, 0.0));
 }
 
-/// If a parameter has no gradient in the first steps, its count of steps and, with SGD, its momentum
-/// begin with its first gradient. It changes as if it were the only parameter of an optimizer.
+/// If a parameter has no gradient in the first steps, its count of steps and, with SGD, its
+/// momentum begin with its first gradient. It changes as if it were the only parameter of an
+/// optimizer.
 #[rstest]
 #[case::adam(&AdamW::default())]
 #[case::sgd(&Sgd { momentum: 0.9, dampening: 0.5, ..Default::default() })]

@@ -75,8 +75,8 @@ fn plateau(case: &Value) -> ReduceLrOnPlateau {
     }
 }
 
-/// A plateau schedule gives the same learning rates as torch's `ReduceLROnPlateau`. The rates are compared after each
-/// of 100 recorded values, some of which are NaN.
+/// A plateau schedule gives the same learning rates as torch's `ReduceLROnPlateau`. The rates are
+/// compared after each of 100 recorded values, some of which are NaN.
 #[rstest]
 fn a_plateau_equals_torchs(
     #[values("defaults", "min_rel", "max_abs_cooldown", "nan")] name: &str,

@@ -1,5 +1,5 @@
-//! Tests of the moving averages of the weights (EMA and SWA). They are compared with sums that the
-//! test computes.
+//! Tests of the moving averages of the weights (EMA and SWA). They are compared with averages that
+//! the tests compute.
 
 use std::{cell::RefCell, rc::Rc};
 

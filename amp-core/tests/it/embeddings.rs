@@ -18,7 +18,7 @@ fn row(tensor: &Tensor, index: i64) -> f64 {
 }
 
 /// The vector of the padding index is zero and its gradient is zero, for a positive and a negative
-/// padding index. All other vectors have values and gradients.
+/// padding index. All other vectors and their gradients are not zero.
 #[rstest]
 fn padding_is_not_trained(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,

@@ -112,7 +112,7 @@ fn probabilities_are_those_of_transformers() -> Result<()> {
     Ok(())
 }
 
-/// A model whose logits are the same for each next token.
+/// A model that returns the same logits at every position, whatever its input is.
 #[derive(Module)]
 #[forward(|ids| none(&self.logits.f_expand([ids.size()[0], ids.size()[1], 4], false)?))]
 struct Dice {

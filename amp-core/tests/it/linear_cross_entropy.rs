@@ -96,7 +96,7 @@ fn assert_close(seen: &[Tensor], exact: &[Tensor], bounds: [f64; 3]) {
     }
 }
 
-/// The largest absolute value of a logit and of a logarithm of the sum of exponentials.
+/// The largest absolute value that a logit, or the log-sum-exp of a row of logits, may have.
 const LARGEST_LOGIT: f64 = 64.0;
 
 /// The loss and the gradients equal those in f64. The bounds are derived as follows. The gradient
@@ -146,8 +146,8 @@ fn loss_and_gradients_equal_f64(
     Ok(())
 }
 
-/// Without a loss scale, the gradients of f16 logits would be far below 6e-5, the smallest f16
-/// number that has all digits. The gradients are accurate with and without a loss scale, because
+/// Without a loss scale, the gradients of f16 logits would be far below 6e-5, the smallest normal
+/// f16 number. The gradients are accurate with and without a loss scale, because
 /// the loss scale only multiplies them and does not change their digits.
 #[rstest]
 fn gradients_of_f16_do_not_depend_on_the_loss_scale(

@@ -176,8 +176,8 @@ fn a_running_square_decays(#[case] moments: Moments, #[case] error: f64) -> Resu
 }
 
 /// If a block contains one large square, small squares in this block are far below the smallest
-/// 8-bit code. Here one gradient is 1 and all others are 10⁻⁵. No update may be divided by eps
-/// alone.
+/// 8-bit code. Here one gradient is 1 and all others are 10⁻⁵. The small squares must not be
+/// stored as 0, because the updates would then be divided by eps alone.
 #[test]
 fn small_squares_in_a_block_with_a_large_one_do_no_harm() -> Result<()> {
     let grad = zeros(256, Kind::Float) + 1e-5;

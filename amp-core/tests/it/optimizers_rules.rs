@@ -150,7 +150,8 @@ fn fifty_steps_equal_the_recorded_ones(
             for (at, kept) in list(case, "state_10").iter().enumerate() {
                 for (slot, bits) in kept.as_object().expect("slots") {
                     let (path, expected) = (format!("{slot}/p{at}"), tensor(bits));
-                    // Our count of steps is f32. torch's has torch's default dtype, which was f32 in the recording.
+                    // The count of steps is f32 here. In torch, it has torch's default dtype, which
+                    // was f32 in the recording.
                     let expected = match slot == "step" {
                         true => from_bits(Kind::Float, bits.as_str().expect("bits")),
                         false => expected,

@@ -1,5 +1,5 @@
-//! Tests of reports on steps that are not finite. A report names the first module, gradient or loss
-//! with a non-finite value.
+//! Tests of reports on steps with a non-finite loss or gradient. A report names the first module,
+//! gradient or loss with a non-finite value.
 
 use std::{cell::Cell, rc::Rc};
 

@@ -174,7 +174,7 @@ fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
     assert_eq!(first, trainer.validate(&mut model, &data)?);
     let loss = first.iter().find(|logged| logged.name == "val_loss").expect("a loss").value;
     assert_eq!(again.last("val_loss"), Some(loss), "the loss that the run reported");
-    // The loss is also that of a forward pass in evaluation mode outside of the trainer.
+    // The loss also equals that of a forward pass in evaluation mode outside of the trainer.
     let batch = digits(64)?;
     let policy = amp_core::precision::Policy::new(Precision::F32True, Device::Cpu);
     let output = model.model.forward(&batch.input, &Context::new(policy, false))?;

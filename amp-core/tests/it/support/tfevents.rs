@@ -31,7 +31,7 @@ fn crc32c(data: &[u8]) -> u32 {
     })
 }
 
-/// The checksum equals RFC 3720, B.4: for 32 zero bytes, and for the numbers from 0 to 31.
+/// The checksums of 32 zero bytes, and of the bytes from 0 to 31, equal those in RFC 3720, B.4.
 #[test]
 fn the_checksum_is_the_standards() {
     assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);

@@ -126,7 +126,8 @@ fn kernels_are_the_recorders(oracle: &Value, precision: &str) -> Result<bool> {
 }
 
 /// Returns whether oneDNN uses the same bf16 and f16 kernels as in the recording. oneDNN chooses
-/// its kernels according to the CPU. The recording was made on a CPU with AVX512-BF16 and without AMX.
+/// its kernels according to the CPU. The recording was made on a CPU with AVX512-BF16 and without
+/// AMX.
 fn has_the_recorders_low_kernels() -> bool {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let restricted = std::env::var_os("ONEDNN_MAX_CPU_ISA").is_some();

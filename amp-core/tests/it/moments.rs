@@ -52,8 +52,9 @@ fn average(optimizer: &dyn Optimizer, name: &str, count: usize) -> Result<Vec<f6
     let Ok(scales) = state.tensor(&format!("{name}_scale/weight")) else {
         return Ok(values(&kept.to_kind(Kind::Double)));
     };
-    // The code of bitsandbytes' dynamic map: between 10^(d-7) and 10^(d-6), for d from 0 to 6, there
-    // are 2^d positive and 2^d negative values. A code without negative values has 2^(d+1) values.
+    // The code of bitsandbytes' dynamic map: between 10^(d-7) and 10^(d-6), for d from 0 to 6,
+    // there are 2^d positive and 2^d negative values. A code without negative values has 2^(d+1)
+    // positive values there.
     let signed = name != "exp_avg_sq";
     let mut code: Vec<f64> = (0..7)
         .flat_map(|decade| {

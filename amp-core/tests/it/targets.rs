@@ -43,7 +43,8 @@ fn measure(metric: &dyn Metric, output: &Tensor, target: &Tensor) -> Result<f64>
     Ok(metric.measure(output, target)?.double_value(&[]))
 }
 
-/// Asserts that the metric has the expected value. The tolerance covers torchmetrics' division in f32.
+/// Asserts that the metric has the expected value. The tolerance covers torchmetrics' division in
+/// f32.
 #[track_caller]
 fn assert_metric(
     metric: &dyn Metric,

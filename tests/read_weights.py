@@ -15,7 +15,7 @@ import torch  # noqa: E402
 from recorders.copies import COPIES, build  # noqa: E402
 from recorders.safetensors_file import load  # noqa: E402
 
-# precision -> (dtype, how far logits may be from PyTorch's; None where kernels round differently)
+# precision -> (dtype, bound of the difference from PyTorch's logits; None: not compared, because kernels round differently)
 PRECISIONS = {
     "32-true": (torch.float32, 1e-6),
     "64-true": (torch.float64, 1e-12),
@@ -40,7 +40,7 @@ def check(name, precision, folder):
         logits = copy(x.to(dtype) if x.is_floating_point() else x)
     distance = (logits - own["logits"]).abs().max().item()
     bound *= max(1.0, logits.abs().max().item())
-    assert distance <= bound, f"{name}, {precision}: logits differ by {distance:.1e}, not {bound:.1e}"
+    assert distance <= bound, f"{name}, {precision}: logits differ by {distance:.1e}, more than {bound:.1e}"
 
 
 def main(folder):

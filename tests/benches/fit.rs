@@ -31,8 +31,8 @@ fn main() {
         let (median, bare) = (overhead.median(), overhead.bare_microseconds);
         let blocks = &overhead.microseconds;
         println!(
-            "{name}: loop overhead {median:.1} µs a step ({:.1} to {:.1}) over {bare:.1} µs of \
-             bare tensor work ({:.1} %)",
+            "{name}: the trainer adds {median:.1} µs ({:.1} to {:.1}) to a step with {bare:.1} µs of \
+             tensor operations ({:.1} %)",
             blocks[0],
             blocks[blocks.len() - 1],
             100.0 * median / bare

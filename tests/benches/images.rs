@@ -91,7 +91,7 @@ fn compare(folder: &OsStr, whole: &ImageFolder, part: &ImageFolder) {
     if !theirs.is_empty() {
         let times = rate(&ours) / rate(&theirs);
         println!(
-            "the first of these by torchvision: {:.0}; amp loads {times:.2} times as many",
+            "torchvision, the same work as in the first line: {:.0}; amp prepares {times:.2} times as many",
             rate(&theirs)
         );
     }

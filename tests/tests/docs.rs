@@ -1,4 +1,5 @@
-//! Checks that the tests that `docs/SEMANTICS.md` and `docs/PAINS.md` name for each rule exist.
+//! Checks that each rule of `docs/SEMANTICS.md` and each complaint of `docs/PAINS.md` names a test,
+//! and that each named test exists.
 
 use std::{fs, path::PathBuf};
 

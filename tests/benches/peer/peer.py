@@ -1,6 +1,6 @@
-"""What the benchmarks do, in Python: `peer.py tables FILE` or `peer.py images FOLDER`.
+"""Does the work of two benchmarks in Python: `peer.py tables FILE` or `peer.py images FOLDER`.
 
-For each line it does the work once, and answers with wall-clock and CPU seconds.
+For each line on standard input, the program does the work once, and answers with wall-clock and CPU seconds.
 """
 
 import glob

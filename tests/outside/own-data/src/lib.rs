@@ -31,7 +31,7 @@ impl Rows {
         let row = row_bytes(features);
         if bytes == 0 || !bytes.is_multiple_of(row) {
             return Err(Error::config(format!(
-                "{}: {bytes} bytes are not a whole number of rows of {row}: write the file again",
+                "{}: {bytes} bytes are not a whole number of {row}-byte rows: write the file again",
                 path.display()
             )));
         }

@@ -61,7 +61,7 @@ fn damaged_and_missing_files_are_named() {
         fs::write(&path, vec![0; bytes]).expect("a file");
         Rows::open(&path, 2).expect_err("a refusal").to_string()
     };
-    assert!(refused(25).contains("cut.f32: 25 bytes are not a whole number of rows of 12"));
+    assert!(refused(25).contains("cut.f32: 25 bytes are not a whole number of 12-byte rows"));
     assert!(refused(0).contains("cut.f32: 0 bytes"));
     let missing = Rows::open(folder.path().join("gone.f32"), 2).expect_err("a refusal");
     assert!(missing.to_string().contains("gone.f32: No such file"), "{missing}");

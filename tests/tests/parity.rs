@@ -1,6 +1,5 @@
-//! Compares models with their PyTorch versions, which run in real PyTorch. A model agrees with its
-//! PyTorch version. After a change to how the PyTorch version trains, the model and the PyTorch
-//! version disagree.
+//! Tests of `cargo amp parity` with real PyTorch. A model agrees with its PyTorch version, and
+//! disagrees with a PyTorch version that was changed so that it trains differently.
 
 use std::{
     cell::Cell,

@@ -53,7 +53,7 @@ fn long() -> String {
     (0..9000).map(|number| format!("{number} ")).collect()
 }
 
-/// Returns media to log, with their steps.
+/// Returns images, texts and histograms to log, each with its step.
 fn shown() -> Result<Vec<(u64, &'static str, Media)>> {
     let all = Tensor::f_arange(36, (Kind::Int64, Device::Cpu))?.f_mul_scalar(7)?;
     let image = Image::from_tensor(&all.f_reshape([3, 3, 4])?.f_to_kind(Kind::Uint8)?)?;

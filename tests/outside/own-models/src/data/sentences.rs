@@ -18,7 +18,7 @@ const LENGTH: i64 = 16;
 const TRAIN: i64 = 512;
 const VAL: i64 = 128;
 
-/// Returns training and validation sentences: `[N, 16]` symbols, and for each the next symbol.
+/// Returns training and validation sentences: `[N, 16]` symbols, and for each symbol the next one.
 ///
 /// # Errors
 /// If libtorch cannot make a tensor.

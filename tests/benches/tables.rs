@@ -173,7 +173,10 @@ fn compare(path: &Path, csv: &Path, columns: &[Columns; 2], counts: &[usize]) {
                 let sums = python.run(&format!("sum {work}"));
                 let own = checksum(&read().expect("rows"));
                 let close = |(own, other): (&f64, &f64)| (own - other).abs() <= 1e-9 * other.abs();
-                assert!(own.iter().zip(&sums).all(close), "{work}: {own:?}, pyarrow {sums:?}");
+                assert!(
+                    own.iter().zip(&sums).all(close),
+                    "{work}: sums {own:?}, pyarrow's {sums:?}"
+                );
                 let round = |_| (peer::seconds(|| drop(read())), python.run(&work));
                 let (ours, theirs): (Vec<_>, Vec<_>) = (0..10).map(round).skip(1).unzip();
                 let [[wall, cpu], [their_wall, their_cpu]] = [medians(&ours), medians(&theirs)];

@@ -71,7 +71,7 @@ fn every_rule_has_tests_and_every_test_exists() {
         if let Some(heading) = line.strip_prefix("### ") {
             let number = heading.split('.').next().and_then(|number| number.parse().ok());
             let next = number.expect("a rule's heading begins with its number");
-            assert_eq!(next, rule + 1, "rules come in order");
+            assert_eq!(next, rule + 1, "the rules are numbered in order");
             rule = next;
         } else if let Some(tests) = line.strip_prefix("Tests: ") {
             wrong.extend(names(tests).filter_map(missing));
@@ -103,7 +103,7 @@ fn every_complaint_has_tests_and_every_test_exists() {
         }
         wrong.extend(names(tests).filter_map(missing));
     }
-    assert!(rows >= 24, "{rows} rows: the table was not read");
+    assert!(rows >= 24, "only {rows} rows were read");
     assert!(wrong.is_empty(), "PAINS.md: {wrong:#?}");
 }
 
@@ -132,7 +132,7 @@ fn every_command_is_in_the_help_and_in_the_reference() {
     assert!(commands.len() > 10, "{commands:?}");
     for name in commands {
         let in_help = help.lines().any(|line| line.starts_with(&format!("  {name} ")));
-        assert!(in_help, "`{name}` in the help of cargo-amp");
-        assert!(reference.contains(&format!("`{name}`")), "`{name}` in docs/guide/reference.md");
+        assert!(in_help, "`{name}` is not in the help of cargo-amp");
+        assert!(reference.contains(&format!("`{name}`")), "`{name}` is not in reference.md");
     }
 }

@@ -73,7 +73,7 @@ fn in_16(golden: &mut Golden) -> &mut Figures {
 fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
     let agreement = Agreement { spread: recorded.then(spread), memory: true };
     let golden = golden();
-    assert_eq!(agreement.moved(&golden, &golden), [], "a golden agrees with itself");
+    assert_eq!(agreement.moved(&golden, &golden), [], "a golden equals itself");
     let refused = |change: &dyn Fn(&mut Golden)| -> Vec<(String, &'static str)> {
         let mut found = golden.clone();
         change(&mut found);
@@ -147,7 +147,7 @@ fn one_model_of_gpu_repeats_every_figure() {
         agreement.moved(&known, &found).into_iter().map(|moved| moved.figure).collect()
     };
     let text = serde_json::to_string(&known).expect("JSON");
-    assert_eq!(agreement.moved(&known, &parse(&text).expect("a golden")), [], "through a file");
+    assert_eq!(agreement.moved(&known, &parse(&text).expect("a golden")), [], "read from a file");
     let changes: [(&str, &Change); 4] = [
         ("accuracy", &|f| f.accuracy = f.accuracy.map(|value| value - 1.0 / 360.0)),
         ("accuracy_delta", &|f| f.accuracy_delta = f.accuracy_delta.map(|value| value + 1e-9)),
@@ -178,7 +178,7 @@ fn no_golden_tolerates_more_than_the_gate() {
             for (precision, figures) in &golden.runs {
                 let allowed = agreement.tolerances(&golden, precision, figures);
                 let widest = allowed.accuracy.max(allowed.accuracy_delta);
-                assert!(widest <= golden.margin, "{path:?} {precision}: {widest}");
+                assert!(widest <= golden.margin, "{path:?} {precision}: tolerance {widest}");
             }
         }
     }
@@ -221,7 +221,7 @@ fn accepted_drift_cannot_ratchet() {
         }
         accepted = found;
     }
-    assert_eq!(stopped, Some(3), "a budget of two tolerances is spent by the third step of 0.9");
+    assert_eq!(stopped, Some(3), "three changes of 0.9 exceed a budget of 2");
 }
 
 /// An anchor is written once and never overwritten.

@@ -376,7 +376,7 @@ fn an_anchor_has_its_budget_from_the_spread() {
     fs::write(folder.path().join("drawn_cpu.spread.json"), spread([0.0, 1e3, 2e3]))
         .expect("a file");
     let recorded = budget();
-    assert!(of_its_seeds < 10.0 && recorded > 1e3, "{of_its_seeds} {recorded}");
+    assert!(of_its_seeds < 10.0 && recorded > 1e3, "{of_its_seeds}, {recorded}");
 }
 
 /// A damaged spread file is reported before training, with its path and the remedy. If training

@@ -73,7 +73,7 @@ fn further_seeds_are_run_when_a_figure_moved() {
     let run = known.runs.get_mut("bf16-mixed").expect("a run");
     run.paired.as_mut().expect("pairs").n = 99;
     let found = target.golden_like(|_| Some(known.clone())).expect("a golden");
-    assert_eq!(found, known, "the first seed's figures, and the rest as it was");
+    assert_eq!(found, known, "all results are those of the golden");
     let pairs = |change: &dyn Fn(&mut Golden)| {
         let mut known = known.clone();
         change(&mut known);

@@ -172,7 +172,7 @@ fn pytorchs_weights_give_its_logits(
             }
         };
         let distance = distance(&found, expected);
-        assert!(distance <= bound, "{name}: {distance:e} from PyTorch's logits, not {bound:e}");
+        assert!(distance <= bound, "{name}: logits differ by {distance:e}, bound {bound:e}");
     }
 }
 

@@ -105,7 +105,7 @@ fn an_epoch_has_every_example_once() {
     let shuffled = epoch(Some(0));
     assert_eq!(epoch(Some(2)), shuffled);
     let mut heights: Vec<f32> = (0..128).map(|index| row(index)[2]).collect();
-    assert_ne!(shuffled, heights, "the order of the file");
+    assert_ne!(shuffled, heights, "the examples are not in the order of the file");
     let mut found = shuffled;
     found.sort_by(f32::total_cmp);
     heights.sort_by(f32::total_cmp);
@@ -131,7 +131,7 @@ fn the_registered_set_is_trained_on() {
     let mean = heights.iter().sum::<f64>() / heights.len() as f64;
     let variance = heights.iter().map(|height| (height - mean).powi(2)).sum::<f64>() / 32.0;
     let loss = record.last("val_loss").expect("a loss");
-    assert!(loss < 0.5 * variance, "{loss} against a variance of {variance}");
+    assert!(loss < 0.5 * variance, "loss {loss}, variance of the heights {variance}");
 }
 
 #[test]

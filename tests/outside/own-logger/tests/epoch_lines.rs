@@ -82,7 +82,7 @@ fn a_skipped_step_has_a_line_with_its_cause() {
     let skipped: Vec<&str> = text.lines().filter(|line| line.starts_with("skipped")).collect();
     let expected = |skip: &Skipped| format!("skipped step {}: {}", skip.attempt, skip.cause());
     assert_eq!(skipped, record.skips.iter().map(expected).collect::<Vec<_>>());
-    assert_eq!(text.lines().count(), 6, "three epochs as well: {text}");
+    assert_eq!(text.lines().count(), 6, "three skipped steps and three epochs: {text}");
 }
 
 #[test]

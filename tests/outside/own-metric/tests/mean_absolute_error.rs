@@ -94,7 +94,7 @@ fn an_epochs_value_is_the_mean_over_its_examples() {
     let (whole, of_means) = (mean(0..13), (mean(0..8) + mean(8..13)) / 2.0);
     let found = record.last("val_mae").expect("val_mae");
     assert!((found - whole).abs() < 1e-6, "{found} is not {whole}");
-    assert!((whole - of_means).abs() > 0.01, "the batches must differ for this test to tell");
+    assert!((whole - of_means).abs() > 0.01, "the mean of the batches' means is another value");
     let train = record.last("train_mae").expect("train_mae");
     assert!((train - mean(0..40)).abs() < 1e-6, "{train}");
 }

@@ -240,7 +240,7 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     let (straight, _) = fit(trainer(5));
     fit(trainer(2).callback(saving(folder.path())));
     let (resumed, record) = fit(trainer(5).resume_from(last(folder.path())));
-    assert_eq!(record.epochs.len(), 3, "the epochs that were left");
+    assert_eq!(record.epochs.len(), 3, "the record has the remaining epochs");
     assert_eq!(straight.weights(), resumed.weights());
 }
 

@@ -91,9 +91,12 @@ fn verify_judges_the_language_model_by_its_loss() {
     assert_eq!(comparison["direction"], "lower_is_better");
     for run in runs(&comparison) {
         let loss = number(&run["loss"]);
-        assert_eq!(number(&run["accuracy"]), loss, "what it is judged by");
+        assert_eq!(number(&run["accuracy"]), loss, "the model is compared by its loss");
         let least = sentences::entropy();
-        assert!(loss > least - 0.045 && loss < least + 0.2, "{loss} where {least} is left: {run}");
+        assert!(
+            loss > least - 0.045 && loss < least + 0.2,
+            "loss {loss}, lowest possible {least}: {run}"
+        );
     }
 }
 
@@ -275,7 +278,7 @@ fn train_saves_a_run_that_another_goes_on_with() {
     let first = events.iter().find(|event| event["event"] == "fit_start").expect("a start");
     assert_eq!(first["resumed"]["epoch"], 2, "{first}");
     let ends = events.iter().filter(|event| event["event"] == "epoch_end").count();
-    assert_eq!(ends, 1, "epochs after the first two");
+    assert_eq!(ends, 1, "the resumed run has one epoch");
 }
 
 #[test]
@@ -307,7 +310,7 @@ fn is_refused(arguments: &[&str], parts: &[&str]) {
     for part in parts {
         assert!(line.contains(part), "`{line}` does not say `{part}`");
     }
-    assert_eq!(files(folder.path()), [] as [&str; 0], "files written");
+    assert_eq!(files(folder.path()), [] as [&str; 0], "no file is written");
 }
 
 #[test]

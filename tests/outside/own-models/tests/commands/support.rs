@@ -27,7 +27,7 @@ impl Said {
     #[track_caller]
     pub(crate) fn refused(self) -> String {
         assert_eq!(self.code, Some(2), "{}{}", self.out, self.err);
-        assert_eq!(self.out, "", "standard output");
+        assert_eq!(self.out, "", "standard output is empty");
         let mut lines = self.err.lines();
         let line = lines.next().expect("a line on standard error").to_owned();
         assert_eq!(lines.next(), None, "more than one line: {}", self.err);

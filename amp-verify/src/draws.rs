@@ -14,8 +14,8 @@ pub(crate) fn difference(
 ) -> Option<String> {
     let (drawn, dtype) = Drawn::first_difference(draws, base_draws)?;
     Some(format!(
-        "{drawn} numbers and {dtype} numbers under {base}, so that libtorch draws others: draw with \
-         `cx.{}`, which draws in float32 under every precision",
+        "{drawn} numbers, but {dtype} numbers under {base}. libtorch draws other values in \
+         another dtype: use `cx.{}`, which draws in float32 under every precision",
         drawn.replacement()
     ))
 }

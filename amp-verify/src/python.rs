@@ -99,15 +99,19 @@ impl Process {
     fn gone(&mut self) -> Error {
         self.requests = None;
         match self.child.wait() {
-            Ok(status) => Error::config(format!("its process ended without an answer: {status}")),
-            Err(error) => Error::config(format!("the connection to its process failed: {error}")),
+            Ok(status) => {
+                Error::config(format!("the Python process ended without an answer: {status}"))
+            }
+            Err(error) => {
+                Error::config(format!("the connection to the Python process failed: {error}"))
+            }
         }
     }
 }
 
 /// Returns an error that shows an answer whose content does not fit the request.
 pub(crate) fn unexpected(answer: &Value) -> Error {
-    Error::config(format!("an answer that was not expected: {answer}"))
+    Error::config(format!("the Python program sent an unexpected answer: {answer}"))
 }
 
 /// Returns the name of the device in torch, for example `cuda:0`.

@@ -165,8 +165,8 @@ fn check_monitored(case: &Case, first: &RunRecord, callbacks: &[Box<dyn Callback
                 _ => "",
             };
             Err(Error::config(format!(
-                "{} logs no `{name}` at the ends of epochs, so a run cannot be stopped or saved by it: \
-                 it logs {}{hint}",
+                "a callback monitors `{name}`, but {0} does not log `{name}` at the ends of \
+                 epochs; {0} logs {1}{hint}",
                 case.model.name,
                 names.into_iter().collect::<Vec<_>>().join(", ")
             )))
@@ -187,15 +187,17 @@ fn check_logged(case: &Case, record: &RunRecord) -> Result<()> {
     let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
     if !logged.contains(LOSS) {
         return Err(Error::config(format!(
-            "{model} does not log `{LOSS}` in validation, which every comparison needs: it logs {names}"
+            "{model} does not log `{LOSS}` in validation, which every comparison needs; {model} \
+             logs {names}"
         )));
     }
     if logged.contains(judged_by) {
         return Ok(());
     }
     Err(Error::config(format!(
-        "{model} does not log `{judged_by}` in validation, the value it is judged by: it logs {names}; \
-         name one of them with `metric` (`error_metric` if lower is better), give it one, as `#[metric(accuracy, name = acc)]` logs \
-         `val_acc`, or choose `judged_by_loss`"
+        "{model} is judged by `{judged_by}`, but does not log `{judged_by}` in validation; \
+         {model} logs {names}. Name a logged value with `metric` (with `error_metric` if lower is \
+         better), judge the model with `judged_by_loss`, or declare a metric: `#[metric(accuracy, \
+         name = acc)]` logs `val_acc`"
     )))
 }

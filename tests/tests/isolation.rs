@@ -289,10 +289,10 @@ fn each_golden_of_a_test_has_its_own_process() {
 
 /// If the training process fails, the test fails with the cause and with the process's output.
 #[rstest]
-#[case("aborts", &["SIGABRT", "before it had trained", "the last words"])]
-#[case("panics", &["before it had trained", "no data today"])]
-#[case("without_a_metric", &["Unjudged does not log `val_acc`", "it logs `val_loss`; name one"])]
-#[case("with_another_metric", &["it logs `val_f1`, `val_loss`", "with `metric`"])]
+#[case("aborts", &["SIGABRT", "before it had results", "the last words"])]
+#[case("panics", &["before it had results", "no data today"])]
+#[case("without_a_metric", &["but does not log `val_acc`", "Unjudged logs `val_loss`. Name a"])]
+#[case("with_another_metric", &["logs `val_f1`, `val_loss`", "with `metric`"])]
 fn a_failed_training_is_explained(#[case] test: &str, #[case] expected: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
     // `verify!` starts a child process only if there are other tests, so a second test runs too.

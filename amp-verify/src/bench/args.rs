@@ -19,9 +19,9 @@ pub struct BenchArgs {
     /// workloads for the device, or its first model]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub workload: Vec<String>,
-    /// Another size of the workloads: examples in a batch, ids in each random example, and
-    /// hyperparameters, as in batch=4,length=4096,n_positions=4096; if the option is repeated, each
-    /// workload is measured at each size
+    /// Change the size of the workloads: batch (examples in a batch), length (ids in each random
+    /// example) and hyperparameters, for example batch=4,length=4096,n_positions=4096; if the
+    /// option is repeated, each workload is measured at each size
     #[arg(long, value_name = "CHANGES", value_parser = Changes::from_str)]
     pub size: Vec<Changes>,
     /// Precisions, separated by commas [default: 32-true and bf16-mixed, on CUDA 16-mixed too]
@@ -130,7 +130,7 @@ impl BenchArgs {
         if !self.peer.is_empty() && peers::engines(device, &self.peer).is_empty() {
             let names: Vec<&str> = self.peer.iter().map(|engine| engine.name()).collect();
             let names = names.join(", ");
-            return Err(Error::config(format!("peer {names}: it is measured only on CUDA")));
+            return Err(Error::config(format!("--peer {names}: measured only on CUDA")));
         }
         let declared = [Changes::default()];
         let sizes = if self.size.is_empty() { &declared[..] } else { &self.size };

@@ -76,8 +76,8 @@ impl Python {
             (None, Some(Peers::Text(text))) => *text,
             (None, None) => {
                 return Err(Error::config(format!(
-                    "the registry of {} has no peers: name their Python program with `.peers(…)`, or \
-                     with --peers-script",
+                    "the registry of {} names no Python program that runs the peers (the other \
+                     training engines): name one with `.peers(…)` or with --peers-script",
                     registry.project().name()
                 )));
             }

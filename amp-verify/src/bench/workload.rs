@@ -132,7 +132,7 @@ impl Changes {
                 Some(NoiseInput::Tokens { length, .. }) => *length = new,
                 _ => {
                     return Err(Error::config(format!(
-                        "length {new}: {} has no random ids: leave the length out",
+                        "length {new}: {}'s examples are not random ids: leave the length out",
                         workload.name
                     )));
                 }

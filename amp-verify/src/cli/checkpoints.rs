@@ -58,8 +58,9 @@ impl CheckpointArgs {
         checkpoint::latest(folder).ok()??;
         let folder = folder.display();
         Some(format!(
-            "{folder} has checkpoints of an earlier run: `--resume {folder}` and {folder}/best may choose \
-             one of them; continue that run with --resume, or give a new folder"
+            "{folder} has checkpoints of an earlier run, which a later `--resume {folder}` or \
+                 `--resume {folder}/best` may load: continue the earlier run with --resume, or \
+                 give a new folder"
         ))
     }
 

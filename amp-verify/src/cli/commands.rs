@@ -224,8 +224,8 @@ fn progress(runs: usize, quiet: bool) -> ProgressBar {
 
 /// Returns an error if the run skipped every step, or if its result is not finite.
 fn is_sound(record: &RunRecord) -> Result<()> {
-    let advice = "lower the learning rate, or choose how steps that are not finite are handled \
-                  (--on-non-finite)";
+    let advice = "lower the learning rate, or choose how steps with non-finite gradients are \
+                  handled (--on-non-finite)";
     if let Some(Logged { name, value, .. }) = record.not_finite().first() {
         return Err(Error::NonFinite(format!(
             "`{name}` is {value} after the last epoch: {advice}"

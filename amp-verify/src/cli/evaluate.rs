@@ -101,7 +101,8 @@ pub(super) fn predict(registry: &Registry, args: &PredictArgs) -> Result<usize> 
     };
     if is_used {
         return Err(Error::config(format!(
-            "{}: is not empty: give a new folder, so that old and new predictions do not mix",
+            "{}: the folder is not empty: give a new folder, so that old and new predictions do \
+             not mix",
             folder.display()
         )));
     }
@@ -130,8 +131,8 @@ pub(super) fn predict(registry: &Registry, args: &PredictArgs) -> Result<usize> 
     )?;
     match not_a_number {
         None => Ok(written),
-        Some(which) => {
-            Err(Error::NonFinite(format!("{which} holds NaN: the weights or the data are damaged")))
-        }
+        Some(which) => Err(Error::NonFinite(format!(
+            "{which} contains NaN: the weights or the data are damaged"
+        ))),
     }
 }

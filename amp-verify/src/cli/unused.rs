@@ -62,8 +62,8 @@ pub(super) fn hide(command: Command) -> Command {
 }
 
 /// Checks that the command line has no option that has no effect.
-///
-/// # Errors When there is such an option. The error names the option and the reason.
+/// # Errors
+/// When there is such an option. The error names the option and the reason.
 pub(super) fn check(grammar: &mut Command, matches: &ArgMatches) -> Result<(), clap::Error> {
     let Some((name, given)) = matches.subcommand() else { return Ok(()) };
     let is_given = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);

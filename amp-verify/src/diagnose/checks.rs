@@ -70,7 +70,8 @@ impl<'a> MetricLoss<'a> {
             let name = case.model.judge.name;
             if let Some(bad) = record.not_finite().first() {
                 return Err(Error::NonFinite(format!(
-                    "{} is not finite in 32-true under seed {seed}, so no precision can be compared with it",
+                    "{} is not finite under 32-true with seed {seed}, so no precision can be \
+                     compared with it",
                     bad.name
                 )));
             }
@@ -85,7 +86,7 @@ impl<'a> MetricLoss<'a> {
 impl Check for MetricLoss<'_> {
     fn describe(&self) -> String {
         format!(
-            "{} lost against 32-true, the mean of {} seeds",
+            "how much worse {} is than under 32-true, mean over {} seeds",
             self.case.model.judge.name,
             self.baseline.len()
         )

@@ -55,8 +55,8 @@ impl PolicyFile {
     }
 
     /// Writes the policy to the file `place`.
-    ///
-    /// # Errors When the file cannot be written, for example because the disk is full.
+    /// # Errors
+    /// When the file cannot be written, for example because the disk is full.
     pub fn write(&self, place: Staged) -> Result<()> {
         let text = serde_json::to_string_pretty(self)
             .map_err(|error| Error::config(format!("the policy cannot be written: {error}")))?;
@@ -76,12 +76,15 @@ impl PolicyFile {
             .map_err(|error| refuse(format!("it is not a policy file ({error}); {fix}")))?;
         if ![SCHEMA, PREVIOUS].contains(&policy.schema.as_str()) {
             return Err(refuse(format!(
-                "its schema is `{}`, not `{SCHEMA}`; {fix}",
+                "the schema of the file is `{}`, not `{SCHEMA}`; {fix}",
                 policy.schema
             )));
         }
         if policy.model != name {
-            return Err(refuse(format!("it is for {}, not for {name}; {fix}", policy.model)));
+            return Err(refuse(format!(
+                "the policy is for the model {}, not for {name}; {fix}",
+                policy.model
+            )));
         }
         let modules = Modules::of(model);
         if let Some(unknown) = policy.overrides.keys().find(|path| !modules.contains(path)) {

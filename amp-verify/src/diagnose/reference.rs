@@ -101,22 +101,25 @@ impl Reference {
     }
 
     /// Trains the model in 32-true, and returns whether the results differ from those in the file.
-    ///
-    /// # Errors When training fails, or the reference was recorded on another machine or with other
-    /// options.
+    /// # Errors
+    /// When training fails, or the reference was recorded on another machine or with other options.
     pub(super) fn moved(&self, case: &Case) -> Result<bool> {
         let record = train(case, Precision::F32True)?;
         let now = Comparison::new(vec![record], case.model.judge, case.data.batch_size);
         let refuse = |why: String| format!("{}: {why}", self.path.display());
         let here = &now.subject.run.fingerprint;
         let unlike = match &self.known {
-            Known::Report(report) if report.subject.run.fingerprint != *here => {
-                Some("NOT COMPARABLE: it is from another machine or other settings".to_owned())
-            }
+            Known::Report(report) if report.subject.run.fingerprint != *here => Some(
+                "NOT COMPARABLE: the results are from another machine or from other settings"
+                    .to_owned(),
+            ),
             Known::Report(_) => None,
             Known::Golden(golden) => match &golden.fingerprint {
                 Some(known) => incomparable(known, here),
-                None => Some("NOT COMPARABLE: it does not name its machine".to_owned()),
+                None => Some(
+                    "NOT COMPARABLE: the golden does not record the machine on which it was made"
+                        .to_owned(),
+                ),
             },
         };
         if let Some(why) = unlike {
@@ -124,7 +127,7 @@ impl Reference {
         }
         let (then, own) = (self.options().to_string(), Options::from(&now).to_string());
         if then != own {
-            let why = format!("it was made with `{then}`, but this run has `{own}`");
+            let why = format!("the results were made with `{then}`, but this run has `{own}`");
             return Err(Error::config(refuse(why)));
         }
         Ok(match &self.known {

@@ -111,13 +111,14 @@ faults! {
     LearningRateDoubled in Schedule: "the learning rate is twice the baseline's",
     ClipBeforeUnscale in Clipping: "gradients are clipped while they are still scaled",
     ClippingDropped in Clipping: "gradients are not clipped",
-    ClipsByValue in Clipping: "elements are clipped, not the norm",
+    ClipsByValue in Clipping: "gradients are clipped by value, not by norm",
     ClipsEachParameter in Clipping: "each parameter's gradient is clipped by its own norm",
     ClipsTooLittle in Clipping: "the gradient norm for clipping is 10 % too small in runs that are not observed",
     DeferredFactorWrong in Clipping: "the clipping factor is 10 % too large",
     LossDividedTwice in Accumulation: "the loss is divided by the number of accumulated batches twice",
     LossSummed in Accumulation: "the losses of accumulated batches are added, not averaged",
-    PartialStepCountsLess in Accumulation: "an epoch's last step is divided by the full number of batches",
+    PartialStepCountsLess in Accumulation: "the loss of an epoch's last, shorter step is divided \
+        by the full number of batches",
     StepOneBatchShort in Accumulation: "a step uses one batch fewer than requested",
     StaleGradients in Accumulation: "each step adds the gradients of the step before",
     ZeroGradMissing in Accumulation: "gradients are not cleared between steps",
@@ -131,7 +132,8 @@ faults! {
     WeightWrittenBack in Optimizer: "one weight is reset after each step",
     GradientSwitchedOff in Optimizer: "one parameter is frozen from the fifth batch on",
     LaterStepsWrong in Optimizer: "after forty batches the loss is increased, not decreased",
-    NothingLearns in Optimizer: "the weights change neither under the precision nor in the baseline, so the two agree",
+    NothingLearns in Optimizer: "the weights change neither under the precision nor in the \
+        baseline, so the two runs agree",
     LayerNormInF16 in Norms: "a norm computes its variance in f16, which overflows",
     BuffersMoveOnSkip in Norms: "a skipped step changes batch statistics",
     StatisticsFrozen in Norms: "batch statistics do not change in training",
@@ -175,7 +177,8 @@ faults! {
     NothingToLearn in DataOrder: "the precision and the baseline train on the targets of other examples",
     TargetsShifted in DataOrder: "each example has the target of the next one",
     FusedLayersWrong in Graph: "fused layers return values that are 5 % too large",
-    UnwatchedStepWrong in Graph: "a step that a CUDA graph would contain computes a loss that is 5 % too large",
+    UnwatchedStepWrong in Graph: "in runs that are not observed, the loss is 5 % too large from \
+        the fourth batch on",
     CapturedRatesStale in Graph: "a captured step keeps the learning rates of its capture",
 }
 
@@ -188,7 +191,8 @@ impl Fault {
     pub fn needs(self) -> Option<&'static str> {
         match self {
             Self::SkipUnscale | Self::UnscaleTwice => Some(
-                "an optimizer whose step depends on the size of gradients, for example AdamW with a large epsilon",
+                "an optimizer whose step depends on the absolute values of gradients, for example \
+                 AdamW with a large epsilon",
             ),
             Self::ClipBeforeUnscale => Some("gradient clipping that takes effect"),
             Self::SchedulerMovesOnSkip

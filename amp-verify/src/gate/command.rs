@@ -24,7 +24,7 @@ fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static s
         }
     }
     let (Some(first), Some(machine)) = (precisions.first(), &report.fingerprint) else {
-        return Ok("no policy was written: no module in FP32 helps\n");
+        return Ok("no policy was written: no module was found that must stay in FP32\n");
     };
     let names = precisions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let reason = format!("cargo amp gate: {} under {names}", report.status.name());

@@ -183,7 +183,7 @@ impl Coverage {
             (result.peak_memory_bytes, result.watched_peak_memory_bytes)
         {
             let (plain, watched) = (show_bytes(plain), show_bytes(watched));
-            let text = format!("at most {plain} in plain runs, {watched} in observed runs");
+            let text = format!("at most {plain} in unobserved runs, {watched} in observed runs");
             coverage.ran.push(("memory", text));
         }
         match &result.path {
@@ -276,7 +276,7 @@ fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
         rule: METRIC,
         compares: "how much worse the precision is than 32-true, with the same seeds",
         what: format!(
-            "{}, upper bound of the loss at significance level {}",
+            "{}: upper limit of how much worse it is, at significance level {}",
             model.metric, judgement.alpha
         ),
         over: format!("full runs, {}, {seeds}", model.length),

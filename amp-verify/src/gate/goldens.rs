@@ -37,7 +37,9 @@ impl Case<'_> {
         };
         let failure = |moved: Moved| {
             let Moved { precision, figure, golden, found, allowed } = moved;
-            let text = format!("{precision} {figure}: {found}, golden {golden} ({allowed})");
+            let text = format!(
+                "{precision} {figure} is {found}, but {golden} in the golden (accepted: {allowed})"
+            );
             Failure::new(Reason::Moved, text)
         };
         moved.into_iter().map(failure).collect()
@@ -78,7 +80,10 @@ impl Case<'_> {
             || golden.hyperparameters != own.hyperparameters
             || !golden.runs.contains_key(precision)
         {
-            return Err(format!("NOT COMPARABLE: {name} has another seed, length or precision"));
+            return Err(format!(
+                "NOT COMPARABLE: {name} has another seed, length, batch size or \
+                precision, or other hyperparameters"
+            ));
         }
         let only = |golden: &Golden| {
             let mut golden = golden.clone();

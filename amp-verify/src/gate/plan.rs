@@ -161,7 +161,8 @@ impl Plan {
         let most = args.max_seeds.unwrap_or(most.max(first));
         if first < 2 || most < first {
             return Err(Error::config(format!(
-                "seeds {first}, at most {most}: there must be at least 2, and the maximum must not be smaller"
+                "seeds {first}, max-seeds {most}: there must be at least 2 seeds, and max-seeds \
+                 must not be smaller than seeds"
             )));
         }
         if !(args.alpha > 0.0 && args.alpha < 0.5) {

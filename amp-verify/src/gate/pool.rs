@@ -235,7 +235,7 @@ impl Worker {
             Ok(serde_json::from_str(&line)?)
         };
         ask().unwrap_or_else(|error| {
-            let text = format!("the process died: {error}");
+            let text = format!("the worker process ended before it sent a result: {error}");
             Outcome::failed(Failure::new(Reason::Crashed, text))
         })
     }

@@ -179,34 +179,51 @@ impl Reason {
                 "the dtypes in which layers compute with the precision's dtypes"
             }
             Self::NotPaired => {
-                "initial weights, order, validation set and random numbers with 32-true's"
+                "initial weights, order of examples, validation set and random numbers with \
+                 32-true's"
             }
             Self::Contaminated => "validation examples with training examples",
-            Self::NotConformant => "the first steps and the validation loss with 32-true's",
+            Self::NotConformant => "the first steps and the validation loss with those of 32-true",
             Self::Watching => "an unobserved run with a run that is observed in each step",
-            Self::Gradient => "each step's gradient with 32-true's at the same weights",
-            Self::Update => "weights and optimizer state with the optimizer's rule in float64",
-            Self::Schedule => "the rates of each step with the schedule's",
-            Self::Scale => "the scale after each step with the scaler's rule",
-            Self::Skip => {
-                "skipped steps with the steps whose gradients overflow; skipped steps change nothing"
+            Self::Gradient => {
+                "each step's gradient with the gradient under 32-true at the same weights"
             }
-            Self::Buffers => "running statistics with 32-true's",
-            Self::Validation => "two validations of the same weights, which change no tensor",
+            Self::Update => "weights and optimizer state with the optimizer's rule in float64",
+            Self::Schedule => {
+                "the learning rates of each step with those that the schedule prescribes"
+            }
+            Self::Scale => "the loss scale after each step with the rule of the loss scaler",
+            Self::Skip => {
+                "skipped steps with the steps whose gradients overflow; the weights before a \
+                 skipped step with those after it"
+            }
+            Self::Buffers => "the running statistics of batch norms with those of 32-true",
+            Self::Validation => {
+                "two validations of the same weights; the tensors before \
+                validation with those after it"
+            }
             Self::Resume => "a run that is saved and resumed with an uninterrupted run",
             Self::Dropout => {
                 "the fraction of elements that dropout sets to zero with the factor on the kept elements"
             }
-            Self::Rounding => "each 16-bit layer's own errors with what rounding explains",
-            Self::Width => "the digits of values and gradients with their dtype's",
-            Self::Fusion => "fused layers with the same layers one by one",
-            Self::Batches => "batches and steps of an epoch with the data and the options",
+            Self::Rounding => {
+                "the errors of each 16-bit layer on exact inputs with what rounding explains"
+            }
+            Self::Width => {
+                "the significant digits of values and gradients with those of their dtype"
+            }
+            Self::Fusion => "fused layers with the same layers run one at a time",
+            Self::Batches => {
+                "the batches and steps that an epoch ran with those that the data \
+                and options prescribe"
+            }
             Self::Memory => {
-                "the memory of later steps with that of earlier steps, and with 32-true"
+                "the memory of later steps with that of earlier steps; the peak memory with \
+                 32-true's"
             }
             Self::Invariant => "each run with the invariants of training",
-            Self::Moved => "the first seed's figures with a recorded golden",
-            Self::NotComparable => "the machine with the golden's",
+            Self::Moved => "the results of the first seed with the golden (the recorded results)",
+            Self::NotComparable => "this machine with the machine on which the golden was recorded",
             Self::Crashed => "the run ends without an error",
         }
     }

@@ -61,7 +61,10 @@ impl Runs<'_> {
         let errors = self.baseline.iter().filter_map(|outcome| outcome.product_error);
         let error = errors.fold(0.0, f64::max);
         if self.plan.tf32 {
-            findings.left_out(Reason::PrecisionDidNotRun, "f32 products: --tf32 permits TF32");
+            findings.left_out(
+                Reason::PrecisionDidNotRun,
+                "the error of f32 matrix products: --tf32 permits TF32",
+            );
             return;
         }
         let what = "32-true: error of a product of f32 matrices";
@@ -102,7 +105,7 @@ impl Runs<'_> {
             None
         };
         let is_paired = wrong.is_none();
-        let what = "initial weights, order, validation set and settings";
+        let what = "initial weights, order of examples, validation set and settings";
         findings.equal(Reason::NotPaired, what, "all seeds' runs", wrong);
         let overlap = self.own.iter().map(|outcome| outcome.overlap).fold(0.0, f64::max);
         let what = "validation examples that are training examples";
@@ -125,7 +128,7 @@ impl Runs<'_> {
         let width = self.precision.storage().elt_size_in_bytes() as f64 / 4.0;
         let is_cuda = first.fingerprint.as_ref().is_some_and(|f| f.capability.contains('.'));
         let most = MEMORY * width.max(1.0) * base as f64 + if is_cuda { WORKSPACES } else { 0.0 };
-        let what = format!("peak of tensors' bytes; 32-true's is {}", show_bytes(base));
+        let what = format!("peak memory of tensors; under 32-true it is {}", show_bytes(base));
         let figure = (own as f64, most);
         let checked =
             Checked::at_most(Reason::Memory, what, "the first seed's run", Unit::Bytes, figure);
@@ -171,7 +174,7 @@ pub(super) fn learning(
     let name = model.judge.name;
     let checked = Checked::at_most(
         Reason::DidNotLearn,
-        format!("{whose}{name}, better than {control:.3} without training by"),
+        format!("{whose}{name}: how much better than {control:.3}, its value without training"),
         "mean of all seeds' runs",
         Unit::AtLeast,
         (gained, model.learns_by),
@@ -245,7 +248,7 @@ mod tests {
     /// failure, and that drawing through the context breaks no rule on gradients.
     #[rstest]
     #[case::right(true, None)]
-    #[case::like(false, Some("draws bfloat16 numbers and float32 numbers under 32-true"))]
+    #[case::like(false, Some("draws bfloat16 numbers, but float32 numbers under 32-true"))]
     fn draws_in_another_dtype_are_named(
         #[case] right: bool,
         #[case] expected: Option<&str>,

@@ -282,7 +282,7 @@ fn trained_elsewhere(
             let lines: Vec<&str> = said.lines().collect();
             let last = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
             Err(Error::config(format!(
-                "{golden}: the process that was to train it ended with {} before it had trained; \
+                "{golden}: the process that trains the model ended with {} before it had results; \
                  its last lines:\n{last}",
                 output.status
             )))

@@ -174,8 +174,8 @@ impl Target {
             let exceeded = anchor.exceeded(golden);
             if !exceeded.is_empty() {
                 return Err(Error::config(format!(
-                    "{name} has drifted beyond its budget:\n{}\nif that is intended, delete {} and \
-                     say why in the commit",
+                    "{name}: values differ from the first recording by more than their \
+                     budget:\n{}\nif this is intended, delete {} and give the reason in the commit",
                     table(&exceeded),
                     path.display()
                 )));

@@ -209,7 +209,8 @@ impl Passes {
                 |pass: &Pass| pass.calls.iter().map(|call| call.path.clone()).collect::<Vec<_>>();
             if paths(other) != paths(&reference) {
                 return Err(Error::config(format!(
-                    "`{}` runs other layers in 64-true: its precisions cannot be compared by layer",
+                    "`{}` runs other layers in 64-true, so its layers cannot be compared between \
+                     precisions",
                     model.name()
                 )));
             }

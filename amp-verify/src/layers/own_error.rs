@@ -37,8 +37,8 @@ pub struct Own {
     /// The kinds of tensors that have fewer significant digits than their dtype, because they were
     /// first rounded to another dtype.
     pub twice: Vec<Kind>,
-    /// How many values became zero, infinite or NaN although the layer's dtype can represent them.
-    /// Of the forward and the backward pass, the one that is nearer to its bound.
+    /// How many values became zero, infinite or NaN although the layer's dtype can represent them:
+    /// in the forward or in the backward pass, whichever number is nearer to its bound.
     pub lost: Lost,
 }
 
@@ -64,9 +64,10 @@ impl Lost {
 /// its parameters and results once causes. It is above 1, because some layers round several times
 /// inside.
 pub const WITHIN: f64 = 3.0;
-/// The results of a layer are compared with exact results that are rounded to the layer's dtype. So
-/// are results that are computed with rounded parameters. The layer counts as computing in a wider
-/// dtype if less than 1/`FEWER` as many of its results differ as of those with rounded parameters.
+/// Two kinds of results are compared with exact results that are rounded to the layer's dtype: the
+/// results of the layer, and results that are computed with rounded parameters. If the number of
+/// differing results of the layer is less than 1/`FEWER` of the number with rounded parameters, the
+/// layer counts as computing in a wider dtype.
 const FEWER: f64 = 4.0;
 /// If fewer results than this differ with rounded parameters, it is not judged whether the layer
 /// computes in a wider dtype.

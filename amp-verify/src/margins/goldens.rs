@@ -117,7 +117,7 @@ fn samples(golden: &Golden, sets: &[KernelSet]) -> Result<BTreeMap<String, Sampl
             let own = all.entry(run.precision.name().to_owned()).or_insert_with(empty);
             let (Some(accuracy), Some(loss)) = (run.accuracy, run.loss) else {
                 return Err(Error::config(format!(
-                    "{} under {}: a value is not finite; nothing was recorded",
+                    "{} under {}: the metric or the loss is not finite; nothing was recorded",
                     golden.model, run.precision
                 )));
             };

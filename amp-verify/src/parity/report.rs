@@ -154,13 +154,17 @@ impl First {
     fn failure(&self) -> Option<String> {
         let Pair { ours, theirs } = &self.losses;
         if ours.len() != theirs.len() {
-            return Some(format!("{} losses, but PyTorch has {}", ours.len(), theirs.len()));
+            return Some(format!(
+                "the Rust model has {} losses, but the PyTorch version has {}",
+                ours.len(),
+                theirs.len()
+            ));
         }
         let (off, most) = self.bound.filter(|(off, most)| off > most)?;
         let (at, own, other) = (self.batch, ours[self.batch], theirs[self.batch]);
         Some(format!(
-            "the loss of batch {at} is {own:.9}, PyTorch's {other:.9}: they differ by {off:.1e}, but rounding \
-             in f32 explains at most {most:.1e}"
+            "the loss of batch {at} is {own:.9} in Rust and {other:.9} in PyTorch: they differ by \
+             {off:.1e}, but rounding in f32 explains at most {most:.1e}"
         ))
     }
 }
@@ -218,7 +222,7 @@ impl Row {
             )),
             Some(_) => {}
             None if self.failures.is_empty() => {
-                self.failures.push(format!("{} is not finite on one side", self.metric));
+                self.failures.push(format!("{} is not finite in Rust or in PyTorch", self.metric));
             }
             None => {}
         }
@@ -328,6 +332,6 @@ mod tests {
     fn both_sides_need_the_same_number_of_losses() {
         let losses = Pair { ours: vec![2.0, 1.0], theirs: vec![2.0] };
         let row = judged(vec![seed(0.9, 0.9)], Some(First::new(losses, None)));
-        assert_eq!(row.failures, ["2 losses, but PyTorch has 1"]);
+        assert_eq!(row.failures, ["the Rust model has 2 losses, but the PyTorch version has 1"]);
     }
 }

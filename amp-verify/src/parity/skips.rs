@@ -147,11 +147,11 @@ impl Seed {
         let seed = self.seed;
         let what = match own == other {
             true => format!(
-                "seed {seed}: our side ends with the scale {:?}, PyTorch with {:?}",
+                "seed {seed}: Rust ends with the scale {:?}, PyTorch with {:?}",
                 self.scale.ours, self.scale.theirs
             ),
             false => format!(
-                "seed {seed}: our side skips the steps {own:?} of the first {count}, PyTorch {other:?}"
+                "seed {seed}: Rust skips the steps {own:?} of the first {count}, PyTorch {other:?}"
             ),
         };
         let Some(again) = &self.again else { return Skips::Differ(what) };
@@ -159,7 +159,7 @@ impl Seed {
         let plain = first(&again.skipped, count);
         if plain == other && are_near(again.scale, self.scale.theirs) {
             return Skips::Rounding(format!(
-                "{what}; with libtorch's kernels our side skips {plain:?}, as PyTorch does{seen}"
+                "{what}; with libtorch's kernels Rust skips {plain:?}, as PyTorch does{seen}"
             ));
         }
         let are_near = |scale| are_near(scale, self.scale.theirs);
@@ -176,7 +176,7 @@ impl Seed {
         match beyond().or_else(by_libtorch) {
             Some(text) => Skips::Rounding(format!("{what}; {text}{seen}")),
             None => Skips::Differ(format!(
-                "{what}, and with libtorch's kernels our side skips {plain:?} and ends with {:?}{seen}",
+                "{what}, and with libtorch's kernels Rust skips {plain:?} and ends with {:?}{seen}",
                 again.scale
             )),
         }
@@ -299,7 +299,7 @@ mod tests {
     #[case::same(&[None, Some(0.7)], &[], &[None, Some(0.7)], "same", "")]
     #[case::wide(
         &[Some(1.4), Some(1.3)], &[None, Some(0.65)], &[None, Some(0.65)], "rounding",
-        "skips the steps [] of the first 100, PyTorch [0]; with libtorch's kernels our side skips [0], as PyTorch does; \
+        "skips the steps [] of the first 100, PyTorch [0]; with libtorch's kernels Rust skips [0], as PyTorch does; \
          step 0, scale 65536: the largest gradient is 1.4000 of f16's largest number, PyTorch's not finite"
     )]
     #[case::undecided(
@@ -308,11 +308,11 @@ mod tests {
     )]
     #[case::too_small(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.5), None], "differ",
-        "and with libtorch's kernels our side skips [] and ends with Some(65536.0)"
+        "and with libtorch's kernels Rust skips [] and ends with Some(65536.0)"
     )]
     #[case::apart_before(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.9), None], "differ",
-        "and with libtorch's kernels our side skips [] and ends with Some(65536.0)"
+        "and with libtorch's kernels Rust skips [] and ends with Some(65536.0)"
     )]
     #[case::beyond_f16(
         &[Some(0.5), Some(1.08)], &[Some(0.4), Some(0.3)], &[Some(0.5), None], "rounding",
@@ -321,7 +321,7 @@ mod tests {
     )]
     #[case::skips_more(
         &[None, None], &[None, None], &[None, Some(0.5)], "differ",
-        "skips the steps [0, 1] of the first 100, PyTorch [0], and with libtorch's kernels our side skips [0, 1]"
+        "skips the steps [0, 1] of the first 100, PyTorch [0], and with libtorch's kernels Rust skips [0, 1]"
     )]
     fn skips_are_judged_by_a_run_with_the_twins_roundings(
         #[case] own: &[Option<f64>],

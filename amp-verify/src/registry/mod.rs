@@ -124,8 +124,8 @@ impl Registry {
         self
     }
 
-    /// Sets the Python program with which `cargo amp bench --peers` trains other engines, such as
-    /// Lightning: a path relative to the project's folder.
+    /// Sets the Python program that `cargo amp bench --peers` runs to train the workloads with
+    /// other engines, such as Lightning. `file` is a path relative to the project's folder.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers(mut self, file: impl Into<String>) -> Self {
@@ -133,9 +133,10 @@ impl Registry {
         self
     }
 
-    /// Sets the text of the Python program with which `cargo amp bench --peers` trains other
-    /// engines. [`peers`](Self::peers) sets the path of the program instead. The binary contains
-    /// this text, so the program is available on machines without the project's files.
+    /// Sets the text of the Python program that `cargo amp bench --peers` runs to train the
+    /// workloads with other engines. [`peers`](Self::peers) sets the path of the program instead.
+    /// The binary contains this text, so the program is available on machines without the project's
+    /// files.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers_program(mut self, text: &'static str) -> Self {
@@ -312,8 +313,9 @@ fn no_margin(name: &str, changes: &Changes) -> Error {
              {name}`, or give one with --margin"
         ),
         false => format!(
-            "{name} has no margin for {changes}: its own margin is for its own size, data and length; give one \
-             with --margin, or record one with `cargo amp margins --model {name}` and the same options"
+            "{name} has no margin for {changes}: a margin is valid only for one size, one data \
+             set and one length; give one with --margin, or record one with `cargo amp margins \
+             --model {name}` and the same options"
         ),
     })
 }
@@ -326,5 +328,5 @@ fn first_difference(then: &Hyperparameters, now: &Hyperparameters) -> Option<Str
     };
     let mut names = then.keys().chain(now.keys());
     let name = names.find(|name| then.get(*name) != now.get(*name))?;
-    Some(format!("{name} was {} and is {}", value(then, name), value(now, name)))
+    Some(format!("{name} was {} and is now {}", value(then, name), value(now, name)))
 }

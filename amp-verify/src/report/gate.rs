@@ -77,7 +77,7 @@ fn found(finding: &Finding) -> String {
     if let Some(layer) = &finding.layer {
         let error = finding.layer_error.map_or("not finite".to_owned(), percent);
         out += &format!(
-            "<p>Layer with the largest error of its own: <code>{}</code> ({} of its output)</p>\n",
+            "<p>Suspected layer: <code>{}</code>, whose own error is {} of its output</p>\n",
             escaped(layer),
             escaped(&error)
         );

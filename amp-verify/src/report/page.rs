@@ -92,7 +92,7 @@ pub fn html(content: &Content<'_>) -> Result<String> {
     }
     let mib = |run: &Run| (run.precision, run.peak_memory_bytes as f64 / f64::from(1 << 20));
     let memory: Vec<_> = comparison.runs.iter().map(mib).collect();
-    let text = "The peak of tensor bytes, above the bytes before the run.";
+    let text = "The largest number of bytes that tensors occupied, minus the bytes before the run.";
     body += &Section::new("Peak memory", text).chart(chart::bars(&memory, "MiB")?);
     body += &steps::sections(content.steps)?;
     Ok(format!(
@@ -136,7 +136,7 @@ fn metric(content: &Content<'_>) -> Result<String> {
         let shares: Vec<Share> = comparison.runs.iter().filter_map(share).collect();
         let text = format!(
             "Wilson's 95 % interval for one seed with {examples} validation examples. If two intervals \
-             overlap, chance may explain the difference; --seeds N tells more."
+             overlap, chance may explain the difference; compare more seeds with --seeds N."
         );
         let title = format!("{metric} with 95 % intervals");
         let drawn = chart::shares(&shares, &axis)?;

@@ -93,9 +93,10 @@ fn exponents(report: &Report, kind: Kind, log2_scale: Option<i32>) -> Result<Str
     let title = format!("{} by exponent", plural(kind));
     let zeros = all.zeros as f64 / (all.zeros + all.nonzero() + all.non_finite).max(1) as f64;
     let text = format!(
-        "Of all layers under 32-true, in the first batch's step with the initial weights; a bar at \
-         2ᵏ counts magnitudes from 2ᵏ to 2ᵏ⁺¹. Zeros ({:.1} %) are left out. Below: what each \
-         format can hold, and what it would lose.",
+        "The values of all layers under 32-true, in a step on the first batch with the initial \
+         weights. A bar at 2ᵏ shows the fraction of values with magnitudes from 2ᵏ to 2ᵏ⁺¹. Zeros \
+         ({:.1} %) are left out. Below: the exponents that each format can represent, and the \
+         values that it would lose.",
         100.0 * zeros
     );
     let mut keys = vec![("values".to_owned(), ChartColor::series(2))];
@@ -119,9 +120,10 @@ fn errors(report: &Report) -> Result<String> {
     let title = format!("Error of each layer under {precision}, divided by 32-true's");
     let times = if unit >= 1.0 { format!("{unit:.0}") } else { format!("{unit:.1e}") };
     let text = format!(
-        "The root mean square error of each layer against a 64-true step, divided by that of 32-true, in the \
-         first batch's step with the initial weights{}. Grey lines: 1, as good as 32-true, and {times}, the \
-         ratio of the dtypes' unit roundoffs. A red cross: not finite. No mark: 32-true is exact.",
+        "The root mean square error of each layer, divided by its error under 32-true, in a step \
+         on the first batch with the initial weights{}. Errors are differences from a 64-true \
+         step. Grey lines: 1 (as good as 32-true), and {times} (the ratio of the dtypes' unit \
+         roundoffs). Red cross: not finite. No mark: 32-true is exact.",
         if report.dropout { "" } else { ", without dropout" }
     );
     let names = ["output (disc)", "input gradient (triangle)", "weight gradient (square)"];

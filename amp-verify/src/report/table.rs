@@ -173,7 +173,8 @@ fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     let under = lost(|histogram, scale| histogram.predict(Format::F16, scale).underflow);
     let none = || "none".to_owned();
     format!(
-        "<p class=\"note\">In f16{}, most overflow: {}; most become zero: {}.</p>\n",
+        "<p class=\"note\">In f16{}, the layer with the most overflowing values: {}; with the \
+         most values that become zero: {}.</p>\n",
         if log2_scale == 0 {
             String::new()
         } else {
@@ -225,5 +226,5 @@ pub(super) fn layers(report: &Report) -> String {
         "overflow, predicted / observed",
         "to zero, predicted / observed",
     ];
-    format!("<details>\n<summary>Figures</summary>\n{}</details>\n", table(&heads, &rows))
+    format!("<details>\n<summary>Error table</summary>\n{}</details>\n", table(&heads, &rows))
 }

@@ -150,7 +150,7 @@ impl Report {
             out += &format!("invariant {invariant}: {broken}\n");
         }
         for left_out in &self.left_out {
-            out += &format!("not planted: {left_out}\n");
+            out += &format!("not tested: {left_out}\n");
         }
         for alarm in &self.false_alarms {
             out += &format!("false alarm: {alarm}\n");

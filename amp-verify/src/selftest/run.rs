@@ -37,7 +37,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     let is_cuda = hardware::parse_device(&args.device)?.is_cuda();
     let changes = args.changes.changes();
     if !changes.is_empty() && args.model.is_none() {
-        return Err(Error::config("selftest: name the model whose size is changed with --model"));
+        return Err(Error::config("selftest: name the model that the options change with --model"));
     }
     let chosen_model = args.model.as_deref().map(|name| registry.find(Some(name))).transpose()?;
     let mut pool = gate::pool(registry, &args.device, args.processes, 1, None)?;
@@ -58,7 +58,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
                 plans.push((fault, own));
             }
             (None, needs) => left_out.push(format!(
-                "{}: no model declares that it reveals this; it needs {}",
+                "{}: no model declares that it reveals this fault; such a model needs {}",
                 fault.about(),
                 needs.unwrap_or("a model")
             )),

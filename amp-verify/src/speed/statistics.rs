@@ -25,7 +25,7 @@ impl Spread {
         })
     }
 
-    /// Returns the distance between the quartiles, divided by the median.
+    /// Returns the interquartile range (the third minus the first quartile), divided by the median.
     pub fn relative(&self) -> f64 {
         (self.q3 - self.q1) / self.median
     }

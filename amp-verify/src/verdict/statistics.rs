@@ -128,8 +128,8 @@ fn noncentral_t_above(critical: f64, freedom: f64, shift: f64) -> f64 {
         if u <= 0.0 { 0.0 } else { 2.0 * u * chi.pdf(u * u) }
     };
     let at = |index: i32| {
-        // At u = 0, uses the density just above 0, because with one degree of freedom the density
-        // at 0 is not zero.
+        // `density` returns 0 at u = 0. With one degree of freedom, the true density there is above
+        // 0. Therefore u is at least 1e-9.
         let u = (low + f64::from(index) * width).max(1e-9);
         density(u) * normal.cdf(shift - critical * u / freedom.sqrt())
     };

@@ -80,7 +80,7 @@ fn heading(report: &Report) -> String {
     let versions: Vec<String> =
         report.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     format!(
-        "{place}; {}; {}; medians of {} interleaved rounds, ± half the distance of the quartiles",
+        "{place}; {}; {}; medians of {} interleaved rounds, ± half the interquartile range",
         versions.join(", "),
         report.date,
         report.rounds

@@ -13,8 +13,8 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
     out += &match attribution {
         Attribution::Passes => "The check passes, so there is no cause to find.\n".into(),
         Attribution::Determinism { again } => format!(
-            "determinism: the same seed gave {} when run again; use --deterministic, or more \
-             seeds\n",
+            "determinism: repeated with the same seeds, the check gave {}; use --deterministic, \
+             or more seeds\n",
             outcome(*again)
         ),
         Attribution::Environment => {
@@ -26,8 +26,9 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
         Attribution::Fusion { groups } => {
             let each = groups.iter().map(|group| {
                 format!(
-                    "fusion: {} fused: the results differ from those of the separate layers by {} of the bound; \
-                     look at the fused kernel, because FP32 layers cannot repair it\n",
+                    "fusion: the fused layers {}: their results differ from those of the separate \
+                     layers by {} of the bound; look at the fused kernel, because FP32 layers \
+                     cannot repair it\n",
                     group.name(),
                     of_bound(group.over_bound())
                 )

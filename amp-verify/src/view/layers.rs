@@ -52,7 +52,7 @@ pub fn layers(report: &Report) -> String {
     out += "E: error, divided by the error under 32-true; *: the layer with the largest own error; local: the layer's own \
             part in the squared error of its output; overflow, underflow: values, predicted / observed\n";
     if let Some(draws) = &report.draws {
-        out += &format!("the errors contain the difference of random numbers: {draws}\n");
+        out += &format!("the errors include differences between random numbers: {draws}\n");
     }
     out += &groups(&report.groups);
     for kind in Kind::ALL {
@@ -86,10 +86,10 @@ pub fn layers(report: &Report) -> String {
 /// layers run one at a time.
 fn groups(groups: &[Group]) -> String {
     if groups.is_empty() {
-        return "measured one by one, as in fit: this device fuses no layers\n".to_owned();
+        return "each layer was measured separately; fit fuses no layers here\n".to_owned();
     }
     let mut out =
-        "measured one by one; fit fuses these groups, which differ from the single layers by:\n"
+        "each layer was measured separately; fit fuses these groups, whose results differ by:\n"
             .to_owned();
     for group in groups {
         let figure = |what: &str, figure: Option<f64>, bound: f64| {

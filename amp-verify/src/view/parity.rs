@@ -32,9 +32,11 @@ pub fn parity(report: &Report) -> String {
         report.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     let mut out = format!("{table}\n");
     out += &format!(
-        "PyTorch versions trained with {}; A / B: our value / PyTorch's; first losses apart: the largest relative difference, then under \
-         32-true the largest difference as a fraction of its bound, and how many of the losses have a bound of at most \
-         0.1 %; memory: the peak of tensor bytes; lines: lines of code of the model alone\n",
+        "PyTorch versions trained with {}; A / B: our value / PyTorch's; first losses apart: the \
+         largest relative difference between the losses of a batch, then under 32-true the \
+         largest difference as a fraction of its bound, and how many of the losses have a bound \
+         of at most 0.1 %; memory: the peak of tensor bytes; lines: lines of code of the model \
+         alone\n",
         versions.join(", ")
     );
     for row in &report.rows {

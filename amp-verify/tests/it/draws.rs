@@ -78,9 +78,9 @@ fn runs_with_other_numbers_have_a_note() -> Result<()> {
     assert_eq!(base, &[""; 0]);
     assert_eq!(narrow.len(), 1);
     assert!(narrow[0].starts_with("`randn_like` in the model draws bfloat16 numbers"));
-    let expected = "`randn_like` in the model draws float64 numbers and float32 numbers under 32-true, so \
-                    that libtorch draws others: draw with `cx.randn_like`, which draws in float32 under \
-                    every precision";
+    let expected = "`randn_like` in the model draws float64 numbers, but float32 numbers under \
+                    32-true. libtorch draws other values in another dtype: use `cx.randn_like`, \
+                    which draws in float32 under every precision";
     assert_eq!(wide, &[expected]);
     Ok(())
 }
@@ -95,7 +95,7 @@ fn the_errors_of_layers_name_other_numbers() -> Result<()> {
     assert_eq!(right.draws, None);
     let text = wrong.draws.as_deref().unwrap_or_default();
     let start =
-        "`randn_like` in the model draws bfloat16 numbers and float64 numbers under 64-true";
+        "`randn_like` in the model draws bfloat16 numbers, but float64 numbers under 64-true";
     assert!(text.starts_with(start), "{text}");
     let error = |report: &layers::Report| {
         let head = report.layers.iter().find(|layer| layer.path == "head");

@@ -139,12 +139,13 @@ fn a_regression_is_what_is_worse() {
 #[case::loss(model!(Line).judged_by_loss(), Ok(Judge::loss()), 0)]
 #[case::unknown(
     model!(Line).metric("val_auc"),
-    Err("Line logs no `val_auc` at the ends of epochs, so a run cannot be stopped or saved by it: it logs val_loss"),
+    Err("monitors `val_auc`, but Line does not log `val_auc` at the ends of epochs; Line logs \
+        val_loss"),
     0
 )]
 #[case::of_steps(
     model!(Line).error_metric("train_loss"),
-    Err("it logs val_loss. Declare it with `#[log(train_loss(on_epoch))]`"),
+    Err("Line logs val_loss. Declare it with `#[log(train_loss(on_epoch))]`"),
     0
 )]
 fn epochs_are_judged_by_a_logged_value(
@@ -331,5 +332,5 @@ fn a_margin_is_of_one_size() {
     assert!(other.contains("input_size=4, 3 steps"), "{other}");
     let grown = model!(Line).hyperparameters(json!({ "input_size": 3 }));
     let other = of(&grown, &Changes::default()).expect_err("of another size");
-    assert!(other.contains("(input_size was 2 and is 3)"), "{other}");
+    assert!(other.contains("(input_size was 2 and is now 3)"), "{other}");
 }

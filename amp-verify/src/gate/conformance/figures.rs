@@ -87,11 +87,12 @@ fn ratio(a: f64, b: f64) -> f64 {
 /// For each parameter, by name, a mask of the weights that are left out of comparisons.
 pub(super) type Masks = BTreeMap<String, Tensor>;
 
-/// Returns a mask of the weights whose first gradient consists of rounding errors alone: in the run
-/// `rounded`, which emulates the precision's rounding, the gradient differs from that of `exact` by
-/// at least the absolute value of the exact gradient. An example is the bias of attention's keys,
-/// whose exact gradient is 0. Adam normalizes gradients by their absolute values. So the updates of
-/// these weights are as large as those of other weights, but they say nothing about the precision.
+/// Returns a mask of the weights whose first gradient consists only of rounding error. A weight
+/// counts as one of these if its gradient in the run `rounded`, which emulates the precision's
+/// rounding, differs from its gradient in the run `exact` by at least the absolute value of the
+/// exact gradient. An example is the bias of attention's keys, whose exact gradient is 0. Adam
+/// normalizes gradients by their absolute values. So the updates of these weights are as large as
+/// those of other weights, but they say nothing about the precision.
 pub(super) fn noisy(exact: &Ran, rounded: &Ran) -> Result<Masks> {
     let found = by_name(rounded);
     let mut masks = Masks::new();

@@ -117,7 +117,7 @@ fn rule(plan: &Plan, result: &PrecisionResult) -> Option<Finding> {
         return None;
     }
     let text = format!(
-        "rule: {}; look at the code for it, because FP32 layers cannot repair it",
+        "rule: {}; look for the mistake in the code, because FP32 layers cannot repair it",
         broken.join("; ")
     );
     Some(Finding { cause: Cause::Rule, text, ..Finding::of(plan.first_seed, None) })

@@ -10,12 +10,13 @@ pub(super) fn text(finding: &Finding, searched: bool) -> String {
     let text = match cause {
         Cause::Nondeterministic => {
             return format!(
-                "nondeterministic: seed {seed} gives other figures when it is run again; use \
-                 --deterministic or more seeds"
+                "nondeterministic: the run with seed {seed} gives other results when it is \
+                 repeated; use --deterministic or more seeds"
             );
         }
         Cause::Environment => {
-            return "environment: 32-true itself differs from its golden".into();
+            return "environment: 32-true itself differs from its golden (the recorded results)"
+                .into();
         }
         Cause::Baseline => return "baseline: 32-true fails as well".into(),
         Cause::Unknown => return "unknown: ".into(),

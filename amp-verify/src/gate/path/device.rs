@@ -60,12 +60,12 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         |figure: fn(&GradientDifference) -> f64| tolerance_limit(moved.iter().map(figure), 1);
     for (what, figure, bound) in [
         (
-            "component along the CPU's gradient, relative difference from its length",
+            "component along the CPU's gradient, relative difference from its norm",
             found.size,
             SIZE.max(limit(|gradient_difference| gradient_difference.size)),
         ),
         (
-            "distance from the CPU's gradient, relative to its length",
+            "distance from the CPU's gradient, relative to its norm",
             found.distance,
             DISTANCE.max(limit(|gradient_difference| gradient_difference.distance)),
         ),

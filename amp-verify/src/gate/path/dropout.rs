@@ -80,7 +80,8 @@ impl Counter {
             counts.worst = away;
             counts.wrong = away > CHANCE;
             counts.text = format!(
-                "`{}` drops {:.1} % of its input and scales the rest by {factor:.3}, which fits a rate of {:.1} %",
+                "`{}` drops {:.1} % of its input, but scales the rest by {factor:.3}, as for a \
+                 rate of {:.1} %",
                 call.path,
                 100.0 * share,
                 100.0 * rate

@@ -136,13 +136,13 @@ impl FinalState {
         let (own, others) = (&self.record.end, &other.record.end);
         if (own.global_step, own.skipped) != (others.global_step, others.skipped) {
             return Ok(Some(format!(
-                "{} steps applied and {} skipped, not {} and {}",
+                "{} steps were applied and {} were skipped, not {} and {}",
                 own.global_step, own.skipped, others.global_step, others.skipped
             )));
         }
         if own.scale != others.scale {
             let (own, other) = (own.scale.unwrap_or(1.0), others.scale.unwrap_or(1.0));
-            return Ok(Some(format!("the scale is {own}, not {other}")));
+            return Ok(Some(format!("the loss scale is {own}, not {other}")));
         }
         if let Some(difference) = self.tensors_differ(other, tolerance)? {
             return Ok(Some(difference));

@@ -25,7 +25,8 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let named = groups.iter().find(|group| group.is_beyond).unwrap_or(worst);
     if named.is_beyond {
         let text = format!(
-            "{} fused: the results differ from those of the separate layers by {} of the bound",
+            "the fused layers {}: their results differ from those of the same layers run one at a \
+             time by {} of the bound",
             in_code(named),
             of_bound(named.over_bound())
         );
@@ -34,7 +35,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     findings.measured(
         Reason::Fusion,
         format!(
-            "difference of results, divided by what rounding explains, most in {}",
+            "difference of results, divided by what rounding explains, largest in {}",
             in_code(worst)
         ),
         &format!("the first examples, {} groups on equal inputs, without dropout", groups.len()),

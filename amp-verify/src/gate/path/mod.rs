@@ -135,7 +135,7 @@ impl<'a> Checks<'a> {
             self.overflowing()?;
         } else {
             self.findings.left_out(Reason::Scale, "the precision does not scale the loss");
-            self.findings.left_out(Reason::Skip, "without a loss scale nothing overflows");
+            self.findings.left_out(Reason::Skip, "without a loss scale, no step overflows");
         }
         self.end(&mut stages)
     }
@@ -174,11 +174,11 @@ impl<'a> Checks<'a> {
         let is_other = (counts.batches, counts.attempts) != (batches, steps);
         let wrong = is_other.then(|| {
             format!(
-                "an epoch of {batches} batches, {window} for each step, took {} batches in {} steps",
+                "an epoch of {batches} batches, {window} per step, ran {} batches in {} steps",
                 counts.batches, counts.attempts
             )
         });
-        let over = format!("plain run, an epoch: {batches} batches in {steps} steps");
+        let over = format!("unobserved run, an epoch: {batches} batches in {steps} steps");
         self.findings.equal(Reason::Batches, "batches and steps", over, wrong);
         Ok(())
     }
@@ -195,8 +195,8 @@ impl<'a> Checks<'a> {
         let (first, second) = later.split_at(later.len() / 2);
         let least = |held: &[i64]| held.iter().copied().min().unwrap_or_default();
         let figure = (least(second) - least(first)).max(0) as f64;
-        let what = "smallest memory of later steps, minus that of earlier steps";
-        let over = format!("plain run, the last {} steps", second.len());
+        let what = "smallest memory in the second half of the steps, minus that in the first half";
+        let over = format!("unobserved run, the last {} steps", second.len());
         let figure = (figure, self.setup.varying_bytes(Scenario::Epoch)? as f64);
         self.findings.measured(Reason::Memory, what, &over, Unit::Bytes, figure);
         Ok(())
@@ -216,14 +216,14 @@ impl<'a> Checks<'a> {
         self.followed(&what, &observation);
         // A policy may put the whole model into FP32. Then nothing overflows.
         if observation.skipped == 0 && self.setup.job.overrides.is_empty() {
-            self.findings.fail(Reason::Skip, "no step was skipped although the scale overflows");
+            self.findings.fail(Reason::Skip, "no step was skipped although gradients overflow");
         }
         if !identity::is_finite(model.as_ref())? {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an overflow");
         }
         let moves = observation.scale.map_or((0, 0), |rule| (rule.grown, rule.backed_off));
-        let over = format!("{what}: grew {} times, fell {} times", moves.0, moves.1);
-        self.said(Reason::Scale, "the scale after each step", over);
+        let over = format!("{what}: the scale grew {} times and fell {} times", moves.0, moves.1);
+        self.said(Reason::Scale, "the loss scale after each step", over);
         self.said(Reason::Skip, "which steps are skipped, and what skipped steps change", what);
         Ok(())
     }
@@ -294,7 +294,7 @@ impl<'a> Checks<'a> {
         }
         match (&observation.no_replay, &observation.replay) {
             (Some(why), _) => {
-                self.findings.left_out(Reason::Update, &format!("no replay in float64: {why}"));
+                self.findings.left_out(Reason::Update, &format!("not repeated in float64: {why}"));
             }
             (None, Some(replay)) => {
                 let clipped = match replay.clipped {
@@ -308,7 +308,7 @@ impl<'a> Checks<'a> {
                     Unit::Number,
                     (replay.worst, 1.0),
                 );
-                self.said(Reason::Schedule, "the rates of all groups", what);
+                self.said(Reason::Schedule, "the learning rates of all parameter groups", what);
             }
             (None, None) => {}
         }
@@ -336,7 +336,7 @@ impl<'a> Checks<'a> {
                            counted";
                 self.findings.left_out(Reason::Dropout, why);
             }
-            (0, ..) => self.findings.left_out(Reason::Dropout, "the model drops nothing"),
+            (0, ..) => self.findings.left_out(Reason::Dropout, "the model uses no dropout"),
             (layers, away, wrong) => {
                 if let Some(text) = wrong {
                     self.findings.fail(Reason::Dropout, text);
@@ -345,7 +345,7 @@ impl<'a> Checks<'a> {
                 let figure = (away, dropout::CHANCE);
                 self.findings.measured(
                     Reason::Dropout,
-                    "difference between the dropped share and the rate",
+                    "difference between the fraction of zeroed elements and the dropout rate",
                     &over,
                     Unit::StandardErrors,
                     figure,
@@ -364,11 +364,11 @@ impl<'a> Checks<'a> {
         let error = steps.iter().map(|step| step.found.error).fold(0.0, larger);
         for (what, (figure, bound)) in [
             (
-                "component along 32-true's gradient, relative difference from its length",
+                "component along 32-true's gradient, relative difference from its norm",
                 judged.projection,
             ),
             ("the same for the gradient of a single parameter", judged.parameter),
-            ("distance from 32-true's gradient, relative to its length", (error, f64::INFINITY)),
+            ("distance from 32-true's gradient, relative to its norm", (error, f64::INFINITY)),
             ("the loss, relative difference from 32-true's", judged.loss),
         ] {
             let figure = (figure, if masks_differ { f64::INFINITY } else { bound });

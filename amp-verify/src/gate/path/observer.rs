@@ -162,7 +162,10 @@ impl Observation {
                 let found = found.unwrap_or(1.0);
                 self.fail(
                     Reason::Scale,
-                    format!("the scale is {found}, but its rule gives {expected}"),
+                    format!(
+                        "the loss scale is {found}, but the rule of the loss scaler gives \
+                        {expected}"
+                    ),
                 );
                 self.scale = None;
             }

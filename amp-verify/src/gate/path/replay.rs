@@ -197,7 +197,7 @@ impl Replay {
                     scheduled.rates().iter().map(|group| group.rates.lr).collect()
                 };
                 return Ok(Some(Wrong::Rates(format!(
-                    "the learning rates are {:?}, but the schedule has {:?}",
+                    "the learning rates are {:?}, but the schedule prescribes {:?}",
                     rates(run),
                     rates(own)
                 ))));

@@ -16,8 +16,11 @@ impl Checks<'_> {
     /// limit. Then checks that such a run can be saved and resumed.
     pub(super) fn clipped(&mut self, limit: f64) -> Result<()> {
         if !(limit > 0.0 && limit.is_finite()) {
-            self.findings
-                .left_out(Reason::Resume, "the gradients have no usable norm for clipping");
+            self.findings.left_out(
+                Reason::Resume,
+                "the gradient norms of an epoch give no norm for \
+                    clipping: they are zero or not finite",
+            );
             return Ok(());
         }
         let scenario = Scenario::Clipped(limit);
@@ -51,7 +54,10 @@ impl Checks<'_> {
                 false => plain.difference(state, &tolerance)?,
             };
             let wrong = difference.map(|difference| {
-                format!("{what} differs from an uninterrupted run: {difference}")
+                format!(
+                    "{what} differs from an uninterrupted run, whose values are named first: \
+                    {difference}"
+                )
             });
             let compared = format!("{what}: weights, optimizer state, schedules, scale");
             let half = STEPS / 2;

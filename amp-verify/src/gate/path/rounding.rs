@@ -66,7 +66,7 @@ fn mean(report: &layers::Report, findings: &mut Findings) {
             (worst, layer) = (mean, &own.path);
         }
     }
-    let whose = if layer.is_empty() { String::new() } else { format!(", most in `{layer}`") };
+    let whose = if layer.is_empty() { String::new() } else { format!(", largest in `{layer}`") };
     findings.measured(
         Reason::Rounding,
         format!("mean of a layer's errors, divided by their root mean square{whose}"),
@@ -82,7 +82,7 @@ fn size(own: &[Own], findings: &mut Findings) {
     let Some((error, path)) = errors.max_by(|a, b| a.0.total_cmp(&b.0)) else { return };
     findings.measured(
         Reason::Rounding,
-        format!("a layer's own error, divided by what rounding explains, most in `{path}`"),
+        format!("a layer's own error, divided by what rounding explains, largest in `{path}`"),
         &format!("the first examples, {} layers on exact inputs", own.len()),
         Unit::Number,
         (error, WITHIN),
@@ -139,8 +139,8 @@ fn width(own: &[Own], findings: &mut Findings) {
         for Own { path, .. } in own.iter().filter(|own| own.twice.contains(&kind)) {
             wrong.get_or_insert_with(|| {
                 format!(
-                    "the {what} of `{path}` have only the 8 significant bits of bf16, although their \
-                     dtype is f16: they were rounded to bf16 first"
+                    "the {what} of `{path}` have only the 8 significant bits of bf16, although \
+                     their dtype is f16: they were rounded to bf16 first"
                 )
             });
         }

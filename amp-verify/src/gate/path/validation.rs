@@ -57,15 +57,20 @@ pub(super) fn check(
     }
     if let Some((name, a, b)) = difference(&first, |name| value(&second, name)) {
         wrong.get_or_insert_with(|| {
-            format!("`{name}` is {a} at first and {b} in a second validation of the same weights")
+            format!(
+                "`{name}` is {a} in the first validation and {b} in the second, of the same weights"
+            )
         });
     }
     if let Some((name, a, b)) = difference(&first, |name| state.record.last(name)) {
         wrong.get_or_insert_with(|| {
-            format!("`{name}` is {b} in the run, but {a} in a validation of its weights")
+            format!(
+                "the run logged `{name}` as {b}, but validating its final weights again gives {a}"
+            )
         });
     }
-    let what = "logged values, in two validations and in the run; no tensor changes";
+    let what = "logged values of two validations and of the run; tensors before and after \
+        validation";
     let over = format!("evaluation mode, {} values", first.len());
     findings.equal(Reason::Validation, what, over, wrong);
     let own = value(&first, LOSS);

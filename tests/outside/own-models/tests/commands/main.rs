@@ -329,5 +329,5 @@ fn unknown_data_is_refused_with_the_known_sets() {
 #[test]
 fn peers_without_a_program_are_refused() {
     let arguments = ["bench", "--device", "cpu", "--peers", "--rounds", "1", "--json", "b.json"];
-    is_refused(&arguments, &["own-models has no peers", "--peers-script"]);
+    is_refused(&arguments, &["own-models names no Python program", "--peers-script"]);
 }

@@ -89,9 +89,8 @@ impl Format {
         }
     }
 
-    /// Returns the lowest class of values that overflow in this format. It applies to values with
-    /// the format's largest exponent. The class of a value is the number of formats whose limit is
-    /// below the value's significand.
+    /// Returns the class from which on values with the format's largest exponent overflow. The
+    /// class of a value is the number of formats whose limit is below the value's significand.
     fn class(self) -> usize {
         let last = self.last_significand();
         Self::ALL.into_iter().filter(|other| other.last_significand() <= last).count()
@@ -136,8 +135,9 @@ pub struct Losses {
     pub underflow: u64,
 }
 
-/// The counted exponents are the `EXPONENTS` integers from `LOWEST` on: all of finite f64 values.
+/// The smallest exponent that is counted. It is below the exponent of every f64 number except zero.
 const LOWEST: i64 = -1100;
+/// The number of exponents that are counted, from `LOWEST` on. It covers all finite f64 numbers.
 const EXPONENTS: i64 = 2200;
 /// The number of classes of values with one exponent. Classes 0 to 4 are the number of formats
 /// whose limit is below the value's significand. Class 5 has the exact powers of 2.

@@ -257,7 +257,7 @@ fn the_first_run_records_a_golden_but_not_in_ci() {
 
     fs::remove_file(folder.join(both[0])).expect("the anchor");
     let bare = run(&folder, &["aborts"], &[]);
-    failed(&bare, &["a golden needs its anchor", "`AMP_ANCHORS=write cargo test aborts`"]);
+    failed(&bare, &["the golden has no anchor", "`AMP_ANCHORS=write cargo test aborts`"]);
     let golden = fs::read_to_string(folder.join(both[1])).expect("the golden");
     let other = golden.replace("\"libtorch\": \"", "\"libtorch\": \"0.");
     assert_ne!(golden, other);

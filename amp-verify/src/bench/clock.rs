@@ -39,6 +39,6 @@ impl<'a> Clock<'a> {
     pub fn note(&self) -> Option<String> {
         let limit = self.limit.filter(|_| !self.left_out.is_empty())?;
         let names = self.left_out.join(", ");
-        Some(format!("left out because of the time limit of {} s: {names}", limit.as_secs()))
+        Some(format!("not measured because of the time limit of {} s: {names}", limit.as_secs()))
     }
 }

@@ -106,7 +106,7 @@ faults! {
     SchedulerMovesOnSkip in Schedule: "a skipped step advances the schedule",
     ScheduleTwice in Schedule: "the schedule advances twice in each step",
     ScheduleStuck in Schedule: "the schedule never advances",
-    ScheduleLate in Schedule: "the schedule does not advance after the first step",
+    ScheduleLate in Schedule: "the schedule misses its first advance and stays one behind",
     RatesIgnored in Schedule: "the optimizer always uses its first learning rate",
     LearningRateDoubled in Schedule: "the learning rate is twice the baseline's",
     ClipBeforeUnscale in Clipping: "gradients are clipped while they are still scaled",

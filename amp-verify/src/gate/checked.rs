@@ -212,7 +212,7 @@ impl Findings {
         let checked = Checked::at_most(rule, what, over, unit, figure);
         if checked.is_broken() {
             let text = format!(
-                "{over}: {}: {}, beyond {}",
+                "{over}: {}: {} (bound: {})",
                 checked.what,
                 checked.figure(),
                 checked.bound()

@@ -165,7 +165,7 @@ pub(super) fn learning(
     let control = match untrained {
         Ok(metric) => *metric,
         Err(cause) => {
-            let text = format!("the control run without training failed: {cause}");
+            let text = format!("the control run, in which no weight changes, failed: {cause}");
             return (None, Some(Failure::new(Reason::DidNotLearn, text)));
         }
     };

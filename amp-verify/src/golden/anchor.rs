@@ -61,7 +61,7 @@ impl Anchor {
                 }
                 _ => Err(Error::config(format!(
                     "{} under {precision}: the {name} of the last epoch is not a finite number, \
-                     which cannot be a golden",
+                     so it cannot be recorded",
                     golden.model
                 ))),
             };
@@ -95,8 +95,8 @@ impl Anchor {
         }
         if !may_write {
             return Err(Error::config(format!(
-                "{}: a golden needs its anchor: run the test once with AMP_ANCHORS=write and \
-                 commit the file",
+                "{}: the golden has no anchor (its first recording): run the test once with \
+                 AMP_ANCHORS=write and commit the file",
                 path.display()
             )));
         }

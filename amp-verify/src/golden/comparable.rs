@@ -22,7 +22,7 @@ pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String>
         ("device", kind(golden), kind(found)),
         ("libtorch", golden.libtorch.clone(), found.libtorch.clone()),
         ("TF32", switch(golden.tf32), switch(found.tf32)),
-        ("deterministic", switch(golden.deterministic), switch(found.deterministic)),
+        ("deterministic mode", switch(golden.deterministic), switch(found.deterministic)),
     ]
     .into_iter()
     .find(|(_, golden, found)| golden != found)

@@ -109,7 +109,8 @@ impl Folder {
         }
         if !anchor.exists() && !self.writes {
             return Err(Error::config(format!(
-                "{}: a golden needs its anchor: write the anchor with {command}, and commit it",
+                "{}: the golden has no anchor (its first recording): write it with {command}, and \
+                 commit it",
                 anchor.display()
             )));
         }

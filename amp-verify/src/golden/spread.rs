@@ -75,8 +75,8 @@ impl Spread {
 }
 
 /// The probability that a value is reported as changed although the code has not changed. A golden
-/// test with six precisions compares about twenty values, so about one run of a test in fifty on
-/// another machine gives a false alarm.
+/// test with six precisions compares about twenty values, so on another machine about one of fifty
+/// runs of such a test gives a false alarm.
 const RISK: f64 = 1e-3;
 
 /// Returns the accepted difference between the values of two machines. `samples` has the values of

@@ -93,7 +93,7 @@ impl Rounding {
         let courses: Vec<Vec<f64>> = moved.iter().map(|run| run.losses.clone()).collect();
         let apart = bound::differences(losses.ours, losses.theirs);
         let bounds = bound::bounds(losses.ours, &courses);
-        // Moved runs end early, so later losses have no bound and are not compared.
+        // Perturbed runs end early, so later losses have no bound and are not compared.
         let told = courses.iter().map(Vec::len).min().unwrap_or(0);
         let parted = (0..apart.len().min(told)).find(|at| apart[*at] > bounds[*at].max(LEAST));
         Self {

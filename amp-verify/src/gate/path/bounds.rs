@@ -28,9 +28,9 @@ use crate::{
 const PASSES: i64 = 32;
 /// The smallest number of passes with emulated rounding for each step.
 const PASSES_OF_STEP: i64 = 2;
-/// The constant for the rounding that is not emulated, under 64-true. There, a ReLU unit switches
-/// so rarely that the passes do not show it. But if it switches, the gradient changes by more than
-/// f32 rounding changes it otherwise.
+/// The constant for the rounding that is not emulated, under 64-true. If rounding switches a ReLU
+/// unit on or off, the gradient changes by more than through other f32 rounding. Under 64-true,
+/// this is so rare that the passes do not show it.
 const OF_SWITCHES: f64 = 1e-3;
 
 /// Returns the number of passes with emulated rounding that the gate makes for each step of an

@@ -87,8 +87,8 @@ struct Checks<'a> {
     observed: &'a mut Observed,
     /// The number of stages of the job that have ended.
     ended: usize,
-    /// The accepted differences between two runs, for the scenarios whose repetition gave other
-    /// bits.
+    /// For each scenario in which a repeated run gave other bits: the accepted differences between
+    /// two runs.
     tolerances: Vec<(Scenario, Tolerance)>,
 }
 

@@ -131,7 +131,8 @@ impl Plan {
         };
         if args.margin.is_some() && judged != 1 {
             return Err(Error::config(format!(
-                "margin: it belongs to one model, but {judged} are judged: name one with --model"
+                "margin: it applies to one model, but {judged} models are judged: name one with \
+                 --model"
             )));
         }
         if let Some(margin) = args.margin.filter(|margin| !(*margin > 0.0 && margin.is_finite())) {
@@ -153,7 +154,7 @@ impl Plan {
         precisions.dedup();
         if precisions.is_empty() {
             return Err(Error::config(
-                "precision: 32-true is the baseline; name another one to compare with it",
+                "precision: 32-true is the baseline; name another precision to compare with it",
             ));
         }
         let (first, most) = args.tier.seeds();

@@ -176,7 +176,7 @@ impl Reason {
             Self::AllSkipped => "at least one step is applied",
             Self::DidNotLearn => "the metric with the metric of the same model without training",
             Self::PrecisionDidNotRun => {
-                "the dtypes in which layers compute with the precision's dtypes"
+                "the dtypes in which layers compute with those that the precision prescribes"
             }
             Self::NotPaired => {
                 "initial weights, order of examples, validation set and random numbers with \

@@ -198,7 +198,8 @@ impl Registry {
             match names.as_slice() {
                 [] => self.without_models(),
                 _ => Error::config(format!(
-                    "unknown model `{name}`: expected one of {}; register it in the registry of {}",
+                    "unknown model `{name}`: expected one of {}, or register it in the registry \
+                     of {}",
                     names.join(", "),
                     self.project.name()
                 )),

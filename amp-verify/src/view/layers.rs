@@ -86,10 +86,11 @@ pub fn layers(report: &Report) -> String {
 /// layers run one at a time.
 fn groups(groups: &[Group]) -> String {
     if groups.is_empty() {
-        return "each layer was measured separately; fit fuses no layers here\n".to_owned();
+        return "each layer was measured alone; fit fuses no layers on this device\n".to_owned();
     }
     let mut out =
-        "each layer was measured separately; fit fuses these groups, whose results differ by:\n"
+        "each layer was measured alone; fit fuses these groups, whose results differ from the \
+         single layers' by:\n"
             .to_owned();
     for group in groups {
         let figure = |what: &str, figure: Option<f64>, bound: f64| {

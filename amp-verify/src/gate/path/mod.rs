@@ -207,7 +207,7 @@ impl<'a> Checks<'a> {
         let plain = self.setup.plain(Scenario::Overflowing)?;
         let (observed, observation, model) = self.setup.observed(Scenario::Overflowing)?;
         let what = format!(
-            "{} applied and {} skipped steps from a scale of 2^{}",
+            "{} applied and {} skipped steps from a loss scale of 2^{}",
             observation.applied,
             observation.skipped,
             HIGH_SCALE.log2()
@@ -378,7 +378,7 @@ impl<'a> Checks<'a> {
         if let Some((name, away)) = reference.buffers(&observation.buffers)? {
             self.findings.measured(
                 Reason::Buffers,
-                format!("relative difference from 32-true's, most in `{name}`"),
+                format!("relative difference from 32-true's, largest in `{name}`"),
                 &format!("at the end of {over}"),
                 Unit::Share,
                 (away, bound),

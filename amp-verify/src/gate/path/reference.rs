@@ -39,8 +39,8 @@ pub(super) struct Reference {
     device: Device,
     /// The denominator of the step's first loss that has targets. 0 until there is such a loss.
     unit: f64,
-    /// The sum of the weights of the step's batches so far. The weight of a batch is the denominator
-    /// of its loss, divided by `unit`, because large weights might make 16-bit gradients overflow.
+    /// The sum of the weights of the step's batches so far. A batch's weight is the denominator of
+    /// its loss, divided by `unit`, so that large denominators do not make gradients overflow.
     weight: f64,
     /// Whether a step has begun and not yet ended.
     within_step: bool,

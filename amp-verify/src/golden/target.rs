@@ -27,8 +27,8 @@ pub struct Check {
     pub device: Option<String>,
     /// The precisions that are compared with 32-true.
     pub precisions: Vec<Precision>,
-    /// The seeds. The results of the first seed are recorded, and two statistics of the differences
-    /// from 32-true over all seeds: their number n and their standard deviation s.
+    /// The seeds. The golden records the results of the first seed. From all seeds, it records the
+    /// number n and the standard deviation s of the differences from 32-true.
     pub seeds: Vec<u64>,
     /// The recorded differences between machines, from which the tolerances are computed. If it is
     /// `None`, [`verify!`](crate::verify) reads the file `NAME.spread.json` next to the golden. If

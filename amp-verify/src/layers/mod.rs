@@ -176,8 +176,8 @@ pub struct Layer {
     /// The loss scales that are safe for the layer's gradients. Null if the gradients do not have
     /// 16 bits.
     pub window: Option<Window>,
-    /// How far the loss scale is from the nearer end of `window`, as an exponent of 2. Negative if
-    /// the loss scale is outside `window`.
+    /// How far the loss scale is from the nearer end of `window`, in powers of 2. Negative if the
+    /// loss scale is outside `window`.
     pub margin_bits: Option<i32>,
     /// The kinds of tensors for which the error that this layer itself makes is the largest of all
     /// layers.

@@ -179,7 +179,9 @@ fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Ve
         let (what, figure, bound) = entry;
         if is_beyond(&entry) {
             let others = match what {
-                What::Gradient(_) if beyond > 1 => format!(", as do {} other gradients", beyond - 1),
+                What::Gradient(_) if beyond > 1 => {
+                    format!(", as do {} other gradients", beyond - 1)
+                }
                 _ => String::new(),
             };
             texts.push(format!(

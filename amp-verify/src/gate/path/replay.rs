@@ -1,8 +1,8 @@
 //! Repeats the updates of an observed run in float64, from the same gradients, to check clipping,
-//! optimizer steps and schedules. Uses elementwise operations of libtorch on the run's device. Does
-//! not use the trainer's code for unscaling, clipping and stepping, and not the code and the
-//! kernels of the optimizers. If this module has no rule for an optimizer, the optimizer's own code
-//! makes the step in float64.
+//! optimizer steps and schedules. Uses elementwise operations of libtorch on the run's device. Uses
+//! neither the trainer's code for unscaling, clipping and stepping, nor the code and the kernels of
+//! the optimizers. If this module has no rule for an optimizer, the optimizer's own code makes the
+//! step in float64.
 
 use std::collections::BTreeMap;
 

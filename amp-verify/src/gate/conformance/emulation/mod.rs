@@ -92,8 +92,8 @@ impl Emulation {
             // Autograd stays on, because the loss may have a gradient penalty.
             first_loss(model, &batch, &mut step)?.kind()
         };
-        // If the precision is 64-true, emulates the rounding of 32-true, because the run in 64-true
-        // itself is the exact run.
+        // A run in 64-true counts as exact. It is compared with 32-true, so the rounding of 32-true
+        // is emulated.
         let (wide, rounds) = match precision {
             Precision::F64True => (Precision::F64True, Precision::F32True),
             other => (Precision::F32True, other),

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use amp_core::{precision::Precision, probe::Drawn};
 
-/// Describes the first operator that drew random numbers in another dtype than under the precision
-/// `base`, and what to use instead. `base_draws` are the draws under `base`. Returns `None` if the
-/// numbers are the same.
+/// Describes the first operator in `draws` that drew random numbers in another dtype than in
+/// `base_draws`, and what to use instead. `base_draws` are the draws of a run under the precision
+/// `base`. Returns `None` if there is no such operator.
 pub(crate) fn difference(
     draws: &BTreeSet<Drawn>,
     base: Precision,

@@ -15,7 +15,8 @@ pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
         for size in [7, 1000, 65_537] {
             drawn.push(Tensor::f_ones([size], (kind, device))?.f_dropout(0.5, true)?.f_ne(0.0)?);
         }
-        // With equal weights and an identity matrix, the output shows which attention weights were dropped.
+        // All attention weights are equal, and the values are an identity matrix. So the output
+        // shows which attention weights dropout set to zero.
         let zeros = Tensor::f_zeros([2, 2, 16, 16], (kind, device))?;
         let values = Tensor::f_eye(16, (kind, device))?.f_expand([2, 2, 16, 16], false)?;
         let attended = Tensor::f_scaled_dot_product_attention(

@@ -99,8 +99,8 @@ impl Passes {
     /// of this part of the model.
     pub(super) fn own(&self) -> Result<Vec<Own>> {
         let mut all = Vec::new();
-        // The risk of one measured value is divided among the outputs and gradients of all 16-bit
-        // layers.
+        // The outputs and gradients of all 16-bit layers together have the risk of one measured
+        // value.
         let layers = self.actual.calls.iter().filter(|call| is_narrow(call.output.kind())).count();
         let risk = RISK / (2 * layers.max(1)) as f64;
         for at in self.places().filter(|at| is_narrow(self.actual.calls[*at].output.kind())) {

@@ -91,7 +91,8 @@ impl Rerun {
 pub(super) struct Pass {
     /// What was recorded of each layer, in the order in which the layers ended.
     pub(super) calls: Vec<Ran>,
-    /// The gradients of the unscaled loss in f64, by parameter, for the layers that are kept.
+    /// The gradients of the unscaled loss in f64, by parameter, for the layers whose tensors are
+    /// kept.
     pub(super) gradients: BTreeMap<String, Tensor>,
     pub(super) loss: f64,
     /// The dtypes of intermediate tensors.

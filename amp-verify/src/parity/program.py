@@ -14,8 +14,8 @@ fails, its answer has the field "error" with the message.
 `attempts` has two numbers for each optimizer step: the loss scale, and the largest scaled gradient divided by
 the largest f16 number (null if a gradient is not finite). `attempts` is empty if the loss is not scaled.
 
-`prepare` also has the hyperparameters, the training plan, clip ({"norm": c}, {"value": c} or null), scaler
-(GradScaler's arguments) and weights, the path of a safetensors file. FILE is a safetensors file with batches. The
+`prepare` has the fields precision, hyperparameters, plan (the training plan), clip ({"norm": c}, {"value": c} or
+null), scaler (GradScaler's arguments) and weights (the path of a safetensors file). FILE is a safetensors file with batches. The
 names of its tensors are BATCH/NAME. `shares` has one list for each optimizer step. The list contains, for each
 batch of the step, the weight of the batch's loss in the loss of the step.
 """

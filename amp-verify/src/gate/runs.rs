@@ -181,7 +181,8 @@ pub(super) fn learning(
     );
     let failure = checked.is_broken().then(|| {
         let text = format!(
-            "{whose}{name} of {reached:.3} is not better than the untrained {control:.3} by {}",
+            "{whose}{name} is {reached:.3}, not at least {} better than {control:.3}, its value \
+             without training",
             model.learns_by
         );
         Failure::new(Reason::DidNotLearn, text)

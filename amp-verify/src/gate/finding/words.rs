@@ -22,13 +22,15 @@ pub(super) fn text(finding: &Finding, searched: bool) -> String {
         Cause::Unknown => return "unknown: ".into(),
         // The code that finds broken rules also writes the text about them.
         Cause::Rule => return String::new(),
-        Cause::Precision => format!("precision: seed {seed} fails again and passes under 32-true"),
+        Cause::Precision => {
+            format!("precision: the run with seed {seed} fails again, but passes under 32-true")
+        }
     };
     let worst = layer.as_ref().map_or(String::new(), |layer| {
         let error = finding.layer_error.map_or("not finite".into(), percent);
         match finding.is_beyond {
             true => format!("; the own error of `{layer}` is larger than rounding explains ({error} of its output)"),
-            false => format!("; `{layer}` has the largest error of its own ({error} of its output)"),
+            false => format!("; `{layer}` has the largest own error ({error} of its output)"),
         }
     });
     let remedy = if !searched {

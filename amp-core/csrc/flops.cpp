@@ -47,7 +47,8 @@ Count transposed_convolution(Inputs inputs) {
   return {2.0 * inputs[0].toTensor().numel() * row(inputs[1].toTensor()), 0};
 }
 
-// Counts an operator with the inputs (input, weight, bias, stride, padding, dilation, transposed, ..).
+// Counts the operations of a convolution operator that is called with (input, weight, bias, stride, padding, dilation,
+// transposed, ..). The input `transposed` says which kind of convolution it is.
 Count any_convolution(Inputs inputs) {
   return inputs[6].toBool() ? transposed_convolution(inputs) : convolution(inputs);
 }

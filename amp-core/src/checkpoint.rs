@@ -75,7 +75,8 @@ pub(crate) fn read(path: &Path) -> Result<Saved> {
     let TensorFile { tensors, metadata } = tensor_file::read(path)?;
     let Some(state) = metadata.get(STATE) else {
         return Err(Error::config(format!(
-            "{}: holds only weights: a run can be resumed only from a checkpoint of a run",
+            "{}: holds only weights: a run can be resumed only from a checkpoint that a run has \
+             saved",
             path.display()
         )));
     };
@@ -83,12 +84,13 @@ pub(crate) fn read(path: &Path) -> Result<Saved> {
     let format = format.map_or("none", String::as_str);
     if format != VERSION {
         return Err(Error::config(format!(
-            "{}: its format is {format}, but this version reads {VERSION}",
+            "{}: its format is {format}, but this version of amp reads only {VERSION}",
             path.display()
         )));
     }
-    let values: Map<String, Value> = serde_json::from_str(state)
-        .map_err(|error| Error::config(format!("{}: its state: {error}", path.display())))?;
+    let values: Map<String, Value> = serde_json::from_str(state).map_err(|error| {
+        Error::config(format!("{}: its state cannot be read: {error}", path.display()))
+    })?;
     let (state, weights) = tensors.into_iter().partition(|(name, _)| name.contains('/'));
     Ok(Saved { weights, state: State::from_parts(state, values) })
 }
@@ -179,7 +181,7 @@ pub fn of_model(model: &str, path: &Path) -> Result<(PathBuf, Hyperparameters)> 
     let summary = summary(&path)?;
     if summary.model != model {
         return Err(Error::config(format!(
-            "{}: holds `{}`, not `{model}`",
+            "{}: belongs to the model `{}`, not to `{model}`",
             path.display(),
             summary.model
         )));
@@ -222,7 +224,7 @@ pub fn summary(path: &Path) -> Result<Summary> {
     let text = header(path)?;
     let missing = |name: &str| {
         Error::config(format!(
-            "{}: does not name its {name}: it was not written by amp",
+            "{}: does not record its {name}, so it was not written by amp",
             path.display()
         ))
     };

@@ -29,6 +29,7 @@ pub(crate) fn is_not_logged<'a>(monitor: &str, logged: impl Iterator<Item = &'a 
     let names: Vec<&str> = logged.collect();
     let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
     Error::config(format!(
-        "nothing to monitor under `{monitor}`: this model logs {names} at the end of an epoch"
+        "cannot monitor `{monitor}`, because the model does not log it at the end of an epoch: \
+         there it logs {names}"
     ))
 }

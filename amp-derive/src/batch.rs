@@ -239,8 +239,9 @@ fn declared(role: Option<Role>, otherwise: &TokenStream) -> TokenStream {
     }
 }
 
-/// Returns the generics of the struct. Each type parameter gets an additional bound, because it
-/// must be a type of tensors.
+/// Returns the generics of the struct, with the bounds `BatchField` and `Tensors` on each type
+/// parameter. The derived implementations need these bounds, because a field may have the type of a
+/// type parameter.
 fn bounded(generics: &Generics) -> Generics {
     let mut generics = generics.clone();
     for param in generics.type_params_mut() {

@@ -62,8 +62,8 @@ impl ModelCheckpoint {
         let length = file_name(&monitor).len();
         if !(1..=LONGEST).contains(&length) {
             return Err(Error::config(format!(
-                "`{monitor}` takes {length} bytes of a file name, but may take 1 to {LONGEST}: \
-                 give the value another name"
+                "the name `{monitor}` takes {length} bytes in the file names of checkpoints, but \
+                 must take 1 to {LONGEST}: log the value under another name"
             )));
         }
         file::create_folder(&folder)?;

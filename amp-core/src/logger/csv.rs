@@ -54,7 +54,9 @@ struct Rows {
 
 impl Rows {
     fn add(&mut self, rows: impl IntoIterator<Item = [String; 6]>) -> Result<()> {
-        let failed = |error: String| Error::config(format!("a row of the CSV log: {error}"));
+        let failed = |error: String| {
+            Error::config(format!("a row of the CSV log cannot be written: {error}"))
+        };
         let mut writer = csv::Writer::from_writer(Vec::new());
         for row in rows {
             writer.write_record(&row).map_err(|error| failed(error.to_string()))?;

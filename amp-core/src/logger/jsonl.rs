@@ -33,8 +33,9 @@ struct Lines(RecordFile);
 
 impl Sink for Lines {
     fn write(&mut self, event: &Event) -> Result<()> {
-        let mut line = serde_json::to_vec(event)
-            .map_err(|error| Error::config(format!("an event as JSON: {error}")))?;
+        let mut line = serde_json::to_vec(event).map_err(|error| {
+            Error::config(format!("an event cannot be converted to JSON: {error}"))
+        })?;
         line.push(b'\n');
         self.0.write(&line)
     }

@@ -263,7 +263,7 @@ impl<A: Algorithm> Optimizer for Engine<A> {
             || known.factor.is_some() && !capabilities.scales
         {
             return Err(Error::config(format!(
-                "{} cannot skip a step or scale gradients on the device here",
+                "{} cannot skip a step or scale gradients on this device",
                 A::NAME
             )));
         }

@@ -47,7 +47,8 @@ pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
             && own != saved
         {
             return Err(Error::config(format!(
-                "the saved state is of {saved}, but {own} would load it: configure the optimizer and schedule that were saved"
+                "the saved state belongs to {saved}, but this run uses {own}: configure the \
+                 optimizer and schedule of the saved run"
             )));
         }
     }
@@ -59,7 +60,7 @@ pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
         let is_float = |value: &Value| value.as_number().is_some_and(serde_json::Number::is_f64);
         if discriminant(value) != discriminant(&found) || is_float(value) != is_float(&found) {
             return Err(Error::config(format!(
-                "state `{name}` is {found}, but a value of the same type as {value} is needed"
+                "state `{name}` is {found} in the file, but must have the type of {value}"
             )));
         }
     }
@@ -69,8 +70,8 @@ pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
     match names.find(|name| !known(name)) {
         None => Ok(()),
         Some(name) => Err(Error::config(format!(
-            "the saved state has `{name}`, which nothing here loads: another model or optimizer \
-             saved it"
+            "the saved state contains `{name}`, which this run does not have: another model or \
+             optimizer saved it"
         ))),
     }
 }

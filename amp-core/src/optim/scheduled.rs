@@ -201,8 +201,8 @@ impl Scheduled {
         let passed = saved.part(&scheduler(0)).get::<i64>(saved::LAST_EPOCH);
         let passed = passed.map_err(|_| {
             Error::config(format!(
-                "the saved schedule of {} has no number of passed steps or epochs: it cannot \
-                 continue with other options",
+                "the saved schedule of {} does not record how many steps or epochs have passed, \
+                 so it cannot continue with other options",
                 self.name
             ))
         })?;

@@ -70,7 +70,8 @@ impl Selection {
             self.ndim.map(|ndim| format!(" with {ndim} dimensions")).unwrap_or_default();
         let names = some_names(parameters.iter().map(|parameter| parameter.name.as_str()));
         Err(Error::config(format!(
-            "optimizer: no parameter{dimensions} is selected from {names}: choose other parameters, or exclude fewer"
+            "optimizer: the selection contains no parameter{dimensions} of the model, whose \
+             parameters are called {names}: select other parameters, or exclude fewer"
         )))
     }
 }

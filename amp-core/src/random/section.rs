@@ -151,8 +151,9 @@ pub fn seeded(seed: u64) -> Result<Section> {
         }
         Kind::Place | Kind::Guest => {
             return Err(Error::config(
-                "a reproducible section cannot begin within Trainer::fit or an autocast region: call \
-                 random::seeded before it, on the thread that trains",
+                "random::seeded cannot begin a reproducible section inside Trainer::fit or an \
+                 autocast region: call random::seeded before Trainer::fit or the autocast region \
+                 begins, on the thread that trains",
             ));
         }
     }

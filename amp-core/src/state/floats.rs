@@ -19,8 +19,8 @@ pub(crate) fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, String
     match value.serialize(Look { bare: true }) {
         Ok(Some(float)) => Ok(Value::String(float.to_string())),
         Err(Stop::Nested(float)) => Err(format!(
-            "{float} within another value cannot be saved: save a finite number, or this number as a value of \
-             its own"
+            "{float} cannot be saved as part of a larger value: save a finite number instead, or \
+             save {float} as a separate value"
         )),
         Ok(None) | Err(Stop::Other) => {
             serde_json::to_value(value).map_err(|error| error.to_string())

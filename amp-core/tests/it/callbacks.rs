@@ -245,7 +245,8 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
             let data = same(constant(2, 3, 9.0)?, 1)?;
             let fit = Trainer::new(config).callback(&mut callback).fit(&mut model, &data);
             let text = message(fit);
-            let expected = "nothing to monitor under `val_acc`: this model logs val_score";
+            let expected = "cannot monitor `val_acc`, because the model does not log it at the \
+                            end of an epoch: there it logs val_score";
             assert!(text.contains(expected), "{text}");
             assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
         }
@@ -253,13 +254,13 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     // The plateau schedule monitors a value that the model does not log.
     let mut model = Scripted { plateau: Some("val_acc"), ..Scripted::new(&[1.0])? };
     let text = message(Trainer::new(config(1)).fit(&mut model, &same(constant(2, 3, 9.0)?, 1)?));
-    assert!(text.contains("nothing to monitor under `val_acc`"), "{text}");
+    assert!(text.contains("cannot monitor `val_acc`"), "{text}");
     assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
     // Whether the model logs a name that begins with `train_` is known only after training steps,
     // so the error occurs at the end of an epoch.
     let own = EarlyStopping::new("train_typo", Mode::Max);
     let text = message(trained(&[1.0], Trainer::new(config(1)).callback(own)));
-    assert!(text.contains("nothing to monitor under `train_typo`"), "{text}");
+    assert!(text.contains("cannot monitor `train_typo`"), "{text}");
     // Without validation data, `val_score` is not logged.
     let mut data = same(constant(2, 3, 9.0)?, 1)?;
     data.val = Sets::default();

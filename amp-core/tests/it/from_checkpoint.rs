@@ -70,7 +70,7 @@ fn a_model_is_built_from_its_type_and_a_file() -> Result<()> {
         }
     }
     let text = message(Other::from_checkpoint(folder.path().join("last")).map(drop));
-    assert!(text.ends_with("holds `Net`, not `Other`"), "{text}");
+    assert!(text.ends_with("belongs to the model `Net`, not to `Other`"), "{text}");
     let text = message(Net::from_checkpoint(folder.path().join("worst")).map(drop));
     assert!(text.contains("no such checkpoint"), "{text}");
     Ok(())

@@ -285,7 +285,7 @@ fn state_is_named_as_in_pytorch() -> Result<()> {
 
 /// An invalid state is refused before anything is changed.
 #[rstest]
-#[case::another_optimizer("adam", "constant", SHAPES.to_vec(), Kind::Float, "is of Adam, but AdamW would load it")]
+#[case::another_optimizer("adam", "constant", SHAPES.to_vec(), Kind::Float, "belongs to Adam, but this run uses AdamW")]
 #[case::another_schedule("adamw", "step", SHAPES.to_vec(), Kind::Float, "of StepLR, but CosineAnnealingLR")]
 #[case::no_schedule("adamw", "constant", SHAPES.to_vec(), Kind::Float, "has no `scheduler/0/name`")]
 #[case::a_parameter_less("adamw", "cosine", SHAPES[..2].to_vec(), Kind::Float, "has no `optimizer/exp_avg/layer.2`")]
@@ -324,7 +324,9 @@ fn a_value_of_another_type_is_refused() -> Result<()> {
     state.put("param_groups/0/lr", &"fast")?;
     let said = message(optimizer.load_state(&state));
     assert!(
-        said.contains("`param_groups/0/lr` is \"fast\", but a value of the same type as 0.001"),
+        said.contains(
+            "`param_groups/0/lr` is \"fast\" in the file, but must have the type of 0.001"
+        ),
         "{said}"
     );
     Ok(())

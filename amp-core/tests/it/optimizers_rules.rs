@@ -357,7 +357,7 @@ fn muon_accepts_matrices_alone() -> Result<()> {
     };
     assert_eq!((names(0), names(1)), (vec!["body.weight"], vec!["embedding.weight", "body.bias"]));
     let said = message(both(Selection::all().ndim(3)));
-    assert!(said.contains("no parameter with 3 dimensions is selected from"), "{said}");
+    assert!(said.contains("the selection contains no parameter with 3 dimensions"), "{said}");
     let said = message(both(Selection::all().ndim(2).except(["head.*"])));
     assert!(said.contains("no parameter matches `head.*`"), "{said}");
     let groups = ParamGroups::new(AdamW { weight_decay: 0.1, ..Default::default() })

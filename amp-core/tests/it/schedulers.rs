@@ -159,7 +159,10 @@ fn a_monitored_value_must_be_logged() -> Result<()> {
     let logged = Logged { name: "val_loss".to_owned(), value: 1.0, prog_bar: false };
     let said = message(build(Interval::Epoch)?.advance(Interval::Epoch, &[logged]));
     assert!(
-        said.contains("nothing to monitor under `val_acc`: this model logs val_loss"),
+        said.contains(
+            "cannot monitor `val_acc`, because the model does not log it at the end of an epoch: \
+             there it logs val_loss"
+        ),
         "{said}"
     );
     Ok(())

@@ -245,7 +245,10 @@ fn a_formula_is_enough_for_a_schedule() -> Result<()> {
     let said = message(scheduled(InverseRoot { warmup_steps: 0 }));
     assert!(said.contains("0 steps are no warm-up"), "{said}");
     let said = message(scheduled(StepLr::default())?.load_state(&straight.state()?));
-    assert!(said.contains("the saved state is of InverseRoot, but StepLR would load it"), "{said}");
+    assert!(
+        said.contains("the saved state belongs to InverseRoot, but this run uses StepLR"),
+        "{said}"
+    );
     Ok(())
 }
 

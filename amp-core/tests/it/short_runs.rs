@@ -25,17 +25,20 @@ use crate::support::{
 #[case(
     &WarmupCosine { warmup_steps: 5, total_steps: 4 },
     &[0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 0.0],
-    "the warm-up takes 5 steps and the schedule 4: the learning rate does not reach its full value"
+    "the warm-up takes 5 steps, but total_steps is only 4: the learning rate does not reach its \
+     full value"
 )]
 #[case(
     &Wsd { warmup_steps: 6, decay_steps: 5, total_steps: 10, decay_type: Decay::Cosine, min_lr_ratio: 0.0 },
     &[0.0, 1.0 / 6.0, 2.0 / 6.0, 0.5, 4.0 / 6.0, 5.0 / 6.0, 0.9045084971874737, 0.6545084971874737],
-    "the warm-up takes 6 steps, the decay 5 and the schedule 10: the decay starts within the warm-up"
+    "the warm-up takes 6 steps and the decay 5 steps, but total_steps is only 10: the decay \
+     starts within the warm-up"
 )]
 #[case(
     &SequentialLr::new(WarmupCosine { warmup_steps: 2, total_steps: 1 }).then(3, ConstantLr::default()),
     &[0.0, 0.5, 1.0, 1.0 / 3.0],
-    "the warm-up takes 2 steps and the schedule 1: the learning rate does not reach its full value"
+    "the warm-up takes 2 steps, but total_steps is only 1: the learning rate does not reach its \
+     full value"
 )]
 fn a_warm_up_may_be_longer_than_the_schedule(
     #[case] schedule: &dyn BuildScheduler,
@@ -65,7 +68,8 @@ fn a_warm_up_may_be_longer_than_the_schedule(
 )]
 #[case::short(
     |config: &mut TrainerConfig| config.max_steps = Some(2),
-    Some("the warm-up takes 10 steps and the schedule 2: the learning rate does not reach its full value")
+    Some("the warm-up takes 10 steps, but total_steps is only 2: the learning rate does not \
+          reach its full value")
 )]
 fn a_trial_has_the_rates_of_the_whole_run(
     #[case] set: fn(&mut TrainerConfig),

@@ -156,7 +156,7 @@ fn state_that_cannot_be_saved_is_refused_before_training() -> Result<()> {
     };
     let mut scores = Scores::builder().build()?;
     let said = message(Trainer::new(config(1)).subscribe(&mut count).fit(&mut scores, &data()?));
-    assert!(said.contains("`scores`: inf within another value"), "{said}");
+    assert!(said.contains("`scores`: inf cannot be saved as part of a larger value"), "{said}");
     let mut complex = Complex::builder().build()?;
     let said = message(Trainer::new(config(1)).subscribe(&mut count).fit(&mut complex, &data()?));
     assert!(said.contains("`phase`") && said.contains("cannot be saved"), "{said}");
@@ -238,7 +238,7 @@ fn a_name_too_long_for_a_file_is_refused_before_training() {
     let folder = tempdir().expect("a temporary folder");
     for name in [String::new(), "x".repeat(151), "/".repeat(51)] {
         let said = message(ModelCheckpoint::new(folder.path(), name, Mode::Min));
-        assert!(said.contains("but may take 1 to 150"), "{said}");
+        assert!(said.contains("but must take 1 to 150"), "{said}");
     }
 }
 

@@ -193,7 +193,10 @@ fn precision(field: &Field, diag: &Diagnostics) -> Option<Option<Region>> {
         if has(&field.attrs, kind) {
             diag.error(
                 &attr.path,
-                format!("`#[precision]` is for layers: `{}` is `#[{kind}]`", field.ident),
+                format!(
+                    "`#[precision]` is allowed only on a `#[layer]` field, but `{}` is `#[{kind}]`",
+                    field.ident
+                ),
             );
             return None;
         }

@@ -110,8 +110,9 @@ impl Run {
             Media::Image(image) => write(&file("png"), &png::encoded(image)?),
             Media::Text(text) => write(&file("md"), text.as_bytes()),
             Media::Histogram(histogram) => {
-                let json = serde_json::to_vec(histogram)
-                    .map_err(|error| Error::config(format!("a histogram as JSON: {error}")))?;
+                let json = serde_json::to_vec(histogram).map_err(|error| {
+                    Error::config(format!("a histogram cannot be converted to JSON: {error}"))
+                })?;
                 write(&file("json"), &json)
             }
         }

@@ -124,8 +124,8 @@ impl Schedule for WarmupCosine {
         let Self { warmup_steps, total_steps } = *self;
         (warmup_steps > total_steps).then(|| {
             format!(
-                "the warm-up takes {warmup_steps} steps and the schedule {total_steps}: the learning rate \
-                 does not reach its full value"
+                "the warm-up takes {warmup_steps} steps, but total_steps is only {total_steps}: \
+                 the learning rate does not reach its full value"
             )
         })
     }

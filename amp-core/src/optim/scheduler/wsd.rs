@@ -64,8 +64,8 @@ impl Schedule for Wsd {
         let Self { warmup_steps, decay_steps, total_steps, .. } = *self;
         (warmup_steps.saturating_add(decay_steps) > total_steps).then(|| {
             format!(
-                "the warm-up takes {warmup_steps} steps, the decay {decay_steps} and the schedule \
-                 {total_steps}: the decay starts within the warm-up"
+                "the warm-up takes {warmup_steps} steps and the decay {decay_steps} steps, but \
+                 total_steps is only {total_steps}: the decay starts within the warm-up"
             )
         })
     }

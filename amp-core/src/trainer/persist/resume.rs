@@ -260,7 +260,7 @@ impl Run<'_, '_> {
                         permits.differ(&format!("hyperparameter `{name}`"), there, here, by)?;
                     }
                 }
-                _ => permits.differ(&name, there, &here, by)?,
+                _ => permits.differ(in_words(&name), there, &here, by)?,
             }
         }
         if let Ok(there) = state.get::<Vec<Vec<Rates>>>("initial_rates") {
@@ -360,6 +360,16 @@ impl Permits<'_> {
             None => "make them equal to continue, or load only its weights".to_owned(),
         };
         Err(Error::config(format!("saved by a run {cause}: {remedy}")))
+    }
+}
+
+/// Returns the name of a saved setting for the text `whose … is …`.
+fn in_words(name: &str) -> &str {
+    match name {
+        "training examples" => "number of training examples",
+        "optimizer's options" => "list of optimizer options",
+        "precision overrides" => "list of precision overrides",
+        name => name,
     }
 }
 

@@ -24,25 +24,27 @@ use crate::support::{device, seeded};
     Odd::LeavesOut,
     Does::Nothing,
     Invariant::OptimizerHoldsWeights,
-    "before step 1: `model.0.weight` is held by no optimizer"
+    "before step 1: no optimizer holds `model.0.weight`"
 )]
 #[case::copy_held(
     Odd::Copies,
     Does::Nothing,
     Invariant::OptimizerHoldsWeights,
-    "before step 1: the optimizer holds another tensor as `model.0.weight` than the model has"
+    "before step 1: the tensor that the optimizer holds as `model.0.weight` is not the model's \
+     tensor"
 )]
 #[case::tensors_replaced(
     Odd::Nothing,
     Does::ReplacesTensors,
     Invariant::OptimizerHoldsWeights,
-    "before step 1: the optimizer holds another tensor as `model.0.weight` than the model has"
+    "before step 1: the tensor that the optimizer holds as `model.0.weight` is not the model's \
+     tensor"
 )]
 #[case::frozen_within(
     Odd::Nothing,
     Does::FreezesWithin,
     Invariant::OptimizerHoldsWeights,
-    "step 2: `model.0.weight` requires no gradient since this step"
+    "step 2: `model.0.weight` no longer requires a gradient"
 )]
 #[case::gradients_kept(
     Odd::KeepsGradients,

@@ -78,8 +78,14 @@ fn precision_is_refused_on_other_fields() {
             "{LAYER}, #[hparam] #[precision(fp32)] width: i64, #[state] #[precision(fp32)] seen: i64"
         ),
         &[
-            ("precision", "`#[precision]` is for layers: `width` is `#[hparam]`"),
-            ("precision", "`#[precision]` is for layers: `seen` is `#[state]`"),
+            (
+                "precision",
+                "`#[precision]` is allowed only on a `#[layer]` field, but `width` is `#[hparam]`",
+            ),
+            (
+                "precision",
+                "`#[precision]` is allowed only on a `#[layer]` field, but `seen` is `#[state]`",
+            ),
         ],
     );
 }

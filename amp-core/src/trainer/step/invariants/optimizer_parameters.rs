@@ -50,8 +50,9 @@ impl OptimizerHoldsWeights {
         let (name, _) =
             now.find(|(name, tensor)| trained.contains(name.as_str()) && !tensor.requires_grad())?;
         Some(format!(
-            "`{name}` requires no gradient since this step: code of the step has switched it off, so that \
-             it is no longer trained; name it in optimization.freeze if that is wanted"
+            "`{name}` no longer requires a gradient: code that ran in this step has switched its \
+             `requires_grad` off, so it is no longer trained; to freeze `{name}`, list it in \
+             optimization.freeze"
         ))
     }
 }
@@ -77,13 +78,14 @@ fn not_held(seen: &RunView<'_>) -> Option<String> {
         }
         return Some(match held().any(|held| held.name == *name) {
             true => format!(
-                "the optimizer holds another tensor as `{name}` than the model has: the module, or what \
-                 builds the optimizer, has made a new one; change parameters in place (`f_set_data`, \
-                 `f_copy_`)"
+                "the tensor that the optimizer holds as `{name}` is not the model's tensor: the \
+                 module, or the code that builds the optimizer, has created a new tensor; change \
+                 parameters in place (`f_set_data`, `f_copy_`)"
             ),
             false => format!(
-                "`{name}` is held by no optimizer, so it is never updated: let `build_with` take all \
-                 parameters it is given, or name `{name}` in optimization.freeze"
+                "no optimizer holds `{name}`, so it is never updated: the optimizer that \
+                 `build_with` returns must contain all parameters passed to `build_with`; to \
+                 freeze `{name}`, list it in optimization.freeze"
             ),
         });
     }
@@ -127,9 +129,9 @@ fn stale_master(seen: &RunView<'_>) -> Result<Option<String>> {
     });
     Ok(stale.map(|(name, _)| {
         format!(
-            "`{name}` differs from its rounded f32 master: something has written to the weight after the \
-             optimizer was built, and the next step overwrites this; load weights before `fit`, or \
-             choose another --weight-update"
+            "`{name}` differs from its rounded f32 master: something has written to the weight \
+             after the optimizer was built, and the next step will overwrite the written value; \
+             load weights before `fit`, or choose another --weight-update"
         )
     }))
 }

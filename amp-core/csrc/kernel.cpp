@@ -112,7 +112,7 @@ std::string architecture(int index) {
 void ensure_context(c10::Device device) {
   const auto& f = functions();
   void* context = nullptr;
-  check(f.context_current(&context), "asking for the context");
+  check(f.context_current(&context), "reading the current CUDA context");
   if (context != nullptr) return;
   int own = 0;
   check(f.device_get(&own, device.index()), "finding the device");
@@ -126,7 +126,7 @@ std::vector<char> compile(const char* file, const char* text, const std::string&
   const auto& f = functions();
   void* program = nullptr;
   if (f.create(&program, text, file, 0, nullptr, nullptr) != 0) {
-    throw std::runtime_error("libtorch's run-time compiler cannot be used");
+    throw std::runtime_error("libtorch's run-time compiler (NVRTC) cannot be used");
   }
   std::vector<std::string> options{"--gpu-architecture=" + architecture, "--std=c++17"};
   const char* names[] = {"AMP_T", "AMP_P", "AMP_Q", "AMP_R", "AMP_N"};

@@ -170,7 +170,8 @@ struct AmpLinearCrossEntropy : torch::autograd::Function<AmpLinearCrossEntropy> 
     const auto& input = saved.at(0);
     auto& kept = context->saved_data;
     if (kept.count(weight_key) == 0) {
-      throw std::runtime_error("the graph of a linear layer's cross entropy was already run backward");
+      throw std::runtime_error(
+          "the backward pass of a linear layer's cross entropy ran before and freed the tensors that it needs");
     }
     if (c10::GradMode::is_enabled()) return differentiable(context, input, saved.at(1), grads.at(0));
     const bool keeps = torch::autograd::get_current_graph_task_keep_graph();

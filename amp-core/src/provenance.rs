@@ -80,9 +80,9 @@ impl fmt::Display for Cause {
 impl fmt::Display for Provenance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cause, dtype, nan, inf, of, from } = self;
-        write!(f, "{cause} ({dtype}) has {inf} inf and {nan} NaN among {of}")?;
+        write!(f, "{cause} ({dtype}) has {inf} inf and {nan} NaN among {of} values")?;
         match from {
-            Some(largest) => write!(f, ", from values up to {largest:.3e}"),
+            Some(largest) => write!(f, ", computed from values up to {largest:.3e}"),
             None => Ok(()),
         }
     }

@@ -29,11 +29,15 @@ impl fmt::Display for MemoryPlan {
         if segments.is_empty() {
             return write!(
                 f,
-                "memory: the step needs {peak} of {budget}, and nothing is checkpointed"
+                "memory: a step needs {peak} of the budget of {budget}; no module is checkpointed"
             );
         }
         let freed = show_bytes(*freed);
-        write!(f, "memory: the step needs {peak} of {budget}; {freed} are saved by checkpointing")?;
+        write!(
+            f,
+            "memory: a step needs {peak} of the budget of {budget}; {freed} are saved by \
+             checkpointing"
+        )?;
         let mut separator = " ";
         for segment in segments {
             write!(f, "{separator}`{segment}`")?;

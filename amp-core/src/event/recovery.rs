@@ -43,11 +43,13 @@ impl fmt::Display for Recovery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::LoweredScale { scale } => {
-                write!(f, "the same examples run again at scale {scale}")
+                write!(f, "the step is repeated with the same examples at the loss scale {scale}")
             }
-            Self::Restored { global_step } => write!(f, "back to the state of step {global_step}"),
+            Self::Restored { global_step } => {
+                write!(f, "the run is restored to its state after step {global_step}")
+            }
             Self::FellBack { precision } => write!(f, "continues in {precision}"),
-            Self::HeldScale { scale } => write!(f, "the scale is held at its floor of {scale}"),
+            Self::HeldScale { scale } => write!(f, "the loss scale stays at its floor of {scale}"),
             Self::MicroBatches { parts } => {
                 write!(f, "out of memory: each step now runs its batch as {parts} micro-batches")
             }

@@ -133,19 +133,26 @@ fn recommend(cpu: &Cpu, device: Option<&CudaDevice>) -> Recommendation {
     let (precision, reason) = match device {
         Some(device) if device.bf16 => (
             Precision::Bf16Mixed,
-            format!("{} has bf16 matrix units, and bf16 has the range of f32: it needs no loss scaling", device.name),
+            format!(
+                "{} has bf16 matrix units; bf16 has the range of f32, so no loss scaling is needed",
+                device.name
+            ),
         ),
         Some(device) if device.tensor_cores => (
             Precision::F16Mixed,
-            format!("{} has f16 but no bf16 matrix units; the loss is scaled", device.name),
+            format!(
+                "{} has f16 matrix units, but no bf16 matrix units; f16 needs loss scaling",
+                device.name
+            ),
         ),
         Some(device) => (
             Precision::F32True,
-            format!("{} has no matrix units for low precision", device.name),
+            format!("{} has no matrix units for 16-bit dtypes", device.name),
         ),
         None if has("amx_bf16") || has("avx512_bf16") || has("bf16") => (
             Precision::Bf16Mixed,
-            "no CUDA device, and this CPU multiplies bf16 in hardware; compare the times, because small models gain nothing".into(),
+            "no CUDA device, and this CPU multiplies bf16 in hardware; compare its speed with \
+             32-true, because small models gain nothing".into(),
         ),
         None => (
             Precision::F32True,

@@ -51,8 +51,8 @@ impl Interval {
         match self.read.get().filter(|_| self.is_captured) {
             None => Ok(()),
             Some(name) => Err(Error::config(format!(
-                "the training step reads `step.{name}()`, which differs in every step: to run it as a \
-                 graph, count in a tensor of a #[buffer]"
+                "the training step reads `step.{name}()`, which differs in every step: to run \
+                 the step as a CUDA graph, count in a `#[buffer]` tensor"
             ))),
         }
     }
@@ -69,8 +69,8 @@ impl Interval {
             false => Ok(()),
             true => Err(Error::config(format!(
                 "the step logs `{name}`, which is copied to the host: log it only if \
-                 `step.at_logging_interval()` is true, so that only those steps run without a \
-                 graph"
+                 `step.at_logging_interval()` is true, so that only the steps that log it run \
+                 without a CUDA graph"
             ))),
         }
     }

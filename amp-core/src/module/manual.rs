@@ -149,7 +149,7 @@ impl<'s> ManualStep<'s> {
         let count = self.scheduled.count();
         if at >= count {
             return Err(Error::config(format!(
-                "there is no optimizer {at}: the model has {count}, counted from 0"
+                "there is no optimizer {at}: the model has {count} optimizers, counted from 0"
             )));
         }
         Ok(ManualOptimizer { step: self, at })
@@ -222,7 +222,10 @@ impl First {
     /// Ends the step with an error. Every later backward pass or optimizer step also fails, so that
     /// the step cannot go on if the model ignores the error.
     fn end<T>() -> Result<T> {
-        Err(Error::config("a manual step continued after its first backward pass had ended it"))
+        Err(Error::config(
+            "this manual step ends at its first backward pass: return this error from \
+             `manual_step`",
+        ))
     }
 }
 

@@ -80,7 +80,8 @@ macro_rules! adam {
             /// update is divided by eps. For larger gradients the running average becomes infinite,
             /// and the parameter never changes again (Lightning #20619).
             fn upcasts(kind: Kind) -> Option<&'static str> {
-                (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
+                (kind == Kind::Half)
+                    .then_some("float16 cannot represent the square of a small gradient")
             }
 
             fn check(&self) -> Result<()> {

@@ -73,7 +73,7 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// Returns `None` if [`step`](Self::step) supports the dtype. The default returns a reason for
     /// 16-bit dtypes.
     fn upcasts(kind: Kind) -> Option<&'static str> {
-        is_half(kind).then_some("each operation of its rule would round to 16 bits")
+        is_half(kind).then_some("each operation of the update would round its result to 16 bits")
     }
 
     /// Checks that every option is in its range, by calls of [`require`](super::require).

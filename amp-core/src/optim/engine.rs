@@ -346,7 +346,7 @@ impl<A: Algorithm> Optimizer for Engine<A> {
             A::upcasts(*kind).is_some()
                 && working::<A>(*kind, self.storage) == Working::Copies { stochastic: false }
         });
-        Some(format!("{} steps in float32: {}", A::NAME, A::upcasts(widened.next()?)?))
+        Some(format!("{} computes in float32: {}", A::NAME, A::upcasts(widened.next()?)?))
     }
 
     fn state(&self) -> Result<State> {

@@ -45,7 +45,7 @@ impl Algorithm for RmsProp {
     const ELEMENTWISE: bool = true;
 
     fn upcasts(kind: Kind) -> Option<&'static str> {
-        (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
+        (kind == Kind::Half).then_some("float16 cannot represent the square of a small gradient")
     }
 
     fn check(&self) -> Result<()> {

@@ -32,8 +32,8 @@ impl Loaders {
             let loader = loader.limited(limit);
             if loader.batches() == 0 && matches!(limit, Limit::Fraction(part) if part > 0.0) {
                 return Err(Error::config(format!(
-                    "the limit {limit} of the {all} batches to evaluate leaves no batch: give at least {:.4}, or \
-                     a number of batches",
+                    "the limit {limit} leaves none of the {all} batches to evaluate: give at \
+                     least {:.4}, or a number of batches",
                     1.0 / all as f64
                 )));
             }

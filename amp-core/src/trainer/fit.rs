@@ -100,7 +100,7 @@ impl<'r, 'c> Run<'r, 'c> {
         let batches = loader.batches();
         if batches == 0 {
             return Err(Error::config(format!(
-                "no batch to train on: the limit of training batches is {} of `{}`",
+                "no batch to train on: limit_train_batches = {} leaves no batch of `{}`",
                 loops.limit_train_batches, data.name
             )));
         }
@@ -324,7 +324,8 @@ impl<'r, 'c> Run<'r, 'c> {
         self.steps.forget_graph(&self.state);
         self.state.extend(self.model)?;
         let text = format!(
-            "trains parameters that were frozen, from epoch {} and step {} on: {}",
+            "from epoch {} and step {} on, the run also trains parameters that were frozen \
+             before: {}",
             self.position.epoch,
             self.state.global_step(),
             ended.join(", ")

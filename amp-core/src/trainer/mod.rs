@@ -326,8 +326,8 @@ impl<'a> Trainer<'a> {
         let loaders = Loaders::new(data, sets, policy, limit)?;
         if loaders.is_empty() {
             return Err(Error::config(format!(
-                "`{}` has no examples {kind}: add a set with `DataModule::{method}`, or raise the \
-                 limit of batches",
+                "`{}` has no examples {kind}: add a data set with `DataModule::{method}`, or \
+                 raise the limit on the number of batches",
                 data.name
             )));
         }

@@ -117,7 +117,7 @@ fn a_cosine_can_be_extended() -> Result<()> {
     assert_eq!(rates(&record), rates(&straight)[2..]);
     assert!(rates(&record).iter().all(|rate| *rate > 0.01), "{:?}", rates(&record));
     assert!(
-        record.notes.iter().any(|note| note.contains("the saved run has another setting: epochs")),
+        record.notes.iter().any(|note| note.contains("differs from the saved run's: epochs")),
         "{:?}",
         record.notes
     );

@@ -167,7 +167,7 @@ fn a_run_saved_after_an_error_resumes_bit_for_bit(
     FAILS.set(At::Nowhere);
     assert!(message(outcome).contains("the fault that was planted"));
     let [note] = notes.as_slice() else { panic!("{notes:?}") };
-    assert!(note.contains("failed.safetensors before the run ended: "), "{note}");
+    assert!(note.contains("failed.safetensors before the run ended with the error: "), "{note}");
     let resumed = run(precision, window, &path, true).0?;
     assert_eq!(straight[straight.len() - resumed.len()..], resumed);
     Ok(())

@@ -353,7 +353,7 @@ fn a_fraction_that_leaves_nothing_is_refused() -> Result<()> {
         Trainer::new(config).fit(&mut model, &data()?)
     };
     let said = message(fit(Limit::Fraction(0.3)));
-    assert!(said.contains("the limit 0.3 of the 2 batches to evaluate leaves no batch"), "{said}");
+    assert!(said.contains("the limit 0.3 leaves none of the 2 batches to evaluate"), "{said}");
     assert!(fit(Limit::Fraction(0.5)).is_ok());
     assert_eq!(fit(Limit::Fraction(0.0))?.epochs[0].val, []);
     Ok(())

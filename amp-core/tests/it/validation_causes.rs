@@ -47,7 +47,7 @@ fn val(value: f64) -> Result<Batch> {
 #[case::input(
     1.0,
     f64::NAN,
-    "the batch's `input` (float32) has 0 inf and 1 NaN among 2048 (batch 1 of the set)"
+    "the batch's `input` (float32) has 0 inf and 1 NaN among 2048 values (batch 1 of the set)"
 )]
 #[case::output(1e15, 1e25, "the output of `norm` (float32) has")]
 fn the_first_value_is_named_once(

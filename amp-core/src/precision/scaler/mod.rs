@@ -279,7 +279,9 @@ impl GradScaler {
         let uses = self.end_iteration();
         let Some((first, rest)) = uses.split_first() else {
             return Err(Error::Scaler(
-                "update without unscaled gradients: no inf checks were recorded".into(),
+                "`update` was called before any gradients were unscaled: no inf checks were \
+                 recorded"
+                    .into(),
             ));
         };
         let mut total = first.found_inf.on(self.device)?;

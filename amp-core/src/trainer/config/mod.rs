@@ -203,7 +203,7 @@ impl TrainerConfig {
             (
                 optimization.accumulate_grad_batches > 1,
                 "accumulate_grad_batches",
-                "add up in manual_step",
+                "accumulate the gradients in manual_step",
             ),
             (memory.budget.is_some(), "memory_budget", "use Checkpoint layers"),
             (recovery.runs_again(), "repeating a step", "choose skip, stop or restore-last-good"),

@@ -199,7 +199,8 @@ impl Run<'_, '_> {
         self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);
         (self.position, self.observers.log) = (position, log);
         for change in changed {
-            let text = format!("resumed, although the saved run has another setting: {change}");
+            let text =
+                format!("resumed with a setting that differs from the saved run's: {change}");
             (self.observers.emit)(Event::Note { text })?;
         }
         self.validated = validated.map(|position| (Instant::now(), position));

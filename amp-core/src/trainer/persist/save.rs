@@ -46,8 +46,10 @@ impl Run<'_, '_> {
         let Some(path) = self.interruption.save_errors_to.clone() else { return Ok(()) };
         let saved = self.return_to_step().and_then(|()| self.save(path.clone(), false));
         let text = match saved.and_then(|()| self.finish_saving()) {
-            Ok(()) => format!("saved {} before the run ended: {error}", path.display()),
-            Err(why) => format!("the run that ended could not be saved: {why}"),
+            Ok(()) => {
+                format!("saved {} before the run ended with the error: {error}", path.display())
+            }
+            Err(why) => format!("the run ended with an error and could not be saved: {why}"),
         };
         (self.observers.emit)(Event::Note { text })
     }

@@ -39,8 +39,8 @@ impl Callbacks<'_, '_> {
         {
             None => Ok(()),
             Some(name) => Err(Error::config(format!(
-                "two callbacks are called `{name}`: a checkpoint would hold the state of one of them; give \
-                 each a name of its own"
+                "two callbacks are called `{name}`: a checkpoint would contain the state of only \
+                 one of them; give each callback its own name"
             ))),
         }
     }

@@ -263,7 +263,8 @@ pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<
         _ if !requests_16_bit_gradients(config) => return None,
         (false, _) => "only CUDA has kernels for 16-bit gradients".to_owned(),
         (true, _) if config.numerics.kernels == Kernels::Libtorch => {
-            "libtorch's kernels round them to 16 bits and cast them back to f32".to_owned()
+            "libtorch's kernels would round the gradients to 16 bits and cast them back to f32"
+                .to_owned()
         }
         (true, 1) => return None,
         (true, batches) => format!("the gradients of {batches} batches are added up"),

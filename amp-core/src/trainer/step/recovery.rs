@@ -133,7 +133,7 @@ fn not_finite(state: &StepState<'_>, skipped: &Skipped) -> Error {
         n => format!(", the {n}th in a row"),
     };
     Error::NonFinite(format!(
-        "optimizer step {} under {} is not finite{row}: {}",
+        "optimizer step {} under {} has a gradient or a loss that is not finite{row}: {}",
         skipped.attempt,
         state.policy.precision,
         skipped.cause(),

@@ -56,7 +56,8 @@ use crate::support::{device, seeded};
     Odd::IgnoresRates,
     Does::Nothing,
     Invariant::RatesAreScheduled,
-    "step 1: group 0 of AdamW steps at the rate 1e-3, but its schedule gives 9.9e-4"
+    "step 1: parameter group 0 of AdamW has the learning rate 1e-3, but its schedule prescribes \
+     9.9e-4"
 )]
 #[case::scheduled_twice(
     Odd::SchedulesTwice,
@@ -80,7 +81,7 @@ use crate::support::{device, seeded};
     Odd::Nothing,
     Does::ReplacesBuffers,
     Invariant::DtypesStay,
-    "step 2: `model.1.running_mean` is another tensor than when the run began"
+    "step 2: `model.1.running_mean` has been replaced by another tensor since the run began"
 )]
 #[case::weight_moved_in_validation(
     Odd::Nothing,

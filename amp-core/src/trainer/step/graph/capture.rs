@@ -217,7 +217,7 @@ fn buffers(model: &dyn LightningModule, device: Device) -> Result<Vec<Tensor>> {
     let mut buffers = Vec::new();
     for (name, tensor, role) in named_tensors(model) {
         if tensor.device() != device {
-            return Err(refused(&format!("`{name}` is not on the device")));
+            return Err(refused(&format!("`{name}` is not on the run's device")));
         }
         if role == Role::Buffer {
             buffers.push(tensor);

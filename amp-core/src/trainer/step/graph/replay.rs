@@ -104,9 +104,9 @@ impl Replay {
         if matches!(self.graph, Captured::Graph(_)) && !self.told {
             self.told = true;
             let text = format!(
-                "`{name}` of the model changed, which the training step may read: steps run without a \
-                 CUDA graph until it stays the same. Keep it as a tensor in a #[buffer] to run them \
-                 as graphs"
+                "the model's `{name}`, which the training step may read, has changed: steps run \
+                 without a CUDA graph until its value stays the same. To run them as CUDA \
+                 graphs, keep the value in a `#[buffer]` tensor"
             );
             (observers.emit)(Event::Note { text })?;
         }

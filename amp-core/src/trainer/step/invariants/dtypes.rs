@@ -78,8 +78,8 @@ fn replaced_buffer(seen: &RunView<'_>) -> Option<String> {
     let mut buffers = seen.tensors().iter().filter(|(_, _, role)| *role == Role::Buffer);
     let (name, ..) = buffers.find(|(_, tensor, _)| !held.contains(&ffi::identity(tensor)))?;
     Some(format!(
-        "`{name}` is another tensor than when the run began: a skipped step, averaged weights and a \
-         CUDA graph would use the earlier one; write the new values into the buffer, as \
-         `buffer.f_copy_(&values)` does"
+        "`{name}` has been replaced by another tensor since the run began: a skipped step, \
+         averaged weights and a CUDA graph would use the earlier tensor; write the new values \
+         into the buffer instead, as `buffer.f_copy_(&values)` does"
     ))
 }

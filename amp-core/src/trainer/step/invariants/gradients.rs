@@ -22,8 +22,9 @@ impl Rule for GradientsAreCleared {
                 // A gradient that consists of zeros is accepted, because adding it changes nothing.
                 if gradient.defined() && gradient.f_any()?.f_int64_value(&[])? != 0 {
                     return Ok(Some(format!(
-                        "`{}` still has the last step's gradient, which would be added to the new one: \
-                         `zero_grad` of {} does not clear it; call the default one",
+                        "`{}` still has the last step's gradient, which would be added to the \
+                         new one: `zero_grad` of {} does not clear it; let it call the trait's \
+                         default `zero_grad`",
                         parameter.name,
                         scheduled.optimizer.name()
                     )));

@@ -79,8 +79,9 @@ impl RatesAreScheduled {
             }
             return Ok(Some(format!(
                 "the schedule of {} has advanced by {advanced} in {steps} applied steps: code \
-                 other than the trainer advances it, or `advance` does not advance it by one; let \
-                 `advance` advance it by one and call it nowhere else",
+                 other than the trainer calls `advance`, or a call of `advance` does not advance \
+                 the schedule by exactly one step; let `advance` advance it by one, and leave \
+                 the calls to the trainer",
                 scheduled.name()
             )));
         }
@@ -109,9 +110,9 @@ fn other_rates(scheduled: &Scheduled) -> Option<String> {
     });
     let (group, (own, planned)) = differing.next()?;
     Some(format!(
-        "group {group} of {} steps at the rate {:e}, but its schedule gives {:e}: `set_rates` of \
-         the optimizer does not store what it is given, or other code than the schedule sets \
-         rates; let `set_rates` store the rates of every group",
+        "parameter group {group} of {} has the learning rate {:e}, but its schedule prescribes \
+         {:e}: `set_rates` of the optimizer does not store the rates that are passed to it, or \
+         code other than the schedule sets rates; let `set_rates` store the rates of every group",
         scheduled.name(),
         own.lr,
         planned.lr

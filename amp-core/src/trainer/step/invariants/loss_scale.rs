@@ -65,8 +65,9 @@ impl Rule for ScaleFollowsRule {
 fn differs_on_device((scale, tracker): (f32, i32), host: ScalerState) -> Option<String> {
     ((f64::from(scale), tracker) != (host.scale, host.growth_tracker)).then(|| {
         format!(
-            "the loss scale is {scale:e} with {tracker} steps counted on the device, but {:e} with {} on the \
-             host: something has written to the scale's tensor; set it by numerics.scaler alone",
+            "on the device, the loss scale is {scale:e} and its growth tracker {tracker}, but on \
+             the host they are {:e} and {}: something has written to the scale's tensor; set the \
+             scale only in numerics.scaler",
             host.scale, host.growth_tracker
         )
     })
@@ -85,10 +86,10 @@ fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) ->
     let (scale, tracker) = expected;
     ((scale, tracker) != (now.scale, now.growth_tracker)).then(|| {
         format!(
-            "the loss scale went from {:e} to {:e} in {applied} applied and {skipped} skipped steps, but its \
-             rule (times {} after an overflow, times {} after {} steps without one) gives {scale:e}, with \
-             {tracker} steps counted instead of {}: something besides the step changes the scale; set it by \
-             numerics.scaler alone",
+            "the loss scale went from {:e} to {:e} in {applied} applied and {skipped} skipped \
+             steps, but its rule (times {} after an overflow, times {} after {} steps without \
+             one) gives {scale:e}, with a growth tracker of {tracker} instead of {}: code other \
+             than the step changes the scale; set the scale only in numerics.scaler",
             before.scale,
             now.scale,
             before.backoff_factor,

@@ -106,10 +106,10 @@ impl WeightsMove {
             if ought {
                 let largest = gradients.iter().copied().fold(0.0, f64::max);
                 return Ok(Some(format!(
-                    "`{name}` has not changed in {steps} applied steps, although its gradient is up to \
-                     {largest:.1e} and its learning rate is {lr:.1e}: {} does not step it, or something \
-                     writes it back; let the optimizer step every parameter with a gradient, or name `{name}` \
-                     in optimization.freeze",
+                    "`{name}` has not changed in {steps} applied steps, although its gradient is \
+                     up to {largest:.1e} and its learning rate is {lr:.1e}: {} does not update \
+                     it, or other code restores its old value; let the optimizer update every \
+                     parameter with a gradient, or list `{name}` in optimization.freeze",
                     scheduled.optimizer.name()
                 )));
             }

@@ -106,7 +106,12 @@ fn fields(input: &DeriveInput, attrs: &[Attr], diag: &Diagnostics) -> Option<Vec
     let mut weights = fields.iter().filter(|field| field.role == Some(Role::Weights));
     if let (Some(first), Some(second)) = (weights.next(), weights.next()) {
         let first = &first.ident;
-        diag.error(&second.ident, format!("`{first}` holds the weights already: keep one"));
+        diag.error(
+            &second.ident,
+            format!(
+                "`{first}` is already the field with the weights: mark only one field as `weights`"
+            ),
+        );
         return None;
     }
     Some(fields)

@@ -100,7 +100,7 @@ fn only_a_step_marked_captured_may_be_captured() -> Result<()> {
     assert!(matches!(eager.step_access(), StepAccess::InStep(_)));
     if device().is_cuda() {
         let text = message(train(&mut eager, Precision::F32True, Graph::On, &data()?));
-        assert!(text.contains("does not say `captured`"), "{text}");
+        assert!(text.contains("is not marked `captured`"), "{text}");
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ fn roles_are_named_once() {
         ),
         (
             "struct B { #[batch(weights)] a: Tensor, #[batch(weights)] b: Tensor }",
-            "`a` holds the weights already: keep one",
+            "`a` is already the field with the weights: mark only one field as `weights`",
         ),
         (
             "#[batch(ids)] struct B { a: Tensor }",

@@ -127,7 +127,11 @@ fn fields(expr: &Expr) -> Option<Vec<Ident>> {
 /// Returns the field of the batch from which a metric is computed.
 pub(super) fn part_of_metric(expr: &Expr, spec: &Spec, diag: &Diagnostics) -> Option<Part> {
     if !has(&spec.attrs, symbol::BATCH) {
-        diag.error(expr, "the batch is a pair with one target: name its type in `#[batch(…)]`");
+        diag.error(
+            expr,
+            "without `#[batch(…)]`, a batch is a pair of `input` and `target` and has no other \
+             fields: name the batch's type in `#[batch(…)]`",
+        );
         return None;
     }
     part(expr, diag)

@@ -248,7 +248,8 @@ fn rises(owner: &str, key: &Key, value: &Expr, diag: &Diagnostics) -> bool {
         diag.error(
             value,
             format!(
-                "`{name}` of `{owner}` are positive numbers in ascending order, as in `[30, 80]`"
+                "`{name}` of `{owner}` must be positive numbers in ascending order, as in `[30, \
+                 80]`"
             ),
         );
     }
@@ -280,7 +281,7 @@ pub(super) fn fields_are_read_from_self(
         let opaque = matches!(pair.value, Expr::Closure(_) | Expr::Block(_));
         let found = tokens::variable(pair.value.to_token_stream(), &field.ident);
         if let Some(found) = found.filter(|found| !opaque && *found != symbol::PLAN) {
-            diag.error(&found, format!("`{found}` is a field here: write `self.{found}`"));
+            diag.error(&found, format!("`{found}` is a field of the model: write `self.{found}`"));
             fits = None;
         }
     }

@@ -223,8 +223,8 @@ fn draws(value: &Expr, diag: &Diagnostics) -> Option<Drawn> {
     if drawn.is_none() {
         diag.error(
             value,
-            "a layer's parameter is drawn as in `weight_init = normal(0.0, 0.02)`; other values are \
-             copied with `nn::init` once the model is built",
+            "the initializer of a layer's parameter is written as in `weight_init = normal(0.0, \
+             0.02)`; to set other values, use `nn::init` after the model is built",
         );
     }
     drawn

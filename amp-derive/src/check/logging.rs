@@ -174,7 +174,7 @@ fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<Log
         let known = names.texts();
         let mut message = suggest::unknown("logged value", &text, &known);
         if let (None, Some((_, metric))) = (suggest::closest(&text, &known), text.split_once('_')) {
-            message += &format!("; for a new one add `#[metric(…, name = {metric})]`");
+            message += &format!("; to compute a new metric, add `#[metric(…, name = {metric})]`");
         }
         diag.error(name, message);
     }
@@ -231,7 +231,7 @@ fn flag_is_a_word<'a>(flag: &'a Expr, diag: &Diagnostics) -> Option<(&'a Ident, 
         Arg::Pair(key, Expr::Lit(ExprLit { lit: Lit::Bool(on), .. })) => Some((key, on.value)),
         Arg::Pair(key, value) => {
             let value = value.to_token_stream();
-            diag.error(value, format!("`{key}` is `true` or `false`"));
+            diag.error(value, format!("`{key}` must be `true` or `false`"));
             None
         }
         Arg::Other(other) => {

@@ -134,7 +134,8 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
     if let (Owner::Value, Some(call)) = (owner, calls.first()) {
         diag.error(
             call,
-            "an optimizer given as a value sets its own groups: build it with `ParamGroups`",
+            "`group(…)` is not allowed after an optimizer that is given as a value: build its \
+             groups with `ParamGroups`",
         );
         return None;
     }

@@ -94,7 +94,10 @@ fn monitors_by_epoch(
     match given.filter(|_| monitors && interval == Interval::Step) {
         None => Some(()),
         Some(given) => {
-            let text = format!("`{at}` reads a value at the end of an epoch: remove `interval`");
+            let text = format!(
+                "`{at}` monitors a value that is logged at the end of an epoch, so it cannot \
+                 advance per step: remove `interval`"
+            );
             diag.error(&given.value, text);
             None
         }

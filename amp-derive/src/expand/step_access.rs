@@ -15,7 +15,7 @@ pub(super) fn expand(model: &Model, lightning: &Lightning) -> TokenStream {
     let access = if matches!(lightning.training, Step::Manual(_)) {
         quote!(InStep("the model optimizes manually"))
     } else if matches!(lightning.training, Step::Function { captured: false, .. }) {
-        quote!(InStep("the model's training step is a function that does not say `captured`"))
+        quote!(InStep("the model's training step is a function that is not marked `captured`"))
     } else if own("on_before_optimizer_step").is_some() {
         quote!(InStep("the model has an on_before_optimizer_step"))
     } else if values_in_step::reads_transient(model, &lightning.training) {

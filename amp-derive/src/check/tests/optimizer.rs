@@ -70,7 +70,7 @@ fn fields_without_self_are_refused() {
     refuses(
         &source("rate * 2.0"),
         Derive::LightningModule,
-        &[("rate", "`rate` is a field here: write `self.rate`")],
+        &[("rate", "`rate` is a field of the model: write `self.rate`")],
     );
     for lr in ["self.rate", "rate(self)", "{ let rate = 1.0; rate }"] {
         refuses(&source(lr), Derive::LightningModule, &[]);
@@ -115,8 +115,8 @@ fn wrong_schedulers_are_refused() {
 fn wrong_keys_of_schedulers_are_refused() {
     scheduler("multi_step_lr, milestones = [30, 80, 80], gamma = 0.1", &[]);
     scheduler("multi_step_lr, milestones = self.milestones.clone()", &[]);
-    let rising =
-        "`milestones` of `multi_step_lr` are positive numbers in ascending order, as in `[30, 80]`";
+    let rising = "`milestones` of `multi_step_lr` must be positive numbers in ascending order, \
+                  as in `[30, 80]`";
     for list in ["[80, 30]", "[0, 30]", "[]", "30"] {
         scheduler(&format!("multi_step_lr, milestones = {list}"), &[(list, rising)]);
     }
@@ -183,7 +183,8 @@ fn an_own_optimizer_takes_the_keys_of_its_fields() {
         "#[optimizer(value = my::optimizer(), group(params = [\"*.bias\"], lr = 0.2))]",
         &[(
             "group(params = [\"*.bias\"], lr = 0.2)",
-            "an optimizer given as a value sets its own groups: build it with `ParamGroups`",
+            "`group(…)` is not allowed after an optimizer that is given as a value: build its \
+             groups with `ParamGroups`",
         )],
     );
 }
@@ -351,7 +352,8 @@ fn a_monitoring_scheduler_takes_no_interval() {
         &plateau("monitor = val_loss, interval = step"),
         &[(
             "step",
-            "`reduce_lr_on_plateau` reads a value at the end of an epoch: remove `interval`",
+            "`reduce_lr_on_plateau` monitors a value that is logged at the end of an epoch, so \
+             it cannot advance per step: remove `interval`",
         )],
     );
 }

@@ -197,8 +197,8 @@ fn an_unknown_logged_name_is_explained() {
         "#[log(train_speed)]",
         &[(
             "train_speed",
-            "unknown logged value `train_speed`: expected `train_loss` or `val_loss`; for a \
-             new one add `#[metric(…, name = speed)]`",
+            "unknown logged value `train_speed`: expected `train_loss` or `val_loss`; to compute \
+             a new metric, add `#[metric(…, name = speed)]`",
         )],
     );
 }
@@ -230,7 +230,7 @@ fn wrong_flags_of_log_are_refused() {
         "#[log(val_loss, prog_bar, prog_bar)]",
         &[("prog_bar", "`prog_bar` is given twice: keep one")],
     );
-    metrics("#[log(val_loss, prog_bar = 1)]", &[("1", "`prog_bar` is `true` or `false`")]);
+    metrics("#[log(val_loss, prog_bar = 1)]", &[("1", "`prog_bar` must be `true` or `false`")]);
     metrics(
         "#[log(val_loss, \"prog_bar\")]",
         &[("\"prog_bar\"", "expected flags: `on_step`, `on_epoch`, `prog_bar`")],

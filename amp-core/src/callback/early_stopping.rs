@@ -41,8 +41,8 @@ impl EarlyStopping {
         Self { monitor: monitor.into(), mode, patience: 3, min_delta: 0.0, best: None, waited: 0 }
     }
 
-    /// Ends the run after this number of epochs without improvement, or of validations if there are
-    /// validations within epochs.
+    /// Ends the run after this number of epochs in a row without improvement. If the run validates
+    /// within epochs, counts validations instead of epochs.
     #[must_use]
     pub fn patience(mut self, epochs: u32) -> Self {
         self.patience = epochs;

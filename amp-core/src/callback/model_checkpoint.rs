@@ -90,14 +90,15 @@ impl ModelCheckpoint {
         self
     }
 
-    /// Sets whether the last epoch is kept too.
+    /// Sets whether `last.safetensors` is written after each epoch, in addition to the files of the
+    /// best epochs.
     #[must_use]
     pub fn save_last(mut self, save: bool) -> Self {
         self.save_last = save;
         self
     }
 
-    /// Sets whether files hold only the weights.
+    /// Sets whether files contain only the weights. A run cannot be resumed from such a file.
     #[must_use]
     pub fn save_weights_only(mut self, weights_only: bool) -> Self {
         self.weights_only = weights_only;

@@ -136,7 +136,8 @@ pub enum Event {
 }
 
 impl Event {
-    /// Returns the run that starts with this event: training, or an evaluation without training.
+    /// Returns the properties of the run that starts with this event. The run is a training run or
+    /// an evaluation without training. Returns `None` for any other event.
     pub fn started(&self) -> Option<&RunStart> {
         match self {
             Self::FitStart(start) => Some(&start.run),

@@ -1,5 +1,5 @@
 //! Searches the data for ids (whole numbers) that are stored as floating-point values, and for a
-//! tensor that numbers the examples.
+//! shared tensor that may contain indices of examples.
 
 use tch::Kind;
 
@@ -21,8 +21,8 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Emits a note if a tensor that all examples share may contain numbers of examples (edges of a
-    /// graph, for instance), and if shuffling or batching gives these numbers another meaning.
+    /// Emits a note if a tensor that all examples share may contain indices of examples (edges of a
+    /// graph, for instance), and if shuffling or batching changes which examples these indices mean.
     pub(super) fn note_misleading_numbers(&mut self) -> Result<()> {
         match self.data.misleading_numbers()? {
             Some(text) => (self.observers.emit)(Event::Note { text }),

@@ -252,7 +252,8 @@ fn own_loss(pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<OwnLoss> {
 
 /// Copies the options `ignore_index` and `classes` of a loss of classes to all metrics of classes,
 /// so that they read targets and logits in the same way. An option that a metric sets itself stays.
-/// A metric with its own target gets no option, and a metric with its own output no `classes`.
+/// A metric that names its own target gets neither option. A metric that names only its own output
+/// gets `ignore_index`, but not `classes`.
 fn read_as_the_loss(loss: &Loss, metrics: &mut [Declared]) {
     let Loss::Value(Value::Known { row, keys, .. }) = loss else { return };
     for Declared { value, of, .. } in metrics {

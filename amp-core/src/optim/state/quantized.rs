@@ -137,8 +137,8 @@ fn part(codes: &Tensor, scales: &Tensor, start: i64, count: i64) -> Result<(Tens
 pub(in crate::optim) struct Code {
     /// The numbers that the codes stand for, in ascending order.
     values: Tensor,
-    /// The bounds between neighbouring numbers: the midpoint of each two. They determine to which
-    /// number an element is rounded.
+    /// The bounds between the numbers: the midpoint of each pair of neighbouring numbers. They
+    /// determine to which number an element is rounded.
     bounds: Tensor,
     /// The code that stands for 0.
     zero: i64,

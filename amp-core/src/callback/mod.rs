@@ -101,7 +101,7 @@ pub trait Callback {
     /// Returns when this callback must run: after a step, or within it. The trainer runs steps as
     /// CUDA graphs only if no callback runs within a step.
     fn step_access(&self) -> StepAccess {
-        StepAccess::InStep("a callback does not declare a step_access that allows them")
+        StepAccess::InStep("a callback does not declare a step_access that allows CUDA graphs")
     }
 
     /// Runs after the last batch of an epoch, before the values that were logged in the epoch are

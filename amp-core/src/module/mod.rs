@@ -154,7 +154,7 @@ pub trait LightningModule: Visit {
     /// runs steps as CUDA graphs only if no such code runs within a step. The derive implements
     /// this method for generated steps.
     fn step_access(&self) -> StepAccess {
-        StepAccess::InStep("the model's steps are handwritten")
+        StepAccess::InStep("the model does not implement step_access")
     }
 
     /// Adds to `values` what the training step reads besides tensors, for example a weight of the

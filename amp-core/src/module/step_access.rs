@@ -15,7 +15,7 @@ pub enum StepAccess {
     PerStep,
     /// The observer is called within the step, for example before the optimizer's step, or changes
     /// the following step. A step with such an observer cannot run as a CUDA graph. The text names
-    /// the observer, as in `the model has an on_before_optimizer_step`.
+    /// the observer, as in `the model has the hook on_before_optimizer_step`.
     InStep(&'static str),
 }
 

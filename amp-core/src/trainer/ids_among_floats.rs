@@ -22,7 +22,8 @@ impl Run<'_, '_> {
     }
 
     /// Emits a note if a tensor that all examples share may contain indices of examples (edges of a
-    /// graph, for instance), and if shuffling or batching changes which examples these indices mean.
+    /// graph, for instance), and if shuffling or batching changes to which examples the indices
+    /// refer.
     pub(super) fn note_misleading_numbers(&mut self) -> Result<()> {
         match self.data.misleading_numbers()? {
             Some(text) => (self.observers.emit)(Event::Note { text }),

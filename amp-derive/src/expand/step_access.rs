@@ -17,7 +17,7 @@ pub(super) fn expand(model: &Model, lightning: &Lightning) -> TokenStream {
     } else if matches!(lightning.training, Step::Function { captured: false, .. }) {
         quote!(InStep("the model's training step is a function that is not marked `captured`"))
     } else if own("on_before_optimizer_step").is_some() {
-        quote!(InStep("the model has an on_before_optimizer_step"))
+        quote!(InStep("the model has the hook on_before_optimizer_step"))
     } else if values_in_step::reads_transient(model, &lightning.training) {
         quote!(InStep("the model's training step reads a #[transient] field"))
     } else if own("on_train_batch_end").is_some_and(|own| !own.late || reads_values) {

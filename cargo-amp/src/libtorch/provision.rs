@@ -86,7 +86,7 @@ fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
     }
     place(&new, &home, &partial.join("replaced")).map_err(|e| cache.unwritable(&e))?;
     if let Err(e) = fs::remove_dir_all(&partial) {
-        note!("note: {} could not be removed ({e}) and is not needed", partial.display());
+        note!("note: {} is no longer needed, but could not be removed ({e})", partial.display());
     }
     note!("libtorch {REQUIRED} {variant} is in {}; it is not fetched again", home.display());
     Ok(())

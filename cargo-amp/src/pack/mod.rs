@@ -160,8 +160,8 @@ impl<'a> Pack<'a> {
             let skip = &package.pack_skip_tests;
             if let Some(unknown) = skip.iter().find(|name| !names.contains(&&***name)) {
                 return Err(Error::new(format!(
-                    "pack-skip-tests of `{}` names `{unknown}`, which is not a test binary of it: \
-                     its test binaries are {}",
+                    "pack-skip-tests of `{}` names `{unknown}`, but the package has no test \
+                     binary of this name: its test binaries are {}",
                     package.name,
                     names.join(", ")
                 )));

@@ -56,7 +56,7 @@ impl StepGraph {
         slots: usize,
     ) -> Result<Self> {
         let Device::Cuda(index) = state.policy().device else {
-            return Err(refused("they need a CUDA device"));
+            return Err(refused("CUDA graphs need a CUDA device"));
         };
         let device = state.policy().device;
         let buffers = buffers(model, device)?;

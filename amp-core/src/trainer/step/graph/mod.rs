@@ -55,7 +55,7 @@ pub(in crate::trainer) fn step_access(
 /// the reason.
 fn capacity(config: &TrainerConfig, access: StepAccess) -> Result<usize> {
     if !config.device.is_cuda() {
-        return Err(refused("they need a CUDA device"));
+        return Err(refused("CUDA graphs need a CUDA device"));
     }
     let restores = config.recovery.on_non_finite == NonFinite::RestoreLastGood;
     match if restores { access.and(StepAccess::PerStep) } else { access } {

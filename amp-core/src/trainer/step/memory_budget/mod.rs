@@ -162,7 +162,7 @@ fn does_not_fit(budget: u64, least: u64, cells: &[Cell]) -> Error {
             "and no module of the model can be checkpointed",
             ", or put layers into a Sequential or a Checkpoint",
         ),
-        false => ("with every useful module checkpointed", ""),
+        false => ("even with the checkpointing that saves the most memory", ""),
     };
     Error::config(format!(
         "the memory budget is {budget} bytes, but a step takes {least} bytes ({}) {what}: raise the \

@@ -43,7 +43,7 @@ struct Functions {
 template <typename Function>
 void find(const amp::Library& library, const char* name, Function*& out) {
   out = library.find<Function>(name);
-  if (out == nullptr) throw std::runtime_error(std::string("CUDA's libraries have no ") + name);
+  if (out == nullptr) throw std::runtime_error(std::string("the CUDA driver or NVRTC has no function ") + name);
 }
 
 // Opens NVRTC's library of built-in functions, which is in the same folder as NVRTC. NVRTC opens the

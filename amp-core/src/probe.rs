@@ -204,7 +204,8 @@ impl Products {
         let mut observed = Observed { loss: name(loss.kind()), draws, ..Default::default() };
         let mismatch = |what: &str, expected: Kind, seen: Kind| {
             Error::Precision(format!(
-                "the run does not compute in {precision}: {what} is {}, but the precision asks for {}",
+                "the run does not compute in {precision}: {what} is {}, but the precision \
+                 prescribes {}",
                 dtype_name(seen),
                 dtype_name(expected)
             ))

@@ -156,7 +156,7 @@ fn split(
     let rest = takes_rest.next();
     if takes_rest.next().is_some() {
         return Err(Error::config(
-            "two optimizers would take all parameters: say which ones each takes, as in \
+            "two optimizers would train all parameters: select the parameters of each, as in \
              params([\"head.*\"])",
         ));
     }
@@ -188,7 +188,7 @@ fn split(
     }
     if shares.iter().any(Vec::is_empty) {
         return Err(Error::config(
-            "nothing is left to train for the optimizer without patterns: leave it out",
+            "no parameter is left for the optimizer without patterns: remove this optimizer",
         ));
     }
     Ok(shares)

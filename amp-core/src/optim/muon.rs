@@ -99,8 +99,9 @@ impl Algorithm for Muon {
             return Ok(vec![Slot::like_parameter(BUFFER)]);
         }
         Err(Error::config(format!(
-            "optimizer: Muon updates only matrices, but `{}` has shape {shape:?}: give it to \
-             another optimizer, and Muon `ndim = 2` (in Rust, Selection::all().ndim(2))",
+            "optimizer: Muon updates only matrices, but `{}` has shape {shape:?}: train it with \
+             another optimizer, and select `ndim = 2` for Muon (in Rust, \
+             Selection::all().ndim(2))",
             parameter.name
         )))
     }

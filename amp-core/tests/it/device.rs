@@ -252,7 +252,8 @@ fn a_precision_that_did_not_run_is_an_error(
     assert!(matches!(record, Err(Error::Precision(_))), "{record:?}");
     let text = message(record);
     let expected = format!(
-        "the run does not compute in {precision}: the output of `model.1` is float32, but the precision asks for {wanted}"
+        "the run does not compute in {precision}: the output of `model.1` is float32, but the \
+         precision prescribes {wanted}"
     );
     assert_eq!(text, expected);
     Ok(())

@@ -116,8 +116,8 @@ fn rates_are_reported_by_optimizer_and_group() -> Result<()> {
 #[case(&[Some("tail.*"), None], "no parameter matches `tail.*`: the parameters are called `body.0.weight`, ")]
 #[case(&[Some("body.*"), Some("*.bias"), None], "`body.0.bias` would be trained by two optimizers")]
 #[case(&[Some("body.*"), Some("head.*")], "`norm.weight` would be trained by no optimizer")]
-#[case(&[None, None], "two optimizers would take all parameters")]
-#[case(&[Some("*"), None], "nothing is left to train for the optimizer without patterns")]
+#[case(&[None, None], "two optimizers would train all parameters")]
+#[case(&[Some("*"), None], "no parameter is left for the optimizer without patterns")]
 #[case(&[], "`body.0.weight` would be trained by no optimizer")]
 #[case(&[], "a parameter that must not be trained is frozen, by the option `freeze`")]
 fn each_parameter_has_one_optimizer(#[case] params: &[Option<&str>], #[case] says: &str) {

@@ -124,8 +124,8 @@ fn a_product_in_another_dtype_is_an_error() -> Result<()> {
     let error = message(observed(Precision::Bf16Mixed, Tied::builder(How::Off).build()?));
     assert_eq!(
         error,
-        "the run does not compute in bf16-mixed: the output of a `matmul` in `head` is float32, but \
-         the precision asks for bfloat16"
+        "the run does not compute in bf16-mixed: the output of a `matmul` in `head` is float32, \
+         but the precision prescribes bfloat16"
     );
     let model = Tied::builder(How::Right).root_is_off(true).build()?;
     let error = message(observed(Precision::Bf16Mixed, model));

@@ -242,7 +242,7 @@ fn a_precision_that_did_not_run_is_an_error(
     assert!(matches!(record, Err(Error::Precision(_))));
     let said = message(record);
     let whole =
-        format!("{says}: the output of `model` is float32, but the precision asks for {asked}");
+        format!("{says}: the output of `model` is float32, but the precision prescribes {asked}");
     assert_eq!(said, whole);
     Ok(())
 }

@@ -116,7 +116,7 @@ fn sequential(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> 
             Arg::Pair(key, _) => {
                 diag.error(
                     key,
-                    format!("`sequential` takes layers: `{key}` belongs inside one of them"),
+                    format!("`sequential` takes only layers: move `{key}` into one of them"),
                 );
                 layers.push(None);
             }

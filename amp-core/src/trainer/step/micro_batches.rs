@@ -140,7 +140,7 @@ pub(super) fn are_finite(losses: &[Tensor]) -> Result<bool> {
 
 /// Returns the error for a batch without examples.
 pub(super) fn no_examples() -> Error {
-    Error::config("a batch without examples")
+    Error::config("a batch contains no examples")
 }
 
 /// Returns the error for a batch that is too large for memory and whose loss depends on the batch

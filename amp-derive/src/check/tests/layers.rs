@@ -104,7 +104,7 @@ fn wrong_arguments_of_containers_are_refused() {
     );
     layer(
         "sequential(relu, bias = true)",
-        &[("bias", "`sequential` takes layers: `bias` belongs inside one of them")],
+        &[("bias", "`sequential` takes only layers: move `bias` into one of them")],
     );
     layer("relu, relu", &[("relu", "a field holds one layer: wrap several in `sequential(…)`")]);
     layer(

@@ -22,7 +22,7 @@ These commands belong to cargo amp itself:
            cargo amp init [--amp-source SOURCE]
   test     run all tests of the workspace:
            cargo amp test [--device cpu|cuda] [-- <test arguments>]
-  pack     write everything for a GPU machine without Rust into dist/ (binaries,
+  pack     write everything for a GPU machine without Rust to dist/ (binaries,
            tests, goldens, data and run.sh):
            cargo amp pack [--output FOLDER] [--bin-only]
   setup    only fetch libtorch 2.11.0: cargo amp setup [--cpu | --cuda]
@@ -43,7 +43,8 @@ verify. If several packages of a workspace have such a binary, choose with --pac
   gate       decide whether each precision is as good as 32-true, for CI
   bench      measure speed and memory
   parity     compare training with the model's PyTorch version
-  margins    record each model's margin, and how far goldens differ between CPUs
+  margins    record how much worse than 32-true each model may be (its margin), and
+             how far goldens differ between CPUs
   selftest   test that the gate reports known faults
   models     list the models and their data
   doctor     show the devices and the recommended precision

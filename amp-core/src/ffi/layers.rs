@@ -180,7 +180,7 @@ fn optional_pair(
 
 /// Calls `call`, which writes a new tensor, and returns the tensor.
 pub(super) fn made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Tensor> {
-    Ok(optional_tensor(call)?.expect("on success there is one"))
+    Ok(optional_tensor(call)?.expect("on success there is a tensor"))
 }
 
 /// Computes a linear layer, `input`·Wᵀ + b.

@@ -42,7 +42,7 @@ pub(super) fn expand(model: &Model) -> TokenStream {
         }
 
         #[doc = #builder_docs]
-        #[must_use = "nothing is made before `build`"]
+        #[must_use = "the builder creates no model until `build` is called"]
         #vis struct #name #impl_generics #where_clause {
             #(#declared,)*
             #marker

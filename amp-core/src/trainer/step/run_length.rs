@@ -39,7 +39,8 @@ mod tests {
         // The run ends at its largest number of steps, before the last epoch is complete.
         assert_eq!(length(4).done(0, 3, 2), 0.5);
         assert_eq!(length(4).done(0, 8, 4), 1.0);
-        // If two of its steps are skipped, it ends four batches later, and is then complete, too.
+        // If two steps of the run are skipped, the run ends four batches later. Its fraction is then
+        // 1, too.
         assert_eq!(length(4).done(0, 9, 3), 0.75);
         assert_eq!(length(4).done(1, 1, 4), 1.0);
     }

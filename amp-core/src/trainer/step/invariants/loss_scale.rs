@@ -185,7 +185,7 @@ mod tests {
         let before = scaler.state();
         let after = ScalerState { scale: 256.0, growth_tracker: 1, ..before };
         assert_eq!(differs(before, after, 1, 2), None);
-        let said = differs(before, after, 1, 1).expect("an overflow too many");
+        let said = differs(before, after, 1, 1).expect("one skipped step is missing");
         assert!(said.contains("gives 5.12e2"), "{said}");
         let largest = ScalerState { scale: 2f64.powi(127), growth_tracker: 2, ..before };
         let stays = ScalerState { growth_tracker: 0, ..largest };

@@ -49,7 +49,9 @@ impl fmt::Display for Recovery {
                 write!(f, "the run is restored to its state after step {global_step}")
             }
             Self::FellBack { precision } => write!(f, "continues in {precision}"),
-            Self::HeldScale { scale } => write!(f, "the loss scale stays at its floor of {scale}"),
+            Self::HeldScale { scale } => {
+                write!(f, "the loss scale stays at the lowest allowed scale of {scale}")
+            }
             Self::MicroBatches { parts } => {
                 write!(f, "out of memory: each step now runs its batch as {parts} micro-batches")
             }

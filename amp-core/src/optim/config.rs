@@ -170,7 +170,8 @@ fn split(
         let (owner, second) = (matching.next(), matching.next());
         if second.is_some() {
             return Err(Error::config(format!(
-                "`{}` would be trained by two optimizers: let the patterns of only one match it",
+                "`{}` would be trained by two optimizers: change the patterns so that only one \
+                 optimizer matches it",
                 parameter.name
             )));
         }

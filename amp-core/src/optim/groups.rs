@@ -65,7 +65,8 @@ impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
                 (0..self.groups.len()).filter(|group| self.groups[*group].0.matches(parameter));
             match (matching.next(), matching.next()) {
                 (_, Some(_)) => Err(Error::config(format!(
-                    "optimizer: `{}` is in two parameter groups: let the patterns of only one match it",
+                    "optimizer: `{}` is in two parameter groups: change the patterns so that \
+                     only one group matches it",
                     parameter.name
                 ))),
                 (group, None) => Ok(group.map_or(0, |group| group + 1)),

@@ -44,7 +44,7 @@ impl Freezing {
         if !trains && !freezing.parameters.is_empty() {
             let names: Vec<String> = options.iter().map(Freeze::to_string).collect();
             return Err(Error::config(format!(
-                "freeze: {} leaves no parameter to train: name fewer",
+                "freeze: {} leaves no parameter to train: freeze fewer parameters",
                 names.join(", ")
             )));
         }

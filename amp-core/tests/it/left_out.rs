@@ -253,7 +253,7 @@ struct Own {
 fn an_own_loss_without_a_declaration_is_noted() -> Result<()> {
     let ran = train(&mut Own::builder().build()?, 6, 2)?;
     assert_eq!(ran.notes.len(), 1);
-    assert!(ran.notes[0].contains("declare its weight, as in `counts = |target| …`"));
+    assert!(ran.notes[0].contains("declare the weight of a batch, as in `counts = |target| …`"));
     let ran = train(&mut Own::builder().room(6).build()?, 12, 1)?;
     assert_eq!(ran.notes.len(), 1);
     let expected = "the mean of the losses of the parts is not the batch's loss";

@@ -215,7 +215,7 @@ fn master_weights_of_limited_vectors_are_refused() {
         run(config.with(|config| config.numerics.weight_update = update), false)
     };
     let text = message(with(WeightUpdate::MasterWeights));
-    assert!(text.contains("`words.weight` has 16 bits and max_norm"), "{text}");
+    assert!(text.contains("`words.weight` is a 16-bit weight with max_norm"), "{text}");
     with(WeightUpdate::StochasticRounding).expect("no copy of the weights is kept");
 }
 

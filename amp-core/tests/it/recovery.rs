@@ -216,7 +216,10 @@ fn falling_back_to_bf16_keeps_the_weights() -> Result<()> {
     assert_eq!((record.end.global_step, record.end.skipped, record.end.scale), (4, 1, None));
     let wrong = TrainerConfig { precision: Precision::F32True, ..config };
     let said = message(fit(&wrong, &mut model, &in_order(constant(4, 4, 0.0)?, 2)?).1);
-    assert!(said.contains("falling back to bf16 is for 16-mixed, not for 32-true"), "{said}");
+    assert!(
+        said.contains("fall-back-to-bf16 is allowed only under 16-mixed, not under 32-true"),
+        "{said}"
+    );
     Ok(())
 }
 
@@ -237,7 +240,10 @@ fn the_scale_has_a_floor(#[case] then: AtFloor) -> Result<()> {
         AtFloor::Halt => {
             assert!(matches!(outcome, Err(Error::Scaler(_))));
             let said = message(outcome);
-            assert!(said.contains("the scale fell to 5e-1, below its floor of 1e0"), "{said}");
+            assert!(
+                said.contains("the loss scale fell to 5e-1, below the lowest allowed scale of 1e0"),
+                "{said}"
+            );
         }
         AtFloor::Warn => {
             let record = outcome?;
@@ -265,7 +271,11 @@ fn an_invalid_floor_is_refused(#[case] min_scale: f64) -> Result<()> {
     let config =
         config(Precision::F16Mixed).with(|config| config.recovery.scale_floor = scale_floor);
     let said = message(train(&config, &mut faulty(|_| false)?));
-    assert!(said.contains("the scale floor is") && said.contains("at least 1.17549"), "{said}");
+    assert!(
+        said.contains("the lowest allowed loss scale (min_scale) is")
+            && said.contains("at least 1.17549"),
+        "{said}"
+    );
     Ok(())
 }
 

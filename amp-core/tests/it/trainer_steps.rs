@@ -175,7 +175,10 @@ fn a_collapsing_scale_ends_the_run() -> Result<()> {
     let record = fit(&config, &mut model, &in_order(constant(4, 8, f64::INFINITY)?, 2)?).1;
     assert!(matches!(record, Err(Error::Scaler(_))));
     let said = message(record);
-    assert!(said.contains("the scale fell to 6.1035") && said.contains("30 of 30 steps"), "{said}");
+    assert!(
+        said.contains("the loss scale fell to 6.1035") && said.contains("30 of 30 steps"),
+        "{said}"
+    );
     assert_eq!(weights(&model), before);
     Ok(())
 }

@@ -167,7 +167,7 @@ impl Scheduler for Plateau {
         saved::same_layout(&self.state()?, state)?;
         let best: String = state.get(BEST)?;
         let best = best.parse().map_err(|_| {
-            Error::config(format!("state `{BEST}` is {best}, but a number as text is needed"))
+            Error::config(format!("state `{BEST}` is {best}, but must be a number written as text"))
         })?;
         let (bad_epochs, cooldown) = (state.get(BAD_EPOCHS)?, state.get(COOLDOWN)?);
         let rates = saved::get_rates(state, saved::LAST)?;

@@ -79,5 +79,7 @@ pub(super) fn usable_scale(scale: f64) -> Result<f32> {
     if narrow > 0.0 && narrow.is_finite() {
         return Ok(narrow);
     }
-    Err(Error::Scaler(format!("the scale is {scale}, but must be positive and finite in float32")))
+    Err(Error::Scaler(format!(
+        "the loss scale is {scale}, but must be positive and finite in float32"
+    )))
 }

@@ -185,8 +185,9 @@ impl TrainerConfig {
         match changed.find(|parameter| is_narrow(parameter.tensor.kind())) {
             Some(parameter) if self.numerics.weight_update == WeightUpdate::MasterWeights => {
                 Err(Error::config(format!(
-                    "`{}` has 16 bits and max_norm, which rescales vectors in the forward pass; master weights \
-                     would undo that at the next step: run the layer in `#[precision(fp32)]`, or choose another \
+                    "`{}` is a 16-bit weight with max_norm, which rescales the weight's vectors \
+                     in the forward pass; with master weights, the next step would undo the \
+                     rescaling: run the layer in `#[precision(fp32)]`, or choose another \
                      weight_update",
                     parameter.name
                 )))

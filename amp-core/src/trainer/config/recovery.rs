@@ -60,13 +60,14 @@ impl RecoveryConfig {
             // At a lower scale, 1 / scale is infinite in f32, and unscaling would make finite
             // gradients infinite.
             return Err(Error::config(format!(
-                "the scale floor is {floor:e}, but must be at least {lowest:e}"
+                "the lowest allowed loss scale (min_scale) is {floor:e}, but must be at least \
+                 {lowest:e}"
             )));
         }
         if self.on_non_finite == NonFinite::FallBackToBf16 && precision != Precision::F16Mixed {
             return Err(Error::config(format!(
-                "falling back to bf16 is for 16-mixed, not for {precision}: choose another \
-                 on_non_finite"
+                "fall-back-to-bf16 is allowed only under 16-mixed, not under {precision}: choose \
+                 another on_non_finite"
             )));
         }
         Ok(())

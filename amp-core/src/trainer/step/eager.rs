@@ -134,8 +134,9 @@ fn note_windows(
     for batch in &examples.batches {
         if !batch.shallow_clone().noting_ignored()?.is_complete() {
             let text = "some targets are -100, and the model computes its own loss: if this loss \
-                        ignores them, declare its weight, as in `counts = |target| …`; until then \
-                        the batches of a step are weighted by their numbers of examples";
+                        ignores them, declare the weight of a batch, as in `counts = |target| \
+                        …`; without this declaration, the batches of a step are weighted by \
+                        their numbers of examples";
             return emit(Event::Note { text: text.to_owned() });
         }
     }

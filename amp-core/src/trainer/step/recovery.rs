@@ -118,8 +118,8 @@ fn restore_last_good(
 
 fn fell_below_floor(state: &StepState<'_>, skipped: &Skipped, min_scale: f64) -> Error {
     Error::Scaler(format!(
-        "the scale fell to {:e}, below its floor of {min_scale:e}: {} of {} steps were skipped, the \
-         last because {}; lower the learning rate or clip the gradients",
+        "the loss scale fell to {:e}, below the lowest allowed scale of {min_scale:e}: {} of {} \
+         steps were skipped, the last because {}; lower the learning rate or clip the gradients",
         state.optim.scaler.scale_value(),
         state.counts.skipped,
         state.counts.attempts,

@@ -32,8 +32,8 @@ struct SumKernel {
   unsigned threads;
 };
 
-// Starts the kernel. Each block sums up to `part` rows and writes its sums to `sums`. `sums` may be undefined if the
-// caller needs only the gradient of the activation's input.
+// Launches `kernel` on `matrix`. Each block sums the columns over up to `part` rows and writes its sums to `sums`.
+// `sums` may be undefined if the caller needs only the gradient of the activation's input.
 void start_sums(const SumKernel& kernel, const at::Tensor& matrix, const Activated& activated,
                 const at::Tensor& sums, long long part, int64_t blocks) {
   const void *from = matrix.const_data_ptr(), *kept = amp::const_data(activated.kept);

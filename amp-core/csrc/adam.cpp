@@ -31,8 +31,8 @@ int amp_adam_on_device(const amp::Handle* const* lists, size_t count, const AmpA
         step.on_elements(source, types, "step_8bit", start,
                          {options, &exp_avg_code, &exp_avg_sq_code});
       } else {
-        // If the averages have fewer bits than their parameters, they are rounded stochastically with these
-        // random numbers.
+        // If the averages have fewer bits than their parameters, the averages are rounded stochastically
+        // with these random numbers.
         at::PhiloxCudaState random;
         if (kept != dtype) random = amp::draw_random(known->rates->device());
         step.on_elements(source, types, "step", start, {options, &random});

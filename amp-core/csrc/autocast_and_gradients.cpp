@@ -183,8 +183,8 @@ int amp_backward(Handle loss, Handle seed) {
 int amp_foreach_add(const Handle* tensors, size_t count, double value) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
-    // On the CPU, libtorch makes one call for each tensor. For the step counts of an optimizer, these calls take longer
-    // than the optimizer step itself.
+    // Numbers on the CPU, such as the step counts of an optimizer, are increased here without libtorch. libtorch would
+    // make one call for each tensor, and these calls would take longer than the optimizer step itself.
     if (std::all_of(tensors, tensors + count, is_host_number)) {
       for (size_t i = 0; i < count; ++i) {
         *tensors[i]->mutable_data_ptr<float>() += static_cast<float>(value);

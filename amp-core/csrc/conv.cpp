@@ -177,8 +177,8 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
   }
 };
 
-// Returns whether the windows are adjacent patches, as in the first layer of a vision transformer. For small patches
-// the copy takes longer than cuDNN's convolution.
+// Returns whether the windows are adjacent patches of a side of at least 4, as in the first layer of a vision
+// transformer. For smaller patches, copying the pixels into patches takes longer than cuDNN's convolution.
 bool are_patches(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
   constexpr int64_t smallest = 4;
   const auto side = weight.size(2);

@@ -37,7 +37,7 @@ macro_rules! logs_media {
             /// Logs a text, which TensorBoard shows as Markdown.
             ///
             /// # Errors
-            /// Within a step that runs as a CUDA graph.
+            /// When the step runs as a CUDA graph.
             pub fn log_text(&mut self, name: &str, text: impl Into<String>) -> Result<()> {
                 self.log.media(name, || Ok(Some(Media::Text(text.into()))))
             }

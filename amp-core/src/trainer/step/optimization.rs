@@ -117,8 +117,8 @@ impl<'a> Optimization<'a> {
         &mut self,
         captured: bool,
     ) -> Result<Vec<Gradients<Deferred>>> {
-        // An observer that runs after the step may read gradients, which must then be unscaled.
-        // Therefore they stay scaled only if no observer runs right after the step.
+        // An observer that runs right after the step may read the gradients, and must find them
+        // unscaled. Therefore the gradients stay scaled only if there is no such observer.
         let may_defer = matches!(self.access, StepAccess::Deferred);
         let limit = match self.config.optimization.gradient_clip {
             Some(Clip::Norm(limit)) => Some(limit),

@@ -236,7 +236,7 @@ fn backward(
     scaled: &Tensor,
     parameters: &[Parameter],
 ) -> Result<Option<Provenance>> {
-    // Frozen parameters have no gradient, so only trained parameters are asked for one.
+    // Frozen parameters have no gradient, so only trained parameters are read.
     let trained = parameters.iter().filter(|parameter| parameter.tensor.requires_grad());
     let parameters: Vec<&Parameter> = trained.collect();
     let inputs: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();

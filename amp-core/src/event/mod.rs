@@ -125,8 +125,9 @@ pub enum Event {
     /// Training has ended without an error. This is the last event of the run.
     FitEnd(FitEnd),
     /// An evaluation without training begins: [`Trainer::validate`](crate::Trainer::validate),
-    /// [`test`](crate::Trainer::test) or [`predict`](crate::Trainer::predict). What the model logs
-    /// follows as [`Media`](Self::Media) and [`Validated`](Self::Validated) at step 0.
+    /// [`test`](crate::Trainer::test) or [`predict`](crate::Trainer::predict). Events
+    /// [`Media`](Self::Media) and [`Validated`](Self::Validated) follow, at step 0, with what the
+    /// model logs.
     EvaluationStart(EvaluationStart),
     /// An evaluation without training has ended.
     EvaluationEnd {

@@ -48,7 +48,7 @@ impl fmt::Display for Recovery {
             Self::Restored { global_step } => {
                 write!(f, "the run is restored to its state after step {global_step}")
             }
-            Self::FellBack { precision } => write!(f, "continues in {precision}"),
+            Self::FellBack { precision } => write!(f, "the run continues in {precision}"),
             Self::HeldScale { scale } => {
                 write!(f, "the loss scale stays at the lowest allowed scale of {scale}")
             }

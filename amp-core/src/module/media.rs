@@ -28,8 +28,8 @@ macro_rules! logs_media {
             /// writes images, the image is dropped.
             ///
             /// # Errors
-            /// When the image has another shape or dtype, and within a step that runs as a CUDA
-            /// graph. Log images only if [`Step::at_logging_interval`] is true.
+            /// When the image has another shape or dtype, or when the step runs as a CUDA graph. Log
+            /// images only if [`Step::at_logging_interval`] is true.
             pub fn log_image(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
                 self.log.media(name, || image(tensor))
             }
@@ -47,7 +47,7 @@ macro_rules! logs_media {
             /// logged.
             ///
             /// # Errors
-            /// When the elements are complex, and the errors of [`log_image`](Self::log_image).
+            /// When the elements are complex, or when the step runs as a CUDA graph.
             pub fn log_histogram(&mut self, name: &str, values: &Tensor) -> Result<()> {
                 self.log.media(name, || Ok(Histogram::from_tensor(values)?.map(Media::Histogram)))
             }

@@ -125,9 +125,9 @@ pub enum Event {
     /// Training has ended without an error. This is the last event of the run.
     FitEnd(FitEnd),
     /// An evaluation without training begins: [`Trainer::validate`](crate::Trainer::validate),
-    /// [`test`](crate::Trainer::test) or [`predict`](crate::Trainer::predict). Events
-    /// [`Media`](Self::Media) and [`Validated`](Self::Validated) follow, at step 0, with what the
-    /// model logs.
+    /// [`test`](crate::Trainer::test) or [`predict`](crate::Trainer::predict). The values
+    /// that the model logs follow in the events [`Media`](Self::Media) and
+    /// [`Validated`](Self::Validated), at step 0.
     EvaluationStart(EvaluationStart),
     /// An evaluation without training has ended.
     EvaluationEnd {

@@ -84,7 +84,7 @@ pub(crate) fn read(path: &Path) -> Result<Saved> {
     let format = format.map_or("none", String::as_str);
     if format != VERSION {
         return Err(Error::config(format!(
-            "{}: its format is {format}, but this version of amp reads only {VERSION}",
+            "{}: its format is {format}, but this version of amp reads only the format {VERSION}",
             path.display()
         )));
     }

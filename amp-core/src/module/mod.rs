@@ -265,7 +265,8 @@ pub trait LightningModule: Visit {
 
 fn no_step(model: &str, step: &str) -> Error {
     Error::config(format!(
-        "`{model}` has no {step}: add one, in a derived model with `#[{step}(…)]`, or leave out the data for it"
+        "`{model}` has no {step}: add one, in a derived model with `#[{step}(…)]`, or run without the \
+         data set that needs it"
     ))
 }
 

@@ -250,14 +250,14 @@ fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
 #[case(&WarmupCosine { warmup_steps: 0, total_steps: 0 }, "total_steps is 0")]
 #[case(&ReduceLrOnPlateau { factor: 1.0, ..Default::default() }, "factor is 1, but must be in [0, 1)")]
 #[case(&ReduceLrOnPlateau { patience: -1, ..Default::default() }, "patience is -1")]
-#[case(&linear_then_cosine().then(5, StepLr::default()), "milestones are [10, 5], but must be positive and ascending")]
+#[case(&linear_then_cosine().then(5, StepLr::default()), "milestones are [10, 5], but must be positive numbers in ascending order")]
 #[case(
     &linear_then_cosine().then(20, ReduceLrOnPlateau::default()),
     "a schedule that monitors `val_loss` cannot be part of a sequence"
 )]
 #[case(&CosineAnnealingWarmRestarts::default(), "t_0 is 0, but must be positive")]
 #[case(&CosineAnnealingWarmRestarts { t_0: 1, t_mult: 0, eta_min: 0.0 }, "t_mult is 0")]
-#[case(&MultiStepLr::default(), "milestones are [], but must be positive and ascending")]
+#[case(&MultiStepLr::default(), "milestones are [], but must be positive numbers in ascending order")]
 #[case(&MultiStepLr { milestones: vec![5, 3], gamma: 0.1 }, "milestones are [5, 3]")]
 #[case(&MultiStepLr { milestones: vec![0, 3], gamma: 0.1 }, "milestones are [0, 3]")]
 #[case(&PolynomialLr { total_iters: 0, power: 1.0 }, "total_iters is 0")]

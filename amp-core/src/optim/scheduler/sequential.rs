@@ -38,7 +38,7 @@ impl BuildScheduler for SequentialLr {
             || self.milestones.first().is_some_and(|first| *first < 1)
         {
             return Err(Error::config(format!(
-                "scheduler: milestones are {:?}, but must be positive and ascending",
+                "scheduler: milestones are {:?}, but must be positive numbers in ascending order",
                 self.milestones
             )));
         }

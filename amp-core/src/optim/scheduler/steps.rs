@@ -71,7 +71,8 @@ impl Schedule for MultiStepLr {
         let milestones = &self.milestones;
         if !milestones.is_sorted() || milestones.first().is_none_or(|first| *first < 1) {
             return Err(Error::config(format!(
-                "scheduler: milestones are {milestones:?}, but must be positive and ascending"
+                "scheduler: milestones are {milestones:?}, but must be positive numbers in \
+                 ascending order"
             )));
         }
         factor(self.gamma)

@@ -347,8 +347,8 @@ impl SharedDataset {
         let all = counted(all, indices.len(), "collate")?;
         if watch.drew() {
             return Err(Error::config(
-                "`placement = device` copies the dataset once, but it draws other random numbers in \
-                 each epoch: choose `auto` or `host`",
+                "`placement = device` copies the dataset once, but this dataset draws other random \
+                 numbers in each epoch: choose `auto` or `host`",
             ));
         }
         Ok(all)

@@ -19,9 +19,10 @@ impl DataModule {
         };
         Ok(all.numbering(examples)?.map(|(name, most)| {
             format!(
-                "the shared tensor `{name}` holds whole numbers up to {most}: if they number the {examples} \
-                 examples, as edges of a graph do, they name other examples in a batch, because {why}: make \
-                 the whole graph one example, or use one batch with `in_order()`"
+                "the shared tensor `{name}` holds whole numbers up to {most}: if these are indices \
+                 of the {examples} examples, as the edges of a graph are, they refer to wrong \
+                 examples in a batch, because {why}: make the whole graph one example, or use one \
+                 batch with `in_order()`"
             )
         }))
     }

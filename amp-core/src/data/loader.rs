@@ -149,7 +149,8 @@ impl DataLoader {
         if self.len < least {
             let (name, len) = (sampler.name(), self.len);
             return Err(Error::config(format!(
-                "the sampler `{name}` draws {len} examples an epoch, but at least {least} are needed"
+                "the sampler `{name}` draws {len} examples in an epoch, but a batch needs at least \
+                 {least}"
             )));
         }
         (self.order, self.order_seed) = (order, seed);

@@ -163,7 +163,7 @@ impl DataModule {
                 }
                 if !names.insert(set) {
                     return Err(Error::config(format!(
-                        "two {kind} sets of `{name}` are called `{set}`: give each a name"
+                        "two {kind} sets of `{name}` are called `{set}`: give each its own name"
                     )));
                 }
             }

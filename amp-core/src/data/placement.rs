@@ -97,8 +97,8 @@ impl Loading {
                  `auto` or `host`, or leave `num_workers` out"
             ))),
             (_, Some(0)) if workers > 0 => Err(Error::config(format!(
-                "prefetch 0 leaves {workers} workers without a batch to make: leave prefetch out, or give \
-                 the batches that they may make ahead"
+                "prefetch is 0, so the {workers} workers have no batch to make: leave prefetch \
+                 out, or set it to the number of batches that the workers may make ahead"
             ))),
             (Placement::Device, Some(ahead)) if ahead > 0 => Err(Error::config(format!(
                 "prefetch {ahead}: a set on the device is not prefetched: choose `placement` `auto` or \

@@ -80,7 +80,8 @@ impl Tokenizer {
         let special = if self.special { self.encoded(("", ""), true)?.len() } else { 0 };
         if length <= special {
             return Err(Error::config(format!(
-                "{}: texts cut to {length} tokens, of which {special} are special ones: choose more than {special}",
+                "{}: texts are truncated to {length} tokens, but the tokenizer adds {special} \
+                 special tokens: choose a length above {special}",
                 self.path.display()
             )));
         }
@@ -243,7 +244,8 @@ impl Tokenizer {
 
     fn without_padding(&self) -> Error {
         Error::config(format!(
-            "{}: texts of different lengths, but no padding is declared: give its token to Tokenizer::padded",
+            "{}: texts of different lengths need padding, but the tokenizer declares no padding \
+             token: set one with Tokenizer::padded",
             self.path.display()
         ))
     }

@@ -191,7 +191,8 @@ impl Generation {
         match prompt.size().as_slice() {
             [rows, length] if *rows > 0 && *length > 0 && is_whole => Ok(*rows),
             size => Err(refused(format!(
-                "the prompt is {size:?} of {:?}, but must be [N, L] of integers with at least one token",
+                "the prompt is {size:?} of dtype {:?}, but must be [N, L] of integers with at \
+                 least one token",
                 prompt.kind()
             ))),
         }

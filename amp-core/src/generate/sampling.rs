@@ -45,7 +45,7 @@ impl Sampling {
         self.check()?;
         let logits = logits.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
         let Some(vocabulary) = logits.size().last().copied().filter(|count| *count > 0) else {
-            return Err(refused(format!("logits {:?} have no token", logits.size())));
+            return Err(refused(format!("the logits {:?} contain no token", logits.size())));
         };
         // If a logit is NaN, the largest logit is NaN, too, so checking the largest one is enough.
         let largest = logits.f_amax([-1], true)?;
@@ -114,7 +114,7 @@ impl Sampling {
         if temperature == 0.0 && limits {
             return Err(refused(
                 "temperature 0 chooses the likeliest token, whatever top_k and top_p are: set a \
-                 temperature, or leave them out"
+                 temperature above 0, or leave top_k and top_p out"
                     .to_owned(),
             ));
         }

@@ -301,7 +301,8 @@ fn class_weights(
     let (count, sizes) = (logits.size()[1], weight.size());
     if sizes != [count] || !is_floating(weight.kind()) {
         let kind = dtype_name(weight.kind());
-        let why = format!("the weights are {kind} {sizes:?}, but must be floating and [{count}]");
+        let why =
+            format!("the class weights are {kind} {sizes:?}, but must be floating-point [{count}]");
         return Err(misfit(what, output, target, &why));
     }
     Ok(Some(weight.f_to_device(logits.device())?.f_to_kind(computed_in(logits)?)?))

@@ -54,7 +54,7 @@ impl Dice {
         option(NAME, "smooth", self.smooth, self.smooth >= 0.0, "at least 0")?;
         let sizes = output.size();
         if sizes.len() < 2 {
-            return Err(misfit(NAME, output, target, "logits are [N, C, …]"));
+            return Err(misfit(NAME, output, target, "logits must be [N, C, …]"));
         }
         if is_floating(target.kind()) {
             let (logits, mask) = elementwise(NAME, output, target)?;
@@ -64,12 +64,13 @@ impl Dice {
         }
         let of_classes = [&sizes[..1], &sizes[2..]].concat();
         if target.kind() != Kind::Int64 || target.size() != of_classes {
-            let why = "logits are [N, C, …], targets int64 classes [N, …] or a floating mask of the logits' shape";
+            let why = "logits must be [N, C, …], and targets int64 classes [N, …] or a \
+                       floating-point mask of the logits' shape";
             return Err(misfit(NAME, output, target, why));
         }
         if sizes[1] < 2 {
-            let why =
-                "one logit for each position is binary: give a floating mask of the logits' shape";
+            let why = "with one logit for each position, the target must be a floating-point mask \
+                       of the logits' shape";
             return Err(misfit(NAME, output, target, why));
         }
         let counted = ffi::counted_classes(target, sizes[1]);

@@ -87,7 +87,7 @@ impl CosineEmbedding {
         option(NAME, "margin", self.margin, self.margin.abs() <= 1.0, "from -1 to 1")?;
         let (one, other) = vectors(NAME, one, other)?;
         if one.dim() != 2 || label.size() != [one.size()[0]] {
-            return Err(misfit(NAME, &one, label, "vectors are [N, D], and labels [N]"));
+            return Err(misfit(NAME, &one, label, "vectors must be [N, D], and labels [N]"));
         }
         Ok(Tensor::f_cosine_embedding_loss(&one, &other, label, self.margin, reduction)?)
     }
@@ -177,7 +177,8 @@ impl GaussianNll {
         let (mean, variance) = elementwise(NAME, &mean, variance)?;
         if variance.device() == Device::Cpu && variance.f_lt(0.0)?.f_any()?.f_int64_value(&[])? != 0
         {
-            let why = "a variance is at least 0: for its logarithm give `log_variance.exp()`";
+            let why = "a variance must be at least 0; if the model computes its logarithm, pass \
+                       `log_variance.exp()`";
             return Err(misfit(NAME, &mean, &variance, why));
         }
         in_f32([&mean, &target, &variance], |[mean, target, variance]| {
@@ -246,7 +247,7 @@ impl InfoNce {
             _ => vectors(NAME, output, target)?,
         };
         if x.dim() != 2 {
-            let why = "both are [N, D], or the output is [N, 2, D]";
+            let why = "both must be [N, D], or the output must be [N, 2, D]";
             return Err(misfit(NAME, output, target, why));
         }
         in_f32([&x, &y], |[x, y]| {
@@ -284,7 +285,7 @@ fn unit(rows: &Tensor) -> Result<Tensor> {
 fn vectors(what: &str, one: &Tensor, other: &Tensor) -> Result<(Tensor, Tensor)> {
     let (x, y) = elementwise(what, one, other)?;
     match x.dim() < 2 {
-        true => Err(misfit(what, one, other, "both are vectors, [N, D, …]")),
+        true => Err(misfit(what, one, other, "both must be vectors, [N, D, …]")),
         false => Ok((x, y)),
     }
 }

@@ -123,7 +123,7 @@ impl Ctc {
             return Err(misfit(NAME, output, target, SHAPES));
         }
         if lengths.size() != [*examples] || lengths.kind() != Kind::Int64 {
-            return Err(misfit(NAME, output, lengths, "lengths are int64 [N]"));
+            return Err(misfit(NAME, output, lengths, "lengths must be int64 [N]"));
         }
         let device = output.device();
         if [target, lengths].iter().any(|tensor| tensor.device() != device) {
@@ -163,7 +163,8 @@ impl Ctc {
     }
 }
 
-const SHAPES: &str = "log probabilities are [N, T, C], and labels int64 [N, S], padded with -100";
+const SHAPES: &str =
+    "log probabilities must be [N, T, C], and labels int64 [N, S], padded with -100";
 
 impl Loss for Ctc {
     fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {

@@ -105,26 +105,26 @@ fn classes_last(of_logits: &[i64], of_target: &[i64]) -> bool {
 pub(crate) fn classes(what: &str, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
     let refused = |why: &str| Err(misfit(what, output, target, why));
     if !is_floating(output.kind()) {
-        return refused("logits are floating-point numbers");
+        return refused("logits must be floating-point numbers");
     }
     if target.kind() != Kind::Int64 {
         return refused(match is_floating(target.kind()) {
-            true => "classes are int64, as `target.to_kind(Kind::Int64)` gives",
-            false => "classes are int64: convert them in the data",
+            true => "classes must be int64, as `target.to_kind(Kind::Int64)` gives",
+            false => "classes must be int64: convert them in the data",
         });
     }
     let (sizes, of_target) = (output.size(), target.size());
     let [_, second, rest @ ..] = sizes.as_slice() else {
-        return refused("logits have a dimension for examples and one for classes");
+        return refused("logits must have a dimension for examples and one for classes");
     };
     let (is_second, is_last) =
         (classes_second(&sizes, &of_target), classes_last(&sizes, &of_target));
     let (logits, of, count) = match (is_second, is_last) {
         (true, true) if !rest.is_empty() => {
             return refused(
-                "the classes may be in dimension 1, as in torch, or in the last one: declare it with \
-                 `classes = second` or `classes = last` beside the loss or metric in its attribute, in \
-                 Rust with `ClassDim`",
+                "with these shapes the classes may be in dimension 1, as in torch, or in the last \
+                 dimension: choose one with `classes = second` or `classes = last` beside the loss \
+                 or metric in its attribute, or in Rust with `ClassDim`",
             );
         }
         (true, _) => (output.shallow_clone(), target.shallow_clone(), *second),
@@ -134,15 +134,15 @@ pub(crate) fn classes(what: &str, output: &Tensor, target: &Tensor) -> Result<(T
         }
         (false, false) => {
             return refused(
-                "logits are [N, C, …] for classes [N, …], or have classes last, as [N, L, C] for \
-                 [N, L]",
+                "logits must be [N, C, …] for classes [N, …], or have the classes in the last \
+                 dimension, as [N, L, C] for classes [N, L]",
             );
         }
     };
     if count < 2 {
         return refused(
-            "one logit for each example is binary: use binary_cross_entropy_with_logits, and \
-             binary_accuracy",
+            "one logit for each example is a binary classification: use \
+             binary_cross_entropy_with_logits, and binary_accuracy",
         );
     }
     Ok((logits, of))
@@ -173,7 +173,7 @@ pub(crate) fn elementwise(
         });
     }
     if !is_floating(output.kind()) || !is_floating(target.kind()) {
-        return refused("both must be floating, as `target.to_kind(Kind::Float)` gives");
+        return refused("both must be floating-point, as `target.to_kind(Kind::Float)` gives");
     }
     let wide = wider(output.kind(), target.kind());
     let cast = |tensor: &Tensor| match tensor.kind() == wide {
@@ -253,8 +253,9 @@ pub(super) fn of_one_example(
     if !fits || !is_floating(weight.kind()) {
         let output = describe(output);
         return Err(Error::config(format!(
-            "{what}: `{key}` is {}, but the output is {output}: give one floating number, or the shape of one \
-             example, {one:?}, with 1 where a dimension has one weight",
+            "{what}: `{key}` is {}, but the output is {output}: give a single floating-point \
+             number, or a tensor with the shape of one example, {one:?}; a size may be 1 if the \
+             whole dimension has the same weight",
             describe(weight)
         )));
     }

@@ -37,8 +37,8 @@ impl Metric for Accuracy {
         const NAME: &str = "accuracy";
         let same = output.size() == target.size();
         if is_floating(target.kind()) && same && output.dim() > 1 {
-            let why = "for probabilities of classes use soft_accuracy, for masks and for several \
-                       labels per example binary_accuracy";
+            let why = "for targets that are probabilities of classes use soft_accuracy, and for \
+                       masks or several labels per example use binary_accuracy";
             return Err(misfit(NAME, output, target, why));
         }
         let (logits, of) = classes(NAME, output, target)?;
@@ -63,7 +63,7 @@ impl Metric for SoftAccuracy {
         const NAME: &str = "soft_accuracy";
         let (logits, of) = elementwise(NAME, output, target)?;
         if logits.dim() < 2 || logits.size()[1] < 2 {
-            let why = "both are [N, C, …] with at least two classes";
+            let why = "both must be [N, C, …] with at least two classes";
             return Err(misfit(NAME, output, target, why));
         }
         let nan = |of: &Tensor| of.f_amax([1].as_slice(), false)?.f_isnan();
@@ -184,7 +184,8 @@ impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor>> Metric for Mean<F> {
             // One value for the whole batch is an error. Otherwise small and large batches would
             // have equal weights in the mean.
             let why = format!(
-                "its function returned {:?}, but must return one or several values for each example",
+                "the function returned {:?}, but must return one or several values for each \
+                 example",
                 values.size()
             );
             return Err(misfit("mean", output, target, &why));

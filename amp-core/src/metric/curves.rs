@@ -78,7 +78,7 @@ fn update(
     target: &Tensor,
 ) -> Result<MetricState> {
     if average == Average::Micro {
-        let why = "classes are averaged by macro, weighted or none";
+        let why = "average must be macro, weighted or none";
         return Err(misfit(what, output, target, why));
     }
     if let Some(few) = thresholds.filter(|count| *count < 2) {

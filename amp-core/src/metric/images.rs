@@ -73,7 +73,7 @@ impl Metric for Ssim {
         has_range("ssim", self.data_range, output, target)?;
         let sizes = x.size();
         if sizes.len() != 4 || sizes[2] <= EDGE || sizes[3] <= EDGE {
-            let why = "images are [N, C, H, W], H and W at least 6";
+            let why = "images must be [N, C, H, W], with H and W at least 6";
             return Err(misfit("ssim", output, target, why));
         }
         let _off = AutocastGuard::off(x.device())?;

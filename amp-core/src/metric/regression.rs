@@ -92,7 +92,7 @@ impl Metric for R2 {
     fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
         let (x, y) = doubles("r2", output, target)?;
         if !(1..=2).contains(&x.dim()) {
-            return Err(misfit("r2", output, target, "both are [N] or [N, D]"));
+            return Err(misfit("r2", output, target, "both must be [N] or [N, D]"));
         }
         let examples = x.size()[0];
         let (x, y) = (x.f_reshape([examples, -1])?, y.f_reshape([examples, -1])?);

@@ -50,7 +50,8 @@ impl Metric for RecallAtK {
             _ => elementwise(NAME, output, target)?,
         };
         if queries.dim() != 2 {
-            let why = "queries and keys are [N, D], or in one output [N, 2, D]";
+            let why = "the output (queries) and the target (keys) must both be [N, D], or the \
+                       output must hold queries and keys as [N, 2, D]";
             return Err(misfit(NAME, output, target, why));
         }
         Ok(MetricState::concat(&queries).and_concat(&keys))

@@ -114,7 +114,7 @@ impl MetricState {
             state.parts.iter().filter_map(|part| Some(part.pieces.last()?.size())).collect()
         };
         crate::Error::config(format!(
-            "its counts had the shape {:?} and now have the shape {:?}",
+            "the counts of earlier batches have the shape {:?}, but those of this batch have the shape {:?}",
             sizes(self),
             sizes(other)
         ))

@@ -18,7 +18,7 @@ pub(super) fn overrides_name_modules(
     };
     let instead = match closest(unknown, modules) {
         Some(meant) => format!("did you mean `{meant}`?"),
-        None => "precision overrides name modules, as in `body.0`".to_owned(),
+        None => "a precision override must name a module, for example `body.0`".to_owned(),
     };
     Err(Error::config(format!("the model has no module `{unknown}`: {instead}")))
 }
@@ -60,16 +60,17 @@ fn tied_tensors_have_one_place(found: &[Found]) -> Result<()> {
         let (kind, wanted) = (first.plan.storage, one.plan.storage);
         if is_floating(one.tensor.kind()) && kind != wanted {
             return Err(Error::config(format!(
-                "`{name}` and `{other}` are one tensor, but the precision region of the first stores it in {} \
-                 and that of the second in {}: put both into one region, or give the second a tensor of its own",
+                "`{name}` and `{other}` are the same tensor, but the precision region of `{name}` \
+                 stores it in {} and the precision region of `{other}` in {}: put both into one \
+                 region, or give `{other}` a tensor of its own",
                 dtype_name(kind),
                 dtype_name(wanted)
             )));
         }
         if first.role != one.role {
             return Err(Error::config(format!(
-                "`{name}` and `{other}` are one tensor, a parameter in one place and a buffer in the other: \
-                 visit it in one role"
+                "`{name}` and `{other}` are the same tensor, but one of them is a parameter and \
+                 the other is a buffer: visit both in the same role"
             )));
         }
     }

@@ -73,8 +73,9 @@ impl DdpmSchedule {
         let fits = size.starts_with(&steps) && steps.len() <= 1 && size == noise.size();
         if !fits || timesteps.kind() != Kind::Int64 || !is_floating(original.kind()) {
             return Err(Error::config(format!(
-                "noise {:?} for images {size:?} at the steps {steps:?} of {:?}: images and noise must be floating \
-                 [N, …], and steps int64 [N]",
+                "add_noise: noise {:?}, images {size:?} and steps {steps:?} of {:?} do not fit \
+                 together: images and noise must be floating-point tensors of the same shape [N, \
+                 …], and steps must be int64 [N]",
                 noise.size(),
                 timesteps.kind()
             )));
@@ -113,7 +114,8 @@ impl DdpmSchedule {
         let size = sample.size();
         if predicted.size() != size || noise.size() != size {
             return Err(Error::config(format!(
-                "a diffusion step of {size:?} with the prediction {:?} and noise {:?}: they must have one shape",
+                "a diffusion step: the images are {size:?}, the prediction is {:?} and the noise \
+                 is {:?}, but the three must have the same shape",
                 predicted.size(),
                 noise.size()
             )));

@@ -18,7 +18,7 @@ impl Dropout {
     /// When `p` is outside `[0, 1]`.
     pub fn new(p: f64) -> Result<Self> {
         if !(0.0..=1.0).contains(&p) {
-            return Err(Error::config(format!("dropout({p}): a probability is in [0, 1]")));
+            return Err(Error::config(format!("dropout({p}): the probability must be in [0, 1]")));
         }
         Ok(Self { p })
     }
@@ -140,7 +140,7 @@ impl Module for StochasticDepth {
         let (p, size) = (self.0.active(cx), input.size());
         let [examples, ..] = size[..] else {
             return Err(Error::config(
-                "stochastic_depth: the input is one number, but must be [batch, …]",
+                "stochastic_depth: the input is a scalar, but must be [batch, …]",
             ));
         };
         if p == 0.0 {

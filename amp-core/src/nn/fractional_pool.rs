@@ -53,12 +53,12 @@ impl<const N: usize> FractionalMaxPool<N> {
         let FractionalMaxPoolConfig { output_size, output_ratio, .. } = config;
         let refused = |why: &str| Err(Error::config(format!("fractional_max_pool{N}d: {why}")));
         if output_size.is_given() == output_ratio.is_given() {
-            return refused("give one of output_size and output_ratio");
+            return refused("set exactly one of output_size and output_ratio");
         }
         if !output_size.all(|size| size > 0)
             || !output_ratio.all(|ratio| ratio > 0.0 && ratio < 1.0)
         {
-            return refused("an output_size is at least 1, an output_ratio above 0 and below 1");
+            return refused("output_size must be at least 1, and output_ratio above 0 and below 1");
         }
         if [output_size.of(N).is_some(), output_ratio.of(N).is_some()] == [false, false] {
             return refused(&format!(

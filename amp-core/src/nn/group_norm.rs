@@ -50,7 +50,8 @@ impl GroupNorm {
         are_positive("group_norm", "num_channels", &[num_channels])?;
         if num_groups < 1 || num_channels % num_groups != 0 {
             return Err(Error::config(format!(
-                "group_norm: {num_groups} groups do not divide {num_channels} channels"
+                "group_norm: num_groups is {num_groups}, but must divide num_channels, \
+                 {num_channels}"
             )));
         }
         Ok(Self { affine: weight_and_bias(num_channels, affine)?, num_groups, eps })
@@ -70,7 +71,8 @@ impl Module for GroupNorm {
             // torch accepts groups of one value, although the output of such a group is always the
             // bias. This crate returns an error.
             return Err(Error::config(format!(
-                "group_norm: each of {} groups of {size:?} has one value, which has no variance",
+                "group_norm: each of the {} groups of an input {size:?} has only one value, so its \
+                 variance cannot be computed",
                 self.num_groups
             )));
         }
@@ -157,7 +159,8 @@ impl Module for InstanceNorm {
         }
         if is_of_input && size.iter().skip(2).product::<i64>() == 1 {
             return Err(Error::config(format!(
-                "instance_norm: each channel of {size:?} has one value, which has no variance"
+                "instance_norm: each channel of an input {size:?} has only one value, so its \
+                 variance cannot be computed"
             )));
         }
         let [weight, bias] = both(self.affine.as_ref());

@@ -40,7 +40,7 @@ impl BatchNormConfig {
         eps_is_positive("batch norm", eps)?;
         if num_features < 1 {
             return Err(Error::config(format!(
-                "batch norm: {num_features} features, but must be at least 1"
+                "batch norm: num_features is {num_features}, but must be at least 1"
             )));
         }
         momentum_is_a_fraction("batch norm", momentum)
@@ -64,8 +64,9 @@ fn has_a_variance(input: &Tensor) -> Result<()> {
         return Ok(());
     }
     Err(Error::config(format!(
-        "batch norm cannot train on {sizes:?}: a variance needs at least two values for each channel; \
-         choose a batch size that leaves no such last batch, or set drop_last"
+        "batch norm cannot train on an input {sizes:?}: a variance needs at least two values for \
+         each channel; choose a batch size with which the last batch of an epoch is larger, or set \
+         drop_last"
     )))
 }
 
@@ -226,7 +227,8 @@ impl NormalizedShape {
         match self.0.is_empty() || self.0.iter().any(|size| *size < 1) {
             false => Ok(()),
             true => Err(Error::config(format!(
-                "{norm}: sizes of {:?}, but there must be at least one size, and each must be at least 1",
+                "{norm}: normalized_shape is {:?}, but must have at least one size, and each size \
+                 must be at least 1",
                 self.0
             ))),
         }

@@ -171,8 +171,8 @@ impl<const N: usize> AvgPool<N> {
     pub fn new(config: AvgPoolConfig<N>) -> Result<Self> {
         match config.divisor_override {
             Some(divisor) if N == 1 || divisor < 1 => Err(Error::config(format!(
-                "avg_pool{N}d: divisor_override is {divisor}, but must be at least 1, and is for images and \
-                 volumes"
+                "avg_pool{N}d: divisor_override is {divisor}, but must be at least 1, and cannot \
+                 be set for avg_pool1d"
             ))),
             _ => Ok(Self { config }),
         }

@@ -159,7 +159,9 @@ impl Upsample {
             config;
         let refused = |why: &str| Err(Error::config(format!("upsample: {why}")));
         if size.is_given() == scale_factor.is_given() {
-            return refused("give one of size and scale_factor, as in scale_factor = 2");
+            return refused(
+                "set exactly one of size and scale_factor, for example scale_factor = 2",
+            );
         }
         if !scale_factor.all(|factor| factor > 0.0 && factor.is_finite()) {
             return refused(&format!("scale_factor is {scale_factor:?}, but must be above 0"));

@@ -82,7 +82,8 @@ impl Unflatten {
         match !sizes.is_empty() && fits && open < 2 {
             true => Ok(Self { dim, sizes }),
             false => Err(Error::config(format!(
-                "unflatten: the sizes are {sizes:?}, but each must be at least 1, or one of them -1 for what remains"
+                "unflatten: the sizes are {sizes:?}, but each must be at least 1; one of them may \
+                 be -1, which stands for the remaining elements"
             ))),
         }
     }
@@ -124,7 +125,8 @@ impl Module for ChannelShuffle {
                 Ok(input.f_channel_shuffle(self.groups)?)
             }
             _ => Err(Error::config(format!(
-                "channel_shuffle: the input is {size:?}, but must be [batch, channels, …] with a multiple of {} channels",
+                "channel_shuffle: the input is {size:?}, but must be [batch, channels, …], and the \
+                 number of channels must be a multiple of {}",
                 self.groups
             ))),
         }

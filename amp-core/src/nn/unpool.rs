@@ -102,7 +102,8 @@ impl<const N: usize> MaxUnpool<N> {
         match <[i64; N]>::try_from(given) {
             Ok(output) if (0..N).all(fits) => Ok(output),
             _ => Err(refused(format!(
-                "the output size is {given:?}, but must differ from {least:?} by less than the stride {:?}",
+                "the output size is {given:?}, but must differ from the default size {least:?} by \
+                 less than the stride {:?}",
                 stride.0
             ))),
         }

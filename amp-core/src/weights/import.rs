@@ -170,14 +170,14 @@ impl Import {
         if let Some(idle) = kept.iter().find(|kept| !names().any(|name| kept.matches(name))) {
             let (idle, names) = (idle.as_str(), some_names(names()));
             return Err(failed(format!(
-                "keep(`{idle}`): the model has no such tensor: tensors are called {names}"
+                "keep(`{idle}`): no tensor of the model matches. Its tensors are called {names}"
             )));
         }
         let (pairs, misfits) =
             pair(module, &values, |name| kept.iter().any(|pattern| pattern.matches(name)))?;
         if !misfits.is_empty() {
             return Err(failed(format!(
-                "these are not the model's weights: {}; `rename` gives a tensor another name, \
+                "these weights do not match the model: {}; `rename` gives a tensor another name, \
                  `ignore` leaves out a tensor of the file, `keep` leaves a tensor of the model as \
                  it is",
                 listed(&misfits)
@@ -212,7 +212,7 @@ impl Step {
             let (pattern, names) = (pattern.as_str(), entries.iter().map(|entry| &*entry.name));
             let names = some_names(names);
             return Err(refused(&format!(
-                "no tensor matches `{pattern}`: tensors are called {names}"
+                "no tensor of the file matches `{pattern}`. The tensors are called {names}"
             )));
         }
         match self {
@@ -280,7 +280,7 @@ impl Step {
 /// the other patterns and have the same texts in place of the `*`. The new tensor takes the
 /// position of its first part.
 fn stack(entries: &mut Vec<Entry>, parts: &[Pattern], into: &Pattern) -> Result<(), String> {
-    let (first, others) = parts.split_first().ok_or("it has no parts")?;
+    let (first, others) = parts.split_first().ok_or("there is nothing to stack")?;
     let mut place = 0;
     while place < entries.len() {
         let name = entries[place].name.clone();

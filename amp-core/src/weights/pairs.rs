@@ -68,7 +68,8 @@ fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>>
     };
     Ok((lost.f_any()?.f_int64_value(&[])? != 0).then(|| {
         format!(
-            "`{name}` has values in the file that {} in the model cannot represent",
+            "`{name}`: the file contains values that cannot be represented in {}, the dtype of \
+             this tensor in the model",
             dtype_name(here)
         )
     }))
@@ -140,7 +141,8 @@ pub(super) fn pair(
         for other in &present[1..] {
             if !equal(&tensors[other.as_str()], values)? {
                 misfits.push(format!(
-                    "`{name}` and `{other}` are one tensor in the model, but have different values in the file"
+                    "`{name}` and `{other}` are the same tensor in the model, but have different \
+                     values in the file"
                 ));
             }
         }

@@ -68,7 +68,8 @@ impl fmt::Display for Imported {
         let kept = self.kept().count();
         write!(
             f,
-            "{} of {} tensors from the file, {kept} as they were initialised, {} of the file ignored",
+            "{} of {} tensors were loaded from the file, {kept} kept their initial values, {} \
+             tensors of the file were ignored",
             self.tensors.len() - kept,
             self.tensors.len(),
             self.ignored.len()

@@ -48,8 +48,9 @@ fn located(path: &Path) -> Result<PathBuf> {
 
 fn sharded(path: &Path) -> Result<TensorFile> {
     let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
-    let Index { weight_map } = serde_json::from_str(&text)
-        .map_err(|error| Error::config(format!("{}: not an index: {error}", path.display())))?;
+    let Index { weight_map } = serde_json::from_str(&text).map_err(|error| {
+        Error::config(format!("{}: not an index of weights files: {error}", path.display()))
+    })?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let files: BTreeSet<&String> = weight_map.values().collect();
     let mut whole = TensorFile { tensors: BTreeMap::new(), metadata: BTreeMap::new() };

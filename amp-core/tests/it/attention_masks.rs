@@ -233,19 +233,19 @@ fn invalid_masks_are_refused() -> Result<()> {
     refused(new(MultiheadAttentionConfig { num_heads: 3, ..config }), "heads must divide");
     refused(
         new(MultiheadAttentionConfig { num_kv_heads: 3, ..config }),
-        "3 heads of keys do not divide",
+        "num_kv_heads is 3, but must divide",
     );
     refused(
         new(MultiheadAttentionConfig { causal: true, add_zero_attn: true, ..config }),
-        "added keys have no position, but `causal` needs positions",
+        "add keys without a position, but `causal` needs the position of each key",
     );
-    refused(new(MultiheadAttentionConfig { dropout: 1.5, ..config }), "not a probability");
+    refused(new(MultiheadAttentionConfig { dropout: 1.5, ..config }), "must be a probability");
     refused(
         new(MultiheadAttentionConfig {
             rotary: Some(RotaryPairing::Interleaved),
             ..MultiheadAttentionConfig::new(9, 3)
         }),
-        "a head of width 3",
+        "the width of a head is 3",
     );
     let attention = MultiheadAttention::new(config)?;
     let causal = MultiheadAttention::new(MultiheadAttentionConfig { causal: true, ..config })?;
@@ -259,7 +259,7 @@ fn invalid_masks_are_refused() -> Result<()> {
     attend(&AttentionMask::none())?;
     let integers = Tensor::ones([2, 3], (Kind::Int64, device()));
     refused(attend(&AttentionMask::padding(&integers)), "key_padding_mask is int64: compare it");
-    refused(attend(&AttentionMask::padding(&x(&[3, 2]))), "must be [batch, keys], [2, 3]");
+    refused(attend(&AttentionMask::padding(&x(&[3, 2]))), "must be [batch, keys], here [2, 3]");
     refused(attend(&AttentionMask::of(&x(&[3, 4]))), "must be [4, 3], [4, 4, 3] or 4-D");
     refused(attend(&AttentionMask::of(&x(&[2, 3, 4, 3]))), "does not broadcast to the scores");
     refused(
@@ -268,7 +268,7 @@ fn invalid_masks_are_refused() -> Result<()> {
     );
     refused(
         causal.attend(&q, &k, &k, &AttentionMask::none(), &cx).map(drop),
-        "4 queries and 3 keys: `causal` needs equal numbers",
+        "there are 4 queries and 3 keys, but `causal` needs equal numbers",
     );
     refused(
         RotaryEmbedding::new(RotaryEmbeddingConfig::new(6, RotaryPairing::HalfRotated))?
@@ -281,7 +281,7 @@ fn invalid_masks_are_refused() -> Result<()> {
         ..RotaryEmbeddingConfig::new(6, RotaryPairing::HalfRotated)
     };
     refused(RotaryEmbedding::new(negative).map(drop), "base -1 is not above 0");
-    refused(alibi_bias(0, 3).map(drop), "there must be a head");
+    refused(alibi_bias(0, 3).map(drop), "there must be at least one head");
     Ok(())
 }
 

@@ -162,12 +162,12 @@ fn parts_are_torchvisions() -> Result<()> {
 }
 
 #[rstest]
-#[case(&RandomCrop::new(12), &[2, 3, 9, 11], "RandomCrop to 12 x 12 of images of 9 x 11 pixels")]
-#[case(&RandomCrop::new(0), &[2, 3, 9, 11], "RandomCrop to 0 x 0 ")]
-#[case(&RandomCrop::new(5).padding(-1), &[2, 3, 9, 11], "RandomCrop to 5 x 5 ")]
-#[case(&RandomHorizontalFlip::new(0.5), &[3, 9, 11], "images [3, 9, 11] of Float with 2 generators")]
-#[case(&RandomHorizontalFlip::new(0.5), &[3, 3, 9, 11], "images [3, 3, 9, 11] of Float with 2 generators")]
-#[case(&jitter(), &[2, 2, 9, 11], "colors of an image of 2 channels")]
+#[case(&RandomCrop::new(12), &[2, 3, 9, 11], "RandomCrop cannot crop images that are 9 x 11 pixels")]
+#[case(&RandomCrop::new(0), &[2, 3, 9, 11], "RandomCrop cannot crop images that are 9 x 11 pixels with padding 0 to 0 x 0: ")]
+#[case(&RandomCrop::new(5).padding(-1), &[2, 3, 9, 11], "RandomCrop cannot crop images that are 7 x 9 pixels with padding -1 to 5 x 5: ")]
+#[case(&RandomHorizontalFlip::new(0.5), &[3, 9, 11], "the images are [3, 9, 11] of dtype Float with 2 random number generators")]
+#[case(&RandomHorizontalFlip::new(0.5), &[3, 3, 9, 11], "the images are [3, 3, 9, 11] of dtype Float with 2 random number generators")]
+#[case(&jitter(), &[2, 2, 9, 11], "the colors of an image with 2 channels")]
 #[case(&Normalize::imagenet(), &[2, 1, 9, 11], "Normalize has means for 3 channels")]
 fn images_that_do_not_fit_are_refused(
     #[case] transform: &dyn Transform,
@@ -201,7 +201,7 @@ fn rectangles_are_torchvisions() -> Result<()> {
         assert_eq!(values(&mixed.target), expected.collect::<Vec<_>>(), "{case}");
     }
     let text = message(mix.cut(&batch, 1.5, (0, 0)));
-    assert!(text.starts_with("CutMix that keeps 1.5 around row 0 and column 0 of 5 x 7"), "{text}");
+    assert!(text.starts_with("CutMix keeps the fraction 1.5 of images of 5 x 7 pixels"), "{text}");
     assert!(message(mix.cut(&batch, 0.5, (5, 0))).contains("around row 5"));
     Ok(())
 }

@@ -256,7 +256,7 @@ fn a_change_must_keep_the_batch() -> Result<()> {
     assert!(text.contains("normalize them first"), "{text}");
     let text =
         message(CutMix::new(1.0, 2)?.apply(&Batch::from_any(&batch)?, &mut Rng::with_seed(1)));
-    assert_eq!(text, "CutMix of class 2: the classes are 0 to 1");
+    assert_eq!(text, "CutMix: a target is the class 2, but the classes are 0 to 1");
     assert!(message(CutMix::new(0.0, 2)).contains("both must be positive"));
     Ok(())
 }

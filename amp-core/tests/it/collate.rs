@@ -125,7 +125,7 @@ fn examples_that_do_not_fit_are_refused() {
     let rows = Collate::new().pad(Pad::new("input", 0.0));
     let text = refused(&rows, &[(3, image(4)), (17, image(5))]);
     assert!(
-        text.contains("example 17 [3, 5, 5]: padding changes the first dimension alone"),
+        text.contains("example 17 [3, 5, 5]: padding changes only the first dimension"),
         "{text}"
     );
     let double = Batch { target: Tensor::from(1.5), ..image(4) };
@@ -164,15 +164,15 @@ fn examples_that_do_not_fit_are_refused() {
 #[rstest]
 #[case(
     Pad::new("tokens", 0.0),
-    "Pad names `tokens`, but the examples have source.tokens, score, scale: name one"
+    "Pad names the field `tokens`, but the examples have the fields source.tokens, score, scale: name one"
 )]
 #[case(Pad::new("score", 0.0), "`score` of example 4 is a scalar, which has no length to pad")]
 #[case(
     Pad::new("source.tokens", 0.5),
     "`source.tokens` is Int64, which cannot represent the padding value 0.5: choose another"
 )]
-#[case(tokens().to(2), "`source.tokens` of example 4 has length 3, but batches are padded to 2: cut it, or")]
-#[case(tokens().multiple_of(0), "`source.tokens` is padded to a length below 1")]
+#[case(tokens().to(2), "`source.tokens` of example 4 has length 3, but batches are padded to 2: truncate it, or")]
+#[case(tokens().multiple_of(0), "`source.tokens` cannot be padded to a length below 1")]
 #[case(tokens().lengths("score"), "the batch `Sentence`: two tensors are called `score`")]
 fn invalid_padding_is_refused(#[case] pad: Pad, #[case] says: &str) {
     let text = refused(&Collate::new().pad(pad).pad(tokens()), &some());

@@ -129,7 +129,7 @@ fn inputs_take_the_precisions_dtype(
 fn different_numbers_of_inputs_and_targets_are_refused() {
     let two = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));
     let three = Tensor::zeros([3], (Kind::Int64, Device::Cpu));
-    assert_eq!(message(Batch::new(two, three)), "2 inputs, but 3 targets");
+    assert_eq!(message(Batch::new(two, three)), "the batch has 2 inputs, but 3 targets");
 }
 
 #[rstest]

@@ -157,12 +157,15 @@ fn files_have_torchvisions_pixels() -> Result<()> {
         assert_eq!(hex, text(&own, "pixels"));
     }
     let nan = Tensor::full([1, 2, 2], f64::NAN, (Kind::Float, Device::Cpu));
-    assert!(message(save_image(&nan, &path)).contains("the image has NaN"));
+    assert!(message(save_image(&nan, &path)).contains("the image contains NaN"));
     assert!(
         message(save_image(&nan.zeros_like(), folder.path().join("a.gif"))).contains(".png, .jpg")
     );
     let wide = Tensor::zeros([2, 2, 2], (Kind::Float, Device::Cpu));
-    assert!(message(save_image(&wide, &path)).contains("[1, H, W] or [3, H, W], not [2, 2, 2]"));
+    assert!(
+        message(save_image(&wide, &path))
+            .contains("the image is [2, 2, 2], but must be [1, H, W] or [3, H, W]")
+    );
     Ok(())
 }
 
@@ -183,12 +186,14 @@ fn invalid_arguments_are_refused() -> Result<()> {
     assert!(
         message(schedule.add_noise(&x, &x.get(0), &steps)).contains("images and noise must be")
     );
-    assert!(message(schedule.step(&x.get(0), 3, &x, &x)).contains("they must have one shape"));
+    assert!(
+        message(schedule.step(&x.get(0), 3, &x, &x)).contains("the three must have the same shape")
+    );
     let none = ImageGrid { nrow: 0, ..ImageGrid::default() };
     assert!(
         message(none.of(&Tensor::zeros([2, 1, 2, 2], (Kind::Float, Device::Cpu))))
             .contains("at least one image")
     );
-    assert!(message(ImageGrid::default().of(&x)).contains("images are [N, C, H, W]"));
+    assert!(message(ImageGrid::default().of(&x)).contains("must be [N, C, H, W]"));
     Ok(())
 }

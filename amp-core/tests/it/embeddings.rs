@@ -57,7 +57,7 @@ fn invalid_arguments_are_refused() -> Result<()> {
             EmbeddingConfig { padding_idx: Some(padding_idx), ..EmbeddingConfig::new(5, 4) };
         refused(
             Embedding::new(config).map(drop),
-            &format!("padding_idx {padding_idx} is outside a dictionary of 5"),
+            &format!("padding_idx {padding_idx} is outside the table of 5 vectors"),
         );
     }
     let config = EmbeddingBagConfig::new(5, 4);
@@ -72,9 +72,9 @@ fn invalid_arguments_are_refused() -> Result<()> {
     };
     run(&ids, None, None)?;
     let (offsets, weights) = (zeros(&[2], Kind::Int64), zeros(&[2, 3], Kind::Float));
-    refused(run(&ids, Some(&offsets), None), "offsets are for concatenated indices");
+    refused(run(&ids, Some(&offsets), None), "the indices of all bags must be concatenated");
     refused(run(&offsets, None, None), "must be [bags, length], but are [2]");
-    refused(run(&ids, None, Some(&weights)), "weights are for sums, but the mode is Mean");
+    refused(run(&ids, None, Some(&weights)), "weights need the mode Sum, but the mode is Mean");
     refused(run(&weights, None, None), "indices are float32");
     let sums = EmbeddingBag::new(EmbeddingBagConfig { mode: BagMode::Sum, ..config })?;
     place(&sums, policy, &Default::default())?;

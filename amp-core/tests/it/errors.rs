@@ -70,8 +70,8 @@ fn the_innermost_path_wins() {
 #[test]
 fn sizes_and_probabilities_are_checked_before_libtorch_is_asked() {
     assert!(message(linear(0, 3)).contains("linear(0, 3): both sizes must be positive"));
-    assert!(message(Dropout::new(1.5)).contains("dropout(1.5): a probability is in [0, 1]"));
-    assert!(message(Dropout::new(f64::NAN)).contains("a probability is in [0, 1]"));
+    assert!(message(Dropout::new(1.5)).contains("dropout(1.5): the probability must be in [0, 1]"));
+    assert!(message(Dropout::new(f64::NAN)).contains("the probability must be in [0, 1]"));
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn a_weight_in_two_regions_is_refused(
         None => placed?,
         Some(kind) => {
             let said = message(placed);
-            let names = "`first.weight` and `second.weight` are one tensor";
+            let names = "`first.weight` and `second.weight` are the same tensor";
             assert!(said.starts_with(names) && said.contains(kind), "{said}");
         }
     }

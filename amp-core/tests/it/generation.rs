@@ -224,12 +224,15 @@ fn what_cannot_be_generated_is_refused() -> Result<()> {
     says(sampled(Sampling { top_p: Some(1.5), ..Sampling::at(1.0) }), "top_p 1.5");
     says(sampled(Sampling { top_k: Some(3), ..Sampling::default() }), "set a temperature");
     says(Generation::new(0, 8).run(&model, &prompt, policy), "max_new_tokens 0 and context 8");
-    says(options().run(&model, &prompt.get(0), policy), "the prompt is [2] of Int64");
-    says(options().run(&model, &prompt.to_kind(Kind::Float), policy), "of Float, but must be");
+    says(options().run(&model, &prompt.get(0), policy), "the prompt is [2] of dtype Int64");
+    says(
+        options().run(&model, &prompt.to_kind(Kind::Float), policy),
+        "of dtype Float, but must be",
+    );
     says(options().run(&model, &prompt.narrow(1, 0, 0), policy), "the prompt is [1, 0]");
     let counting = Counting::builder().build()?;
     place(&counting, policy, &BTreeMap::new())?;
-    says(options().run(&counting, &prompt, policy), "the model did not use the positions");
+    says(options().run(&counting, &prompt, policy), "the model did not ask for the positions");
     assert_eq!(
         Generation { cache: false, ..options() }.run(&counting, &prompt, policy)?.size(),
         [1, 5]

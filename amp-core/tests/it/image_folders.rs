@@ -97,7 +97,7 @@ fn files_have_torchvisions_order() -> Result<()> {
 
 #[rstest]
 #[case(&["a/1.jpg", "b/x.txt"], "the class `b` has no image (jpg, jpeg, png): add one")]
-#[case(&["1.jpg"], "no folders of classes: put images into a folder for each class")]
+#[case(&["1.jpg"], "there are no folders of classes: put the images into a folder for each class")]
 #[case(&["a/1.jpg", "a/2.webp"], "/a/2.webp: the image is neither JPEG nor PNG: convert it")]
 fn invalid_folders_are_refused(#[case] files: &[&str], #[case] says: &str) {
     let folder = folder(files);

@@ -118,10 +118,18 @@ fn invalid_initializers_are_refused() {
         let text = message(init.tensor(shape, Role::Buffer));
         assert!(text.contains(says), "{text}");
     };
-    refused(named("xavier_uniform"), &[4], "xavier_uniform: [4] has no fans");
-    refused(named("kaiming_normal"), &[4, 0], "kaiming_normal: [4, 0] has no fans");
-    refused(named("orthogonal"), &[4], "orthogonal: [4] does not have two dimensions");
-    refused(Init::Eye, &[2, 2, 2], "eye: [2, 2, 2] does not have two dimensions");
+    refused(
+        named("xavier_uniform"),
+        &[4],
+        "xavier_uniform: fan_in and fan_out cannot be computed for the shape [4]",
+    );
+    refused(
+        named("kaiming_normal"),
+        &[4, 0],
+        "kaiming_normal: fan_in and fan_out cannot be computed for the shape [4, 0]",
+    );
+    refused(named("orthogonal"), &[4], "orthogonal: the shape is [4], but must have at least two");
+    refused(Init::Eye, &[2, 2, 2], "eye: the shape is [2, 2, 2], but must have two dimensions");
     let truncated = |mean, std, a, b| Init::TruncNormal { mean, std, a, b };
     refused(truncated(0.0, -1.0, -2.0, 2.0), &[4], "std must be above 0");
     refused(truncated(0.0, 1.0, 2.0, -2.0), &[4], "a below b");

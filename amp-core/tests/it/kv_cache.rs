@@ -316,7 +316,7 @@ fn what_a_cache_cannot_hold_is_refused() -> Result<()> {
     let other = cx();
     says(
         KvCache::new().extend_with(2, other, |_| Ok(x(1, 2))),
-        "no attention of the model used it: call `causal_attention`",
+        "no attention layer of the model used the cache: call `causal_attention`",
     );
     says(
         filled()?.extend_with(1, cx(), |_| Ok(x(1, 2))),
@@ -324,7 +324,7 @@ fn what_a_cache_cannot_hold_is_refused() -> Result<()> {
     );
     says(
         filled()?.extend_with(1, cx(), |cx| causal.forward(&x(2, 1), cx)),
-        "the model did not use the positions of its tokens, although 3 tokens came before",
+        "the model did not ask for the positions of its tokens, although 3 tokens came before",
     );
     says(
         filled()?.extend_with(1, cx(), |cx| cx.call("other", None, &causal, &x(2, 1))),
@@ -340,14 +340,14 @@ fn what_a_cache_cannot_hold_is_refused() -> Result<()> {
     says(
         KvCache::new()
             .extend_with(1, Context::new(policy, true), |cx| causal.forward(&x(2, 1), cx)),
-        "a training pass cannot use it",
+        "a training pass cannot use a cache",
     );
     let lstm = Lstm::new(LstmConfig::new(WIDTH, 4))?;
     place(&lstm, policy, &BTreeMap::new())?;
     says(
         KvCache::new()
             .extend_with(1, cx(), |cx| Ok(lstm.forward_with((&x(2, 1), None, None), cx)?.0)),
-        "recurrent layer: a KV cache does not hold its state",
+        "recurrent layer: a KV cache does not store the layer's state",
     );
     says(
         KvCache::new().extend(&causal, &x(1, 2), cx()),

@@ -77,7 +77,7 @@ fn options_leave_tensors_out() -> Result<()> {
     let text = message(LayerNorm::new(LayerNormConfig::new([3, 0])));
     assert_eq!(
         text,
-        "layer norm: sizes of [3, 0], but there must be at least one size, and each must be at least 1"
+        "layer norm: normalized_shape is [3, 0], but must have at least one size, and each size must be at least 1"
     );
     let text = message(amp_core::nn::ReflectionPad2d::new([1, -1]));
     assert_eq!(text, "padding is -1, but must be at least 0");
@@ -126,7 +126,7 @@ fn channels_are_dropped_whole() -> Result<()> {
     assert!(kept.equal(&input));
     let text = message(dropout.forward(&input.reshape([2000, 6]), &Context::new(policy, true)));
     assert!(text.starts_with("dropout of channels: the input is [2000, 6]"), "{text}");
-    assert!(message(ChannelDropout::new(1.5)).contains("a probability is in [0, 1]"));
+    assert!(message(ChannelDropout::new(1.5)).contains("the probability must be in [0, 1]"));
     Ok(())
 }
 

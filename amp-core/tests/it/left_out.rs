@@ -232,7 +232,10 @@ fn weighted_classes_equal_libtorchs() -> Result<()> {
     )?;
     assert_eq!(half.kind(), Kind::BFloat16);
     let said = message(loss::weighted_cross_entropy(&logits, &target, &weights.f_narrow(0, 0, 2)?));
-    assert!(said.contains("the weights are float64 [2], but must be floating and [3]"), "{said}");
+    assert!(
+        said.contains("the class weights are float64 [2], but must be floating-point [3]"),
+        "{said}"
+    );
     Ok(())
 }
 

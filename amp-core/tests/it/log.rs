@@ -135,6 +135,9 @@ fn counts_of_another_shape_are_refused() -> Result<()> {
     let counts = |size| Tensor::zeros([size], (Kind::Double, Device::Cpu));
     log.metric("t", &Table, &counts(6), &counts(6), BOTH)?;
     let said = message(log.metric("t", &Table, &counts(4), &counts(4), BOTH));
-    assert_eq!(said, "log `t`: its counts had the shape [[6]] and now have the shape [[4]]");
+    assert_eq!(
+        said,
+        "log `t`: the counts of earlier batches have the shape [[6]], but those of this batch have the shape [[4]]"
+    );
     Ok(())
 }

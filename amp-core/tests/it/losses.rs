@@ -217,18 +217,18 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
 /// Some pairs of shapes would be broadcast by libtorch, or cannot be used. They are refused, and
 /// the error contains both shapes.
 #[rstest]
-#[case::cosine(&CosineSimilarity::default(), &[4], &[4], Kind::Float, "both are vectors, [N, D, …]")]
+#[case::cosine(&CosineSimilarity::default(), &[4], &[4], Kind::Float, "both must be vectors, [N, D, …]")]
 #[case::info_nce(&InfoNce::default(), &[4, 3], &[5, 3], Kind::Float, "both must have the same shape")]
-#[case::info_nce_images(&InfoNce::default(), &[4, 3, 2], &[4, 3, 2], Kind::Float, "both are [N, D]")]
-#[case::dice_classes_last(&Dice::default(), &[2, 5, 3], &[2, 5], Kind::Int64, "logits are [N, C, …]")]
-#[case::dice_one_logit(&Dice::default(), &[2, 1, 3], &[2, 3], Kind::Int64, "give a floating mask")]
-#[case::dice_flat(&Dice::default(), &[2], &[2], Kind::Float, "logits are [N, C, …]")]
+#[case::info_nce_images(&InfoNce::default(), &[4, 3, 2], &[4, 3, 2], Kind::Float, "both must be [N, D]")]
+#[case::dice_classes_last(&Dice::default(), &[2, 5, 3], &[2, 5], Kind::Int64, "logits must be [N, C, …]")]
+#[case::dice_one_logit(&Dice::default(), &[2, 1, 3], &[2, 3], Kind::Int64, "a floating-point mask")]
+#[case::dice_flat(&Dice::default(), &[2], &[2], Kind::Float, "logits must be [N, C, …]")]
 #[case::focal(&Focal::default(), &[4, 1], &[4], Kind::Float, "`output.view([4])`")]
 #[case::kl_div(&KlDiv::default(), &[4, 3], &[3], Kind::Float, "both must have the same shape")]
 #[case::poisson(&PoissonNll::default(), &[4], &[4], Kind::Int64, "both must be floating")]
 #[case::hinge(&HingeEmbedding::default(), &[4], &[3], Kind::Float, "both must have the same shape")]
 #[case::smooth_l1(&SmoothL1::default(), &[4, 1], &[4], Kind::Float, "`output.view([4])`")]
-#[case::ctc(&Ctc::default(), &[2, 5, 3], &[3, 2], Kind::Int64, "log probabilities are [N, T, C]")]
+#[case::ctc(&Ctc::default(), &[2, 5, 3], &[3, 2], Kind::Int64, "log probabilities must be [N, T, C]")]
 #[case::ignored_probability(
     &CrossEntropy { ignore_index: 0, ..Default::default() }, &[4, 3], &[4, 3], Kind::Float,
     "ignore_index applies to int64 targets"
@@ -284,7 +284,7 @@ fn a_variance_below_zero_is_refused() {
     let of = zeros(&[4], Kind::Float);
     let loss = GaussianNll::default();
     let said = message(loss.reduced(&of, &of, &(&of - 1.0), Reduction::Mean));
-    assert!(said.contains("a variance is at least 0"), "{said}");
+    assert!(said.contains("a variance must be at least 0"), "{said}");
     // A class of −100 is ignored, but −1 is refused.
     let wrong = Tensor::from_slice(&[0_i64, -1]).reshape([1, 2]);
     let said = message(Dice::default().compute(&zeros(&[1, 3, 2], Kind::Float), &wrong));

@@ -232,7 +232,7 @@ fn workers_never_wait_for_each_other_for_ever() -> Result<()> {
 #[rstest]
 #[case(
     loading(4, Some(0)),
-    "prefetch 0 leaves 4 workers without a batch to make: leave prefetch out"
+    "prefetch is 0, so the 4 workers have no batch to make: leave prefetch out"
 )]
 #[case(
     Loading { placement: Placement::Device, ..loading(4, None) },
@@ -250,7 +250,7 @@ fn a_set_that_draws_is_refused_on_the_device() -> Result<()> {
     let on_device = Loading { placement: Placement::Device, ..Loading::default() };
     let text = message(loader(Numbers::of(4).shared(), 2, on_device));
     assert!(
-        text.starts_with("`placement = device` copies the dataset once, but it draws"),
+        text.starts_with("`placement = device` copies the dataset once, but this dataset draws"),
         "{text}"
     );
     let quiet = || Numbers { noise: 0.0, ..Numbers::of(4) }.shared();

@@ -126,7 +126,7 @@ fn limits_are_above_0(#[case] most: f64, #[case] norm_type: f64, #[case] says: &
         scale_grad_by_freq: true,
         ..EmbeddingBagConfig::new(6, 4)
     };
-    assert!(message(EmbeddingBag::new(maxima)).contains("is for sums and means"));
+    assert!(message(EmbeddingBag::new(maxima)).contains("needs the mode Sum or Mean"));
 }
 
 /// A model with an embedding whose vectors have a maximal length. If vectors are long, the matrix

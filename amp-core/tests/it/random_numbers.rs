@@ -67,7 +67,10 @@ fn uniform_numbers_are_below_one(#[case] kind: Kind, #[case] one_in: f64) -> Res
 fn integers_have_no_random_numbers() -> Result<()> {
     let like = Tensor::f_zeros([2], (Kind::Int64, Device::Cpu))?;
     let error = message(context(Precision::F32True, Device::Cpu).rand_like(&like));
-    assert_eq!(error, "random numbers like a tensor of int64: it must be floating-point");
+    assert_eq!(
+        error,
+        "random numbers of dtype int64 cannot be drawn: the tensor must be floating-point"
+    );
     Ok(())
 }
 

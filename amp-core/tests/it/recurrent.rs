@@ -219,10 +219,10 @@ fn invalid_inputs_are_refused() -> Result<()> {
     refused(run(&zeros(&[5, 3]), None), "is [5, 3], but must be [batch, steps, 3]");
     refused(run(&zeros(&[2, 5, 4]), None), "is [2, 5, 4], but must be [batch, steps, 3]");
     let lengths = |lengths: &[i64]| Tensor::from_slice(lengths).to_device(device());
-    refused(run(&x, Some(&lengths(&[5]))), "one for each sequence, [2]");
+    refused(run(&x, Some(&lengths(&[5]))), "must be [2], one for each sequence");
     refused(
         run(&x, Some(&lengths(&[5, 6]))),
-        "sequence 1 has length 6, but lengths are from 1 to 5",
+        "sequence 1 has length 6, but lengths must be from 1 to 5",
     );
     refused(run(&x, Some(&lengths(&[0, 5]))), "sequence 0 has length 0");
     refused(run(&x, Some(&zeros(&[2]))), "lengths are float32, but must be integers");

@@ -226,7 +226,7 @@ fn batches_follow_the_sampler(
 #[case(Given(4, vec![1, 2]), "the sampler `given` returned 2 examples, but its `len` is 4: make them equal")]
 #[case(Given(2, vec![1, 10]), "the sampler `given` returned example 10, but the set has 0 to 9")]
 #[case(Given(2, vec![-1, 1]), "the sampler `given` returned example -1, but the set has 0 to 9")]
-#[case(Given(0, vec![]), "the sampler `given` draws 0 examples an epoch, but at least 1 are needed")]
+#[case(Given(0, vec![]), "the sampler `given` draws 0 examples in an epoch, but a batch needs at least 1")]
 fn invalid_orders_are_refused(#[case] given: Given, #[case] says: &str) {
     let read = loader(given, Loading::default()).and_then(|loader| order(&loader, 0));
     assert_eq!(message(read), says);
@@ -237,12 +237,12 @@ fn invalid_samplers_are_refused() -> Result<()> {
     let refused = |made: Result<Weighted>| message(made);
     assert_eq!(
         refused(Weighted::new(vec![1.0, -2.0], 4)),
-        "the weight -2: weights are finite and at least 0"
+        "a weight is -2, but weights must be finite and at least 0"
     );
-    assert!(refused(Weighted::new(vec![f64::NAN], 4)).starts_with("the weight NaN"));
+    assert!(refused(Weighted::new(vec![f64::NAN], 4)).starts_with("a weight is NaN"));
     assert_eq!(
         refused(Weighted::new(vec![0.0], 4)),
-        "the weights add up to 0: nothing can be drawn"
+        "the weights add up to 0, so no example can be drawn"
     );
     assert_eq!(refused(Weighted::new(vec![1.0], 0)), "num_samples is 0: draw at least 1");
     let few = Weighted::new(vec![1.0], 4)?;
@@ -250,10 +250,7 @@ fn invalid_samplers_are_refused() -> Result<()> {
     assert_eq!(message(few.order(&epoch(10, 2))), says);
     let says = "1 lengths for a set of 10 examples: give one per example";
     assert_eq!(message(Bucketed::new(vec![3]).order(&epoch(10, 2))), says);
-    assert_eq!(
-        message(Subset::new(vec![], InOrder)),
-        "a subset without examples: give at least one"
-    );
+    assert_eq!(message(Subset::new(vec![], InOrder)), "a subset needs at least one example");
     for rank in [-1, 2] {
         let text = message(Distributed::new(InOrder, rank, 2, Tail::Pad));
         assert!(text.starts_with(&format!("rank {rank} of 2 processes: a rank must")), "{text}");

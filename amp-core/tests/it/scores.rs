@@ -257,19 +257,19 @@ fn r2_of_a_constant(
 #[case::curve_of_one_logit(&Auroc::default(), &[4, 1], &[4], Kind::Int64, "one logit for each example")]
 #[case::micro(
     &Auroc { average: Average::Micro, thresholds: None }, &[4, 3], &[4], Kind::Int64,
-    "classes are averaged by macro, weighted or none"
+    "average must be macro, weighted or none"
 )]
 #[case::one_threshold(
     &AveragePrecision { thresholds: Some(1), ..Default::default() }, &[4], &[4], Kind::Int64,
     "thresholds is 1, but must be at least 2"
 )]
 #[case::numbers(&Mae, &[4, 1], &[4], Kind::Float, "mae: the output is float32 [4, 1]")]
-#[case::r2(&R2, &[4, 1, 2], &[4, 1, 2], Kind::Float, "both are [N] or [N, D]")]
+#[case::r2(&R2, &[4, 1, 2], &[4, 1, 2], Kind::Float, "both must be [N] or [N, D]")]
 #[case::range(&Psnr { data_range: 0.0 }, &[4], &[4], Kind::Float, "data_range is 0, but must be above 0")]
 #[case::small_images(&Ssim::default(), &[1, 1, 5, 12], &[1, 1, 5, 12], Kind::Float, "H and W at least 6")]
-#[case::pairs(&RecallAtK { k: 1 }, &[4], &[4], Kind::Float, "queries and keys are [N, D]")]
+#[case::pairs(&RecallAtK { k: 1 }, &[4], &[4], Kind::Float, "must both be [N, D]")]
 #[case::no_key(&RecallAtK { k: 0 }, &[4, 2], &[4, 2], Kind::Float, "k is 0, but must be at least 1")]
-#[case::perplexity(&Perplexity::default(), &[4, 3], &[4], Kind::Float, "classes are int64")]
+#[case::perplexity(&Perplexity::default(), &[4, 3], &[4], Kind::Float, "classes must be int64")]
 fn shapes_that_do_not_fit_are_refused(
     #[case] metric: &dyn Metric,
     #[case] output: &[i64],
@@ -298,9 +298,12 @@ fn a_class_out_of_range_is_refused(#[case] metric: &dyn Metric) {
 fn states_that_do_not_merge_are_refused() -> Result<()> {
     let counts = |size: i64| MetricState::sum(&zeros(&[size], Kind::Double));
     let said = message(counts(2)?.merge(&counts(3)?));
-    assert_eq!(said, "its counts had the shape [[2]] and now have the shape [[3]]");
+    assert_eq!(
+        said,
+        "the counts of earlier batches have the shape [[2]], but those of this batch have the shape [[3]]"
+    );
     let said = message(counts(2)?.merge(&MetricState::concat(&zeros(&[2], Kind::Double))));
-    assert!(said.contains("its counts had the shape"), "{said}");
+    assert!(said.contains("the counts of earlier batches have the shape"), "{said}");
     let said = message(Reduction::Ratio.compute(&counts(3)?));
     assert_eq!(said, "a ratio needs two counts, [2], but the state has [3]");
     let said = message(RecallAtK { k: 1 }.reduction().compute(&counts(3)?));

@@ -200,12 +200,12 @@ fn targets_of_another_dtype_use_the_wider_one(
 }
 
 #[rstest]
-#[case::integers_of_32_bits(&[4, 3], &[4], Kind::Int, "classes are int64: convert")]
-#[case::floats(&[4, 3], &[4], Kind::Float, "classes are int64, as `target.to_kind(Kind::Int64)`")]
-#[case::a_column(&[4, 3], &[4, 1], Kind::Int64, "logits are [N, C, …] for classes [N, …]")]
+#[case::integers_of_32_bits(&[4, 3], &[4], Kind::Int, "classes must be int64: convert")]
+#[case::floats(&[4, 3], &[4], Kind::Float, "classes must be int64, as `target.to_kind(Kind::Int64)`")]
+#[case::a_column(&[4, 3], &[4, 1], Kind::Int64, "logits must be [N, C, …] for classes [N, …]")]
 #[case::one_logit(&[4, 1], &[4], Kind::Int64, "use binary_cross_entropy_with_logits, and binary_accuracy")]
 #[case::one_logit_flat(&[4], &[4], Kind::Int64, "a dimension for examples and one for classes")]
-#[case::other_examples(&[4, 3], &[5], Kind::Int64, "logits are [N, C, …]")]
+#[case::other_examples(&[4, 3], &[5], Kind::Int64, "logits must be [N, C, …]")]
 #[case::both_ways(&[4, 5, 5], &[4, 5], Kind::Int64, "or `classes = last` beside")]
 #[case::images_both_ways(&[2, 3, 3, 3], &[2, 3, 3], Kind::Int64, "or `classes = last` beside")]
 fn classes_that_do_not_fit_are_refused(
@@ -254,7 +254,7 @@ fn classes_out_of_range_are_refused(#[case] class: i64) {
 fn metrics_refuse_targets_of_another_kind() {
     let (logits, mask) = (zeros(&[3, 3], Kind::Float), zeros(&[3, 3], Kind::Float));
     let said = message(Accuracy.update(&logits, &mask));
-    assert!(said.contains("use soft_accuracy, for masks"), "{said}");
+    assert!(said.contains("use soft_accuracy, and for masks"), "{said}");
     let said =
         message(BinaryAccuracy.update(&zeros(&[3, 1], Kind::Float), &zeros(&[3], Kind::Float)));
     assert!(said.contains("`output.view([3])`"), "{said}");
@@ -288,10 +288,10 @@ fn a_mean_takes_a_value_for_each_example() -> Result<()> {
     let (output, target) = (zeros(&[3, 2], Kind::Float), zeros(&[3], Kind::Int64));
     let whole = |output: &Tensor, _: &Tensor| Ok(output.f_mean(Kind::Float)?);
     let said = message(Mean { of: whole }.update(&output, &target));
-    assert!(said.contains("its function returned []"), "{said}");
+    assert!(said.contains("the function returned []"), "{said}");
     let two = |output: &Tensor, _: &Tensor| Ok(output.f_narrow(0, 0, 2)?.f_select(1, 0)?);
     let said = message(Mean { of: two }.update(&output, &target));
-    assert!(said.contains("its function returned [2]"), "{said}");
+    assert!(said.contains("the function returned [2]"), "{said}");
     let each = |output: &Tensor, _: &Tensor| Ok(output.f_flatten(0, 1)?);
     assert_eq!(measure(&Mean { of: each }, &output, &target)?, 0.0);
     Ok(())

@@ -146,8 +146,7 @@ fn what_cannot_be_encoded_is_refused() -> Result<()> {
     let says = |text: String, says: &str| {
         assert!(text.replace(&path.display().to_string(), "FILE").starts_with(says), "{text}");
     };
-    let different =
-        "FILE: texts of different lengths, but no padding is declared: give its token to";
+    let different = "FILE: texts of different lengths need padding, but the tokenizer declares no padding token: set one with";
     says(message(tokenizer.batch(&["We the People", "of"])), different);
     says(message(tokenizer.pad("ids")), different);
     says(message(tokenizer.batch(&[] as &[&str])), "a batch of tokens needs at least one text");
@@ -157,7 +156,7 @@ fn what_cannot_be_encoded_is_refused() -> Result<()> {
     let (folder, tokenizer) = self::tokenizer(&all, "word_piece")?;
     let text = message(tokenizer.truncated(3));
     assert!(
-        text.contains("texts cut to 3 tokens, of which 3 are special ones: choose more than 3"),
+        text.contains("texts are truncated to 3 tokens, but the tokenizer adds 3 special tokens: choose a length above 3"),
         "{text}"
     );
     let path = folder.path().join("other.json");

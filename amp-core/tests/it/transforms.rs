@@ -178,15 +178,18 @@ fn random_changes_follow_from_their_numbers() -> Result<()> {
 }
 
 #[rstest]
-#[case(&Resize::new(0), "an image of 0 x 0 pixels: a size must be at least 1")]
-#[case(&RandomResizedCrop::new(4).scale(0.5, 0.1), "RandomResizedCrop of scale (0.5, 0.1) and ratio")]
-#[case(&RandomResizedCrop::new(4).ratio(0.0, 1.0), "RandomResizedCrop of scale (0.08, 1.0) and ratio (0.0")]
+#[case(&Resize::new(0), "an image cannot be resized to 0 x 0 pixels: both sizes must be at least 1")]
+#[case(&RandomResizedCrop::new(4).scale(0.5, 0.1), "RandomResizedCrop: the scale is (0.5, 0.1) and the ratio")]
+#[case(&RandomResizedCrop::new(4).ratio(0.0, 1.0), "RandomResizedCrop: the scale is (0.08, 1.0) and the ratio is (0.0")]
 #[case(&Normalize::new(&[0.5], &[0.5]).expect("a mean"), "Normalize has means for 1 channels, but the image has 3")]
 fn invalid_changes_are_refused(#[case] transform: &dyn Transform, #[case] says: &str) {
     let text = message(apply(transform, &picture(&recorded()["image"])));
     assert!(text.starts_with(says), "{text}");
     let text = message(apply(transform, &Tensor::zeros([4, 4], (Kind::Float, Device::Cpu))));
-    assert!(text.starts_with("an image [4, 4] of Float: images are [C, H, W]"), "{text}");
+    assert!(
+        text.starts_with("the image is [4, 4] of dtype Float, but must be [C, H, W]"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -209,7 +212,7 @@ fn invalid_factors_are_refused() -> Result<()> {
     );
     assert!(
         message(Normalize::new(&[0.5], &[0.0]))
-            .starts_with("Normalize of mean [0.5] and std [0.0]")
+            .starts_with("Normalize: the mean is [0.5] and the std is [0.0]")
     );
     let batch = Batch::new(
         Tensor::zeros([2, 1], (Kind::Float, Device::Cpu)),
@@ -218,12 +221,15 @@ fn invalid_factors_are_refused() -> Result<()> {
     let mix = |batch: &Batch| {
         message(MixUp::new(0.2, 3).and_then(|mix| mix.apply(batch, &mut Rng::with_seed(1))))
     };
-    assert_eq!(mix(&batch), "MixUp of class 3: the classes are 0 to 2");
+    assert_eq!(mix(&batch), "MixUp: a target is the class 3, but the classes are 0 to 2");
     let whole = Batch::new(batch.input.to_kind(Kind::Uint8), batch.target)?;
-    assert_eq!(mix(&whole), "MixUp of Uint8 images: normalize them first");
+    assert_eq!(
+        mix(&whole),
+        "MixUp needs floating-point images, but these are Uint8: normalize them first"
+    );
     assert_eq!(
         message(MixUp::new(0.0, 3)),
-        "MixUp of alpha 0 and 3 classes: both must be positive"
+        "MixUp: alpha is 0 and the number of classes is 3, but both must be positive"
     );
     Ok(())
 }

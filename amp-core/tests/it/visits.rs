@@ -115,8 +115,8 @@ impl Visit for Net {
 #[case::misspelt("haed", "did you mean `head`?")]
 #[case::another_place("body.4", "did you mean `body.0`?")]
 #[case::too_short("net.head", "did you mean `head`?")]
-#[case::far("decoder.attention", "precision overrides name modules, as in `body.0`")]
-#[case::a_tensor("head.weight", "precision overrides name modules, as in `body.0`")]
+#[case::far("decoder.attention", "a precision override must name a module, for example `body.0`")]
+#[case::a_tensor("head.weight", "a precision override must name a module, for example `body.0`")]
 fn an_override_that_names_no_module_is_refused(
     #[case] path: &str,
     #[case] instead: &str,

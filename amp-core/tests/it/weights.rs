@@ -194,7 +194,7 @@ fn values_that_would_change_are_refused() -> Result<()> {
     write("0.bias", &Tensor::full([32], 1e5, options))?;
     let said = message(load(&narrow, &path));
     assert!(
-        said.contains("`0.bias` has values in the file that float16 in the model cannot represent"),
+        said.contains("`0.bias`: the file contains values that cannot be represented in float16"),
         "{said}"
     );
     write("1.num_batches_tracked", &Tensor::full([] as [i64; 0], 1.5, options))?;
@@ -225,7 +225,7 @@ fn two_values_of_a_tied_weight_are_refused() -> Result<()> {
     write(&other)?;
     let said = message(load(&tied, &path));
     assert!(
-        said.contains("are one tensor in the model, but have different values in the file"),
+        said.contains("are the same tensor in the model, but have different values in the file"),
         "{said}"
     );
     write(&one)?;

@@ -158,8 +158,7 @@ fn an_error_of_dtypes_has_a_hint() -> Result<()> {
     assert!(error.starts_with("in `head`: libtorch: ") && error.contains("same dtype"), "{error}");
     assert!(
         error.ends_with(
-            "; under 16-true give each tensor that you create the dtype of the tensor that it is \
-             computed with, as in `.f_to_kind(x.kind())`: an operation on two dtypes returns the wider one"
+            "; under 16-true give each tensor that you create the dtype of the other operand, as in `.f_to_kind(x.kind())`: an operation on two dtypes returns the wider one"
         ),
         "{error}"
     );

@@ -95,7 +95,7 @@ impl AnyBatch {
             _ => "",
         };
         if !wanted.is_empty() {
-            return refused(format!("`{name}` is {kind:?}, but its role asks for {wanted}"));
+            return refused(format!("`{name}` is {kind:?}, but its role requires {wanted}"));
         }
         if role == FieldRole::Weights && self.weights().is_some() {
             return refused(format!("`{name}` is a second tensor of weights"));

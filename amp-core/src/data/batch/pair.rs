@@ -34,7 +34,9 @@ impl Batch {
         let count = |tensor: &Tensor| tensor.size().first().copied().unwrap_or(0);
         let (inputs, targets) = (count(&input), count(&target));
         if inputs != targets {
-            return Err(Error::config(format!("{inputs} inputs, but {targets} targets")));
+            return Err(Error::config(format!(
+                "the batch has {inputs} inputs, but {targets} targets"
+            )));
         }
         Ok(Self { input, target })
     }

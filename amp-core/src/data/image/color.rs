@@ -116,7 +116,8 @@ impl Transform for ColorJitter {
         let (channels, ..) = sizes_of_batch(&images, rngs)?;
         if channels != 1 && channels != 3 {
             return Err(Error::config(format!(
-                "colors of an image of {channels} channels: the image must have 1 or 3 channels"
+                "the colors of an image with {channels} channels cannot be changed: the image must \
+                 have 1 or 3 channels"
             )));
         }
         let ranges = [self.brightness, self.contrast, self.saturation, self.hue];
@@ -286,7 +287,8 @@ impl Normalize {
     pub fn new(mean: &[f64], std: &[f64]) -> Result<Self> {
         if mean.len() != std.len() || mean.is_empty() || !std.iter().all(|std| *std > 0.0) {
             return Err(Error::config(format!(
-                "Normalize of mean {mean:?} and std {std:?}: give a mean and a positive std for each channel"
+                "Normalize: the mean is {mean:?} and the std is {std:?}, but each channel needs a \
+                 mean and a positive std"
             )));
         }
         Ok(Self { mean: mean.to_vec(), std: std.to_vec() })

@@ -98,7 +98,8 @@ impl ImageFolder {
         }
         if classes.is_empty() {
             return Err(refused(
-                "no folders of classes: put images into a folder for each class".into(),
+                "there are no folders of classes: put the images into a folder for each class"
+                    .into(),
             ));
         }
         Ok(Self { root, classes, files, transform: Box::new(transform), mixup: None })

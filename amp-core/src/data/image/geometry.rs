@@ -56,7 +56,7 @@ pub(super) fn resized(image: &Tensor, height: i64, width: i64) -> Result<Tensor>
 fn resized_batch(images: &Tensor, height: i64, width: i64) -> Result<Tensor> {
     if height < 1 || width < 1 {
         return Err(Error::config(format!(
-            "an image of {height} x {width} pixels: a size must be at least 1"
+            "an image cannot be resized to {height} x {width} pixels: both sizes must be at least 1"
         )));
     }
     if images.size()[2..] == [height, width] {
@@ -174,8 +174,8 @@ impl RandomCrop {
         let (h, w) = (size[size.len() - 2], size[size.len() - 1]);
         if padding < 0 || height < 1 || width < 1 || h < height || w < width {
             return Err(Error::config(format!(
-                "RandomCrop to {height} x {width} of images of {h} x {w} pixels with padding {padding}: the crop must \
-                 be at least 1 x 1 and fit into the padded image"
+                "RandomCrop cannot crop images that are {h} x {w} pixels with padding {padding} to \
+                 {height} x {width}: the crop must be at least 1 x 1 and fit into the padded image"
             )));
         }
         Ok((image, h, w))

@@ -48,7 +48,9 @@ impl ImageGrid {
         let Self { nrow, padding, pad_value } = *self;
         let size = images.size();
         let &[count, channels, h, w] = size.as_slice() else {
-            return Err(Error::config(format!("a grid of {size:?}: images are [N, C, H, W]")));
+            return Err(Error::config(format!(
+                "the images of a grid are {size:?}, but must be [N, C, H, W]"
+            )));
         };
         if count < 1 || channels < 1 || nrow < 1 || padding < 0 {
             return Err(Error::config(format!(
@@ -100,19 +102,27 @@ pub fn save_image(image: &Tensor, path: impl AsRef<Path>) -> Result<()> {
     let refused = |why: String| Error::config(format!("{}: {why}", path.display()));
     let format = match image::ImageFormat::from_path(path) {
         Ok(format @ (image::ImageFormat::Png | image::ImageFormat::Jpeg)) => format,
-        _ => return Err(refused("an image file ends with .png, .jpg or .jpeg".into())),
+        _ => {
+            return Err(refused(
+                "the name of an image file must end with .png, .jpg or .jpeg".into(),
+            ));
+        }
     };
     let size = image.size();
     let (color, h, w) = match *size.as_slice() {
         [1, h, w] if h > 0 && w > 0 => (image::ExtendedColorType::L8, h, w),
         [3, h, w] if h > 0 && w > 0 => (image::ExtendedColorType::Rgb8, h, w),
-        _ => return Err(refused(format!("an image is [1, H, W] or [3, H, W], not {size:?}"))),
+        _ => {
+            return Err(refused(format!(
+                "the image is {size:?}, but must be [1, H, W] or [3, H, W]"
+            )));
+        }
     };
     let pixels = match image.kind() {
         Kind::Uint8 => image.shallow_clone(),
         kind if is_floating(kind) => {
             if image.f_isnan()?.f_any()?.f_int64_value(&[])? != 0 {
-                return Err(refused("the image has NaN".into()));
+                return Err(refused("the image contains NaN".into()));
             }
             // 16-bit values are converted to f32 before they are scaled, as in torchvision. In a
             // 16-bit dtype, the scaled value would be rounded, which could result in another pixel
@@ -122,15 +132,16 @@ pub fn save_image(image: &Tensor, path: impl AsRef<Path>) -> Result<()> {
             scaled.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?
         }
         kind => {
-            let why = format!("an image of {kind:?} is neither uint8 nor floating-point");
+            let why = format!("the image is {kind:?}, but must be uint8 or floating-point");
             return Err(refused(why));
         }
     };
     let bytes: Vec<u8> = pixels.f_permute([1, 2, 0])?.f_contiguous()?.f_view(-1)?.try_into()?;
     let file = Staged::create(path)?;
     let mut encoded = Cursor::new(Vec::new());
-    let side =
-        |length: i64| u32::try_from(length).map_err(|_| refused(format!("{size:?} is too large")));
+    let side = |length: i64| {
+        u32::try_from(length).map_err(|_| refused(format!("{size:?} is too large for a file")))
+    };
     image::write_buffer_with_format(&mut encoded, &bytes, side(w)?, side(h)?, color, format)
         .map_err(|error| refused(format!("the image cannot be encoded: {error}")))?;
     file.write(encoded.get_ref())

@@ -58,7 +58,7 @@ impl MixUp {
         let Batch { input, target } = batch;
         if !crate::precision::is_floating(input.kind()) {
             return Err(Error::config(format!(
-                "MixUp of {:?} images: normalize them first",
+                "MixUp needs floating-point images, but these are {:?}: normalize them first",
                 input.kind()
             )));
         }
@@ -114,8 +114,9 @@ impl CutMix {
         let (h, w) = height_and_width(input)?;
         if !(0.0..=1.0).contains(&share) || !(0..h).contains(&row) || !(0..w).contains(&column) {
             return Err(Error::config(format!(
-                "CutMix that keeps {share} around row {row} and column {column} of {h} x {w} pixels: the share is from \
-                 0 to 1, and the place within the image"
+                "CutMix keeps the fraction {share} of images of {h} x {w} pixels and replaces a \
+                 rectangle around row {row} and column {column}: the fraction must be from 0 to 1, \
+                 and the row and the column within the image"
             )));
         }
         let half = 0.5 * (1.0 - share).sqrt();
@@ -152,7 +153,7 @@ fn height_and_width(images: &Tensor) -> Result<(i64, i64)> {
     match images.size()[..] {
         [_, .., h, w] => Ok((h, w)),
         _ => Err(Error::config(format!(
-            "CutMix of inputs {:?}: images are [N, C, H, W]",
+            "CutMix: the inputs are {:?}, but must be images [N, C, H, W]",
             images.size()
         ))),
     }
@@ -169,7 +170,8 @@ fn checked(what: &str, alpha: f64, classes: i64) -> Result<()> {
     match alpha > 0.0 && alpha.is_finite() && classes > 0 {
         true => Ok(()),
         false => Err(Error::config(format!(
-            "{what} of alpha {alpha} and {classes} classes: both must be positive"
+            "{what}: alpha is {alpha} and the number of classes is {classes}, but both must be \
+             positive"
         ))),
     }
 }
@@ -191,7 +193,8 @@ fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
     };
     if !fits {
         return Err(Error::config(format!(
-            "{what} of targets {size:?} of {:?}: they are int64 [N], or probabilities [N, {classes}]",
+            "{what}: the targets are {size:?} of dtype {:?}, but must be int64 [N], or \
+             probabilities [N, {classes}]",
             target.kind()
         )));
     }
@@ -206,7 +209,7 @@ fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
         if least < 0 || most >= classes {
             let (bad, last) = (if least < 0 { least } else { most }, classes - 1);
             return Err(Error::config(format!(
-                "{what} of class {bad}: the classes are 0 to {last}"
+                "{what}: a target is the class {bad}, but the classes are 0 to {last}"
             )));
         }
     }

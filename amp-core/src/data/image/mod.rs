@@ -114,7 +114,8 @@ fn sizes(image: &Tensor) -> Result<(i64, i64, i64)> {
     match image.size().as_slice() {
         &[c, h, w] if are_images(image) => Ok((c, h, w)),
         size => Err(Error::config(format!(
-            "an image {size:?} of {:?}: images are [C, H, W], uint8 from 0 to 255 or floating-point from 0 to 1",
+            "the image is {size:?} of dtype {:?}, but must be [C, H, W], uint8 from 0 to 255 or \
+             floating-point from 0 to 1",
             image.kind()
         ))),
     }
@@ -125,8 +126,8 @@ fn sizes_of_batch(images: &Tensor, rngs: &[Rng]) -> Result<(i64, i64, i64)> {
     match images.size().as_slice() {
         &[n, c, h, w] if are_images(images) && n as usize == rngs.len() => Ok((c, h, w)),
         size => Err(Error::config(format!(
-            "images {size:?} of {:?} with {} generators: a batch of images is [N, C, H, W] with N generators, uint8 \
-             from 0 to 255 or floating from 0 to 1",
+            "the images are {size:?} of dtype {:?} with {} random number generators, but must be \
+             [N, C, H, W] with N generators, uint8 from 0 to 255 or floating-point from 0 to 1",
             images.kind(),
             rngs.len()
         ))),

@@ -53,7 +53,8 @@ impl RandomResizedCrop {
         match ordered(self.scale) && ordered(self.ratio) {
             true => Ok(()),
             false => Err(Error::config(format!(
-                "RandomResizedCrop of scale {:?} and ratio {:?}: give positive numbers, the smaller one first",
+                "RandomResizedCrop: the scale is {:?} and the ratio is {:?}, but each must be two \
+                 positive numbers, the smaller one first",
                 self.scale, self.ratio
             ))),
         }

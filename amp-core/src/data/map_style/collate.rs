@@ -184,7 +184,8 @@ impl Collate {
                 let names: Vec<&str> = model.tensors().map(|(name, _)| name).collect();
                 let (field, names) = (&pad.field, names.join(", "));
                 return Err(Error::config(format!(
-                    "Pad names `{field}`, but the examples have {names}: name one of these"
+                    "Pad names the field `{field}`, but the examples have the fields {names}: name \
+                     one of these"
                 )));
             }
         }
@@ -220,7 +221,7 @@ impl Collate {
         for (index, tensor) in tensors {
             let (here, there) = (format!("{:?}", model.kind()), format!("{:?}", tensor.kind()));
             if here != there {
-                return Err(differs("dtype", *index, here, there, "give both the same"));
+                return Err(differs("dtype", *index, here, there, "give both the same dtype"));
             }
         }
         let pad = self.padded.iter().find(|pad| pad.field == name);
@@ -240,7 +241,9 @@ impl Collate {
             if fixed(tensor) != fixed(model) {
                 let (here, there) = shapes();
                 let fix = match pad {
-                    Some(_) => "padding changes the first dimension alone; make the others equal",
+                    Some(_) => {
+                        "padding changes only the first dimension: make the other dimensions equal"
+                    }
                     None => "make the shapes equal, or declare padding with Collate::pad",
                 };
                 return Err(differs("shape", *index, here, there, fix));
@@ -293,15 +296,15 @@ impl Pad {
         let Self { field, value, multiple, .. } = self;
         let (_, model) = tensors[0];
         if *multiple < 1 || self.length.is_some_and(|length| length < 1) {
-            return Err(Error::config(format!("`{field}` is padded to a length below 1")));
+            return Err(Error::config(format!("`{field}` cannot be padded to a length below 1")));
         }
         let lengths: Vec<i64> = tensors.iter().map(|(_, tensor)| tensor.size()[0]).collect();
         let longest = lengths.iter().copied().max().unwrap_or_default();
         let length = self.length.unwrap_or((longest + multiple - 1) / multiple * multiple);
         if let Some(at) = lengths.iter().position(|own| *own > length) {
             return Err(Error::config(format!(
-                "`{field}` of example {} has length {}, but batches are padded to {length}: cut it, or pad \
-                 to more",
+                "`{field}` of example {} has length {}, but batches are padded to {length}: \
+                 truncate it, or pad to a larger length",
                 tensors[at].0, lengths[at]
             )));
         }

@@ -33,11 +33,13 @@ impl ShuffledBlocks {
     pub fn new(lengths: Vec<i64>, together: usize) -> Result<Self> {
         if let Some(length) = lengths.iter().find(|length| **length < 0) {
             return Err(Error::config(format!(
-                "a block of {length} examples: a length must be at least 0"
+                "a block has the length {length}, but a length must be at least 0"
             )));
         }
         match together {
-            0 => Err(Error::config("0 blocks are shuffled together: give at least 1")),
+            0 => Err(Error::config(
+                "`together` is 0, but at least 1 block must be shuffled at a time",
+            )),
             _ => Ok(Self { lengths, together }),
         }
     }
@@ -53,7 +55,8 @@ impl Sampler for ShuffledBlocks {
         let (all, examples) = (self.lengths.iter().sum::<i64>(), epoch.examples);
         if all != examples {
             return Err(Error::config(format!(
-                "blocks of {all} examples for a set of {examples}: give the lengths of its blocks"
+                "the blocks have {all} examples in total, but the set has {examples}: give the \
+                 lengths of the set's blocks"
             )));
         }
         let mut rng = epoch.rng();

@@ -18,7 +18,7 @@ impl<S: Sampler> Subset<S> {
     /// When `indices` is empty.
     pub fn new(indices: Vec<i64>, inner: S) -> Result<Self> {
         if indices.is_empty() {
-            return Err(Error::config("a subset without examples: give at least one"));
+            return Err(Error::config("a subset needs at least one example"));
         }
         Ok(Self { indices, inner })
     }

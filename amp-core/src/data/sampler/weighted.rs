@@ -46,7 +46,7 @@ impl Weighted {
         let bad = |weight: &&f64| !(**weight >= 0.0 && weight.is_finite());
         if let Some(weight) = weights.iter().find(bad) {
             return Err(Error::config(format!(
-                "the weight {weight}: weights are finite and at least 0"
+                "a weight is {weight}, but weights must be finite and at least 0"
             )));
         }
         let mut sum = 0.0;
@@ -59,7 +59,7 @@ impl Weighted {
             .collect();
         if !(sum > 0.0 && sum.is_finite()) {
             return Err(Error::config(format!(
-                "the weights add up to {sum}: nothing can be drawn"
+                "the weights add up to {sum}, so no example can be drawn"
             )));
         }
         if num_samples < 1 {

@@ -44,8 +44,8 @@ pub fn map_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     let given = bytes.numel() as i64 - header.bytes;
     if size != Some(given) {
         return Err(refused(format!(
-            "{given} bytes of data, but an array of shape {:?} and dtype {:?} needs another number of bytes: write \
-             the file again",
+            "the file has {given} bytes of data, but an array of shape {:?} and dtype {:?} needs \
+             another number of bytes: write the file again",
             header.shape, header.kind
         )));
     }

@@ -84,7 +84,7 @@ impl Windows {
     pub fn split(&self, fraction: f64) -> Result<(Self, Self)> {
         if !(fraction > 0.0 && fraction < 1.0) {
             return Err(Error::config(format!(
-                "a split at {fraction}: give a fraction between 0 and 1"
+                "the series cannot be split at {fraction}: give a fraction between 0 and 1"
             )));
         }
         let side = |before: bool| {
@@ -105,7 +105,8 @@ impl Windows {
             let longest = self.series.iter().map(|series| series.length).max().unwrap_or_default();
             let (context, horizon) = (self.context, self.horizon);
             return Err(Error::config(format!(
-                "no window of context {context} and horizon {horizon}: the longest series has {longest} values"
+                "no window of context {context} and horizon {horizon} fits: the longest series has \
+                 {longest} values"
             )));
         }
         Ok(self)

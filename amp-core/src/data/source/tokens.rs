@@ -81,7 +81,8 @@ impl TokenFile {
         let count = all / size;
         if length < 1 || count <= length {
             return refused(format!(
-                "{count} tokens have no window of {length} tokens and a next token: choose a length from 1 to {}",
+                "a window of {length} tokens and the token after it do not fit into {count} \
+                 tokens: choose a length from 1 to {}",
                 count - 1
             ));
         }
@@ -117,7 +118,9 @@ impl TokenFile {
     /// When `windows` is below 1.
     pub fn random(mut self, windows: i64) -> Result<Self> {
         if windows < 1 {
-            return Err(Error::config(format!("{windows} random windows: it must be at least 1")));
+            return Err(Error::config(format!(
+                "the number of random windows is {windows}, but must be at least 1"
+            )));
         }
         self.starts = Starts::Anywhere(windows);
         Ok(self)
@@ -160,8 +163,8 @@ impl MapDataset for TokenFile {
             let largest = window.f_max()?.f_int64_value(&[])?;
             if largest >= most {
                 return Err(Error::config(format!(
-                    "{}: the token {largest} is not below the vocabulary of {most}: is the file of another width or \
-                     tokenizer?",
+                    "{}: the token {largest} is not below the size of the vocabulary, {most}: was \
+                     the file written with another token width or tokenizer?",
                     self.path.display()
                 )));
             }

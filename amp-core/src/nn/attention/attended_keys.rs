@@ -47,7 +47,8 @@ impl AttendedKeys {
             ([_, _, queries, _], [_, _, keys, _]) if queries == keys => *queries,
             (queries, keys) => {
                 return Err(refused(format!(
-                    "queries {queries:?} and keys {keys:?} of a causal attention must have equal lengths"
+                    "causal attention needs as many keys as queries, but the queries are \
+                     {queries:?} and the keys {keys:?}"
                 )));
             }
         };

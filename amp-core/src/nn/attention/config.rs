@@ -65,21 +65,22 @@ impl MultiheadAttentionConfig {
             return refused("num_heads must divide embed_dim".to_owned());
         }
         if num_kv_heads < 1 || num_heads % num_kv_heads != 0 {
-            return refused(format!(
-                "{num_kv_heads} heads of keys do not divide the heads of queries"
-            ));
+            return refused(format!("num_kv_heads is {num_kv_heads}, but must divide num_heads"));
         }
         if kdim < 1 || vdim < 1 {
             return refused(format!("kdim is {kdim} and vdim {vdim}, but both must be at least 1"));
         }
         if self.causal && (self.add_bias_kv || self.add_zero_attn) {
             return refused(
-                "added keys have no position, but `causal` needs positions: give a mask instead"
+                "add_bias_kv and add_zero_attn add keys without a position, but `causal` needs the \
+                 position of each key: use a mask instead of `causal`"
                     .to_owned(),
             );
         }
         if !(0.0..=1.0).contains(&dropout) {
-            return refused(format!("dropout {dropout} is not a probability"));
+            return refused(format!(
+                "dropout is {dropout}, but must be a probability, from 0 to 1"
+            ));
         }
         Ok(())
     }

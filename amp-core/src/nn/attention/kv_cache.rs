@@ -155,7 +155,7 @@ impl KvCache {
         }
         if cx.is_training() {
             return Err(refused(
-                "a training pass cannot use it: use a context without training".to_owned(),
+                "a training pass cannot use a cache: use a context without training".to_owned(),
             ));
         }
         self.0.begin(length);
@@ -184,18 +184,21 @@ impl Entries {
         let layers = self.layers.borrow();
         if layers.is_empty() {
             return Err(refused(
-                "no attention of the model used it: call `causal_attention`, or a \
+                "no attention layer of the model used the cache: call `causal_attention`, or a \
                  MultiheadAttention with `causal`"
                     .to_owned(),
             ));
         }
         if let Some((path, _)) = layers.iter().find(|(_, layer)| !layer.ran) {
-            return Err(refused(format!("`{path}` ran in an earlier pass, but not in this one")));
+            return Err(refused(format!(
+                "the attention `{path}` ran in an earlier pass, but not in this one"
+            )));
         }
         if self.past.get() > 0 && !self.asked.get() {
             return Err(refused(format!(
-                "the model did not use the positions of its tokens, although {} tokens came before: take positions from \
-                 `cx.places(ids)`; if it has none, call `cx.past()`",
+                "the model did not ask for the positions of its tokens, although {} tokens came \
+                 before: take the positions from `cx.places(ids)`; if the model needs no \
+                 positions, call `cx.past()`",
                 self.past.get()
             )));
         }
@@ -261,8 +264,8 @@ impl Entries {
         for (held, added) in layer.tensors.iter_mut().zip(added) {
             if !is_alike(held, added) {
                 return refuse(format!(
-                    "has {} of {:?} in the cache, but added {} of {:?}: a cache is for one batch of sequences under one \
-                     precision",
+                    "has keys or values of dtype {} and shape {:?} in the cache, but added {} of \
+                     shape {:?}: a cache is for one batch of sequences under one precision",
                     dtype_name(held.kind()),
                     held.f_narrow(2, 0, past)?.size(),
                     dtype_name(added.kind()),

@@ -162,8 +162,8 @@ impl AttentionMask {
                 // broadcasts to the scores.
                 [_, _, _, _] => Ok(mask.shallow_clone()),
                 other => Err(refused(format!(
-                    "attn_mask is {other:?}, but must be [{queries}, {keys}], [{}, {queries}, {keys}] or 4-D \
-                     for the scores {scores:?}",
+                    "attn_mask is {other:?}, but for scores of shape {scores:?} it must be \
+                     [{queries}, {keys}], [{}, {queries}, {keys}] or 4-D",
                     n * heads
                 ))),
             }
@@ -173,7 +173,7 @@ impl AttentionMask {
             match mask.size().as_slice() {
                 [batch, s] if [*batch, *s] == [n, keys] => Ok(mask.f_view([n, 1, 1, keys])?),
                 other => Err(refused(format!(
-                    "key_padding_mask is {other:?}, but must be [batch, keys], [{n}, {keys}]"
+                    "key_padding_mask is {other:?}, but must be [batch, keys], here [{n}, {keys}]"
                 ))),
             }
         });

@@ -74,7 +74,7 @@ impl RotaryEmbedding {
         let RotaryEmbeddingConfig { dim, base, .. } = config;
         if dim < 2 || dim % 2 != 0 {
             return Err(Error::config(format!(
-                "rotary embedding: a head of width {dim} does not consist of pairs"
+                "rotary embedding: the width of a head is {dim}, but must be even and at least 2"
             )));
         }
         if !(base > 0.0 && base.is_finite()) {
@@ -126,7 +126,10 @@ impl RotaryEmbedding {
     }
 
     fn refuse(&self, size: &[i64]) -> Error {
-        Error::config(format!("rotary embedding: {size:?} is not […, length, {}]", self.config.dim))
+        Error::config(format!(
+            "rotary embedding: the input is {size:?}, but must be […, length, {}]",
+            self.config.dim
+        ))
     }
 }
 
@@ -182,7 +185,8 @@ pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
 pub fn alibi_bias(num_heads: i64, length: i64) -> Result<Tensor> {
     if num_heads < 1 || length < 0 {
         return Err(Error::config(format!(
-            "alibi_bias({num_heads}, {length}): there must be a head, and the length cannot be negative"
+            "alibi_bias({num_heads}, {length}): there must be at least one head, and the length \
+             cannot be negative"
         )));
     }
     let slopes = Tensor::f_from_slice(&alibi_slopes(num_heads))?.f_view([num_heads, 1, 1])?;

@@ -122,8 +122,8 @@ pub fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     match product.size().as_slice() {
         [_, _, width] if heads > 0 && width % (3 * heads) == 0 => ffi::split_heads(product, heads),
         size => Err(refused(format!(
-            "a product {size:?} has no queries, keys and values of {heads} heads: it must be \
-             [N, L, 3·heads·width]"
+            "a tensor of shape {size:?} cannot be split into queries, keys and values of {heads} \
+             heads: the output of the linear layer must have the shape [N, L, 3·heads·width]"
         ))),
     }
 }
@@ -227,13 +227,12 @@ impl Shapes {
     ) -> Result<Option<OpenMask>> {
         let AttentionOptions { attn_mask, dropout_p, is_causal, .. } = *options;
         if !(0.0..=1.0).contains(&dropout_p) {
-            return Err(refused(format!(
-                "dropout_p is {dropout_p}, but a probability is in [0, 1]"
-            )));
+            return Err(refused(format!("dropout_p is {dropout_p}, but must be in [0, 1]")));
         }
         if is_causal && self.queries != self.keys {
             return Err(refused(format!(
-                "{} queries and {} keys: `causal` needs equal numbers, or give a mask instead",
+                "there are {} queries and {} keys, but `causal` needs equal numbers: use a mask \
+                 instead of `causal`",
                 self.queries, self.keys
             )));
         }
@@ -283,8 +282,8 @@ pub(super) fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
         return Ok(());
     }
     Err(refused(format!(
-        "{name} is {}: compare it with a number to make it boolean, or convert it to a floating dtype if \
-         it is added to the scores",
+        "{name} is {}: to make it boolean, compare it with a number; to add it to the scores, \
+         convert it to a floating-point dtype",
         dtype_name(kind)
     )))
 }

@@ -167,7 +167,7 @@ impl Context {
     /// to do.
     fn dtype_hint(&self) -> String {
         format!(
-            "; under {} give each tensor that you create the dtype of the tensor that it is computed with, as in \
+            "; under {} give each tensor that you create the dtype of the other operand, as in \
              `.f_to_kind(x.kind())`: an operation on two dtypes returns the wider one",
             self.policy.precision
         )

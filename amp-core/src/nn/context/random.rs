@@ -100,7 +100,7 @@ impl Context {
 fn rounded(drawn: &Tensor, like: &Tensor) -> Result<Tensor> {
     if !is_floating(like.kind()) {
         return Err(Error::config(format!(
-            "random numbers like a tensor of {}: it must be floating-point",
+            "random numbers of dtype {} cannot be drawn: the tensor must be floating-point",
             dtype_name(like.kind())
         )));
     }

@@ -151,7 +151,8 @@ fn groups_divide(layer: &str, groups: i64, in_channels: i64, out_channels: i64) 
         return Ok(());
     }
     Err(Error::config(format!(
-        "{layer}: {groups} groups do not divide {in_channels} input and {out_channels} output channels"
+        "{layer}: groups is {groups}, but must divide the numbers of input and output channels, \
+         {in_channels} and {out_channels}"
     )))
 }
 

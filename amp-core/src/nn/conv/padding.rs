@@ -28,7 +28,7 @@ impl<const N: usize> Padding<N> {
         match (self, stride.common()) {
             (Self::Same, Some(1)) | (Self::Sizes(_), _) => Ok(()),
             (Self::Same, _) => Err(Error::config(
-                "conv: padding `same` is for stride 1: give the padding as a number",
+                "conv: padding `same` is supported only for stride 1: give the padding as a number",
             )),
         }
     }

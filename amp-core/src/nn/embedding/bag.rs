@@ -108,7 +108,7 @@ impl EmbeddingBag {
         let EmbeddingBagConfig { num_embeddings, embedding_dim, std, .. } = config;
         if config.scale_grad_by_freq && config.mode == BagMode::Max {
             return Err(refused(
-                "scale_grad_by_freq is for sums and means, but the mode is Max".to_owned(),
+                "scale_grad_by_freq needs the mode Sum or Mean, but the mode is Max".to_owned(),
             ));
         }
         are_positive("embedding_bag", "num_embeddings", &[num_embeddings])?;
@@ -145,8 +145,8 @@ impl EmbeddingBag {
                 Ok((indices.f_reshape([-1])?, starts))
             }
             (size, Some(_)) => Err(refused(format!(
-                "offsets are for concatenated indices, [all], and have one dimension; the indices \
-                 are {size:?}"
+                "with offsets, the indices of all bags must be concatenated to one dimension, and \
+                 the offsets must be [bags]; the indices are {size:?}"
             ))),
             (size, None) => Err(refused(format!(
                 "indices without offsets must be [bags, length], but are {size:?}"
@@ -208,7 +208,9 @@ impl Forward for EmbeddingBag {
         let (all, offsets) = self.bags(indices, offsets)?;
         let weights = match weights {
             Some(_) if mode != BagMode::Sum => {
-                return Err(refused(format!("weights are for sums, but the mode is {mode:?}")));
+                return Err(refused(format!(
+                    "weights need the mode Sum, but the mode is {mode:?}"
+                )));
             }
             Some(weights) if weights.size() != indices.size() => {
                 return Err(refused(format!(

@@ -88,9 +88,11 @@ impl Embedding {
 /// Converts a padding index, which may count from the end, to an index that counts from the start.
 fn padding_index(index: Option<i64>, num_embeddings: i64) -> Result<Option<i64>> {
     match index {
-        Some(index) if !(-num_embeddings..num_embeddings).contains(&index) => Err(Error::config(
-            format!("embedding: padding_idx {index} is outside a dictionary of {num_embeddings}"),
-        )),
+        Some(index) if !(-num_embeddings..num_embeddings).contains(&index) => {
+            Err(Error::config(format!(
+                "embedding: padding_idx {index} is outside the table of {num_embeddings} vectors"
+            )))
+        }
         Some(index) if index < 0 => Ok(Some(num_embeddings + index)),
         index => Ok(index),
     }

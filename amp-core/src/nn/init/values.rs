@@ -181,7 +181,9 @@ impl Init {
                 [rows, columns] => {
                     Ok(Tensor::f_eye_m(*rows, *columns, (Kind::Float, Device::Cpu))?)
                 }
-                _ => Err(Error::config(format!("eye: {shape:?} does not have two dimensions"))),
+                _ => Err(Error::config(format!(
+                    "eye: the shape is {shape:?}, but must have two dimensions"
+                ))),
             },
         }
     }
@@ -241,7 +243,8 @@ fn fans(init: &str, shape: &[i64]) -> Result<[i64; 2]> {
             Ok([inputs * rest, outputs * rest])
         }
         _ => Err(Error::config(format!(
-            "{init}: {shape:?} has no fans: the shape must be [outputs, inputs, …], without a size of 0"
+            "{init}: fan_in and fan_out cannot be computed for the shape {shape:?}: the shape must \
+             be [outputs, inputs, …], without a size of 0"
         ))),
     }
 }
@@ -305,6 +308,7 @@ fn orthogonal(shape: &[i64], gain: f64) -> Result<Tensor> {
 
 fn no_matrix(shape: &[i64]) -> Result<Tensor> {
     Err(Error::config(format!(
-        "orthogonal: {shape:?} does not have two dimensions of size 1 or more"
+        "orthogonal: the shape is {shape:?}, but must have at least two dimensions, without a size \
+         of 0"
     )))
 }

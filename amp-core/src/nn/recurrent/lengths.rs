@@ -24,7 +24,7 @@ impl Lengths {
         }
         if lengths.size() != [batch] {
             return Err(refused(format!(
-                "lengths are {:?}, but there must be one for each sequence, [{batch}]",
+                "lengths have the shape {:?}, but must be [{batch}], one for each sequence",
                 lengths.size()
             )));
         }
@@ -32,7 +32,7 @@ impl Lengths {
         let lengths = Vec::<i64>::try_from(read)?;
         if let Some(at) = lengths.iter().position(|length| !(1..=steps).contains(length)) {
             return Err(refused(format!(
-                "sequence {at} has length {}, but lengths are from 1 to {steps}",
+                "sequence {at} has length {}, but lengths must be from 1 to {steps}",
                 lengths[at]
             )));
         }

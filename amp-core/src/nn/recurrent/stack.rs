@@ -61,7 +61,7 @@ impl Stack {
         cx: &Context,
     ) -> Result<(Tensor, [Tensor; STATES])> {
         if cx.cache().is_some() {
-            let text = "a KV cache does not hold its state: run the model without a cache";
+            let text = "a KV cache does not store the layer's state: run the model without a cache";
             return Err(refused(text.to_owned()));
         }
         let batch_first = self.shape.batch_first;

@@ -174,27 +174,36 @@ fn invalid_options_are_refused() -> Result<()> {
         assert!(text.contains(says), "{text}");
     };
     let groups = Conv2dConfig { groups: 3, ..Conv2dConfig::new(4, 6, 3) };
-    refused(Conv2d::new(groups).map(drop), "3 groups do not divide 4 input and 6 output channels");
+    refused(
+        Conv2d::new(groups).map(drop),
+        "must divide the numbers of input and output channels, 4 and 6",
+    );
     let same =
         Conv1dConfig { padding: Padding::Same, stride: 2.into(), ..Conv1dConfig::new(4, 6, 3) };
-    refused(Conv1d::new(same).map(drop), "padding `same` is for stride 1");
+    refused(Conv1d::new(same).map(drop), "padding `same` is supported only for stride 1");
     refused(
         GroupNorm::new(GroupNormConfig::new(3, 4)).map(drop),
-        "3 groups do not divide 4 channels",
+        "num_groups is 3, but must divide num_channels, 4",
     );
     let twice = UpsampleConfig { scale_factor: 2.into(), ..UpsampleConfig::new() };
     let up = |config| Upsample::new(config).map(drop);
     refused(up(UpsampleConfig { align_corners: true, ..twice }), "align_corners has no effect");
     refused(up(UpsampleConfig { scale_factor: 0.into(), ..twice }), "must be above 0");
     refused(up(UpsampleConfig { size: [3, 0].into(), ..UpsampleConfig::new() }), "at least 1");
-    refused(up(UpsampleConfig { size: 3.into(), ..twice }), "give one of size and scale_factor");
-    refused(up(UpsampleConfig::new()), "give one of size and scale_factor");
-    refused(Unflatten::new(1, [-1, 2, -1]).map(drop), "one of them -1 for what remains");
+    refused(
+        up(UpsampleConfig { size: 3.into(), ..twice }),
+        "set exactly one of size and scale_factor",
+    );
+    refused(up(UpsampleConfig::new()), "set exactly one of size and scale_factor");
+    refused(Unflatten::new(1, [-1, 2, -1]).map(drop), "one of them may be -1");
     refused(PixelShuffle::new(0).map(drop), "must be at least 1");
     let cx = Context::new(Policy::new(Precision::F32True, device()), true);
     let norm = InstanceNorm::new(InstanceNormConfig::new(4))?;
     let x = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, device()));
-    refused(norm.forward(&x(&[2, 4, 1]), &cx).map(drop), "has one value, which has no variance");
+    refused(
+        norm.forward(&x(&[2, 4, 1]), &cx).map(drop),
+        "only one value, so its variance cannot be computed",
+    );
     refused(norm.forward(&x(&[2, 3, 5]), &cx).map(drop), "must be [batch, 4, …]");
     let cubic = Upsample::new(UpsampleConfig { mode: Interpolation::Bicubic, ..twice })?;
     refused(
@@ -204,12 +213,12 @@ fn invalid_options_are_refused() -> Result<()> {
     let image = Upsample::new(UpsampleConfig { size: [3, 4].into(), ..UpsampleConfig::new() })?;
     refused(image.forward(&x(&[1, 2, 5]), &cx).map(drop), "does not take an input of shape");
     let shuffle = ChannelShuffle::new(3)?;
-    refused(shuffle.forward(&x(&[1, 4, 2]), &cx).map(drop), "with a multiple of 3 channels");
+    refused(shuffle.forward(&x(&[1, 4, 2]), &cx).map(drop), "must be a multiple of 3");
     let unpool = MaxUnpool1d::new(MaxUnpool1dConfig::new(2))?;
     let places = Tensor::zeros([1, 2, 5], (Kind::Int64, device()));
     refused(
         unpool.forward_with((&x(&[1, 2, 5]), &places, Some(&[12])), &cx).map(drop),
-        "the output size is [12], but must differ from [10] by less than the stride [2]",
+        "the output size is [12], but must differ from the default size [10] by less than the stride [2]",
     );
     Ok(())
 }

@@ -143,9 +143,12 @@ fn options_that_give_no_layer_are_refused() -> Result<()> {
         FractionalMaxPool2d::new(config)
     };
     let none = || PerDimension::None;
-    refused(pool(none(), no_ratio()).map(drop), "give one of output_size and output_ratio");
-    refused(pool(3.into(), 0.5.into()).map(drop), "give one of output_size and output_ratio");
-    refused(pool(0.into(), no_ratio()).map(drop), "an output_size is at least 1");
+    refused(pool(none(), no_ratio()).map(drop), "set exactly one of output_size and output_ratio");
+    refused(
+        pool(3.into(), 0.5.into()).map(drop),
+        "set exactly one of output_size and output_ratio",
+    );
+    refused(pool(0.into(), no_ratio()).map(drop), "output_size must be at least 1");
     refused(pool(none(), 1.0.into()).map(drop), "above 0 and below 1");
     refused(pool([1, 2, 3].into(), no_ratio()).map(drop), "one number for each of 2 dimensions");
     let flat = Tensor::zeros([3, 4, 5], (Kind::Float, device()));

@@ -119,7 +119,7 @@ fn a_head_of_another_size_keeps_its_initial_values() -> Result<()> {
     assert!(table.contains("initialised: [3, 16] in the file"), "{table}");
     assert!(
         table.ends_with(
-            "31 of 33 tensors from the file, 2 as they were initialised, 0 of the file ignored"
+            "31 of 33 tensors were loaded from the file, 2 kept their initial values, 0 tensors of the file were ignored"
         ),
         "{table}"
     );

@@ -47,15 +47,15 @@ fn open(path: &Path) -> Import {
 /// If an import step fails, the error quotes the step as it was written, and the model does not
 /// change.
 #[rstest]
-#[case::rename(|i: Import| i.rename("c.*", "b.*"), "rename(`c.*`, `b.*`): no tensor matches `c.*`: tensors are called `a.q`, `a.w`")]
+#[case::rename(|i: Import| i.rename("c.*", "b.*"), "rename(`c.*`, `b.*`): no tensor of the file matches `c.*`. The tensors are called `a.q`, `a.w`")]
 #[case::renamed_before(|i: Import| i.rename("a.*", "b.*").rename("a.*", "b.*"), "tensors are called `b.q`, `b.w`")]
 #[case::stars(|i: Import| i.rename("a.*", "b"), "both names need the same number of `*`")]
 #[case::twice(|i: Import| i.rename("a.q", "b").rename("a.w", "b"), "`a.q` and `a.w` both become `b`")]
 #[case::transpose(|i: Import| i.transpose("a.w"), "transpose(`a.w`): `a.w` is not a matrix, but [3]")]
 #[case::stack(|i: Import| i.stack(&["a.q", "a.k"], "b"), "stack(…, `b`): there is no `a.k` to stack with `a.q`")]
 #[case::stack_shapes(|i: Import| i.stack(&["a.q", "a.w"], "b"), "stack(…, `b`): `a.q` and its other parts have shapes [[2, 3], [3]], which cannot be stacked")]
-#[case::ignore(|i: Import| i.ignore("head.*"), "ignore(`head.*`): no tensor matches")]
-#[case::keep(|i: Import| i.keep("head.*"), "keep(`head.*`): the model has no such tensor: tensors are called `a.q`, `b`")]
+#[case::ignore(|i: Import| i.ignore("head.*"), "ignore(`head.*`): no tensor of the file matches")]
+#[case::keep(|i: Import| i.keep("head.*"), "keep(`head.*`): no tensor of the model matches. Its tensors are called `a.q`, `b`")]
 #[case::left_over(|i: Import| i.keep("b"), "the model has no tensor `a.w`; `rename` gives")]
 #[case::missing(|i: Import| i.ignore("a.w"), "the file has no tensor `b`; `rename` gives")]
 fn invalid_steps_are_refused(#[case] steps: fn(Import) -> Import, #[case] says: &str) {
@@ -170,9 +170,9 @@ fn dtypes_of_other_programs_are_read() -> Result<()> {
     Kind::Int64,
     300.0,
     Kind::Int8,
-    "values in the file that int8 in the model cannot represent"
+    "the file contains values that cannot be represented in int8"
 )]
-#[case(Kind::Int64, 2.0, Kind::Bool, "values in the file that bool in the model cannot represent")]
+#[case(Kind::Int64, 2.0, Kind::Bool, "the file contains values that cannot be represented in bool")]
 #[case(
     Kind::Float8e4m3fn,
     1.5,
@@ -183,7 +183,7 @@ fn dtypes_of_other_programs_are_read() -> Result<()> {
     Kind::Float,
     1e6,
     Kind::Half,
-    "values in the file that float16 in the model cannot represent"
+    "the file contains values that cannot be represented in float16"
 )]
 fn values_that_would_change_are_refused(
     #[case] there: Kind,

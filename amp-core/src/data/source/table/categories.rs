@@ -104,8 +104,9 @@ impl Categories {
         let Some(fill) = fill else { return Ok(None) };
         self.id(fill).map(Some).ok_or_else(|| {
             Error::config(format!(
-                "missing values of `{column}` are to be `{fill}`, which is not one of its categories: add it to \
-                 them, or use Categories::with_unknown"
+                "missing values of `{column}` are to be replaced by `{fill}`, which is not one of \
+                 the column's categories: add it to the categories, or use \
+                 Categories::with_unknown"
             ))
         })
     }

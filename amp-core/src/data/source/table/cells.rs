@@ -35,7 +35,7 @@ pub(super) trait Rows<'c> {
     }
 
     fn unknown(&self, row: usize, column: &str, name: &str) -> Error {
-        let known = "a known category; Categories::with_unknown adds an id for all others";
+        let known = "a known category; Categories::with_unknown adds an id for all other names";
         self.refused(row, column, &format!("is `{name}`, which is not {known}"))
     }
 }

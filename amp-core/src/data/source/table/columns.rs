@@ -174,7 +174,8 @@ impl Columns {
             match content {
                 Content::Numbers { missing: Some(missing), .. } if !missing.is_finite() => {
                     return Err(Error::config(format!(
-                        "missing values of `{name}` are to be {missing}, which is not finite: choose a number"
+                        "missing values of `{name}` are to be replaced by {missing}, which is not \
+                         finite: choose a finite number"
                     )));
                 }
                 Content::Ids { column, categories, missing } => {

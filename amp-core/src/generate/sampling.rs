@@ -15,8 +15,9 @@ pub struct Sampling {
     /// The number of most likely tokens from which the token is chosen. Tokens that are exactly as
     /// likely as the last of these tokens are candidates too. `None` allows all tokens.
     pub top_k: Option<i64>,
-    /// Only the smallest set of most likely tokens whose probabilities add up to at least this
-    /// number are candidates (nucleus sampling, Holtzman et al., arXiv:1904.09751).
+    /// The probability that the candidates must have together (nucleus sampling, Holtzman et al.,
+    /// arXiv:1904.09751). The candidates are the most likely tokens, as few as possible, whose
+    /// probabilities add up to at least this number. `None` allows all tokens.
     pub top_p: Option<f64>,
 }
 

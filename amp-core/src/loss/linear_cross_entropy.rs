@@ -145,7 +145,7 @@ impl CrossEntropy {
         loss.map(Some).map_err(|error| match &error {
             Error::Torch(text) if !error.is_out_of_memory() => Error::config(format!(
                 "cross_entropy: the input of the output layer is {}, its weight {} and the target {}: {text} \
-                 Classes count from 0; {} is ignored",
+                 Classes are numbered from 0; the class {} is ignored",
                 describe(input),
                 describe(weight),
                 describe(target),

@@ -176,7 +176,7 @@ pub fn binary_cross_entropy_with_logits(output: &Tensor, target: &Tensor) -> Res
 fn explained(what: &str, ignored: i64, error: Error, output: &Tensor, target: &Tensor) -> Error {
     match &error {
         Error::Torch(text) if !error.is_out_of_memory() => {
-            let why = format!("{text} Classes count from 0; {ignored} is ignored");
+            let why = format!("{text} Classes are numbered from 0; the class {ignored} is ignored");
             misfit(what, output, target, &why)
         }
         _ => error,

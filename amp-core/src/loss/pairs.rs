@@ -104,8 +104,9 @@ pub struct TripletMargin {
     pub p: f64,
     /// The number ε that is added to each difference. The default is 1e-6.
     pub eps: f64,
-    /// Whether the distance between negative and positive replaces the distance between negative
-    /// and anchor where it is smaller (the distance swap).
+    /// Whether, for triplets whose negative is nearer to the positive than to the anchor, the
+    /// distance between negative and positive replaces the distance between negative and anchor
+    /// (the distance swap).
     pub swap: bool,
 }
 

@@ -40,10 +40,11 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Initializes the weight to 1 and the bias to 0.
+    /// Creates the layer. The weight starts at 1 and the bias at 0.
     ///
     /// # Errors
-    /// When `num_channels` is below 1, `num_groups` does not divide it, or eps is not above 0.
+    /// When `num_channels` is below 1, `num_groups` does not divide `num_channels`, or `eps` is not
+    /// above 0.
     pub fn new(config: GroupNormConfig) -> Result<Self> {
         let GroupNormConfig { num_groups, num_channels, eps, affine } = config;
         eps_is_positive("group_norm", eps)?;

@@ -81,8 +81,8 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// Initializes the weight to 1, the bias to 0, the running mean to 0 and the running variance
-    /// to 1.
+    /// Creates the layer. The weight and the running variance start at 1, and the bias and the
+    /// running mean at 0.
     ///
     /// # Errors
     /// When `num_features` is below 1, `eps` is not above 0, or `momentum` is not in [0, 1].
@@ -267,7 +267,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Initializes the weight to 1 and the bias to 0.
+    /// Creates the layer. The weight starts at 1 and the bias at 0.
     ///
     /// # Errors
     /// When a size is below 1 or eps is not above 0.
@@ -330,10 +330,10 @@ impl LayerNorm {
         self.kernel(branch, Some(residual), cx, LayerNormOptions { before: p, ..self.options() })
     }
 
-    /// Computes, in training, the norm of the input x of a residual block. Returns x, to which
-    /// [`ffi::residual_add`] later adds the output of the branch, and the norm. With `narrow` the
-    /// norm has the 16-bit dtype of autocast. Returns `None` if the kernel does not support this
-    /// input.
+    /// Computes, in training, the norm of the input x of a residual block. Returns two tensors: x,
+    /// to which [`ffi::residual_add`] later adds the output of the branch, and the norm of x. With
+    /// `narrow` the norm has the 16-bit dtype of autocast. Returns `None` if the kernel does not
+    /// support this input.
     pub(super) fn forward_residual(
         &self,
         input: &Tensor,

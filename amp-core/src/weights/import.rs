@@ -161,7 +161,7 @@ impl Import {
         for Entry { name, from, tensor } in entries {
             if let Some(other) = origins.insert(name.clone(), from.clone()) {
                 let (a, b) = (other.join("` + `"), from.join("` + `"));
-                return Err(failed(format!("`{a}` and `{b}` both become `{name}`")));
+                return Err(failed(format!("`{a}` and `{b}` both get the name `{name}`")));
             }
             values.insert(name, tensor);
         }
@@ -233,7 +233,7 @@ impl Step {
                     }
                     if tensor.dim() != 2 {
                         return Err(refused(&format!(
-                            "`{name}` is not a matrix, but {:?}",
+                            "`{name}` is not a matrix, but has the shape {:?}",
                             tensor.size()
                         )));
                     }

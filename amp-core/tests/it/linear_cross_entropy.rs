@@ -289,7 +289,7 @@ fn mistakes_are_errors() -> Result<()> {
     assert!(text.contains("the output is float64 [9, 6] and the target int64 [8]"), "{text}");
     if !device().is_cuda() {
         let text = message(layer.of(&plain, &(classes + 4), Some(4)));
-        assert!(text.contains("Classes count from 0; -100 is ignored"), "{text}");
+        assert!(text.contains("Classes are numbered from 0; the class -100 is ignored"), "{text}");
     }
     Ok(())
 }

@@ -205,7 +205,7 @@ fn the_loss_runs_the_layer_whose_output_is_the_models(
     let _chunks = ChunksOf::rows(7);
     let config = config(Precision::F32True, Device::Cpu, Graph::Off);
     let text = message(Trainer::new(config).fit(&mut *build()?, &data));
-    assert!(text.contains("Classes count from 0; 3 is ignored"), "{text}");
+    assert!(text.contains("Classes are numbered from 0; the class 3 is ignored"), "{text}");
     assert_eq!(text.contains("the input of the output layer"), runs, "{text}");
     Ok(())
 }

@@ -134,8 +134,8 @@ impl AnyBatch {
                 let _ = write!(has, "{separator}{}", field.name);
             }
             Error::config(format!(
-                "the model takes `{name}`, but the data's batches are `{}` with {has}: use data that \
-                 has it, or a model for these batches",
+                "the model takes the field `{name}`, but the batches are `{}` with the fields {has}: \
+                 use data with this field, or a model for these batches",
                 self.of
             ))
         })
@@ -346,7 +346,7 @@ impl AnyBatch {
         self.with_tensors(self.fields.iter().map(|field| field.tensor.shallow_clone()).collect())
     }
 
-    /// Returns whether the batches have the same `complete` and the same names, shapes and dtypes.
+    /// Returns whether the two batches agree in `complete`, names, shapes and dtypes.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         let alike = |own: &Field, other: &Field| {
             own.name == other.name

@@ -115,9 +115,9 @@ impl KvCache {
         self.0.layers.borrow_mut().clear();
     }
 
-    /// Runs `model` on the tokens `ids`, `[N, L]`, which follow the cached tokens. Runs under the
-    /// policy of `cx` and without gradients. Returns the model's output, for example
-    /// `[N, L, vocabulary]`.
+    /// Runs `model` on the tokens `ids`, `[N, L]`, which follow the cached tokens. The model runs
+    /// under the policy of `cx` and without gradients. Returns the model's output, for example `[N,
+    /// L, vocabulary]`.
     ///
     /// # Errors
     /// When [`extend_with`](Self::extend_with) would fail.

@@ -15,8 +15,8 @@ pub(super) struct OpenMask {
     /// The mask, in which no row is fully masked. It is boolean, or floating-point in the dtype of
     /// the scores. A floating-point mask is added to the scores.
     pub(super) mask: Tensor,
-    /// `[…, 1]`, true for the queries for which all keys were masked. The caller sets the output
-    /// for these queries to zero.
+    /// Has the shape `[…, 1]`, and is true for the queries for which all keys were masked. The
+    /// caller sets the output for these queries to zero.
     pub(super) masked: Tensor,
 }
 

@@ -73,8 +73,8 @@ pub struct MultiheadAttention {
 }
 
 impl MultiheadAttention {
-    /// Draws in PyTorch's order: the weight of `out_proj`, the weights of the projections (Xavier
-    /// uniform), `bias_k` and `bias_v` (Xavier normal). Other biases start at zero.
+    /// Draws in PyTorch's order: first the weight of `out_proj`, then the projections' weights
+    /// (Xavier uniform), then `bias_k` and `bias_v` (Xavier normal). Other biases start at zero.
     ///
     /// # Errors
     /// When `num_heads` does not divide `embed_dim`, `num_kv_heads` does not divide `num_heads`, a
@@ -136,10 +136,10 @@ impl MultiheadAttention {
         })
     }
 
-    /// Computes the attention of `query` to `key` and `value`, with a mask; torch's
-    /// `forward(query, key, value)` without the weights. The option `causal` applies in addition to
-    /// the mask. If the model runs through a [`KvCache`], the masks cover the cached keys too, and
-    /// a rotary embedding counts positions from the first cached token.
+    /// Computes the attention of `query` to `key` and `value`, with a mask, as torch's
+    /// `forward(query, key, value)` does, but without the weights. The option `causal` applies in
+    /// addition to the mask. If the model runs through a [`KvCache`], the masks cover the cached
+    /// keys too, and a rotary embedding counts positions from the first cached token.
     ///
     /// | tensor | shape |
     /// | --- | --- |

@@ -116,8 +116,8 @@ pub(super) fn by_libtorch(
 /// computes the gradient of the layer's bias.
 ///
 /// # Errors
-/// When the product does not have three dimensions, or the last dimension is not a multiple of
-/// `3·heads`.
+/// When `product` does not have three dimensions, or the size of its last dimension is not a
+/// multiple of `3·heads`.
 pub fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     match product.size().as_slice() {
         [_, _, width] if heads > 0 && width % (3 * heads) == 0 => ffi::split_heads(product, heads),

@@ -119,7 +119,7 @@ impl EmbeddingBag {
         Ok(Self { weight, padding_idx, max_norm, config })
     }
 
-    /// Returns the table of vectors, `[num_embeddings, embedding_dim]`.
+    /// Returns the table of vectors, of shape `[num_embeddings, embedding_dim]`.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }

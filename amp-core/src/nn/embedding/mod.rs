@@ -78,8 +78,8 @@ impl Embedding {
         Ok(Self { weight, padding_idx, max_norm, scale_grad_by_freq })
     }
 
-    /// Returns the table of vectors, `[num_embeddings, embedding_dim]`, for example as the weight
-    /// of an output layer.
+    /// Returns the table of vectors, of shape `[num_embeddings, embedding_dim]`. An output layer
+    /// can use it as its weight (weight tying).
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }

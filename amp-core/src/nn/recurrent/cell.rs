@@ -244,7 +244,8 @@ constructor! {
 }
 
 impl Forward for LstmCell {
-    /// The input of the step and, if they are not zero, the states h and c before the step.
+    /// The input of the step, and the states h and c before the step. `None` stands for states of
+    /// zeros.
     type Input = (&'static Tensor, Option<(&'static Tensor, &'static Tensor)>);
     /// The hidden state h and the cell state c after the step.
     type Output = (Tensor, Tensor);
@@ -266,7 +267,8 @@ impl Forward for LstmCell {
 macro_rules! with_one_state {
     ($($layer:ident)*) => {$(
         impl Forward for $layer {
-            /// The input of the step and, if it is not zero, the state before the step.
+            /// The input of the step, and the state before the step. `None` stands for a state of
+            /// zeros.
             type Input = (&'static Tensor, Option<&'static Tensor>);
             /// The next state.
             type Output = Tensor;

@@ -42,7 +42,7 @@ const TEXT: &str = "of text or whole numbers";
 pub(super) struct File {
     pub(super) path: PathBuf,
     file: Positioned,
-    /// The names of the columns, and the types by which error messages name them.
+    /// The names of the columns, and the types that error messages show.
     types: SchemaRef,
     /// The metadata in the file's footer, and the types to which the columns are decoded.
     footer: ArrowReaderMetadata,

@@ -108,7 +108,7 @@ impl CrossEntropy {
     }
 
     /// Returns which dimension of a linear layer's output holds the classes: the last one, unless
-    /// the user says otherwise.
+    /// the option `classes` is set.
     pub(crate) fn class_dim_of_linear(&self) -> ClassDim {
         match self.classes {
             ClassDim::Either => ClassDim::Last,

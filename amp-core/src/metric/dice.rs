@@ -54,8 +54,8 @@ impl Metric for Dice {
         let example = Tensor::f_arange(of.numel() as i64, (Kind::Int64, of.device()))?
             .f_div_scalar_mode(positions, "floor")?
             .f_mul_scalar(classes)?;
-        // NaN if a logit is NaN, and otherwise 0. All counts begin with it, because the average may
-        // leave out the class at which the NaN is counted.
+        // `nothing` is NaN if a logit is NaN, and otherwise 0. All counts start from `nothing`,
+        // because the average may leave out the class at which the NaN is counted.
         let nothing = kept.f_sum(Kind::Double)?.f_mul_scalar(0.0)?;
         let counted = |places: &Tensor, counts: &Tensor| -> Result<Tensor> {
             let zeros = nothing.f_expand([examples * classes], false)?.f_contiguous()?;

@@ -75,8 +75,8 @@ impl Metric for RecallAtK {
                 let rows = ROWS.min(count - start);
                 let scores = queries.f_narrow(0, start, rows)?.f_matmul(&keys.f_tr()?)?;
                 let own = scores.f_diagonal(start, 0, 1)?.f_unsqueeze(1)?;
-                // The rank of the query's own key is the number of scores that are not below its
-                // score. Its own score is counted, too.
+                // The rank of the query's own key is the number of scores that are not below the
+                // score of this key. The score of this key is counted, too.
                 let before = scores.f_ge_tensor(&own)?;
                 let rank = before.f_sum_dim_intlist([1].as_slice(), false, Kind::Double)?;
                 found = found.f_add(&rank.f_le(k as f64)?.f_sum(Kind::Double)?)?;

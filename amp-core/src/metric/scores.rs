@@ -82,7 +82,8 @@ impl Score {
             if average == Average::Micro {
                 return Ok(each);
             }
-            // A NaN that is not from a denominator of 0 stays, as for a class out of range.
+            // Only a NaN from a denominator of 0 is replaced. Other NaNs stay, for example that of
+            // a class that is out of range.
             let each = each.f_masked_fill(&whole.f_eq(0.0)?, 0.0)?;
             let weight = match average {
                 Average::Weighted => actual,

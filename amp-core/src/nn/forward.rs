@@ -7,8 +7,8 @@ use crate::{
 };
 
 /// A module with any inputs and outputs. Every [`Module`] is a `Forward` with one tensor as input
-/// and one as output. The derives implement `Forward` for a `#[forward(|x, mask: Option<&Tensor>|
-/// -> Result<(Tensor, Tensor)> { … })]`.
+/// and one as output. The derives implement `Forward` for a struct with an attribute such as
+/// `#[forward(|x, mask: Option<&Tensor>| -> Result<(Tensor, Tensor)> { … })]`.
 ///
 /// The inputs are a tuple. [`Input`](Self::Input) lists the types of the inputs. The lifetime
 /// `'static` in this list stands for any lifetime. A module that runs another module wraps the

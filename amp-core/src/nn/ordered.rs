@@ -13,10 +13,10 @@ pub(super) fn applies(input: &Tensor) -> Result<bool> {
     Ok(input.device().is_cuda() && ffi::numerics()?.1)
 }
 
-/// Resizes each dimension after the first two to its size in `out`, by linear interpolation. The
-/// factors `by` map positions in the output to positions in the input. Without a factor, and with
-/// `align_corners`, the positions in the input follow from the sizes of input and output. As in
-/// libtorch, 16-bit values are computed in f32.
+/// Resizes each dimension after the first two to its size in `out`, by linear interpolation. `by`
+/// contains the scale factor of each dimension, from which the positions in the input are computed.
+/// For a dimension without a scale factor, or with `align_corners`, the positions are computed from
+/// the sizes of input and output. As in libtorch, 16-bit values are computed in f32.
 pub(super) fn linear(
     input: &Tensor,
     out: &[i64],

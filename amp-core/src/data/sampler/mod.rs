@@ -87,8 +87,9 @@ pub struct Epoch {
 impl Epoch {
     /// Returns a random number generator whose seed depends on the run's seed and the epoch.
     pub fn rng(&self) -> Rng {
-        // A generator first changes the run's seed. If the new seed were the sum of seed and epoch,
-        // the pairs (seed, epoch) and (seed + 1, epoch - 1) would give the same numbers.
+        // The run's seed is first replaced by a random number that follows from it. If seed and
+        // epoch were added up instead, the pairs (seed, epoch) and (seed + 1, epoch - 1) would give
+        // the same random numbers.
         Rng::with_seed(Rng::with_seed(self.seed).bits() ^ self.epoch)
     }
 }

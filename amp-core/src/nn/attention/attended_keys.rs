@@ -31,8 +31,8 @@ impl AttendedKeys {
 
     /// Returns the keys and values of all tokens, and the causal mask combined with `mask`. If `cx`
     /// has a cache, appends the keys and values `[N, heads, L, E]` of this forward pass to the
-    /// cached ones. `mask` is as in [`AttentionOptions::attn_mask`], and covers all keys, cached
-    /// ones included.
+    /// cached ones. `mask` is as in [`AttentionOptions::attn_mask`], and covers all keys, including
+    /// the cached ones.
     pub(super) fn extend(
         query: &Tensor,
         keys: Tensor,

@@ -90,8 +90,8 @@ impl MultiheadAttentionConfig {
         self.embed_dim / self.num_heads
     }
 
-    /// Returns the number of features of all heads of keys together, which is also that of all
-    /// heads of values.
+    /// Returns the number of features of all key heads together. All value heads together have the
+    /// same number of features.
     pub(super) fn kv_width(&self) -> i64 {
         self.num_kv_heads * self.head_dim()
     }

@@ -142,7 +142,7 @@ impl Reduction {
         let first = |what: &str| {
             let first = tensors.first();
             first.ok_or_else(|| {
-                Error::config(format!("a {what} needs a sum, but the state is empty"))
+                Error::config(format!("a {what} needs a sum, but the metric's state is empty"))
             })
         };
         let value = match self {
@@ -191,7 +191,7 @@ impl fmt::Debug for Reduction {
 /// Builds the error for a state that another metric, or another version of this metric, has saved.
 fn other_state(expected: usize, state: &[Tensor]) -> Error {
     Error::config(format!(
-        "the metric is computed from {expected} tensors, but the state has {}: another metric has the same name",
+        "the metric is computed from {expected} tensors, but its state has {}: another metric has the same name",
         state.len()
     ))
 }

@@ -85,8 +85,8 @@ fn row(tensor: &ImportedTensor) -> [String; 4] {
     };
     let from = match origin {
         Origin::File(names) => names.join(" + "),
-        Origin::Missing => "initialised: not in the file".to_owned(),
-        Origin::OtherShape(shape) => format!("initialised: {shape:?} in the file"),
+        Origin::Missing => "initial values: not in the file".to_owned(),
+        Origin::OtherShape(shape) => format!("initial values: shape {shape:?} in the file"),
     };
     [name.clone(), format!("{shape:?}"), kind, from]
 }

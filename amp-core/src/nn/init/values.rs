@@ -274,7 +274,7 @@ fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<T
     }
     if mean < a - 2.0 * std || mean > b + 2.0 * std {
         return refused(
-            "the mean is more than 2 std outside [a, b], where this method of drawing is inexact",
+            "the mean is more than 2 std outside [a, b], so the values cannot be drawn accurately",
         );
     }
     let below = |x: f64| -> Result<f64> {

@@ -82,7 +82,7 @@ fn checkpointed<M: Module>(
     let shared: Option<Vec<Arc<dyn Module>>> = layers.iter().map(Module::shared).collect();
     let shared = shared.ok_or_else(|| {
         Error::config(format!(
-            "layer {place} or a later one cannot be recomputed: its `Module::shared` returns `None`"
+            "layer {place} or a later layer cannot be recomputed, because its `Module::shared` returns `None`"
         ))
     })?;
     if !layers.iter().any(|layer| is_trained(layer, input)) {

@@ -114,9 +114,9 @@ fn a_head_of_another_size_keeps_its_initial_values() -> Result<()> {
     let line = table.lines().find(|line| line.starts_with("head.bias")).expect("a line");
     assert_eq!(
         line.split_whitespace().collect::<Vec<_>>().join(" "),
-        "head.bias [5] float32 initialised: [3] in the file"
+        "head.bias [5] float32 initial values: shape [3] in the file"
     );
-    assert!(table.contains("initialised: [3, 16] in the file"), "{table}");
+    assert!(table.contains("initial values: shape [3, 16] in the file"), "{table}");
     assert!(
         table.ends_with(
             "31 of 33 tensors were loaded from the file, 2 kept their initial values, 0 tensors of the file were ignored"

@@ -119,7 +119,8 @@ fn a_head_of_another_size_keeps_its_initial_values() -> Result<()> {
     assert!(table.contains("initial values: shape [3, 16] in the file"), "{table}");
     assert!(
         table.ends_with(
-            "31 of 33 tensors were loaded from the file, 2 kept their initial values, 0 tensors of the file were ignored"
+            "31 of 33 tensors were loaded from the file, 2 kept their initial values, \
+             0 tensors of the file were ignored"
         ),
         "{table}"
     );

@@ -131,7 +131,7 @@ fn examples_that_do_not_fit_are_refused() {
     let double = Batch { target: Tensor::from(1.5), ..image(4) };
     assert_eq!(
         refused(&stacks, &[(3, image(4)), (17, double)]),
-        "`target` of example 3 has dtype Int64, but of example 17 Double: give both the same"
+        "`target` of example 3 has dtype Int64, but of example 17 Double: give both the same dtype"
     );
     let masked = Sentence { mask: Some(Tensor::from(true)), ..sentence(&[1], 0.0) };
     for (examples, with, without) in [

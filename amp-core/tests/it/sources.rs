@@ -238,7 +238,7 @@ const TWO: &[u8] = &[0; 8];
 )]
 #[case(
     npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }", TWO),
-    "8 bytes of data, but an array of shape [3] and dtype Float needs another number of bytes: write the file again"
+    "the file has 8 bytes of data, but an array of shape [3] and dtype Float needs another number of bytes: write the file again"
 )]
 #[case(
     npy(1, "{'descr': '<f4', 'shape': (2,), }", TWO),

@@ -78,8 +78,8 @@ impl Context {
     /// Returns the tensor that the running module must use instead of `inner` where it uses `inner`
     /// a second or a later time; see [`Substitute::next_use`](crate::nn::Substitute::next_use).
     /// Call this method in the order in which the module uses the tensor. If the gradient of one
-    /// operation is rounded before it is added to the gradients of other uses, call this method for
-    /// this operation, and again for the other uses.
+    /// operation is rounded before it is added to the gradients of other uses, use the result of
+    /// one call for this operation, and the result of a second call for the other uses.
     pub(in crate::nn) fn next_use(&self, inner: &Tensor) -> Result<Tensor> {
         match &self.observer {
             Observer::Substitutes(other) => other.next_use(&self.path.borrow(), inner),

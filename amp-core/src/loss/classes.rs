@@ -74,8 +74,8 @@ impl Default for CrossEntropy {
 }
 
 impl CrossEntropy {
-    /// Computes the loss with another reduction than the mean. With `Reduction::None` the result is
-    /// the loss of each target, of shape `[N, …]`. The loss of an ignored target is 0.
+    /// Computes the loss with the given reduction. With `Reduction::None` the result is the loss of
+    /// each target, of shape `[N, …]`. The loss of an ignored target is 0.
     ///
     /// # Errors
     /// When output, target or options are not as [`CrossEntropy`] requires.
@@ -201,8 +201,8 @@ impl Default for Nll {
 }
 
 impl Nll {
-    /// Computes the loss with another reduction than the mean. With `Reduction::None` the result is
-    /// the loss of each target, of shape `[N, …]`. The loss of an ignored target is 0.
+    /// Computes the loss with the given reduction. With `Reduction::None` the result is the loss of
+    /// each target, of shape `[N, …]`. The loss of an ignored target is 0.
     ///
     /// # Errors
     /// When output, target or options are not as [`Nll`] requires.

@@ -13,8 +13,8 @@ use crate::Result;
 macro_rules! of_elements {
     ($loss:ident $name:literal, |$own:ident, $output:ident, $target:ident, $reduction:ident| $computed:expr) => {
         impl $loss {
-            /// Computes the loss with another reduction than the mean. With `Reduction::None` the
-            /// result is the loss of each element, in the shape of the output.
+            /// Computes the loss with the given reduction. With `Reduction::None` the result is the
+            /// loss of each element, in the shape of the output.
             ///
             /// # Errors
             #[doc = concat!("The errors of [`", stringify!($loss), "`].")]

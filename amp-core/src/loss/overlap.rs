@@ -39,8 +39,8 @@ impl Default for Dice {
 }
 
 impl Dice {
-    /// Computes the loss with another reduction than the mean. With `Reduction::None` the result
-    /// has the shape `[N, C]`, or `[C]` with `batch`.
+    /// Computes the loss with the given reduction. With `Reduction::None` the result has the shape
+    /// `[N, C]`, or `[C]` with `batch`.
     ///
     /// # Errors
     /// When output, target or options are not as [`Dice`] requires.
@@ -152,8 +152,8 @@ impl Default for Focal {
 }
 
 impl Focal {
-    /// Computes the loss with another reduction than the mean. With `Reduction::None` the result is
-    /// the loss of each element, in the shape of the output.
+    /// Computes the loss with the given reduction. With `Reduction::None` the result is the loss of
+    /// each element, in the shape of the output.
     ///
     /// # Errors
     /// When output, target or options are not as [`Focal`] requires.

@@ -29,8 +29,8 @@ impl Default for CosineSimilarity {
 }
 
 impl CosineSimilarity {
-    /// Computes the loss with another reduction than the mean. With `Reduction::None` the result
-    /// has the shape of the output without dimension 1, `[N, …]`.
+    /// Computes the loss with the given reduction. With `Reduction::None` the result has the shape
+    /// of the output without dimension 1, `[N, …]`.
     ///
     /// # Errors
     /// When output and target are not as [`CosineSimilarity`] requires.
@@ -230,8 +230,8 @@ impl Default for InfoNce {
 }
 
 impl InfoNce {
-    /// Computes the loss with another reduction than the mean. With `Reduction::None` the result is
-    /// the loss of each example, of shape `[N]`.
+    /// Computes the loss with the given reduction. With `Reduction::None` the result is the loss of
+    /// each example, of shape `[N]`.
     ///
     /// # Errors
     /// When output, target or options are not as [`InfoNce`] requires.

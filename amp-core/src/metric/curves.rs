@@ -166,8 +166,8 @@ fn compute(
     if let [one] = areas.as_slice() {
         return Ok(Tensor::from(*one));
     }
-    // A class without positives or without negatives has no curve, and is left out of the average.
-    // A NaN score makes the area NaN.
+    // The area of a class is not defined if the class has no positives or, for the ROC curve, no
+    // negatives. Such a class is left out of the average. A NaN score makes the area NaN.
     let present: Vec<usize> =
         (0..areas.len()).filter(|at| !curves[*at].is_undefined(area)).collect();
     let weight = |at: usize| if average == Average::Weighted { positives[at] } else { 1.0 };

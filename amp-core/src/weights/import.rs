@@ -204,7 +204,7 @@ impl Step {
     /// Applies this step to the tensors whose names match its pattern.
     ///
     /// # Errors
-    /// The reason why the step cannot be applied.
+    /// When no tensor matches, or the step cannot be applied. The error is a text with the reason.
     fn run(&self, entries: &mut Vec<Entry>, ignored: &mut Vec<String>) -> Result<(), String> {
         let refused = |why: &str| format!("{}: {why}", self.written());
         let pattern = self.pattern();

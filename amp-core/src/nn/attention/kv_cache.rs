@@ -97,7 +97,8 @@ impl KvCache {
         Self::default()
     }
 
-    /// Makes an empty cache that allocates memory for this number of tokens at once.
+    /// Makes an empty cache. Its first forward pass allocates memory for this number of tokens, so
+    /// that the cache need not grow before it has more tokens.
     pub fn with_room(tokens: i64) -> Self {
         let cache = Self::default();
         cache.0.room.set(tokens);

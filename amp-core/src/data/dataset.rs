@@ -66,8 +66,8 @@ pub trait Dataset: Send {
     }
 
     /// Returns a batch of the examples at `indices`, in the order of `indices`. An index counts
-    /// from 0; the indices may be in any order. Return the dtypes in which the set stores the
-    /// examples: the loader casts them and moves the batch to the device.
+    /// from 0; the indices may be in any order. Return tensors in the dtypes in which the set
+    /// stores the examples: the loader casts the tensors and moves the batch to the device.
     ///
     /// # Errors
     /// When an example cannot be read. The training loop then ends the epoch and returns the error.

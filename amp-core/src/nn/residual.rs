@@ -10,8 +10,8 @@ use crate::{Result, ffi};
 impl Child<'_, LayerNorm> {
     /// Computes x + branch(norm(x)), with the shape of x. Since x is used in the norm and in the
     /// sum, the backward pass adds two gradients of x. In training on CUDA, the kernel for the
-    /// gradient of the norm also adds them, if the size of the last dimension is a multiple of 128
-    /// and at most 1024.
+    /// gradient of the norm also adds these two gradients, if the size of the last dimension is a
+    /// multiple of 128 and at most 1024.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;

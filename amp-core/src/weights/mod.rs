@@ -26,8 +26,8 @@ use crate::{
 };
 
 /// Saves every tensor of `module`, and the texts in `metadata` under their names. A tied tensor
-/// (one tensor with several names) is saved once, under its first name, as in
-/// `safetensors.torch.save_model`.
+/// (one tensor with several names) is saved only once, as in `safetensors.torch.save_model`, under
+/// the name that is declared first.
 ///
 /// # Errors
 /// When two tensors have the same name, or the folder is missing or cannot be written to.

@@ -119,7 +119,7 @@ fn rates_are_reported_by_optimizer_and_group() -> Result<()> {
 #[case(&[None, None], "two optimizers would train all parameters")]
 #[case(&[Some("*"), None], "no parameter is left for the optimizer without patterns")]
 #[case(&[], "`body.0.weight` would be trained by no optimizer")]
-#[case(&[], "a parameter that must not be trained is frozen, by the option `freeze`")]
+#[case(&[], "or freeze it with the option `freeze`")]
 fn each_parameter_has_one_optimizer(#[case] params: &[Option<&str>], #[case] says: &str) {
     let config = |params: &Option<&str>| {
         let config = OptimizerConfig::new(Sgd::default());

@@ -149,7 +149,7 @@ impl<'s> ManualStep<'s> {
         let count = self.scheduled.count();
         if at >= count {
             return Err(Error::config(format!(
-                "there is no optimizer {at}: the model has {count} optimizers, counted from 0"
+                "there is no optimizer {at}: the model has {count}, counted from 0"
             )));
         }
         Ok(ManualOptimizer { step: self, at })

@@ -258,7 +258,7 @@ fn invalid_masks_are_refused() -> Result<()> {
     let attend = |mask: &AttentionMask| attention.attend(&q, &k, &k, mask, &cx).map(drop);
     attend(&AttentionMask::none())?;
     let integers = Tensor::ones([2, 3], (Kind::Int64, device()));
-    refused(attend(&AttentionMask::padding(&integers)), "key_padding_mask is int64: compare it");
+    refused(attend(&AttentionMask::padding(&integers)), "key_padding_mask is int64: to make");
     refused(attend(&AttentionMask::padding(&x(&[3, 2]))), "must be [batch, keys], here [2, 3]");
     refused(attend(&AttentionMask::of(&x(&[3, 4]))), "must be [4, 3], [4, 4, 3] or 4-D");
     refused(attend(&AttentionMask::of(&x(&[2, 3, 4, 3]))), "does not broadcast to the scores");

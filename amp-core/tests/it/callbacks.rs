@@ -267,7 +267,7 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     let own = EarlyStopping::new("val_score", Mode::Max);
     let mut model = Scripted::new(&[1.0])?;
     let text = message(Trainer::new(config(1)).callback(own).fit(&mut model, &data));
-    assert!(text.contains("this model logs nothing at the end of an epoch"), "{text}");
+    assert!(text.contains("the model does not log it at the end of an epoch"), "{text}");
     Ok(())
 }
 

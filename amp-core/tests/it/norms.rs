@@ -74,7 +74,7 @@ fn one_value_for_each_channel_is_refused(
 #[case(BatchNormConfig { eps: -1e-5, ..BatchNormConfig::new(3) }, "eps is -0.00001")]
 #[case(BatchNormConfig { momentum: 1.5, ..BatchNormConfig::new(3) }, "momentum is 1.5")]
 #[case(BatchNormConfig { momentum: f64::NAN, ..BatchNormConfig::new(3) }, "momentum is NaN")]
-#[case(BatchNormConfig::new(0), "0 features")]
+#[case(BatchNormConfig::new(0), "num_features is 0, but must be at least 1")]
 fn options_out_of_range_are_refused(#[case] config: BatchNormConfig, #[case] says: &str) {
     let said = message(BatchNorm::new(config));
     assert!(said.starts_with("batch norm: ") && said.contains(says), "{said}");

@@ -286,12 +286,12 @@ fn state_is_named_as_in_pytorch() -> Result<()> {
 /// An invalid state is refused before anything is changed.
 #[rstest]
 #[case::another_optimizer("adam", "constant", SHAPES.to_vec(), Kind::Float, "belongs to Adam, but this run uses AdamW")]
-#[case::another_schedule("adamw", "step", SHAPES.to_vec(), Kind::Float, "of StepLR, but CosineAnnealingLR")]
+#[case::another_schedule("adamw", "step", SHAPES.to_vec(), Kind::Float, "belongs to StepLR, but this run uses CosineAnnealingLR")]
 #[case::no_schedule("adamw", "constant", SHAPES.to_vec(), Kind::Float, "has no `scheduler/0/name`")]
 #[case::a_parameter_less("adamw", "cosine", SHAPES[..2].to_vec(), Kind::Float, "has no `optimizer/exp_avg/layer.2`")]
 #[case::another_dtype("adamw", "cosine", SHAPES.to_vec(), Kind::Double, "`optimizer/exp_avg/layer.0` is Double")]
 #[case::another_shape("adamw", "cosine", vec![[5, 3].as_slice(), &[5], &[2, 2, 2]], Kind::Float, "is Float [5, 3], but Float [3, 5] is needed")]
-#[case::a_parameter_more("adamw", "cosine", [&SHAPES[..], &[&[1]]].concat(), Kind::Float, "has `optimizer/exp_avg/layer.3`")]
+#[case::a_parameter_more("adamw", "cosine", [&SHAPES[..], &[&[1]]].concat(), Kind::Float, "contains `optimizer/exp_avg/layer.3`, which this run does not have")]
 fn another_state_is_refused_and_changes_nothing(
     #[case] kind: &str,
     #[case] rates: &str,

@@ -170,7 +170,7 @@ fn a_run_outside_of_a_section_cannot_begin_one() -> Result<()> {
         Ok(late.said)
     };
     let said = train()?.expect("an error");
-    assert!(said.contains("call random::seeded before it"), "{said}");
+    assert!(said.contains("call random::seeded before Trainer::fit"), "{said}");
     let _section = random::seeded(0)?;
     assert_eq!(train()?, None);
     Ok(())
@@ -245,7 +245,7 @@ fn loads_within_a_section() -> Result<()> {
     let config = config().with(|config| config.checks.shared_examples = true);
     Trainer::new(config.clone()).fit(&mut model, &data(Drawn.into()))?;
     let refused = Trainer::new(config).fit(&mut model, &data(Begins.into()));
-    assert!(message(refused).contains("call random::seeded before it"));
+    assert!(message(refused).contains("call random::seeded before Trainer::fit"));
     Ok(())
 }
 

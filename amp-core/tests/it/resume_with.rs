@@ -232,7 +232,10 @@ fn other_changed_options_need_permission() -> Result<()> {
     };
     let elsewhere = tempdir().expect("a temporary folder");
     let said = message(other(&[])?.train(elsewhere.path()));
-    assert!(said.contains("optimizer's options") && said.contains("weight_decay: 0.5"), "{said}");
+    assert!(
+        said.contains("list of optimizer options") && said.contains("weight_decay: 0.5"),
+        "{said}"
+    );
     assert!(said.contains("--resume-with optimizer"), "{said}");
     let (record, _) = other(&[Change::Optimizer])?.train(elsewhere.path())?;
     assert_eq!(record.epochs.len(), 1);

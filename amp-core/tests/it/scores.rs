@@ -307,6 +307,6 @@ fn states_that_do_not_merge_are_refused() -> Result<()> {
     let said = message(Reduction::Ratio.compute(&counts(3)?));
     assert_eq!(said, "a ratio needs two counts, [2], but the state has [3]");
     let said = message(RecallAtK { k: 1 }.reduction().compute(&counts(3)?));
-    assert!(said.contains("computed from 2 tensors, but the state has 1"), "{said}");
+    assert!(said.contains("computed from 2 tensors, but its state has 1"), "{said}");
     Ok(())
 }

@@ -201,7 +201,7 @@ fn columns_and_categories_are_saved() -> Result<()> {
     let text = message(Categories::load(&path));
     assert!(text.contains("not in the order of their bytes"), "{text}");
     let text = message(columns.numbers_or("y", &["age"], f32::INFINITY).save(&path));
-    assert!(text.contains("are to be inf"), "{text}");
+    assert!(text.contains("are to be replaced by inf"), "{text}");
     Ok(())
 }
 
@@ -238,8 +238,11 @@ fn blocks_are_shuffled(#[values(1, 2, 3, 9)] together: usize) -> Result<()> {
 fn blocks_of_another_set_are_refused() -> Result<()> {
     let epoch = Epoch { seed: 3, epoch: 0, examples: 6, batch_size: 4 };
     let text = message(ShuffledBlocks::new(vec![2, 3], 1)?.order(&epoch));
-    assert_eq!(text, "blocks of 5 examples for a set of 6: give the lengths of its blocks");
-    assert!(message(ShuffledBlocks::new(vec![1], 0)).contains("give at least 1"));
-    assert!(message(ShuffledBlocks::new(vec![-1], 1)).contains("a block of -1"));
+    assert_eq!(
+        text,
+        "the blocks have 5 examples in total, but the set has 6: give the lengths of the set's blocks"
+    );
+    assert!(message(ShuffledBlocks::new(vec![1], 0)).contains("at least 1 block"));
+    assert!(message(ShuffledBlocks::new(vec![-1], 1)).contains("a block has the length -1"));
     Ok(())
 }

@@ -46,8 +46,10 @@ pub struct Call<'a> {
     pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
     /// Runs the module again as `rerun` does, and lets the [`Substitute`] replace the module's
     /// intermediate tensors and the tensors of the modules within it.
-    pub rerun_with: &'a dyn Fn(&Tensor, Rc<dyn Substitute>) -> Result<Tensor>,
+    pub rerun_with: &'a RerunWith<'a>,
 }
+
+type RerunWith<'a> = dyn Fn(&Tensor, Rc<dyn Substitute>) -> Result<Tensor> + 'a;
 
 /// Replaces the inputs and outputs of modules in a forward pass, for example to study rounding. In
 /// such a pass, layers are not fused, but run one by one.

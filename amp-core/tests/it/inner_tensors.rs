@@ -223,7 +223,7 @@ fn the_gradients_of_several_uses_are_added_up_in_16_bits() -> Result<()> {
                 (input.shallow_clone(), Tensor::zeros([], (Kind::Float, Device::Cpu)));
             for _ in 0..40 {
                 let product = cx.call("layer", None, &layer, &x)?.to_kind(Kind::Float);
-                sum = sum + (&product * input.sin()).mean(None);
+                sum = (&product * input.sin()).mean(None) + sum;
                 x = product.tanh();
             }
             sum

@@ -264,7 +264,7 @@ fn cuda(capability: &str) -> Fingerprint {
 #[case::gpu_for_cpu(cpu(), cuda("9.0"), Some("device"))]
 #[case::libtorch(cpu(), Fingerprint { libtorch: "2.12.0".into(), ..cpu() }, Some("libtorch"))]
 #[case::tf32(cuda("9.0"), Fingerprint { tf32: true, ..cuda("9.0") }, Some("TF32"))]
-#[case::deterministic(cpu(), Fingerprint { deterministic: true, ..cpu() }, Some("deterministic"))]
+#[case::deterministic(cpu(), Fingerprint { deterministic: true, ..cpu() }, Some("deterministic mode"))]
 fn machines_differ_in_whatever_changes_figures(
     #[case] golden: Fingerprint,
     #[case] found: Fingerprint,

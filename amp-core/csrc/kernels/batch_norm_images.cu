@@ -50,8 +50,8 @@ __device__ Row narrow(const float (&from)[eight]) {
   return row;
 }
 
-// Returns the largest number that T rounds to 0, which is half of the smallest positive number of
-// T.
+// Returns the largest float that becomes 0 when it is rounded to the argument's type. It is half of
+// the smallest positive number of that type.
 __device__ float rounds_to_zero(bf16) { return __uint_as_float(1u << 15); }
 __device__ float rounds_to_zero(f16) { return 0x1p-25f; }
 

@@ -1,5 +1,6 @@
-//! Tests of the plan that says which activations are recomputed to stay below a memory budget. The
-//! plan is saved with the run. Making the plan does not change anything else.
+//! Tests of the memory plan, which says which activations are recomputed to stay below a memory
+//! budget. A resumed run uses the saved plan. The trial steps that make the plan do not change the
+//! state of the model.
 
 use std::sync::{
     Arc,

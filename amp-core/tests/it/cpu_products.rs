@@ -51,8 +51,8 @@ fn in_kind(tensors: &[Tensor], kind: Kind) -> Vec<Tensor> {
     tensors.iter().map(|tensor| tensor.to_kind(kind)).collect()
 }
 
-/// Checks a 16-bit result against the result in f64: it may differ by one rounding to 16 bits, and
-/// by the rounding of f32 sums of `terms` products of normally distributed numbers.
+/// Checks a 16-bit result against the result in f64. The tolerance is the sum of two errors: that of
+/// one rounding to 16 bits, and that of adding `terms` products of normal numbers in f32.
 fn assert_rounded_once(name: &str, found: &Tensor, exact: &Tensor, terms: i64) {
     assert_eq!(found.size(), exact.size(), "{name}");
     let kind = found.kind();

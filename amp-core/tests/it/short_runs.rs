@@ -54,8 +54,9 @@ fn a_warm_up_may_be_longer_than_the_schedule(
     Ok(())
 }
 
-/// A trial run of a few steps uses the first learning rates of the full run. If a run is shorter
-/// than its warm-up, it prints a note. The full run has 30 steps, and its warm-up has 10.
+/// The full run has 30 steps, of which 10 are warm-up. A trial run, or a part of a planned run, uses
+/// the first learning rates of the full run and prints no note. A run that is itself planned with
+/// fewer steps than its warm-up prints a note.
 #[rstest]
 #[case::tried_out(|config: &mut TrainerConfig| config.loops.fast_dev_run = Some(2), None)]
 #[case::part_of_a_run(

@@ -97,8 +97,8 @@ fn is_a_type(arg: &Expr, diag: &Diagnostics) -> Option<Path> {
     None
 }
 
-/// Checks the rule: each argument names what it takes from a batch. It is a field such as `ids` or
-/// `source.ids`, or the word `batch` for the whole batch.
+/// Checks the rule: each argument is the name of a field of the batch, such as `ids` or
+/// `source.ids`, or the word `batch`, which stands for the whole batch.
 fn part(expr: &Expr, diag: &Diagnostics) -> Option<Part> {
     if word(expr).is_some_and(|name| name == symbol::BATCH) {
         return Some(Part::Whole);

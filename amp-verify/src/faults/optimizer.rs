@@ -80,7 +80,7 @@ impl Broken {
         Ok(())
     }
 
-    /// Rounds the weights, as an optimizer does that stores them in a smaller dtype.
+    /// Rounds the weights in the same way as an optimizer that stores them in a smaller dtype.
     fn round_weights(&self) -> Result<()> {
         let rounded = |tensor: &Tensor| -> Result<Option<Tensor>> {
             Ok(match self.fault {

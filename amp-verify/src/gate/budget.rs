@@ -26,9 +26,9 @@ const DRAWS: u64 = 32;
 const FEWEST_DRAWS: u64 = 12;
 /// The largest number of steps of an epoch that the gate observes.
 const EPOCH_STEPS: i64 = 64;
-/// The smallest number of steps of an epoch that the gate observes, if the epoch has so many. Each
-/// step is repeated twice with emulated rounding, so a bound is computed from at least 32 runs of a
-/// step.
+/// The gate observes at least this many steps of an epoch, or all of them if the epoch is shorter.
+/// Each observed step is repeated twice with emulated rounding. So 16 steps give 32 emulated steps,
+/// from which a bound is computed.
 const FEWEST_STEPS: i64 = 16;
 /// The number of additional forward passes for each observed step of the epoch: one under 32-true,
 /// and two with emulated rounding.

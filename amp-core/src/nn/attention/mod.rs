@@ -73,8 +73,8 @@ pub struct MultiheadAttention {
 }
 
 impl MultiheadAttention {
-    /// Draws in PyTorch's order: first the weight of `out_proj`, then the projections' weights
-    /// (Xavier uniform), then `bias_k` and `bias_v` (Xavier normal). Other biases start at zero.
+    /// Creates the layer. Draws initial values in PyTorch's order: the weight of `out_proj`, the
+    /// projections' weights (Xavier uniform), `bias_k` and `bias_v` (Xavier normal); others are 0.
     ///
     /// # Errors
     /// When `num_heads` does not divide `embed_dim`, `num_kv_heads` does not divide `num_heads`, a

@@ -25,8 +25,8 @@ fn case(name: &str) -> Value {
     oracle!("pretrained.json")["cases"][name].clone()
 }
 
-/// Includes the files that Python has written in the test binary, so that the binary needs no other
-/// files.
+/// Embeds into the test binary the files that Python has written, so that the tests read no files of
+/// the repository at run time.
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
         [$(($name, include_bytes!(concat!(

@@ -287,8 +287,8 @@ impl Rounding {
         Rc::new(Between::new(&self.emulation, &self.draws, self.moves_between))
     }
 
-    /// Returns two values: the loss, rounded as under the precision, and the scaled loss from which
-    /// gradients are computed.
+    /// Returns the loss, rounded as a run under the emulated precision rounds it. Also returns this
+    /// loss times the loss scale, from which gradients are computed.
     pub(in crate::gate) fn loss(&self, loss: &Tensor) -> Result<(Tensor, Tensor)> {
         let loss = match self.emulation.precision {
             Precision::F32True => rounded(&self.draws.with(|| moved(loss, MEANS))?, Kind::Float)?,

@@ -260,9 +260,7 @@ impl Run {
             over_seeds: None,
         }
     }
-}
 
-impl Run {
     /// Describes the random numbers that this run drew in another dtype than the baseline, unless a
     /// note of the run already does.
     fn draws_otherwise(&self, baseline: &Self) -> Option<String> {

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::{
     Metric, MetricState, Reduction,
-    counts::{class_counts, have_nan, weights_of_elements},
+    counts::{as_floating, class_counts, have_nan, weights_of_elements},
     scores::{Average, Score},
 };
 use crate::{
@@ -91,11 +91,7 @@ pub struct BinaryAccuracy;
 impl Metric for BinaryAccuracy {
     fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
         const NAME: &str = "binary_accuracy";
-        let of = match is_floating(target.kind()) {
-            true => target.shallow_clone(),
-            false => target.f_to_kind(Kind::Float)?,
-        };
-        let (logits, of) = elementwise(NAME, output, &of)?;
+        let (logits, of) = elementwise(NAME, output, &as_floating(target)?)?;
         let counted = weights_of_elements(&logits, &of, &of.f_ne(IGNORED)?)?;
         let correct = logits.f_gt(0.0)?.f_eq_tensor(&of.f_gt(0.5)?)?;
         let correct = correct.f_to_kind(Kind::Double)?.f_mul(&counted)?;

@@ -82,27 +82,18 @@ impl Broken {
 
     /// Rounds the weights in the same way as an optimizer that stores them in a smaller dtype.
     fn round_weights(&self) -> Result<()> {
-        let rounded = |tensor: &Tensor| -> Result<Option<Tensor>> {
-            Ok(match self.fault {
-                Fault::Bf16Weights => {
-                    Some(tensor.f_to_kind(Kind::BFloat16)?.f_to_kind(tensor.kind())?)
-                }
-                Fault::TruncatingRounding => {
-                    // 2⁻¹³ is the spacing of f16 numbers between 0.125 and 0.25, where most weights
-                    // are.
-                    let steps = tensor.f_mul_scalar(8192.0)?.f_trunc()?;
-                    Some(steps.f_div_scalar(8192.0)?)
-                }
-                _ => None,
-            })
+        let rounded: fn(&Tensor) -> Result<Tensor> = match self.fault {
+            Fault::Bf16Weights => {
+                |tensor| Ok(tensor.f_to_kind(Kind::BFloat16)?.f_to_kind(tensor.kind())?)
+            }
+            // 2⁻¹³ is the spacing of f16 numbers between 0.125 and 0.25, where most weights are.
+            Fault::TruncatingRounding => {
+                |tensor| Ok(tensor.f_mul_scalar(8192.0)?.f_trunc()?.f_div_scalar(8192.0)?)
+            }
+            _ => return Ok(()),
         };
         for Parameter { tensor, .. } in self.inner.parameters().iter() {
-            no_grad(|| -> Result<()> {
-                if let Some(rounded) = rounded(tensor)? {
-                    tensor.shallow_clone().f_copy_(&rounded)?;
-                }
-                Ok(())
-            })?;
+            no_grad(|| -> Result<_> { Ok(tensor.shallow_clone().f_copy_(&rounded(tensor)?)?) })?;
         }
         Ok(())
     }

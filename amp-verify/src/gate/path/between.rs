@@ -16,7 +16,7 @@ use crate::{gate::hooks::copy_of, scalars::all_equal};
 /// Copies of a run's parameters or buffers from the end of a step, by name.
 pub(super) struct Kept {
     role: Role,
-    copies: BTreeMap<String, Tensor>,
+    pub(super) copies: BTreeMap<String, Tensor>,
 }
 
 /// A tensor that was changed between two steps: its values before and after the change.

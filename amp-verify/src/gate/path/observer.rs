@@ -294,10 +294,7 @@ impl Interceptor for Observer {
             observation.repeat(model, hook)?;
         }
         if observation.reference.is_some() {
-            let buffers =
-                named_tensors(model).into_iter().filter(|(.., role)| *role == Role::Buffer);
-            let copies = buffers.map(|(name, tensor, _)| Ok((name, copy_of(&tensor)?)));
-            observation.buffers = copies.collect::<Result<_>>()?;
+            observation.buffers = Kept::of(model, Role::Buffer)?.copies;
         }
         Ok(())
     }

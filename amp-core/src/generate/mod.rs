@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// The options for continuing a prompt. The model must map token ids of shape `[N, L]` to logits of
-/// shape `[N, L, vocabulary]`. The logits at a position are those of the next token, computed from
-/// the tokens up to that position. Before generation, move the model to the policy's device and
+/// shape `[N, L, vocabulary]`. The logits at a position predict the next token from the tokens
+/// up to that position. Before generation, move the model to the policy's device and
 /// dtype with [`place`](crate::nn::place).
 ///
 /// The attention layers keep the keys and values of earlier tokens in a [`KvCache`]; its

@@ -179,7 +179,7 @@ mod tests {
     }
 
     /// Checks, for several compute capabilities, which dtypes a device supports. The expected
-    /// values are those of NVIDIA's tables of arithmetic by compute capability (CUDA C programming
+    /// values come from NVIDIA's tables of arithmetic by compute capability (CUDA C programming
     /// guide).
     #[test]
     fn capabilities_decide_what_a_device_can_do() {

@@ -83,8 +83,8 @@ pub trait Loss {
 
     /// Returns the denominator of the loss's mean over a batch. When several batches are
     /// accumulated, or a batch is split because it does not fit into memory, each batch counts in
-    /// proportion to its denominator. The accumulated gradients then equal those of one large
-    /// batch.
+    /// proportion to its denominator. The accumulated gradients then equal the gradients of
+    /// one large batch.
     fn mean_over(&self) -> MeanOver<'_>;
 
     /// Returns the reason why a step with this loss cannot be recorded as a CUDA graph, for example

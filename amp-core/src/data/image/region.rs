@@ -111,8 +111,8 @@ impl Transform for RandomResizedCrop {
 }
 
 /// Cuts a rectangle out of each image and scales all rectangles to squares of one size. `images`
-/// has the shape `[N, C, H, W]`. Up to rounding, the pixels equal those of [`resized`] for each
-/// rectangle. One matrix product scales the rows of all images, and another one scales the columns.
+/// has the shape `[N, C, H, W]`. Up to rounding, each square equals what [`resized`] returns for
+/// its rectangle. One matrix product scales the rows of all images, and another one scales the columns.
 /// The number of kernels therefore does not depend on the batch size.
 fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Tensor> {
     let whole = images.kind() == Kind::Uint8;

@@ -152,8 +152,8 @@ pub(super) fn line(text: &[u8], at: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Returns the rows, or the number of the first row whose number of cells differs from that of
-    /// the previous rows.
+    /// Returns the rows. If a row has more or fewer cells than the rows before it, returns the number
+    /// of the first such row as an error.
     fn own(text: &str) -> Result<Vec<Vec<String>>, usize> {
         let cells = Cells::new(text.to_owned(), b',').map_err(|error| {
             let record =

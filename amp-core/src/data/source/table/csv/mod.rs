@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{Error, Result, data::AnyBatch};
 
-/// The number of rows in a chunk. All columns of a chunk are converted before those of the next
-/// chunk, so that the text of the chunk stays in the cache of a core.
+/// The number of rows in a chunk. All columns of a chunk are converted before the next chunk
+/// is read, so that the text of the chunk stays in the cache of a core.
 const ROWS: usize = 1024;
 
 /// A CSV file, read into memory. The first row contains the names of the columns. The methods

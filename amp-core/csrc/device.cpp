@@ -4,6 +4,8 @@
 #include <ATen/Version.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Logging.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
@@ -82,6 +84,17 @@ int amp_cuda_memory(int index, int64_t* requested, int64_t* peak, int64_t* reser
     *requested = stats.requested_bytes[all].current;
     *peak = stats.requested_bytes[all].peak;
     *reserved_peak = stats.reserved_bytes[all].peak;
+  });
+}
+
+// Waits for the device. Afterwards amp_cuda_memory counts no freed tensors. If a tensor was used on a second stream, the
+// allocator counts it, after it is freed, until the stream has finished its work and another tensor is allocated.
+int amp_cuda_memory_settle(int index) {
+  return amp::guarded([&] {
+    const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
+    const c10::DeviceGuard guard(device);
+    c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
+    const auto block = cuda_allocator()->allocate(1);
   });
 }
 

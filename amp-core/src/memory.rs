@@ -191,14 +191,19 @@ impl MemoryMeter {
     }
 
     /// Returns the bytes that are in use now, minus the bytes that were in use when this meter was
-    /// created. The result is negative if more bytes were freed than allocated since.
+    /// created. The result is negative if more bytes were freed than allocated since. On CUDA, first
+    /// waits for the device, because the allocator may count a freed tensor until the device has
+    /// finished its work.
     ///
     /// # Errors
     /// When the device cannot be queried.
     pub fn allocated(&self) -> Result<i64> {
         match &self.source {
             Source::Host(host) => Ok(host.read().0),
-            Source::Cuda { index, before } => Ok(ffi::cuda_memory(*index)?.0 - before),
+            Source::Cuda { index, before } => {
+                ffi::cuda_memory_settle(*index)?;
+                Ok(ffi::cuda_memory(*index)?.0 - before)
+            }
         }
     }
 }

@@ -27,6 +27,7 @@ unsafe extern "C" {
         peak: *mut i64,
         reserved_peak: *mut i64,
     ) -> c_int;
+    fn amp_cuda_memory_settle(index: c_int) -> c_int;
     fn amp_cuda_memory_reset_peak(index: c_int) -> c_int;
     fn amp_cuda_empty_cache() -> c_int;
     fn amp_set_numerics(tf32: c_int, deterministic: c_int) -> c_int;
@@ -73,6 +74,11 @@ pub(crate) fn cuda_memory(index: usize) -> Result<(i64, i64, i64)> {
     let (mut requested, mut peak, mut reserved) = (0, 0, 0);
     checked!(amp_cuda_memory(index as c_int, &mut requested, &mut peak, &mut reserved))?;
     Ok((requested, peak, reserved))
+}
+
+/// Waits for the device, so that [`cuda_memory`] then counts no tensor that has been freed.
+pub(crate) fn cuda_memory_settle(index: usize) -> Result<()> {
+    checked!(amp_cuda_memory_settle(index as c_int))
 }
 
 pub(crate) fn cuda_memory_reset_peak(index: usize) -> Result<()> {

@@ -4,7 +4,9 @@ use std::thread;
 
 use amp_core::{
     Result,
+    data::{Batch, BatchType, DataLoader, Loading, Placement, SharedDataset},
     memory::{MemoryMeter, parse_bytes},
+    precision::{Policy, Precision},
     tch::{Device, Kind, Tensor},
 };
 use rstest::rstest;
@@ -63,6 +65,27 @@ fn the_workspaces_of_cublas_do_not_count() -> Result<()> {
     let first = thread::spawn(step).join().expect("the thread does not panic")?;
     assert_eq!(first, step()?);
     assert!(first < 1 << 20, "{first}");
+    Ok(())
+}
+
+/// Batches that were copied to the device ahead of their use, on a second stream, do not count after
+/// they are freed, even if the device has not yet finished the work that uses them.
+#[test]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
+fn freed_batches_do_not_count() -> Result<()> {
+    needs_cuda();
+    let x = Tensor::ones([40, 100], (Kind::Float, Device::Cpu));
+    let data: SharedDataset = Batch::new(x.shallow_clone(), x)?.into();
+    let loading = Loading { placement: Placement::Host, prefetch: Some(2), ..Loading::default() };
+    let policy = Policy::new(Precision::F32True, device());
+    let factor = Tensor::ones([4096, 4096], (Kind::Float, device()));
+    let meter = MemoryMeter::start(device())?;
+    for batch in DataLoader::new(&data, 10, loading, policy)?.epoch(0, 0)? {
+        let batch = Batch::from_any(&batch?)?;
+        (0..20).for_each(|_| drop(factor.matmul(&factor)));
+        drop(batch.input.sum(Kind::Float));
+    }
+    assert_eq!(meter.allocated()?, 0);
     Ok(())
 }
 

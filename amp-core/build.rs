@@ -16,8 +16,8 @@ fn main() {
     if cfg!(feature = "doc-only") || wrapper.ends_with("clippy-driver") {
         return;
     }
-    // torch-sys passes the path of the libraries to the crates that depend on it. The headers are
-    // in a folder next to it.
+    // torch-sys passes the folder of libtorch's libraries to the crates that depend on torch-sys.
+    // The headers are in a folder next to that folder.
     let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys sets this"));
     let include = lib.parent().expect("lib has a parent").join("include");
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets this"));

@@ -156,8 +156,9 @@ void amp_surroundings_drop(void* surroundings) {
   delete static_cast<Surroundings*>(surroundings);
 }
 
-// Adds a node for `output` to the autograd graph. `output` was computed from `input` without gradients and
-// with these surroundings. Takes ownership of the surroundings and of the closure's state, even if it fails.
+// Adds a node for `output` to the autograd graph. `output` was computed from `input` without gradients and with these
+// surroundings. The function takes ownership of the surroundings and of the closure's state, even if it returns an
+// error.
 int amp_checkpoint(void* surroundings, void* state, at::Tensor* (*run)(void*, const at::Tensor*),
                    void (*drop)(void*), const at::Tensor* input, const at::Tensor* output) {
   std::unique_ptr<Surroundings> noted(static_cast<Surroundings*>(surroundings));

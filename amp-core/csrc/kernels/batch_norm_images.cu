@@ -232,7 +232,8 @@ __device__ void apply_to(const T* __restrict__ in, const T* __restrict__ residua
         widen(rows[slot], y);
         for (int k = 0; k < eight; ++k) y[k] = fmaf(y[k], scale[k], shift[k]);
         if (after == adds_and_cuts) {
-          // Separate layers would round the value to the layers' dtype here.
+          // The output of the batch norm is rounded to 16 bits before the residual is added, as
+          // separate layers would round it.
           float other[eight];
           widen(narrow(y), y);
           widen(others[slot], other);

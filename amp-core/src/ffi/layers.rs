@@ -375,16 +375,16 @@ pub(crate) fn cross_entropy(
 /// targets.
 ///
 /// # Errors
-/// When a target on the CPU is not a class below `classes`. On other devices the returned number is
-/// NaN in this case.
+/// When a target on the CPU is not from 0 to `classes` - 1. On other devices, such a target makes
+/// the returned number NaN.
 pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> {
     made(|out| checked!(amp_counted_classes(targets.as_ptr(), classes, out)))
 }
 
 /// Counts the correct predictions. The first element of the result is the number of examples whose
-/// largest logit, along the second dimension, is the logit of the target's class. It is NaN if an
-/// example whose target counts has a NaN logit. The second element is the number of targets, as
-/// [`counted_classes`] counts them. Returns f64 `[2]` on the device.
+/// largest logit, along the second dimension, is the logit of the target's class. This element is
+/// NaN if an example whose target is not -100 has a NaN logit. The second element is the number of
+/// targets that [`counted_classes`] returns. Returns f64 `[2]` on the device.
 pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }

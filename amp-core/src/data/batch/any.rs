@@ -98,7 +98,7 @@ impl AnyBatch {
             return refused(format!("`{name}` is {kind:?}, but its role requires {wanted}"));
         }
         if role == FieldRole::Weights && self.weights().is_some() {
-            return refused(format!("`{name}` is a second tensor of weights"));
+            return refused(format!("`{name}` is a second tensor of weights: only one is allowed"));
         }
         if role != FieldRole::Shared && !self.single {
             let Some(&count) = tensor.size().first() else {
@@ -156,7 +156,7 @@ impl AnyBatch {
         self.of
     }
 
-    /// Returns all tensors except masks. Their values may be outside the range of a dtype.
+    /// Returns all tensors except masks, because a mask may contain infinities on purpose.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let fields = self.fields.iter().filter(|field| field.role != FieldRole::Mask);
         fields.map(|field| (&*field.name, &field.tensor))

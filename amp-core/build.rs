@@ -10,7 +10,7 @@ use std::{
 fn main() {
     println!("cargo:rerun-if-changed=csrc");
     // Clippy does not link, so it needs no shim. Cargo keeps the outputs of clippy's builds
-    // separate, so no other build uses an output without the shim.
+    // separate, so no other build uses clippy's output, which lacks the shim.
     println!("cargo:rerun-if-env-changed=RUSTC_WORKSPACE_WRAPPER");
     let wrapper = env::var("RUSTC_WORKSPACE_WRAPPER").unwrap_or_default();
     if cfg!(feature = "doc-only") || wrapper.ends_with("clippy-driver") {
@@ -26,7 +26,8 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .warnings(false)
-        // Writing debug info for libtorch's headers takes longer than compiling the code.
+        // Debug info is off, because writing it for libtorch's headers takes longer than compiling
+        // the code.
         .debug(false)
         // The shim's loops run in each training step, so they are optimized in the tests' profile too.
         .opt_level(3)

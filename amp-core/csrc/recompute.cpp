@@ -125,7 +125,8 @@ struct CheckpointNode : torch::autograd::Node {
     auto leaf = input.detach().requires_grad_(input_requires_grad);
     at::AutoGradMode enabled(true);
     auto output = surroundings.restore(input.device(), [&] { return (*module)(leaf); });
-    // If all parameters that the module reads were frozen after the first run, its output has no gradient.
+    // If all parameters that the module reads were frozen after the first run, the output of the second run requires no
+    // gradient.
     if (!output.requires_grad()) return {at::Tensor()};
     torch::autograd::backward({output}, {grads.at(0)});
     return {leaf.grad()};

@@ -201,7 +201,7 @@ pub(crate) fn linear_activated(
     linear_with(input, weight, bias, &LinearOptions { p, activation, ..LinearOptions::PLAIN })
 }
 
-/// Computes only the outputs of a [`linear`] layer whose indices are in `outputs`.
+/// Computes only some outputs of a [`linear`] layer. `outputs` is the range of their indices.
 pub(crate) fn linear_part(
     input: &Tensor,
     weight: &Tensor,
@@ -319,8 +319,8 @@ pub(crate) fn batch_norm_images(
 }
 
 /// Computes layer norm along the last dimension, in training mode, followed by GELU and dropout as
-/// in `options`. If a residual is given, the layer norm is computed of the residual plus `input`
-/// after dropout. Returns `None` if the kernels do not support these tensors.
+/// in `options`. If a residual is given, normalizes the sum of the residual and of `input` after
+/// dropout. Returns `None` if the kernels do not support these tensors.
 pub(crate) fn layer_norm(
     input: &Tensor,
     residual: Option<&Tensor>,

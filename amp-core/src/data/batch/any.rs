@@ -208,8 +208,8 @@ impl AnyBatch {
         }
     }
 
-    /// Returns the factor by which this batch counts in an average of losses with the denominator
-    /// `over`. `target` contains the targets of the loss. Does not read from the device.
+    /// Returns the weight of this batch in an average of losses. `over` is the denominator of a
+    /// loss's mean, `target` its targets. Does not read from the device.
     ///
     /// # Errors
     /// When targets cannot be counted.

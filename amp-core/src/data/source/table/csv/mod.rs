@@ -194,7 +194,7 @@ impl Table {
         }
     }
 
-    /// Reads all rows and writes them to `part`, the elements of all rows in the tensors.
+    /// Reads all rows and writes them to `part`, which holds the tensors' elements for all rows.
     fn fill<'c>(&self, mut part: Part<'_, 'c>) -> Result<()> {
         let mut rows = SomeRows { table: self, first: 0, count: 0, ids: Vec::new() };
         // For a table without rows, `read` is called once. It reports an error if a column is

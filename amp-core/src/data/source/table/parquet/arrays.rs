@@ -129,8 +129,8 @@ fn written(array: &dyn Array, to: &mut [i64]) -> Result<(), Unfit> {
     all(own.values().iter().map(i64::from), to)
 }
 
-/// Writes `values`. An error, which contains the number as text, means that the number is not an
-/// int64 integer. An error in a row that is null is ignored.
+/// Writes `values` to `to`. A value is an int64 integer, or an error with the text of a number that
+/// is not one. An error in a row that is null is ignored.
 fn checked(
     array: &dyn Array,
     values: impl Iterator<Item = Result<i64, String>>,

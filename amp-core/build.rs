@@ -10,14 +10,14 @@ use std::{
 fn main() {
     println!("cargo:rerun-if-changed=csrc");
     // Clippy does not link, so it needs no shim. Cargo keeps the outputs of clippy's builds
-    // separate, so no other build uses an output without the shim.
+    // separate, so no other build uses clippy's output, which lacks the shim.
     println!("cargo:rerun-if-env-changed=RUSTC_WORKSPACE_WRAPPER");
     let wrapper = env::var("RUSTC_WORKSPACE_WRAPPER").unwrap_or_default();
     if cfg!(feature = "doc-only") || wrapper.ends_with("clippy-driver") {
         return;
     }
-    // torch-sys passes the path of the libraries to the crates that depend on it. The headers are
-    // in a folder next to it.
+    // torch-sys passes the folder of libtorch's libraries to the crates that depend on torch-sys.
+    // The headers are in a folder next to that folder.
     let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys sets this"));
     let include = lib.parent().expect("lib has a parent").join("include");
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets this"));
@@ -26,7 +26,8 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .warnings(false)
-        // Writing debug info for libtorch's headers takes longer than compiling the code.
+        // Debug info is off, because writing it for libtorch's headers takes longer than compiling
+        // the code.
         .debug(false)
         // The shim's loops run in each training step, so they are optimized in the tests' profile too.
         .opt_level(3)

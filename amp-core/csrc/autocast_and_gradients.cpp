@@ -24,9 +24,9 @@
 namespace amp::bindings {
 namespace {
 
-// Returns whether all elements are finite. NaNs and infinities are exactly the numbers whose exponent bits are all 1:
-// adding 1 at the lowest bit of the exponent then carries into the sign bit. The loop has no branch, so that the
-// compiler can vectorise it for each vector width of the supported CPUs.
+// Returns whether all elements are finite. Only NaNs and infinities have exponent bits that are all 1. Adding 1 to the
+// exponent of such a number carries into the sign bit, and the loop looks for this carry. The loop has no branch, so
+// that the compiler can vectorise it for each vector width of the supported CPUs.
 template <typename Word>
 inline __attribute__((always_inline)) bool all_finite(const Word* words, int64_t count,
                                                       Word exponent) {

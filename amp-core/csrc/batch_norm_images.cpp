@@ -129,7 +129,7 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
     finish("slopes", input, weight, shape, for_line);
     if (!context->needs_input_grad(0)) return out;
     out[0] = at::empty_like(input, input.options(), format);
-    // With a residual, `p` is the gradient of the residual. The mask of ReLU was already applied to it.
+    // With a residual, `p` is the gradient of the residual. ReLU's mask was already applied to this gradient.
     const void* passed = mask.defined() ? p : g;
     void* gi = amp::data(out[0]);
     void* for_input[] = {&in, &passed, &k, &l, &gi, &shape};

@@ -309,15 +309,15 @@ int amp_cross_entropy(const at::Tensor* logits, const at::Tensor* targets, doubl
   });
 }
 
-// Counts the targets that are not of the ignored class, as an f64 scalar. If a target on the CPU is not below
-// `classes`, this is an error. On other devices the count is NaN in this case.
+// Counts the targets that are not of the ignored class, as an f64 scalar. A target that is not from 0 to `classes` - 1
+// is an error on the CPU. On other devices, such a target makes the count NaN.
 int amp_counted_classes(const at::Tensor* targets, int64_t classes, at::Tensor** out) {
   return amp::guarded([&] { *out = new at::Tensor(counted_classes(*targets, classes)); });
 }
 
-// Counts correct predictions. Writes a new f64 tensor [2] to `out`: the number of rows in which the target's class
-// has the largest logit, and the number of rows whose target is not ignored. The first number is NaN if a logit of
-// such a row is NaN.
+// Counts correct predictions. Writes a new f64 tensor [2] to `out`: the number of rows in which the target's class has
+// the largest logit, and the number of rows whose target is not ignored. The first number is NaN if a row whose target
+// is not ignored has a NaN logit.
 int amp_hits(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
   return amp::guarded([&] {
     if (!fits(*logits, *targets) || !are_few(*logits)) {

@@ -91,8 +91,8 @@ struct Fold {
     }
   }
 
-  // Returns the filter for an image in blocks: [out, 16·taps, taps, 1]. The positions along a row of the filter become
-  // channels.
+  // Returns the filter for an image in blocks, of the shape [filters, 16·taps, taps, 1]. The positions along a row of
+  // the filter become channels.
   at::Tensor filter(const at::Tensor& weight, at::ScalarType dtype) const {
     const auto behind = 2 * taps - side - ahead, count = weight.size(0);
     return at::constant_pad_nd(weight, {ahead, behind, ahead, behind, 0,
@@ -115,7 +115,7 @@ struct Fold {
         .to(weight.scalar_type(), /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
   }
 
-  // Returns the image in blocks: [N, 16·taps, out + taps - 1, out].
+  // Returns the image in blocks, of the shape [N, 16·taps, out[0] + taps - 1, out[1]].
   at::Tensor image(const at::Tensor& input, at::ScalarType dtype) const {
     static amp::KernelSource source("fold.cu", amp_kernels_fold);
     const auto rows = out[0] + taps - 1;

@@ -1,7 +1,7 @@
-// Matrix products and convolutions of f16 and bf16 tensors on x86 CPUs without AVX-512. For such CPUs libtorch has no
-// kernels of their own: its loops take 10 to 50 times as long as the f32 kernels (AMD EPYC with AVX2). Here the
-// factors are cast to f32, the f32 kernel computes the result, and the result is rounded once. libtorch's loops also
-// sum in f32 and round once, so a result differs from theirs only by the order of the f32 sums.
+// Matrix products and convolutions of f16 and bf16 tensors on x86 CPUs without AVX-512. For these dtypes on such CPUs
+// libtorch has no fast kernels: its plain loops take 10 to 50 times as long as its f32 kernels (AMD EPYC with AVX2).
+// The functions of this file cast the factors to f32, call the f32 kernel, and round the result once. libtorch's loops
+// also sum in f32 and round once, so the two results differ only by the order of the f32 sums.
 //
 // The functions replace libtorch's kernels of these operators in the whole process. All other dtypes are passed on to
 // libtorch's kernel.

@@ -101,10 +101,11 @@ struct AmpCtc : torch::autograd::Function<AmpCtc> {
 
 extern "C" {
 
-// Computes the loss of each example [examples] from log probabilities [examples, steps, classes] in
-// f32 or f64, labels [examples, labels] padded with -100, and the number of steps and of labels of
-// each example, all on one CUDA device. `zero_infinity` replaces infinite losses by 0. The result is
-// a new tensor, or null if there is nothing to compute or the sizes are too large.
+// Computes the loss of each example, a tensor of the shape [examples]. `log_probs` are f32 or f64 of the
+// shape [examples, steps, classes]. `labels` have the shape [examples, labels] and are padded with -100.
+// `lengths` and `counts` are the numbers of steps and of labels of each example. All tensors are on one
+// CUDA device. `zero_infinity` replaces infinite losses by 0. The result is a new tensor, or null if
+// there is nothing to compute or the sizes are too large.
 int amp_ctc_loss(const at::Tensor* log_probs, const at::Tensor* labels, const at::Tensor* lengths,
                  const at::Tensor* counts, int64_t blank, int zero_infinity, at::Tensor** out) {
   return amp::guarded([&] {

@@ -118,7 +118,7 @@ struct Watched : at::ObserverContext {
 
 thread_local std::optional<at::CallbackHandle> handle;
 thread_local double counted = 0;
-// The number of listed operators that are running within each other at the moment.
+// The nesting depth of listed operators: how many of them are running at the moment, one within the other.
 thread_local int depth = 0;
 
 // Counts a listed operator when it begins, because its inputs are available only at the beginning.

@@ -1,4 +1,4 @@
-// Statistics of a gradient that the backward pass computes but does not keep, and the rounding of such a gradient.
+// Computes statistics of a gradient that the backward pass computes but does not keep, and rounds such a gradient.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -34,7 +34,8 @@ int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   });
 }
 
-// Returns an alias of `tensor`. The backward pass rounds the gradient of the alias to `dtype` before it reaches `tensor`.
+// Returns an alias of `tensor`. The backward pass rounds the gradient of the alias to `dtype` and passes the rounded
+// gradient on to `tensor`.
 int amp_round_gradient(const at::Tensor* tensor, int dtype, at::Tensor** out) {
   return amp::guarded([&] {
     auto alias = tensor->alias();

@@ -38,7 +38,8 @@ amp::KernelSource& source() {
 
 int64_t line_of(const at::Tensor& tensor) { return 16 / tensor.element_size(); }
 
-// Returns the gradient, or a copy whose layout the kernel can read: in aligned lines of 16 bytes.
+// Returns the gradient if its elements lie in aligned lines of 16 bytes, as the kernel reads them. Otherwise returns a
+// contiguous copy.
 at::Tensor in_lines(const at::Tensor& grad) {
   const auto line = line_of(grad);
   bool fits = grad.stride(3) == 1 && reinterpret_cast<uintptr_t>(grad.const_data_ptr()) % 16 == 0;

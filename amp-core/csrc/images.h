@@ -6,7 +6,7 @@
 namespace amp::images {
 
 constexpr auto format = at::MemoryFormat::ChannelsLast;
-// The number of a pixel's channels that a thread reads at once: 16 bytes.
+// A thread reads eight channels of a pixel at once. In 16 bits these are 16 bytes.
 constexpr int eight = 8;
 
 // Returns whether the images are in channels_last, and aligned for reads of eight channels.
@@ -14,7 +14,7 @@ inline bool has_layout(const at::Tensor& images) {
   return images.is_contiguous(format) && reinterpret_cast<uintptr_t>(images.const_data_ptr()) % 16 == 0;
 }
 
-// Returns the images if they have this layout, and otherwise a copy with this layout.
+// Returns the images if `has_layout` accepts them, and otherwise a copy in channels_last.
 inline at::Tensor in_layout(const at::Tensor& images) {
   return has_layout(images) ? images : images.clone(format);
 }

@@ -116,7 +116,7 @@ void ensure_context(c10::Device device) {
   if (context != nullptr) return;
   int own = 0;
   check(f.device_get(&own, device.index()), "finding the device");
-  // This is the device's primary context. It is retained until the process ends.
+  // `context` becomes the device's primary context, which is retained until the process ends.
   check(f.context_retain(&context, own), "finding the context");
   check(f.context_set(context), "setting the context");
 }

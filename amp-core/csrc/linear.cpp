@@ -1,8 +1,8 @@
 // nn.Linear on CUDA in training mode. Under autocast, the product for the weight's gradient accumulates in f32 and is
-// written in f32. PyTorch rounds this gradient to 16 bits and casts it back. A weight that accepts gradients of any
-// dtype gets a 16-bit gradient, as in PyTorch. One kernel adds the bias and applies ReLU and dropout. Another kernel
-// applies GELU and dropout. The kernel that sums the bias's gradient also applies the activation's derivative
-// (activation.h).
+// written in f32. PyTorch rounds this gradient to 16 bits and casts it back. If a weight accepts gradients of any dtype
+// (PyTorch's `grad_dtype`), its gradient stays in 16 bits. One kernel adds the bias and applies ReLU and dropout.
+// Another kernel applies GELU and dropout. The kernel that sums the bias's gradient also applies the activation's
+// derivative (activation.h).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>

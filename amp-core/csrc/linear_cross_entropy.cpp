@@ -91,7 +91,8 @@ void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b, bool add
   } else if (out.is_cuda()) {
     adds ? at::addmm_out(out, out, a, b, dtype) : at::mm_out(out, a, b, dtype);
   } else {
-    // On the CPU libtorch has no product with a wider output, so the factors are widened first.
+    // On the CPU libtorch has no product whose output has a wider dtype than its factors, so the factors are widened
+    // first.
     multiply(std::move(out), a.to(dtype), b.to(dtype), adds);
   }
 }

@@ -73,7 +73,7 @@ struct Watched : at::ObserverContext {
 
 thread_local std::optional<at::CallbackHandle> handle;
 thread_local std::vector<Recorded> seen;
-// The number of recorded operators that are running within each other at the moment.
+// The nesting depth of recorded operators: how many of them are running at the moment, one within the other.
 thread_local int depth = 0;
 // The number of pauses. While it is above 0, nothing is recorded.
 thread_local int paused = 0;

@@ -125,7 +125,8 @@ struct CheckpointNode : torch::autograd::Node {
     auto leaf = input.detach().requires_grad_(input_requires_grad);
     at::AutoGradMode enabled(true);
     auto output = surroundings.restore(input.device(), [&] { return (*module)(leaf); });
-    // If all parameters that the module reads were frozen after the first run, its output has no gradient.
+    // If all parameters that the module reads were frozen after the first run, the output of the second run requires no
+    // gradient.
     if (!output.requires_grad()) return {at::Tensor()};
     torch::autograd::backward({output}, {grads.at(0)});
     return {leaf.grad()};
@@ -156,8 +157,9 @@ void amp_surroundings_drop(void* surroundings) {
   delete static_cast<Surroundings*>(surroundings);
 }
 
-// Adds a node for `output` to the autograd graph. `output` was computed from `input` without gradients and
-// with these surroundings. Takes ownership of the surroundings and of the closure's state, even if it fails.
+// Adds a node for `output` to the autograd graph. `output` was computed from `input` without gradients and with these
+// surroundings. The function takes ownership of the surroundings and of the closure's state, even if it returns an
+// error.
 int amp_checkpoint(void* surroundings, void* state, at::Tensor* (*run)(void*, const at::Tensor*),
                    void (*drop)(void*), const at::Tensor* input, const at::Tensor* output) {
   std::unique_ptr<Surroundings> noted(static_cast<Surroundings*>(surroundings));

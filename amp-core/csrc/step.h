@@ -20,9 +20,9 @@ namespace amp {
 
 class Step {
  public:
-  // Divides the lists into lists for single kernel calls (see StepTensors). Each list has `count` tensors.
-  // All parameters have one dtype, and all gradients have one dtype. A gradient whose strides are not its
-  // parameter's is copied. The optimizer state must have the parameter's strides.
+  // Divides the lists into lists for single kernel calls (see StepTensors). Each list has `count` tensors. All
+  // parameters have one dtype, and all gradients have one dtype. A gradient is copied if its strides differ from the
+  // strides of its parameter. The optimizer state must have the parameter's strides.
   Step(const Handle* const* lists, size_t count, const AmpOnDevice& known);
 
   // Runs the kernel "step" of `source` on all elements. The optimizer state has the parameters' dtype.

@@ -108,7 +108,7 @@ impl FolderLock {
 /// When a folder cannot be created.
 pub fn create_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|reason| {
-        let text = format!("the folder cannot be created ({reason}): give another");
+        let text = format!("the folder cannot be created ({reason}): give another folder");
         Error::io(path, std::io::Error::new(reason.kind(), text))
     })
 }

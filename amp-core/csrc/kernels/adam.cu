@@ -154,7 +154,8 @@ constexpr int block_elements = 256;
 template <bool is_signed>
 struct Coder {
   struct Decade {
-    // The index of a part is size · slope - offset. The code is `first` plus this index.
+    // A magnitude `size` of this decade lies in the part with the index size · slope - offset, rounded down. The code
+    // of the part is `first` plus this index.
     float slope, offset;
     // The largest index of a part, and the code of the first part.
     int last, first;
@@ -206,7 +207,8 @@ struct Coder {
     const Decade decade = decades[at];
     const int part = static_cast<int>(size * decade.slope - decade.offset);
     const int code = decade.first + max(0, min(part, decade.last));
-    // The codes of negative values descend with increasing magnitude. The fraction -1 has no code.
+    // The codes of negative values descend with increasing magnitude. There is no code for the fraction -1, which gets
+    // code 0, the code of the nearest value.
     if (is_signed && share < 0) return static_cast<unsigned char>(max(0, 254 - code));
     return static_cast<unsigned char>(code);
   }

@@ -3,11 +3,12 @@
 // same order.
 //
 // In the forward pass, `statistics` reads the input, `normalise` computes the coefficients of each
-// channel, and `apply` reads the input again. In the backward pass, `gradient_sums`, `slopes` and
-// `input_gradient` have these three tasks for the gradients. The mask of ReLU is recomputed from
-// the input. With a residual, the mask is stored as one bit per element. The first kernel of a pass
-// starts at the end of the images, which was written last and may still be in the cache. The third
-// kernel starts at the beginning, where the first kernel has ended.
+// channel, and `apply` reads the input again. In the backward pass, `gradient_sums` sums the
+// gradients, `slopes` computes the coefficients of each channel, and `input_gradient` reads the
+// input and the gradients again. The mask of ReLU is recomputed from the input. With a residual,
+// the mask is stored as one bit per element. The first kernel of a pass starts at the end of the
+// images, which was written last and may still be in the cache. The third kernel starts at the
+// beginning, where the first kernel has ended.
 
 constexpr int threads = 256;
 constexpr int eight = 8;
@@ -62,7 +63,8 @@ __device__ float relu(float x) { return x <= 0 ? 0.f : x; }
 // NaN.
 __device__ bool passes(float x) { return !(x <= rounds_to_zero(T())); }
 
-// The first column and the first row that a thread processes, and whether it processes any.
+// The first column and the first row that a thread processes, and whether the thread processes any
+// elements.
 struct Place {
   int column, row, chunk;
   bool within;
@@ -232,7 +234,8 @@ __device__ void apply_to(const T* __restrict__ in, const T* __restrict__ residua
         widen(rows[slot], y);
         for (int k = 0; k < eight; ++k) y[k] = fmaf(y[k], scale[k], shift[k]);
         if (after == adds_and_cuts) {
-          // Separate layers would round the value to the layers' dtype here.
+          // The output of the batch norm is rounded to 16 bits before the residual is added, as
+          // separate layers would round it.
           float other[eight];
           widen(narrow(y), y);
           widen(others[slot], other);
@@ -325,8 +328,8 @@ extern "C" __global__ void __launch_bounds__(threads, resident) gradient_sums_ad
   sum_gradients<adds_and_cuts>(in, grads, mask, known, passed, sums, shape);
 }
 
-// Computes the parameters' gradients, and the linear function of the input that is added to the
-// scaled gradient.
+// Computes the gradients of weight and bias. Also computes the coefficients of a linear function of
+// the input: the gradient of the input is the scaled gradient of the output plus this function.
 extern "C" __global__ void __launch_bounds__(512) slopes(const float* sums, const float* known, P* weight_grads,
                                   P* bias_grads, float* line, const Shape shape) {
   for_columns(shape, sums, [&](int at, double total, double product) {

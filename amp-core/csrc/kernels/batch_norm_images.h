@@ -7,7 +7,8 @@ struct Shape {
   int rows, columns, lanes, rows_at_once, tiles, chunks;
 };
 
-// The rows of two matrices with values for each column: `Known` holds values of the forward pass, and `Slope` the
-// coefficients of the input's gradient.
+// The indices of the rows of two matrices, which have a value for each column in each row. The matrix with the rows
+// `Known` holds values of the forward pass. The matrix with the rows `Slope` holds the coefficients of the input's
+// gradient.
 enum Known { mean_row, inverse_row, scale_row, shift_row, known_rows };
 enum Slope { of_input_row, constant_row, slope_rows };

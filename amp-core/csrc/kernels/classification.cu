@@ -27,8 +27,8 @@ __device__ Row<W> row_of(const T* logits, int classes) {
   return {largest, logarithm(sum)};
 }
 
-// Computes the mean over the rows that are not ignored, the number of these rows, and the values of each
-// row that the backward pass needs. Runs in a single block.
+// Computes the mean loss of the rows that are not ignored, the number of these rows, and the values of each row that
+// the backward pass needs. Runs in a single block.
 extern "C" __global__ void cross_entropy(const T* logits, const long long* targets, int rows,
                                          int classes, Wide<T>* mean, double* counted,
                                          Row<Wide<T>>* kept) {

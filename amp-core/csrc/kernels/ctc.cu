@@ -1,6 +1,6 @@
-// Connectionist temporal classification (Graves et al. 2006). The path of an example with n labels
-// goes through 2n + 1 states: each label, with blanks before, between and after them. Odd states are
-// labels. Probabilities are logarithms.
+// Connectionist temporal classification (Graves et al. 2006). The path of an example with n labels goes
+// through 2n + 1 states: each label, with blanks before, between and after them. Odd states are labels.
+// All probabilities are stored as logarithms.
 //
 // The kernels read the lengths on the device. An example with an invalid length or label has the
 // loss NaN. Sums are added up in a fixed order, so that the same arguments give the same bits.

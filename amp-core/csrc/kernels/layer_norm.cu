@@ -1,6 +1,6 @@
-// Layer normalisation of the rows of a matrix in training mode: of the input, or of the sum of a
-// residual and the input after dropout. GELU and dropout follow if requested. The backward pass
-// reads only the input of the normalisation and recomputes the rest.
+// Layer normalisation of the rows of a matrix in training mode. The matrix is the input, or the sum
+// of a residual and the input after dropout. GELU and dropout follow if requested. Of the
+// activations, the backward pass reads only this matrix. It recomputes the other activations.
 //
 // T is the dtype of the input, P the dtype of the sum, and Q the dtype of weights and output. R is
 // the dtype of the cached cast, which has the values of the output in the dtype of autocast.

@@ -8,8 +8,8 @@ using W = Wide<Q>;
 
 // The largest number of warps in a block. `backward` runs with fewer if there are few rows.
 constexpr int most_warps = 8;
-// The number of warps per row. If two warps share a row, each needs half as many registers, so that more blocks run at
-// the same time.
+// The number of warps per row. If two warps share a row, each warp needs half as many registers, so that more blocks
+// run at the same time.
 constexpr int halves = AMP_N % 2 == 0 ? 2 : 1;
 // The number of packs of four neighbouring columns that a lane processes.
 constexpr int packs = AMP_N / halves;
@@ -54,8 +54,8 @@ struct Behind {
 };
 
 // The tensors that the backward pass writes. `in` is the gradient of the norm's input, including the gradient of the
-// residual stream. `branch` is the gradient of the branch: the gradient `in` after dropout, in the dtype R. It may be
-// null. `parts` holds the column sums of each block over its rows: [blocks, sums, columns].
+// residual stream. `branch` is the gradient of the branch: the gradient `in` after dropout, in the dtype R. `branch`
+// may be null. `parts` holds the column sums of each block over its rows: [blocks, sums, columns].
 struct Gradients {
   P* in;
   R* branch;

@@ -42,7 +42,7 @@ impl EarlyStopping {
     }
 
     /// Ends the run after this number of epochs in a row without improvement. If the run validates
-    /// within epochs, counts validations instead of epochs.
+    /// within epochs, the number counts validations instead of epochs.
     #[must_use]
     pub fn patience(mut self, epochs: u32) -> Self {
         self.patience = epochs;
@@ -99,8 +99,8 @@ impl Callback for EarlyStopping {
 
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         if epoch.ended_early {
-            // The run ends in the middle of the epoch. The resumed run completes the epoch and
-            // counts it then.
+            // The run ends in the middle of the epoch, so the epoch does not count now. A resumed
+            // run completes the epoch and counts it.
             return Ok(Vec::new());
         }
         let Self { monitor, mode, patience, min_delta, .. } = self;

@@ -212,7 +212,7 @@ pub struct Epoch<'a> {
     /// The values that were logged. `train` is empty at a validation within the epoch, because
     /// training values are computed at the end of the epoch.
     pub end: &'a EpochEnd,
-    /// Whether this is a validation within the epoch, after which the epoch continues.
+    /// Whether the callback runs after a validation within the epoch, so that the epoch continues.
     pub goes_on: bool,
     /// Whether the run ends before the last batch of the epoch. A resumed run completes the epoch,
     /// so a callback must not count the epoch now.

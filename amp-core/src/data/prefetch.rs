@@ -46,8 +46,9 @@ impl Prefetch {
         let context = ffi::DebugInfo::current()?;
         let inherited = random::Inherited::current();
         let body = move || {
-            // The training loop waits for this thread, and may be in a section with its own seed
-            // (`random::seeded`). Therefore the thread must not wait until that section ends.
+            // The training loop waits for this thread, possibly within a section of
+            // `random::seeded`. With the guard, this thread does not wait for the end of that
+            // section.
             let _guest = inherited.enter();
             let loaded = context.enter().and_then(|()| {
                 let stream = match policy.device {

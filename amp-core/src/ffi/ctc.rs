@@ -20,10 +20,11 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Returns the loss of each example `[N]` from log probabilities `[N, T, C]` in f32 or f64 and int64
-/// labels `[N, S]`, padded with -100, on one CUDA device. `lengths` and `counts` are the int64
-/// numbers of steps and of labels of each example. The loss of an invalid example is NaN. Returns
-/// `None` if the kernels do not support these sizes.
+/// Returns the loss of each example, of shape `[N]`. The log probabilities are f32 or f64 of shape
+/// `[N, T, C]`. The labels are int64 of shape `[N, S]`, padded with -100. All tensors are on one
+/// CUDA device. `lengths` and `counts` are the int64 numbers of steps and of labels of each
+/// example. The loss of an invalid example is NaN. Returns `None` if the kernels do not support
+/// these sizes.
 pub(crate) fn ctc_loss(
     log_probs: &Tensor,
     labels: &Tensor,

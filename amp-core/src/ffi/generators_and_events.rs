@@ -65,7 +65,7 @@ impl CpuRandom {
     pub(crate) fn tensor(&self) -> Result<Tensor> {
         let mut state = std::ptr::null_mut();
         checked!(amp_cpu_random_tensor(self.random, &mut state))?;
-        // SAFETY: on success a new tensor without another owner.
+        // SAFETY: on success `state` is a new tensor without another owner.
         Ok(unsafe { Tensor::from_ptr(state) })
     }
 
@@ -79,7 +79,7 @@ impl CpuRandom {
 
 impl Drop for CpuRandom {
     fn drop(&mut self) {
-        // SAFETY: made by the shim and dropped once.
+        // SAFETY: the shim made the state, which is dropped once.
         unsafe { amp_cpu_random_drop(self.random) };
     }
 }
@@ -88,7 +88,7 @@ impl Drop for CpuRandom {
 pub(crate) fn random_state(device: Device) -> Result<Tensor> {
     let mut state = std::ptr::null_mut();
     checked!(amp_random_get(index(device), &mut state))?;
-    // SAFETY: on success a new tensor without another owner.
+    // SAFETY: on success `state` is a new tensor without another owner.
     Ok(unsafe { Tensor::from_ptr(state) })
 }
 
@@ -142,7 +142,7 @@ unsafe impl Send for CudaEvent {}
 
 impl Drop for CudaEvent {
     fn drop(&mut self) {
-        // SAFETY: made by `amp_event_record` and dropped once.
+        // SAFETY: the shim made the event, which is dropped once.
         unsafe { amp_event_drop(self.event) };
     }
 }

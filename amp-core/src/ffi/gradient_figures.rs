@@ -24,7 +24,7 @@ impl WatchedGradient {
     pub(crate) fn of(tensor: &Tensor) -> Result<Self> {
         let mut out = std::ptr::null_mut();
         checked!(amp_watch_gradient(tensor.as_ptr(), &mut out))?;
-        // SAFETY: on success a new tensor without another owner.
+        // SAFETY: on success `out` is a new tensor without another owner.
         Ok(Self(unsafe { Tensor::from_ptr(out) }))
     }
 
@@ -36,12 +36,12 @@ impl WatchedGradient {
     }
 }
 
-/// Returns an alias of `tensor`. The backward pass adds up the gradients from all uses of the alias,
-/// and rounds the sum to the dtype `to` before it reaches `tensor`.
+/// Returns an alias of `tensor`. The backward pass adds up the gradients from all uses of the
+/// alias, rounds the sum to the dtype `to`, and passes the rounded sum on to `tensor`.
 pub(crate) fn round_gradient(tensor: &Tensor, to: Kind) -> Result<Tensor> {
     let (to, mut out) = (scalar_type(to)?, std::ptr::null_mut());
     checked!(amp_round_gradient(tensor.as_ptr(), to, &mut out))?;
-    // SAFETY: on success a new tensor without another owner.
+    // SAFETY: on success `out` is a new tensor without another owner.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 

@@ -201,7 +201,7 @@ pub(crate) fn linear_activated(
     linear_with(input, weight, bias, &LinearOptions { p, activation, ..LinearOptions::PLAIN })
 }
 
-/// Computes only the outputs of a [`linear`] layer whose indices are in `outputs`.
+/// Computes only some outputs of a [`linear`] layer. `outputs` is the range of their indices.
 pub(crate) fn linear_part(
     input: &Tensor,
     weight: &Tensor,
@@ -319,8 +319,8 @@ pub(crate) fn batch_norm_images(
 }
 
 /// Computes layer norm along the last dimension, in training mode, followed by GELU and dropout as
-/// in `options`. If a residual is given, the layer norm is computed of the residual plus `input`
-/// after dropout. Returns `None` if the kernels do not support these tensors.
+/// in `options`. If a residual is given, normalizes the sum of the residual and of `input` after
+/// dropout. Returns `None` if the kernels do not support these tensors.
 pub(crate) fn layer_norm(
     input: &Tensor,
     residual: Option<&Tensor>,
@@ -375,16 +375,16 @@ pub(crate) fn cross_entropy(
 /// targets.
 ///
 /// # Errors
-/// When a target on the CPU is not a class below `classes`. On other devices the returned number is
-/// NaN in this case.
+/// When a target on the CPU is not from 0 to `classes` - 1. On other devices, such a target makes
+/// the returned number NaN.
 pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> {
     made(|out| checked!(amp_counted_classes(targets.as_ptr(), classes, out)))
 }
 
 /// Counts the correct predictions. The first element of the result is the number of examples whose
-/// largest logit, along the second dimension, is the logit of the target's class. It is NaN if an
-/// example whose target counts has a NaN logit. The second element is the number of targets, as
-/// [`counted_classes`] counts them. Returns f64 `[2]` on the device.
+/// largest logit, along the second dimension, is the logit of the target's class. This element is
+/// NaN if an example whose target is not -100 has a NaN logit. The second element is the number of
+/// targets that [`counted_classes`] returns. Returns f64 `[2]` on the device.
 pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }

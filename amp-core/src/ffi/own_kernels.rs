@@ -9,12 +9,12 @@ unsafe extern "C" {
 
 /// Returns whether layers and losses on this thread use this library's kernels where they exist.
 pub(crate) fn own_kernels() -> bool {
-    // SAFETY: it reads a thread-local number.
+    // SAFETY: the function only reads a thread-local number.
     unsafe { amp_own_kernels() != 0 }
 }
 
 /// Sets what [`own_kernels`] returns on this thread.
 pub(crate) fn set_own_kernels(own: bool) {
-    // SAFETY: it writes a thread-local number.
+    // SAFETY: the function only writes a thread-local number.
     unsafe { amp_own_kernels_set(c_int::from(own)) }
 }

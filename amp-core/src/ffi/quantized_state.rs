@@ -19,8 +19,8 @@ unsafe extern "C" {
 }
 
 /// Decodes optimizer state. For each code in `codes` (u8), writes to `out` (f32) the element of
-/// `values` (f32 `[256]`) with this index, multiplied by the scale of its block of 256 elements.
-/// All tensors are contiguous.
+/// `values` (f32 `[256]`) whose index is the code, multiplied by the scale of the code's block of
+/// 256 elements. All tensors are contiguous.
 pub(crate) fn moments_decode(
     codes: &Tensor,
     scales: &Tensor,

@@ -33,7 +33,7 @@ struct Recompute {
 /// Runs `first` on `input` without keeping activations, and adds a node to the autograd graph. In
 /// the backward pass, the node runs `again` with the same autocast state and random numbers.
 /// `again` may share values with the caller only through an `Arc`, because on CUDA libtorch's
-/// threads run and free it.
+/// threads run and free `again`.
 pub(crate) fn checkpoint(
     input: &Tensor,
     first: impl FnOnce() -> Result<Tensor>,
@@ -45,7 +45,7 @@ pub(crate) fn checkpoint(
     let output = match tch::no_grad(|| Ok(first()?.f_detach()?)) {
         Ok(output) => output,
         Err(error) => {
-            // SAFETY: made above and owned by this code alone.
+            // SAFETY: `amp_surroundings` made the pointer, and only this code owns it.
             unsafe { amp_surroundings_drop(surroundings) };
             return Err(error);
         }
@@ -73,7 +73,7 @@ unsafe extern "C" fn recompute(state: *mut c_void, input: Handle) -> *mut C_tens
     let failure = match outcome {
         Ok(Ok(mut output)) => {
             let shared = output.as_mut_ptr();
-            // SAFETY: a live tensor; C++ frees the copy, and `output` frees the original.
+            // SAFETY: the tensor is live; C++ frees the copy, and `output` frees the original.
             return unsafe { torch_sys::at_shallow_clone(shared) };
         }
         Ok(Err(error)) => error.to_string(),
@@ -85,6 +85,6 @@ unsafe extern "C" fn recompute(state: *mut c_void, input: Handle) -> *mut C_tens
 }
 
 unsafe extern "C" fn drop_recompute(state: *mut c_void) {
-    // SAFETY: made by `Box::into_raw` in `checkpoint`; C++ calls this once.
+    // SAFETY: `Box::into_raw` in `checkpoint` made the pointer; C++ calls this function once.
     drop(unsafe { Box::from_raw(state.cast::<Recompute>()) });
 }

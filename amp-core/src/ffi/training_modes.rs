@@ -84,8 +84,9 @@ mod tests {
         assert_eq!(seen, Some("scaled_dot_product_attention_math"));
     }
 
-    /// Checks that dropout, batch norm and attention in evaluation mode are not reported, nor
-    /// dropout with probability 0, batch norm without running statistics, and a matrix product.
+    /// Checks that none of these operators is reported: dropout, batch norm and attention in
+    /// evaluation mode, dropout with probability 0, batch norm without running statistics, and a
+    /// matrix product.
     #[test]
     fn operators_that_evaluate_are_not() {
         assert_eq!(trained(|x| drop(x.dropout(0.5, false))), None);

@@ -48,7 +48,7 @@ pub(crate) fn cuda_free_memory(index: usize) -> Result<u64> {
 pub(crate) fn pinned(host: &Tensor) -> Result<Tensor> {
     let mut out = std::ptr::null_mut();
     checked!(amp_pinned(host.as_ptr(), &mut out))?;
-    // SAFETY: on success a new tensor without another owner.
+    // SAFETY: on success `out` is a new tensor without another owner.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
@@ -82,7 +82,7 @@ impl SideStream {
             out.as_mut_ptr(),
             &mut event,
         ))?;
-        // SAFETY: on success each is a new tensor without another owner.
+        // SAFETY: on success each entry is a new tensor without another owner.
         let tensors = out.into_iter().map(|tensor| unsafe { Tensor::from_ptr(tensor) }).collect();
         Ok(DeviceCopy { event, tensors })
     }
@@ -104,7 +104,7 @@ impl SideStream {
             handles.len(),
             out.as_mut_ptr(),
         ))?;
-        // SAFETY: on success each is a new tensor without another owner.
+        // SAFETY: on success each entry is a new tensor without another owner.
         Ok(out.into_iter().map(|tensor| unsafe { Tensor::from_ptr(tensor) }).collect())
     }
 }
@@ -133,7 +133,7 @@ impl DeviceCopy {
 
 impl Drop for DeviceCopy {
     fn drop(&mut self) {
-        // SAFETY: made by `SideStream::copy` and freed here alone.
+        // SAFETY: `SideStream::copy` made the event, which is freed only here.
         unsafe { amp_copy_drop(self.event) };
     }
 }
@@ -142,7 +142,7 @@ impl Drop for DeviceCopy {
 /// object, so that its allocations are counted for the thread that started the worker.
 pub(crate) struct DebugInfo(*mut c_void);
 
-// SAFETY: a counted pointer to data that C++ only reads; the meters count atomically.
+// SAFETY: the pointer is a counted reference to data that C++ only reads; the meters count atomically.
 unsafe impl Send for DebugInfo {}
 
 impl DebugInfo {
@@ -160,7 +160,7 @@ impl DebugInfo {
 
 impl Drop for DebugInfo {
     fn drop(&mut self) {
-        // SAFETY: made by `current` and freed here alone.
+        // SAFETY: `current` made the pointer, which is freed only here.
         unsafe { amp_debug_info_drop(self.0) };
     }
 }

@@ -46,7 +46,10 @@ impl Sampling {
         self.check()?;
         let logits = logits.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
         let Some(vocabulary) = logits.size().last().copied().filter(|count| *count > 0) else {
-            return Err(refused(format!("the logits {:?} contain no token", logits.size())));
+            return Err(refused(format!(
+                "the logits have the shape {:?}, which holds no token",
+                logits.size()
+            )));
         };
         // If a logit is NaN, the largest logit is NaN, too, so checking the largest one is enough.
         let largest = logits.f_amax([-1], true)?;
@@ -83,7 +86,8 @@ impl Sampling {
         let vocabulary = probabilities.size()[1] as usize;
         let values = Vec::<f64>::try_from(&probabilities.f_view(-1)?)?;
         let choose = |(row, stream): (&[f64], &mut Rng)| {
-            // Up to rounding, the probabilities of a row add up to 1.
+            // The probabilities of a row add up to 1 only up to rounding, so the upper limit is
+            // their actual sum.
             let mut rest = stream.uniform(0.0, row.iter().sum());
             let mut last = 0;
             for (token, probability) in (0..).zip(row) {

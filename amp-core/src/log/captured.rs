@@ -207,8 +207,7 @@ impl CapturedLog {
     /// Writes the sums and the rows of the counted steps back to `log`.
     ///
     /// # Errors
-    /// When another observer has logged a value under the same name since
-    /// [`take_over`](Self::take_over).
+    /// When a hook has logged a value under the same name since [`take_over`](Self::take_over).
     pub(crate) fn give_back(&mut self, log: &mut Log) -> Result<()> {
         let steps = std::mem::take(&mut self.steps);
         if steps == 0 {

@@ -184,7 +184,10 @@ fn name_of(key: &str, at: usize) -> String {
 
 /// Converts a mean whose weight is on the host to a sum and a weight on the device.
 fn as_ratio(mean: &MetricState) -> Result<MetricState> {
-    let [sum] = mean.tensors()?.try_into().map_err(|_| Error::config("a mean is of one sum"))?;
+    let [sum] = mean
+        .tensors()?
+        .try_into()
+        .map_err(|_| Error::config("the state of a mean must be one sum"))?;
     let weight = sum.f_full_like(mean.weight)?;
     MetricState::sum(&Tensor::f_stack(&[sum.f_to_kind(Kind::Double)?, weight], 0)?)
 }

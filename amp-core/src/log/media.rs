@@ -60,7 +60,7 @@ impl Image {
                 finite.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?
             }
             kind => {
-                let why = format!("an image of {kind:?} is neither uint8 nor floating");
+                let why = format!("the image is {kind:?}, but must be uint8 or floating-point");
                 return Err(Error::config(why));
             }
         };

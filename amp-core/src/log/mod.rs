@@ -187,8 +187,8 @@ impl Log {
         self.metric_state(name, metric, state, options)
     }
 
-    /// Adds the state that a metric computed for a batch, as [`metric`](Self::metric) does for a
-    /// metric that it computes itself.
+    /// Adds the state of a metric for a batch to the state of the epoch. The caller has computed
+    /// the state, whereas [`metric`](Self::metric) computes it itself.
     pub(crate) fn metric_state(
         &mut self,
         name: &str,

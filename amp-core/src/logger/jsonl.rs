@@ -6,7 +6,8 @@ use crate::{
     event::{Event, Subscriber},
 };
 
-/// Writes every event as one JSON object per line, except single batches, images, texts and histograms.
+/// Writes every event as one JSON object per line, except the events of single batches and of
+/// images, texts and histograms.
 #[derive(Debug)]
 pub struct JsonLinesLogger(Background);
 

@@ -32,8 +32,9 @@ pub enum MeanOver<'a> {
 
 impl MeanOver<'_> {
     /// Computes the denominator for a batch from its targets, as an f64 scalar on the targets'
-    /// device. Returns `None` if the denominator is the number of examples. If `none_left_out` is
-    /// true, no target is -100. If -100 is the ignored class, the targets then need not be counted.
+    /// device. Returns `None` if the denominator is the number of examples. The caller sets
+    /// `none_left_out` if no target is -100. If -100 is the ignored class, every target then
+    /// counts, and no counting is needed.
     pub(crate) fn counts(&self, target: &Tensor, none_left_out: bool) -> Result<Option<Counted>> {
         let counted = match self {
             Self::Examples | Self::Batch => return Ok(None),

@@ -38,9 +38,9 @@ pub struct Ctc {
 }
 
 impl Ctc {
-    /// Computes the loss of outputs with these lengths, which are int64 of shape `[N]` on the
-    /// output's device. With `Reduction::None` of `amp_core::tch`, returns the loss of each
-    /// example, of shape `[N]`.
+    /// Computes the loss. `lengths` contains the number of time steps of each output, as int64 of
+    /// shape `[N]` on the output's device. With `Reduction::None` of `amp_core::tch`, returns the
+    /// loss of each example, of shape `[N]`.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{prelude::*, tch::Reduction};

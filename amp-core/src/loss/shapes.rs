@@ -70,7 +70,7 @@ pub enum ClassDim {
 
 impl ClassDim {
     /// Reshapes the logits to `[M, C]` and the classes to `[M]` if their shapes allow two readings.
-    /// Returns all others as they are.
+    /// Returns logits and classes of other shapes unchanged.
     pub(crate) fn resolve(self, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
         let sizes = output.size();
         let is_ambiguous = target.kind() == Kind::Int64

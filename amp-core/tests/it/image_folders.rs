@@ -128,7 +128,7 @@ fn folders_with_other_classes_are_refused() -> Result<()> {
     let (one, two) = (folder(&["a/1.png", "b/1.png"]), folder(&["b/1.png"]));
     plain(one.path())?.like(&plain(one.path())?)?;
     let expected = format!(
-        "{} has the class `a`, but {} does not: class numbers would differ",
+        "{} has the class `a`, but {} does not: give both the same classes",
         one.path().display(),
         two.path().display()
     );

@@ -224,8 +224,8 @@ fn batches_follow_the_sampler(
 
 #[rstest]
 #[case(Given(4, vec![1, 2]), "the sampler `given` returned 2 examples, but its `len` is 4: make them equal")]
-#[case(Given(2, vec![1, 10]), "the sampler `given` returned example 10, but the set has 0 to 9")]
-#[case(Given(2, vec![-1, 1]), "the sampler `given` returned example -1, but the set has 0 to 9")]
+#[case(Given(2, vec![1, 10]), "the sampler `given` returned the index 10, but the indices of the set are 0 to 9")]
+#[case(Given(2, vec![-1, 1]), "the sampler `given` returned the index -1, but the indices of the set are 0 to 9")]
 #[case(Given(0, vec![]), "the sampler `given` draws 0 examples in an epoch, but a batch needs at least 1")]
 fn invalid_orders_are_refused(#[case] given: Given, #[case] says: &str) {
     let read = loader(given, Loading::default()).and_then(|loader| order(&loader, 0));

@@ -311,7 +311,7 @@ fn cells_that_do_not_fit_are_named() -> Result<()> {
     let at = |text: String| text.replace(&path.display().to_string(), "FILE");
     assert_eq!(
         at(message(table.numbers(&["hours"]))),
-        "FILE, line 3: `hours` is missing: fill the table, or declare a value for missing ones"
+        "FILE, line 3: `hours` is missing: fill the table, or declare a replacement for missing values"
     );
     assert_eq!(
         at(message(table.numbers_or(&["age", "job"], 0.0))),
@@ -389,7 +389,7 @@ fn invalid_windows_are_refused() -> Result<()> {
     let text = message(Windows::new(vec![series(0, 9)], 0, 2));
     assert_eq!(text, "windows of context 0 and horizon 2: both must be at least 1");
     let text = message(Windows::new(vec![Tensor::from(1.0)], 1, 1));
-    assert_eq!(text, "series 0 is a scalar: give values by time, [T, …]");
+    assert_eq!(text, "series 0 is a scalar: give a tensor [T, …] of T time steps");
     let windows = Windows::new(vec![series(0, 9)], 3, 2)?;
     let text = message(windows.split(0.8));
     assert_eq!(text, "no window of context 3 and horizon 2 fits: the longest series has 2 values");

@@ -98,7 +98,7 @@ impl AnyBatch {
             return refused(format!("`{name}` is {kind:?}, but its role requires {wanted}"));
         }
         if role == FieldRole::Weights && self.weights().is_some() {
-            return refused(format!("`{name}` is a second tensor of weights"));
+            return refused(format!("`{name}` is a second tensor of weights: only one is allowed"));
         }
         if role != FieldRole::Shared && !self.single {
             let Some(&count) = tensor.size().first() else {
@@ -156,7 +156,7 @@ impl AnyBatch {
         self.of
     }
 
-    /// Returns all tensors except masks. Their values may be outside the range of a dtype.
+    /// Returns all tensors except masks, because a mask may contain infinities on purpose.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let fields = self.fields.iter().filter(|field| field.role != FieldRole::Mask);
         fields.map(|field| (&*field.name, &field.tensor))
@@ -208,8 +208,8 @@ impl AnyBatch {
         }
     }
 
-    /// Returns the factor by which this batch counts in an average of losses with the denominator
-    /// `over`. `target` contains the targets of the loss. Does not read from the device.
+    /// Returns the weight of this batch in an average of losses. `over` is the denominator of a
+    /// loss's mean, `target` its targets. Does not read from the device.
     ///
     /// # Errors
     /// When targets cannot be counted.

@@ -74,10 +74,10 @@ pub fn field_name(parent: &str, field: &str) -> String {
     }
 }
 
-/// The target of a loss or a metric that compares with a tensor.
+/// The target of a loss or a metric that compares the output with a tensor.
 #[doc(hidden)]
 #[diagnostic::on_unimplemented(
-    message = "a target of the type `{Self}`: this loss or metric compares the output with a `Tensor`",
+    message = "a target of the type `{Self}`, but this loss or metric compares the output with a `Tensor`",
     label = "this target is not a `Tensor`",
     note = "give the field the type `Tensor`, or name another field, as in `target = labels`",
     note = "for an `Option` or several fields write `target = batch` and `#[loss(with = |output, batch| …)]`"
@@ -96,7 +96,7 @@ impl Compared for Tensor {
 /// An input of `forward` that is a tensor.
 #[doc(hidden)]
 #[diagnostic::on_unimplemented(
-    message = "an input of the type `{Self}`: this input of `forward` is a `Tensor`",
+    message = "an input of the type `{Self}`, but this input of `forward` must be a `Tensor`",
     label = "this input is not a `Tensor`",
     note = "give the field the type `Tensor`, or name another field, as in `inputs(ids)`",
     note = "for an input of another type write its type, as in `#[forward(|x, mask: Option<&Tensor>| …)]`"
@@ -208,7 +208,8 @@ impl<F: BatchField> BatchField for Vec<F> {
     }
 }
 
-/// Implements [`BatchField`] for tuples. Their fields have the names `name.0`, `name.1` and so on.
+/// Implements [`BatchField`] for tuples. The tensors of a tuple's elements get the names `name.0`,
+/// `name.1` and so on.
 macro_rules! tuple {
     ($($field:ident $at:tt),+) => {
         impl<$($field: BatchField),+> BatchField for ($($field,)+) {

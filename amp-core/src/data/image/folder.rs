@@ -126,7 +126,7 @@ impl ImageFolder {
             if let Some(name) = lacks(has, without) {
                 let (has, without) = (has.root.display(), without.root.display());
                 return Err(Error::config(format!(
-                    "{has} has the class `{name}`, but {without} does not: class numbers would differ"
+                    "{has} has the class `{name}`, but {without} does not: give both the same classes"
                 )));
             }
         }

@@ -140,7 +140,8 @@ pub fn save_image(image: &Tensor, path: impl AsRef<Path>) -> Result<()> {
     let file = Staged::create(path)?;
     let mut encoded = Cursor::new(Vec::new());
     let side = |length: i64| {
-        u32::try_from(length).map_err(|_| refused(format!("{size:?} is too large for a file")))
+        u32::try_from(length)
+            .map_err(|_| refused(format!("the image is {size:?}, which is too large for a file")))
     };
     image::write_buffer_with_format(&mut encoded, &bytes, side(w)?, side(h)?, color, format)
         .map_err(|error| refused(format!("the image cannot be encoded: {error}")))?;

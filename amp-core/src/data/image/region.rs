@@ -95,8 +95,8 @@ impl Transform for RandomResizedCrop {
         resized(&cropped(&image, top, left, height, width)?, self.size, self.size)
     }
 
-    /// Transforms all images of a batch at once if they are on CUDA. The pixels differ by at most one rounding
-    /// from those that [`apply`](Transform::apply) returns for each image.
+    /// Transforms all images of a batch at once if they are on CUDA. Each pixel differs by at most
+    /// one rounding error from the pixel that [`apply`](Transform::apply) returns.
     fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
         let (_, h, w) = sizes_of_batch(&images, rngs)?;
         self.check()?;

@@ -91,9 +91,9 @@ impl Workers {
             let living = Living(shared.clone());
             let body = move || {
                 let living = living;
-                // The training loop waits for this thread, and may be in a section with its own
-                // seed (`random::seeded`). Therefore the thread must not wait until that section
-                // ends.
+                // The training loop waits for this thread, possibly within a section of
+                // `random::seeded`. With the guard, this thread does not wait for the end of that
+                // section.
                 let _guest = inherited.enter();
                 let _no_grad = tch::no_grad_guard();
                 match context.enter() {

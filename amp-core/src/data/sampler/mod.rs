@@ -184,7 +184,7 @@ pub(super) fn checked_order(sampler: &dyn Sampler, epoch: &Epoch) -> Result<Vec<
     }
     match order.iter().find(|index| !(0..=most).contains(*index)) {
         Some(index) => Err(Error::config(format!(
-            "the sampler `{}` returned example {index}, but the set has 0 to {most}",
+            "the sampler `{}` returned the index {index}, but the indices of the set are 0 to {most}",
             sampler.name()
         ))),
         None => Ok(order),

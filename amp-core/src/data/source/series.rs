@@ -55,9 +55,9 @@ impl Windows {
         }
         let own = |(at, values): (usize, Tensor)| match values.size().first() {
             Some(&length) => Ok(Series { values: values.into(), length }),
-            None => {
-                Err(Error::config(format!("series {at} is a scalar: give values by time, [T, …]")))
-            }
+            None => Err(Error::config(format!(
+                "series {at} is a scalar: give a tensor [T, …] of T time steps"
+            ))),
         };
         let series = series.into_iter().enumerate().map(own).collect::<Result<_>>()?;
         Self { series, context, horizon, stride: 1 }.checked()

@@ -31,7 +31,11 @@ pub(super) trait Rows<'c> {
     }
 
     fn missing(&self, row: usize, column: &str) -> Error {
-        self.refused(row, column, "is missing: fill the table, or declare a value for missing ones")
+        self.refused(
+            row,
+            column,
+            "is missing: fill the table, or declare a replacement for missing values",
+        )
     }
 
     fn unknown(&self, row: usize, column: &str, name: &str) -> Error {

@@ -135,7 +135,8 @@ fn unquoted(cell: &str) -> Cow<'_, str> {
 }
 
 fn trimmed(cell: &str) -> &str {
-    // Most cells begin and end with visible ASCII characters. They have no whitespace to remove.
+    // Most cells begin and end with visible ASCII characters. Such a cell has no whitespace around
+    // its text.
     match cell.as_bytes() {
         [b'!'..=b'~'] | [b'!'..=b'~', .., b'!'..=b'~'] => cell,
         _ => cell.trim(),

@@ -194,7 +194,7 @@ impl Table {
         }
     }
 
-    /// Reads all rows and writes them to `part`, the elements of all rows in the tensors.
+    /// Reads all rows and writes them to `part`, which holds the tensors' elements for all rows.
     fn fill<'c>(&self, mut part: Part<'_, 'c>) -> Result<()> {
         let mut rows = SomeRows { table: self, first: 0, count: 0, ids: Vec::new() };
         // For a table without rows, `read` is called once. It reports an error if a column is
@@ -284,7 +284,8 @@ impl<'c> Rows<'c> for SomeRows<'_, 'c> {
     fn floats(&mut self, column: &str, missing: Option<f32>, mut to: Column<'_>) -> Result<()> {
         self.each(column, missing, to.iter_mut(), |row, cell| {
             let number: f32 = self.parsed(row, column, cell, "a number")?;
-            // If a NaN reached the model, it would make all weights NaN.
+            // A NaN counts as a missing value, because in training a NaN would make all weights
+            // NaN.
             Ok(Some(number).filter(|number| !number.is_nan()))
         })
     }

@@ -55,7 +55,8 @@ pub(super) fn floats(array: &dyn Array, missing: Option<f32>, to: Column<'_>) ->
     numbers(own, own.values().iter().map(|own| f32::from(u8::from(own))), missing, to)
 }
 
-/// Writes `values`, the numbers of an array. The number of a row that is null is arbitrary.
+/// Writes `values`, the numbers of an array, to `to`. The array may contain any number in a row
+/// that is null. `missing` replaces nulls and NaN.
 fn numbers(
     array: &dyn Array,
     values: impl Iterator<Item = f32>,
@@ -72,7 +73,7 @@ fn numbers(
         return row.map_or(Ok(()), |row| Err(Unfit::Missing(row)));
     };
     if nan {
-        // If a NaN reached the model, it would make all weights NaN.
+        // A NaN counts as a missing value, because in training a NaN would make all weights NaN.
         to.iter_mut().filter(|number| number.is_nan()).for_each(|number| *number = missing);
     }
     nulls(array, |row| to.set(row, missing));
@@ -128,8 +129,8 @@ fn written(array: &dyn Array, to: &mut [i64]) -> Result<(), Unfit> {
     all(own.values().iter().map(i64::from), to)
 }
 
-/// Writes `values`. An error, which contains the number as text, means that the number is not an
-/// int64 integer. An error in a row that is null is ignored.
+/// Writes `values` to `to`. A value is an int64 integer, or an error with the text of a number that
+/// is not one. An error in a row that is null is ignored.
 fn checked(
     array: &dyn Array,
     values: impl Iterator<Item = Result<i64, String>>,
@@ -241,7 +242,8 @@ pub(super) fn ids<'c>(
     Err(Unfit::Type)
 }
 
-/// Writes `ids`. The id of a row that is null is arbitrary. `name` returns the text in a row.
+/// Writes `ids`, the category ids of an array's rows, to `to`. `missing` replaces the ids of rows
+/// that are null. `name` returns the text in a row, for error messages.
 fn found(
     array: &dyn Array,
     ids: impl Iterator<Item = i64>,

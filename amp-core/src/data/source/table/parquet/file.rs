@@ -99,7 +99,8 @@ impl File {
         })
     }
 
-    /// Reads a row group and writes its rows to `part`, the elements of these rows in the tensors.
+    /// Reads a row group and writes its rows to `part`, which holds the tensors' elements for these
+    /// rows.
     pub(super) fn fill<'c>(
         &self,
         group: usize,

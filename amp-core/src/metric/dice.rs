@@ -50,7 +50,8 @@ impl Metric for Dice {
             predictions("dice", output, target, num_classes, ignore_index)?;
         let examples = target.size().first().copied().unwrap_or(1).max(1);
         let positions = (of.numel() as i64 / examples).max(1);
-        // Gives each pair of an example and a class its own index: `example` plus the class.
+        // Each pair of an example and a class has its own index into the counts: the number of the
+        // example times the number of classes (`example`), plus the class.
         let example = Tensor::f_arange(of.numel() as i64, (Kind::Int64, of.device()))?
             .f_div_scalar_mode(positions, "floor")?
             .f_mul_scalar(classes)?;

@@ -106,8 +106,8 @@ pub enum Reduction {
     /// The sum in the state, divided by the state's weight. [`MetricState::mean`] makes such a
     /// state.
     Mean,
-    /// The first of the state's two sums, divided by the second. The state has one tensor with
-    /// both: `MetricState::sum(&Tensor::f_stack(&[errors, known], 0)?)`.
+    /// The first of the state's two sums, divided by the second. The state has one tensor that
+    /// contains both sums, for example `MetricState::sum(&Tensor::f_stack(&[errors, known], 0)?)`.
     Ratio,
     /// The result of a function of the state's merged tensors; see [`Reduction::of`].
     Of(Compute),
@@ -152,7 +152,8 @@ impl Reduction {
                 if counts.size() != [2] {
                     let sizes = counts.size();
                     return Err(Error::config(format!(
-                        "a ratio needs two counts, [2], but the state has {sizes:?}"
+                        "a ratio needs a tensor of two sums, but the state's tensor has the shape \
+                          {sizes:?}"
                     )));
                 }
                 counts.f_get(0)?.f_div(&counts.f_get(1)?)?

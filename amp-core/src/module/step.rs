@@ -17,8 +17,8 @@ pub struct Step<'a> {
     pub(super) log: &'a mut Log,
     pub(super) batch_idx: usize,
     pub(super) global_step: u64,
-    /// Never read. While this step runs, the guard stops the outer step's recording of matrix
-    /// products, because this step has its own context.
+    /// Never read. If this step runs inside another step that has another context, this guard
+    /// pauses the recording of matrix products for the other step.
     _apart: Option<PausedProducts>,
 }
 

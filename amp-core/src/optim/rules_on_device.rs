@@ -125,9 +125,10 @@ fn numbers_on_the_device_are_the_hosts(#[case] options: impl Algorithm) -> Resul
     Ok(())
 }
 
-/// Checks that a step that the device skips leaves every bit unchanged, even if the gradient is
-/// NaN. A step that is not skipped must equal the ordinary step. The gradients must be multiplied
-/// by the factor before the rule gets them.
+/// Compares steps in which the device holds `found_inf` and `factor` with steps on the host. If
+/// `found_inf` is 1, the step must leave every bit unchanged, even if the gradient is NaN. If
+/// `found_inf` is 0, a step with four times the gradient and a factor of 1/4 must equal the step on
+/// the host.
 #[rstest]
 #[case::muon(Muon::default())]
 #[case::adafactor(Adafactor::default())]

@@ -93,7 +93,7 @@ impl Drop for Hold {
 /// A reproducible section. It begins with [`seeded`]. It ends when this guard is dropped, on the
 /// same thread.
 #[derive(Debug)]
-#[must_use = "the section ends when this is dropped: bind it, as in `let _section = seeded(42)?;`"]
+#[must_use = "the section ends when the guard is dropped: bind it, as in `let _section = seeded(42)?;`"]
 pub struct Section {
     _hold: Hold,
 }

@@ -96,8 +96,8 @@ pub trait BuildScheduler {
 pub trait Scheduler {
     /// Returns the rates of the next step.
     fn rates(&self) -> Rates;
-    /// Advances the schedule by one interval. `monitored` is the current value that
-    /// [`monitor`](BuildScheduler::monitor) names.
+    /// Advances the schedule by one interval. `monitored` is the latest logged value with the name
+    /// that [`monitor`](BuildScheduler::monitor) returns.
     fn advance(&mut self, monitored: Option<f64>);
     /// Returns the state for a checkpoint.
     ///

@@ -179,14 +179,14 @@ fn compute(
     }
 }
 
-/// The points of a curve. For each threshold, from the highest to the lowest, they are the numbers
-/// of positives and of negatives whose scores are at or above the threshold. The last point counts
-/// all positives and negatives.
+/// The points of a curve, one for each threshold, from the highest to the lowest. A point consists
+/// of the number of positives and the number of negatives whose scores are at or above the
+/// threshold. The last point counts all positives and negatives.
 struct Curve {
     tp: Vec<f64>,
     fp: Vec<f64>,
-    /// Whether the curve is computed from counts at given thresholds. The curve's first point then
-    /// counts the scores at or above the highest threshold. An exact curve instead begins at zero.
+    /// Whether the curve is computed from counts at given thresholds. If so, the curve begins with
+    /// the counts at the highest threshold. Otherwise the curve is exact and begins at zero.
     binned: bool,
 }
 

@@ -153,7 +153,7 @@ fn a_step_is_skipped_and_scaled_on_the_device(#[case] options: impl Algorithm) -
 
 /// Checks the rate that a rule reads from its options. In a step on the device it must be NaN,
 /// because a CUDA graph would record the rate as a constant; the NaN makes the mistake visible. In
-/// a step on the host, the rate must have its value.
+/// a step on the host, it must be the learning rate of the options.
 #[test]
 fn a_rate_from_the_options_shows_itself() -> Result<()> {
     let rig = Rig::new(Careless { lr: 0.1 })?;

@@ -269,7 +269,7 @@ impl Scheduled {
     /// Restores a state that [`state`](Self::state) returned.
     ///
     /// # Errors
-    /// When the state belongs to another optimizer or schedule. Then nothing is changed.
+    /// When the state belongs to another optimizer or schedule. After an error nothing is changed.
     pub fn load_state(&mut self, state: &State) -> Result<()> {
         self.check_state(state)?;
         self.optimizer.load_state(&state.part(OPTIMIZER))?;

@@ -136,7 +136,7 @@ impl AutocastGuard {
         let dtype = kind.map(ffi::scalar_type).transpose()?.unwrap_or(outer.dtype);
         ffi::autocast_enter()?;
         // The guard is created before autocast is switched. If switching fails, dropping the guard
-        // restores the nesting.
+        // removes this region from the list `OPEN`.
         let guard = Self {
             number: OPEN.with_borrow_mut(|open| {
                 let number = open.last().map_or(0, |last| last.number + 1);

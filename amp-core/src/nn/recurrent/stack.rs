@@ -15,8 +15,8 @@ use crate::{
     precision::{AutocastGuard, autocast_state, is_floating},
 };
 
-/// Returns the autocast dtype if autocast is on, and casts tensors of the dtypes of `input` and
-/// `weight`.
+/// Returns the autocast dtype. Returns `None` if autocast is off, or if autocast does not cast
+/// tensors of the dtypes of `input` and `weight`.
 pub(super) fn autocast_kind(input: &Tensor, weight: &Tensor) -> Result<Option<Kind>> {
     let state = autocast_state(input.device())?;
     let eligible = |kind| is_floating(kind) && kind != Kind::Double;

@@ -219,8 +219,9 @@ fn read(
     Ok((Tensor::f_cat(&outputs, 0)?, joined(&ended)?.split_off(1)))
 }
 
-/// Inserts, after the hidden state (the first of `states`), the hidden state for its second use;
-/// see [`Context::next_use`]. The first use of the hidden state is the product with its weight.
+/// Returns `states` with one more tensor after the hidden state, which comes first: the hidden
+/// state for its second use; see [`Context::next_use`]. Its first use is the product with its
+/// weight.
 pub(super) fn with_uses(mut states: Vec<Tensor>, cx: &Context) -> Result<Vec<Tensor>> {
     let again = cx.next_use(&states[0])?;
     states.insert(1, again);

@@ -135,8 +135,8 @@ impl AutocastGuard {
         let outer = ffi::autocast_state(cuda)?;
         let dtype = kind.map(ffi::scalar_type).transpose()?.unwrap_or(outer.dtype);
         ffi::autocast_enter()?;
-        // The guard is created before autocast is switched. If switching fails, dropping the guard
-        // removes this region from the list `OPEN`.
+        // The guard is created before autocast is switched. If switching fails, the guard is
+        // dropped, which undoes `autocast_enter` and removes this region from `OPEN`.
         let guard = Self {
             number: OPEN.with_borrow_mut(|open| {
                 let number = open.last().map_or(0, |last| last.number + 1);

@@ -12,7 +12,7 @@ use crate::{Result, loss::IGNORED};
 ///
 /// With `per_example`, the score is computed for each example and class. The scores are averaged
 /// over the classes of each example, and then over the examples. Without `per_example`, the score
-/// is computed from all positions together, which equals [`FBeta`](super::FBeta) with β = 1. A
+/// is computed from all positions together. It then equals [`FBeta`](super::FBeta) with β = 1. A
 /// class that occurs neither in the targets nor in the predictions of an example is left out of the
 /// average. An example without any class is left out, too.
 #[derive(Debug, Clone, Copy)]

@@ -114,11 +114,12 @@ pub enum Reduction {
 }
 
 impl Reduction {
-    /// Takes a function that computes the metric's value from the merged tensors of all batches.
-    /// The tensors have the order in which they were added to the [state](MetricState). The value
-    /// is a number, or a tensor of any shape. The elements of a tensor are logged as `NAME_0` and
-    /// so on, those of a matrix as `NAME_0_1` and so on. Sums are on the host when the function
-    /// gets them. Concatenated rows are on the device, and the function may read them back.
+    /// Makes a reduction from a function that computes the metric's value from the merged tensors
+    /// of all batches. The tensors have the order in which they were added to the
+    /// [state](MetricState). The value is a number, or a tensor of any shape. The elements of a
+    /// vector are logged as `NAME_0` and so on, and those of a matrix as `NAME_0_1` and so on. Sums
+    /// are on the host when the function gets them. Concatenated rows are on the device, and the
+    /// function may read them back.
     pub fn of(compute: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Self {
         Self::Of(Arc::new(compute))
     }

@@ -13,10 +13,12 @@ use crate::{Result, parameter::Parameter};
 /// matrix these are n + m numbers instead of n·m. There is no first moment. The defaults are those
 /// of torch.optim.Adafactor. In step t, with gradient g and weight w:
 ///
-/// β is t^[`beta2_decay`](Self::beta2_decay). The row R and the column C are running means: R ← R +
-/// β(mean of g² over rows − R), and C in the same way over columns. V = RC / max(mean of R, ε₁); U
-/// = g/√max(V, ε₁²); α = max(ε₂, rms(w))·min(lr, 1/√t); w ← w − lr·weight_decay·w − α·U / max(1,
-/// rms(U)/d).
+/// - β = t^[`beta2_decay`](Self::beta2_decay).
+/// - The row R is a running mean: R ← R + β(mean of g² over rows − R).
+/// - The column C is a running mean in the same way, of the mean of g² over columns.
+/// - V = RC / max(mean of R, ε₁), and U = g/√max(V, ε₁²).
+/// - α = max(ε₂, rms(w))·min(lr, 1/√t).
+/// - w ← w − lr·weight_decay·w − α·U / max(1, rms(U)/d).
 ///
 /// ```
 /// use amp_core::optim::{Adafactor, OptimizerConfig};

@@ -84,8 +84,8 @@ impl ValCheckInterval {
 
 fn interval_error(text: &str) -> Error {
     Error::config(format!(
-        "val_check_interval is {text}: give a fraction of an epoch (above 0.0, at most 1.0), a number of \
-         optimizer steps, a time as in 00:15:00, or never"
+        "val_check_interval is {text}: give a fraction of an epoch (above 0.0, at most 1.0), a number \
+         of optimizer steps, a time as in 00:15:00, or never"
     ))
 }
 

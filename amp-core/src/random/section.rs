@@ -139,7 +139,7 @@ pub struct Section {
 ///
 /// # Errors
 /// When libtorch cannot be seeded. Also when this thread is within a `Trainer::fit` or an autocast
-/// region that began outside of a section, or works for such a run as its data loader. Other
+/// region that began outside of a section, or is the data loader's thread of such a run. Other
 /// threads may then have used the generators already, so the run could not be repeated.
 pub fn seeded(seed: u64) -> Result<Section> {
     match HELD.get().kind {

@@ -35,7 +35,7 @@ impl Context {
         self.run(self.plan_of(outer, region), outer, module, (input,), parent)
     }
 
-    /// Runs a module as [`call`](Self::call) does, for the child at `index` of a container.
+    /// Runs the child at `index` of a container, as [`call`](Self::call) runs a child by its name.
     ///
     /// # Errors
     /// When [`call`](Self::call) would fail.

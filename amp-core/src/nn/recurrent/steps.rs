@@ -220,8 +220,8 @@ fn read(
 }
 
 /// Returns `states` with one more tensor after the hidden state, which comes first: the hidden
-/// state for its second use; see [`Context::next_use`]. Its first use is the product with its
-/// weight.
+/// state for its second use; see [`Context::next_use`]. The first use of the hidden state is its
+/// product with the weight.
 pub(super) fn with_uses(mut states: Vec<Tensor>, cx: &Context) -> Result<Vec<Tensor>> {
     let again = cx.next_use(&states[0])?;
     states.insert(1, again);

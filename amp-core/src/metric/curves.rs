@@ -31,7 +31,8 @@ macro_rules! curve {
         /// for each class.
         ///
         /// # Errors
-        /// When shapes or dtypes are invalid, or a class on the CPU or an option is out of range.
+        /// When shapes or dtypes are invalid, an option is out of range, or, on the CPU, a class is
+        /// out of range.
         #[derive(Debug, Clone, Copy, Default)]
         pub struct $metric {
             /// How the areas of the classes are averaged. The default is [`Average::Macro`]. The
@@ -68,8 +69,8 @@ curve!(
 /// Computes the metric's state for a batch. Without thresholds, the state consists of the scores,
 /// of shape `[n, C]`, and of the int64 labels, of shape `[n]`. For labels 0 and 1, C is 1. Labels
 /// of -100 are ignored. With T thresholds, the state consists of counts of shape `[C, T + 1, 2]`.
-/// For each class and each k from 0 to T, it has the numbers of negatives and of positives whose
-/// scores reach exactly k thresholds.
+/// For each class and each k from 0 to T, the counts are the number of negatives and the number of
+/// positives whose scores reach exactly k thresholds.
 fn update(
     what: &str,
     average: Average,
@@ -78,7 +79,7 @@ fn update(
     target: &Tensor,
 ) -> Result<MetricState> {
     if average == Average::Micro {
-        let why = "average must be macro, weighted or none";
+        let why = "average is micro, but must be macro, weighted or none";
         return Err(misfit(what, output, target, why));
     }
     if let Some(few) = thresholds.filter(|count| *count < 2) {
@@ -94,8 +95,8 @@ fn update(
             let counted =
                 counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
             let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-            // CUDA does not report a class that is out of range. `nothing` is then NaN, so that the
-            // scores are NaN; otherwise `nothing` is 0.
+            // On CUDA, a class that is out of range is not an error, but makes `counted` NaN.
+            // `nothing` is then NaN, and so are the scores; otherwise `nothing` is 0.
             let nothing = counted.f_mul_scalar(0.0)?.f_to_kind(kind)?;
             let scores = logits.f_softmax(1, kind)?.f_add(&nothing)?;
             (scores.f_movedim([1].as_slice(), [-1].as_slice())?.f_reshape([-1, count])?, of)
@@ -127,7 +128,7 @@ fn update(
         Tensor::f_arange(columns, (Kind::Int64, scores.device()))?.f_mul_scalar(bins)?;
     let places = reached.f_add(&of_column)?.f_mul_scalar(2)?.f_add(&positive)?.f_reshape([-1])?;
     let kept = labels.f_ne(IGNORED)?.f_unsqueeze(1)?.f_expand(scores.size(), false)?;
-    // A NaN score is counted as NaN, so that the metric is NaN.
+    // A NaN score adds NaN instead of 1 to its count, so that the metric is NaN.
     let nan = scores.f_isnan()?.f_logical_and(&kept)?;
     let kept = kept.f_to_kind(Kind::Double)?.f_masked_fill(&nan, f64::NAN)?;
     let counts = Tensor::f_zeros([columns * bins * 2], (Kind::Double, scores.device()))?;
@@ -178,14 +179,14 @@ fn compute(
     }
 }
 
-/// The points of a curve. For each threshold, from the highest to the lowest, they are the numbers
-/// of positives and of negatives whose scores are at or above the threshold. The last point counts
-/// all positives and negatives.
+/// The points of a curve, one for each threshold, from the highest to the lowest. A point consists
+/// of the number of positives and the number of negatives whose scores are at or above the
+/// threshold. The last point counts all positives and negatives.
 struct Curve {
     tp: Vec<f64>,
     fp: Vec<f64>,
-    /// Whether the curve is computed from counts at given thresholds. The curve's first point then
-    /// counts the scores at or above the highest threshold. An exact curve instead begins at zero.
+    /// Whether the curve is computed from counts at given thresholds. If so, the curve begins with
+    /// the counts at the highest threshold. Otherwise the curve is exact and begins at zero.
     binned: bool,
 }
 
@@ -236,7 +237,7 @@ fn exact(scores: &Tensor, labels: &Tensor) -> Result<Vec<Curve>> {
     let columns = 0..scores.size()[1];
     let curves = columns.map(|column| {
         let own = scores.f_select(1, column)?;
-        // The score of an ignored example must not make the area NaN.
+        // The score of an ignored example may be NaN, which must not make the area NaN.
         let own = own.f_masked_fill(&kept.f_eq(0.0)?, f64::NEG_INFINITY)?;
         let (sorted, order) = own.f_sort(0, true)?;
         let of = positive.f_select(1, column)?.f_mul(&kept)?.f_index_select(0, &order)?;

@@ -12,7 +12,7 @@ use crate::{Result, loss::IGNORED};
 ///
 /// With `per_example`, the score is computed for each example and class. The scores are averaged
 /// over the classes of each example, and then over the examples. Without `per_example`, the score
-/// is computed from all positions together, which equals [`FBeta`](super::FBeta) with β = 1. A
+/// is computed from all positions together. It then equals [`FBeta`](super::FBeta) with β = 1. A
 /// class that occurs neither in the targets nor in the predictions of an example is left out of the
 /// average. An example without any class is left out, too.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +50,8 @@ impl Metric for Dice {
             predictions("dice", output, target, num_classes, ignore_index)?;
         let examples = target.size().first().copied().unwrap_or(1).max(1);
         let positions = (of.numel() as i64 / examples).max(1);
-        // Gives each pair of an example and a class its own index: `example` plus the class.
+        // Each pair of an example and a class has its own index into the counts: the number of the
+        // example times the number of classes (`example`), plus the class.
         let example = Tensor::f_arange(of.numel() as i64, (Kind::Int64, of.device()))?
             .f_div_scalar_mode(positions, "floor")?
             .f_mul_scalar(classes)?;

@@ -106,19 +106,20 @@ pub enum Reduction {
     /// The sum in the state, divided by the state's weight. [`MetricState::mean`] makes such a
     /// state.
     Mean,
-    /// The first of the state's two sums, divided by the second. The state has one tensor with
-    /// both: `MetricState::sum(&Tensor::f_stack(&[errors, known], 0)?)`.
+    /// The first of the state's two sums, divided by the second. The state has one tensor that
+    /// contains both sums, for example `MetricState::sum(&Tensor::f_stack(&[errors, known], 0)?)`.
     Ratio,
     /// The result of a function of the state's merged tensors; see [`Reduction::of`].
     Of(Compute),
 }
 
 impl Reduction {
-    /// Takes a function that computes the metric's value from the merged tensors of all batches.
-    /// The tensors have the order in which they were added to the [state](MetricState). The value
-    /// is a number, or a tensor of any shape. The elements of a tensor are logged as `NAME_0` and
-    /// so on, those of a matrix as `NAME_0_1` and so on. Sums are on the host when the function
-    /// gets them. Concatenated rows are on the device, and the function may read them back.
+    /// Makes a reduction from a function that computes the metric's value from the merged tensors
+    /// of all batches. The tensors have the order in which they were added to the
+    /// [state](MetricState). The value is a number, or a tensor of any shape. The elements of a
+    /// vector are logged as `NAME_0` and so on, and those of a matrix as `NAME_0_1` and so on. Sums
+    /// are on the host when the function gets them. Concatenated rows are on the device, and the
+    /// function may read them back.
     pub fn of(compute: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Self {
         Self::Of(Arc::new(compute))
     }
@@ -152,7 +153,8 @@ impl Reduction {
                 if counts.size() != [2] {
                     let sizes = counts.size();
                     return Err(Error::config(format!(
-                        "a ratio needs two counts, [2], but the state has {sizes:?}"
+                        "a ratio needs a tensor of two sums, but the state's tensor has the shape \
+                          {sizes:?}"
                     )));
                 }
                 counts.f_get(0)?.f_div(&counts.f_get(1)?)?

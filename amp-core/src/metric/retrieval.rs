@@ -17,8 +17,8 @@ const ROWS: i64 = 1024;
 /// D]`. The own key of query i is key i. If the model computes queries and keys, its output has the
 /// shape `[N, 2, D]`, and the target is not used. The keys of all batches are compared, so the
 /// value does not depend on the batch size. A key with the same similarity as the query's own key
-/// counts as nearer. A model whose outputs are all equal therefore has a recall of 0, if there are
-/// more than `k` keys. A NaN in a query or a key makes the metric NaN.
+/// counts as more similar. A model whose outputs are all equal therefore has a recall of 0, if
+/// there are more than `k` keys. A NaN in a query or a key makes the metric NaN.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -76,7 +76,7 @@ impl Metric for RecallAtK {
                 let scores = queries.f_narrow(0, start, rows)?.f_matmul(&keys.f_tr()?)?;
                 let own = scores.f_diagonal(start, 0, 1)?.f_unsqueeze(1)?;
                 // The rank of the query's own key is the number of scores that are not below the
-                // score of this key. The score of this key is counted, too.
+                // score of this key, including this score itself.
                 let before = scores.f_ge_tensor(&own)?;
                 let rank = before.f_sum_dim_intlist([1].as_slice(), false, Kind::Double)?;
                 found = found.f_add(&rank.f_le(k as f64)?.f_sum(Kind::Double)?)?;

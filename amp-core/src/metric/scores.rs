@@ -34,8 +34,8 @@ pub(super) enum Score {
 }
 
 impl Score {
-    /// Returns the score's numerator and denominator, computed from true and false positives and
-    /// true and false negatives.
+    /// Returns the score's numerator and denominator, computed from the numbers of true positives,
+    /// false positives, true negatives and false negatives.
     fn of(self, [tp, fp, tn, fn_]: [&Tensor; 4]) -> Result<[Tensor; 2]> {
         let own = tp.shallow_clone();
         Ok(match self {

@@ -166,8 +166,8 @@ impl<'s> ManualStep<'s> {
         body: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
         let _ = self.optimizer(at)?;
-        // Each parameter belongs to one optimizer only, so this freezes no parameter of the
-        // optimizer `at`.
+        // Each parameter belongs to one optimizer only. Therefore none of the frozen parameters
+        // belongs to the optimizer `at`.
         let others = (0..self.scheduled.count()).filter(|other| *other != at);
         let others: Vec<Tensor> = others
             .flat_map(|other| self.scheduled.parameters(other))

@@ -170,7 +170,7 @@ pub trait LightningModule: Visit {
     }
 
     /// Runs once, before the first epoch. In a resumed run it runs after the checkpoint has been
-    /// loaded, so what it sets replaces what was saved.
+    /// loaded, so the values that it sets replace the loaded values.
     ///
     /// # Errors
     /// An error ends the run, as an error of any hook does.

@@ -17,8 +17,8 @@ pub struct Step<'a> {
     pub(super) log: &'a mut Log,
     pub(super) batch_idx: usize,
     pub(super) global_step: u64,
-    /// Never read. While this step runs, the guard stops the outer step's recording of matrix
-    /// products, because this step has its own context.
+    /// Never read. If this step runs inside another step that has another context, this guard
+    /// pauses the recording of matrix products for the other step.
     _apart: Option<PausedProducts>,
 }
 
@@ -35,14 +35,14 @@ impl<'a> Step<'a> {
     }
 
     /// Returns the index of the batch in its epoch, counted from 0. A training step that calls this
-    /// does not run as a CUDA graph, because a graph would repeat the index of its capture.
+    /// method does not run as a CUDA graph, because a graph would repeat the index of its capture.
     pub fn batch_idx(&self) -> usize {
         self.log.interval().reads("batch_idx");
         self.batch_idx
     }
 
-    /// Returns the number of optimizer steps applied so far. A training step that calls this does
-    /// not run as a CUDA graph, because a graph would repeat the number of its capture.
+    /// Returns the number of optimizer steps applied so far. A training step that calls this method
+    /// does not run as a CUDA graph, because a graph would repeat the number of its capture.
     pub fn global_step(&self) -> u64 {
         self.log.interval().reads("global_step");
         self.global_step

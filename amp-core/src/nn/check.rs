@@ -27,7 +27,7 @@ pub(super) fn overrides_name_modules(
 pub(in crate::nn) fn are_positive(layer: &str, name: &str, sizes: &[i64]) -> Result<()> {
     match sizes.iter().find(|size| **size < 1) {
         Some(size) => {
-            Err(Error::config(format!("{layer}: {name} {size}, but it must be at least 1")))
+            Err(Error::config(format!("{layer}: {name} is {size}, but must be at least 1")))
         }
         None => Ok(()),
     }

@@ -109,8 +109,8 @@ impl<'m, M: ?Sized> Child<'m, M> {
 impl<'m, M: Visit + ?Sized> Child<'m, M> {
     /// Returns a child of this module, for example `block.head` of `block`. When it runs, its path
     /// contains the names of both modules, and the precision regions of both apply. `name` is the
-    /// name that the module gives to the child in [`Visit`]. If [`Visit`] names no such child, the
-    /// path does not contain the name.
+    /// name that the module gives to the child in [`Visit`]. If the module lists no child of this
+    /// name in [`Visit`], the path does not contain the name.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Child, prelude::*};

@@ -62,7 +62,7 @@ impl DdpmSchedule {
     /// a single image, `original` has the shape `[…]` and `timesteps` has the shape `[]`.
     ///
     /// # Errors
-    /// When shapes or dtypes are invalid, or a step on the CPU is out of range.
+    /// When shapes or dtypes are invalid, or, on the CPU, a step is out of range.
     pub fn add_noise(
         &self,
         original: &Tensor,
@@ -98,9 +98,9 @@ impl DdpmSchedule {
 
     /// Takes one step of sampling: computes the images of step `timestep` − 1 from the images
     /// `sample` of step `timestep` and from the noise `predicted` that the model predicts for them.
-    /// From both, it estimates the images without noise and clips them to −1 to 1. The result is
-    /// the mean of the posterior for these clipped images, plus `noise` scaled to the posterior's
-    /// variance. Step 0 adds no noise.
+    /// From the images and the noise, estimates the images without noise, and clips their values to
+    /// the range from −1 to 1. The result is the mean of the posterior for these clipped images,
+    /// plus `noise` scaled to the posterior's variance. Step 0 adds no noise.
     ///
     /// # Errors
     /// When shapes differ, or the step is out of range.

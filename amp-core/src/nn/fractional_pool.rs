@@ -81,8 +81,9 @@ impl<const N: usize> FractionalMaxPool<N> {
     }
 
     /// Returns the same as [`forward_with_indices`](Self::forward_with_indices), but computes the
-    /// positions of the windows from the random numbers `samples`. As torch's `_random_samples`,
-    /// they are from 0 to 1 and have the shape `[N, C, number of spatial dimensions]`.
+    /// positions of the windows from the random numbers `samples`. Like torch's `_random_samples`,
+    /// `samples` contains numbers from 0 to 1, and has the shape `[N, C, number of spatial
+    /// dimensions]`.
     ///
     /// # Errors
     /// When a shape is invalid.

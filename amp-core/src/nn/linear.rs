@@ -91,7 +91,8 @@ impl Linear {
 
 /// Computes x·Wᵀ + b for tensors that do not belong to a layer; torch.nn.functional.linear. For
 /// example, `nn::linear(&x, self.embedding.weight(), None)` is an output layer whose weight is the
-/// table of an embedding. On CUDA it is as fast as a [`Linear`], and has the same gradients.
+/// table of an embedding. On CUDA this function is as fast as a [`Linear`], and gives the same
+/// gradients.
 ///
 /// | tensor | shape |
 /// | --- | --- |

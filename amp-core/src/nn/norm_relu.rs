@@ -9,8 +9,8 @@ impl BatchNorm {
     /// Computes max(norm(input), 0).
     ///
     /// In training on CUDA, one fused operation computes the norm and ReLU. It reads the input
-    /// twice: for the statistics, and for the result. For this, the input must be `[N, C]`, or
-    /// 16-bit images `[N, C, H, W]` in channels_last with a multiple of eight channels, as a
+    /// twice: for the statistics, and for the result. The fused operation supports inputs `[N, C]`,
+    /// and 16-bit images `[N, C, H, W]` in channels_last with a multiple of eight channels, as a
     /// [`Conv2d`](super::Conv2d) in f16 or bf16 returns them. In all other cases the norm and ReLU
     /// run one after the other. In a [`Sequential`](super::Sequential), a `batch_norm2d` with a
     /// following `relu` is fused in the same way.
@@ -42,8 +42,8 @@ impl BatchNorm {
     /// have the shape `[N, C, …]`.
     ///
     /// If the residual has the layout and dtype of the input, the fused kernels of
-    /// [`forward_relu`](Self::forward_relu) compute this too. For the backward pass, these kernels
-    /// keep one bit for each element instead of the sum.
+    /// [`forward_relu`](Self::forward_relu) compute the sum too. For the backward pass, these
+    /// kernels keep one bit for each element of the sum instead of the sum itself.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;

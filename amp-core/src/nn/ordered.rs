@@ -7,8 +7,8 @@ use tch::{Kind, Tensor};
 use super::PaddingMode;
 use crate::{Result, ffi};
 
-/// Returns whether the operators of this file are used for `input`: if it is on CUDA and
-/// deterministic algorithms are requested.
+/// Returns whether the operators of this file are used for `input`. They are used if `input` is on
+/// CUDA and deterministic algorithms are requested.
 pub(super) fn applies(input: &Tensor) -> Result<bool> {
     Ok(input.device().is_cuda() && ffi::numerics()?.1)
 }

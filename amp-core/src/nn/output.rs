@@ -199,7 +199,7 @@ fn type_of<F: 'static>(_: &F) -> TypeId {
 }
 
 /// Returns whether this call of [`linear`] is the model's output layer and hands its tensors to the
-/// loss. Only the first query within a call of the output layer can return true.
+/// loss. Within a call of the output layer, only the first call of this function can return true.
 pub(super) fn is_deferred(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<bool> {
     let model = STATE.with_borrow(|state| match state {
         State::Called(model) => Some(*model),

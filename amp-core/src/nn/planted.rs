@@ -1,5 +1,6 @@
-//! Deliberate faults in the outputs of fused layers and of single layers, which public hooks cannot
-//! cause. Only the self-test plants such faults in a model, to show which check reports them.
+//! Deliberate faults in the outputs of fused layers and of single layers. Public hooks cannot cause
+//! these faults. Only the self-test of the gate (`cargo amp selftest`) plants them, to show which
+//! check reports them.
 
 use std::cell::{Cell, RefCell};
 

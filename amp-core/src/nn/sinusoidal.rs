@@ -40,7 +40,7 @@ impl SinusoidalEmbedding {
     pub fn new(dim: i64) -> Result<Self> {
         if dim < 2 || dim % 2 != 0 {
             return Err(Error::config(format!(
-                "sinusoidal embedding of width {dim}: it must be even and at least 2"
+                "sinusoidal embedding: dim is {dim}, but must be even and at least 2"
             )));
         }
         Ok(Self { dim, max_period: 10_000.0 })

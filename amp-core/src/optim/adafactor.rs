@@ -13,10 +13,12 @@ use crate::{Result, parameter::Parameter};
 /// matrix these are n + m numbers instead of n·m. There is no first moment. The defaults are those
 /// of torch.optim.Adafactor. In step t, with gradient g and weight w:
 ///
-/// β is t^[`beta2_decay`](Self::beta2_decay). The row R and the column C are running means: R ← R +
-/// β(mean of g² over rows − R), and C in the same way over columns. V = RC / max(mean of R, ε₁); U
-/// = g/√max(V, ε₁²); α = max(ε₂, rms(w))·min(lr, 1/√t); w ← w − lr·weight_decay·w − α·U / max(1,
-/// rms(U)/d).
+/// - β = t^[`beta2_decay`](Self::beta2_decay).
+/// - R has one element for each row, a running mean: R ← R + β(mean of g² in the row − R).
+/// - C has one element for each column, the running mean of the mean of g² in the column.
+/// - V = RC / max(mean of R, ε₁), and U = g/√max(V, ε₁²).
+/// - α = max(ε₂, rms(w))·min(lr, 1/√t).
+/// - w ← w − lr·weight_decay·w − α·U / max(1, rms(U)/d).
 ///
 /// ```
 /// use amp_core::optim::{Adafactor, OptimizerConfig};
@@ -118,8 +120,8 @@ impl Adafactor {
     }
 }
 
-/// Updates the running means of the squared gradient over rows and over columns. Returns the second
-/// moment that is computed from them.
+/// Updates the running means of the squared gradient of each row and of each column. Returns the
+/// second moment that is computed from them.
 fn factored(one: &ParameterStep<'_>, share: &Number, eps1: f64) -> Result<Tensor> {
     let (row, column, grad) = (one.slot(ROW)?, one.slot(COLUMN)?, one.grad());
     for (kept, dim) in [(row, -1_i64), (column, -2)] {

@@ -8,10 +8,10 @@ use super::{Capabilities, Moments, Rates, Slot, StepTensors, weight_update::is_h
 use crate::{Result, parameter::Parameter};
 
 /// The options of an optimizer, and the rule (formula) by which one step updates the parameters.
-/// Every type with this trait is also a [`BuildOptimizer`](super::BuildOptimizer). It then supports
-/// parameter groups ([`ParamGroups`](super::ParamGroups)), schedules and checkpoints. It can update
-/// 16-bit weights in f32 or in master weights, and store its state in fewer bits. A step whose
-/// gradients are not finite is skipped.
+/// Every type with this trait is also a [`BuildOptimizer`](super::BuildOptimizer). Such an
+/// optimizer supports parameter groups ([`ParamGroups`](super::ParamGroups)), schedules and
+/// checkpoints. It can update 16-bit weights in f32 or in master weights, and store its state in
+/// fewer bits. A step whose gradients are not finite is skipped.
 ///
 /// If the rule consists of tensor operations, an optimizer needs no more than this:
 ///
@@ -65,8 +65,8 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     const NAME: &'static str;
 
     /// Whether the rule computes each element independently of the others. If a parameter is
-    /// updated in copies of another dtype, such a rule gets flat pieces of the parameter, so that
-    /// the copies need little memory. Other rules get the whole parameter.
+    /// updated in copies of another dtype, an elementwise rule gets flat pieces of the parameter,
+    /// so that the copies need little memory. Any other rule gets the whole parameter.
     const ELEMENTWISE: bool = false;
 
     /// Returns the reason why parameters of a dtype are always updated in f32 and with f32 state.
@@ -121,8 +121,8 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
 
     /// Returns what [`step`](Self::step) can do on this device besides the update, for example clip
     /// gradients. If the rule [can be recorded in a CUDA graph](Self::captures), the default
-    /// returns everything that [`StepTensors::each`] can do, and otherwise nothing. Before a step
-    /// that can do nothing besides the update, the gradients are unscaled and clipped.
+    /// returns everything that [`StepTensors::each`] can do, and otherwise nothing. If the step can
+    /// do nothing besides the update, the trainer unscales and clips the gradients before the step.
     fn capabilities(&self, device: Device) -> Capabilities {
         Capabilities::all(device.is_cuda() && self.captures())
     }

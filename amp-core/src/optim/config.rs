@@ -106,8 +106,8 @@ impl Optimizers {
     ///
     /// # Errors
     /// When an option is out of range, there is no parameter to train, a pattern matches no
-    /// parameter, or a parameter belongs to two optimizers. When a parameter that requires a gradient
-    /// belongs to none.
+    /// parameter, or a parameter belongs to two optimizers. When a parameter that requires a
+    /// gradient belongs to no optimizer.
     pub fn build(
         self,
         parameters: Vec<Parameter>,

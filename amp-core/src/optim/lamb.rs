@@ -10,7 +10,8 @@ use crate::{Result, parameter::Parameter};
 /// v are Adam's running averages of the gradient and of its square. The divisors 1 − βᵗ correct for
 /// the averages' start at zero. In step t, with weight w:
 ///
-/// u = m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + eps) + weight_decay·w; w ← w − lr·(‖w‖/‖u‖)·u.
+/// - u = m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + eps) + weight_decay·w.
+/// - w ← w − lr·(‖w‖/‖u‖)·u.
 ///
 /// Each norm is over a whole parameter. If one of the two norms is 0, as for a bias that starts at
 /// zero, the quotient is replaced by 1.

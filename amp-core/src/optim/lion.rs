@@ -18,8 +18,8 @@ use crate::{
 pub struct Lion {
     /// The learning rate.
     pub lr: f64,
-    /// The weight of the gradient's running average in the interpolation, and the decay rate of
-    /// this average.
+    /// β₁, the weight of the gradient's running average in the interpolation, and β₂, the decay
+    /// rate of this average.
     pub betas: (f64, f64),
     /// The weight decay: each step subtracts lr·weight_decay·weight from the weight.
     pub weight_decay: f64,

@@ -21,9 +21,11 @@ pub enum AdjustLr {
 /// It is meant for the matrices of hidden layers. The defaults are those of torch.optim.Muon. With
 /// momentum B and gradient g:
 ///
-/// B ← μB + (1 − μ)g; U = (1 − μ)g + μB with nesterov, otherwise U = B; O is the result of
-/// [`ns_steps`](Self::ns_steps) iterations X ← aX + (bA + cA²)X with A = XXᵀ, from X = U/‖U‖; w ← w −
-/// lr·weight_decay·w − lr·[`adjust_lr_fn`](Self::adjust_lr_fn)·O.
+/// - B ← μB + (1 − μ)g.
+/// - U = (1 − μ)g + μB with nesterov, and otherwise U = B.
+/// - O is the result of [`ns_steps`](Self::ns_steps) iterations X ← aX + (bA + cA²)X, where
+///   A = XXᵀ. The iterations start from X = U/‖U‖.
+/// - w ← w − lr·weight_decay·w − lr·[`adjust_lr_fn`](Self::adjust_lr_fn)·O.
 ///
 /// The iteration runs in bfloat16, on CUDA with tensor cores. For embeddings, the output layer,
 /// biases and norms, use another optimizer:
@@ -37,7 +39,7 @@ pub enum AdjustLr {
 /// ]);
 /// ```
 ///
-/// The same as attributes of the model: `#[optimizer(muon, lr = 0.02, ndim = 2, except =
+/// The same optimizers as attributes of the model: `#[optimizer(muon, lr = 0.02, ndim = 2, except =
 /// ["embedding.*", "head.*"])]` above `#[optimizer(adamw, lr = 3e-4)]`. 16-bit weights are updated
 /// in f32, whereas torch updates them in 16 bits. The step can be recorded in a CUDA graph.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]

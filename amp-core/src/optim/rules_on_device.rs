@@ -125,9 +125,10 @@ fn numbers_on_the_device_are_the_hosts(#[case] options: impl Algorithm) -> Resul
     Ok(())
 }
 
-/// Checks that a step that the device skips leaves every bit unchanged, even if the gradient is
-/// NaN. A step that is not skipped must equal the ordinary step. The gradients must be multiplied
-/// by the factor before the rule gets them.
+/// Compares steps in which the device holds `found_inf` and `factor` with steps on the host. If
+/// `found_inf` is 1, the step must leave every bit unchanged, even if the gradient is NaN. If
+/// `found_inf` is 0, a step with four times the gradient and a factor of 1/4 must equal the step on
+/// the host.
 #[rstest]
 #[case::muon(Muon::default())]
 #[case::adafactor(Adafactor::default())]
@@ -152,7 +153,7 @@ fn a_step_is_skipped_and_scaled_on_the_device(#[case] options: impl Algorithm) -
 
 /// Checks the rate that a rule reads from its options. In a step on the device it must be NaN,
 /// because a CUDA graph would record the rate as a constant; the NaN makes the mistake visible. In
-/// a step on the host, the rate must have its value.
+/// a step on the host, it must be the learning rate of the options.
 #[test]
 fn a_rate_from_the_options_shows_itself() -> Result<()> {
     let rig = Rig::new(Careless { lr: 0.1 })?;

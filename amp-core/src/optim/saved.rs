@@ -60,7 +60,8 @@ pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
         let is_float = |value: &Value| value.as_number().is_some_and(serde_json::Number::is_f64);
         if discriminant(value) != discriminant(&found) || is_float(value) != is_float(&found) {
             return Err(Error::config(format!(
-                "state `{name}` is {found} in the file, but must have the type of {value}"
+                "state `{name}` is {found} in the file, but must have the same type as its current \
+                  value, {value}"
             )));
         }
     }

@@ -128,8 +128,9 @@ impl Scheduled {
         &self.initial
     }
 
-    /// Returns a digest of the rates that the schedule gives in its first `intervals` intervals.
-    /// Returns `None` if there is no schedule, or if the rates depend on a logged value.
+    /// Returns a digest of the rates that the schedule gives in its first `intervals` intervals
+    /// (steps or epochs). Returns `None` if there is no schedule, or if the rates depend on a
+    /// logged value.
     pub(crate) fn rates_digest(&self, intervals: usize) -> Result<Option<u64>> {
         self.rates_digest_under(self.schedule.as_ref().map(|own| own.config.as_ref()), intervals)
     }
@@ -160,7 +161,7 @@ impl Scheduled {
     }
 
     /// Returns whether the schedule `other` gives different rates than this optimizer's schedule in
-    /// any of the first `horizon` intervals.
+    /// any of the first `horizon` intervals (steps or epochs).
     pub(crate) fn is_unlike(
         &self,
         other: Option<&dyn BuildScheduler>,
@@ -188,8 +189,8 @@ impl Scheduled {
     }
 
     /// Continues a saved run as if the current options had been used from the start. The new
-    /// schedule is advanced by the number of intervals in `saved`. If there is no schedule now, the
-    /// rates are those of the options.
+    /// schedule is advanced by the number of intervals (steps or epochs) in `saved`. If there is no
+    /// schedule now, the rates are those of the options.
     ///
     /// # Errors
     /// When the saved state does not say how many intervals its schedule had passed.
@@ -269,7 +270,7 @@ impl Scheduled {
     /// Restores a state that [`state`](Self::state) returned.
     ///
     /// # Errors
-    /// When the state belongs to another optimizer or schedule. Then nothing is changed.
+    /// When the state belongs to another optimizer or schedule. After an error nothing is changed.
     pub fn load_state(&mut self, state: &State) -> Result<()> {
         self.check_state(state)?;
         self.optimizer.load_state(&state.part(OPTIMIZER))?;

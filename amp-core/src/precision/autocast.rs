@@ -1,5 +1,5 @@
-//! Switches autocast on for a device and a dtype, until a guard is dropped. Because it is a guard,
-//! autocast also ends after a panic.
+//! Switches autocast on for a device and a dtype, until a guard is dropped. A panic drops the
+//! guard, too, so autocast ends in any case.
 //!
 //! libtorch decides which operators run in the 16-bit dtype, in f32, or in the widest dtype of their
 //! inputs. `tests/it/autocast_lists.rs` compares the dtypes of many operators with PyTorch's.
@@ -70,7 +70,7 @@ pub struct AutocastGuard {
 /// passes cast the same weights only once. Drop the guard before the weights change. The guard is
 /// not `Send`, because libtorch keeps the autocast state per thread.
 #[derive(Debug)]
-#[must_use = "the casts are kept until this is dropped"]
+#[must_use = "the casts are kept until the guard is dropped"]
 pub(crate) struct KeptCasts {
     _place: Place,
     _thread: PhantomData<*const ()>,
@@ -135,8 +135,8 @@ impl AutocastGuard {
         let outer = ffi::autocast_state(cuda)?;
         let dtype = kind.map(ffi::scalar_type).transpose()?.unwrap_or(outer.dtype);
         ffi::autocast_enter()?;
-        // The guard is created before autocast is switched. If switching fails, dropping the guard
-        // restores the nesting.
+        // The guard is created before autocast is switched. If switching fails, the guard is
+        // dropped, which undoes `autocast_enter` and removes this region from `OPEN`.
         let guard = Self {
             number: OPEN.with_borrow_mut(|open| {
                 let number = open.last().map_or(0, |last| last.number + 1);

@@ -60,7 +60,8 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
 ///
 /// The gradients are always multiplied by the factor, so that nothing is read back from the device.
 /// If the norm is infinite, the factor is 0 and infinite gradients become NaN, as in PyTorch.
-/// Unscale the gradients first, so that `found_inf` is set.
+/// Unscale the gradients first, because the scaler checks whether they are finite when it unscales
+/// them.
 ///
 /// ```
 /// use amp_core::{precision::clip_grad_norm, tch::Tensor};

@@ -93,7 +93,7 @@ impl Drop for Hold {
 /// A reproducible section. It begins with [`seeded`]. It ends when this guard is dropped, on the
 /// same thread.
 #[derive(Debug)]
-#[must_use = "the section ends when this is dropped: bind it, as in `let _section = seeded(42)?;`"]
+#[must_use = "the section ends when the guard is dropped: bind it, as in `let _section = seeded(42)?;`"]
 pub struct Section {
     _hold: Hold,
 }
@@ -139,7 +139,7 @@ pub struct Section {
 ///
 /// # Errors
 /// When libtorch cannot be seeded. Also when this thread is within a `Trainer::fit` or an autocast
-/// region that began outside of a section, or works for such a run as its data loader. Other
+/// region that began outside of a section, or is the data loader's thread of such a run. Other
 /// threads may then have used the generators already, so the run could not be repeated.
 pub fn seeded(seed: u64) -> Result<Section> {
     match HELD.get().kind {

@@ -55,7 +55,7 @@ struct Look {
 #[derive(Debug)]
 enum Stop {
     Nested(f64),
-    /// An error for which serde_json gives a better message.
+    /// Any other error. serde_json then reports the error with its own message.
     Other,
 }
 

@@ -101,7 +101,8 @@ impl State {
         from_value(value).map_err(|error| Error::config(format!("state `{name}`: {error}")))
     }
 
-    /// Replaces each tensor with the result of `replace`, in the order of the tensors' names.
+    /// Calls `replace` once with all tensors, in the order of their names, and replaces the tensors
+    /// with the returned ones.
     pub(crate) fn replace_tensors(
         &mut self,
         replace: impl FnOnce(&[&Tensor]) -> Result<Vec<Tensor>>,

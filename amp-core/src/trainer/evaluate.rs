@@ -49,8 +49,8 @@ impl Loaders {
         Ok(Self(vec![(String::new(), loader)]))
     }
 
-    /// Returns the values of all logs. The name of the set is appended to each name. The last log
-    /// belongs to no set, so its names are unchanged.
+    /// Returns the values of all logs. The name of a set is appended to the names of the values in
+    /// the set's log. The last log belongs to no set, so the names of its values are unchanged.
     fn values(&self, logs: &[Log]) -> Result<Vec<Logged>> {
         let mut values = Vec::new();
         let names = self.0.iter().map(|(name, _)| name.as_str()).chain([""]);
@@ -132,7 +132,7 @@ impl Evaluator {
     }
 
     /// Evaluates the model on each set, over at most `most` batches per set. Returns the logged
-    /// values, with the name of the set appended to each name. After all sets it calls `last`,
+    /// values, with the name of the set appended to each name. After the last set, calls `last`,
     /// which may add values to the log of the first set. `show` receives images, texts and
     /// histograms.
     pub(super) fn evaluate(

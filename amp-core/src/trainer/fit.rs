@@ -48,8 +48,8 @@ pub(super) struct Run<'r, 'c> {
     /// When the last validation ended, and the run's position then. `None` before the first
     /// validation.
     pub(super) validated: Option<(Instant, Position)>,
-    /// Whether a validation loss was not finite before. Only the first time is the cause searched
-    /// for.
+    /// Whether a validation loss was not finite before. The cause is searched for only the first
+    /// time.
     pub(super) explained: bool,
     /// Why a callback has requested the end of the run, which ends as soon as `min_epochs` and
     /// `min_steps` are reached. `None` if no callback has requested the end.

@@ -310,8 +310,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// Checks the configuration, moves the model to its device and creates the loaders of `sets`.
-    /// `kind` and `method` name the data set and the method that adds it, for the error if there is
-    /// no set.
+    /// If there is no set, the error contains `kind`, for example `to test on`, and `method`, the
+    /// method of [`DataModule`] that adds such a set.
     fn prepare(
         &self,
         model: &dyn LightningModule,

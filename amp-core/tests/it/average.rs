@@ -199,7 +199,7 @@ fn averages_are_the_same_with_graphs() -> Result<()> {
 
 #[rstest]
 #[case(Averaging::Ema { decay: 1.0 }, "the decay of the average is 1, but must be")]
-#[case(Averaging::Swa { start_epoch: -1 }, "the average's first epoch is -1")]
+#[case(Averaging::Swa { start_epoch: -1 }, "the average's start_epoch is -1")]
 fn invalid_averages_are_refused(#[case] averaging: Averaging, #[case] says: &str) -> Result<()> {
     let run = Trainer::new(config(Precision::F32True, averaging)).fit(&mut net()?, &data()?);
     assert!(message(run).starts_with(says));

@@ -257,7 +257,7 @@ fn r2_of_a_constant(
 #[case::curve_of_one_logit(&Auroc::default(), &[4, 1], &[4], Kind::Int64, "one logit for each example")]
 #[case::micro(
     &Auroc { average: Average::Micro, thresholds: None }, &[4, 3], &[4], Kind::Int64,
-    "average must be macro, weighted or none"
+    "average is micro, but must be macro, weighted or none"
 )]
 #[case::one_threshold(
     &AveragePrecision { thresholds: Some(1), ..Default::default() }, &[4], &[4], Kind::Int64,
@@ -305,7 +305,10 @@ fn states_that_do_not_merge_are_refused() -> Result<()> {
     let said = message(counts(2)?.merge(&MetricState::concat(&zeros(&[2], Kind::Double))));
     assert!(said.contains("the counts of earlier batches have the shape"), "{said}");
     let said = message(Reduction::Ratio.compute(&counts(3)?));
-    assert_eq!(said, "a ratio needs two counts, [2], but the state has [3]");
+    assert_eq!(
+        said,
+        "a ratio needs a tensor of two sums, but the state's tensor has the shape [3]"
+    );
     let said = message(RecallAtK { k: 1 }.reduction().compute(&counts(3)?));
     assert!(said.contains("computed from 2 tensors, but its state has 1"), "{said}");
     Ok(())

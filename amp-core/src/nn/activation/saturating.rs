@@ -13,7 +13,7 @@ pub(in crate::nn) enum Saturating {
     Tanh,
 }
 
-/// An input at which both functions have reached their limits in every dtype.
+/// An input at which sigmoid and tanh equal their limits in every dtype.
 const FAR: f64 = 1e4;
 
 impl Saturating {

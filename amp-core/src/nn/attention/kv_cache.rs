@@ -152,7 +152,9 @@ impl KvCache {
         run: impl FnOnce(&Context) -> Result<T>,
     ) -> Result<T> {
         if length < 1 {
-            return Err(refused(format!("a pass of {length} tokens: it must have at least 1")));
+            return Err(refused(format!(
+                "length is {length}, but a pass must have at least 1 token"
+            )));
         }
         if cx.is_training() {
             return Err(refused(

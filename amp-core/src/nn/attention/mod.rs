@@ -74,7 +74,7 @@ pub struct MultiheadAttention {
 
 impl MultiheadAttention {
     /// Creates the layer. Draws initial values in PyTorch's order: the weight of `out_proj`, the
-    /// projections' weights (Xavier uniform), `bias_k` and `bias_v` (Xavier normal); others are 0.
+    /// projections' weights (Xavier uniform), `bias_k` and `bias_v` (Xavier normal). Biases are 0.
     ///
     /// # Errors
     /// When `num_heads` does not divide `embed_dim`, `num_kv_heads` does not divide `num_heads`, a

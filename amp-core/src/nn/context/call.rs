@@ -35,7 +35,7 @@ impl Context {
         self.run(self.plan_of(outer, region), outer, module, (input,), parent)
     }
 
-    /// Runs a module as [`call`](Self::call) does, for the child at `index` of a container.
+    /// Runs the child at `index` of a container, as [`call`](Self::call) runs a child by its name.
     ///
     /// # Errors
     /// When [`call`](Self::call) would fail.
@@ -49,8 +49,8 @@ impl Context {
         self.run(self.plan_of(outer, None), outer, module, (input,), parent)
     }
 
-    /// Runs `module` under the path that the steps `places` form. Each step is a child of the step
-    /// before.
+    /// Runs `module` under the path that consists of `places`. Each place is a child of the
+    /// previous place.
     pub(in crate::nn) fn call_at<'p, M: Forward + ?Sized>(
         &self,
         places: impl Iterator<Item = &'p Place<'p>>,
@@ -163,8 +163,8 @@ impl Context {
         result
     }
 
-    /// Returns a hint for errors about operands of different dtypes: how they come about, and what
-    /// to do.
+    /// Returns a hint for errors about operands of different dtypes. The hint says how such an
+    /// error arises and how to avoid it.
     fn dtype_hint(&self) -> String {
         format!(
             "; under {} give each tensor that you create the dtype of the other operand, as in \

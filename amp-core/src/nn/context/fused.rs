@@ -23,7 +23,7 @@ impl Context {
         self.may_fuse() && (self.overrides.is_empty() || !places.any(has_override))
     }
 
-    /// Returns whether a precision override names some module of the model.
+    /// Returns whether any module of the model has a precision override.
     pub(in crate::nn) fn has_overrides(&self) -> bool {
         !self.overrides.is_empty()
     }

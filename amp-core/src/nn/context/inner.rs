@@ -98,8 +98,8 @@ impl Context {
         }
     }
 
-    /// Returns [`weight`](Self::weight) for the weight and for the bias of a layer, each of which
-    /// autocast casts once in a forward pass.
+    /// Calls [`weight`](Self::weight) for the weight and for the bias of a layer, and returns both
+    /// results. Autocast casts each of the two tensors once in a forward pass.
     pub(in crate::nn) fn weight_and_bias<'t>(
         &self,
         weight: &'t Tensor,

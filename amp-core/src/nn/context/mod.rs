@@ -244,8 +244,8 @@ impl Context {
             fuses: self.fuses,
             checkpointing: match &self.checkpointing {
                 Checkpointing::Declared => Checkpointing::Declared,
-                // If the trainer chooses or measures modules, the modules inside them are not
-                // recomputed separately.
+                // If the trainer has chosen this module for recomputation, or measures it, the
+                // modules inside this module are not recomputed separately.
                 _ => Checkpointing::Off,
             },
             overrides: Rc::new(self.overrides.as_ref().clone()),

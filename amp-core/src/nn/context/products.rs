@@ -10,7 +10,7 @@ use crate::{
 
 /// A guard. While it exists, the matrix products and random numbers that this thread computes are
 /// reported to the probe of `context`.
-#[must_use = "products are watched until this is dropped"]
+#[must_use = "matrix products are reported until this guard is dropped"]
 pub(crate) struct ProductsOf<'c> {
     context: &'c Context,
     _watched: WatchedProducts,

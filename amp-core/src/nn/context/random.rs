@@ -76,8 +76,8 @@ impl Context {
     /// ```
     /// use amp_core::prelude::*;
     ///
-    /// /// A sample of the normal distribution whose mean and logarithm of the variance two layers
-    /// /// compute.
+    /// /// A sample of a normal distribution. Two layers compute the mean and the logarithm of the
+    /// /// variance.
     /// #[derive(Module)]
     /// #[forward(|x| {
     ///     let (mean, deviation) = (mean(x)?, log_var(x)?.f_mul_scalar(0.5)?.f_exp()?);

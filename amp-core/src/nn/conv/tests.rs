@@ -117,8 +117,8 @@ fn other_convolutions_are_left_alone() -> Result<()> {
     same(&[input.f_select(0, 0)?, weight, bias])
 }
 
-/// Checks that an autocast region converts the weight to channels_last only once, because autocast
-/// caches its casts: a write to the weight inside the region must take effect only in the next
+/// Checks that an autocast region converts the weight to channels_last only once, as autocast casts
+/// a weight only once: a write to the weight inside the region must take effect only in the next
 /// region. Also checks that the weight gets the gradients of both forward passes, although the
 /// first pass in the region ran without gradients.
 #[test]

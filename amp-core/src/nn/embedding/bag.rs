@@ -130,7 +130,7 @@ impl EmbeddingBag {
         let kind = indices.kind();
         if !integers(kind) || offsets.is_some_and(|offsets| offsets.kind() != kind) {
             return Err(refused(format!(
-                "indices are {}, but indices and offsets must both be int64 or int32",
+                "indices are {}, but indices and offsets must have the same dtype, int64 or int32",
                 dtype_name(kind)
             )));
         }

@@ -201,8 +201,9 @@ pub(super) enum Draw {
     Uniform(f64, f64),
     /// The normal distribution with this mean and this standard deviation.
     Normal(f64, f64),
-    /// The normal distribution, restricted to `ends`. The values are computed from uniform random
-    /// numbers by the inverse of the distribution function.
+    /// The normal distribution whose mean and standard deviation are `moments`, restricted to the
+    /// range `ends`. The values are computed by the inverse of the distribution function from
+    /// random numbers that are uniform in the range `uniform`.
     Truncated { uniform: [f64; 2], moments: [f64; 2], ends: [f64; 2] },
 }
 

@@ -92,7 +92,7 @@ fn without_sections(cx: &Context) -> Option<Place> {
 }
 
 /// Calls `first` now, without keeping activations, and calls `again` in the backward pass. Faults
-/// that the self-test has planted on this thread apply to `again`, too.
+/// that the self-test (`cargo amp selftest`) has planted on this thread apply to `again`, too.
 fn run(
     input: &Tensor,
     first: impl FnOnce() -> Result<Tensor>,

@@ -15,7 +15,8 @@ use crate::{
     precision::{AutocastGuard, autocast_state, is_floating},
 };
 
-/// Returns the autocast dtype, if autocast is on and casts the dtypes of this input and weight.
+/// Returns the autocast dtype. Returns `None` if autocast is off, or if autocast does not cast
+/// tensors of the dtypes of `input` and `weight`.
 pub(super) fn autocast_kind(input: &Tensor, weight: &Tensor) -> Result<Option<Kind>> {
     let state = autocast_state(input.device())?;
     let eligible = |kind| is_floating(kind) && kind != Kind::Double;
@@ -136,9 +137,9 @@ impl Stack {
         Ok(states)
     }
 
-    /// Runs the layers on a padded or packed batch, with this crate's dropout between them. cuDNN's
-    /// dropout does not use libtorch's generator, so a resumed run could not continue with the same
-    /// random numbers.
+    /// Runs the layers on a padded or packed batch. The dropout between the layers is this crate's,
+    /// and not cuDNN's: cuDNN does not use libtorch's generator, so a resumed run could not
+    /// continue with the same random numbers.
     fn layers<const STATES: usize>(
         &self,
         input: &Tensor,

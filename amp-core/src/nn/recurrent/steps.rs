@@ -33,7 +33,7 @@ pub(super) fn factors(weight: &Tensor, bias: Option<&Tensor>, cx: &Context) -> R
 struct Weights {
     ih: Factors,
     hh: Factors,
-    /// The projection of the hidden state.
+    /// The weight of the projection of the hidden state; `None` without a projection.
     hr: Option<Factors>,
 }
 
@@ -219,8 +219,9 @@ fn read(
     Ok((Tensor::f_cat(&outputs, 0)?, joined(&ended)?.split_off(1)))
 }
 
-/// Returns the hidden state for its first use, the product with its weight, followed by all states
-/// for their next uses; see [`Context::next_use`].
+/// Returns `states` with one more tensor after the hidden state, which comes first: the hidden
+/// state for its second use; see [`Context::next_use`]. The first use of the hidden state is its
+/// product with the weight.
 pub(super) fn with_uses(mut states: Vec<Tensor>, cx: &Context) -> Result<Vec<Tensor>> {
     let again = cx.next_use(&states[0])?;
     states.insert(1, again);

@@ -271,8 +271,8 @@ impl Module for TransformerEncoder {
     }
 }
 
-/// Defines, for a layer type, a module whose inputs are a tensor and a mask and which calls the
-/// layer's `forward_masked`, and the method `forward_masked` of a [`Child`] with this layer type.
+/// Defines for a layer type a module with two inputs, a tensor and a mask, which calls the layer's
+/// `forward_masked`. Also defines the method `forward_masked` of a [`Child`] with this layer type.
 macro_rules! masked {
     ($($layer:ty, $view:ident;)*) => {$(
         struct $view<'m>(&'m $layer);

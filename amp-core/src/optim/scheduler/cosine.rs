@@ -5,9 +5,9 @@ use std::f64::consts::PI;
 use super::{Rates, Schedule, not_negative, positive, within};
 use crate::Result;
 
-/// The rate after t intervals is η_min + (η₀ − η_min)(1 + cos(πt/T))/2, where η₀ is the optimizer's
-/// rate, η_min is `eta_min` and T is `t_max`. As in torch, each rate is computed from the previous
-/// rate (CosineAnnealingLR).
+/// The rate after t intervals (steps or epochs) is η_min + (η₀ − η_min)(1 + cos(πt/T))/2, where η₀
+/// is the optimizer's rate, η_min is `eta_min` and T is `t_max`. As in torch, each rate is computed
+/// from the previous rate (CosineAnnealingLR).
 ///
 /// ```
 /// use amp_core::optim::CosineAnnealing;
@@ -15,7 +15,7 @@ use crate::Result;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct CosineAnnealing {
-    /// The number of intervals after which the rate is lowest.
+    /// The number of intervals (steps or epochs) after which the rate is lowest.
     pub t_max: i64,
     /// The lowest rate.
     pub eta_min: f64,
@@ -47,9 +47,9 @@ impl Schedule for CosineAnnealing {
 }
 
 /// [`CosineAnnealing`] with restarts (SGDR, Loshchilov and Hutter 2017; torch's
-/// CosineAnnealingWarmRestarts). The first period has t_0 intervals. Each further period is t_mult
-/// times as long as the previous one. At the start of a period the rate is the optimizer's initial
-/// rate.
+/// CosineAnnealingWarmRestarts). The first period has t_0 intervals (steps or epochs). Each further
+/// period is t_mult times as long as the previous one. At the start of a period the rate is the
+/// optimizer's initial rate.
 ///
 /// ```
 /// use amp_core::optim::CosineAnnealingWarmRestarts;
@@ -58,7 +58,7 @@ impl Schedule for CosineAnnealing {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CosineAnnealingWarmRestarts {
-    /// The number of intervals until the first restart.
+    /// The number of intervals (steps or epochs) until the first restart.
     pub t_0: i64,
     /// The length of each period divided by the length of the previous period.
     pub t_mult: i64,

@@ -4,7 +4,7 @@ use super::{Rates, Schedule, positive, within};
 use crate::Result;
 
 /// Multiplies the optimizer's rate by a factor that changes linearly from start_factor to
-/// end_factor in total_iters intervals (LinearLR).
+/// end_factor in total_iters intervals, which are steps or epochs (LinearLR).
 ///
 /// ```
 /// use amp_core::optim::LinearLr;
@@ -16,7 +16,7 @@ pub struct LinearLr {
     pub start_factor: f64,
     /// The last factor.
     pub end_factor: f64,
-    /// The number of intervals in which the factor changes.
+    /// The number of intervals (steps or epochs) in which the factor changes.
     pub total_iters: i64,
 }
 
@@ -52,8 +52,8 @@ impl Schedule for LinearLr {
     }
 }
 
-/// Multiplies the optimizer's rate by a constant factor for total_iters intervals. Afterwards the
-/// rate is that of the optimizer's options (ConstantLR).
+/// Multiplies the optimizer's rate by a constant factor for total_iters intervals (steps or
+/// epochs). Afterwards the rate is that of the optimizer's options (ConstantLR).
 ///
 /// ```
 /// use amp_core::optim::ConstantLr;
@@ -63,7 +63,7 @@ impl Schedule for LinearLr {
 pub struct ConstantLr {
     /// The factor.
     pub factor: f64,
-    /// The number of intervals in which the factor applies.
+    /// The number of intervals (steps or epochs) in which the factor applies.
     pub total_iters: i64,
 }
 
@@ -93,9 +93,9 @@ impl Schedule for ConstantLr {
     }
 }
 
-/// The rate after t intervals is η₀(1 − t/T)^power, where η₀ is the optimizer's rate and T is
-/// `total_iters`. After T intervals the rate stays 0. As in torch, each rate is computed from the
-/// previous rate (PolynomialLR).
+/// The rate after t intervals (steps or epochs) is η₀(1 − t/T)^power, where η₀ is the optimizer's
+/// rate and T is `total_iters`. After T intervals the rate stays 0. As in torch, each rate is
+/// computed from the previous rate (PolynomialLR).
 ///
 /// ```
 /// use amp_core::optim::PolynomialLr;
@@ -103,7 +103,7 @@ impl Schedule for ConstantLr {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PolynomialLr {
-    /// The number of intervals after which the rate is 0.
+    /// The number of intervals (steps or epochs) after which the rate is 0.
     pub total_iters: i64,
     /// The exponent. 1 gives a straight line.
     pub power: f64,
@@ -133,8 +133,8 @@ impl Schedule for PolynomialLr {
 }
 
 /// Multiplies the optimizer's rate by a factor that a function computes from the number of passed
-/// intervals. The function is the same for all parameter groups (LambdaLR). Checkpoints do not
-/// contain the function, so a resumed run uses the function in the current code.
+/// intervals (steps or epochs). The function is the same for all parameter groups (LambdaLR).
+/// Checkpoints do not contain the function, so a resumed run uses the function in the current code.
 ///
 /// ```
 /// use amp_core::optim::LambdaLr;
@@ -142,7 +142,7 @@ impl Schedule for PolynomialLr {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LambdaLr<F: Fn(i64) -> f64 + Clone + 'static> {
-    /// The function that computes the factor from the number of passed intervals.
+    /// The function that computes the factor from the number of passed intervals (steps or epochs).
     pub lr_lambda: F,
 }
 

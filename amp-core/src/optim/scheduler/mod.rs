@@ -22,10 +22,10 @@ pub use wsd::{Decay, Wsd};
 use super::{Rates, saved};
 use crate::{Error, Result, state::State};
 
-/// A schedule whose rates depend only on the number of passed intervals and on the previous rates.
-/// It consists of options and one formula. Every `Schedule` is also a [`BuildScheduler`], so it can
-/// be saved, resumed, rolled back and used with parameter groups. A schedule that needs other state
-/// implements [`BuildScheduler`] and [`Scheduler`] instead.
+/// A schedule whose rates depend only on the number of passed intervals (steps or epochs) and on
+/// the previous rates. It consists of options and one formula. Every `Schedule` is also a
+/// [`BuildScheduler`], so it can be saved, resumed, rolled back and used with parameter groups. A
+/// schedule that needs other state implements [`BuildScheduler`] and [`Scheduler`] instead.
 ///
 /// ```
 /// use amp_core::{Result, optim::{AdamW, Interval, OptimizerConfig, Rates, Schedule}};
@@ -66,9 +66,9 @@ pub trait Schedule: Clone + 'static {
         None
     }
 
-    /// Returns the rates after `passed` intervals. `base` are the optimizer's initial rates. `last`
-    /// are the rates of the previous interval, or `base` if `passed` is 0. The result must depend
-    /// only on the arguments.
+    /// Returns the rates after `passed` intervals (steps or epochs). `base` are the optimizer's
+    /// initial rates. `last` are the rates of the previous interval, or `base` if `passed` is 0.
+    /// The result must depend only on the arguments.
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates;
 }
 
@@ -96,8 +96,8 @@ pub trait BuildScheduler {
 pub trait Scheduler {
     /// Returns the rates of the next step.
     fn rates(&self) -> Rates;
-    /// Advances the schedule by one interval. `monitored` is the current value that
-    /// [`monitor`](BuildScheduler::monitor) names.
+    /// Advances the schedule by one interval (a step or an epoch). `monitored` is the latest logged
+    /// value with the name that [`monitor`](BuildScheduler::monitor) returns.
     fn advance(&mut self, monitored: Option<f64>);
     /// Returns the state for a checkpoint.
     ///

@@ -35,8 +35,8 @@ pub struct ReduceLrOnPlateau {
     pub threshold: f64,
     /// Whether `threshold` is relative to the best value or an absolute difference.
     pub threshold_mode: ThresholdMode,
-    /// The number of epochs after a reduction of the rate in which epochs without improvement are
-    /// not counted.
+    /// The length of the cooldown in epochs. During the cooldown, which follows each reduction of
+    /// the rate, epochs without improvement are not counted.
     pub cooldown: i64,
     /// The lowest rate.
     pub min_lr: f64,

@@ -22,8 +22,8 @@ impl SequentialLr {
         Self { schedules: vec![Box::new(first)], milestones: Vec::new() }
     }
 
-    /// Adds a schedule that replaces the previous one after `milestone` intervals, counted from the
-    /// start of the run.
+    /// Adds a schedule that replaces the previous one after `milestone` intervals (steps or
+    /// epochs), counted from the start of the run.
     #[must_use]
     pub fn then(mut self, milestone: i64, next: impl BuildScheduler + 'static) -> Self {
         self.schedules.push(Box::new(next));

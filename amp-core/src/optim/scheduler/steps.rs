@@ -1,4 +1,4 @@
-//! Schedules that multiply the rate by `gamma` at certain intervals.
+//! Schedules that multiply the rate by `gamma` after certain numbers of steps or epochs.
 
 use super::{Rates, Schedule, positive, within};
 use crate::{Error, Result};
@@ -7,7 +7,7 @@ fn factor(gamma: f64) -> Result<()> {
     within("gamma", gamma, gamma >= 0.0, "at least 0")
 }
 
-/// Multiplies the rate by gamma every step_size intervals (StepLR).
+/// Multiplies the rate by gamma every step_size intervals, which are steps or epochs (StepLR).
 ///
 /// ```
 /// use amp_core::optim::StepLr;
@@ -15,7 +15,8 @@ fn factor(gamma: f64) -> Result<()> {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepLr {
-    /// The number of intervals after which the rate is multiplied by `gamma` again.
+    /// The number of intervals (steps or epochs) after which the rate is multiplied by `gamma`
+    /// again.
     pub step_size: i64,
     /// The factor.
     pub gamma: f64,
@@ -51,8 +52,8 @@ impl Schedule for StepLr {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct MultiStepLr {
-    /// The numbers of intervals after which the rate changes, counted from the start and in
-    /// ascending order. If a number occurs twice, the rate is multiplied twice.
+    /// The numbers of intervals (steps or epochs) after which the rate changes, counted from the
+    /// start and in ascending order. If a number occurs twice, the rate is multiplied twice.
     pub milestones: Vec<i64>,
     /// The factor.
     pub gamma: f64,
@@ -87,7 +88,7 @@ impl Schedule for MultiStepLr {
     }
 }
 
-/// Multiplies the rate by gamma every interval (ExponentialLR).
+/// Multiplies the rate by gamma after every interval, a step or an epoch (ExponentialLR).
 ///
 /// ```
 /// use amp_core::optim::ExponentialLr;

@@ -38,7 +38,7 @@ pub struct Gradients<S> {
     pub(super) state: PhantomData<S>,
 }
 
-/// Whether a loss or gradient was not finite, and where the answer is known.
+/// Whether a loss or gradient was not finite. The answer is known to the host, or is on the device.
 #[derive(Debug)]
 pub(super) enum FoundInf {
     /// The host already knows whether a value was not finite.

@@ -1,5 +1,5 @@
 //! A deliberate fault inside the scaler. Public hooks cannot cause this fault. Only the self-test
-//! causes it, to find out which check reports it.
+//! of the gate (`cargo amp selftest`) causes it, to find out which check reports it.
 
 use std::cell::Cell;
 

@@ -41,7 +41,7 @@ impl Averaging {
                 "the decay of the average is {decay}, but must be at least 0 and below 1"
             ))),
             Self::Swa { start_epoch } if start_epoch < 0 => Err(Error::config(format!(
-                "the average's first epoch is {start_epoch}, but epochs count from 0"
+                "the average's start_epoch is {start_epoch}, but must be at least 0"
             ))),
             _ => Ok(()),
         }

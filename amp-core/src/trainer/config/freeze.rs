@@ -105,7 +105,7 @@ impl FromStr for Freeze {
             ("step", Some(step)) => Ok(Self::new(pattern).until_step(step.into())),
             _ => Err(Error::config(format!(
                 "freeze: `{until}` is not a time for unfreezing: write {pattern}=epoch:3 or \
-                 {pattern}=step:500; epochs and steps count from 1"
+                 {pattern}=step:500, with a number of at least 1"
             ))),
         }
     }

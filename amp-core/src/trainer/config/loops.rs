@@ -84,19 +84,19 @@ impl ValCheckInterval {
 
 fn interval_error(text: &str) -> Error {
     Error::config(format!(
-        "val_check_interval is {text}: give a fraction of an epoch above 0.0 up to 1.0, a number of \
-         optimizer steps, a time as in 00:15:00, or never"
+        "val_check_interval is {text}: give a fraction of an epoch (above 0.0, at most 1.0), a number \
+         of optimizer steps, a time as in 00:15:00, or never"
     ))
 }
 
-/// Parses `HH:MM:SS` or `DD:HH:MM:SS`, as Lightning's `max_time`.
+/// Parses a time in the form `HH:MM:SS` or `DD:HH:MM:SS`, the forms of Lightning's `max_time`.
 ///
 /// # Errors
 /// When the text has neither form.
 pub fn parse_time(text: &str) -> Result<Duration> {
     let error = || {
         Error::config(format!(
-            "`{text}` is not a time: give hours, minutes and seconds, as 01:30:00"
+            "`{text}` is not a time: give hours, minutes and seconds, as in 01:30:00"
         ))
     };
     let parts: Vec<u64> = text

@@ -57,8 +57,8 @@ impl RecoveryConfig {
         }
         let (floor, lowest) = (self.scale_floor.min_scale, f64::from(f32::MIN_POSITIVE));
         if !(floor >= lowest && floor.is_finite()) {
-            // At a lower scale, 1 / scale is infinite in f32, and unscaling would make finite
-            // gradients infinite.
+            // A lower scale is subnormal in f32. At a scale of 2⁻¹²⁸ or less, 1 / scale is
+            // infinite, and unscaling would make finite gradients infinite.
             return Err(Error::config(format!(
                 "the lowest allowed loss scale (min_scale) is {floor:e}, but must be at least \
                  {lowest:e}"

@@ -79,12 +79,12 @@ named!(Change, "change", {
 
 impl Run<'_, '_> {
     /// Returns the settings and properties of the run that decide its results. A resumed run gives
-    /// the same results only if they equal those of the saved run.
+    /// the same results only if these settings equal those of the saved run.
     pub(in crate::trainer) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
         let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
-        // `overfit_batches` replaces the limit. A run with `fast_dev_run` is not saved, so that
-        // option is left out.
+        // If `overfit_batches` is set, `limit_train_batches` has no effect. A run with
+        // `fast_dev_run` is not saved, so `fast_dev_run` is left out.
         let overfit = config.loops.overfit_batches;
         let limit = overfit.map_or(config.loops.limit_train_batches, |_| Limit::default());
         let sampler = match &self.data.order {
@@ -160,8 +160,8 @@ impl Run<'_, '_> {
             Ok(frozen) if frozen.len() == self.freezing.holding().len() => {
                 self.freezing.hold(frozen)
             }
-            // Checkpoints of older versions, which could not unfreeze parameters, have no such
-            // entry.
+            // Checkpoints of older versions, which could not unfreeze parameters, have no entry
+            // `frozen`.
             _ => {}
         }
         self.state.optim.extend()?;
@@ -237,7 +237,8 @@ impl Run<'_, '_> {
         let saved: Map<String, Value> = state.get("run")?;
         let no_freeze = Value::Array(Vec::new());
         for (name, here) in self.identity() {
-            // Checkpoints of older versions, which could not freeze parameters, have no such entry.
+            // Checkpoints of older versions, which could not freeze parameters, have no entry
+            // `freeze`.
             let nothing = if name == "freeze" { &no_freeze } else { &Value::Null };
             if NEWER.contains(&name.as_str()) && !saved.contains_key(&name) {
                 continue;
@@ -336,8 +337,8 @@ impl Permits<'_> {
             // would change too.
             Some(Change::Lr) if here.is_i64() && !self.with.contains(&Change::Lr) => {
                 Err(Error::config(format!(
-                    "saved by a run {cause}: make them equal, or, if it belongs to the schedule, allow \
-                     the change (resume_with, --resume-with lr)"
+                    "saved by a run {cause}: make the two equal, or, if the number belongs to the \
+                     learning-rate schedule, allow the change (resume_with, --resume-with lr)"
                 )))
             }
             by => self.needs(by, &cause),
@@ -355,10 +356,10 @@ impl Permits<'_> {
             }
             Some(change) => {
                 format!(
-                    "make them equal, or allow the change (resume_with, --resume-with {change})"
+                    "make the two equal, or allow the change (resume_with, --resume-with {change})"
                 )
             }
-            None => "make them equal to continue, or load only its weights".to_owned(),
+            None => "make the two equal to continue, or load only the file's weights".to_owned(),
         };
         Err(Error::config(format!("saved by a run {cause}: {remedy}")))
     }

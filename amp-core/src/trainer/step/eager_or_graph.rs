@@ -95,8 +95,8 @@ impl Steps {
         self.direct.is_full(state) || self.graph.as_ref().is_some_and(|graph| graph.is_full(state))
     }
 
-    /// Writes the sums of logged values that the CUDA graph keeps on the device back to the log, so
-    /// that other code can use the log.
+    /// Copies the sums of logged values from the CUDA graph's tensors to the log, so that other
+    /// code can use the log.
     pub(in crate::trainer) fn release(&mut self, log: &mut Log) -> Result<()> {
         match &mut self.graph {
             Some(graph) => graph.release(log),

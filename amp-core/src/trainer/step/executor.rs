@@ -44,8 +44,8 @@ pub(in crate::trainer) trait Executor {
         observers: &mut Observers<'_, '_>,
     ) -> Result<Option<Ended>>;
 
-    /// Writes the sums of logged values that the executor keeps back to the log, so that other code
-    /// can use the log.
+    /// Copies the sums of logged values from the executor to the log, so that other code can use
+    /// the log.
     fn release(&mut self, log: &mut Log) -> Result<()>;
 }
 

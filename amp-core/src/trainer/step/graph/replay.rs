@@ -46,7 +46,7 @@ pub(in super::super) struct Replay {
 }
 
 enum Captured {
-    /// No graph exists yet. It is captured when this number of steps has run without a graph.
+    /// No graph exists yet. A graph is captured when this number of steps has run without a graph.
     After(u64),
     Graph(Box<StepGraph>),
     /// CUDA graphs cannot be used for the rest of the run.

@@ -285,8 +285,8 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
 
 /// Trains for three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
-    // `set_numerics` changes a setting of the whole process. The section makes other tests that
-    // train wait until this test has ended.
+    // `set_numerics` changes a setting of the whole process. Until `_generator` is dropped, other
+    // tests that train wait.
     let _generator = seeded(7);
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, ..config.clone() };

@@ -267,8 +267,8 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
 
 /// Trains for three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
-    // `set_numerics` changes a setting of the whole process. The section makes other tests that
-    // train wait until this test has ended.
+    // `set_numerics` changes a setting of the whole process. Until `_generator` is dropped, other
+    // tests that train wait.
     let _generator = seeded(7);
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, ..config.clone() };
@@ -278,8 +278,8 @@ fn train(config: &TrainerConfig) -> Result<Outcome> {
 }
 
 /// A training run is reproducible. On CUDA, a run with CUDA graphs has the same results as a run
-/// without. Both hold also for optimizer state in 8 bits, whose blocks follow the order of the
-/// weights in memory.
+/// without CUDA graphs. The test includes optimizer state in 8 bits, whose blocks follow the order
+/// of the weights in memory.
 #[rstest]
 fn a_run_is_reproducible(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,

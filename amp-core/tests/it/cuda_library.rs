@@ -19,7 +19,8 @@ const MARK: &str = "cuda library: ";
 #[test]
 #[ignore = "is run by the other tests, in processes of their own"]
 fn child() {
-    // The mapped files must be read before any code checks for CUDA.
+    // The mapped files are read before the first check for CUDA, so that they show what the program
+    // loads at its start.
     println!("mapped: {:?}", loaded("libtorch_cuda.so"));
     let known = serde_json::to_string(&cuda_library()).expect("JSON");
     println!("{MARK}{known}");

@@ -235,8 +235,8 @@ impl Callback for Moves {
     }
 }
 
-/// Trains with four steps per epoch while `freeze` applies, and returns the parameters that changed
-/// in each step except the first.
+/// Trains with the option `freeze`, four steps per epoch. Returns the parameters that changed in
+/// each step except the first.
 fn moves(precision: Precision, freeze: &[&str], epochs: i64) -> Result<Vec<Vec<String>>> {
     let mut moves = Moves(Vec::new(), None);
     let config = TrainerConfig { max_epochs: epochs, ..config(precision, freeze) };

@@ -156,9 +156,9 @@ fn a_norm_with_residual_and_dropout_equals_f64(
 }
 
 /// If a linear layer follows a norm, the norm writes its output in 16 bits and receives its
-/// gradient in 16 bits. The result has the same bits as with a separate cast, even if there is a
-/// view in between. If the output is modified or detached in between, the linear layer casts the
-/// output itself.
+/// gradient in 16 bits. The result has the same bits as with a separate cast, even if the linear
+/// layer reads a view of the norm's output. If the output is modified or detached before the linear
+/// layer reads it, the linear layer casts it.
 #[rstest]
 #[case::as_it_is(|x: &Tensor| x.shallow_clone(), |x: &Tensor| x * 1.0)]
 #[case::a_view(|x: &Tensor| x.unsqueeze(1).squeeze_dim(1), |x: &Tensor| x * 1.0)]

@@ -212,8 +212,9 @@ impl Module for Rare {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.runs.set(self.runs.get() + 1);
         let draw = Tensor::f_rand([1], (Kind::Float, input.device()))?;
-        // If a validation loss were not finite, the trainer would run more forward passes to find
-        // the cause.
+        // In evaluation, the layer does not return infinity. If a validation loss were not finite,
+        // the trainer would run more forward passes to find the cause, and the layer would count
+        // them.
         if !cx.is_training() {
             return Ok(input.shallow_clone());
         }

@@ -329,7 +329,8 @@ fn the_largest_numbers_do_not_overflow() -> Result<()> {
     Ok(())
 }
 
-/// With a negative minimum difference, a worse value would count as an improvement.
+/// A minimum difference that is negative or NaN is refused. With a negative one, a worse value
+/// would count as an improvement.
 #[rstest]
 #[case(-0.1)]
 #[case(f64::NAN)]

@@ -103,8 +103,9 @@ fn what_cannot_be_a_field_is_refused(#[case] columns: Columns, #[case] says: &st
     Ok(())
 }
 
-/// Rows and lines keep their numbers in a file with more rows than are converted at once, with line
-/// breaks of each kind, empty lines, and cells that contain line breaks.
+/// In a large file, each row keeps its values, and errors name the right lines. The file has more
+/// rows than are converted at once, line breaks of each kind, empty lines, and cells that contain
+/// line breaks.
 #[rstest]
 fn rows_of_a_large_file_are_in_their_places(#[values("\n", "\r\n")] end: &str) -> Result<()> {
     let job = |row: i64| if row % 3 == 0 { "cook" } else { "\"a\nclerk\"" };
@@ -196,7 +197,8 @@ fn columns_and_categories_are_saved() -> Result<()> {
     let mut state = State::default();
     state.put("columns", &columns)?;
     assert_eq!(state.get::<Columns>("columns")?, columns);
-    // If the names were in another order, the ids would differ.
+    // A file whose names are not sorted is refused. In another order, the names would have other
+    // ids.
     std::fs::write(&path, r#"{"names": ["b", "a"], "unknown": false}"#).expect("room on the disk");
     let text = message(Categories::load(&path));
     assert!(text.contains("not in the order of their bytes"), "{text}");

@@ -14,7 +14,7 @@ use crate::{
     trainer::config::TrainerConfig,
 };
 
-/// The fraction of lost updates from which on a note is emitted.
+/// The smallest fraction of lost updates for which a note is emitted.
 const MANY: f64 = 0.25;
 
 /// The number of elements of each parameter that are compared. The number is small, so that the

@@ -110,9 +110,10 @@ impl<'a> Optimization<'a> {
     }
 
     /// Unscales and clips the gradients, for steps in which no hook reads the gradients in between.
-    /// Reads the gradients as few times as the optimizers allow. If the step is `captured`, an
-    /// optimizer that steps after the CUDA graph gets no factor, so its gradients are unscaled and
-    /// clipped here.
+    /// Reads the gradients as few times as the optimizers allow. An optimizer whose kernel
+    /// multiplies the gradients by a factor unscales and clips them in its step. The gradients of
+    /// all other optimizers are unscaled and clipped here. So are those of an optimizer that steps
+    /// after the CUDA graph, if the step is `captured`.
     pub(in crate::trainer) fn unscale_and_clip(
         &mut self,
         captured: bool,
@@ -122,7 +123,7 @@ impl<'a> Optimization<'a> {
         let may_defer = matches!(self.access, StepAccess::Deferred);
         let limit = match self.config.optimization.gradient_clip {
             Some(Clip::Norm(limit)) => Some(limit),
-            // Nothing is clipped, but the factor must still divide the gradients by the loss scale.
+            // Nothing is clipped, but the kernel of the optimizer must still unscale the gradients.
             None if self.scaler.is_enabled() => Some(f64::INFINITY),
             _ => None,
         };
@@ -156,7 +157,7 @@ impl<'a> Optimization<'a> {
 
     /// Steps each optimizer that has gradients. If a gradient is not finite, steps no optimizer.
     /// Updates the loss scale in both cases. The schedule of an optimizer advances when the
-    /// optimizer steps. If skipped steps count, the schedule also advances in skipped steps.
+    /// optimizer steps. With `skipped_step_advances`, the schedule also advances in skipped steps.
     pub(in crate::trainer) fn apply(
         &mut self,
         gradients: Vec<Gradients<Deferred>>,
@@ -291,7 +292,7 @@ impl Update for Optimization<'_> {
     fn step(&mut self, at: usize, gradients: Gradients<Unscaled>) -> Result<StepOutcome> {
         let scheduled = &mut self.scheduled[at];
         let outcome = self.scaler.step(gradients, scheduled.optimizer.as_mut())?;
-        // The optimizer may step again before the loss scale is updated.
+        // The manual step may step this optimizer again before the loss scale is updated.
         self.scaler.end_use(scheduled.optimizer.as_ref());
         if outcome == StepOutcome::Applied {
             scheduled.advance(Interval::Step, &[])?;

@@ -114,8 +114,8 @@ impl<'a> StepState<'a> {
         })
     }
 
-    /// Returns the number of applied steps, plus the number of skipped steps if they count, as in
-    /// Lightning.
+    /// Returns the number of applied steps. With `skipped_step_advances`, skipped steps are counted
+    /// too, as in Lightning.
     pub(in crate::trainer) fn global_step(&self) -> u64 {
         let Self { counts, config, .. } = self;
         counts.applied + if config.recovery.skipped_step_advances { counts.skipped } else { 0 }
@@ -370,7 +370,7 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Reports the loss scale if it is no longer `before`.
+    /// Reports the loss scale if it differs from `before`.
     pub(super) fn report_scale(&self, before: f64, emit: &mut Emit<'_>) -> Result<()> {
         match self.optim.scaler.scale_value() {
             same if same == before => Ok(()),

@@ -116,8 +116,8 @@ impl Trial<'_, '_> {
             losses.push(state.passes_in(&context).run(*model, batch, *share, index, &mut log)?);
         }
         let peak = meter.read()?.peak_allocated;
-        // The tensors are dropped while this meter exists. A meter that was started earlier did not
-        // count their allocation, so it must not count their release either.
+        // The tensors are dropped before `meter` ends. A meter that was started before `meter` has
+        // not counted their allocation, so it must not count their release either.
         drop((losses, casts));
         state.optim.scaler.forget();
         state.optim.zero_grad()?;

@@ -177,7 +177,7 @@ fn dtypes_of_other_programs_are_read() -> Result<()> {
     Kind::Float8e4m3fn,
     1.5,
     Kind::Int64,
-    "float8_e4m3fn in the file, but int64 in the model, which cannot represent fractions"
+    "float8_e4m3fn in the file, but int64 in the model: int64 cannot represent fractions"
 )]
 #[case(
     Kind::Float,

@@ -215,8 +215,8 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
         drop(input.linear(weight, None::<&Tensor>));
         Ok(())
     };
-    // Libraries allocate memory that they never free. The first forward and backward pass makes
-    // them do so before the measurement, so that this memory is not counted.
+    // In the first forward and backward pass, libraries allocate memory that they never free. This
+    // pass runs before the measurement, so that the memory is not counted.
     pass(&weights[0])?;
     let peak = |count: usize| -> Result<i64> {
         let meter = MemoryMeter::start(device())?;

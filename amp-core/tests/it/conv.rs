@@ -143,7 +143,7 @@ fn a_layer_on_tensor_cores_is_near_f64(
     assert_eq!(ours[0].kind(), compute);
     assert!(ours[1..].iter().all(|grad| grad.kind() == storage));
     for (at, exact) in exact.iter().enumerate() {
-        // An output is rounded before its bias is added, and a second time after that.
+        // The output of the convolution is rounded before the bias is added, and again after that.
         let bound = 3.0 * rounding(compute);
         let [ours, plain] = [&ours[at], &plain[at]].map(|seen| relative(seen, exact));
         assert!(ours < bound && plain < bound, "{at}: errors {ours} and {plain}, bound {bound}");

@@ -99,7 +99,8 @@ fn convolve(
         output_padding,
         groups,
     )?;
-    // The gradient is a 16-bit number, so the cast of its f64 copy back to 16 bits is exact.
+    // The backward pass of `wide` casts the gradient of the output from f64 to 16 bits. This cast
+    // is exact, because the elements of `gradient` are 16-bit numbers.
     let wide = |tensor: &Tensor| tensor.to_kind(Kind::Double);
     let loss = wide(&output).f_mul(&wide(&gradient.f_expand_as(&output)?))?.sum(None);
     let gradients = Tensor::f_run_backward(&[loss], &[&x, &weight, &bias], false, false)?;

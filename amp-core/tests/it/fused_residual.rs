@@ -18,8 +18,8 @@ use crate::support::{
 
 const ACTIVATIONS: [Activation; 3] = [Activation::Relu, Activation::Gelu, Activation::GeluTanh];
 
-/// A block of two residuals, one after the other. The kernel of the second residual therefore also
-/// computes the gradient of the first residual.
+/// A block of two residuals, one after the other. In the backward pass, the kernel of the second
+/// residual also computes the gradient of the first residual.
 #[derive(Module)]
 #[forward(|x| {
     let x = self.norm1.residual(x, inner, cx)?;

@@ -29,8 +29,8 @@ use crate::support::{
 };
 
 const WIDTH: i64 = 128;
-/// The number of classes. A batch of 32 examples then has more logits than one block of the loss's
-/// small kernel processes.
+/// The number of classes. It is so large that a batch of 32 examples has more logits than one block
+/// of the loss's kernel for few logits processes.
 const CLASSES: i64 = 4096;
 
 /// Attention whose queries, keys and values come from one matrix product. One kernel joins their

@@ -26,8 +26,8 @@ fn the_step_timer_is_deferred_and_the_rate_monitor_is_not() {
     assert_eq!(LearningRateMonitor::new().step_access(), StepAccess::PerStep);
 }
 
-/// A layer that reads a number from the device in every forward pass. Such a step cannot run as a
-/// CUDA graph.
+/// A layer that reads a number from the device in every forward pass. A step with this layer cannot
+/// run as a CUDA graph.
 struct Reads;
 
 impl Visit for Reads {
@@ -41,8 +41,8 @@ impl Module for Reads {
     }
 }
 
-/// A layer that copies from host memory that is not pinned. This is not allowed while a CUDA graph
-/// is captured.
+/// A layer that copies from host memory that is not pinned. Such a copy is not allowed while a CUDA
+/// graph is captured.
 struct Copies;
 
 impl Visit for Copies {

@@ -156,8 +156,8 @@ fn gradients_of_f16_do_not_depend_on_the_loss_scale(
     let _generator = seeded(5);
     let (rows, classes) = (256, 4099);
     let (layer, target) = (Layer::draw(rows, classes, true), targets(rows, classes, -100));
-    // With small weights the logits are near 0, and their gradients near 1 / classes. The mean
-    // divides the gradients by the number of rows.
+    // With small weights the logits are near 0. The loss is the mean over the rows, so the
+    // gradients of most logits are near 1 / (classes · rows).
     let layer = Layer { weight: layer.weight / 16, ..layer };
     let loss = CrossEntropy::default();
     let (_, exact) = layer.exact(&loss, &target, Kind::Half)?;

@@ -35,7 +35,8 @@ fn tensor(value: &Value) -> Tensor {
 /// reduction.
 type Reduced = Box<dyn Fn(&[Tensor], Reduction) -> Result<Tensor>>;
 
-/// Wraps a loss of output and target in a function. For the mean, the function calls `compute`.
+/// Wraps a loss of output and target in a function of the type `Reduced`. The function calls
+/// `compute` for the mean and `reduced` for other reductions.
 macro_rules! of_two {
     ($loss:expr) => {{
         let loss = $loss;

@@ -192,7 +192,7 @@ fn the_last_good_state_is_restored() -> Result<()> {
     let config = TrainerConfig { max_steps: Some(17), ..config(Precision::F32True) };
     let _: RunRecord = train(&config, &mut straight)?;
     assert_eq!(fingerprint(&model), fingerprint(&straight));
-    // If no good step follows a rollback, a second rollback would not help, so the run ends.
+    // If no step is applied after a rollback, a second rollback would not help, so the run ends.
     let outcome = train(&restoring, &mut faulty(|run| run >= 7)?);
     assert!(message(outcome).contains("is not finite"));
     Ok(())

@@ -314,8 +314,8 @@ fn two_callbacks_of_one_name_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Options with the largest possible numbers do not overflow: a run without a maximum length, and
-/// the largest accumulation windows.
+/// Options with the largest possible numbers do not overflow: `max_epochs` and
+/// `accumulate_grad_batches` are `i64::MAX`.
 #[test]
 fn the_largest_numbers_do_not_overflow() -> Result<()> {
     let _section = seeded(0);

@@ -126,8 +126,8 @@ fn rows_of_a_large_file_are_in_their_places(#[values("\n", "\r\n")] end: &str) -
         |name| Vec::<i64>::try_from(batch.required(name).expect("the field")).expect("integers");
     assert_eq!(integers("row"), (0..5000).collect::<Vec<_>>());
     assert_eq!(integers("job"), (0..5000).map(|row| i64::from(row % 3 == 0)).collect::<Vec<_>>());
-    // The first number that is not whole is in row 1. Row 0 is in line 2, and an empty line
-    // follows.
+    // The first number that is not whole is in row 1. Row 0 is in line 2 and an empty line follows
+    // it, so row 1 is in line 4.
     let text = of_file(&message(table.integers("number")), &path);
     assert_eq!(text, "FILE, line 4: `number` is `0.25`, which is not a whole number");
     let text = of_file(

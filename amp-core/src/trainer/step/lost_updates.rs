@@ -31,10 +31,10 @@ fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
 }
 
 impl StepState<'_> {
-    /// Returns whether the next step after the steps in flight is checked for lost updates. The
-    /// first, tenth, hundredth, … steps are checked, until lost updates are found. The first step
-    /// is not checked if the run has a learning-rate schedule, because schedules often begin with a
-    /// tiny rate.
+    /// Returns whether the step that follows the `in_flight` running steps is checked for lost
+    /// updates. The first, tenth, hundredth, … steps are checked, until lost updates are found. The
+    /// first step is not checked if the run has a learning-rate schedule, because schedules often
+    /// begin with a tiny rate.
     pub(super) fn looks_for_lost_updates(&self, in_flight: u64) -> bool {
         let step = self.counts.applied + in_flight + 1;
         let power = 10_u64.checked_pow(step.ilog10()).is_some_and(|power| power == step);

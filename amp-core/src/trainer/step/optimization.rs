@@ -95,8 +95,8 @@ impl<'a> Optimization<'a> {
         some(gradients)
     }
 
-    /// Clips gradients after the hooks. The norm is computed for each optimizer separately, as
-    /// Lightning does.
+    /// Clips gradients after the hooks have read them. The norm is computed for each optimizer
+    /// separately, as Lightning does.
     pub(in crate::trainer) fn clip(
         &self,
         gradients: Vec<Gradients<Unscaled>>,
@@ -110,10 +110,9 @@ impl<'a> Optimization<'a> {
     }
 
     /// Unscales and clips the gradients, for steps in which no hook reads the gradients in between.
-    /// Reads the gradients as few times as the optimizers allow. An optimizer whose kernel
-    /// multiplies the gradients by a factor unscales and clips them in its step. The gradients of
-    /// all other optimizers are unscaled and clipped here. So are those of an optimizer that steps
-    /// after the CUDA graph, if the step is `captured`.
+    /// Reads the gradients as few times as the optimizers allow: where possible, the kernel of an
+    /// optimizer unscales and clips them in its step. If the step is `captured`, this is not
+    /// possible for an optimizer that steps after the CUDA graph.
     pub(in crate::trainer) fn unscale_and_clip(
         &mut self,
         captured: bool,
@@ -206,9 +205,9 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.write_rates())
     }
 
-    /// Advances the schedules that count epochs. `logged` are the values of the epoch. A schedule
-    /// that monitors a value does not advance here if the value is missing and a validation within
-    /// an epoch may report it.
+    /// Advances the schedules that count epochs. `logged` are the values of the epoch.
+    /// `more_to_come` says whether validations within an epoch may report further values. If so, a
+    /// schedule whose monitored value is not in `logged` does not advance here.
     pub(in crate::trainer) fn end_epoch(
         &mut self,
         logged: &[Logged],

@@ -130,7 +130,8 @@ impl<'a> StepState<'a> {
         self.counts.attempts.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
     }
 
-    /// Returns whether the values of the next step after `running` steps in flight are reported.
+    /// Returns whether the values of the step that follows the `running` steps in flight are
+    /// reported.
     pub(super) fn logs_after(&self, running: u64) -> bool {
         let next = self.counts.attempts + running + 1;
         next.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
@@ -178,7 +179,7 @@ impl<'a> StepState<'a> {
         self.config.memory.budget.filter(|_| self.memory.is_none())
     }
 
-    /// Recomputes the modules that the plan names in all following backward passes, and reports the
+    /// From now on, recomputes the modules that `plan` names in every backward pass. Reports the
     /// plan.
     pub(in crate::trainer) fn follow_memory_plan(
         &mut self,

@@ -98,8 +98,8 @@ fn steps_run_in_their_order() -> Result<()> {
     Ok(())
 }
 
-/// Every dtype of a file converts to the same or a wider dtype without change, including 8-bit
-/// floats.
+/// Tensors of every dtype of a file, including 8-bit floats, are loaded into the same or a wider
+/// dtype without a change of their values.
 #[rstest]
 #[case(Kind::Bool, Kind::Bool)]
 #[case(Kind::Uint8, Kind::Uint8)]

@@ -82,8 +82,8 @@ fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
 #[case::f64(Precision::F64True)]
 fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) -> Result<()> {
     if device().is_cuda() {
-        // During the first forward and backward pass of a process, libraries allocate workspaces.
-        // This memory must not be counted.
+        // This step is not measured, because libraries allocate workspaces during the first forward
+        // and backward pass of a process.
         step(precision, true)?;
     }
     let (kept, again) = (step(precision, false)?, step(precision, true)?);

@@ -66,7 +66,7 @@ fn residuals_and_activations_equal_f64(
     let policy = Policy::new(precision, device());
     let block = Block::builder(shape[1], activation).build()?;
     let own = fill(&block, policy, 0.5 / (shape[1] as f64).sqrt(), 0.02)?;
-    // Under autocast the input of a residual is f32, so input and gradient have the dtype of the
+    // Under autocast, the input of a residual and the gradient of its output are f32, like the
     // parameters.
     let input = draw(&shape, precision.storage(), 1.0, 0.5);
     let incoming = draw(&shape, precision.storage(), 1.0, 0.0);

@@ -29,8 +29,8 @@ use crate::support::{
 };
 
 const WIDTH: i64 = 128;
-/// The number of classes. It is so large that a batch of 32 examples has more logits than one block
-/// of the loss's kernel for few logits processes.
+/// The number of classes. It is so large that the loss of a batch of 32 examples is not computed by
+/// a single block of threads.
 const CLASSES: i64 = 4096;
 
 /// Attention whose queries, keys and values come from one matrix product. One kernel joins their

@@ -148,7 +148,8 @@ fn a_note_gives_the_reason_why_a_hand_written_step_is_not_a_graph() -> Result<()
     let cuda = device().is_cuda();
     let why = if cuda { "the model is peculiar" } else { "CUDA graphs need a CUDA device" };
     assert_eq!(text, format!("steps do not run as CUDA graphs: {why}"));
-    // A CPU has no CUDA graphs, so no note is printed.
+    // With `Graph::Auto`, a note is printed on CUDA. A CPU has no CUDA graphs, so no note is
+    // printed there.
     let notes = run(Graph::Auto)?.record.notes;
     assert_eq!(notes.len(), usize::from(cuda), "{notes:?}");
     Ok(())

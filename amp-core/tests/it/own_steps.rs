@@ -1,4 +1,4 @@
-//! Tests of training, test and prediction steps that a derived model writes itself.
+//! Tests of training, test and prediction steps that the user has written for a derived model.
 
 use amp_core::{Trainer, TrainerConfig, event::Event, nn, prelude::*};
 use rstest::rstest;

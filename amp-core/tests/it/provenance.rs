@@ -218,9 +218,9 @@ impl Module for Rare {
         if !cx.is_training() {
             return Ok(input.shallow_clone());
         }
-        // The factor is 1 with a probability of two thirds, and infinite otherwise. After a skipped
-        // step, the next step draws the same random number. The factor therefore also depends on
-        // the batch, so that not every following step is skipped.
+        // The input is multiplied by 1 with a probability of two thirds, and by infinity otherwise.
+        // After a skipped step, the next step draws the same random number. The factor therefore
+        // depends on the batch too, so that not every following step is skipped.
         let number = draw.f_add(&input.f_sum(Kind::Float)?)?.f_frac()?.f_abs()?;
         let gate = number.f_gt(1.0 / 3.0)?.f_to_kind(Kind::Float)?.f_reciprocal()?;
         Ok(input.f_mul(&gate.f_to_kind(input.kind())?)?)

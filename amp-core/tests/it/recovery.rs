@@ -201,7 +201,7 @@ fn the_last_good_state_is_restored() -> Result<()> {
 #[test]
 fn falling_back_to_bf16_keeps_the_weights() -> Result<()> {
     let _generator = seeded(0);
-    // The values overflow in f16 but not in bf16.
+    // The inputs are 1e6, which f16 cannot represent and bf16 can.
     let layers: Vec<Box<dyn Module>> = vec![Box::new(linear(4, 4)?), Box::new(linear(4, 4)?)];
     let mut model = Model::regression(Sequential::new(layers), |_| {
         OptimizerConfig::new(Adam { lr: 1e-3, ..Default::default() })

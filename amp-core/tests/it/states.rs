@@ -33,7 +33,7 @@ struct Best {
     highest: f32,
 }
 
-/// A model with a score for each of several values.
+/// A model with a list in its state. One number of the list is infinite.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -117,7 +117,8 @@ enum Choice {
     Two { of: (f32, f64) },
 }
 
-/// If a value would be read back as a different value, saving it is refused.
+/// A NaN or an infinity inside a list, a struct or another value would be read back as null, so
+/// saving such a value is refused.
 #[test]
 fn a_float_within_another_value_is_refused() -> Result<()> {
     let mut state = State::default();

@@ -236,9 +236,8 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
     Ok(())
 }
 
-/// If autocast does not support a dtype, torch prints a warning and computes in f32. A run would
-/// then silently compute in f32. Here such a dtype is an error, and the autocast state does not
-/// change.
+/// If autocast does not support a dtype, torch only prints a warning and computes in f32. Here such
+/// a dtype is an error, and the autocast state does not change.
 #[rstest]
 #[case(Kind::Float, "float32")]
 #[case(Kind::Double, "float64")]

@@ -151,9 +151,9 @@ fn a_layer_on_tensor_cores_is_near_f64(
     Ok(())
 }
 
-/// A first layer has few input channels, and its input needs no gradient. Its output and the
-/// gradients of its parameters equal those in f64 for the same rounded inputs. The images have even
-/// and odd sides, and are contiguous or in channels_last.
+/// The first convolution of a model has few input channels, and its input needs no gradient. Its
+/// output and the gradients of its parameters equal those in f64 for the same rounded inputs. The
+/// images have even and odd sides, and are contiguous or in channels_last.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_first_layer_is_near_f64(

@@ -39,7 +39,8 @@ fn ahead(batches: usize) -> Loading {
     Loading { placement: Placement::Host, prefetch: Some(batches), ..Loading::default() }
 }
 
-/// A data set of records in a file. Each record has eight little-endian f32 numbers and a class.
+/// A data set of records in a file. Each record has eight little-endian f32 numbers and one byte
+/// for the class.
 struct Records {
     file: File,
     count: i64,

@@ -41,8 +41,8 @@ impl WarmedUp {
     }
 }
 
-/// A model with the same loss as `WarmedUp`. Its hook is declared `late`, so it may be called after
-/// later steps have started. A method of the model computes the loss.
+/// A model with the same loss as `WarmedUp`. Its hook is marked `late`, but is called after each
+/// step, because the step reads `beta`. A method of the model computes the loss.
 #[derive(LightningModule)]
 #[loss(with = |output, target| self.weighted(output, target))]
 #[log(train_loss(on_epoch))]

@@ -215,8 +215,8 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// Some pairs of shapes would be broadcast by libtorch, or cannot be used. They are refused, and
-/// the error contains both shapes.
+/// Pairs of shapes that libtorch would broadcast, or that the loss cannot use, are refused. The
+/// error contains both shapes.
 #[rstest]
 #[case::cosine(&CosineSimilarity::default(), &[4], &[4], Kind::Float, "both must be vectors, [N, D, …]")]
 #[case::info_nce(&InfoNce::default(), &[4, 3], &[5, 3], Kind::Float, "both must have the same shape")]

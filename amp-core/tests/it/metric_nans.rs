@@ -167,7 +167,7 @@ fn a_nan_number_makes_each_metric_nan() -> Result<()> {
     Ok(())
 }
 
-/// The logits of an ignored example may be NaN.
+/// If the logits of an ignored example are NaN, no metric changes.
 #[test]
 fn a_nan_logit_of_an_ignored_example_changes_nothing() -> Result<()> {
     let _generator = seeded(0);

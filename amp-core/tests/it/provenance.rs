@@ -159,8 +159,8 @@ fn an_input_gradient_that_overflows_is_named(
     Ok(())
 }
 
-/// If the gradient of a weight overflows because it is a sum over the batch, it is named as the
-/// cause, although the gradients of all layers' inputs and outputs are finite.
+/// If the gradient of a weight overflows because it is a sum over the batch, the report names this
+/// gradient as the cause, although the gradients of all layers' inputs and outputs are finite.
 #[test]
 fn a_weight_gradient_that_overflows_is_named() -> Result<()> {
     let _generator = seeded(0);

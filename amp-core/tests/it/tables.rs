@@ -154,7 +154,8 @@ fn columns_are_looked_for_without_rows() -> Result<()> {
     Ok(())
 }
 
-/// Text that is not UTF-8, and separators that cannot be found in UTF-8 text, are refused.
+/// Text that is not UTF-8 is refused. Quotes, line breaks and bytes above 127 are refused as
+/// separators.
 #[test]
 fn other_text_is_refused() {
     let (_folder, path) = file("latin.csv", b"a,b\n1,2\nK\xf6ln,3\n");

@@ -70,8 +70,8 @@ fn invalid_steps_are_refused(#[case] steps: fn(Import) -> Import, #[case] says: 
     }
 }
 
-/// A step refers to tensors by the names that the previous steps have produced. A step that stacks
-/// tensors keeps their order.
+/// A step refers to tensors by the names that the previous steps have produced. `stack`
+/// concatenates tensors in the order of its patterns, and not in their order in the file.
 #[test]
 fn steps_run_in_their_order() -> Result<()> {
     let of = |value: f64| ones(&[1, 2]) * value;

@@ -147,8 +147,8 @@ fn loss_and_gradients_equal_f64(
 }
 
 /// Without a loss scale, the gradients of f16 logits would be far below 6e-5, the smallest normal
-/// f16 number. The gradients are accurate with and without a loss scale, because
-/// the loss scale only multiplies them and does not change their digits.
+/// f16 number. The gradients are accurate with and without a loss scale, because the loss scale
+/// only multiplies them and does not change their digits.
 #[rstest]
 fn gradients_of_f16_do_not_depend_on_the_loss_scale(
     #[values(1.0, 65536.0)] scale: f64,

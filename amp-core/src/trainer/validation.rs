@@ -73,8 +73,8 @@ impl Run<'_, '_> {
         Ok(values)
     }
 
-    /// Emits a note with the first value of the validation that is not finite, if a validation loss
-    /// is not finite. Does so only for the first such validation of a run.
+    /// If a validation loss is not finite, searches the validation set for the first tensor that is
+    /// not finite, and names it in a note. Does so only once in a run.
     fn explain_once(&mut self, values: &[Logged]) -> Result<()> {
         let is_loss = |logged: &&Logged| logged.name.starts_with("val_loss");
         let Some(loss) = values.iter().filter(is_loss).find(|logged| !logged.value.is_finite())
@@ -141,8 +141,9 @@ impl Run<'_, '_> {
         backup.end(self.model)?;
         match values {
             Ok(values) => are_logged(&monitored, &values),
-            // A metric may need more than one batch, so this error is ignored. The first whole
-            // validation shows whether the monitored values are logged.
+            // With `num_sanity_val_steps = 0`, only one batch was validated. A metric may need more
+            // batches, so its error is ignored. The first whole validation shows whether the
+            // monitored values are logged.
             Err(_) if batches == 0 => Ok(()),
             Err(error) => Err(error),
         }

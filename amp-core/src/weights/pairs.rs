@@ -54,7 +54,8 @@ fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>>
     if has_fractions && !is_floating(here) {
         let (there, here) = (dtype_name(there), dtype_name(here));
         return Ok(Some(format!(
-            "`{name}` is {there} in the file, but {here} in the model cannot represent fractions"
+            "`{name}` is {there} in the file, but {here} in the model: {here} cannot represent \
+             fractions"
         )));
     }
     if there == here {

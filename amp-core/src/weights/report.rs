@@ -28,8 +28,8 @@ pub struct ImportedTensor {
     pub name: String,
     /// The tensor's shape.
     pub shape: Vec<i64>,
-    /// The dtype of the tensor in the model, and its dtype in the file. The second is `None` if the
-    /// values do not come from the file.
+    /// The dtype of the tensor in the model, and its dtype in the file. The dtype in the file is
+    /// `None` if the values do not come from the file.
     pub kinds: (Kind, Option<Kind>),
     /// Where the tensor's values come from.
     pub origin: Origin,

@@ -215,8 +215,8 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
         drop(input.linear(weight, None::<&Tensor>));
         Ok(())
     };
-    // Libraries allocate memory that they never free. The first forward and backward pass makes
-    // them do so before the measurement, so that this memory is not counted.
+    // In the first forward and backward pass, libraries allocate memory that they never free. This
+    // pass runs before the measurement, so that the memory is not counted.
     pass(&weights[0])?;
     let peak = |count: usize| -> Result<i64> {
         let meter = MemoryMeter::start(device())?;
@@ -236,9 +236,8 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
     Ok(())
 }
 
-/// If autocast does not support a dtype, torch prints a warning and computes in f32. The training
-/// run would then not have the precision that it is named after. Here such a dtype is an error, and
-/// the autocast state does not change.
+/// If autocast does not support a dtype, torch only prints a warning and computes in f32. Here such
+/// a dtype is an error, and the autocast state does not change.
 #[rstest]
 #[case(Kind::Float, "float32")]
 #[case(Kind::Double, "float64")]

@@ -72,10 +72,10 @@ impl Exact {
         Self { leaves, statistics, sum }
     }
 
-    /// Returns the output, the gradients and the batch statistics by name. A value close to zero
-    /// can be negative in f64 and round to zero or a positive number, so ReLU may treat it
-    /// differently. The expected gradients therefore pass only where `seen`, the output under test,
-    /// is above zero.
+    /// Returns the output, the gradients and the batch statistics by name. A sum close to zero may
+    /// have another sign in f64 than in the dtype under test. In the expected results, the ReLU
+    /// therefore passes the gradient of exactly those elements at which `seen`, the output under
+    /// test, is above zero.
     fn values(
         &self,
         after: After,
@@ -285,8 +285,8 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
 
 /// Trains for three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
-    // `set_numerics` changes a setting of the whole process. The section makes other tests that
-    // train wait until this test has ended.
+    // `set_numerics` changes a setting of the whole process. Until `_generator` is dropped, other
+    // tests that train wait.
     let _generator = seeded(7);
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, ..config.clone() };

@@ -128,7 +128,7 @@ fn a_batch_on_cuda_is_that_on_the_cpu(
     let here = transform.apply_batch(images.shallow_clone(), &mut rngs())?;
     let there = transform.apply_batch(images.to(device()), &mut rngs())?;
     assert_eq!(there.device(), device());
-    // One level of a normalized image is 1 / 255 / 0.224.
+    // Normalization divides a pixel by 255 and by a standard deviation of at least 0.224.
     let level = if here.kind() == Kind::Uint8 { 1.0 } else { 1.0 / 255.0 / 0.224 };
     let off = (there.to(Device::Cpu).to_kind(Kind::Double) - here.to_kind(Kind::Double)).abs();
     let most = off.max().double_value(&[]);
@@ -148,7 +148,7 @@ fn parts_are_torchvisions() -> Result<()> {
         let (size, place, padding) = (ints("size"), ints("place"), integer(case, "padding"));
         let crop = RandomCrop::to(size[0], size[1]).padding(padding);
         let expected = crate::transforms::picture(&case["result"]);
-        // Finds the first seed with which the generator returns this position.
+        // Returns whether a generator with this seed returns the recorded position.
         let wanted = |seed: &u64| {
             let mut rng = Rng::with_seed(*seed);
             let [h, w] = [20, 28].map(|own| own + 2 * padding);

@@ -84,7 +84,8 @@ fn a_resumed_run_uses_the_saved_plan() -> Result<()> {
     let (second, counted) = part(budget, 2, true)?;
     assert_eq!(first, second);
     // Four training steps and four validation batches run the layer eight times. If the plan
-    // recomputes the layer in the backward pass, each training step runs it once more.
+    // recomputes the layer in the backward pass, each training step runs it once more, twelve times
+    // in total.
     assert!(counted == 8 || counted == 12, "{counted}");
     let (other, counted) = part(budget + 4096, 2, true)?;
     assert_eq!(other[0].budget, budget + 4096);

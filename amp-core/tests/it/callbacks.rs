@@ -261,7 +261,7 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     let own = EarlyStopping::new("train_typo", Mode::Max);
     let text = message(trained(&[1.0], Trainer::new(config(1)).callback(own)));
     assert!(text.contains("cannot monitor `train_typo`"), "{text}");
-    // Without validation data, `val_score` is not logged.
+    // Without validation data, `val_score` is not logged, so a callback cannot monitor it.
     let mut data = same(constant(2, 3, 9.0)?, 1)?;
     data.val = Sets::default();
     let own = EarlyStopping::new("val_score", Mode::Max);

@@ -116,8 +116,8 @@ fn a_captured_step_equals_the_eager_step(
             let _section = seeded(0);
             Captured::builder().build()?
         };
-        // `data` seeds the random generator too. It is therefore called before the section, whose
-        // seed determines the dropout.
+        // `data` seeds the random generator too. It is therefore called before `seeded(1)`, which
+        // sets the random numbers of dropout.
         let data = data()?;
         let _section = seeded(1);
         let record = train(&mut model, precision, graph, &data)?;
@@ -137,8 +137,8 @@ fn a_captured_step_equals_the_eager_step(
     Ok(())
 }
 
-/// A step that reads the number of steps runs without a CUDA graph, because a graph would repeat
-/// the number of its capture. A note says so.
+/// A step that reads the number of steps runs without a CUDA graph, because each replay of a graph
+/// would use the number that was read during the capture. A note gives this reason.
 #[test]
 fn a_step_that_reads_its_number_is_not_captured() -> Result<()> {
     let run = |graph: Graph| -> Result<(Annealed, RunRecord)> {

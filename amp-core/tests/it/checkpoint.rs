@@ -72,9 +72,9 @@ fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
 }
 
 /// With activation checkpointing, the loss, the gradients, the batch statistics and the next random
-/// numbers have the same bits as without. Parameters have the names that they have without the
-/// wrapper. The peak memory is lower by more than a fifth, although the peak includes the workspace
-/// of CUDA's matrix library.
+/// numbers have the same bits as without checkpointing. The wrapper `Checkpoint` does not change
+/// the names of parameters. The peak memory is lower by more than a fifth, although the peak
+/// includes the workspace of CUDA's matrix library.
 #[rstest]
 #[case::f32(Precision::F32True)]
 #[case::f16_mixed(Precision::F16Mixed)]
@@ -82,8 +82,8 @@ fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
 #[case::f64(Precision::F64True)]
 fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) -> Result<()> {
     if device().is_cuda() {
-        // During the first forward and backward pass of a process, libraries allocate workspaces.
-        // This memory must not be counted.
+        // This step is not measured, because libraries allocate workspaces during the first forward
+        // and backward pass of a process.
         step(precision, true)?;
     }
     let (kept, again) = (step(precision, false)?, step(precision, true)?);

@@ -145,7 +145,7 @@ fn every_way_of_calling_a_layer_keeps_path_and_region() -> Result<()> {
     Ok(())
 }
 
-/// A precision override for a path applies, in whichever form the layer is called.
+/// A precision override for a path applies in every form in which a layer can be called.
 #[test]
 fn overrides_apply_to_children() -> Result<()> {
     let _generator = seeded(0);

@@ -94,8 +94,8 @@ fn spans_nest_and_add_up_to_the_profile() -> Result<()> {
         }
         assert!(rest.next().is_none());
     }
-    // If there is a GPU, the profile contains the times of the GPU, so the events of the GPU are
-    // compared with it.
+    // If there is a GPU, the profile contains the times of the GPU, and is compared with the events
+    // of the GPU. Otherwise it is compared with the events of the host.
     let events = if gpu.is_empty() { &host } else { &gpu };
     for phase in Phase::ALL {
         let own = events.iter().filter(|event| event["name"] == phase.name());

@@ -26,7 +26,7 @@ fn examples() -> Result<Batch> {
     Batch::new(input, Tensor::f_randint(COUNT, [12, COUNT], (Kind::Int64, Device::Cpu))?)
 }
 
-/// Defines a model that reads `[N, 5, 4]`, with this loss, metrics and forward pass.
+/// Defines a model with this loss, metrics and forward pass. Its inputs have the shape `[N, 5, 4]`.
 macro_rules! model {
     ($name:ident, [$($attribute:meta),*], $field:ident: $ty:ty = $layer:expr) => {
         #[derive(LightningModule)]
@@ -73,7 +73,7 @@ model!(LogProbabilities, [
     metric(accuracy, name = acc)
 ], head: Linear = linear(4, COUNT));
 
-/// A model that reads `[N, 5, 4]` as sequences of five steps, with a convolution.
+/// A model with a convolution, which reads inputs `[N, 5, 4]` as sequences of five steps.
 #[derive(LightningModule)]
 #[forward(|x| head(&x.f_transpose(1, 2)?))]
 #[loss(cross_entropy, ignore_index = 0)]

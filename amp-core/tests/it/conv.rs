@@ -143,7 +143,7 @@ fn a_layer_on_tensor_cores_is_near_f64(
     assert_eq!(ours[0].kind(), compute);
     assert!(ours[1..].iter().all(|grad| grad.kind() == storage));
     for (at, exact) in exact.iter().enumerate() {
-        // An output is rounded before its bias is added, and a second time after that.
+        // The output of the convolution is rounded before the bias is added, and again after that.
         let bound = 3.0 * rounding(compute);
         let [ours, plain] = [&ours[at], &plain[at]].map(|seen| relative(seen, exact));
         assert!(ours < bound && plain < bound, "{at}: errors {ours} and {plain}, bound {bound}");
@@ -151,9 +151,9 @@ fn a_layer_on_tensor_cores_is_near_f64(
     Ok(())
 }
 
-/// A first layer has few input channels, and its input needs no gradient. Its output and the
-/// gradients of its parameters equal those in f64 for the same rounded inputs. The images have even
-/// and odd sides, and are contiguous or in channels_last.
+/// The first convolution of a model has few input channels, and its input needs no gradient. Its
+/// output and the gradients of its parameters equal those in f64 for the same rounded inputs. The
+/// images have even and odd sides, and are contiguous or in channels_last.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_first_layer_is_near_f64(
@@ -267,8 +267,8 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
 
 /// Trains for three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
-    // `set_numerics` changes a setting of the whole process. The section makes other tests that
-    // train wait until this test has ended.
+    // `set_numerics` changes a setting of the whole process. Until `_generator` is dropped, other
+    // tests that train wait.
     let _generator = seeded(7);
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, ..config.clone() };
@@ -278,8 +278,8 @@ fn train(config: &TrainerConfig) -> Result<Outcome> {
 }
 
 /// A training run is reproducible. On CUDA, a run with CUDA graphs has the same results as a run
-/// without. Both hold also for optimizer state in 8 bits, whose blocks follow the order of the
-/// weights in memory.
+/// without CUDA graphs. The test includes optimizer state in 8 bits, whose blocks follow the order
+/// of the weights in memory.
 #[rstest]
 fn a_run_is_reproducible(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,

@@ -44,11 +44,11 @@ fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Ten
     }
 }
 
-/// The output and the gradients of the input and the weight equal those in f64. A gradient that is
-/// undefined in f64 is undefined here too. For some 1×1 convolutions, one matrix product computes
-/// the sum of the input's two gradients. For other convolutions, the gradients are added after the
-/// product. `and_input` returns the output of the
-/// convolution and, as second output, a tensor with the same bits as the input.
+/// `and_input` returns the output of the convolution and, as second output, a tensor with the same
+/// bits as the input. The outputs and the gradients of the input and the weight equal those in f64.
+/// A gradient that is undefined in f64 is undefined here too. For some 1×1 convolutions, one matrix
+/// product computes the sum of the input's two gradients. For other convolutions, the two gradients
+/// are added after the backward pass of the convolution.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_are_those_of_f64(

@@ -12,8 +12,8 @@ use crate::support::{layers::rounding, seeded};
 
 type Product = fn(&[Tensor]) -> Result<Tensor>;
 
-/// The products to test. Some of their tensors are transposed or part of a larger tensor. Some
-/// products have the scalars beta and alpha or an output tensor, or run in place.
+/// The products to test. In some products, a tensor is transposed or part of a larger tensor. Other
+/// products have the scalars beta and alpha, write to a given output tensor, or run in place.
 const PRODUCTS: [(&str, Product); 12] = [
     ("mm", |t| Ok(t[0].f_mm(&t[1])?)),
     ("mm, transposed", |t| Ok(t[1].f_transpose(0, 1)?.f_mm(&t[0].f_transpose(0, 1)?)?)),
@@ -51,8 +51,9 @@ fn in_kind(tensors: &[Tensor], kind: Kind) -> Vec<Tensor> {
     tensors.iter().map(|tensor| tensor.to_kind(kind)).collect()
 }
 
-/// Checks a 16-bit result against the result in f64. The tolerance is the sum of two errors: that of
-/// one rounding to 16 bits, and that of adding `terms` products of normal numbers in f32.
+/// Checks a 16-bit result against the result in f64. The tolerance is the sum of two errors: the
+/// error of one rounding to 16 bits, and the error of adding `terms` products of normally
+/// distributed numbers in f32.
 fn assert_rounded_once(name: &str, found: &Tensor, exact: &Tensor, terms: i64) {
     assert_eq!(found.size(), exact.size(), "{name}");
     let kind = found.kind();
@@ -98,7 +99,8 @@ fn convolve(
         output_padding,
         groups,
     )?;
-    // The gradient is a 16-bit number, so the cast of its f64 copy back to 16 bits is exact.
+    // The backward pass of `wide` casts the gradient of the output from f64 to 16 bits. This cast
+    // is exact, because the elements of `gradient` are 16-bit numbers.
     let wide = |tensor: &Tensor| tensor.to_kind(Kind::Double);
     let loss = wide(&output).f_mul(&wide(&gradient.f_expand_as(&output)?))?.sum(None);
     let gradients = Tensor::f_run_backward(&[loss], &[&x, &weight, &bias], false, false)?;

@@ -102,9 +102,9 @@ fn a_repeated_pass_has_the_same_bits() -> Result<()> {
     Ok(())
 }
 
-/// Without `zero_infinity`, an example whose labels need more steps than it has gets an infinite
-/// loss and the gradient NaN. The losses and gradients of the other examples do not change. Steps
-/// after an example's length have the gradient 0.
+/// If an example has fewer steps than its labels need, and `zero_infinity` is off, the loss of the
+/// example is infinite and its gradient is NaN. The losses and gradients of the other examples do
+/// not change. Steps after an example's length have the gradient 0.
 #[rstest]
 fn an_infinite_loss_stays_with_its_example() -> Result<()> {
     let examples = examples(0, [3, 8, 5, 3]);
@@ -168,8 +168,8 @@ fn there_is_no_second_derivative() -> Result<()> {
     Ok(())
 }
 
-/// Labels and lengths are refused if libtorch would read out of bounds for them, or would interpret
-/// them as other labels.
+/// Invalid labels and lengths are refused. libtorch would read out of bounds, or use other labels
+/// than the given ones.
 #[rstest]
 #[case::outside(&[1, 5], 4, "a label is outside the classes, 0 to 4")]
 #[case::negative(&[-1, -100], 4, "a label is outside the classes, 0 to 4")]
@@ -202,8 +202,8 @@ fn a_blank_that_is_no_class_is_refused() {
     assert!(text.contains("the blank is class 5, but there are 5"), "{text}");
 }
 
-/// A training step with this project's CTC kernels may be captured as a CUDA graph. libtorch's loss
-/// reads the lengths on the host, so its step may not.
+/// A training step with this project's CTC kernels may be captured as a CUDA graph. A step with
+/// libtorch's CTC loss may not be captured, because this loss reads the lengths on the host.
 #[test]
 fn a_step_with_own_kernels_may_be_captured() {
     assert_eq!(StepAccess::of_loss(&Ctc::default()), StepAccess::Deferred);

@@ -19,7 +19,8 @@ const MARK: &str = "cuda library: ";
 #[test]
 #[ignore = "is run by the other tests, in processes of their own"]
 fn child() {
-    // The mapped files must be read before any code checks for CUDA.
+    // The mapped files are read before the first check for CUDA, so that they show what the program
+    // loads at its start.
     println!("mapped: {:?}", loaded("libtorch_cuda.so"));
     let known = serde_json::to_string(&cuda_library()).expect("JSON");
     println!("{MARK}{known}");
@@ -71,13 +72,13 @@ impl Libtorch {
         self.0.path().join("libcuda.so.1")
     }
 
-    /// Returns the file that replaces the CUDA library.
+    /// Returns the path of the file that stands in for the CUDA library.
     fn cuda(&self) -> PathBuf {
         self.lib().join("libtorch_cuda.so")
     }
 
-    /// Runs a child process with this libtorch. Returns what the process says about CUDA, and its
-    /// output.
+    /// Runs a child process with this libtorch. Returns the outcome of loading the CUDA library in
+    /// the process, and the text that the process printed.
     fn run(&self) -> (CudaLibrary, String) {
         let inherited = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
         let first = [self.0.path().to_owned(), self.lib()];

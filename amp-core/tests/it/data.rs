@@ -26,7 +26,8 @@ fn plain(count: i64, batch_size: i64) -> Result<DataLoader> {
     loader(count, batch_size, Loading::default())
 }
 
-/// Returns the numbers of each batch's examples. Asserts that input and target belong together.
+/// Returns, for each batch, the numbers of its examples. Asserts that the input and the target of
+/// each example are the same number.
 fn order(loader: &DataLoader, epoch: u64) -> Result<Vec<Vec<i64>>> {
     order_from(loader, epoch, 0)
 }

@@ -39,7 +39,8 @@ fn ahead(batches: usize) -> Loading {
     Loading { placement: Placement::Host, prefetch: Some(batches), ..Loading::default() }
 }
 
-/// A data set of records in a file. Each record has eight little-endian f32 numbers and a class.
+/// A data set of records in a file. Each record has eight little-endian f32 numbers and one byte
+/// for the class.
 struct Records {
     file: File,
     count: i64,
@@ -178,8 +179,8 @@ fn a_datasets_failure_reaches_the_loop(
 #[case(3)]
 fn the_thread_gathers_at_most_the_requested_batches(#[case] batches: i64) -> Result<()> {
     // The loader checks whether the data set uses random numbers. If another test used random
-    // numbers at the same time, the loader would read the first batch again. The section prevents
-    // this.
+    // numbers at the same time, the loader would read the first batch again. `seeded` prevents
+    // this: until `_section` is dropped, other tests must wait before they use random numbers.
     let _section = seeded(1);
     let (data, gathered) = faulty(64, -1, Fault::Error)?;
     let loader = DataLoader::new(&data, 1, ahead(batches as usize), policy())?;

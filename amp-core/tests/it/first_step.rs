@@ -56,7 +56,8 @@ fn the_first_step_has_the_same_peak_memory(
     let _generator = seeded(3);
     let config = TrainerConfig { graph: Graph::Off, ..config(precision, None) };
     let data = examples()?;
-    // In the first run of a process on CUDA, libraries allocate workspaces that they never free.
+    // This run is not measured, because in the first run of a process on CUDA, libraries allocate
+    // workspaces that they never free.
     fit(&config, &mut mixed()?, &data).1?;
     let peaks = peaks(&config, &mut mixed()?, &data)?;
     assert_eq!(peaks.len(), 4);
@@ -127,8 +128,8 @@ fn fused_layers_are_reported_one_by_one(
     let islands = Rc::new(islands.into_iter().collect());
     place(&layers, policy, &islands)?;
     let context = || Context::new(policy, true).with_overrides(islands.clone());
-    // In the first forward pass of a process on CUDA, libraries allocate workspaces that they never
-    // free.
+    // This forward pass is not measured, because in the first forward pass of a process on CUDA,
+    // libraries allocate workspaces that they never free.
     drop(pass(&layers, policy, context())?);
     let (unseen, bytes) = pass(&layers, policy, context())?;
     let (dtypes, tensors) = (Rc::new(Dtypes::default()), Rc::new(Tensors::default()));

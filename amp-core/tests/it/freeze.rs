@@ -157,8 +157,8 @@ fn a_parameter_that_is_trained_needs_an_optimizer(
     Ok(())
 }
 
-/// A checkpoint contains no optimizer state for frozen parameters. When a run is resumed, the same
-/// parameters are frozen.
+/// A checkpoint contains no optimizer state for frozen parameters. A resumed run must freeze the
+/// same parameters, and ends like a run without interruption.
 #[test]
 fn frozen_runs_are_saved_and_resumed() -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -235,8 +235,8 @@ impl Callback for Moves {
     }
 }
 
-/// Trains with four steps per epoch while `freeze` applies, and returns the parameters that changed
-/// in each step except the first.
+/// Trains with the option `freeze`, four steps per epoch. Returns the parameters that changed in
+/// each step except the first.
 fn moves(precision: Precision, freeze: &[&str], epochs: i64) -> Result<Vec<Vec<String>>> {
     let mut moves = Moves(Vec::new(), None);
     let config = TrainerConfig { max_epochs: epochs, ..config(precision, freeze) };
@@ -296,7 +296,7 @@ fn unfrozen_parameters_begin_with_a_new_state() -> Result<()> {
     for ((name, before), (_, after)) in before.iter().zip(weights(&net)) {
         if name.starts_with("encoder.") {
             let moved = (after - before * (1.0 - rate * decay)).abs();
-            // Elements without a gradient do not change.
+            // Elements without a gradient change only by weight decay, and are left out here.
             let moved = moved.masked_select(&moved.gt(1e-4));
             let (median, largest) =
                 (moved.median().double_value(&[]), moved.max().double_value(&[]));

@@ -81,9 +81,9 @@ fn fused_layers_equal_separate_layers(
     (&exact * wide(&incoming)).sum(Kind::Double).backward();
 
     // The gradients of a batch of two examples are not compared. Batch norm maps each column to two
-    // opposite numbers, so that the gradients cancel almost completely. The gradient of a weight is
-    // a sum of values that were rounded between the layers to the dtype of the computation. Its
-    // bound is therefore the larger of the rounding of this dtype and that of its own dtype.
+    // opposite numbers, so that the gradients cancel almost completely. A gradient is rounded to
+    // its own dtype, and the values that are added up in it were rounded to the dtype of the
+    // computation. The bound is therefore twice the larger of the two roundings.
     let close = |name: &str, seen: &Tensor, exact: &Tensor, kind: Kind| {
         let bound = 2.0 * rounding(kind).max(rounding(compute));
         let off = relative(seen, exact);

@@ -43,8 +43,8 @@ fn a_norm_with_gelu_and_dropout_equals_f64(
     let policy = Policy::new(precision, device());
     let (compute, storage) = (precision.compute(), precision.storage());
     let input = draw(&shape, compute, 2.0, 10.0);
-    // Under autocast, the norm's output is f32, as in PyTorch. The gradient of the output therefore
-    // has the dtype of the parameters.
+    // Under autocast, the norm's output is f32, as in PyTorch. The gradient of the output is f32
+    // too, like the parameters.
     let incoming = draw(&shape, storage, 1.0, 0.0);
     let mut layers: Vec<Box<dyn Module>> =
         vec![Box::new(LayerNorm::new(LayerNormConfig::new(shape[1]))?)];
@@ -115,7 +115,7 @@ fn a_norm_with_residual_and_dropout_equals_f64(
     };
     let layer = TransformerEncoderLayer::new(config)?;
     let own = fill(&layer, policy, 1.6 / (shape[2] as f64).sqrt(), 0.1)?;
-    // Under autocast the input of a residual is f32, so input and gradient have the dtype of the
+    // Under autocast, the input of a residual and the gradient of its output are f32, like the
     // parameters.
     let input = draw(&shape, storage, 1.0, 0.0);
     let incoming = draw(&shape, storage, 1.0, 0.0);
@@ -156,9 +156,9 @@ fn a_norm_with_residual_and_dropout_equals_f64(
 }
 
 /// If a linear layer follows a norm, the norm writes its output in 16 bits and receives its
-/// gradient in 16 bits. The result has the same bits as with a separate cast, even if there is a
-/// view in between. If the output is modified or detached in between, the linear layer casts the
-/// output itself.
+/// gradient in 16 bits. The result has the same bits as with a separate cast, even if the linear
+/// layer reads a view of the norm's output. If the output is modified or detached before the linear
+/// layer reads it, the linear layer casts it.
 #[rstest]
 #[case::as_it_is(|x: &Tensor| x.shallow_clone(), |x: &Tensor| x * 1.0)]
 #[case::a_view(|x: &Tensor| x.unsqueeze(1).squeeze_dim(1), |x: &Tensor| x * 1.0)]

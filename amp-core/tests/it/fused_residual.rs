@@ -18,8 +18,8 @@ use crate::support::{
 
 const ACTIVATIONS: [Activation; 3] = [Activation::Relu, Activation::Gelu, Activation::GeluTanh];
 
-/// A block of two residuals, one after the other. The kernel of the second residual therefore also
-/// computes the gradient of the first residual.
+/// A block of two residuals, one after the other. In the backward pass, the kernel of the second
+/// residual also computes the gradient of the first residual.
 #[derive(Module)]
 #[forward(|x| {
     let x = self.norm1.residual(x, inner, cx)?;
@@ -66,7 +66,7 @@ fn residuals_and_activations_equal_f64(
     let policy = Policy::new(precision, device());
     let block = Block::builder(shape[1], activation).build()?;
     let own = fill(&block, policy, 0.5 / (shape[1] as f64).sqrt(), 0.02)?;
-    // Under autocast the input of a residual is f32, so input and gradient have the dtype of the
+    // Under autocast, the input of a residual and the gradient of its output are f32, like the
     // parameters.
     let input = draw(&shape, precision.storage(), 1.0, 0.5);
     let incoming = draw(&shape, precision.storage(), 1.0, 0.0);
@@ -79,8 +79,8 @@ fn residuals_and_activations_equal_f64(
         amp_core::tch::no_grad(|| exact.shallow_clone().copy_(&wide(own)));
     }
     let exact = pass(&exact, exact_policy, [&wide(&input), &wide(&incoming)], false)?;
-    // In 16 bits, ReLU may set other elements to zero than in f64, so that gradients differ. Only
-    // the output is compared in this case.
+    // In 16 bits, ReLU may set other elements to zero than in f64, so that gradients differ. For
+    // ReLU in 16 bits, only the output is therefore compared with f64.
     let is_cut_off =
         ACTIVATIONS[activation] == Activation::Relu && rounding(precision.compute()) > 1e-4;
     for ((name, seen), (_, exact)) in together.named().zip(exact.named()) {
@@ -115,8 +115,8 @@ struct OfProducts {
     layer: Linear,
 }
 
-/// `residual_of_products` gives the same bits as `residual`, because with each of the two functions
-/// the branch rounds the norm's output to the dtype of the autocast region before it multiplies.
+/// `residual_of_products` gives the same bits as `residual`, because the linear layer in the branch
+/// rounds the norm's output to the dtype of the autocast region in any case.
 #[rstest]
 fn a_residual_of_products_is_the_residual(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]

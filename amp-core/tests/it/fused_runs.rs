@@ -29,8 +29,8 @@ use crate::support::{
 };
 
 const WIDTH: i64 = 128;
-/// The number of classes. A batch of 32 examples then has more logits than one block of the loss's
-/// small kernel processes.
+/// The number of classes. It is so large that the loss of a batch of 32 examples is not computed by
+/// a single block of threads.
 const CLASSES: i64 = 4096;
 
 /// Attention whose queries, keys and values come from one matrix product. One kernel joins their
@@ -191,9 +191,9 @@ const PLAIN: How<'_> = How { graph: Graph::Off, checkpointed: false, saves: None
 /// tensor after the run, and the number of steps that ran as CUDA graphs.
 fn train(net: Net, precision: Precision, how: How<'_>) -> Result<(Vec<(String, String)>, u64)> {
     let How { graph, checkpointed, saves, from } = how;
-    // `set_numerics` changes a setting of the whole process, so the section makes other tests that
-    // train wait. A resumed run begins with another seed, so that its random numbers are right only
-    // if the checkpoint restores them.
+    // `set_numerics` changes a setting of the whole process. Until `_generator` is dropped, other
+    // tests that train wait. A resumed run begins with another seed, so that its random numbers are
+    // right only if the checkpoint restores them.
     let _generator = seeded(if from.is_some() { 8 } else { 7 });
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, graph, ..TrainerConfig::new(precision, device()) }

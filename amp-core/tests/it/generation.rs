@@ -122,8 +122,9 @@ struct Dice {
     logits: Tensor,
 }
 
-/// How often each token is chosen is within five standard errors of its probability. Which tokens a
-/// sequence gets depends only on the seed and on the position of the sequence in the batch.
+/// The relative frequency of each token is within five standard errors of the token's probability.
+/// The tokens of a sequence depend only on the seed and on the position of the sequence in the
+/// batch.
 #[test]
 fn tokens_are_chosen_by_their_probabilities() -> Result<()> {
     let policy = Policy::new(Precision::F64True, Device::Cpu);

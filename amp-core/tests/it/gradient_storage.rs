@@ -178,8 +178,8 @@ fn gradients_of_weights_are_rounded_to_16_bits(
         }
         assert_eq!(bits(narrow), bits(&round(narrow)));
         assert_ne!(bits(full), bits(&round(full)));
-        // The two runs may add the terms of a sum in different orders, so a rounded sum may be the
-        // next 16-bit number.
+        // The two runs may add the terms of a sum in different orders, so that the sums may round
+        // to neighbouring 16-bit numbers.
         let ulp = if half == Kind::Half { 2.0_f64.powi(-10) } else { 2.0_f64.powi(-7) };
         let off = (narrow - full).abs() - full.abs() * (0.51 * ulp);
         assert!(off.max().double_value(&[]) <= 2.0_f64.powi(-24), "{off}");

@@ -99,7 +99,8 @@ fn sees_the_same<M: LightningModule>(
             }
             Ok(())
         };
-        // The last batch of an epoch is smaller than the other batches.
+        // An epoch has ten batches of 32 examples and a smaller last batch, whose step runs without
+        // a CUDA graph.
         let data = same(digits(330)?, 32)?;
         let record = Trainer::new(config).subscribe(&mut listen).fit(&mut model, &data)?;
         Ok::<_, amp_core::Error>((seen(&mut model), logged, record.end))

@@ -26,8 +26,8 @@ fn the_step_timer_is_deferred_and_the_rate_monitor_is_not() {
     assert_eq!(LearningRateMonitor::new().step_access(), StepAccess::PerStep);
 }
 
-/// A layer that reads a number from the device in every forward pass. Such a step cannot run as a
-/// CUDA graph.
+/// A layer that reads a number from the device in every forward pass. A step with this layer cannot
+/// run as a CUDA graph.
 struct Reads;
 
 impl Visit for Reads {
@@ -41,8 +41,8 @@ impl Module for Reads {
     }
 }
 
-/// A layer that copies from host memory that is not pinned. This is not allowed while a CUDA graph
-/// is captured.
+/// A layer that copies from host memory that is not pinned. Such a copy is not allowed while a CUDA
+/// graph is captured.
 struct Copies;
 
 impl Visit for Copies {
@@ -148,7 +148,8 @@ fn a_note_gives_the_reason_why_a_hand_written_step_is_not_a_graph() -> Result<()
     let cuda = device().is_cuda();
     let why = if cuda { "the model is peculiar" } else { "CUDA graphs need a CUDA device" };
     assert_eq!(text, format!("steps do not run as CUDA graphs: {why}"));
-    // A CPU has no CUDA graphs, so no note is printed.
+    // With `Graph::Auto`, a note is printed on CUDA. A CPU has no CUDA graphs, so no note is
+    // printed there.
     let notes = run(Graph::Auto)?.record.notes;
     assert_eq!(notes.len(), usize::from(cuda), "{notes:?}");
     Ok(())

@@ -41,8 +41,8 @@ impl WarmedUp {
     }
 }
 
-/// A model with the same loss as `WarmedUp`. Its hook is `late`, and a method of the model computes
-/// the loss.
+/// A model with the same loss as `WarmedUp`. Its hook is marked `late`, but is called after each
+/// step, because the step reads `beta`. A method of the model computes the loss.
 #[derive(LightningModule)]
 #[loss(with = |output, target| self.weighted(output, target))]
 #[log(train_loss(on_epoch))]
@@ -136,7 +136,7 @@ fn a_changed_value_reaches_the_next_step(#[values(false, true)] late: bool) -> R
     };
     let ((eager, ..), (graphed, notes, end)) = (run(Graph::Off)?, run(Graph::On)?);
     assert_eq!(eager, graphed);
-    // The weight of the loss stays the same from step 12 on.
+    // From step 12 on, the weight of the loss stays the same, so the steps run as CUDA graphs.
     assert!(end.replayed > 15, "{end:?} {notes:?}");
     Ok(())
 }

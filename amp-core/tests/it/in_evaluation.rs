@@ -47,7 +47,7 @@ fn dropout_and_batch_statistics_are_those_of_evaluation() -> Result<()> {
     let (student, wise) = model.forward_with((&x,), &context(false))?;
     let (trained, of_teacher) = model.forward_with((&x,), &context(true))?;
     assert_eq!(of_teacher, wise);
-    // The part of the model outside is in training mode.
+    // The student is outside of `in_evaluation`, so it runs in training mode.
     assert_ne!(trained, student);
     Ok(())
 }

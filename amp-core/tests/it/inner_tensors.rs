@@ -165,11 +165,12 @@ fn causal_attention_offers_its_intermediate_tensors() -> Result<()> {
     Ok(())
 }
 
-/// A layer runs in bf16, in f32, and in f32 with its tensors rounded to bf16. With the rounding,
-/// less than a third as many elements differ from the bf16 results as without it. `least` is the
-/// share of elements that must differ without the rounding, for the output and for the gradient
-/// (`None` for a result that is not compared). The derivatives of tanh and sigmoid are those that
-/// libtorch computes from the rounded output.
+/// A layer runs in bf16, in f32, and in f32 with its tensors rounded to bf16. The elements of the
+/// two f32 results are compared with the bf16 result. With the rounding, fewer than a third as many
+/// elements differ as without the rounding. `least` is the share of elements that must differ
+/// without the rounding, for the output and for the gradient (`None` for a result that is not
+/// compared). The derivatives of tanh and sigmoid are those that libtorch computes from the rounded
+/// output.
 #[rstest]
 #[case::response_norm(response_norm(), [Some(0.1), None])]
 #[case::softsign(Ok(Box::new(Softsign) as Box<dyn Module>), [Some(0.1), None])]
@@ -206,9 +207,9 @@ fn rounded_layers_are_those_of_16_bits(
 }
 
 /// In mixed precision, the gradients of a linear layer that a forward pass uses forty times are
-/// added up in 16 bits, because autocast casts the weight once. The emulation does the same: its
-/// gradients differ from those of mixed precision by less than half as much as the f32 gradients
-/// do.
+/// added up in 16 bits, because autocast casts the weight once. The emulation adds in 16 bits too.
+/// Its gradients differ from the mixed-precision gradients by less than half the difference between
+/// the f32 gradients and the mixed-precision gradients.
 #[test]
 fn the_gradients_of_several_uses_are_added_up_in_16_bits() -> Result<()> {
     let _generator = seeded(0);

@@ -91,8 +91,8 @@ fn ids(policy: Policy) -> Tensor {
 }
 
 /// Returns two outputs for the same sequence. The first is the output of one forward pass over the
-/// whole sequence. The second joins the outputs of several forward passes, which read `parts`
-/// tokens each.
+/// whole sequence. The second joins the outputs of several forward passes. For each number in
+/// `parts`, one pass reads this number of tokens.
 fn both<M>(model: &M, policy: Policy, parts: &[i64], room: i64) -> Result<[Tensor; 2]>
 where
     M: Forward<Input = (&'static Tensor,), Output = Tensor>,

@@ -206,8 +206,8 @@ fn under_pytorchs_rule_a_step_without_targets_lowers_the_scale() -> Result<()> {
     Ok(())
 }
 
-/// With weights of classes, the result equals libtorch's result for the same weights and targets in
-/// one batch.
+/// The cross entropy with class weights equals libtorch's, and the sum of the weights counts only
+/// targets that are not ignored.
 #[test]
 fn weighted_classes_equal_libtorchs() -> Result<()> {
     let Batch { input, target } = examples()?;

@@ -145,8 +145,8 @@ fn a_layer_has_second_derivatives(#[case] precision: Precision, #[case] bound: f
     Ok(())
 }
 
-/// If a backward kernel has no second derivative, computing one returns an error and not a
-/// constant.
+/// If a backward kernel has no second derivative, requesting a second derivative returns an error
+/// and not a constant.
 #[test]
 fn a_kernel_without_a_second_derivative_returns_an_error() -> Result<()> {
     let _generator = seeded(9);

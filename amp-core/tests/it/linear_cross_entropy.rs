@@ -147,8 +147,8 @@ fn loss_and_gradients_equal_f64(
 }
 
 /// Without a loss scale, the gradients of f16 logits would be far below 6e-5, the smallest normal
-/// f16 number. The gradients are accurate with and without a loss scale, because
-/// the loss scale only multiplies them and does not change their digits.
+/// f16 number. The gradients are accurate with and without a loss scale, because the loss scale
+/// only multiplies them and does not change their digits.
 #[rstest]
 fn gradients_of_f16_do_not_depend_on_the_loss_scale(
     #[values(1.0, 65536.0)] scale: f64,
@@ -156,8 +156,8 @@ fn gradients_of_f16_do_not_depend_on_the_loss_scale(
     let _generator = seeded(5);
     let (rows, classes) = (256, 4099);
     let (layer, target) = (Layer::draw(rows, classes, true), targets(rows, classes, -100));
-    // With small weights the logits are near 0, and their gradients near 1 / classes. The mean
-    // divides the gradients by the number of rows.
+    // With small weights the logits are near 0. The loss is the mean over the rows, so the
+    // gradients of most logits are near 1 / (classes · rows).
     let layer = Layer { weight: layer.weight / 16, ..layer };
     let loss = CrossEntropy::default();
     let (_, exact) = layer.exact(&loss, &target, Kind::Half)?;

@@ -30,7 +30,8 @@ fn ctc(output: &Tensor) -> Result<Tensor> {
     Ctc::default().compute(&output.f_unsqueeze(1)?.f_expand([3, 5, 4], false)?, &labels)
 }
 
-/// torch computes a number from each of these outputs, and this number may be negative.
+/// Losses of log probabilities refuse outputs that are logits or probabilities. torch computes a
+/// loss from such outputs, which may be negative.
 #[rstest]
 fn logits_and_probabilities_are_refused(
     #[values(nll, divergence, divergence_of_logs, ctc)] loss: fn(&Tensor) -> Result<Tensor>,
@@ -55,7 +56,8 @@ fn a_target_that_is_no_log_probability_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// Rounding may lift the logarithm of a probability of 1 above 0, and NaN must reach the trainer.
+/// Outputs slightly above 0 are accepted, because rounding may make the logarithm of a probability
+/// of 1 positive. NaN is accepted too, and gives a NaN loss, which the trainer detects.
 #[test]
 fn rounding_errors_and_nan_are_accepted() -> Result<()> {
     let output = Tensor::from_slice(&[1e-6_f32, -20.0, -20.0, -20.0]).view([1, 4]);

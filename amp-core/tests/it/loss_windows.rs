@@ -1,7 +1,7 @@
 //! Tests of accumulated batches and of micro-batches. The trainer weights each of them by the
 //! number of elements over which the loss takes the mean. The gradient of the step then equals that
-//! of one large batch, for every loss with its options and for a user-defined loss. A loss that
-//! needs the whole batch is never split without a note.
+//! of one large batch, for every loss with its options and for a user-defined loss. A batch whose
+//! loss needs the whole batch is never split, and accumulating such batches gives a note.
 
 use amp_core::{
     Trainer, TrainerConfig,

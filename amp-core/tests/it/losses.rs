@@ -35,7 +35,8 @@ fn tensor(value: &Value) -> Tensor {
 /// reduction.
 type Reduced = Box<dyn Fn(&[Tensor], Reduction) -> Result<Tensor>>;
 
-/// Wraps a loss of output and target in a function. For the mean, the function calls `compute`.
+/// Wraps a loss of output and target in a function of the type `Reduced`. The function calls
+/// `compute` for the mean and `reduced` for other reductions.
 macro_rules! of_two {
     ($loss:expr) => {{
         let loss = $loss;
@@ -214,8 +215,8 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// Some pairs of shapes would be broadcast by libtorch, or cannot be used. They are refused, and
-/// the error contains both shapes.
+/// Pairs of shapes that libtorch would broadcast, or that the loss cannot use, are refused. The
+/// error contains both shapes.
 #[rstest]
 #[case::cosine(&CosineSimilarity::default(), &[4], &[4], Kind::Float, "both must be vectors, [N, D, …]")]
 #[case::info_nce(&InfoNce::default(), &[4, 3], &[5, 3], Kind::Float, "both must have the same shape")]

@@ -173,7 +173,8 @@ fn an_invalid_example_ends_the_run(
     #[values(Graph::Off, Graph::Auto)] graph: Graph,
     #[values("a label is the blank", "a length is not from 0")] says: &str,
 ) -> Result<()> {
-    // Changes the last of the first epoch's six batches. It is read after the capture.
+    // Makes the last of the first epoch's six batches invalid. This batch is read after a step was
+    // captured.
     let spoil = |spoken: &mut Spoken| {
         let _ = match says {
             "a label is the blank" => spoken.labels.narrow(0, 40, 8).narrow(1, 0, 1).fill_(0),

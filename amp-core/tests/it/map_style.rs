@@ -171,8 +171,9 @@ fn workers_are_not_too_far_ahead(
     #[case] most: i64,
 ) -> Result<()> {
     // The loader checks whether the data set uses random numbers. If another test used random
-    // numbers at the same time, the loader would read the first batch more than twice. The section
-    // prevents this.
+    // numbers at the same time, the loader would read the first batch more than twice. `seeded`
+    // prevents this: until `_section` is dropped, other tests must wait before they use random
+    // numbers.
     let _section = seeded(1);
     let set = Numbers::of(200);
     let read = set.read.clone();

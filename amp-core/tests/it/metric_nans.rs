@@ -152,7 +152,8 @@ fn a_nan_logit_or_label_makes_each_metric_nan() -> Result<()> {
 fn a_nan_number_makes_each_metric_nan() -> Result<()> {
     let _generator = seeded(0);
     let mut all = silent(&of_numbers(), &random(&[4]), &random(&[4]))?;
-    // The variance of these targets is 0. R2 divides by this variance.
+    // R2 divides by the variance of the targets, which is 0 here. A NaN must make the value NaN in
+    // this case too.
     let constant = Tensor::ones([4], (Kind::Float, Device::Cpu));
     all.extend(silent(&of_numbers(), &random(&[4]), &constant)?);
     all.extend(silent(&of_numbers(), &random(&[3, 2]), &random(&[3, 2]))?);
@@ -166,7 +167,7 @@ fn a_nan_number_makes_each_metric_nan() -> Result<()> {
     Ok(())
 }
 
-/// The logits of an ignored example may be NaN.
+/// If the logits of an ignored example are NaN, no metric changes.
 #[test]
 fn a_nan_logit_of_an_ignored_example_changes_nothing() -> Result<()> {
     let _generator = seeded(0);

@@ -262,7 +262,7 @@ fn a_resumed_run_has_the_epochs_values(
 }
 
 /// A model that logs a metric in its own training step. A checkpoint does not contain how such a
-/// metric is computed. If a run is resumed after the last batch of an epoch, it therefore cannot
+/// metric is computed. A run that is resumed after the last batch of an epoch therefore cannot
 /// compute the metric.
 #[derive(LightningModule)]
 #[training_step(Self::step)]

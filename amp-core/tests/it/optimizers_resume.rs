@@ -94,9 +94,9 @@ fn start(kind: Kind) -> Vec<Tensor> {
     SHAPES.iter().map(|shape| lcg.tensor(shape, 128.0).to_kind(kind).to_device(device())).collect()
 }
 
-/// Runs these steps. The gradients depend only on the number of the step. The last parameter gets
-/// its first gradient in step 100, so an earlier checkpoint contains a parameter that has no
-/// optimizer state.
+/// Runs the steps with these numbers. The gradients depend only on the number of the step. The last
+/// parameter gets its first gradient in step 100, so an earlier checkpoint contains a parameter
+/// that has no optimizer state.
 fn train(scheduled: &mut Scheduled, steps: std::ops::Range<u64>) -> Result<()> {
     for step in steps {
         let mut lcg = Lcg(1000 + step);

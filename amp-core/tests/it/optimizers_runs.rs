@@ -1,5 +1,5 @@
-//! Tests of whole training runs with Muon for matrices together with AdamW, with Adafactor, with
-//! LAMB, and with a user-defined optimizer.
+//! Tests of whole training runs with each of these optimizers: Muon (for matrices, together with
+//! AdamW for other parameters), Adafactor, LAMB and a user-defined optimizer.
 
 use amp_core::{
     callback::{Mode, ModelCheckpoint},

@@ -222,7 +222,8 @@ fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
     let failed = nn::loss_of_output(&model, &loss, || Err(Error::config("stop")), &examples.target);
     assert_eq!(message(failed), "stop");
     assert_eq!(model.forward(&examples.input, &cx)?.size(), [8, 5, CLASSES]);
-    // In this case, the step of one model calls another model of the same type.
+    // The request applies only to the model of the step. If the step calls another model of the
+    // same type, that model returns its output.
     let own = Tied::builder().build()?;
     let of_both = || {
         assert_eq!(own.forward(&examples.input, &cx)?.size(), [8, 5, CLASSES]);
@@ -248,8 +249,9 @@ impl Probe for Dtypes {
     }
 }
 
-/// A tensor probe gets the output of every layer, so the loss does not run the layer. A dtype probe
-/// gets the dtype of the logits.
+/// If a probe reads tensors, the output layer runs in the forward pass, and not in the loss,
+/// because the probe must get its output. If a probe reads only dtypes, the loss runs the output
+/// layer, and the probe gets the dtype of the logits.
 #[rstest]
 fn observers_see_the_output_layer(#[values(false, true)] reads: bool) -> Result<()> {
     let _generator = seeded(24);

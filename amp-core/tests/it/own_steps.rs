@@ -1,4 +1,4 @@
-//! Tests of training, test and prediction steps that a derived model writes itself.
+//! Tests of training, test and prediction steps that the user has written for a derived model.
 
 use amp_core::{Trainer, TrainerConfig, event::Event, nn, prelude::*};
 use rstest::rstest;
@@ -31,7 +31,7 @@ fn count_words(batch: &Sentences) -> Result<Tensor> {
     Ok(batch.next.f_not_equal(0)?.f_sum(Kind::Double)?)
 }
 
-/// Writes a model whose training step is `$step`. The models differ only in what they say about the
+/// Defines a model whose training step is `$step`. The models differ only in how they declare the
 /// weight of a batch.
 macro_rules! words {
     ($name:ident, #[$step:meta]) => {
@@ -203,7 +203,7 @@ fn own_test_and_prediction_steps_run() -> Result<()> {
     Ok(())
 }
 
-/// The derive writes no test step for a model that computes its own validation.
+/// A model with its own validation step. The derive macro generates no test step for it.
 #[derive(LightningModule)]
 #[training_step(Self::step)]
 #[validation_step(Self::check)]

@@ -177,8 +177,8 @@ fn threads_change_nothing(
     Ok(())
 }
 
-/// If several threads read from the same open file, they do not change the position at which
-/// another thread reads.
+/// If several threads read from the same open file, no thread changes the position at which another
+/// thread reads.
 #[test]
 fn threads_read_one_file_at_a_time() -> Result<()> {
     let all = recorded();

@@ -101,8 +101,9 @@ fn modules_with_several_inputs_can_run_again(
     ];
     assert_eq!(paths, expected);
     for (path, off) in seen {
-        // The two outputs may differ by roundings. If queries, keys and values are the same tensor,
-        // one matrix product projects all of them. Otherwise there are three matrix products.
+        // The outputs of the two runs may differ by roundings, because the runs may use different
+        // matrix products. If queries, keys and values are the same tensor, one product projects
+        // all of them. Otherwise there are three products.
         assert!(off < if precision == Precision::F32True { 1e-6 } else { 1e-2 }, "{path}: {off}");
     }
     Ok(())

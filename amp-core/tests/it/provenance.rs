@@ -159,8 +159,8 @@ fn an_input_gradient_that_overflows_is_named(
     Ok(())
 }
 
-/// If the gradient of a weight overflows because it is a sum over the batch, it is named as the
-/// cause, although the gradients of all layers' inputs and outputs are finite.
+/// If the gradient of a weight overflows because it is a sum over the batch, the report names this
+/// gradient as the cause, although the gradients of all layers' inputs and outputs are finite.
 #[test]
 fn a_weight_gradient_that_overflows_is_named() -> Result<()> {
     let _generator = seeded(0);
@@ -212,14 +212,15 @@ impl Module for Rare {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.runs.set(self.runs.get() + 1);
         let draw = Tensor::f_rand([1], (Kind::Float, input.device()))?;
-        // If a validation loss were not finite, the trainer would run more forward passes to find
-        // the cause.
+        // In evaluation, the layer does not return infinity. If a validation loss were not finite,
+        // the trainer would run more forward passes to find the cause, and the layer would count
+        // them.
         if !cx.is_training() {
             return Ok(input.shallow_clone());
         }
-        // The factor is 1 with a probability of two thirds, and infinite otherwise. After a skipped
-        // step, the next step draws the same random number. The factor therefore also depends on
-        // the batch, so that not every following step is skipped.
+        // The input is multiplied by 1 with a probability of two thirds, and by infinity otherwise.
+        // After a skipped step, the next step draws the same random number. The factor therefore
+        // depends on the batch too, so that not every following step is skipped.
         let number = draw.f_add(&input.f_sum(Kind::Float)?)?.f_frac()?.f_abs()?;
         let gate = number.f_gt(1.0 / 3.0)?.f_to_kind(Kind::Float)?.f_reciprocal()?;
         Ok(input.f_mul(&gate.f_to_kind(input.kind())?)?)

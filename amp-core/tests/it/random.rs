@@ -220,7 +220,8 @@ fn a_data_loader_belongs_to_the_section() {
 }
 
 /// The training thread has exclusive use of the random generators, and the data loader's thread
-/// shares this use. It can therefore use random numbers without waiting for the training thread.
+/// shares this use. The data loader's thread can therefore use random numbers without waiting for
+/// the training thread.
 #[test]
 #[ignore = "is run by the test above, in a process of its own"]
 fn loads_within_a_section() -> Result<()> {

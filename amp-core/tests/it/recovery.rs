@@ -192,7 +192,7 @@ fn the_last_good_state_is_restored() -> Result<()> {
     let config = TrainerConfig { max_steps: Some(17), ..config(Precision::F32True) };
     let _: RunRecord = train(&config, &mut straight)?;
     assert_eq!(fingerprint(&model), fingerprint(&straight));
-    // If no good step follows a rollback, a second rollback would not help, so the run ends.
+    // If no step is applied after a rollback, a second rollback would not help, so the run ends.
     let outcome = train(&restoring, &mut faulty(|run| run >= 7)?);
     assert!(message(outcome).contains("is not finite"));
     Ok(())
@@ -201,7 +201,7 @@ fn the_last_good_state_is_restored() -> Result<()> {
 #[test]
 fn falling_back_to_bf16_keeps_the_weights() -> Result<()> {
     let _generator = seeded(0);
-    // The values overflow in f16 but not in bf16.
+    // The inputs are 1e6, which f16 cannot represent and bf16 can.
     let layers: Vec<Box<dyn Module>> = vec![Box::new(linear(4, 4)?), Box::new(linear(4, 4)?)];
     let mut model = Model::regression(Sequential::new(layers), |_| {
         OptimizerConfig::new(Adam { lr: 1e-3, ..Default::default() })

@@ -78,8 +78,7 @@ impl Visit for Layer {
     }
 }
 
-/// Replaces each tensor by an equal one. Counts the intermediate tensors, the calls for weights and
-/// the further uses of tensors.
+/// Replaces each tensor by an equal one. Counts the calls of `within`, `weight` and `next_use`.
 #[derive(Default)]
 struct Same {
     inner: Cell<i64>,

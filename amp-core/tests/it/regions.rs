@@ -53,7 +53,7 @@ impl Module for Part {
     }
 }
 
-/// A probe that records, for every matrix product, the dtype that ran and the planned dtype.
+/// A probe that records, for every matrix product, the dtype of its output and the planned dtype.
 #[derive(Default)]
 struct Products(RefCell<BTreeMap<String, (Kind, Kind)>>);
 

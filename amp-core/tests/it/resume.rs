@@ -323,7 +323,8 @@ fn best_files_of_another_folder_are_kept() -> Result<()> {
     let resumed = train(other.path(), 3, Some(&last))?;
     assert!(resumed.len() == 2 && one.path().join(&first[0]).exists(), "{resumed:?}");
     // The run is resumed twice from one copy of the checkpoint. The first resumed run replaces the
-    // best file that the checkpoint names.
+    // best file that the checkpoint names. The second one must run although that file no longer
+    // exists.
     let kept = other.path().join("kept.safetensors.copy");
     fs::copy(&last, &kept).expect("a copy");
     for _ in 0..2 {

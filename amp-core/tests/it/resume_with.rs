@@ -94,8 +94,8 @@ fn rates(record: &RunRecord) -> Vec<f64> {
 }
 
 /// A cosine schedule over two epochs that is extended by two more epochs has the learning rates of
-/// a cosine over four epochs. Without permission the extension is refused, because the learning
-/// rate would stay 0.
+/// a cosine over four epochs. Without the user's permission (`--resume-with epochs`) the extension
+/// is refused, because the learning rate would stay 0.
 #[test]
 fn a_cosine_can_be_extended() -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -124,7 +124,8 @@ fn a_cosine_can_be_extended() -> Result<()> {
     Ok(())
 }
 
-/// A schedule that does not depend on the length of the run needs no permission.
+/// If the schedule does not depend on the length of the run, the run can be extended without
+/// permission.
 #[test]
 fn a_length_that_affects_no_schedule_needs_no_permission() -> Result<()> {
     let folder = tempdir().expect("a folder");

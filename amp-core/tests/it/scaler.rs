@@ -29,7 +29,8 @@ struct Part(
 );
 
 /// Compares every step of a family of recorded runs (traces): the scale's bits on the device and in
-/// the host's copy, the tracker, the skipped steps, the unscaled gradients and the parameters.
+/// the host's copy, the growth tracker, the skipped steps, the unscaled gradients and the
+/// parameters.
 ///
 /// The recorded traces cover rules 3 (reciprocal in f64), 4 (skip if any gradient is not finite), 5
 /// (growth, backoff, the limits of f32) and 6 (one update for several optimizers) of
@@ -132,8 +133,8 @@ fn drive(
     set_gradients(optimizer, &grads);
     let gradients = scaler.gradients(optimizer)?;
     let gradients = scaler.unscale(gradients)?;
-    // torch unscales the gradients of skipped steps too. Only its fused kernel does not change
-    // them.
+    // torch unscales the gradients of skipped steps too, except with its fused kernel. In that case
+    // they are not compared.
     if !(fused && *applied == 0) {
         let expected = unscaled.as_ref().unwrap_or(given).iter().zip(optimizer.parameters().iter());
         for (expected, parameter) in expected {

@@ -192,7 +192,7 @@ fn a_curve_of_positives_alone(#[values(None, Some(7))] thresholds: Option<i64>) 
         (Tensor::from_slice(&[0.5_f32, -1.0, 2.0]), Tensor::from_slice(&[1_i64, 1, 1]));
     let average = Average::Macro;
     assert!(Auroc { average, thresholds }.measure(&logits, &ones)?.double_value(&[]).is_nan());
-    // Every threshold has a precision of 1.
+    // All labels are 1, so the precision is 1 at every threshold.
     let precision = AveragePrecision { average, thresholds }.measure(&logits, &ones)?;
     assert_eq!(precision.double_value(&[]), 1.0);
     Ok(())

@@ -164,8 +164,9 @@ fn a_run_that_cannot_validate_says_so(
     Ok(())
 }
 
-/// The last batch of a run completes the run, also if steps were skipped and `max_steps` ends the
-/// run before its last epoch. The scale is so large that the first steps overflow.
+/// The completed fraction of a run becomes 1 with the run's last batch, and not before. This also
+/// holds if steps were skipped, and if `max_steps` ends the run before its last epoch. The loss
+/// scale is so large that the first steps overflow.
 #[rstest]
 #[case::by_steps(Some(6), 7)]
 #[case::by_epochs(None, 2)]

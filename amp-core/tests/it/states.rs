@@ -33,7 +33,7 @@ struct Best {
     highest: f32,
 }
 
-/// A model with a score for each of several values.
+/// A model with a list in its state. One number of the list is infinite.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -117,7 +117,8 @@ enum Choice {
     Two { of: (f32, f64) },
 }
 
-/// If a value would be read back as a different value, saving it is refused.
+/// A NaN or an infinity inside a list, a struct or another value would be read back as null, so
+/// saving such a value is refused.
 #[test]
 fn a_float_within_another_value_is_refused() -> Result<()> {
     let mut state = State::default();
@@ -314,8 +315,8 @@ fn two_callbacks_of_one_name_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Options with the largest possible numbers do not overflow: a run without a maximum length, and
-/// the largest accumulation windows.
+/// Options with the largest possible numbers do not overflow: `max_epochs` and
+/// `accumulate_grad_batches` are `i64::MAX`.
 #[test]
 fn the_largest_numbers_do_not_overflow() -> Result<()> {
     let _section = seeded(0);
@@ -329,7 +330,8 @@ fn the_largest_numbers_do_not_overflow() -> Result<()> {
     Ok(())
 }
 
-/// With a negative minimum difference, a worse value would count as an improvement.
+/// A minimum difference that is negative or NaN is refused. With a negative one, a worse value
+/// would count as an improvement.
 #[rstest]
 #[case(-0.1)]
 #[case(f64::NAN)]

@@ -110,7 +110,7 @@ fn lightnings_rule_counts_a_skipped_step() -> Result<()> {
 /// If a step is repeated, it logs the loss of its last repetition. Hooks receive the same loss.
 #[test]
 fn a_repeated_step_logs_its_last_run() -> Result<()> {
-    /// A layer whose output overflows in f16 but not in bf16.
+    /// A model whose forward pass overflows in f16 but not in bf16.
     #[derive(LightningModule)]
     #[loss(mse_loss)]
     #[forward(|x| Ok(head(x)?.f_mul_scalar(3000.0)?.f_mul_scalar(1e-3)?))]

@@ -103,8 +103,9 @@ fn what_cannot_be_a_field_is_refused(#[case] columns: Columns, #[case] says: &st
     Ok(())
 }
 
-/// Rows and lines keep their numbers in a file with more rows than are converted at once, with line
-/// breaks of each kind, empty lines, and cells that contain line breaks.
+/// In a large file, each row keeps its values, and errors name the right lines. The file has more
+/// rows than are converted at once, line breaks of each kind, empty lines, and cells that contain
+/// line breaks.
 #[rstest]
 fn rows_of_a_large_file_are_in_their_places(#[values("\n", "\r\n")] end: &str) -> Result<()> {
     let job = |row: i64| if row % 3 == 0 { "cook" } else { "\"a\nclerk\"" };
@@ -125,8 +126,8 @@ fn rows_of_a_large_file_are_in_their_places(#[values("\n", "\r\n")] end: &str) -
         |name| Vec::<i64>::try_from(batch.required(name).expect("the field")).expect("integers");
     assert_eq!(integers("row"), (0..5000).collect::<Vec<_>>());
     assert_eq!(integers("job"), (0..5000).map(|row| i64::from(row % 3 == 0)).collect::<Vec<_>>());
-    // The first number that is not whole is in row 1. Row 0 is in line 2, and an empty line
-    // follows.
+    // The first number that is not whole is in row 1. Row 0 is in line 2 and an empty line follows
+    // it, so row 1 is in line 4.
     let text = of_file(&message(table.integers("number")), &path);
     assert_eq!(text, "FILE, line 4: `number` is `0.25`, which is not a whole number");
     let text = of_file(
@@ -153,7 +154,8 @@ fn columns_are_looked_for_without_rows() -> Result<()> {
     Ok(())
 }
 
-/// Text that is not UTF-8, and separators that cannot be found in UTF-8 text, are refused.
+/// Text that is not UTF-8 is refused. Quotes, line breaks and bytes above 127 are refused as
+/// separators.
 #[test]
 fn other_text_is_refused() {
     let (_folder, path) = file("latin.csv", b"a,b\n1,2\nK\xf6ln,3\n");
@@ -196,7 +198,8 @@ fn columns_and_categories_are_saved() -> Result<()> {
     let mut state = State::default();
     state.put("columns", &columns)?;
     assert_eq!(state.get::<Columns>("columns")?, columns);
-    // If the names were in another order, the ids would differ.
+    // A file whose names are not sorted is refused. In another order, the names would have other
+    // ids.
     std::fs::write(&path, r#"{"names": ["b", "a"], "unknown": false}"#).expect("room on the disk");
     let text = message(Categories::load(&path));
     assert!(text.contains("not in the order of their bytes"), "{text}");

@@ -110,8 +110,8 @@ fn overflowing(advances: bool) -> Result<(RunRecord, f64)> {
 }
 
 /// Rule 16 of docs/SEMANTICS.md: a skipped step advances neither the count of steps nor the
-/// schedule, as in accelerate. If the option for Lightning's behavior is set, a skipped step
-/// advances both.
+/// schedule, as in accelerate. With `skipped_step_advances`, a skipped step advances both, as in
+/// Lightning.
 #[rstest]
 #[case(false)]
 #[case(true)]

@@ -54,8 +54,9 @@ fn sizes(value: &Value, key: &str) -> Vec<i64> {
     list(value, key).iter().map(|size| size.as_i64().expect("a size")).collect()
 }
 
-/// Images are resized as in torchvision, to a given shorter side and to two given sides, smaller
-/// and larger. The rounding of the CPU's kernels may change a pixel by one level.
+/// Images are resized as in torchvision, to a given shorter side and to two given sides. The new
+/// sizes are smaller and larger than the image. The rounding of the CPU's kernels may change a
+/// pixel by one level.
 #[test]
 fn images_are_resized_as_in_torchvision() -> Result<()> {
     let all = recorded();
@@ -86,7 +87,7 @@ fn parts_are_resized_as_in_torchvision() -> Result<()> {
     Ok(())
 }
 
-/// Center crops equal torchvision's, smaller and larger than the image.
+/// Center crops that are smaller or larger than the image equal torchvision's.
 #[test]
 fn center_crops_equal_torchvisions() -> Result<()> {
     let all = recorded();

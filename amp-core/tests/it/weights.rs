@@ -200,7 +200,9 @@ fn values_that_would_change_are_refused() -> Result<()> {
     write("1.num_batches_tracked", &Tensor::full([] as [i64; 0], 1.5, options))?;
     let said = message(load(&narrow, &path));
     assert!(
-        said.contains("is float64 in the file, but int64 in the model cannot represent fractions"),
+        said.contains(
+            "is float64 in the file, but int64 in the model: int64 cannot represent fractions"
+        ),
         "{said}"
     );
     assert!(equal(&tensors(&narrow), &before));

@@ -59,7 +59,7 @@ impl LastGood {
     }
 
     /// Returns whether restoring this copy can help a run with `applied` applied steps. A copy that
-    /// was restored before can help again only if a step was applied since.
+    /// was restored before can help again only if a step was applied after it was restored.
     pub(super) fn helps(&self, applied: u64) -> bool {
         !self.used || applied > self.applied
     }

@@ -14,7 +14,7 @@ use crate::{
     trainer::config::TrainerConfig,
 };
 
-/// The fraction of lost updates from which on a note is emitted.
+/// The smallest fraction of lost updates for which a note is emitted.
 const MANY: f64 = 0.25;
 
 /// The number of elements of each parameter that are compared. The number is small, so that the
@@ -31,10 +31,10 @@ fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
 }
 
 impl StepState<'_> {
-    /// Returns whether the next step after the steps in flight is checked for lost updates. The
-    /// first, tenth, hundredth, … steps are checked, until lost updates are found. The first step
-    /// is not checked if the run has a learning-rate schedule, because schedules often begin with a
-    /// tiny rate.
+    /// Returns whether the step that follows the `in_flight` running steps is checked for lost
+    /// updates. The first, tenth, hundredth, … steps are checked, until lost updates are found. The
+    /// first step is not checked if the run has a learning-rate schedule, because schedules often
+    /// begin with a tiny rate.
     pub(super) fn looks_for_lost_updates(&self, in_flight: u64) -> bool {
         let step = self.counts.applied + in_flight + 1;
         let power = 10_u64.checked_pow(step.ilog10()).is_some_and(|power| power == step);

@@ -25,8 +25,8 @@ impl Examples {
         self.batches.iter().map(AnyBatch::bytes).sum()
     }
 
-    /// Creates the examples of a step from its batches. Each batch's factor is proportional to the
-    /// [weight](LightningModule::loss_weight) that the model gives to its loss.
+    /// Creates the examples of a step from its batches. The factor of each batch is proportional to
+    /// the [weight](LightningModule::loss_weight) that the model gives to the batch's loss.
     pub(in crate::trainer) fn new(
         model: &dyn LightningModule,
         start: Position,
@@ -115,7 +115,7 @@ fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>>
     let weights = weights.collect::<Result<Vec<_>>>()?;
     if let Some(bad) = weights.iter().find(|weight| !(**weight >= 0.0 && weight.is_finite())) {
         return Err(Error::config(format!(
-            "a batch has the weight {bad} in its loss, but weights must be finite and at least 0: \
+            "the loss of a batch has the weight {bad}, but weights must be finite and at least 0: \
              check the data's weights"
         )));
     }

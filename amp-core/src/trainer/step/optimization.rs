@@ -95,8 +95,8 @@ impl<'a> Optimization<'a> {
         some(gradients)
     }
 
-    /// Clips gradients after the hooks. The norm is computed for each optimizer separately, as
-    /// Lightning does.
+    /// Clips gradients after the hooks have read them. The norm is computed for each optimizer
+    /// separately, as Lightning does.
     pub(in crate::trainer) fn clip(
         &self,
         gradients: Vec<Gradients<Unscaled>>,
@@ -110,9 +110,9 @@ impl<'a> Optimization<'a> {
     }
 
     /// Unscales and clips the gradients, for steps in which no hook reads the gradients in between.
-    /// Reads the gradients as few times as the optimizers allow. If the step is `captured`, an
-    /// optimizer that steps after the CUDA graph gets no factor, so its gradients are unscaled and
-    /// clipped here.
+    /// Reads the gradients as few times as the optimizers allow: where possible, the kernel of an
+    /// optimizer unscales and clips them in its step. If the step is `captured`, this is not
+    /// possible for an optimizer that steps after the CUDA graph.
     pub(in crate::trainer) fn unscale_and_clip(
         &mut self,
         captured: bool,
@@ -122,7 +122,7 @@ impl<'a> Optimization<'a> {
         let may_defer = matches!(self.access, StepAccess::Deferred);
         let limit = match self.config.optimization.gradient_clip {
             Some(Clip::Norm(limit)) => Some(limit),
-            // Nothing is clipped, but the factor must still divide the gradients by the loss scale.
+            // Nothing is clipped, but the kernel of the optimizer must still unscale the gradients.
             None if self.scaler.is_enabled() => Some(f64::INFINITY),
             _ => None,
         };
@@ -156,7 +156,7 @@ impl<'a> Optimization<'a> {
 
     /// Steps each optimizer that has gradients. If a gradient is not finite, steps no optimizer.
     /// Updates the loss scale in both cases. The schedule of an optimizer advances when the
-    /// optimizer steps. If skipped steps count, the schedule also advances in skipped steps.
+    /// optimizer steps. With `skipped_step_advances`, the schedule also advances in skipped steps.
     pub(in crate::trainer) fn apply(
         &mut self,
         gradients: Vec<Gradients<Deferred>>,
@@ -205,9 +205,9 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.write_rates())
     }
 
-    /// Advances the schedules that count epochs. `logged` are the values of the epoch. A schedule
-    /// that monitors a value does not advance here if the value is missing and a validation within
-    /// an epoch may report it.
+    /// Advances the schedules that count epochs. `logged` are the values of the epoch.
+    /// `more_to_come` says whether validations within an epoch may report further values. If so, a
+    /// schedule whose monitored value is not in `logged` does not advance here.
     pub(in crate::trainer) fn end_epoch(
         &mut self,
         logged: &[Logged],
@@ -291,7 +291,7 @@ impl Update for Optimization<'_> {
     fn step(&mut self, at: usize, gradients: Gradients<Unscaled>) -> Result<StepOutcome> {
         let scheduled = &mut self.scheduled[at];
         let outcome = self.scaler.step(gradients, scheduled.optimizer.as_mut())?;
-        // The optimizer may step again before the loss scale is updated.
+        // The manual step may step this optimizer again before the loss scale is updated.
         self.scaler.end_use(scheduled.optimizer.as_ref());
         if outcome == StepOutcome::Applied {
             scheduled.advance(Interval::Step, &[])?;

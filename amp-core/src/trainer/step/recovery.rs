@@ -106,7 +106,7 @@ fn restore_last_good(
     emit: &mut Emit<'_>,
 ) -> Result<()> {
     let applied = state.counts.applied;
-    // Restoring the same copy again helps only if a step was applied in between.
+    // A copy that was restored before helps again only if a step was applied after it was restored.
     let Some(good) = state.good.as_mut().filter(|good| good.helps(applied)) else {
         return Err(not_finite(state, skipped));
     };

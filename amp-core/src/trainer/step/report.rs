@@ -10,8 +10,9 @@ use crate::{
     precision::StepOutcome,
 };
 
-/// Calls the hooks and callbacks that follow the batch with the index `at` of the step, and reports
-/// the batch. The outcome of the step is passed to them only after the last batch.
+/// Calls the hooks and callbacks that run after the batch with the index `at` of the step, and
+/// reports the batch. `outcome` is the outcome of the step after the step's last batch, and `None`
+/// after earlier batches.
 pub(super) fn end_batch(
     state: &StepState<'_>,
     model: &mut dyn LightningModule,

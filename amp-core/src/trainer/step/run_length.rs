@@ -39,8 +39,8 @@ mod tests {
         // The run ends at its largest number of steps, before the last epoch is complete.
         assert_eq!(length(4).done(0, 3, 2), 0.5);
         assert_eq!(length(4).done(0, 8, 4), 1.0);
-        // If two steps of the run are skipped, the run ends four batches later. Its fraction is then
-        // 1, too.
+        // If two steps of the run are skipped, the run ends four batches later. After its last
+        // batch, the completed fraction is 1 as well.
         assert_eq!(length(4).done(0, 9, 3), 0.75);
         assert_eq!(length(4).done(1, 1, 4), 1.0);
     }

@@ -114,8 +114,8 @@ impl<'a> StepState<'a> {
         })
     }
 
-    /// Returns the number of applied steps, plus the number of skipped steps if they count, as in
-    /// Lightning.
+    /// Returns the number of applied steps. With `skipped_step_advances`, skipped steps are counted
+    /// too, as in Lightning.
     pub(in crate::trainer) fn global_step(&self) -> u64 {
         let Self { counts, config, .. } = self;
         counts.applied + if config.recovery.skipped_step_advances { counts.skipped } else { 0 }
@@ -130,7 +130,8 @@ impl<'a> StepState<'a> {
         self.counts.attempts.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
     }
 
-    /// Returns whether the values of the next step after `running` steps in flight are reported.
+    /// Returns whether the values of the step that follows the `running` steps in flight are
+    /// reported.
     pub(super) fn logs_after(&self, running: u64) -> bool {
         let next = self.counts.attempts + running + 1;
         next.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
@@ -178,7 +179,7 @@ impl<'a> StepState<'a> {
         self.config.memory.budget.filter(|_| self.memory.is_none())
     }
 
-    /// Recomputes the modules that the plan names in all following backward passes, and reports the
+    /// From now on, recomputes the modules that `plan` names in every backward pass. Reports the
     /// plan.
     pub(in crate::trainer) fn follow_memory_plan(
         &mut self,
@@ -370,7 +371,7 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Reports the loss scale if it is no longer `before`.
+    /// Reports the loss scale if it differs from `before`.
     pub(super) fn report_scale(&self, before: f64, emit: &mut Emit<'_>) -> Result<()> {
         match self.optim.scaler.scale_value() {
             same if same == before => Ok(()),

@@ -177,7 +177,7 @@ impl Average {
         for Averaged { name, live, average, .. } in &mut self.tensors {
             let current = state.tensor_like(&format!("current/{name}"), live)?;
             let wide = format!("average/{name}");
-            // Files of older versions have no averages of more bits than the weights.
+            // Files of older versions do not contain the f32 averages of 16-bit weights.
             let wide = match state.tensor(&wide) {
                 Ok(_) => Some(state.tensor_like(&wide, average)?),
                 Err(_) => None,

@@ -58,7 +58,7 @@ pub struct ModelSummary {
     /// The shape of each tensor of the batch, by name.
     pub batch: Vec<(String, Vec<i64>)>,
     /// The model itself, followed by its layers in the order of their declaration. A layer that
-    /// contains layers comes before them.
+    /// contains other layers comes before those layers.
     pub layers: Vec<LayerSummary>,
     /// The number of parameter elements that the optimizers update.
     pub trainable: i64,

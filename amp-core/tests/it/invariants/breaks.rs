@@ -142,8 +142,8 @@ fn a_meter_that_misses_memory_is_reported(
     Ok(())
 }
 
-/// If a skipped step changes something, this is reported. With a loss scale of 2^40, the first
-/// steps of 16-mixed overflow and are skipped.
+/// A change that a skipped step makes is reported. With a loss scale of 2^40, the first steps of
+/// 16-mixed overflow and are skipped.
 #[rstest]
 #[case::a_weight(Odd::Nothing, Does::MovesInHook, "step 1: `model.0.weight` has changed")]
 #[case::a_buffer(Odd::Nothing, Does::CountsInHook, "step 1: `model.1.running_mean` has changed")]
@@ -192,7 +192,8 @@ fn weights_written_after_their_masters_were_made_are_reported() -> Result<()> {
 }
 
 /// With `save_on_error`, a run that violates an invariant saves a checkpoint with the state before
-/// the step or after it. A run with a correct optimizer can resume from this checkpoint.
+/// the step or after it, depending on where the violation is found. A run with a correct optimizer
+/// can resume from this checkpoint.
 #[rstest]
 #[case::within_a_step(Odd::KeepsGradients, 13)]
 #[case::after_a_step(Odd::WritesBack, 4)]

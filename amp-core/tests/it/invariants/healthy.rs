@@ -115,7 +115,7 @@ fn weights_with_a_reason_not_to_move_break_no_rule(
     trains(config(precision, level), optimizer)
 }
 
-/// Correct training runs with other options violate no invariant.
+/// Correct training runs with clipping, accumulation and other options violate no invariant.
 #[rstest]
 #[case::clipped(|config: &mut TrainerConfig| {
     config.optimization.gradient_clip = Some(Clip::Norm(1e-3));

@@ -23,7 +23,8 @@ use crate::support::{
     model::{digits, same},
 };
 
-/// Returns a configuration of fourteen steps with eight digits each, over two epochs.
+/// Returns a configuration of two epochs in 16-mixed. With [`data`], each epoch has seven steps of
+/// eight digits each.
 fn config(level: Check) -> TrainerConfig {
     TrainerConfig::new(Precision::F16Mixed, device()).with(|config| {
         config.max_epochs = 2;

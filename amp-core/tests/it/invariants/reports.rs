@@ -135,7 +135,8 @@ fn schedulers_that_have_no_effect_are_reported(#[case] odd: Odd) -> Result<()> {
     says(odd, Does::Nothing, Invariant::RatesAreScheduled).map(drop)
 }
 
-/// A model with one layer under two names, until the two are separated.
+/// A model whose encoder and decoder are the same layer, until `Unties` gives the decoder another
+/// layer.
 struct Tied {
     layer: nn::Linear,
     apart: Rc<RefCell<Option<nn::Linear>>>,
@@ -173,7 +174,8 @@ impl Callback for Unties {
     }
 }
 
-/// If loading separates tied weights, no optimizer trains the second weight, and the error says so.
+/// If tied weights are separated after the optimizer was built, no optimizer trains the second
+/// weight, and the error names this weight.
 #[rstest]
 fn tied_weights_that_were_untied_are_reported(#[values(false, true)] unties: bool) -> Result<()> {
     let _section = seeded(0);

@@ -85,7 +85,7 @@ fn validating_on_other_examples_is_not_reported(
     Ok(())
 }
 
-/// With `overfit_batches`, the user wants to validate on training examples, so this is not
+/// With `overfit_batches`, the user wants to validate on training examples, so the overlap is not
 /// reported.
 #[test]
 fn an_option_allows_overfitting() -> Result<()> {

@@ -1,5 +1,5 @@
-//! Tests of modules with several inputs or outputs against torch.nn, in the same way as in the
-//! parent module.
+//! Tests of modules with several inputs or outputs against torch.nn: outputs, gradients, initial
+//! weights, and dtypes under autocast.
 
 use amp_core::{
     Result,

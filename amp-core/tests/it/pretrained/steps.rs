@@ -70,8 +70,8 @@ fn invalid_steps_are_refused(#[case] steps: fn(Import) -> Import, #[case] says: 
     }
 }
 
-/// A step refers to tensors by the names that the previous steps have produced. A step that stacks
-/// tensors keeps their order.
+/// A step refers to tensors by the names that the previous steps have produced. `stack`
+/// concatenates tensors in the order of its patterns, and not in their order in the file.
 #[test]
 fn steps_run_in_their_order() -> Result<()> {
     let of = |value: f64| ones(&[1, 2]) * value;
@@ -98,8 +98,8 @@ fn steps_run_in_their_order() -> Result<()> {
     Ok(())
 }
 
-/// Every dtype of a file converts to the same or a wider dtype without change, including 8-bit
-/// floats.
+/// Tensors of every dtype of a file, including 8-bit floats, are loaded into the same or a wider
+/// dtype without a change of their values.
 #[rstest]
 #[case(Kind::Bool, Kind::Bool)]
 #[case(Kind::Uint8, Kind::Uint8)]
@@ -177,7 +177,7 @@ fn dtypes_of_other_programs_are_read() -> Result<()> {
     Kind::Float8e4m3fn,
     1.5,
     Kind::Int64,
-    "float8_e4m3fn in the file, but int64 in the model cannot represent fractions"
+    "float8_e4m3fn in the file, but int64 in the model: int64 cannot represent fractions"
 )]
 #[case(
     Kind::Float,

@@ -32,7 +32,7 @@ fn train(
         TrainerConfig { max_epochs, ..TrainerConfig::new(precision, device()) }.with(|config| {
             config.logging.log_every_n_steps = 1000;
             config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() };
-            // A loss over pairs of examples is not a sum over micro-batches.
+            // The loss over pairs of examples cannot be computed from micro-batches.
             config.memory.micro_batching = false;
             // A correct training run must not violate an invariant of training.
             config.checks.level = Check::Full;

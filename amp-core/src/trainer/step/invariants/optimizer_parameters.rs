@@ -9,8 +9,8 @@ use crate::{
     optim::{Scheduled, WeightUpdate},
 };
 
-/// Checks that each trained parameter belongs to an optimizer, which updates the same tensor that
-/// the model uses.
+/// Checks that each trained parameter belongs to an optimizer, and that the optimizer updates the
+/// tensor that the model uses.
 #[derive(Default)]
 pub(super) struct OptimizerHoldsWeights {
     /// The names of the parameters that were trained before the step.

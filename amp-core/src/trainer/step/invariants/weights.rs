@@ -15,8 +15,8 @@ use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
 const STEPS: u64 = 10;
 
 /// An element that has not changed is a violation only if learning rate × min(|gradient|, 1) is
-/// more than this number × |element| × machine epsilon of the dtype. No optimizer makes ten such
-/// steps in a row without changing the element.
+/// more than this number × |element| × machine epsilon of the dtype. With gradients and learning
+/// rates above this limit, every optimizer changes the element within ten steps.
 const SPACINGS: f64 = 8.0;
 
 /// Checks that a parameter with a gradient changes within the first applied steps.

@@ -34,8 +34,8 @@ const SCALARS: u64 = 4096;
 
 /// Chooses which modules a run with a memory budget recomputes, using the examples of the first
 /// step, and reports the choice. `loaders` is the number of bytes in data loaders: copies of data
-/// sets and, on CUDA, earlier batches that the device still reads. Nothing else in the state of the
-/// training changes.
+/// sets and, on CUDA, earlier batches that the device still reads. Apart from the memory plan, the
+/// state of the training does not change.
 pub(in crate::trainer) fn plan_memory(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -116,8 +116,8 @@ impl Trial<'_, '_> {
             losses.push(state.passes_in(&context).run(*model, batch, *share, index, &mut log)?);
         }
         let peak = meter.read()?.peak_allocated;
-        // The tensors are dropped while this meter exists. A meter that was started earlier did not
-        // count their allocation, so it must not count their release either.
+        // The tensors are dropped before `meter` ends. A meter that was started before `meter` has
+        // not counted their allocation, so it must not count their release either.
         drop((losses, casts));
         state.optim.scaler.forget();
         state.optim.zero_grad()?;

@@ -91,8 +91,8 @@ pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     Some(chosen)
 }
 
-/// Returns the choice with the smallest peak of bytes, to within a hundredth. For the same cells
-/// the choice is always the same. An error can therefore suggest its peak as a sufficient budget.
+/// Returns the choice with the smallest peak of bytes, to within 1 %. For the same cells the choice
+/// is always the same. An error can therefore suggest its peak as a sufficient budget.
 pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
     let cells: Vec<Cell> = cells.iter().map(|cell| Cell { seconds: 1.0, ..cell.clone() }).collect();
     let cells = cells.as_slice();
@@ -169,14 +169,14 @@ fn gradients(cell: &Cell) -> u64 {
     cell.output + cell.input
 }
 
-/// A choice among the cells up to some cell, with its bytes and seconds.
+/// A choice for the first cells of the chain, with the bytes and seconds that it needs.
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
     held: u64,
     seconds: f64,
     segments: usize,
-    /// The earlier state to which this state adds cells: the number of its front (the list of
-    /// states after that number of cells), and its index in the front.
+    /// The earlier state to which this state adds cells: the number of cells of the earlier state,
+    /// and its index in the list of states with this number of cells.
     from: (usize, usize),
     /// Whether the cells that were added to the earlier state are recomputed.
     checkpointed: bool,

@@ -19,8 +19,8 @@ use crate::{
 pub(super) struct Case<'a> {
     pub(super) model: &'a str,
     pub(super) length: Length,
-    /// Whether options of the gate change the model's size, data or length. If so, the runs cannot
-    /// be compared with recorded results.
+    /// Whether options of the gate change the model's hyperparameters, its data or the length of
+    /// training. If so, the results cannot be compared with recorded results.
     pub(super) is_changed: bool,
     pub(super) seed: u64,
     pub(super) precision: Precision,

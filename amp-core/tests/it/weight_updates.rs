@@ -176,8 +176,9 @@ fn masters_equal_an_f32_run(
 }
 
 /// With the default `RoundToNearest`, Adam's running averages of bf16 parameters are bf16, as in
-/// torch. With beta2 = 0.999, the running average of the squares then cannot decay. With master
-/// weights or stochastic rounding, the running averages are f32, and the average decays.
+/// torch. With beta2 = 0.999, the running average of the squares then cannot decay, because bf16
+/// rounds 0.999 times the average to the average. With master weights or stochastic rounding, the
+/// running averages are f32, and the average decays.
 #[rstest]
 #[case(WeightUpdate::RoundToNearest, Kind::BFloat16, 1.0)]
 #[case(WeightUpdate::MasterWeights, Kind::Float, 0.999)]

@@ -61,7 +61,9 @@ impl Case<'_> {
         let name = golden::file_name(self.model, own.fingerprint.as_ref());
         let path = folder.join(format!("{name}.snap"));
         let Ok(text) = fs::read_to_string(&path) else {
-            return Err(format!("NOT COMPARABLE: there is no golden {name} in the folder of --goldens"));
+            return Err(format!(
+                "NOT COMPARABLE: there is no golden {name} in the folder of --goldens"
+            ));
         };
         let golden =
             golden::parse(&text).map_err(|error| format!("NOT COMPARABLE: {name}: {error}"))?;

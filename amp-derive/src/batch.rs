@@ -47,8 +47,8 @@ struct Field {
     role: Option<Role>,
 }
 
-/// Expands the derive macro. Input and output are plain tokens, so that tests can call this
-/// function without a compiler.
+/// Expands the derive macro. Input and output are tokens of the crate proc_macro2, so that tests
+/// can call this function outside rustc.
 pub(crate) fn derive(input: TokenStream, manifest: fn() -> Manifest) -> TokenStream {
     let input: DeriveInput = match syn::parse2(fragments::written_out(input)) {
         Ok(input) => input,

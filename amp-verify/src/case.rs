@@ -338,8 +338,8 @@ mod tests {
         model!(Net).early_stopping("val_loss", 5)
     }
 
-    /// Checks that the user's choice of the logged value and of the patience replaces the
-    /// registry's.
+    /// Checks that the user's choices of the logged value and of the patience replace the values
+    /// that the registry declares.
     #[rstest]
     #[case::declared(declared(), None, None, Some(("val_loss", 5)))]
     #[case::other_patience(declared(), None, Some(1), Some(("val_loss", 1)))]

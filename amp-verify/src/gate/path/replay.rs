@@ -273,8 +273,8 @@ impl Replay {
         }
         let distance = |(slot, (off, size)): (String, (f64, f64))| {
             let (off, of) = (off.sqrt(), size.sqrt());
-            // Squaring doubles the relative rounding error of a gradient. Each step rounds the
-            // average once.
+            // 3 unit roundoffs cover the rounding of the gradients, which squaring doubles. Each
+            // step adds 1, because it rounds the average.
             let allowed = (ROUNDING + (3.0 + self.steps as f64) * eps) * of;
             Distance { what: format!("the optimizer's `{slot}`"), off, of, allowed }
         };

@@ -1,8 +1,8 @@
 //! Emulates the rounding of a precision. The model runs in a wider precision, and every value that
 //! the precision would store in 16 bits is rounded to 16 bits. The emulation does not use the code
 //! of the precision that is checked. Before a run, the weights are perturbed at random by less than
-//! one rounding, so that every run rounds differently. The differences between these runs and a run
-//! without rounding show how far a correct run of the precision may be from 32-true, for this
+//! a rounding error, so that every run rounds differently. The differences between these runs and a
+//! run without rounding show how far a correct run of the precision may be from 32-true, for this
 //! model, its weights and its data.
 
 mod between;
@@ -273,7 +273,7 @@ impl Rounding {
     }
 
     /// Returns the batch with the values that a run under the emulated precision would store. If
-    /// its storage has 16 bits, the targets are rounded, too.
+    /// this precision has 16-bit storage, the targets are rounded, too.
     pub(super) fn batch(&self, batch: &AnyBatch) -> Result<AnyBatch> {
         let Emulation { wide, precision, device, .. } = *self.emulation;
         let stored = match is_narrow(precision.storage()) {

@@ -47,8 +47,8 @@ struct Field {
     role: Option<Role>,
 }
 
-/// Expands the derive macro. Input and output are plain tokens, so that tests can call this
-/// function without a compiler.
+/// Expands the derive macro. Input and output are tokens of the crate proc_macro2, so that tests
+/// can call this function outside rustc.
 pub(crate) fn derive(input: TokenStream, manifest: fn() -> Manifest) -> TokenStream {
     let input: DeriveInput = match syn::parse2(fragments::written_out(input)) {
         Ok(input) => input,
@@ -126,7 +126,8 @@ fn field(field: &syn::Field, diag: &Diagnostics) -> Option<Field> {
     Some(Field { ident: field.ident.clone()?, ty: field.ty.clone(), role })
 }
 
-/// Reads the role of a field. Checks the rule: `#[batch(ids)]` names exactly one role.
+/// Reads the role of a field. Checks the rule: the attribute, as in `#[batch(ids)]`, names exactly
+/// one role.
 fn role(attr: &Attr, diag: &Diagnostics) -> Option<Role> {
     let names: Vec<&str> = ROLES.iter().map(|(name, _)| *name).collect();
     match attr.args.as_deref()? {

@@ -108,8 +108,8 @@ pub fn batch(input: TokenStream) -> TokenStream {
     batch::derive(input.into(), manifest::read).into()
 }
 
-/// Expands a derive macro. Input and output are plain tokens, so that tests can call this function
-/// without a compiler.
+/// Expands a derive macro. Input and output are tokens of the crate proc_macro2, so that tests can
+/// call this function outside rustc.
 fn derive(
     input: proc_macro2::TokenStream,
     which: Derive,

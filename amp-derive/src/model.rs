@@ -289,8 +289,8 @@ pub(crate) enum Loss {
 #[derive(Clone)]
 pub(crate) struct Own {
     pub(crate) scope: Scope,
-    /// A function that computes the weight of a batch, from the batch's target for a loss, and from
-    /// the batch for a training step.
+    /// A function that computes the weight of a batch. Its argument is the batch's target in
+    /// `#[loss]`, and the batch in `#[training_step]`.
     pub(crate) counts: Option<Expr>,
 }
 

@@ -186,7 +186,7 @@ const fn fraction(name: &'static str) -> Key {
     Key { name, range: Range::Fraction }
 }
 
-/// Returns an option that may also be `None` or `Some(…)`.
+/// Creates a key whose value may also be `None` or `Some(…)`.
 const fn optional(name: &'static str) -> Key {
     Key { name, range: Range::Optional }
 }

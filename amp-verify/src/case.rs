@@ -290,9 +290,8 @@ pub(crate) fn counting_loader(data: &DataModule) -> Result<DataLoader> {
     data.train_loader(Policy::new(Precision::F32True, Device::Cpu), 0)
 }
 
-/// The number of additional steps for which `max_epochs` has enough batches if the length of a run
-/// is a number of steps. Additional batches are needed because skipped steps do not count towards
-/// `max_steps`.
+/// If the length of a run is a number of steps, `max_epochs` has enough batches for this many
+/// additional steps. They replace skipped steps, which do not count towards `max_steps`.
 const SPARE: u64 = 32;
 
 /// Computes `max_epochs` and `max_steps` of the trainer from the length of the run.
@@ -339,8 +338,8 @@ mod tests {
         model!(Net).early_stopping("val_loss", 5)
     }
 
-    /// Checks that the user's choice of the logged value and of the patience replaces the
-    /// registry's.
+    /// Checks that the user's choices of the logged value and of the patience replace the values
+    /// that the registry declares.
     #[rstest]
     #[case::declared(declared(), None, None, Some(("val_loss", 5)))]
     #[case::other_patience(declared(), None, Some(1), Some(("val_loss", 1)))]

@@ -200,7 +200,8 @@ impl Comparison {
     }
 
     /// Adds the results of further seeds. Each comparison in `others` is of the same model and data
-    /// with another seed. `step` is the smallest difference between two values of the metric.
+    /// with another seed. `step` is the distance between neighbouring values of the metric (1/N for
+    /// an accuracy of N examples).
     #[must_use]
     pub fn with_seeds(mut self, others: &[Self], step: f64) -> Self {
         if others.is_empty() {
@@ -261,8 +262,8 @@ impl Run {
         }
     }
 
-    /// Describes the random numbers that this run drew in another dtype than the baseline, unless a
-    /// note of the run already does.
+    /// Describes the random numbers that this run drew in another dtype than the baseline. Returns
+    /// `None` if there are none, or if a note of the run already reports 16-bit draws.
     fn draws_otherwise(&self, baseline: &Self) -> Option<String> {
         if self.observed.draws.iter().any(Drawn::is_narrow) {
             return None;

@@ -89,8 +89,8 @@ impl Format {
         }
     }
 
-    /// Returns the class from which on values with the format's largest exponent overflow. The
-    /// class of a value is the number of formats whose limit is below the value's significand.
+    /// Returns the lowest class whose values overflow if they have the format's largest exponent.
+    /// The class of a value is the number of formats whose limit is below the value's significand.
     fn class(self) -> usize {
         let last = self.last_significand();
         Self::ALL.into_iter().filter(|other| other.last_significand() <= last).count()
@@ -154,13 +154,13 @@ impl Histogram {
             let values = tensor.f_detach()?.f_flatten(0, -1)?;
             let finite = values.f_isfinite()?;
             let present = values.f_ne(0.0)?.f_logical_and(&finite)?;
-            // Counts on the tensor's device, because copying to the host takes longer than a step.
+            // Counts on the device, as a copy to the host takes longer than a training step.
             let values = values.f_to_kind(Kind::Double)?.f_abs()?;
             let values = values.f_masked_fill(&present.f_logical_not()?, 1.0)?;
             // frexp returns a mantissa in [1/2, 1).
             let (mantissa, exponent) = values.f_frexp()?;
             let significand = mantissa.f_mul_scalar(2.0)?;
-            // Computes for each value the index of its counter, one per exponent and class.
+            // Computes the index of each value's counter. Each exponent and class has a counter.
             let place = exponent.f_to_kind(Kind::Int64)?.f_sub_scalar(1 + LOWEST)?;
             let mut place = place.f_mul_scalar(CLASSES)?;
             for format in Format::ALL {

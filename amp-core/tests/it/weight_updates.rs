@@ -56,9 +56,9 @@ fn mean(optimizer: &dyn Optimizer) -> f64 {
 /// The distance between neighbouring bf16 numbers just below 1.
 const SPACING: f64 = 1.0 / 256.0;
 
-/// One step changes each weight from 1 to 0.999, which stochastic rounding rounds to one of the two
-/// nearest bf16 numbers. The mean of all `count` weights equals the f32 result within five standard
-/// errors.
+/// One step changes each element of the weight from 1 to 0.999, which stochastic rounding rounds to
+/// one of the two nearest bf16 numbers. The mean of all elements equals the f32 result within five
+/// standard errors.
 #[test]
 fn stochastic_rounding_is_unbiased() -> Result<()> {
     let _generator = seeded(0);
@@ -87,7 +87,8 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
         let start = (ones(count, Kind::Float) * start).to_kind(Kind::BFloat16);
         let first = values(&start)[0];
         let (target, spacing) = match first.is_finite() && first != 0.0 {
-            // The target is a third of the way to the next value away from 0.
+            // The exact result of the update lies between two bf16 numbers: a third of the way from
+            // the weight to its neighbour that is farther from 0.
             true => {
                 let spacing = first.abs().log2().floor().exp2() / 128.0;
                 (first + first.signum() * spacing / 3.0, spacing)
@@ -121,7 +122,7 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
 /// Each update is 10⁻⁵, which is 1/400 of the distance between neighbouring bf16 numbers. With
 /// rounding to nearest, the weights have not changed after 400 steps. With stochastic rounding,
 /// their mean has changed by the sum of the updates. With master weights, the weights change to the
-/// next bf16 number as soon as the sum is closer to it.
+/// next bf16 number as soon as the master weights are closer to it than to 1.
 #[test]
 fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
     let _generator = seeded(2);
@@ -137,7 +138,8 @@ fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
     let share = 2e-3 / SPACING;
     let error = SPACING * (share * (1.0 - share) / count as f64).sqrt();
     assert!((mean - (1.0 - 2e-3)).abs() < 6.0 * error, "{mean} ± {error}");
-    // All weights are equal. Their mean is a sum in f64, in an order that depends on the device.
+    // All elements are equal, but their mean is a sum in f64 whose order depends on the device. So
+    // the mean may have a rounding error.
     let change = |steps| Ok::<_, Error>(1.0 - run(WeightUpdate::MasterWeights, steps)?);
     assert!(change(190)?.abs() < 1e-12);
     assert!((change(200)? - SPACING).abs() < 1e-12);
@@ -174,8 +176,9 @@ fn masters_equal_an_f32_run(
 }
 
 /// With the default `RoundToNearest`, Adam's running averages of bf16 parameters are bf16, as in
-/// torch. With beta2 = 0.999, the running average of the squares then cannot decay. With master
-/// weights or stochastic rounding, the running averages are f32, and the average decays.
+/// torch. With beta2 = 0.999, the running average of the squares then cannot decay, because bf16
+/// rounds 0.999 times the average to the average. With master weights or stochastic rounding, the
+/// running averages are f32, and the average decays.
 #[rstest]
 #[case(WeightUpdate::RoundToNearest, Kind::BFloat16, 1.0)]
 #[case(WeightUpdate::MasterWeights, Kind::Float, 0.999)]
@@ -203,7 +206,8 @@ fn the_running_square_decays_in_f32(
     Ok(())
 }
 
-/// Stochastic rounding is applied only to bf16 parameters. f32 parameters do not change.
+/// Stochastic rounding applies only to bf16 parameters. It refuses f16 parameters, and the update
+/// of f32 parameters is the ordinary f32 update.
 #[test]
 fn stochastic_rounding_applies_to_bf16_alone() -> Result<()> {
     let options = Sgd { lr: 1e-5, ..Default::default() };
@@ -232,7 +236,8 @@ fn the_trainer_passes_the_option_to_the_optimizer(
     for (_, tensor, _) in amp_core::nn::named_tensors(&module) {
         let _ = amp_core::tch::no_grad(|| tensor.shallow_clone().fill_(1.0));
     }
-    // The gradients are around 2, so that 40 steps add up to 8e-3.
+    // The gradients are around 2, so 40 steps change a weight by about 8e-3, while each step alone
+    // is smaller than the distance between bf16 numbers.
     let mut model =
         Model::regression(module, |_| OptimizerConfig::new(Sgd { lr: 1e-4, ..Default::default() }));
     fit(&config, &mut model, &same(constant(8, 8, 1.0)?, 8)?).1?;

@@ -173,7 +173,8 @@ fn another_models_weights_are_refused() -> Result<()> {
     )
 }
 
-/// Values that the model's dtypes cannot represent are refused, and nothing has changed.
+/// A file with values that the model's dtypes cannot represent is refused, and no tensor of the
+/// model changes.
 #[test]
 fn values_that_would_change_are_refused() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

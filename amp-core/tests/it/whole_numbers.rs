@@ -1,5 +1,5 @@
-//! Tests of ids that are stored as floating-point numbers, which 16-bit dtypes would change, and of
-//! shared tensors that contain indices of examples.
+//! Tests of two notes of a run. One is about ids that are stored as floating-point numbers, which
+//! 16-bit dtypes would round. The other is about shared tensors that contain indices of examples.
 
 use amp_core::{Trainer, TrainerConfig, data::DataModule, prelude::*};
 use rstest::rstest;
@@ -99,8 +99,8 @@ fn graph(nodes: i64, edges: &[i64]) -> Result<Graph> {
     })
 }
 
-/// The edges contain indices of examples. This is reported if the batches contain the examples in
-/// another order, or only some of them.
+/// The edges contain indices of examples. A note reports this if the batches contain the examples
+/// in another order, or only some of the examples.
 #[rstest]
 #[case::shuffled(6, false, &[0, 1, 2, 3, 4, 5, 0, 2], Some("because the examples are shuffled"))]
 #[case::in_order(6, true, &[0, 1, 2, 3, 4, 5, 0, 2], None)]
@@ -143,7 +143,8 @@ struct Widening {
     head: Linear,
 }
 
-/// libtorch's error about two dtypes names the layer and says how the wider dtype came about.
+/// libtorch's error about operands of two dtypes names the layer. A hint says how to avoid the
+/// wider dtype.
 #[test]
 fn an_error_of_dtypes_has_a_hint() -> Result<()> {
     let _section = seeded(0);

@@ -10,7 +10,7 @@ use crate::{diag::Diagnostics, manifest::Manifest, model::Pair, spec::Attr, symb
 /// is no path.
 pub(crate) fn path(attrs: &[Attr], manifest: fn() -> Manifest, diag: &Diagnostics) -> Option<Path> {
     match only(attrs, symbol::AMP, diag) {
-        // The attribute had an error, so the path in the generated stubs comes from the manifest.
+        // If the attribute has an error, the path in the generated stubs comes from the manifest.
         Some(attr) => given(attr, diag).or_else(|| named(&manifest())),
         None => is_a_dependency(&manifest(), diag),
     }

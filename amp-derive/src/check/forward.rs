@@ -133,9 +133,9 @@ fn inputs_hide_nothing(spec: &Spec, inputs: &[Input], diag: &Diagnostics) -> Opt
     fits
 }
 
-/// Returns the layers and parameters that neither `forward` nor the loss mentions, so that they are
-/// never trained. Returns none if a function may use every field, because `forward` or the loss
-/// passes `self` to a function, or because the user has written the training step.
+/// Returns the layers and parameters that neither `forward` nor the loss mentions. They are never
+/// trained. Returns an empty list if a function may use every field: if `forward` or the loss
+/// passes `self` to a function, or if the user has written the training step.
 fn untrained<'a>(
     spec: &'a Spec,
     body: Option<&Expr>,

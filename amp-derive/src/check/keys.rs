@@ -276,8 +276,8 @@ pub(super) fn fields_are_read_from_self(
     let mut fits = Some(());
     let hparams = || spec.fields.iter().filter(|field| has(&field.attrs, symbol::HPARAM));
     for (pair, field) in pairs.iter().flat_map(|pair| hparams().map(move |field| (pair, field))) {
-        // The variable may be declared in a closure or a block inside the value, so such a value is
-        // not checked.
+        // A closure or a block can declare a variable with the name of a hyperparameter. A value
+        // that is a closure or a block is therefore not checked.
         let opaque = matches!(pair.value, Expr::Closure(_) | Expr::Block(_));
         let found = tokens::variable(pair.value.to_token_stream(), &field.ident);
         if let Some(found) = found.filter(|found| !opaque && *found != symbol::PLAN) {

@@ -114,7 +114,7 @@ pub(crate) fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> 
     first
 }
 
-/// What the attribute that replaces a generated function says.
+/// The content of an attribute that replaces a generated function, such as `#[training_step]`.
 enum Own {
     /// The user gave no attribute, so the function is generated.
     Generated,
@@ -169,8 +169,8 @@ fn takes_a_path(attr: &Attr, name: &str, signature: &str, diag: &Diagnostics) ->
     Own::Refused
 }
 
-/// Returns the keys that may follow the function in this attribute. A training step may say over
-/// what its loss is a mean.
+/// Returns the keys that may follow the function in the attribute `name`. Only `#[training_step]`
+/// has such keys: they say over what the loss is a mean.
 fn keys_of(name: &str) -> &'static [&'static str] {
     match name {
         symbol::TRAINING_STEP => &[symbol::OF, symbol::COUNTS],
@@ -178,8 +178,8 @@ fn keys_of(name: &str) -> &'static [&'static str] {
     }
 }
 
-/// Returns the word that may follow the function in this attribute, if there is one. After a hook,
-/// the word means that the trainer may call the hook after later steps have started. After a
+/// Returns the word that may follow the function in the attribute `name`, if there is one. After a
+/// hook, the word means that the trainer may call the hook after later steps have started. After a
 /// training step, the word means that the step may run as a CUDA graph.
 fn mark_of(name: &str) -> Option<&'static str> {
     match name {

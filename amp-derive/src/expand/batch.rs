@@ -41,7 +41,7 @@ fn run(model: &Model, inputs: &[TokenStream], step: &Ident) -> TokenStream {
     }
 }
 
-/// Generates the expression for the input of `forward` at this place.
+/// Generates the expression for the input of `forward` with the index `at`.
 fn input(model: &Model, at: usize, part: &Part, locals: &Locals) -> TokenStream {
     let examples = &locals.examples;
     match part {
@@ -50,8 +50,9 @@ fn input(model: &Model, at: usize, part: &Part, locals: &Locals) -> TokenStream 
     }
 }
 
-/// Generates the argument of `forward` at this place from `field`, a field of the batch. If `forward`
-/// takes a tensor but the field is none, rustc reports the field at `span`, where the user named it.
+/// Generates the input of `forward` with the index `at` from `field`, a field of the batch. If
+/// `forward` takes a tensor but the field is not a tensor, rustc reports the error at `span`, where
+/// the user named the field.
 fn borrowed(model: &Model, at: usize, field: &TokenStream, span: Span) -> TokenStream {
     let takes_tensor = match model.forward.of_any_inputs() {
         None => true,
@@ -98,9 +99,9 @@ pub(super) fn measured(
 ) -> TokenStream {
     let given = &locals.output;
     let Some(expr) = output else { return of(&quote!(&#given)) };
-    // The user's expression mentions `output`, so this variable must have the hygiene of
-    // the user's code. A `match` keeps a value that the expression creates until the metric is
-    // computed.
+    // The user's expression mentions `output`, so this variable must have the hygiene of the user's
+    // code. The `match` keeps the temporary values of the user's expression alive until the metric
+    // is computed.
     let name = Ident::new(symbol::OUTPUT, Span::call_site());
     let computed = of(&quote!(&#expr));
     quote!(match &#given { #name => #computed })

@@ -127,7 +127,7 @@ fn marker(inputs: &[&Field]) -> Ident {
     tokens::free("__model", quote!(#(#fields)*), Span::call_site())
 }
 
-/// Returns whether the builder has a field of the same name.
+/// Returns whether the builder has a field with the name of the model's field `field`.
 fn is_input(field: &Field) -> bool {
     match &field.kind {
         Kind::Hparam { .. } => true,
@@ -145,7 +145,7 @@ fn is_argument(field: &Field) -> bool {
     }
 }
 
-/// Generates the value that a field of the builder has at first.
+/// Generates the initial value of a field of the builder.
 fn start(field: &Field) -> TokenStream {
     let ident = &field.ident;
     match &field.kind {

@@ -237,8 +237,8 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
             quote! { let #value = #computed?; }
         }
         Loss::Closure(closure, _) => {
-            // The types are written out. rustc could not infer them, because the closure is called
-            // where it is written.
+            // The types of the closure's arguments are written out, because rustc cannot infer them
+            // for a closure that is stored in a variable.
             let criterion = local("criterion");
             let types = given(model);
             let is_typed = matches!(closure.inputs.last(), Some(syn::Pat::Type(_)));

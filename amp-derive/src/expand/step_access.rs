@@ -9,8 +9,8 @@ use crate::model::{Lightning, Model, Step};
 
 pub(super) fn expand(model: &Model, lightning: &Lightning) -> TokenStream {
     let own = |name: &str| lightning.hooks.iter().find(|own| own.hook.name == name);
-    // A hook marked `late` may run after later steps have started. If the training step reads
-    // `#[state]`, which the hook may change, the hook is therefore called after each step.
+    // A hook marked `late` may run after later steps have started. But if the training step reads
+    // `#[state]`, the hook is called after each step, because it may change this state.
     let reads_values = values_in_step::reads_state(model, &lightning.training);
     let access = if matches!(lightning.training, Step::Manual(_)) {
         quote!(InStep("the model optimizes manually"))

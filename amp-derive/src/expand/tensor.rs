@@ -37,7 +37,7 @@ pub(super) fn draw(Drawn { row, values, options }: &Drawn) -> TokenStream {
     let options = entry.options.iter().zip(row.defaults).map(|(key, default)| {
         let name = format_ident!("{}", key.name);
         let given = options.iter().find(|pair| pair.key == key.name).map(|pair| &pair.value);
-        // The table's text for a default is a literal or a path.
+        // The table's text for a default is a literal or a path, so parsing it never fails.
         let default = TokenStream::from_str(default).unwrap_or_default();
         let value = given.map_or(default, |value| quote!(#value));
         quote!(#name: #value)

@@ -3,7 +3,7 @@
 use super::{Entry, Key, any, choice, fraction, not_negative, optional, positive, tensor};
 use crate::symbol;
 
-/// The table of losses. A loss that torch.nn.functional has is named as there.
+/// The table of losses. If torch.nn.functional has the same loss, the names are equal.
 /// `binary_cross_entropy` is not in the table, because a rule refuses this loss.
 pub(crate) const LOSSES: &[Entry] = &[
     loss(
@@ -58,8 +58,8 @@ impl Entry {
         self.ty == "Dice" || self.keys().any(|key| key.name == symbol::CLASSES)
     }
 
-    /// Returns whether the type of this loss or metric has a field for the key. Generated code
-    /// wraps a metric in `ReadAs` for the other keys.
+    /// Returns whether the type of this loss or metric has a field for the key. If a metric's type
+    /// has no such field, generated code wraps the metric in `ReadAs`.
     pub(crate) fn has_field(&self, key: &str) -> bool {
         match key {
             symbol::CLASSES => self.is_loss_of_classes(),

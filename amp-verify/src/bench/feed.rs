@@ -77,8 +77,8 @@ pub fn measure(
         let short = seconds(placement, WARM_UP)?;
         Ok(steps as f64 / (seconds(placement, WARM_UP + steps)? - short))
     };
-    // The first rate with the data in each memory is discarded, because this run also loads
-    // kernels.
+    // The first measurement with the data in host memory and the first one on the device are
+    // discarded, because they include the time to load kernels.
     rate(Placement::Host)?;
     rate(Placement::Device)?;
     let (mut host, mut resident) = (Vec::new(), Vec::new());

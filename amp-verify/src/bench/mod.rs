@@ -86,7 +86,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
     }
     if plan.device.is_cuda() {
         tell("the device's bf16 matrix rate");
-        // The device was idle before, so the first measured rate would be too low. It is discarded.
+        // The device was idle before, so the first measured rate is too low. It is discarded.
         rate::bf16_matrix_rate(plan.device)?;
         for _ in 0..plan.rounds {
             report.bf16_matrix_rates.push(rate::bf16_matrix_rate(plan.device)?);

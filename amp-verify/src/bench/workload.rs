@@ -256,7 +256,8 @@ impl Task {
         self.workload.compiler_modes
     }
 
-    /// Returns whether training without the checks of its invariants is measured as well.
+    /// Returns whether training is also measured without the checks of the trainer's invariants
+    /// (rules that hold in every run, for example that every weight changes).
     pub fn has_unchecked_steps(&self) -> bool {
         self.workload.unchecked
     }

@@ -119,8 +119,8 @@ impl DiagnoseArgs {
             let seconds = record.epochs.iter().map(|epoch| epoch.train_seconds).sum();
             Ok((seconds, record.memory.unwrap_or_default().peak_allocated as f64))
         };
-        // Each of the two runs trains only one epoch. A longer run without FP32 modules might end
-        // early with an error.
+        // Both runs train only one epoch, because a longer run without FP32 modules might end early
+        // with an error.
         let brief = |overrides| {
             let mut case = with(case, case.trainer.seed, overrides);
             case.trainer.max_epochs = 1;

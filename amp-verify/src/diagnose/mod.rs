@@ -59,8 +59,8 @@ pub struct Diagnosis {
 /// A set of modules that must stay in FP32, and what is known about it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fix {
-    /// The paths of the modules. The check passes if all of them stay in FP32. It fails if any one
-    /// of them does not.
+    /// The paths of the modules. The check passes if all of them stay in FP32. If `is_one_minimal`
+    /// is true, the check fails if any one of them does not stay in FP32.
     pub modules: Vec<String>,
     /// Whether the search has shown that each of the modules is necessary: without any one of them
     /// in FP32, the check fails.

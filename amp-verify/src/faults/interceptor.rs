@@ -20,8 +20,8 @@ use crate::interceptor::Interceptor;
 pub struct Faulty {
     fault: Fault,
     precision: Precision,
-    /// The gradients of the previous step, for the fault that adds them to the gradients of the
-    /// next step.
+    /// The gradients of the previous step, for the fault that adds the gradients of each step to
+    /// those of the next step.
     stale: Vec<Tensor>,
     /// Whether the gate observes each step of the run. If so, the trainer calls this interceptor
     /// within each step. Some faults affect only runs that are not observed.
@@ -125,7 +125,7 @@ impl Interceptor for Faulty {
             Some(Fault::NothingLearns) => replaced(AdamW { lr: 1e-12, ..AdamW::default() }),
             Some(Fault::LearningRateDoubled) => replaced(AdamW { lr: 2e-3, ..AdamW::default() }),
             // Under 32-true, sets a weight decay so large that it changes the weights within a few
-            // steps. Under the precision, sets no weight decay.
+            // steps. Under every other precision, sets no weight decay.
             Some(Fault::WeightDecayDropped) => {
                 let weight_decay = if self.precision == Precision::F32True { 1.0 } else { 0.0 };
                 replaced(AdamW { weight_decay, ..AdamW::default() })

@@ -211,7 +211,7 @@ impl Fault {
             Self::LayerTruncates
             | Self::LayerWide
             | Self::RoundedTwice
-            | Self::DropoutScaleWrong => Some("a layer that has this fault"),
+            | Self::DropoutScaleWrong => Some("a layer whose own code has this fault"),
             Self::LayerLosesDigits | Self::LayerFlushesSmall => {
                 Some("the name of the layer to which the fault is applied")
             }

@@ -167,7 +167,8 @@ impl Optimizer for Broken {
     fn capabilities(&self) -> Capabilities {
         let own = self.inner.capabilities();
         match self.fault {
-            // The wrapper itself multiplies the gradients by the clipping factor, on every device.
+            // The wrapper accepts the clipping factor on every device, because it multiplies the
+            // gradients by the factor itself.
             Fault::DeferredFactorWrong => Capabilities { scales: true, captures: false, ..own },
             _ => own,
         }

@@ -43,7 +43,8 @@ pub enum Unit {
 /// The result of checking one of the gate's rules once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
-    /// The rule that was checked, named by the reason of the failure if it is broken.
+    /// The rule that was checked. A rule has the type `Reason`, because a broken rule is the reason
+    /// of a failure.
     pub rule: Reason,
     /// A description of the compared quantity, or the reason why nothing was compared.
     pub what: String,

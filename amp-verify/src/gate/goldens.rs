@@ -19,8 +19,8 @@ use crate::{
 pub(super) struct Case<'a> {
     pub(super) model: &'a str,
     pub(super) length: Length,
-    /// Whether options of the gate change the model's size, data or length. If so, the runs cannot
-    /// be compared with recorded results.
+    /// Whether options of the gate change the model's hyperparameters, its data or the length of
+    /// training. If so, the results cannot be compared with recorded results.
     pub(super) is_changed: bool,
     pub(super) seed: u64,
     pub(super) precision: Precision,
@@ -61,7 +61,9 @@ impl Case<'_> {
         let name = golden::file_name(self.model, own.fingerprint.as_ref());
         let path = folder.join(format!("{name}.snap"));
         let Ok(text) = fs::read_to_string(&path) else {
-            return Err(format!("NOT COMPARABLE: there is no golden {name} in this folder"));
+            return Err(format!(
+                "NOT COMPARABLE: there is no golden {name} in the folder of --goldens"
+            ));
         };
         let golden =
             golden::parse(&text).map_err(|error| format!("NOT COMPARABLE: {name}: {error}"))?;

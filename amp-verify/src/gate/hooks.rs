@@ -1,4 +1,4 @@
-//! What the gate reads of a step in the trainer's hooks.
+//! Functions with which the gate reads learning rates and gradients in the trainer's hooks.
 
 use amp_core::{
     Hook, Result,
@@ -12,7 +12,7 @@ pub(super) fn rates(hook: &Hook<'_>) -> Vec<f64> {
     groups.map(|group| group.rates.lr).collect()
 }
 
-/// Returns copies of the gradients, by parameter.
+/// Returns pairs of a parameter's name and a copy of its gradient.
 pub(super) fn copies<T: FromIterator<(String, Tensor)>>(
     gradients: &Gradients<Unscaled>,
 ) -> Result<T> {
@@ -20,8 +20,8 @@ pub(super) fn copies<T: FromIterator<(String, Tensor)>>(
     named.map(|(name, gradient)| Ok((name.to_owned(), copy_of(gradient)?))).collect()
 }
 
-/// Returns a copy on the same device and in the same dtype. A copy in f64 on the host would take
-/// too much memory.
+/// Returns a copy on the same device and in the same dtype, because a copy in f64 on the host would
+/// take too much memory.
 pub(super) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_detach_copy())?)
 }

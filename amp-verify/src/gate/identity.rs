@@ -19,14 +19,14 @@ use crate::{rounding::rounding_of, scalars::all_finite};
 /// read, because they may be part of a CUDA graph.
 const NOTED: usize = 3;
 
-/// How many values of each tensor of these batches are recorded. In 16 bits they are rounded, so that
-/// they can only be compared within the rounding.
+/// How many values of each tensor are recorded in each of the first [`NOTED`] batches. A run in 16
+/// bits rounds the values, so they can only be compared within the rounding.
 const VALUES: i64 = 64;
 
-/// The largest number of examples that are compared. It is limited because a data set may be larger
-/// than memory.
+/// The largest number of examples of a data set whose digests are computed. It is limited because a
+/// data set may be larger than memory.
 const MOST_EXAMPLES: i64 = 1 << 16;
-/// The largest number of elements in the compared examples.
+/// The largest number of elements in these examples together.
 const MOST_NUMBERS: i64 = 1 << 27;
 /// The number of examples that are read at once.
 const AT_ONCE: usize = 256;
@@ -66,8 +66,8 @@ impl Order {
     }
 }
 
-/// Returns evenly spaced elements of a tensor. JSON has no infinities, so that other numbers stand
-/// for values that are not finite.
+/// Returns evenly spaced elements of a tensor. In place of infinities and NaN, which JSON cannot
+/// represent, returns `f64::MAX`.
 fn spaced(tensor: &Tensor) -> Result<Vec<f64>> {
     let flat = tensor.f_detach()?.f_reshape([-1])?;
     let step = (flat.numel() as i64 / VALUES).max(1);
@@ -76,8 +76,9 @@ fn spaced(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(values.into_iter().map(|own| if own.is_finite() { own } else { f64::MAX }).collect())
 }
 
-/// Returns whether the values of two runs' first batches are equal up to rounding to `storage`, in
-/// which one of the runs stores them. Transforms may round several times.
+/// Returns whether the values of two runs' first batches are equal up to rounding to `storage`, the
+/// dtype in which one of the runs stores its batches. Several roundings are accepted, because
+/// transforms of the data may round several times.
 pub(super) fn are_near(base: &[f64], own: &[f64], storage: Kind) -> bool {
     let size = base.iter().map(|value| value.powi(2)).sum::<f64>() / base.len().max(1) as f64;
     let unit = 8.0 * rounding_of(storage).max(rounding_of(Kind::Float));
@@ -182,7 +183,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Returns the values of a tensor in f64, which represents every dtype exactly.
+/// Returns the bytes of a tensor's values in f64, which represents the values of every dtype
+/// exactly.
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     own_bytes(&tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)
 }
@@ -205,7 +207,8 @@ mod tests {
 
     use super::*;
 
-    /// Checks that batches in another dtype have the same order, and that other batches have not.
+    /// Checks that `are_near` accepts the same batches in another dtype, and refuses batches whose
+    /// examples have another order.
     #[test]
     fn rounded_batches_have_the_same_order() -> Result<()> {
         let input = Tensor::f_arange(4096, (Kind::Double, Device::Cpu))?.f_sin()?;

@@ -64,9 +64,9 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Returns whether the run began as `base` did, the run under 32-true with the same seed: with
-    /// the same weights, examples and validation set. A precision that stores batches in another
-    /// dtype rounds them.
+    /// Returns whether this run began with the same weights, examples and validation set as `base`,
+    /// the run under 32-true with the same seed. If the precision stores batches in another dtype,
+    /// the examples are compared within the rounding to this dtype.
     pub(super) fn is_paired(&self, base: &Self, precision: Precision) -> bool {
         let storage = precision.storage();
         self.pairing == base.pairing

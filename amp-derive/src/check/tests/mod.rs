@@ -23,7 +23,7 @@ use crate::{
 
 /// Attributes that a struct needs to be a valid model.
 const TRAINED: &str = "#[loss(cross_entropy)] #[optimizer(adamw, lr = 1e-3)]";
-/// A layer field with which a struct is valid.
+/// A layer field. A struct without a layer is not a valid model.
 const LAYER: &str = "#[layer(linear(64, 10))] model: Linear";
 
 /// Returns the manifest of a user's crate that depends on amp-core under the name `amp_core`.

@@ -34,9 +34,9 @@ pub(super) struct Least {
 /// of correct runs exceeds mean + k·s, with the factor k of [`tolerance_factor`]. For a distance,
 /// the mean and s are computed from distance^(2/3). This power is nearly normal, because the square
 /// of a distance is a sum of squares (Wilson and Hilferty 1931). A signed difference has a limit on
-/// each side of zero, each with half of the risk. All gradients together have the risk of one
-/// measured value. Limits assume that the normal distribution also holds beyond the measured
-/// values.
+/// each side of zero, each with half of the risk. The gradients of all parameters share the risk
+/// [`RISK`] equally. The limits assume that the values beyond the measured ones are normally
+/// distributed, too.
 pub(super) struct Bounds<'a> {
     runs: &'a [Figures],
     least: Least,

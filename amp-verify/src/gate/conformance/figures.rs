@@ -53,7 +53,7 @@ impl fmt::Display for What {
 /// The measured differences between the first steps of a run and those of the run under 32-true.
 pub(super) type Figures = BTreeMap<What, f64>;
 
-/// Returns the square roots of scalar tensors, which it reads from the device together.
+/// Returns the square roots of scalar tensors. Copies all tensors from the device together.
 fn roots(squares: impl Iterator<Item = Result<Tensor>>) -> Result<Vec<f64>> {
     let squares = squares.collect::<Result<Vec<_>>>()?;
     Ok(read(&squares)?.into_iter().map(f64::sqrt).collect())
@@ -87,12 +87,12 @@ fn ratio(a: f64, b: f64) -> f64 {
 /// For each parameter, by name, a mask of the weights that are left out of comparisons.
 pub(super) type Masks = BTreeMap<String, Tensor>;
 
-/// Returns a mask of the weights whose first gradient consists only of rounding error. A weight
-/// counts as one of these if its gradient in the run `rounded`, which emulates the precision's
-/// rounding, differs from its gradient in the run `exact` by at least the absolute value of the
-/// exact gradient. An example is the bias of attention's keys, whose exact gradient is 0. Adam
-/// normalizes gradients by their absolute values. So the updates of these weights are as large as
-/// those of other weights, but they say nothing about the precision.
+/// Returns a mask of the weights whose first gradient consists only of rounding error. A weight is
+/// in the mask if its gradient in the run `rounded`, which emulates the precision's rounding,
+/// differs from its gradient in the run `exact` by at least the absolute value of the exact
+/// gradient. An example is the bias of attention's keys, whose exact gradient is 0. Adam normalizes
+/// gradients by their absolute values. So the updates of these weights are as large as those of
+/// other weights, but they say nothing about the precision.
 pub(super) fn noisy(exact: &Ran, rounded: &Ran) -> Result<Masks> {
     let found = by_name(rounded);
     let mut masks = Masks::new();

@@ -32,7 +32,7 @@ fn in_words(own: &[Own]) -> String {
         ),
         None if own.is_empty() => String::new(),
         None => format!(
-            "; on exact inputs the own error of none of {} layers exceeds its bound, so no single layer causes \
+            "; none of {} layers exceeds its bound on exact inputs, so no single layer causes \
              the difference",
             own.len()
         ),

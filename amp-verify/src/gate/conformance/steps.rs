@@ -92,8 +92,8 @@ impl Interceptor for Still {
         StepAccess::InStep("the gate compares the steps with those of 32-true")
     }
 
-    /// Returns false. So the trainer calls `training_step` even for a model that optimizes
-    /// manually, and the first loss of each batch is used.
+    /// Returns false, so that the trainer calls `training_step` even for a model that optimizes
+    /// manually. Such a model may compute several losses for a batch. Only the first one is used.
     fn optimizes_manually(&self, _: &dyn LightningModule) -> bool {
         false
     }

@@ -292,8 +292,10 @@ impl<'a> Suspect<'a> {
             Attribution::Environment => Cause::Environment,
             Attribution::Determinism { .. } => Cause::Nondeterministic,
             Attribution::Precision | Attribution::Fusion { .. } => Cause::Precision,
-            // The repeated run passes. So the model failed under this precision only because it
-            // differs from its golden (the recorded results), or because of `--equivalence`.
+            // The repeated run passes. If 32-true differs from its golden (the recorded results),
+            // the environment has changed. If the repetition has the same results as before, the
+            // model failed only because the precision differs from its golden, or because of
+            // `--equivalence`. Otherwise the results are not reproducible.
             Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
             Attribution::Passes if self.repeats(&job) => Cause::Precision,
             Attribution::Passes => Cause::Nondeterministic,

@@ -120,7 +120,8 @@ mod tests {
 
     impl WarmUp {
         fn start(&mut self) -> Result<()> {
-            // The hook also runs in a resumed run.
+            // This hook also runs when a run is resumed. Then `beta` is not 0, and `gain` keeps the
+            // value from the checkpoint.
             if self.beta == 0.0 {
                 let _ = self.gain.f_fill_(0.5)?;
             }
@@ -183,7 +184,8 @@ mod tests {
         }
 
         fn start(&mut self) -> Result<()> {
-            // The hook also runs in a resumed run.
+            // This hook also runs when a run is resumed. Then `started` is true, and the slow
+            // weights keep the values from the checkpoint.
             if !std::mem::replace(&mut self.started, true) {
                 self.mix(0.0)?;
             }
@@ -200,7 +202,8 @@ mod tests {
         }
     }
 
-    /// Checks that a hook may write to frozen weights of no optimizer: a momentum encoder.
+    /// Checks that a hook may write to frozen weights that belong to no optimizer, for example those
+    /// of a momentum encoder.
     #[test]
     fn a_hook_may_write_to_frozen_weights() -> Result<()> {
         passes(model!(Momentum).freeze([Freeze::new("slow.*")]))

@@ -223,8 +223,8 @@ mod tests {
         steps[3].found.projection = f64::NAN;
         let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;
         assert!(figure.is_nan() && bound.is_finite(), "{figure} {bound}");
-        // If a pass with emulated rounding has NaN, the bound is NaN. The rule then counts as
-        // broken.
+        // If a gradient of a pass with emulated rounding is NaN, the bound is NaN. The rule then
+        // counts as broken.
         let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.001))).collect();
         steps[3].rounded[0].error = f64::NAN;
         let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;

@@ -31,7 +31,8 @@ const DRAWS: u64 = 12;
 /// The smallest bound for [`GradientDifference::size`]. Sums in another order may cause a difference
 /// as large as this.
 const SIZE: f64 = 1e-3;
-/// The smallest bound for [`GradientDifference::distance`], for the same reason.
+/// The smallest bound for [`GradientDifference::distance`]. Sums in another order may cause a
+/// distance as large as this.
 const DISTANCE: f64 = 1e-2;
 
 /// How much the gradients a (of the GPU) and b (of the CPU) differ.

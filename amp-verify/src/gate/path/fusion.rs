@@ -25,8 +25,8 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let named = groups.iter().find(|group| group.is_beyond).unwrap_or(worst);
     if named.is_beyond {
         let text = format!(
-            "the fused layers {}: their results differ from those of the same layers run one at a \
-             time by {} of the bound",
+            "the fused layers {}: the difference of their results from those of the same layers \
+             run one at a time is {} of its bound",
             in_code(named),
             of_bound(named.over_bound())
         );

@@ -189,7 +189,7 @@ impl<'a> Checks<'a> {
         // The first six steps are left out, because they allocate the optimizer's state, workspaces
         // of libraries and a CUDA graph.
         let Some(later) = held.get(6..).filter(|later| later.len() >= 4) else {
-            self.findings.left_out(Reason::Memory, "the epoch has too few steps");
+            self.findings.left_out(Reason::Memory, "the epoch has too few steps to show a leak");
             return Ok(());
         };
         let (first, second) = later.split_at(later.len() / 2);
@@ -367,7 +367,7 @@ impl<'a> Checks<'a> {
                 "component along 32-true's gradient, relative difference from its norm",
                 judged.projection,
             ),
-            ("the same for the gradient of a single parameter", judged.parameter),
+            ("relative error of a single parameter's gradient along 32-true's", judged.parameter),
             ("distance from 32-true's gradient, relative to its norm", (error, f64::INFINITY)),
             ("the loss, relative difference from 32-true's", judged.loss),
         ] {
@@ -378,13 +378,13 @@ impl<'a> Checks<'a> {
         if let Some((name, away)) = reference.buffers(&observation.buffers)? {
             self.findings.measured(
                 Reason::Buffers,
-                format!("relative difference from 32-true's, largest in `{name}`"),
+                format!("relative difference from the buffer under 32-true, largest in `{name}`"),
                 &format!("at the end of {over}"),
                 Unit::Share,
                 (away, bound),
             );
         } else {
-            self.findings.left_out(Reason::Buffers, "the model has none");
+            self.findings.left_out(Reason::Buffers, "the model has no buffers");
         }
         Ok(())
     }

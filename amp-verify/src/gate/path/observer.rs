@@ -58,12 +58,13 @@ pub(super) struct Observation {
     /// For each batch of the current step, its weight in the step's loss, and whether its loss is
     /// finite.
     losses: Vec<(f64, bool)>,
-    /// Copies of the model's buffers after the latest step, if the run has a reference. After the
-    /// run it would be too late, because weight averaging then has replaced the buffers.
+    /// Copies of the model's buffers after the latest step, if the run is compared with a reference
+    /// (a model under 32-true). The buffers cannot be copied after the run, because weight
+    /// averaging then has replaced them.
     pub(super) buffers: BTreeMap<String, Tensor>,
     /// Copies of the model's tensors from before the first batch of the current step.
     before: Vec<Before>,
-    /// Copies of the buffers after the latest batch, if the run has a reference.
+    /// Copies of the buffers after the latest batch, if the run is compared with a reference.
     kept: Option<Kept>,
     /// The learning rates after the previous step.
     rates: Vec<f64>,
@@ -197,7 +198,8 @@ impl Observation {
         Ok(())
     }
 
-    /// Passes on what hooks of the model have changed since the latest batch.
+    /// Finds what hooks of the model have changed since the latest batch. Applies these changes to
+    /// the models of the replay and of the references, which run no hooks.
     fn follow(&mut self, model: &dyn LightningModule) -> Result<()> {
         if let Some(replay) = self.replay.as_mut().filter(|_| !self.begun) {
             replay.follow(model)?;

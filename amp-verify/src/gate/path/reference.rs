@@ -37,10 +37,12 @@ pub(super) struct Reference {
     model: Box<dyn LightningModule>,
     policy: Policy,
     device: Device,
-    /// The denominator of the step's first loss that has targets. 0 until there is such a loss.
+    /// The denominator of the mean in the loss of the step's first batch with targets. 0 until there
+    /// is such a batch.
     unit: f64,
     /// The sum of the weights of the step's batches so far. A batch's weight is the denominator of
-    /// its loss, divided by `unit`, so that large denominators do not make gradients overflow.
+    /// the mean in its loss, divided by `unit`, so that large denominators do not make gradients
+    /// overflow.
     weight: f64,
     /// Whether a step has begun and not yet ended.
     within_step: bool,

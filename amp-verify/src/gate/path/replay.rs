@@ -42,8 +42,8 @@ pub(super) struct Replay {
     /// For each optimizer, the rule with which this module repeats its steps. `None` if this module
     /// has no rule for the optimizer.
     rules: Vec<Option<Ruled>>,
-    /// Copies of the run's parameters from before the first step, by name. They contain the changes
-    /// that hooks have made since, so that only the optimizers' updates count as moves.
+    /// Copies of the run's parameters from before the first step, by name, plus all changes by
+    /// hooks. So the parameters differ from these copies only by the updates of the optimizers.
     initial: BTreeMap<String, Tensor>,
     /// Copies of the run's parameters after the latest step, before hooks changed them.
     kept: Kept,
@@ -108,7 +108,7 @@ impl Replay {
             .iter()
             .map(|parameter| Ok((parameter.name.clone(), copy_of(&parameter.tensor)?)))
             .collect::<Result<_>>()?;
-        // As in the run, a frozen parameter may belong to no optimizer.
+        // A frozen parameter may belong to no optimizer, so it is frozen here as in the run.
         let frozen: Vec<Tensor> = nn::parameters(model.as_ref())
             .into_iter()
             .zip(nn::parameters(run))
@@ -273,8 +273,8 @@ impl Replay {
         }
         let distance = |(slot, (off, size)): (String, (f64, f64))| {
             let (off, of) = (off.sqrt(), size.sqrt());
-            // Squaring doubles the relative rounding error of a gradient. Each step rounds the
-            // average once.
+            // 3 unit roundoffs cover the rounding of the gradients, which squaring doubles. Each
+            // step adds 1, because it rounds the average.
             let allowed = (ROUNDING + (3.0 + self.steps as f64) * eps) * of;
             Distance { what: format!("the optimizer's `{slot}`"), off, of, allowed }
         };

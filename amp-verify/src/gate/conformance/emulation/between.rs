@@ -18,8 +18,8 @@ pub(super) struct Between {
     emulation: Rc<Emulation>,
     draws: Rc<Draws>,
     moves: bool,
-    /// The last alias of each weight that an operation has used, see [`weight`](Self::weight). The
-    /// key is the address of the weight's elements.
+    /// For each weight, its latest alias, which the next use of the weight gets in place of the
+    /// weight, see [`weight`](Self::weight). The key is the address of the weight's elements.
     used: RefCell<BTreeMap<usize, Tensor>>,
 }
 

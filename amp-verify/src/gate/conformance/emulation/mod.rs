@@ -1,8 +1,8 @@
 //! Emulates the rounding of a precision. The model runs in a wider precision, and every value that
 //! the precision would store in 16 bits is rounded to 16 bits. The emulation does not use the code
 //! of the precision that is checked. Before a run, the weights are perturbed at random by less than
-//! one rounding, so that every run rounds differently. The differences between these runs and a run
-//! without rounding show how far a correct run of the precision may be from 32-true, for this
+//! a rounding error, so that every run rounds differently. The differences between these runs and a
+//! run without rounding show how far a correct run of the precision may be from 32-true, for this
 //! model, its weights and its data.
 
 mod between;
@@ -34,8 +34,9 @@ use crate::{
     rounding::{is_narrow, moved, rounded, rounded_stochastically, rounding_of},
 };
 
-/// The relative error of the f32 sums between two modules, which have several hundred terms each.
-/// With this error, the rounding of 32-true itself is emulated.
+/// The relative error with which values between modules are perturbed when the rounding of 32-true
+/// itself is emulated. It is the error of f32 sums with several hundred terms, as modules compute
+/// them.
 pub(in crate::gate) const SUMS: f64 = 1.0 / 1_048_576.0;
 /// The relative error of the mean in a loss that is computed in f32.
 const MEANS: f64 = 1.0 / 8_388_608.0;
@@ -133,8 +134,8 @@ impl Emulation {
         self.module_of(parameter).is_none_or(|module| is_narrow(module.computed))
     }
 
-    /// Returns the loss scale of the run with emulated rounding. With this scale, gradients are as
-    /// large as under the precision when they are rounded.
+    /// Returns the loss scale of the run with emulated rounding. The emulation scales the loss if
+    /// the emulated precision does, so that gradients are equally large when they are rounded.
     fn scale(&self) -> f64 {
         if self.precision.scales_loss() { LOW_SCALE } else { 1.0 }
     }
@@ -271,8 +272,8 @@ impl Rounding {
         })
     }
 
-    /// Returns the batch with the values that the precision stores of it: a precision with 16-bit
-    /// storage rounds the targets, too.
+    /// Returns the batch with the values that a run under the emulated precision would store. If
+    /// this precision has 16-bit storage, the targets are rounded, too.
     pub(super) fn batch(&self, batch: &AnyBatch) -> Result<AnyBatch> {
         let Emulation { wide, precision, device, .. } = *self.emulation;
         let stored = match is_narrow(precision.storage()) {

@@ -299,7 +299,8 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
-        // If this output of the layer has no effect on the loss, this run has no gradients.
+        // If the output of this call of the layer has no effect on the loss, the call has no
+        // gradients.
         let is_passed_by = self.reference.calls[at].output_gradient.is_none();
         if kind != Kind::Forward && is_passed_by {
             return Ok(None);

@@ -150,7 +150,7 @@ impl Plan {
 }
 
 /// Runs the training step and records the tensors of the layers. In all passes of one measurement,
-/// each layer draws the same random numbers, whatever its separate runs are.
+/// each layer draws the same random numbers, regardless of how often it also runs separately.
 pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
     let _section = random::seeded(subject.seed)?;
@@ -199,7 +199,7 @@ pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> 
     wanted.extend(parameters.iter().map(|parameter| parameter.tensor.shallow_clone()));
     let scaled = match scale {
         1.0 => loss.shallow_clone(),
-        // The scaler's scale is an f32 tensor, to which an f16 loss is promoted.
+        // The loss scaler keeps its scale as an f32 tensor, so its product with an f16 loss is f32.
         scale => loss.f_mul(&Tensor::from(scale as f32).f_to_device(subject.device)?)?,
     };
     let found = match wanted.is_empty() {

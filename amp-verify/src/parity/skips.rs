@@ -176,7 +176,7 @@ impl Seed {
         match beyond().or_else(by_libtorch) {
             Some(text) => Skips::Rounding(format!("{what}; {text}{seen}")),
             None => Skips::Differ(format!(
-                "{what}, and with libtorch's kernels Rust skips {plain:?} and ends with {:?}{seen}",
+                "{what}, and with libtorch's kernels Rust skips {plain:?} and ends with the scale {:?}{seen}",
                 again.scale
             )),
         }
@@ -308,11 +308,11 @@ mod tests {
     )]
     #[case::too_small(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.5), None], "differ",
-        "and with libtorch's kernels Rust skips [] and ends with Some(65536.0)"
+        "and with libtorch's kernels Rust skips [] and ends with the scale Some(65536.0)"
     )]
     #[case::apart_before(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.9), None], "differ",
-        "and with libtorch's kernels Rust skips [] and ends with Some(65536.0)"
+        "and with libtorch's kernels Rust skips [] and ends with the scale Some(65536.0)"
     )]
     #[case::beyond_f16(
         &[Some(0.5), Some(1.08)], &[Some(0.4), Some(0.3)], &[Some(0.5), None], "rounding",

@@ -64,8 +64,9 @@ fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
     Ok(seeds)
 }
 
-/// Checks the rules until the time limit, and then runs one seed after another. A seed begins only
-/// if it would end within the limit, assuming that it takes as long as the longest seed so far.
+/// Checks the rules until the time limit, and then makes the training runs of one seed after
+/// another. The runs of a seed begin only if they would end within the limit, assuming that they
+/// take as long as those of the slowest seed so far.
 ///
 /// The number of seeds after which the statistical test is evaluated depends only on the time, and
 /// not on the results of the seeds. So each evaluation keeps its significance level.

@@ -378,8 +378,8 @@ mod tests {
         Ok(())
     }
 
-    /// Checks the fraction of numbers that have no more digits than bf16. It is an eighth of random
-    /// f16 numbers, and all of the numbers that were rounded to bf16. Zeros, infinities and fewer
+    /// Checks the fraction of numbers that have no more digits than bf16. The fraction is 1/8 for
+    /// random f16 numbers, and 1 for numbers that were rounded to bf16. Zeros, infinities and fewer
     /// than 64 values give no result.
     #[test]
     fn digits_are_counted() -> Result<()> {

@@ -11,7 +11,7 @@ use super::pass::Ran;
 /// values and gradients of four steps, and of up to eight separate runs of the layer.
 const COPIES: usize = 24;
 /// The number of f64 values that are kept for each element of a layer's parameters: the gradients
-/// of the same steps and runs.
+/// of four steps, and of up to eight separate runs of the layer.
 const OF_PARAMETERS: usize = 12;
 
 /// The default of `Options::budget`, in bytes.

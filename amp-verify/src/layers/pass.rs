@@ -45,8 +45,8 @@ pub(super) struct Ran {
 
 impl Ran {
     /// Returns whether this is a normalization layer with 16-bit parameters. Such a layer also
-    /// rounds the mean and deviation of its input, as if the input were perturbed by one unit
-    /// roundoff.
+    /// rounds the mean and the standard deviation of its input, which has the effect of perturbing
+    /// the input by one unit roundoff.
     pub(super) fn rounds_statistics(&self, precision: Precision) -> bool {
         let has_parameters = self.numbers.1 > 0;
         self.op == Op::Other

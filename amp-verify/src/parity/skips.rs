@@ -58,14 +58,14 @@ pub struct Again {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Rounding {
     /// For each step, by which fraction rounding may change the largest gradient. This is four
-    /// times the largest relative difference between the gradients of a perturbed run and of our
-    /// run, at the same loss scale, over all steps so far.
+    /// times the largest relative difference between the gradients of a perturbed and the
+    /// unperturbed run at the same loss scale, over all steps so far.
     pub largest: Vec<f64>,
     /// The steps that some runs of the model, perturbed or not, skip and others apply.
     pub either: Vec<u64>,
     /// The first step in which the losses of the model and its PyTorch version differ by more than
-    /// four times the largest difference between a perturbed run and our run. From this step on,
-    /// rounding alone does not explain the difference. Null if there is no such step.
+    /// four times the largest difference between a perturbed and the unperturbed run. From this
+    /// step on, rounding alone does not explain the difference. Null if there is no such step.
     pub parted: Option<u64>,
 }
 
@@ -360,8 +360,8 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// Checks that a perturbed run determines the bound. It skips step 1. Its gradient in step 2 is
-    /// 1.1 times ours at the same loss scale, so from step 2 on the bound is 0.4.
+    /// Checks that the bound comes from a perturbed run. That run's gradient in step 2 is 1.1 times
+    /// the unperturbed one at the same loss scale, so from step 2 on the bound is 4 · 0.1.
     #[test]
     fn moved_runs_say_what_rounding_does() {
         let own = attempts(&[Some(0.5), Some(0.5), Some(0.5), Some(0.5)]);

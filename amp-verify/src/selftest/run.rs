@@ -169,8 +169,9 @@ fn plan(
     })
 }
 
-/// The jobs of the gate that check rules, in the order in which they run. For each fault, the jobs
-/// end with the first job that reports the fault. If no job reports it, full training runs follow.
+/// The jobs of the gate that check rules, in the order in which they run. After the first job that
+/// reports a fault, no further job runs for this fault. If no job reports it, full training runs
+/// follow.
 const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
 
 /// What is known about one fault: the plan with which the gate judges it, the failures that the

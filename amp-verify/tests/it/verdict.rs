@@ -177,8 +177,8 @@ fn the_tolerance_factor_is_the_tables(
 
 /// Checks the upper limit of a Poisson count against values that were computed in Python by summing
 /// Poisson probabilities. First, the script searched for the largest mean with which `draws` counts
-/// have a sum of at most `seen` with a probability of 5 %. The limit is the smallest count that is
-/// exceeded with at most the probability `risk` if this is the mean.
+/// have a sum of at most `seen` with a probability of 5 %. The limit is the smallest count that a
+/// Poisson distribution with this mean exceeds with at most the probability `risk`.
 #[rstest]
 #[case(0, 1, 0.01, 8)]
 #[case(0, 4, 1e-7, 9)]

@@ -292,8 +292,9 @@ impl<'a> Suspect<'a> {
             Attribution::Environment => Cause::Environment,
             Attribution::Determinism { .. } => Cause::Nondeterministic,
             Attribution::Precision | Attribution::Fusion { .. } => Cause::Precision,
-            // The repeated run passes. So the model failed under this precision only because it
-            // differs from its golden (the recorded results), or because of `--equivalence`.
+            // No rule is broken, and with no seed is the metric too much worse. So the precision
+            // failed for another reason. For example, its results differ from its golden (the
+            // recorded results), or it is better than `--equivalence` allows.
             Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
             Attribution::Passes if self.repeats(&job) => Cause::Precision,
             Attribution::Passes => Cause::Nondeterministic,

@@ -50,7 +50,7 @@ pub struct Lost {
     /// The number of values that became zero, infinite or NaN. Equal values are counted once,
     /// because they have the same cause.
     pub found: u64,
-    /// The largest accepted number of such values.
+    /// The largest accepted value of `found`.
     pub bound: u64,
 }
 

@@ -31,7 +31,8 @@ pub(super) struct Ran {
     /// The module's path, with `#2` after it for the module's second run in the step.
     pub(super) path: String,
     pub(super) op: Op,
-    /// The numbers of elements of the layer's input and output, and of its own parameters.
+    /// The number of elements of the layer's input and output together, and the number of elements
+    /// of its own parameters.
     pub(super) numbers: (usize, usize),
     /// The layer's input and output. They are empty if the tensors of this layer are not kept, to
     /// save memory.

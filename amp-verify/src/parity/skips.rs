@@ -70,11 +70,13 @@ pub struct Rounding {
 }
 
 impl Rounding {
-    /// Computes the effect of rounding from the attempts of our run (`own`), the losses of both
-    /// versions, and the perturbed runs. Each optimizer step has `window` batches.
+    /// Computes the effect of rounding from the attempts of the unperturbed run (`own`), the losses
+    /// of both versions, and the perturbed runs (`moved`). Each optimizer step has `window`
+    /// batches.
     pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
-        // Returns the largest gradient of an attempt, converted to the loss scale of our run. The
-        // scale of a perturbed run is smaller after a step that only this run skipped.
+        // Returns the largest gradient of an attempt, converted to the loss scale of the
+        // unperturbed run. The scale of a perturbed run is smaller after a step that only the
+        // perturbed run skipped.
         let size = |attempt: &Attempt, scale: f64| {
             attempt.largest.map_or(f64::NAN, |largest| largest * scale / attempt.scale)
         };

@@ -51,8 +51,8 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             (Some(model), _) => {
                 let plan = plan(registry, args, model, &changes)?;
                 let (precisions, first, most) = (vec![PRECISION], SEEDS, SEEDS);
-                // The training invariants are not checked in these runs. A broken invariant would
-                // end a run before another check could report the fault.
+                // The training invariants are not checked in the runs with a fault. A broken
+                // invariant would end a run before another check could report the fault.
                 let (fault_of_plan, check) = (Some(fault), Check::Off);
                 let own = Plan { fault: fault_of_plan, check, precisions, first, most, ..plan };
                 plans.push((fault, own));

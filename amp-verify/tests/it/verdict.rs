@@ -32,7 +32,7 @@ fn power_gives_the_tables_seeds(#[case] ratio: f64, #[case] eighty: usize, #[cas
     assert_eq!((fewest(0.80), fewest(0.97)), (Some(eighty), Some(high)));
 }
 
-/// Checks that the power equals α for every n if there is no effect.
+/// Checks that the power equals the level α for every number n of differences if the effect is 0.
 #[rstest]
 fn power_without_an_effect_is_alpha(#[values(2, 3, 10, 60)] n: usize) {
     assert!((power(0.0, 1.0, n, 0.05) - 0.05).abs() < 1e-6);

@@ -70,13 +70,11 @@ pub struct Rounding {
 }
 
 impl Rounding {
-    /// Computes the effect of rounding from the attempts of the unperturbed run (`own`), the losses
-    /// of both versions, and the perturbed runs (`moved`). Each optimizer step has `window`
-    /// batches.
+    /// Computes the effect of rounding from the unperturbed run's attempts (`own`), both versions'
+    /// losses, and the perturbed runs (`moved`). Each optimizer step has `window` batches.
     pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
-        // Returns the largest gradient of an attempt, converted to the loss scale of the
-        // unperturbed run. The scale of a perturbed run is smaller after a step that only the
-        // perturbed run skipped.
+        // Returns the largest gradient of an attempt at the unperturbed run's loss scale. A
+        // perturbed run has a smaller scale after a step that only the perturbed run skipped.
         let size = |attempt: &Attempt, scale: f64| {
             attempt.largest.map_or(f64::NAN, |largest| largest * scale / attempt.scale)
         };

@@ -75,7 +75,8 @@ impl ResetModel {
         parameters.map(|initial| initial.values.shallow_clone()).collect()
     }
 
-    /// Resets the model to a new build, and the random generators to their state after a build.
+    /// Resets the model to the state of a new build, and the random generators to their state after
+    /// a build.
     pub(crate) fn reset(&mut self) -> Result<&mut dyn LightningModule> {
         clear_gradients(self.model.as_ref())?;
         let tensors = named_tensors(self.model.as_ref());

@@ -24,7 +24,7 @@ pub struct Faulty {
     /// those of the next step.
     stale: Vec<Tensor>,
     /// Whether the gate observes each step of the run. If so, the trainer calls this interceptor
-    /// within each step. Some faults affect only runs that are not observed.
+    /// within each step. Some faults affect only runs whose steps the gate does not observe.
     watched: Rc<Cell<bool>>,
     steps: loss::Steps,
     /// The values of the model's buffers before the first step, for the fault that restores them

@@ -113,7 +113,8 @@ faults! {
     ClippingDropped in Clipping: "gradients are not clipped",
     ClipsByValue in Clipping: "gradients are clipped by value, not by norm",
     ClipsEachParameter in Clipping: "each parameter's gradient is clipped by its own norm",
-    ClipsTooLittle in Clipping: "the gradient norm for clipping is 10 % too small in runs that are not observed",
+    ClipsTooLittle in Clipping: "the gradient norm for clipping is 10 % too small in runs whose \
+        steps the gate does not observe",
     DeferredFactorWrong in Clipping: "the clipping factor is 10 % too large",
     LossDividedTwice in Accumulation: "the loss is divided by the number of accumulated batches twice",
     LossSummed in Accumulation: "the losses of accumulated batches are added, not averaged",
@@ -177,8 +178,8 @@ faults! {
     NothingToLearn in DataOrder: "the precision and the baseline train on the targets of other examples",
     TargetsShifted in DataOrder: "each example has the target of the next one",
     FusedLayersWrong in Graph: "fused layers return values that are 5 % too large",
-    UnwatchedStepWrong in Graph: "in runs that are not observed, the loss is 5 % too large from \
-        the fourth batch on",
+    UnwatchedStepWrong in Graph: "in runs whose steps the gate does not observe, the loss is \
+        5 % too large from the fourth batch on",
     CapturedRatesStale in Graph: "a captured step keeps the learning rates of its capture",
 }
 

@@ -53,7 +53,7 @@ impl Subject {
     ) -> Result<Self> {
         let margin = margin.map_or_else(|| registry.margin(model, changes), Ok)?;
         // The value that the registry declares for `learns_by` is valid only for the registered
-        // size and length.
+        // model without changes.
         let own = model.learns_by.filter(|_| changes.is_empty());
         Ok(Self { model: Arc::clone(model), margin, learns_by: own.unwrap_or(margin) })
     }
@@ -76,7 +76,8 @@ pub struct Plan {
     pub models: Vec<Subject>,
     /// The changes to each model that the options ask for.
     pub changes: Changes,
-    /// The time limit for checking rules and running seeds. `None` means that there is no limit.
+    /// The time limit for the checks of rules and the full training runs. `None` means that there
+    /// is no limit.
     pub time_limit: Option<Duration>,
     /// Whether only the rules are checked, without full training runs.
     pub rules_only: bool,

@@ -26,8 +26,8 @@ use super::{
 };
 use crate::registry::Registry;
 
-/// If a stage of a job, or a job that runs in this process, takes at least this number of seconds,
-/// its duration is reported on standard error.
+/// The number of seconds from which a duration is reported on standard error: the duration of a
+/// stage of a job, or of a job that runs in this process.
 pub(super) const LONG: f64 = 5.0;
 
 /// The hidden command that starts the binary as a worker process of the gate.
@@ -37,7 +37,7 @@ pub const WORKER: &str = "gate-worker";
 pub struct Pool {
     registry: Registry,
     workers: Vec<Worker>,
-    /// The number of threads of an operation, in each process.
+    /// The number of threads that each process uses for one operation.
     threads: usize,
     cache: Cache,
     /// The outcomes of all jobs of the gate so far, by the text that identifies the job.

@@ -37,8 +37,8 @@ pub enum Reason {
     Update,
     /// The learning rates differ from those that the schedule prescribes.
     Schedule,
-    /// The loss scale does not fall after overflows, or does not grow after steps without overflow,
-    /// as its rule says.
+    /// The loss scale breaks its rule: it does not fall after an overflow, or does not grow after
+    /// enough steps without overflow.
     Scale,
     /// A step was wrongly skipped or applied, or a skipped step changed something.
     Skip,

@@ -87,7 +87,7 @@ fn heading(report: &Report) -> String {
 }
 
 /// Returns the diagnosis of each failing combination of model and precision: one line of text, and
-/// the attribute to paste.
+/// the attribute that the user can paste into the model's struct.
 fn findings(report: &Report) -> Vec<(String, &str)> {
     let mut found = Vec::new();
     for (model, result) in results(report) {
@@ -338,8 +338,8 @@ fn failure(model: &ModelReport, result: &PrecisionResult) -> String {
     }
 }
 
-/// The largest number of results that are annotated. For a step, GitHub shows at most ten
-/// annotations of each kind.
+/// The largest number of results that are annotated. GitHub shows at most ten annotations of each
+/// kind for a step of a workflow.
 const SHOWN: usize = 8;
 
 /// Formats GitHub workflow commands that annotate the run with the worst results. If not all

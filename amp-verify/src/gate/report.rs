@@ -70,12 +70,13 @@ pub struct Report {
     /// The accepted probability that a precision passes although it is worse than 32-true by the
     /// margin.
     pub alpha: f64,
-    /// The time limit for checking rules and running seeds, in seconds. Null if there is no limit.
+    /// The time limit for the checks of rules and the full training runs, in seconds. Null if there
+    /// is no limit.
     #[serde(default)]
     pub time_limit_seconds: Option<f64>,
     /// The results, one entry for each model.
     pub models: Vec<ModelReport>,
-    /// What the nightly tier would run in addition: precisions, longer runs, seeds.
+    /// What the nightly tier would run in addition: further precisions, longer runs, more seeds.
     pub left_out: Vec<String>,
     /// The number of failing combinations of model and precision that were not diagnosed.
     pub undiagnosed: usize,
@@ -146,7 +147,7 @@ pub struct PrecisionResult {
     pub judgement: Option<Judgement>,
     /// Why the precision failed, in the order in which the failures were found.
     pub failures: Vec<Failure>,
-    /// The seeds that were run.
+    /// The seeds of the full training runs.
     pub seeds: Vec<u64>,
     /// The metric of the 32-true run with each seed.
     pub baseline: Vec<Option<f64>>,
@@ -167,7 +168,7 @@ pub struct PrecisionResult {
     /// includes tensors that the gate keeps for its checks.
     #[serde(default)]
     pub watched_peak_memory_bytes: Option<u64>,
-    /// Whether the time limit prevented further seeds.
+    /// Whether the time limit prevented training runs with further seeds.
     #[serde(default)]
     pub cut_short: bool,
     /// Whether the time limit was reached before all rules of the gate were judged.

@@ -197,9 +197,9 @@ pub(super) fn learning(
 /// When libtorch fails.
 pub fn product_error(device: Device) -> Result<f64> {
     const SIZE: i64 = 256;
-    // No random numbers are drawn, because the generator belongs to the run. The phases are
-    // squares, because the sums of sines with equally spaced phases cancel, which would make the
-    // relative error ten times as large.
+    // Uses no random numbers, because the random generator belongs to the training run. Uses the
+    // sines and cosines of square numbers. In a sum of sines of equally spaced numbers, the terms
+    // would cancel, and the relative error would be ten times as large.
     let phases = Tensor::f_arange(SIZE * SIZE, (Kind::Double, device))?.f_square()?;
     let phases = phases.f_view([SIZE, SIZE])?;
     let [a, b] = [phases.f_sin()?, phases.f_cos()?].map(|m| m.f_to_kind(Kind::Float));

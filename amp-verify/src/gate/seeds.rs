@@ -1,4 +1,4 @@
-//! Runs the training runs of all seeds at once. With a time limit, runs the seeds one after
+//! Makes the training runs of all seeds. With a time limit, makes the runs of one seed after
 //! another.
 
 use std::time::{Duration, Instant};
@@ -8,11 +8,11 @@ use amp_core::{Result, precision::Precision};
 use super::{Plan, Pool, controls, job::Task};
 use crate::verdict::Verdict;
 
-/// How many seeds ran for each model and precision.
+/// With how many seeds each model was trained under each precision.
 pub(super) struct Seeds {
     /// The number of seeds, by model and precision.
     counts: Vec<Vec<usize>>,
-    /// Whether the time limit prevented further seeds, by model and precision.
+    /// Whether the time limit prevented training runs with further seeds, by model and precision.
     cut_short: Vec<Vec<bool>>,
 }
 
@@ -25,15 +25,16 @@ impl Seeds {
         }
     }
 
-    /// Returns how many seeds ran for a model and a precision, and whether the time limit prevented
-    /// further seeds.
+    /// Returns with how many seeds a model was trained under a precision, and whether the time
+    /// limit prevented training runs with further seeds.
     pub(super) fn of(&self, model: usize, precision: usize) -> (usize, bool) {
         (self.counts[model][precision], self.cut_short[model][precision])
     }
 }
 
-/// Runs the plan's jobs. Without a time limit, first runs the smaller number of seeds for every
-/// model. Then runs all seeds for each precision that is still inconclusive.
+/// Runs the plan's jobs. Without a time limit, first trains every model with `plan.first` seeds. If
+/// the statistical test of a precision is then still inconclusive, trains under this precision with
+/// `plan.most` seeds.
 pub(super) fn run(plan: &Plan, pool: &mut Pool, started: Instant) -> Result<Seeds> {
     match plan.time_limit {
         _ if plan.rules_only => {
@@ -63,8 +64,9 @@ fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
     Ok(seeds)
 }
 
-/// Checks the rules until the time limit, and then runs one seed after another. A seed begins only
-/// if it would end within the limit, assuming that it takes as long as the longest seed so far.
+/// Checks the rules until the time limit, and then makes the training runs of one seed after
+/// another. The runs of a seed begin only if they would end within the limit, assuming that they
+/// take as long as those of the slowest seed so far.
 ///
 /// The number of seeds after which the statistical test is evaluated depends only on the time, and
 /// not on the results of the seeds. So each evaluation keeps its significance level.
@@ -74,7 +76,8 @@ fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Re
     let mut seeds = Seeds::new(plan, 0);
     let places = 0..plan.precisions.len();
     let all = (0..plan.models.len()).flat_map(|model| places.clone().map(move |at| (model, at)));
-    // If a rule is broken, no seed can change the verdict.
+    // Leaves out each model and precision that breaks a rule, because no seed can change its
+    // verdict.
     let mut open: Vec<(usize, usize)> =
         all.filter(|(model, at)| plan.holds_rules(pool, *model, plan.precisions[*at])).collect();
     let (mut count, mut longest) = (0, Duration::ZERO);

@@ -93,7 +93,8 @@ struct Order {
     parent: u32,
     /// The name of the test, which is also the name of the thread that runs it.
     test: String,
-    /// How many calls of `verify!` come before the one for which to train, in the same test.
+    /// The number of calls of `verify!` that come before the call for which to train, in the same
+    /// test.
     place: usize,
     /// The name of the golden (recorded results) for which to train.
     golden: String,

@@ -24,9 +24,9 @@ const SETS: [(&str, &str, &str); 3] = [
 pub(super) type Variable = (&'static str, &'static str);
 
 /// Returns the environment variables that make a new process on the machine `found` use the CPU
-/// kernels with which the golden was recorded. Returns no variables on a GPU, if the process uses
-/// these kernels without them, or if the CPU lacks instructions for these kernels. Leaves out
-/// variables that are already set in this process.
+/// kernels with which the golden was recorded. Returns no variables in three cases: on a GPU, if
+/// the process uses these kernels anyway, and if the CPU lacks instructions for these kernels.
+/// Leaves out variables that are already set in this process.
 pub(super) fn environment(golden: &Fingerprint, found: &Fingerprint) -> Vec<Variable> {
     let variables = variables(golden, found).unwrap_or_default();
     variables.into_iter().filter(|(name, _)| env::var_os(name).is_none()).collect()

@@ -114,7 +114,7 @@ impl Golden {
     /// `margin` is how much worse than 32-true the gate accepts a precision to be.
     ///
     /// # Errors
-    /// When there is no comparison.
+    /// When `comparisons` is empty.
     pub fn over_seeds(comparisons: &[Comparison], margin: f64, examples: i64) -> Result<Self> {
         let Some(first) = comparisons.first() else {
             return Err(Error::config("a golden needs at least one seed"));

@@ -27,7 +27,7 @@ pub struct Samples {
     pub accuracy: Vec<f64>,
     /// The validation loss of each run.
     pub loss: Vec<f64>,
-    /// The peak of tensor bytes in each run.
+    /// The largest number of bytes that tensors occupied at one time, in each run.
     pub peak_memory_bytes: Vec<f64>,
 }
 

@@ -59,7 +59,7 @@ impl LayersArgs {
 /// weights.
 ///
 /// # Errors
-/// When a step fails, or a step under another precision runs other layers.
+/// When a step fails, or other layers run under one precision than under another.
 pub fn measure_case(case: &Case, options: Options) -> Result<Report> {
     case_with(case, None, options)
 }

@@ -58,7 +58,7 @@ pub fn rmse(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
     rms(&difference(found, exact)?)
 }
 
-/// Computes the mean square, on the tensor's device.
+/// Computes the mean of the squared elements, on the tensor's device.
 pub(super) fn mean_square(tensor: &Tensor) -> Result<Tensor> {
     if tensor.numel() == 0 {
         return Ok(Tensor::f_zeros([0_i64; 0], (Kind::Double, tensor.device()))?);
@@ -66,7 +66,8 @@ pub(super) fn mean_square(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.f_to_kind(Kind::Double)?.f_square()?.f_mean(Kind::Double)?)
 }
 
-/// Computes the mean square of the difference, on the tensors' device.
+/// Computes the mean of the squared differences between `found` and `exact`, on the tensors'
+/// device.
 pub(super) fn mean_square_error(found: &Tensor, exact: &Tensor) -> Result<Tensor> {
     mean_square(&difference(found, exact)?)
 }
@@ -106,9 +107,9 @@ pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
 }
 
 /// Computes on the device the sums from which a mean and its standard error are computed. The first
-/// sum is that of all values. If there are several examples, two further sums follow: the squared
-/// sums of the examples, and the squared sums of the features. The last sum is that of the squares
-/// of all values.
+/// sum is that of all values. If there are several examples, two sums of squares follow: of the
+/// sums of each example, and of the sums of each feature. The last sum is that of the squares of
+/// all values.
 fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     if values.numel() == 0 {
         return Ok(Vec::new());

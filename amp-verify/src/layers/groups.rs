@@ -52,8 +52,9 @@ const OF_GRADIENT: f64 = 8.0;
 /// order may differ by this relative amount.
 const LEAST: f64 = 1e-4;
 /// If the norm of a gradient is less than this fraction of the norm of all gradients of the group,
-/// the gradient may consist of rounding errors alone. In this case its difference is divided by
-/// this fraction of the norm of all gradients, and not by its own norm.
+/// the gradient may consist of rounding errors alone. In this case, the difference between the
+/// fused and the separate gradient is divided by this fraction of the norm of all gradients, and
+/// not by the norm of the gradient itself.
 const SHARE: f64 = 1e-2;
 
 impl Group {

@@ -36,9 +36,9 @@ pub struct Options {
     /// What is required of a safe loss scale.
     pub window: WindowOptions,
     /// The largest number of bytes that the recorded tensors of layers may occupy at once. On a
-    /// GPU, half of the free memory is used if that is more. If all layers together need more, they
-    /// are measured in parts. If a single layer needs more, all layers are measured on fewer
-    /// examples, and the report has their number.
+    /// GPU, the limit is half of the free memory if that is more. If all layers together need more,
+    /// they are measured in parts. If a single layer needs more, all layers are measured on fewer
+    /// examples, and the report contains the number of these examples.
     pub budget: usize,
 }
 
@@ -53,7 +53,7 @@ impl Options {
 /// Measures the errors of every layer of the model.
 ///
 /// # Errors
-/// When a step fails, or a step under another precision runs other layers.
+/// When a step fails, or other layers run under one precision than under another.
 pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
     let (report, _) = in_parts(subject, options, None)?;
     Ok(Report { groups: groups(subject, options.precision)?, ..report })
@@ -63,7 +63,7 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
 /// error that each 16-bit layer makes on exact inputs with what rounding explains.
 ///
 /// # Errors
-/// When a step fails, or a step under another precision runs other layers.
+/// When a step fails, or other layers run under one precision than under another.
 pub fn audit(subject: &Subject<'_>, options: Options) -> Result<(Report, Vec<Own>)> {
     let compute = options.precision.compute();
     in_parts(subject, options, is_narrow(compute).then_some(compute))
@@ -299,7 +299,8 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
-        // If this output of the layer has no effect on the loss, this run has no gradients.
+        // If the output of this call of the layer has no effect on the loss, the call has no
+        // gradients.
         let is_passed_by = self.reference.calls[at].output_gradient.is_none();
         if kind != Kind::Forward && is_passed_by {
             return Ok(None);

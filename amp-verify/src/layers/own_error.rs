@@ -1,8 +1,8 @@
 //! Measures the own error of each layer that computes in 16 bits: the error that the layer makes on
-//! exact inputs. This error is compared with the error of the same layer in 64-true if only
-//! parameters and results are rounded. The comparison reveals three faults. The layer may round too
-//! often. It may compute in a wider dtype and cast back. Or it may first round to fewer digits than
-//! its dtype has.
+//! exact inputs. This error is compared with a second error: that of the same layer in 64-true with
+//! rounded parameters and rounded results. The comparison reveals three faults. The layer may round
+//! too often. It may compute in a wider dtype and cast back. Or it may first round to fewer digits
+//! than its dtype has.
 
 use amp_core::{
     Result,
@@ -37,8 +37,9 @@ pub struct Own {
     /// The kinds of tensors that have fewer significant digits than their dtype, because they were
     /// first rounded to another dtype.
     pub twice: Vec<Kind>,
-    /// How many values became zero, infinite or NaN although the layer's dtype can represent them:
-    /// in the forward or in the backward pass, whichever number is nearer to its bound.
+    /// How many values became zero, infinite or NaN although the layer's dtype can represent them.
+    /// The numbers are those of the forward or of the backward pass, whichever is nearer to its
+    /// bound.
     pub lost: Lost,
 }
 
@@ -49,7 +50,7 @@ pub struct Lost {
     /// The number of values that became zero, infinite or NaN. Equal values are counted once,
     /// because they have the same cause.
     pub found: u64,
-    /// The largest accepted number of such values.
+    /// The largest accepted value of `found`.
     pub bound: u64,
 }
 
@@ -64,10 +65,10 @@ impl Lost {
 /// its parameters and results once causes. It is above 1, because some layers round several times
 /// inside.
 pub const WITHIN: f64 = 3.0;
-/// Two kinds of results are compared with exact results that are rounded to the layer's dtype: the
-/// results of the layer, and results that are computed with rounded parameters. If the number of
-/// differing results of the layer is less than 1/`FEWER` of the number with rounded parameters, the
-/// layer counts as computing in a wider dtype.
+/// Decides whether a layer counts as computing in a wider dtype. Two tensors are compared with the
+/// exact results, rounded to the layer's dtype: the layer's results, and results that are computed
+/// with rounded parameters. The layer counts as computing in a wider dtype if fewer than 1/`FEWER`
+/// times as many elements of the first tensor differ as of the second.
 const FEWER: f64 = 4.0;
 /// If fewer results than this differ with rounded parameters, it is not judged whether the layer
 /// computes in a wider dtype.
@@ -78,10 +79,10 @@ const ALL: f64 = 0.99;
 /// If more than this fraction of the exact values, rounded to f16, have no more digits than bf16,
 /// it is not judged whether the tensor has too few digits.
 const BY_CHANCE: f64 = 0.75;
-/// A value can only become zero if the relative error, without the last rounding, is at least this.
-/// A counted value is at least four times the dtype's smallest positive number. The last rounding
-/// has an error of at most half of this number, which is an eighth of the value. So the other
-/// errors must be at least 7/8 of the value.
+/// A value can become zero only if the error of all roundings before the last one is at least this
+/// fraction of the value. A counted value is at least four times the dtype's smallest positive
+/// number. The last rounding has an error of at most half of this number, which is an eighth of the
+/// value. So the other errors must be at least 7/8 of the value.
 const LOSES: f64 = 7.0 / 8.0;
 /// If a tensor has fewer elements, it is not judged whether it has too few digits.
 const LEAST_ELEMENTS: usize = 64;
@@ -99,8 +100,8 @@ impl Passes {
     /// of this part of the model.
     pub(super) fn own(&self) -> Result<Vec<Own>> {
         let mut all = Vec::new();
-        // The outputs and gradients of all 16-bit layers together have the risk of one measured
-        // value.
+        // `RISK` is the accepted probability of a false alarm for all 16-bit layers together. It is
+        // divided equally among the outputs and gradients of these layers.
         let layers = self.actual.calls.iter().filter(|call| is_narrow(call.output.kind())).count();
         let risk = RISK / (2 * layers.max(1)) as f64;
         for at in self.places().filter(|at| is_narrow(self.actual.calls[*at].output.kind())) {
@@ -377,8 +378,8 @@ mod tests {
         Ok(())
     }
 
-    /// Checks the fraction of numbers that have no more digits than bf16. It is an eighth of random
-    /// f16 numbers, and all of the numbers that were rounded to bf16. Zeros, infinities and fewer
+    /// Checks the fraction of numbers that have no more digits than bf16. The fraction is 1/8 for
+    /// random f16 numbers, and 1 for numbers that were rounded to bf16. Zeros, infinities and fewer
     /// than 64 values give no result.
     #[test]
     fn digits_are_counted() -> Result<()> {

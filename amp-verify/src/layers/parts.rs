@@ -11,7 +11,7 @@ use super::pass::Ran;
 /// values and gradients of four steps, and of up to eight separate runs of the layer.
 const COPIES: usize = 24;
 /// The number of f64 values that are kept for each element of a layer's parameters: the gradients
-/// of the same steps and runs.
+/// of four steps, and of up to eight separate runs of the layer.
 const OF_PARAMETERS: usize = 12;
 
 /// The default of `Options::budget`, in bytes.
@@ -20,7 +20,7 @@ pub(super) const BUDGET: usize = 4 << 30;
 const SHARE: usize = 2;
 
 /// Returns how many bytes of layers' tensors may be kept at once. On a GPU this is a large part of
-/// the free memory. So there are few parts, each of which repeats the whole step. `wanted` is
+/// the free memory, so that there are few parts: each part repeats the whole step. `wanted` is
 /// `Options::budget`.
 pub(super) fn budget(device: Device, wanted: usize) -> Result<usize> {
     if !device.is_cuda() || wanted < BUDGET {

@@ -31,7 +31,8 @@ pub(super) struct Ran {
     /// The module's path, with `#2` after it for the module's second run in the step.
     pub(super) path: String,
     pub(super) op: Op,
-    /// The numbers of elements of the layer's input and output, and of its own parameters.
+    /// The number of elements of the layer's input and output together, and the number of elements
+    /// of its own parameters.
     pub(super) numbers: (usize, usize),
     /// The layer's input and output. They are empty if the tensors of this layer are not kept, to
     /// save memory.
@@ -45,8 +46,8 @@ pub(super) struct Ran {
 
 impl Ran {
     /// Returns whether this is a normalization layer with 16-bit parameters. Such a layer also
-    /// rounds the mean and deviation of its input, as if the input were perturbed by one unit
-    /// roundoff.
+    /// rounds the mean and the standard deviation of its input, which has the effect of perturbing
+    /// the input by one unit roundoff.
     pub(super) fn rounds_statistics(&self, precision: Precision) -> bool {
         let has_parameters = self.numbers.1 > 0;
         self.op == Op::Other
@@ -150,7 +151,7 @@ impl Plan {
 }
 
 /// Runs the training step and records the tensors of the layers. In all passes of one measurement,
-/// each layer draws the same random numbers, whatever its separate runs are.
+/// each layer draws the same random numbers, regardless of how often it also runs separately.
 pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
     let _section = random::seeded(subject.seed)?;
@@ -199,7 +200,7 @@ pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> 
     wanted.extend(parameters.iter().map(|parameter| parameter.tensor.shallow_clone()));
     let scaled = match scale {
         1.0 => loss.shallow_clone(),
-        // The scaler's scale is an f32 tensor, to which an f16 loss is promoted.
+        // The loss scaler keeps its scale as an f32 tensor, so its product with an f16 loss is f32.
         scale => loss.f_mul(&Tensor::from(scale as f32).f_to_device(subject.device)?)?,
     };
     let found = match wanted.is_empty() {

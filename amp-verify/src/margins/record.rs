@@ -148,8 +148,8 @@ impl Recorder<'_> {
         }
     }
 
-    /// Trains a model under every precision with every seed. From this computes how much worse each
-    /// precision is than 32-true, and the model's margin.
+    /// Trains a model under every precision with every seed. Computes from the metrics how much
+    /// worse each precision is than 32-true, and the model's margin.
     fn metric(&self, model: &Model) -> Result<ModelMargin> {
         let mut pool = gate::pool(self.registry, self.device, self.args.processes, 1, None)?;
         let seeds = (0..self.args.seeds as u64).map(|index| METRIC_SEED + index);

@@ -37,8 +37,8 @@ pub struct LogArgs {
 }
 
 impl LogArgs {
-    /// Returns the trainer's options for logging: after how many steps it logs values, and after
-    /// how many steps it measures the phases of a step.
+    /// Returns the trainer's options for logging: how often it logs values, and how often it
+    /// measures the phases of a step.
     pub fn logging(&self) -> LoggingConfig {
         let steps = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         LoggingConfig {

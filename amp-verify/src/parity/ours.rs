@@ -66,8 +66,8 @@ pub(super) struct Ours {
 }
 
 /// Returns the trainer's options with which the model and its PyTorch version are trained. A
-/// skipped step advances the schedule and changes batch statistics, because a training loop in
-/// PyTorch does so too.
+/// skipped step advances the schedule and changes the running statistics of batch norms, because a
+/// training loop in PyTorch does so too.
 pub(super) fn config(case: &Case, precision: Precision) -> Result<TrainerConfig> {
     let mut config = case.trainer(precision)?;
     config.recovery.skipped_step_advances = true;

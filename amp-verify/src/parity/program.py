@@ -56,7 +56,7 @@ except ModuleNotFoundError as error:
     answer(error=f"{os.path.basename(sys.executable)} has no {name}: pip install {name}")
     sys.exit(0)
 
-# PyTorch runs convolutions and recurrent layers in TF32 by default.
+# Switches TF32 off. By default, PyTorch runs convolutions and recurrent layers in TF32.
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 DEVICE = torch.device(options.device)
 CUDA = DEVICE.type == "cuda"

@@ -58,23 +58,23 @@ pub struct Again {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Rounding {
     /// For each step, by which fraction rounding may change the largest gradient. This is four
-    /// times the largest relative difference between the gradients of a perturbed run and of our
-    /// run, at the same loss scale, over all steps so far.
+    /// times the largest relative difference between the gradients of a perturbed and the
+    /// unperturbed run at the same loss scale, over all steps so far.
     pub largest: Vec<f64>,
     /// The steps that some runs of the model, perturbed or not, skip and others apply.
     pub either: Vec<u64>,
     /// The first step in which the losses of the model and its PyTorch version differ by more than
-    /// four times the largest difference between a perturbed run and our run. From this step on,
-    /// rounding alone does not explain the difference. Null if there is no such step.
+    /// four times the largest difference between a perturbed and the unperturbed run. From this
+    /// step on, rounding alone does not explain the difference. Null if there is no such step.
     pub parted: Option<u64>,
 }
 
 impl Rounding {
-    /// Computes the effect of rounding from the attempts of our run (`own`), the losses of both
-    /// versions, and the perturbed runs. Each optimizer step has `window` batches.
+    /// Computes the effect of rounding from the unperturbed run's attempts (`own`), both versions'
+    /// losses, and the perturbed runs (`moved`). Each optimizer step has `window` batches.
     pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
-        // Returns the largest gradient of an attempt, converted to the loss scale of our run. The
-        // scale of a perturbed run is smaller after a step that only this run skipped.
+        // Returns the largest gradient of an attempt at the unperturbed run's loss scale. A
+        // perturbed run has a smaller scale after a step that only the perturbed run skipped.
         let size = |attempt: &Attempt, scale: f64| {
             attempt.largest.map_or(f64::NAN, |largest| largest * scale / attempt.scale)
         };
@@ -176,7 +176,7 @@ impl Seed {
         match beyond().or_else(by_libtorch) {
             Some(text) => Skips::Rounding(format!("{what}; {text}{seen}")),
             None => Skips::Differ(format!(
-                "{what}, and with libtorch's kernels Rust skips {plain:?} and ends with {:?}{seen}",
+                "{what}, and with libtorch's kernels Rust skips {plain:?} and ends with the scale {:?}{seen}",
                 again.scale
             )),
         }
@@ -308,11 +308,11 @@ mod tests {
     )]
     #[case::too_small(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.5), None], "differ",
-        "and with libtorch's kernels Rust skips [] and ends with Some(65536.0)"
+        "and with libtorch's kernels Rust skips [] and ends with the scale Some(65536.0)"
     )]
     #[case::apart_before(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.9), None], "differ",
-        "and with libtorch's kernels Rust skips [] and ends with Some(65536.0)"
+        "and with libtorch's kernels Rust skips [] and ends with the scale Some(65536.0)"
     )]
     #[case::beyond_f16(
         &[Some(0.5), Some(1.08)], &[Some(0.4), Some(0.3)], &[Some(0.5), None], "rounding",
@@ -360,8 +360,8 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// Checks that a perturbed run determines the bound. It skips step 1. Its gradient in step 2 is
-    /// 1.1 times ours at the same loss scale, so from step 2 on the bound is 0.4.
+    /// Checks that the bound comes from a perturbed run. That run's gradient in step 2 is 1.1 times
+    /// the unperturbed one at the same loss scale, so from step 2 on the bound is 4 · 0.1.
     #[test]
     fn moved_runs_say_what_rounding_does() {
         let own = attempts(&[Some(0.5), Some(0.5), Some(0.5), Some(0.5)]);

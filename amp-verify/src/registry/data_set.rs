@@ -137,8 +137,8 @@ impl DataSet {
         (self.load)(batch_size, of)
     }
 
-    /// Replaces the hyperparameters of a model whose values follow from the data. Ignores a
-    /// hyperparameter that the model does not have.
+    /// Sets those hyperparameters of a model that follow from the data. Ignores a hyperparameter
+    /// that the model does not have.
     pub(crate) fn apply(&self, hyperparameters: &mut Hyperparameters) {
         for (name, value) in &self.hyperparameters {
             if let Some(own) = hyperparameters.get_mut(name) {

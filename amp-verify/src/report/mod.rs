@@ -93,9 +93,9 @@ impl Subscriber for RunHistories {
 }
 
 /// Returns Wilson's 95 % score interval (Wilson 1927) of a fraction that was measured with `n`
-/// examples, for example of an accuracy. The interval contains the true fractions for which chance
-/// explains the measured fraction. It stays between 0 and 1, and is not empty even if the measured
-/// fraction is 0 or 1.
+/// examples, for example of an accuracy. The interval contains those values of the true fraction
+/// that are compatible with the measured fraction. It stays between 0 and 1, and is not empty even
+/// if the measured fraction is 0 or 1.
 pub fn wilson(share: f64, n: i64) -> (f64, f64) {
     let (z, n) = (1.959_963_985, n.max(1) as f64);
     let z2 = z * z;

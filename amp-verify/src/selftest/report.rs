@@ -93,7 +93,7 @@ impl Report {
     }
 
     /// Returns the checks that reported no fault. If only some faults were tested, the list is
-    /// empty, because the missing faults might be those that a check reports.
+    /// empty, because a check might report one of the faults that were not tested.
     pub fn idle(&self) -> Vec<Reason> {
         let all = self.faults.len() + self.left_out.len() == Fault::ALL.len();
         let saw =

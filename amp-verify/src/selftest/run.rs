@@ -51,8 +51,8 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             (Some(model), _) => {
                 let plan = plan(registry, args, model, &changes)?;
                 let (precisions, first, most) = (vec![PRECISION], SEEDS, SEEDS);
-                // The training invariants are not checked in these runs. A broken invariant would
-                // end a run before another check could report the fault.
+                // The training invariants are not checked in the runs with a fault. A broken
+                // invariant would end a run before another check could report the fault.
                 let (fault_of_plan, check) = (Some(fault), Check::Off);
                 let own = Plan { fault: fault_of_plan, check, precisions, first, most, ..plan };
                 plans.push((fault, own));
@@ -169,8 +169,9 @@ fn plan(
     })
 }
 
-/// The jobs of the gate that check rules, in the order in which they run. For each fault, the jobs
-/// end with the first job that reports the fault. If no job reports it, full training runs follow.
+/// The jobs of the gate that check rules, in the order in which they run. After the first job that
+/// reports a fault, no further job runs for this fault. If no job reports it, full training runs
+/// follow.
 const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
 
 /// What is known about one fault: the plan with which the gate judges it, the failures that the

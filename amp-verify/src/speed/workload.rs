@@ -118,8 +118,8 @@ impl Workload {
     /// Replaces the model's data by `batches` batches of examples that the function `draw`
     /// generates. The argument of `draw` is the number of examples. The function must take random
     /// numbers from libtorch's global generator, which the benchmark seeds before the call. The
-    /// Python program of the peers cannot call `draw`: it must itself generate examples for the
-    /// model's name.
+    /// Python program of the peers cannot call `draw`. For a model with such examples, this program
+    /// needs its own function that generates them.
     ///
     /// ```
     /// use amp_core::{

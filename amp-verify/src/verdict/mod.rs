@@ -27,7 +27,8 @@ pub enum Verdict {
     /// The test shows that the precision is worse than 32-true by more than the margin, or, with
     /// [`Design::equivalence`], better by more than the margin. Or a check failed.
     Fail,
-    /// The test shows neither, because there are too few seeds, or a difference is NaN.
+    /// The test shows neither a pass nor a failure, because there are too few seeds, or a
+    /// difference is NaN.
     Inconclusive,
 }
 

@@ -7,8 +7,8 @@ use statrs::distribution::{
 /// The accepted probability that a value measured in correct training exceeds its bound.
 #[cfg(feature = "cli")]
 pub(crate) const RISK: f64 = 1e-5;
-/// The confidence with which this probability is at most [`RISK`], although the distribution is
-/// estimated from a few runs.
+/// The confidence with which a value exceeds its bound with at most the probability [`RISK`],
+/// although the distribution is estimated from a few runs.
 #[cfg(feature = "cli")]
 pub(crate) const CONFIDENCE: f64 = 0.95;
 

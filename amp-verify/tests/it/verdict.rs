@@ -32,7 +32,7 @@ fn power_gives_the_tables_seeds(#[case] ratio: f64, #[case] eighty: usize, #[cas
     assert_eq!((fewest(0.80), fewest(0.97)), (Some(eighty), Some(high)));
 }
 
-/// Checks that the power equals α for every n if there is no effect.
+/// Checks that the power equals the level α for every number n of differences if the effect is 0.
 #[rstest]
 fn power_without_an_effect_is_alpha(#[values(2, 3, 10, 60)] n: usize) {
     assert!((power(0.0, 1.0, n, 0.05) - 0.05).abs() < 1e-6);
@@ -177,8 +177,8 @@ fn the_tolerance_factor_is_the_tables(
 
 /// Checks the upper limit of a Poisson count against values that were computed in Python by summing
 /// Poisson probabilities. First, the script searched for the largest mean with which `draws` counts
-/// have a sum of at most `seen` with a probability of 5 %. The limit is the smallest count that is
-/// exceeded with at most the probability `risk` if this is the mean.
+/// have a sum of at most `seen` with a probability of 5 %. The limit is the smallest count that a
+/// Poisson distribution with this mean exceeds with at most the probability `risk`.
 #[rstest]
 #[case(0, 1, 0.01, 8)]
 #[case(0, 4, 1e-7, 9)]

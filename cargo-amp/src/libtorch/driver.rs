@@ -25,8 +25,9 @@ pub(super) fn is_present() -> bool {
     !hidden && (LOADED.iter().any(|path| Path::new(path).exists()) || has_library())
 }
 
-/// Returns whether the value `visible` of `CUDA_VISIBLE_DEVICES` hides all GPUs. In this list, CUDA
-/// ignores the first device that does not exist and all devices after it.
+/// Returns whether the value `visible` of `CUDA_VISIBLE_DEVICES` hides all GPUs. The value is a
+/// list of devices. CUDA ignores the first device in the list that does not exist, and all devices
+/// after it.
 fn hides_every_gpu(visible: &str) -> bool {
     visible.is_empty() || visible.starts_with("-1")
 }

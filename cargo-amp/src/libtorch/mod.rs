@@ -128,8 +128,8 @@ fn same_folder(one: &Path, other: &Path) -> bool {
     resolve(one) == resolve(other)
 }
 
-/// Returns the value for the variable of library folders: the folders of `torch` and of the CUDA
-/// wheels next to `torch`, followed by the folders that the variable already has.
+/// Returns the value for `LD_LIBRARY_PATH`: the library folders of `torch` and of the CUDA wheels
+/// next to `torch`, followed by the folders that the variable already contains.
 fn library_path(torch: &Path) -> OsString {
     let mut folders = vec![torch.join("lib")];
     if let Some(site) = torch.parent() {

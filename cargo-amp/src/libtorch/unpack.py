@@ -29,7 +29,8 @@ def unpack(wheel, target, listing, rules):
             if not (os.path.isfile(path) and os.path.getsize(path) == info.file_size):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 if os.path.lexists(path):
-                    # Removed, not overwritten: it may be a hard link to a file of a libtorch in use.
+                    # Removes the file and does not overwrite it, because it may be a hard link to
+                    # a file of a libtorch that is in use.
                     os.remove(path)
                 with archive.open(info) as source, open(path, "xb") as out:
                     # Reading to the end also checks the CRC.

@@ -107,8 +107,8 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // After `finish` there is nothing to remove. If the folder cannot be removed after an
-        // error, that error is reported, and this one is ignored.
+        // After `finish` there is nothing to remove. Otherwise packing has failed with an error,
+        // which is reported. An error while the folder is removed is ignored.
         let _ = remove(&self.partial);
     }
 }

@@ -20,7 +20,7 @@ pub(super) enum Rule {
     Lion,
 }
 
-/// The options of an optimizer, by the names of their fields.
+/// The options of an optimizer. The keys are the names of the fields of the optimizer's struct.
 struct Options<'a>(&'a Map<String, Value>);
 
 impl Options<'_> {

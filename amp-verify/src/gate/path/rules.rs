@@ -6,7 +6,7 @@ use amp_core::precision::{GradScalerConfig, StepOutcome};
 pub(super) struct ScaleRule {
     constants: GradScalerConfig,
     scale: f32,
-    /// The number of steps since the last change.
+    /// The number of applied steps since the loss scale last changed.
     since: i64,
     /// How many times the loss scale has grown.
     pub(super) grown: u64,

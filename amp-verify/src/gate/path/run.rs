@@ -1,6 +1,6 @@
-//! The training runs whose steps the gate checks. Each is made twice: with an observer that checks
-//! each step, and without. The options of the runs are chosen so that each rule of the training
-//! path applies.
+//! The training runs whose steps the gate checks. Each run is made twice: with an observer that
+//! checks each step, and without an observer. The options of the runs are chosen such that every
+//! rule of the training path is tested.
 
 use std::{cell::RefCell, path::Path, rc::Rc};
 
@@ -95,8 +95,8 @@ impl Setup<'_> {
             }
         }
         let (least, most) = (sizes.iter().min(), sizes.iter().max());
-        // The number of batches in memory: those of a step, the batch after it and those that are
-        // loaded ahead.
+        // The number of batches in memory: the batches of one step, one batch of the next step, and
+        // the batches that are loaded ahead.
         let ahead = data.loading.prefetch.unwrap_or(1) as u64;
         let held = config.optimization.accumulate_grad_batches.cast_unsigned() + 1 + ahead;
         Ok(least.zip(most).map_or(0, |(least, most)| held * (most - least)))
@@ -116,8 +116,8 @@ impl Setup<'_> {
                     Length::Epochs(_) => most,
                     Length::Steps(steps) => most.min(i64::try_from(steps).unwrap_or(most)),
                 };
-                // With gradient accumulation, the last step has only one batch. This tests a short
-                // last step, which a real epoch may also have.
+                // With gradient accumulation, ends the epoch such that its last step has only one
+                // batch, because the last step of a real epoch may be short as well.
                 let most = steps * window - (window - 1);
                 if self.batches(&config)? > most {
                     config.loops.limit_train_batches = Limit::Batches(most);
@@ -168,9 +168,9 @@ impl Setup<'_> {
         self.fit(self.config(scenario)?, Vec::new(), None)
     }
 
-    /// Creates models under 32-true with emulated rounding, from whose gradients bounds are
-    /// computed. Each one uses other random numbers. There are as many models as the bounds of an
-    /// epoch with `windows` steps require.
+    /// Creates the models that train under 32-true with emulated rounding. Bounds are computed from
+    /// the gradients of these models. Each model rounds with other random numbers. The number of
+    /// models is the number that the bounds of an epoch with `windows` steps require.
     fn rounded(&self, windows: i64) -> Result<Vec<Reference>> {
         let overrides = Rc::new(self.job.overrides.clone());
         let mut model = self.case.build()?;

@@ -11,9 +11,11 @@ use amp_core::{
 use super::final_state::{dot, exact};
 use crate::scalars::all_equal;
 
-/// The smallest tolerance if a repeated run gives other bits, relative to the norm of a tensor.
+/// The smallest tolerance of a tensor, relative to the norm of the tensor, if a repeated run gives
+/// other bits.
 const LEAST: f64 = 0.05;
-/// A tensor may differ by this multiple of the difference that it has in a repeated run.
+/// The tolerance of a tensor is this multiple of the difference between the tensor in a run and in
+/// a repetition of the run.
 const REPEATED: f64 = 4.0;
 
 /// For each tensor, the accepted difference between two runs of the same steps, relative to the

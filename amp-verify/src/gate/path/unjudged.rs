@@ -16,7 +16,7 @@ const ALWAYS: fn(&Setup<'_>) -> bool = |_| true;
 
 /// All stages of the check, in the order in which they run.
 pub(super) const STAGES: &[Stage] = &[
-    Stage { name: "a plain epoch", rules: &[Reason::Batches, Reason::Memory], runs: ALWAYS },
+    Stage { name: "an unobserved epoch", rules: &[Reason::Batches, Reason::Memory], runs: ALWAYS },
     Stage {
         name: "the device compared with the CPU",
         rules: &[Reason::Gradient],
@@ -108,8 +108,8 @@ mod tests {
         Job::new("Net", precision, 1, Length::Epochs(1), task)
     }
 
-    /// Checks what is listed as not judged if the time limit ends the check: every rule of the
-    /// remaining stages, without stages that do not apply on a CPU.
+    /// Checks which rules are listed as not judged if the time limit ends the check after `ended`
+    /// stages. These are the rules of all later stages that run on a CPU and under the precision.
     #[rstest]
     #[case::all(0, Precision::F16Mixed, 17)]
     #[case::unscaled(0, Precision::Bf16Mixed, 14)]

@@ -25,8 +25,7 @@ const LOWEST: f64 = -7.0;
 /// The data of the chart.
 pub(in crate::report) struct Shown<'a> {
     pub(in crate::report) histogram: &'a Histogram,
-    /// The exponent of the loss scale, as a power of two. `None` if training does not scale these
-    /// values.
+    /// The loss scale as an exponent of 2. `None` if training does not scale these values.
     pub(in crate::report) log2_scale: Option<i32>,
 }
 

@@ -88,7 +88,7 @@ def write_with_torch(folder):
 folder = pathlib.Path(sys.argv[1])
 if "--torch" in sys.argv:
     write_with_torch(folder)
-# With 0 the reader keeps every value. Otherwise it keeps a random sample.
+# With the size 0, the reader keeps every value. With a size above 0, it keeps a random sample of this size.
 sizes = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
 runs = EventMultiplexer(size_guidance=sizes).AddRunsFromDirectory(str(folder))
 runs.Reload()

@@ -29,7 +29,7 @@ def output(arguments: str) -> list[str]:
     """Runs the command and returns the lines of its standard output and standard error."""
     binary = os.environ.get("AMP_BINARY")
     command = [binary] if binary else ["cargo", "amp"]
-    # Exit code 1 is a gate that fails: its output is drawn as well.
+    # With exit code 1, the gate has failed as expected, and its output is drawn. Other codes are errors.
     run = subprocess.run(command + shlex.split(arguments), text=True, check=False,
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if run.returncode not in (0, 1):
@@ -60,7 +60,7 @@ def drawn(command: str, lines: list[str]) -> str:
     rows = []
     for number, line in enumerate(shown):
         if line.strip():
-            # A fixed text length keeps table columns aligned in every monospace font of the reader.
+            # A fixed text length keeps table columns aligned, whichever monospace font the reader has.
             rows.append(f'<text x="{MARGIN}" y="{MARGIN + (number + 0.8) * LINE_HEIGHT:.1f}" '
                         f'textLength="{len(line) * CELL_WIDTH:.1f}" lengthAdjust="spacingAndGlyphs" '
                         f'xml:space="preserve">{colored(line)}</text>')
@@ -79,7 +79,7 @@ def main() -> None:
     names = sys.argv[1:] or list(SCREENS)
     unknown = [name for name in names if name not in SCREENS]
     if unknown:
-        sys.exit(f"error: there is no screen {', '.join(unknown)}: there are {', '.join(SCREENS)}")
+        sys.exit(f"error: unknown picture {', '.join(unknown)}: expected one of {', '.join(SCREENS)}")
     for name in names:
         arguments, most = SCREENS[name]
         lines = output(arguments)[:most]

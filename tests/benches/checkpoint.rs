@@ -31,7 +31,7 @@ struct Encoder {
     blocks: Vec<TransformerEncoderLayer>,
 }
 
-/// A callback that saves once, after this many steps.
+/// A callback that saves one checkpoint, after `after` steps, into the file `to`.
 struct Saves {
     after: u64,
     to: PathBuf,
@@ -121,9 +121,10 @@ fn main() -> Result<()> {
         let steps_without: Vec<f64> =
             without.steps.windows(2).skip(first).map(|pair| pair[1] - pair[0]).collect();
         println!(
-            "round {round}: without a checkpoint, a step took {:.3} ms ({:.3} median); writing took {:.2} s{}, in which \
-             {while_written} steps took {:.3} ms each ({:+.2} %); training stopped for {:.1} ms before it; all {rest} \
-             steps with a checkpoint took {:+.2} %",
+            "round {round}: without a checkpoint, a step took {:.3} ms on average (median {:.3} ms); writing a checkpoint \
+             took {:.2} s{}; {while_written} steps ran during the writing and took {:.3} ms each ({:+.2} % compared with \
+             the run without a checkpoint); before the writing, training stopped for {:.1} ms; all {rest} steps from the \
+             checkpoint on took {:+.2} % compared with the run without a checkpoint",
             1e3 * seconds(&without, rest) / rest as f64,
             1e3 * median(steps_without),
             saved - saving,

@@ -91,7 +91,8 @@ fn compare(folder: &OsStr, whole: &ImageFolder, part: &ImageFolder) {
     if !theirs.is_empty() {
         let times = rate(&ours) / rate(&theirs);
         println!(
-            "torchvision, the same work as in the first line: {:.0}; amp prepares {times:.2} times as many",
+            "decoded, cropped, mirrored, normalized by torchvision: {:.0} images per second of CPU time; \
+             amp prepares {times:.2} times as many",
             rate(&theirs)
         );
     }

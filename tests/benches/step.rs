@@ -136,7 +136,7 @@ fn main() {
     if let (Some(steps), Some(name)) = (wanted("AMP_STEPS"), wanted("AMP_STEP")) {
         let steps: u64 = steps.parse().expect("AMP_STEPS is a number");
         let mut chosen = candidates.into_iter().filter(|(own, _)| *own == name);
-        let (_, mut step) = chosen.next().expect("AMP_STEP names one of the three");
+        let (_, mut step) = chosen.next().expect("AMP_STEP is derived, by-hand or bare-libtorch");
         (0..steps).for_each(|_| drop(step()));
         return;
     }

@@ -102,7 +102,7 @@ fn cell(column: &dyn Array, row: usize) -> String {
     }
 }
 
-/// What is read: the columns without missing values, or those with some.
+/// The two sets of columns that are read. Only those of `gaps` have missing values.
 const PARTS: [&str; 2] = ["full", "gaps"];
 
 fn columns(part: &str, table: &ParquetTable) -> Result<Columns> {
@@ -153,8 +153,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Reads the files in turn here and in Python, and prints the medians of nine rounds. A first round
-/// before them is not counted.
+/// Reads the files in this process and in Python in turn, and prints the medians of nine rounds.
+/// One earlier round is not counted.
 fn compare(path: &Path, csv: &Path, columns: &[Columns; 2], counts: &[usize]) {
     let Some(mut python) = Peer::start("tables", path.as_os_str()) else { return };
     println!("| file | columns | threads | ours: s, CPU s | pyarrow: s, CPU s | ours / pyarrow |");

@@ -298,9 +298,9 @@ fn goldens_are_kept_by_compute_capability() {
         names.collect::<Result<Vec<_>, _>>().expect("names")
     };
     let hopper = Golden { fingerprint: Some(cuda("9.0")), ..golden() };
-    let taken = prepare(&hopper, false).expect("without a golden the rest is insta's");
+    let taken = prepare(&hopper, false).expect("insta reports a missing golden");
     assert_eq!((taken.name.as_str(), names().len()), ("mixed_precision_demo_cuda_9_0", 0));
-    prepare(&hopper, true).expect("an anchor is written when that is asked for");
+    prepare(&hopper, true).expect("an anchor is written if `may_write` is true");
     assert_eq!(names(), ["mixed_precision_demo_cuda_9_0.anchor.json"]);
     let ampere = Golden { fingerprint: Some(cuda("8.0")), ..golden() };
     let file = |name: &str| folder.path().join(name);

@@ -241,7 +241,7 @@ fn pytorch_reads_our_weights() {
         .expect("python3 can be run");
     assert!(
         out.status.success(),
-        "python3 with torch 2.11 is needed and must agree:\n{}{}",
+        "python3 has no torch 2.11, or PyTorch does not agree with the weights:\n{}{}",
         String::from_utf8_lossy(&out.stdout),
         String::from_utf8_lossy(&out.stderr)
     );

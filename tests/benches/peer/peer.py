@@ -38,7 +38,7 @@ def tables(path):
         return pyarrow.csv.read_csv(file, pyarrow.csv.ReadOptions(use_threads=threads > 1), convert_options=options)
 
     def ids(column, name):
-        """Returns the ids of the sorted names; a missing value has the id after the last."""
+        """Returns the id of each row: the index of its name among the sorted names. A missing name has the next id."""
         whole = column.unify_dictionaries().combine_chunks()
         numbers = {name: number for number, name in enumerate(known[name])}
         order = numpy.array([numbers[name] for name in whole.dictionary.to_pylist()] + [len(numbers)])

@@ -26,7 +26,7 @@ parser.add_argument("--device", default="cpu")
 parser.add_argument("--threads", type=int, default=1)
 options = parser.parse_args()
 if options.engine not in ["torch-loop", "torch-fused", *MODES]:
-    answer(error="this program has no such engine")
+    answer(error="unknown engine: expected torch-loop, torch-fused, torch-compile or torch-compile-default")
     sys.exit(0)
 
 import torch

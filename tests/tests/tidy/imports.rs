@@ -13,8 +13,9 @@ use crate::{
     modules::{Meaning, Names, Source, declared, is_test, sources},
 };
 
-/// Finds imports of a module that stands above the importing module in `order`. Also finds modules
-/// of `order` that the crate does not have, and modules of the crate that `order` does not contain.
+/// Finds imports of a module that is above the importing module. `order` lists the modules from
+/// bottom to top. Also finds modules of `order` that the crate does not have, and modules of the
+/// crate that `order` does not contain.
 pub(crate) fn upward(root: &Path, krate: &str, order: &[&str]) -> Vec<Finding> {
     let (sources, mut findings) = sources(root, krate);
     let names = Names::new(&sources);
@@ -77,7 +78,7 @@ struct Imports {
 #[derive(Clone, Copy)]
 enum At {
     Start,
-    /// The number of modules below the root.
+    /// A module. Its depth is 0 for the root of the crate, and 1 for the modules directly below.
     Module(usize),
 }
 

@@ -1,4 +1,4 @@
-//! Every input of `forward` needs a field of the batch.
+//! `#[batch]` is refused if it names fewer fields as inputs than `forward` has inputs.
 
 use amp_core::prelude::*;
 

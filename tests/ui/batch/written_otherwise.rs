@@ -1,4 +1,4 @@
-//! The first argument of `#[batch]` must be a type.
+//! Malformed arguments of `#[batch]`, and `#[batch]` on a block, are refused.
 
 use amp_core::prelude::*;
 

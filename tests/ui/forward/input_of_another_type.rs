@@ -1,4 +1,4 @@
-//! An input must implement `Tensors`, so that a precision region can cast it.
+//! An input whose type does not implement `Tensors` is refused: a region could not cast it.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! An output must implement `Tensors`, so that a precision region can cast it.
+//! An output whose type does not implement `Tensors` is refused: a region could not cast it.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The condition of `checkpoint` must be called `enabled`.
+//! A condition of `checkpoint` is refused if it is given without its name `enabled`.
 
 use amp_core::prelude::*;
 

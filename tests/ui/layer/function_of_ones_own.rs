@@ -1,4 +1,4 @@
-//! In `#[layer]`, the user's own function must be called by its path.
+//! A call of the user's own function in `#[layer]` is refused if it is not written as a path.
 
 use amp_core::prelude::*;
 

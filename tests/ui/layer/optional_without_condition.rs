@@ -1,4 +1,4 @@
-//! `optional` needs a condition and a layer.
+//! An `optional` layer without a condition is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The layer of `repeat` must be a closure with an index.
+//! A `repeat` whose layer is not a closure over the index is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! For an unsupported keyword of a PyTorch layer, the error gives the reason.
+//! For a PyTorch option that a layer here lacks, the error says why the layer lacks it.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A name without flags in `#[log]` is refused, because flags are what `#[log]` declares.
+//! A name without flags in `#[log]` is refused, because it would change nothing.
 
 use amp_core::prelude::*;
 

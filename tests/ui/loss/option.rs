@@ -1,4 +1,4 @@
-//! Options of losses with an unknown name, a value out of range or a missing `self.` are refused.
+//! Options of losses that are misspelt, out of range, unsupported or without `self.` are refused.
 
 use amp_core::prelude::*;
 

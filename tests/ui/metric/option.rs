@@ -1,4 +1,4 @@
-//! A metric with an unknown average, or with an option out of range, is refused.
+//! Options of metrics that are unknown, missing, in quotes or out of range are refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The user's own metric needs a name under which it is logged.
+//! A user's own metric without a name is refused, because metrics are logged by name.
 
 use amp_core::prelude::*;
 

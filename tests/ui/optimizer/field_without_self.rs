@@ -1,4 +1,4 @@
-//! A value that names a field needs `self.`, because it is evaluated in a method.
+//! A field without `self.` in an option is refused, because options are evaluated in a method.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The learning rate is required, because it has no default.
+//! An optimizer without a learning rate is refused, because the rate has no default.
 
 use amp_core::prelude::*;
 

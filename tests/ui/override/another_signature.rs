@@ -1,4 +1,4 @@
-//! rustc compares the signature of the user's function with the generated call.
+//! rustc reports a user's function whose signature does not fit the generated call.
 
 use amp_core::prelude::*;
 

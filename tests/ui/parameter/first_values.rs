@@ -1,4 +1,4 @@
-//! A parameter without initial values or without a shape is refused.
+//! Missing or wrong initial values, and initial values without a shape, are refused.
 
 use amp_core::prelude::*;
 

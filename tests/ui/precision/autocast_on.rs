@@ -1,4 +1,4 @@
-//! A region cannot switch autocast on.
+//! `autocast = on` is refused: a precision region can only switch autocast off.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The user's own schedule needs an interval, because it may count steps or epochs.
+//! A user's own schedule without an interval is refused: it may count steps or epochs.
 
 use amp_core::prelude::*;
 

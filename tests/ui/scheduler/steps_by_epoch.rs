@@ -1,4 +1,4 @@
-//! A count of steps is refused for a schedule of epochs, whose warm-up would never end.
+//! A count of steps is refused with `interval = epoch`, because the schedule would never end.
 
 use amp_core::prelude::*;
 

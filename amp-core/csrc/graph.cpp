@@ -127,15 +127,6 @@ int amp_graph_launch(void* handle, const at::Tensor* from, const at::Tensor* to,
   });
 }
 
-// Makes waiting for the device an error on all threads of this process, or allows it again
-// (torch.cuda.set_sync_debug_mode).
-int amp_forbid_synchronization(int forbid) {
-  return amp::guarded([&] {
-    // The variable in c10::cuda::warning_state() is an enum. 0 allows waiting, and 2 makes waiting an error.
-    *cuda_symbol<int*>("_ZZN3c104cuda13warning_stateEvE14warning_state_") = forbid != 0 ? 2 : 0;
-  });
-}
-
 // Makes each tensor of `grads` the gradient of the parameter at the same index.
 int amp_set_grads(const at::Tensor* const* parameters, const at::Tensor* const* grads,
                   size_t count) {

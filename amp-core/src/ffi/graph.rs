@@ -21,7 +21,6 @@ unsafe extern "C" {
         to: Handle,
         event: *mut *mut c_void,
     ) -> c_int;
-    fn amp_forbid_synchronization(forbid: c_int) -> c_int;
     fn amp_set_grads(parameters: *const Handle, grads: *const Handle, count: usize) -> c_int;
 }
 
@@ -88,15 +87,6 @@ impl Drop for CudaGraph {
         // The error is ignored, because `drop` cannot return it.
         let _ = checked!(amp_graph_drop(self.handle));
     }
-}
-
-/// Runs `body` in a mode in which an operation of libtorch returns an error if it would wait for
-/// the device. libtorch does not detect every wait.
-pub(crate) fn without_synchronization<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    checked!(amp_forbid_synchronization(1))?;
-    let done = body();
-    checked!(amp_forbid_synchronization(0))?;
-    done
 }
 
 /// Makes each tensor of `grads` the gradient of the parameter at the same index.

@@ -71,9 +71,7 @@ impl StepGraph {
             // separate memory.
             ffi::cuda_empty_cache()?;
             let captured = CudaGraph::capture(index, || {
-                ffi::without_synchronization(|| {
-                    capture_step(state, model, &inputs, shares, &skip_flag, &room)
-                })
+                capture_step(state, model, &inputs, shares, &skip_flag, &room)
             });
             state.optim.scaler.forget();
             match (captured, room.larger()?) {
@@ -229,7 +227,8 @@ fn buffers(model: &dyn LightningModule, device: Device) -> Result<Vec<Tensor>> {
 
 fn why(error: Error) -> Error {
     let text = error.to_string();
-    match text.contains("called a synchronizing CUDA operation") {
+    // The driver's text for an operation that a capturing thread must not call.
+    match text.contains("operation not permitted when stream is capturing") {
         true => refused(&format!("the step waits for the device: {text}")),
         false => refused(&text),
     }

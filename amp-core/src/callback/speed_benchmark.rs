@@ -1,7 +1,7 @@
 use std::time::Instant;
 
 use super::{Action, Callback};
-use crate::{Hook, Result, log::LogOptions, module::StepAccess, precision::StepOutcome};
+use crate::{Hook, Result, ffi, log::LogOptions, module::StepAccess, precision::StepOutcome};
 
 /// Logs the training time of each epoch as `epoch_seconds`. Also logs the median and the 95th
 /// percentile of the time per batch, as `batch_ms` and `batch_ms_p95`. The times include data
@@ -56,6 +56,7 @@ impl Callback for SpeedBenchmark {
         // nothing is logged.
         let Some(start) = self.epoch.take() else { return Ok(()) };
         if let tch::Device::Cuda(index) = hook.device {
+            let _between = ffi::between_captures();
             tch::Cuda::synchronize(index as i64);
         }
         let seconds = start.elapsed().as_secs_f64();

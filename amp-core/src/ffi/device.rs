@@ -4,7 +4,7 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::marker::PhantomData;
 
-use super::take_error;
+use super::{between_captures, take_error};
 use crate::Result;
 
 #[repr(C)]
@@ -78,6 +78,7 @@ pub(crate) fn cuda_memory(index: usize) -> Result<(i64, i64, i64)> {
 
 /// Waits for the device, so that [`cuda_memory`] then counts no tensor that has been freed.
 pub(crate) fn cuda_memory_settle(index: usize) -> Result<()> {
+    let _between = between_captures();
     checked!(amp_cuda_memory_settle(index as c_int))
 }
 
@@ -85,7 +86,9 @@ pub(crate) fn cuda_memory_reset_peak(index: usize) -> Result<()> {
     checked!(amp_cuda_memory_reset_peak(index as c_int))
 }
 
+/// Frees the memory that the caching allocator keeps for later tensors.
 pub(crate) fn cuda_empty_cache() -> Result<()> {
+    let _between = between_captures();
     checked!(amp_cuda_empty_cache())
 }
 

@@ -4,6 +4,7 @@ use std::{
     cell::Cell,
     ffi::{c_int, c_void},
     marker::PhantomData,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use tch::Tensor;
@@ -24,6 +25,9 @@ unsafe extern "C" {
     fn amp_set_grads(parameters: *const Handle, grads: *const Handle, count: usize) -> c_int;
 }
 
+/// Locked while a thread captures a graph. A process can capture only one graph at a time.
+static CAPTURE: Mutex<()> = Mutex::new(());
+
 thread_local! {
     static CAPTURING: Cell<bool> = const { Cell::new(false) };
 }
@@ -32,6 +36,13 @@ thread_local! {
 /// its results.
 pub(crate) fn is_capturing() -> bool {
     CAPTURING.get()
+}
+
+/// Waits until no other thread captures a graph, and prevents captures while the guard exists. Call
+/// this before an operation that waits for a whole device: during a capture, such an operation of
+/// any thread fails and makes the capture invalid. Returns `None` if this thread is capturing.
+pub(crate) fn between_captures() -> Option<MutexGuard<'static, ()>> {
+    (!is_capturing()).then(|| CAPTURE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// A guard. When it is dropped, also after a panic, [`is_capturing`] returns false again.
@@ -55,8 +66,9 @@ pub(crate) struct CudaGraph {
 
 impl CudaGraph {
     /// Captures the operations that `body` starts on the device, without executing them. Returns
-    /// the graph and the result of `body`.
+    /// the graph and the result of `body`. Waits while another thread captures a graph.
     pub(crate) fn capture<T>(index: usize, body: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
+        let _alone = between_captures();
         let mut handle = std::ptr::null_mut();
         checked!(amp_graph_begin(index as c_int, &mut handle))?;
         let graph = Self { handle, _not_send: PhantomData };

@@ -1,9 +1,15 @@
 //! Tests of the reasons why steps cannot run as CUDA graphs, and of the notes that name these
 //! reasons.
 
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
 use amp_core::{
     Hook, Module, Result,
     callback::{Action, Callback, LearningRateMonitor, SpeedBenchmark},
+    memory::MemoryMeter,
     nn::{Context, Sequential, Visit, Visitor},
     precision::{Precision, StepOutcome},
     tch::{Device, Tensor},
@@ -93,6 +99,39 @@ fn saving_does_not_disturb_a_capture() -> Result<()> {
     let outcome = train_on(&config, network, StepAccess::Deferred, one_cycle, vec![saves])?;
     assert!(outcome.record.end.replayed > 0);
     Ok(())
+}
+
+/// Several threads can capture their steps as CUDA graphs in the same moment, while another thread
+/// measures memory, for which it waits for the device.
+#[test]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
+fn threads_capture_one_after_the_other() -> Result<()> {
+    needs_cuda();
+    let train = || -> Result<()> {
+        for _ in 0..5 {
+            let config = config(Precision::Bf16Mixed, Graph::On);
+            let outcome =
+                train_on(&config, demo(0.2)?, StepAccess::Deferred, one_cycle, Vec::new())?;
+            assert!(outcome.record.end.replayed > 0);
+        }
+        Ok(())
+    };
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let trained: Vec<_> = (0..4).map(|_| scope.spawn(train)).collect();
+        let measured = scope.spawn(|| -> Result<()> {
+            let meter = MemoryMeter::start(device())?;
+            while !ended.load(Ordering::Relaxed) {
+                meter.allocated()?;
+            }
+            Ok(())
+        });
+        let trained: Result<Vec<()>> =
+            trained.into_iter().map(|thread| thread.join().expect("no panic")).collect();
+        ended.store(true, Ordering::Relaxed);
+        measured.join().expect("no panic")?;
+        trained.map(drop)
+    })
 }
 
 #[rstest]

@@ -162,11 +162,37 @@ pub(super) fn attend_with_weights(
         None => {}
     }
     let mut weights = scores.f_softmax(-1, scores.kind())?;
-    if let Some(masked) = masked {
-        weights = weights.f_masked_fill(&masked, 0.0)?;
+    if let Some(masked) = &masked {
+        weights = weights.f_masked_fill(masked, 0.0)?;
     }
     let weights = cx.within("weights", &weights)?.f_dropout(options.dropout_p, true)?;
-    Ok((weights.f_matmul(&value)?, weights))
+    let exact = weights.f_matmul(&value)?;
+    let output = cx.within("attended", &exact)?;
+    let output = match cx.has_substitutes() {
+        true => with_kernel_gradient(&output, &exact, &scores, masked.as_ref())?,
+        false => output,
+    };
+    Ok((output, weights))
+}
+
+/// Returns `output` with the gradient that a fused kernel computes from it. `output` is `exact`
+/// after rounding. For the gradient of the scores, a kernel subtracts the sum of ∇output · output
+/// over the width of a head, and reads the rounded output for it (D in Dao et al.,
+/// arXiv:2205.14135, algorithm 4). So it adds −weight · Σ ∇output · (output − exact) to the gradient
+/// of each score. Here a term that is 0, but has this gradient, is added to `output`.
+fn with_kernel_gradient(
+    output: &Tensor,
+    exact: &Tensor,
+    scores: &Tensor,
+    masked: Option<&Tensor>,
+) -> Result<Tensor> {
+    let rounding = output.f_sub(exact)?.f_detach()?;
+    let scores = match masked {
+        Some(masked) => &scores.f_masked_fill(masked, 0.0)?,
+        None => scores,
+    };
+    let sum = scores.f_logsumexp([-1], true)?;
+    Ok(output.f_sub(&sum.f_sub(&sum.f_detach()?)?.f_mul(&rounding)?)?)
 }
 
 /// The sizes of queries, keys and values in one call of attention.
@@ -290,4 +316,38 @@ pub(super) fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
 
 pub(super) fn refused(why: String) -> Error {
     Error::config(format!("attention: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    /// The gradient of the scores is weight · (∇output · value − Σ ∇output · output), with the
+    /// rounded output, and 0 in a row whose keys are all masked.
+    #[test]
+    fn the_gradient_of_scores_is_computed_from_the_rounded_output() -> Result<()> {
+        let wave = |rows: i64, columns: i64, phase: f64| {
+            let x = Tensor::arange(rows * columns, (Kind::Double, Device::Cpu)) * 0.7 + phase;
+            x.sin().reshape([rows, columns])
+        };
+        let (values, gradient) = (wave(5, 8, 1.0), wave(4, 8, 2.0));
+        let given = wave(4, 5, 0.0).set_requires_grad(true);
+        let masked = Tensor::from_slice(&[false, false, true, false]).reshape([4, 1]);
+        let scores = given.masked_fill(&masked, f64::NEG_INFINITY);
+        let weights = scores.softmax(-1, Kind::Double).masked_fill(&masked, 0.0);
+        let exact = weights.matmul(&values);
+        let rounding = exact.to_kind(Kind::BFloat16).to_kind(Kind::Double) - &exact;
+        let rounded = &exact + rounding.detach();
+        let output = with_kernel_gradient(&rounded, &exact, &scores, Some(&masked))?;
+        assert!(output.equal(&rounded), "the values do not change");
+        (&output * &gradient).sum(Kind::Double).backward();
+        let sum = (&gradient * &rounded).sum_dim_intlist(-1, true, Kind::Double);
+        let expected = weights * (gradient.matmul(&values.tr()) - sum);
+        let difference = (given.grad() - expected).abs().max().double_value(&[]);
+        assert!(difference < 1e-14, "{difference}");
+        assert!(rounding.abs().max().double_value(&[]) > 1e-4, "the output is rounded");
+        Ok(())
+    }
 }

@@ -139,8 +139,8 @@ fn logged(record: &RunRecord) -> BTreeSet<&str> {
     values.map(|logged| logged.name.as_str()).collect()
 }
 
-/// Returns the logged value by which epochs are compared. This is the value by which the model is
-/// judged. If the model declares no such value and logs no accuracy, it is the validation loss.
+/// Returns the logged value by which epochs are compared: the value that the model declares, or else
+/// its validation accuracy, or its validation loss if it logs no accuracy.
 fn judge(case: &Case, first: &RunRecord, subscriber: &mut dyn Subscriber) -> Result<Judge> {
     let (judge, names) = (case.model.judge, logged(first));
     if judge != Judge::DEFAULT || names.contains(judge.name) || !names.contains(LOSS) {

@@ -54,7 +54,7 @@ impl Module for Dropout {
 pub struct AlphaDropout(Dropout);
 
 impl AlphaDropout {
-    /// Creates a layer that replaces an element with probability `p`.
+    /// Creates a layer. With probability `p`, the layer replaces an element by −1.7581.
     ///
     /// # Errors
     /// When `p` is outside `[0, 1]`.

@@ -330,10 +330,10 @@ impl LayerNorm {
         self.kernel(branch, Some(residual), cx, LayerNormOptions { before: p, ..self.options() })
     }
 
-    /// Computes, in training, the norm of the input x of a residual block. Returns two tensors: x,
-    /// to which [`ffi::residual_add`] later adds the output of the branch, and the norm of x. With
-    /// `narrow` the norm has the 16-bit dtype of autocast. Returns `None` if the kernel does not
-    /// support this input.
+    /// Normalizes the input x of a residual block. Returns x and the normalized x. The block
+    /// computes its output from the normalized x, and [`ffi::residual_add`] then adds x to this
+    /// output. With `narrow`, the normalized x has the 16-bit dtype of autocast. Returns `None` if
+    /// the kernel does not support this input, and outside of training on CUDA.
     pub(super) fn forward_residual(
         &self,
         input: &Tensor,

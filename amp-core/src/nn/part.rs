@@ -1,8 +1,8 @@
-//! Implements expressions such as `block.head` in a derived `#[forward]`. If `block` is a
-//! [`Child`], the result is a child of `block`; otherwise the result is the field itself. For
-//! `block.head`, the derive writes `(&Within(&block)).part("head", |block| &block.head)`. If
-//! `block` is a child, method resolution chooses [`PartOfChild`] over [`PartOfAny`], because
-//! calling its method needs one reference less.
+//! Implements expressions such as `block.head` in a derived `#[forward]`. The derive writes
+//! `(&Within(&block)).part("head", |block| &block.head)`. If `block` is a [`Child`], that is a layer
+//! with its path, [`PartOfChild`] returns `head` as a `Child`, too. Otherwise, [`PartOfAny`] returns
+//! a reference to the field. Both traits have a method `part`. The method of `PartOfChild` needs one
+//! reference less, so method resolution tries it first.
 
 use std::ops::Index;
 

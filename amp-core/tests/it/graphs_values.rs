@@ -41,8 +41,9 @@ impl WarmedUp {
     }
 }
 
-/// A model with the same loss as `WarmedUp`. Its hook is marked `late`, but is called after each
-/// step, because the step reads `beta`. A method of the model computes the loss.
+/// A model with the same loss as `WarmedUp`, which a method of the model computes. The hook of this
+/// model changes `beta` and is marked `late`, so that it may run some steps later. But each step
+/// reads `beta`, so the hook must run after each step.
 #[derive(LightningModule)]
 #[loss(with = |output, target| self.weighted(output, target))]
 #[log(train_loss(on_epoch))]

@@ -1,7 +1,7 @@
-//! Finds the layer that computes the model's output. A step requests this layer if its loss is a
-//! cross entropy and its metrics can be computed from a few rows of logits at a time. If the output
-//! has many logits, the loss then runs the layer itself and computes only some of the rows at a
-//! time.
+//! Finds the layer that computes the model's output, so that a cross-entropy loss can call this
+//! layer in place of the model. If the output has many logits, the loss computes some rows of them
+//! at a time, and the memory never holds all rows together. A step does so if its metrics can be
+//! computed from some rows at a time, too.
 
 use proc_macro2::{Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote};

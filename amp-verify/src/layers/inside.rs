@@ -106,8 +106,8 @@ mod tests {
         head: Linear,
     }
 
-    /// Checks that the error that a recurrent layer makes on exact inputs is about as large as the
-    /// roundings at all positions of its sequence explain.
+    /// A recurrent layer rounds at every position of its sequence. Checks that its error on exact
+    /// inputs is about as large as the expected error of all these roundings together.
     #[rstest]
     fn the_expected_error_of_a_layer_has_its_inner_roundings(
         #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,

@@ -16,8 +16,8 @@ use super::{Pair, Seed, bound, ours::Traced};
 
 /// The largest finite f16 number.
 pub(super) const LARGEST: f64 = 65504.0;
-/// The smallest bound for the relative difference between the largest gradients of two runs: two
-/// unit roundoffs of f16.
+/// The relative difference between the largest gradient of one run and that of another run is
+/// compared with a bound. This is the smallest value of the bound: two unit roundoffs of f16.
 const LEAST: f64 = 1.0 / 1024.0;
 
 /// One attempt at an optimizer step. For a model that optimizes manually, all steps on one batch
@@ -159,7 +159,7 @@ impl Seed {
         let plain = first(&again.skipped, count);
         if plain == other && are_near(again.scale, self.scale.theirs) {
             return Skips::Rounding(format!(
-                "{what}; with libtorch's kernels Rust skips {plain:?}, as PyTorch does{seen}"
+                "{what}; with libtorch's kernels, Rust skips {plain:?}, as PyTorch does{seen}"
             ));
         }
         let are_near = |scale| are_near(scale, self.scale.theirs);
@@ -176,7 +176,7 @@ impl Seed {
         match beyond().or_else(by_libtorch) {
             Some(text) => Skips::Rounding(format!("{what}; {text}{seen}")),
             None => Skips::Differ(format!(
-                "{what}, and with libtorch's kernels Rust skips {plain:?} and ends with the scale {:?}{seen}",
+                "{what}, and with libtorch's kernels, Rust skips {plain:?}, with the scale {:?} at the end{seen}",
                 again.scale
             )),
         }
@@ -299,7 +299,7 @@ mod tests {
     #[case::same(&[None, Some(0.7)], &[], &[None, Some(0.7)], "same", "")]
     #[case::wide(
         &[Some(1.4), Some(1.3)], &[None, Some(0.65)], &[None, Some(0.65)], "rounding",
-        "skips the steps [] of the first 100, PyTorch [0]; with libtorch's kernels Rust skips [0], as PyTorch does; \
+        "skips the steps [] of the first 100, PyTorch [0]; with libtorch's kernels, Rust skips [0], as PyTorch does; \
          step 0, scale 65536: the largest gradient is 1.4000 of f16's largest number, PyTorch's not finite"
     )]
     #[case::undecided(
@@ -308,11 +308,11 @@ mod tests {
     )]
     #[case::too_small(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.5), None], "differ",
-        "and with libtorch's kernels Rust skips [] and ends with the scale Some(65536.0)"
+        "and with libtorch's kernels, Rust skips [], with the scale Some(65536.0) at the end"
     )]
     #[case::apart_before(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.9), None], "differ",
-        "and with libtorch's kernels Rust skips [] and ends with the scale Some(65536.0)"
+        "and with libtorch's kernels, Rust skips [], with the scale Some(65536.0) at the end"
     )]
     #[case::beyond_f16(
         &[Some(0.5), Some(1.08)], &[Some(0.4), Some(0.3)], &[Some(0.5), None], "rounding",
@@ -321,7 +321,7 @@ mod tests {
     )]
     #[case::skips_more(
         &[None, None], &[None, None], &[None, Some(0.5)], "differ",
-        "skips the steps [0, 1] of the first 100, PyTorch [0], and with libtorch's kernels Rust skips [0, 1]"
+        "skips the steps [0, 1] of the first 100, PyTorch [0], and with libtorch's kernels, Rust skips [0, 1]"
     )]
     fn skips_are_judged_by_a_run_with_the_twins_roundings(
         #[case] own: &[Option<f64>],

@@ -143,7 +143,7 @@ fn announce(cache: &Cache, variant: Variant, adds: bool, there: usize) {
         note!("an earlier fetch of libtorch was interrupted: {there} of {all} wheels are complete");
     }
     let what = match variant {
-        _ if adds => format!("CUDA for the existing libtorch {REQUIRED}"),
+        _ if adds => format!("the CUDA libraries for the installed libtorch {REQUIRED}"),
         Variant::Cpu => {
             format!("libtorch {REQUIRED} {variant} (`cargo amp setup --cuda` adds CUDA)")
         }

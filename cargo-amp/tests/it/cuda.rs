@@ -61,7 +61,11 @@ fn adding_cuda_keeps_files_that_are_in_use() {
 
     let run = output(&mut checkout.cargo_amp(&["setup", "--cuda"]));
     assert_succeeded(&run);
-    assert!(stderr(&run).contains("fetching CUDA for the existing libtorch"), "{}", stderr(&run));
+    assert!(
+        stderr(&run).contains("fetching the CUDA libraries for the installed libtorch"),
+        "{}",
+        stderr(&run)
+    );
     assert_has_cuda(&checkout);
     assert_eq!(in_use.map(|path| file(path).ino()), before, "the same files");
     let read = std::io::read_to_string(script).expect("still there");

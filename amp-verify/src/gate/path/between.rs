@@ -79,7 +79,8 @@ mod tests {
         model, project,
     };
 
-    /// Checks that a model breaks no rule of the training path.
+    /// Trains the model in bf16-mixed and checks that it breaks none of the gate's rules about
+    /// training steps.
     fn passes(model: Model) -> Result<()> {
         let precision = Precision::Bf16Mixed;
         let model = model.judged_by_loss().margin(1.0).batch_size(4);

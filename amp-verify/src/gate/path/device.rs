@@ -45,9 +45,9 @@ struct GradientDifference {
 
 /// Compares the gradient of the first examples on the GPU with their gradient on the CPU. The two
 /// devices sum in different orders. This changes the gradient of a deep model more than the
-/// gradient of a shallow model. Therefore the bounds are measured: they are upper tolerance limits
-/// from passes on the GPU with perturbed weights. The weights are perturbed at random by the
-/// relative error of a sum.
+/// gradient of a shallow model, so the bounds are measured for each model. The GPU repeats the pass
+/// with weights that are changed at random, by the relative rounding error of one sum. The bounds
+/// are upper tolerance limits of the changes of the gradient in these passes.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let device = setup.case.trainer.device;
     if !device.is_cuda() {

@@ -32,7 +32,7 @@ struct Counts {
     /// The largest difference, in standard errors, between the fraction of zeroed elements of a
     /// layer and the rate that follows from the layer's factor.
     worst: f64,
-    /// A sentence about the layer with the difference `worst`.
+    /// A sentence about the layer that has the largest difference.
     text: String,
     /// Whether `worst` is too large for chance.
     wrong: bool,

@@ -41,8 +41,9 @@ pub(super) struct Observation {
     /// The reason why the optimizer steps cannot be repeated in float64. `None` if they can.
     pub(super) no_replay: Option<String>,
     pub(super) reference: Option<Reference>,
-    /// Models under 32-true with emulated rounding. Their gradients show how much rounding alone
-    /// changes the gradients of this model.
+    /// Copies of the observed model that run in 32-true and emulate the rounding of the precision,
+    /// each with other random numbers. Their gradients show how much rounding alone changes the
+    /// gradients of the observed model.
     pub(super) rounded: Vec<Reference>,
     pub(super) scale: Option<ScaleRule>,
     pub(super) failures: Vec<Failure>,

@@ -146,5 +146,10 @@ fn width(own: &[Own], findings: &mut Findings) {
         }
     }
     let over = format!("the first examples, {} layers on exact inputs", own.len());
-    findings.equal(Reason::Width, "digits of results and gradients", over, wrong);
+    findings.equal(
+        Reason::Width,
+        "to how many binary digits results and gradients are rounded",
+        over,
+        wrong,
+    );
 }

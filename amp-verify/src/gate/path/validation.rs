@@ -69,8 +69,8 @@ pub(super) fn check(
             )
         });
     }
-    let what = "logged values of two validations and of the run; tensors before and after \
-        validation";
+    let what = "two validations and the run log the same values; validation changes no tensor of \
+        the model";
     let over = format!("evaluation mode, {} values", first.len());
     findings.equal(Reason::Validation, what, over, wrong);
     let own = value(&first, LOSS);

@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     ffi::{c_int, c_void},
     marker::PhantomData,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{PoisonError, RwLock, RwLockReadGuard},
 };
 
 use tch::Tensor;
@@ -25,11 +25,14 @@ unsafe extern "C" {
     fn amp_set_grads(parameters: *const Handle, grads: *const Handle, count: usize) -> c_int;
 }
 
-/// Locked while a thread captures a graph. A process can capture only one graph at a time.
-static CAPTURE: Mutex<()> = Mutex::new(());
+/// Locked for writing while a thread captures a graph, and for reading by work of other threads that
+/// must not run during a capture.
+static CAPTURE: RwLock<()> = RwLock::new(());
 
 thread_local! {
     static CAPTURING: Cell<bool> = const { Cell::new(false) };
+    /// The number of [`BetweenCaptures`] guards of this thread.
+    static GUARDS: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Returns whether this thread's work on the device is being captured, so that the host cannot read
@@ -38,11 +41,29 @@ pub(crate) fn is_capturing() -> bool {
     CAPTURING.get()
 }
 
-/// Waits until no other thread captures a graph, and prevents captures while the guard exists. Call
-/// this before an operation that waits for a whole device: during a capture, such an operation of
-/// any thread fails and makes the capture invalid. Returns `None` if this thread is capturing.
-pub(crate) fn between_captures() -> Option<MutexGuard<'static, ()>> {
-    (!is_capturing()).then(|| CAPTURE.lock().unwrap_or_else(PoisonError::into_inner))
+/// A guard. While it exists, no other thread captures a graph.
+#[derive(Debug)]
+pub(crate) struct BetweenCaptures {
+    _lock: Option<RwLockReadGuard<'static, ()>>,
+}
+
+impl Drop for BetweenCaptures {
+    fn drop(&mut self) {
+        GUARDS.set(GUARDS.get() - 1);
+    }
+}
+
+/// Waits until no other thread captures a graph, and prevents captures while the guard exists. Hold
+/// it during work on the device that fails, or makes a capture invalid, while another thread
+/// captures: work that waits for a whole device, and work that draws random numbers on the device,
+/// because a capture changes the state of the device's generator for all threads.
+pub(crate) fn between_captures() -> BetweenCaptures {
+    // A thread that waited for a second read lock could wait forever, if another thread waits for
+    // the write lock.
+    let locks = GUARDS.get() == 0 && !is_capturing();
+    let lock = locks.then(|| CAPTURE.read().unwrap_or_else(PoisonError::into_inner));
+    GUARDS.set(GUARDS.get() + 1);
+    BetweenCaptures { _lock: lock }
 }
 
 /// A guard. When it is dropped, also after a panic, [`is_capturing`] returns false again.
@@ -66,9 +87,15 @@ pub(crate) struct CudaGraph {
 
 impl CudaGraph {
     /// Captures the operations that `body` starts on the device, without executing them. Returns
-    /// the graph and the result of `body`. Waits while another thread captures a graph.
+    /// the graph and the result of `body`. Waits while other threads hold [`BetweenCaptures`].
+    ///
+    /// # Errors
+    /// When this thread itself holds [`BetweenCaptures`], or the work cannot be captured.
     pub(crate) fn capture<T>(index: usize, body: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
-        let _alone = between_captures();
+        if GUARDS.get() > 0 {
+            return Err(Error::config("the run was started within a step of another run"));
+        }
+        let _alone = CAPTURE.write().unwrap_or_else(PoisonError::into_inner);
         let mut handle = std::ptr::null_mut();
         checked!(amp_graph_begin(index as c_int, &mut handle))?;
         let graph = Self { handle, _not_send: PhantomData };

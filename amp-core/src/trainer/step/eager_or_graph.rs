@@ -10,7 +10,7 @@ use super::{
     observers::Observers,
     state::StepState,
 };
-use crate::{LightningModule, Result, log::Log, trainer::config::Graph};
+use crate::{LightningModule, Result, ffi, log::Log, trainer::config::Graph};
 
 /// The executors of a run. All steps in flight belong to one executor.
 pub(in crate::trainer) struct Steps {
@@ -61,6 +61,7 @@ impl Steps {
         if let Some(graph) = &mut self.graph
             && graph.accepts(state, model, observers, &examples)?
         {
+            let _between = between_captures(state);
             graph.start(state, model, observers, examples)?;
             return Ok(None);
         }
@@ -68,6 +69,7 @@ impl Steps {
             return Ok(Some(examples));
         }
         self.release(&mut observers.log)?;
+        let _between = between_captures(state);
         self.direct.start(state, model, observers, examples)?;
         Ok(None)
     }
@@ -103,4 +105,9 @@ impl Steps {
             None => Ok(()),
         }
     }
+}
+
+/// Prevents that another thread captures a graph during a step on the device.
+fn between_captures(state: &StepState<'_>) -> Option<ffi::BetweenCaptures> {
+    state.config.device.is_cuda().then(ffi::between_captures)
 }

@@ -171,7 +171,7 @@ fn files_have_torchvisions_pixels() -> Result<()> {
 
 #[test]
 fn invalid_arguments_are_refused() -> Result<()> {
-    assert!(message(SinusoidalEmbedding::new(7)).contains("it must be even"));
+    assert!(message(SinusoidalEmbedding::new(7)).contains("dim is 7, but must be even"));
     let waves = SinusoidalEmbedding::new(8)?;
     assert!(message(waves.max_period(0.0)).contains("max_period 0 is not above 0"));
     assert!(message(DdpmSchedule::linear(1, 0.1, 0.2)).contains("at least 2 steps"));

@@ -158,7 +158,7 @@ fn causal_attention_offers_its_intermediate_tensors() -> Result<()> {
     let expected = run(&context(Precision::F64True))?;
     let equal = Rc::new(Equal::default());
     let found = run(&context(Precision::F64True).with_substitute(equal.clone()))?;
-    assert_eq!(equal.0.take(), ["queries", "keys", "values", "scores", "weights"]);
+    assert_eq!(equal.0.take(), ["queries", "keys", "values", "scores", "weights", "attended"]);
     for (found, expected) in found.iter().zip(&expected) {
         assert!(relative(found, expected) < 1e-12, "{}", relative(found, expected));
     }

@@ -186,7 +186,7 @@ fn an_image_is_its_pixels() -> Result<()> {
 #[case(&[2, 2, 2], Kind::Float, "1, 3 or 4 channels, not [2, 2, 2]")]
 #[case(&[4], Kind::Float, "not [4]")]
 #[case(&[1, 0, 2], Kind::Float, "not [1, 0, 2]")]
-#[case(&[1, 2, 2], Kind::Int64, "neither uint8 nor floating")]
+#[case(&[1, 2, 2], Kind::Int64, "the image is Int64, but must be uint8 or floating-point")]
 fn what_is_no_image_is_refused(#[case] size: &[i64], #[case] kind: Kind, #[case] says: &str) {
     let tensor = Tensor::zeros(size, (kind, Device::Cpu));
     let text = message(Image::from_tensor(&tensor));

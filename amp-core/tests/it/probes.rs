@@ -185,8 +185,8 @@ impl Substitute for Within {
     }
 }
 
-/// A probe can substitute the queries, keys, values, scores and weights of attention. Without a
-/// substitution, the fused kernel computes the output.
+/// A probe can substitute the queries, keys, values, scores, weights and output of attention.
+/// Without a substitution, the fused kernel computes the output.
 #[test]
 fn tensors_inside_attention_are_substituted() -> Result<()> {
     let _generator = seeded(0);
@@ -204,8 +204,8 @@ fn tensors_inside_attention_are_substituted() -> Result<()> {
     let halved =
         module.forward(&input, &Context::new(policy, true).with_substitute(within.clone()))?;
     let (heads, pairs) = (vec![3, 2, 5, 4], vec![3, 2, 5, 5]);
-    let names = ["queries", "keys", "values", "scores", "weights"];
-    let sizes = [&heads, &heads, &heads, &pairs, &pairs];
+    let names = ["queries", "keys", "values", "scores", "weights", "attended"];
+    let sizes = [&heads, &heads, &heads, &pairs, &pairs, &heads];
     let expected: Vec<_> = std::iter::zip(names, sizes)
         .map(|(name, size)| ("0".to_owned(), name.to_owned(), size.clone()))
         .collect();

@@ -145,22 +145,30 @@ fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
         true => (0..count).collect(),
         false => (0..count).map(spaced).collect(),
     };
-    for places in places.chunks(AT_ONCE) {
+    // A batch may have shared tensors that hold rows of all its examples, such as the nodes of
+    // graphs. Only a batch of one example shows which rows belong to the example.
+    let at_once = if first.is_divisible() { AT_ONCE } else { 1 };
+    for places in places.chunks(at_once) {
         digests.extend(examples(&set.gather(places)?)?);
     }
     Ok((digests, count as f64 / length as f64))
 }
 
 /// Returns a digest of each example of the batch. A digest is computed from the example's values in
-/// all tensors of the batch.
+/// all tensors of the batch, and from the shared tensors.
 fn examples(batch: &AnyBatch) -> Result<Vec<String>> {
     let length = batch.len();
-    let tensors = batch.tensors().filter(|(_, tensor)| tensor.size().first() == Some(&length));
-    let tensors = tensors.map(|(_, tensor)| own_bytes(tensor)).collect::<Result<Vec<_>>>()?;
+    let (mut rows, mut shared) = (Vec::new(), Sha256::new());
+    for (name, tensor) in batch.tensors() {
+        match batch.is_shared(name) {
+            true => shared.update(own_bytes(tensor)?),
+            false => rows.push(own_bytes(tensor)?),
+        }
+    }
     Ok((0..length as usize)
         .map(|at| {
-            let mut hash = Sha256::new();
-            for tensor in &tensors {
+            let mut hash = shared.clone();
+            for tensor in &rows {
                 let size = tensor.len() / length as usize;
                 hash.update(&tensor[at * size..(at + 1) * size]);
             }

@@ -209,8 +209,9 @@ fn own_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use amp_core::{
-        data::{Batch, BatchType},
+        data::{Batch, BatchType, FieldRole, MapDataset},
         precision::{Policy, Precision},
+        random::Rng,
     };
 
     use super::*;
@@ -237,6 +238,51 @@ mod tests {
             let (_, other) = of(&rows.f_roll([1], [0])?, precision)?;
             assert!(!are_near(&values, &other, precision.storage()), "{precision}");
         }
+        Ok(())
+    }
+
+    /// Graphs with as many nodes as `nodes` has numbers. A batch has the nodes of all its graphs,
+    /// one after the other. Each graph has the class 0.
+    struct Graphs(Vec<Vec<f32>>);
+
+    impl MapDataset for Graphs {
+        type Example = Batch;
+
+        fn len(&self) -> i64 {
+            self.0.len() as i64
+        }
+
+        fn get(&self, index: i64, _: &mut Rng) -> Result<Batch> {
+            let input = Tensor::f_from_slice(&self.0[index as usize])?;
+            Ok(Batch { input, target: Tensor::from(0_i64) })
+        }
+
+        fn collate(&self, examples: &[(i64, Batch)], _: &mut Rng) -> Result<AnyBatch> {
+            let nodes: Vec<&Tensor> = examples.iter().map(|(_, graph)| &graph.input).collect();
+            let targets: Vec<&Tensor> = examples.iter().map(|(_, graph)| &graph.target).collect();
+            let mut batch = AnyBatch::new("Graphs");
+            batch.push("nodes", &Tensor::f_cat(&nodes, 0)?, FieldRole::Shared)?;
+            batch.push("target", &Tensor::f_stack(&targets, 0)?, FieldRole::Ids)?;
+            Ok(batch)
+        }
+    }
+
+    /// Checks that graphs are compared by their nodes, also if a batch holds the nodes of all graphs
+    /// in one shared tensor.
+    #[test]
+    fn graphs_are_compared_by_their_nodes() -> Result<()> {
+        let of = |train: &[&[f32]], val: &[&[f32]]| {
+            let set = |graphs: &[&[f32]]| {
+                Graphs(graphs.iter().map(|nodes| nodes.to_vec()).collect()).shared()
+            };
+            Data::of(&DataModule::new("graphs", set(train), set(val), 2))
+        };
+        let train: [&[f32]; 4] = [&[1.0], &[1.0, 2.0], &[3.0, 4.0, 5.0], &[6.0]];
+        let other = of(&train, &[&[1.0, 2.0, 3.0], &[7.0]])?;
+        assert_eq!(other.overlap, 0.0);
+        let half = of(&train, &[&[3.0, 4.0, 5.0], &[7.0]])?;
+        assert_eq!(half.overlap, 0.5);
+        assert_ne!(other.validation, half.validation);
         Ok(())
     }
 }

@@ -226,6 +226,12 @@ impl SharedDataset {
         matches!(self.reader, Reader::Stream(_))
     }
 
+    /// Returns whether the set reads one example at a time. Batches of one example then cost no more
+    /// than larger ones.
+    pub fn reads_single_examples(&self) -> bool {
+        !matches!(self.reader, Reader::Batches(_))
+    }
+
     /// Returns the state in which the stream was before it returned the example `number`. Returns
     /// `None` if the set is not a stream.
     pub(super) fn stream_state(&self, number: i64) -> Result<Option<State>> {

@@ -146,8 +146,10 @@ fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
         false => (0..count).map(spaced).collect(),
     };
     // A batch may have shared tensors that hold rows of all its examples, such as the nodes of
-    // graphs. Only a batch of one example shows which rows belong to the example.
-    let at_once = if first.is_divisible() { AT_ONCE } else { 1 };
+    // graphs, and the other examples decide how far an example is padded. Only a batch of one
+    // example shows the example alone.
+    let alone = set.reads_single_examples() || !first.is_divisible();
+    let at_once = if alone { 1 } else { AT_ONCE };
     for places in places.chunks(at_once) {
         digests.extend(examples(&set.gather(places)?)?);
     }
@@ -209,7 +211,7 @@ fn own_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use amp_core::{
-        data::{Batch, BatchType, FieldRole, MapDataset},
+        data::{Batch, BatchType, Collate, FieldRole, MapDataset, Pad},
         precision::{Policy, Precision},
         random::Rng,
     };
@@ -265,6 +267,36 @@ mod tests {
             batch.push("target", &Tensor::f_stack(&targets, 0)?, FieldRole::Ids)?;
             Ok(batch)
         }
+    }
+
+    /// Sentences, padded to the longest one of a batch.
+    struct Sentences(Vec<Vec<i64>>);
+
+    impl MapDataset for Sentences {
+        type Example = Batch;
+
+        fn len(&self) -> i64 {
+            self.0.len() as i64
+        }
+
+        fn get(&self, index: i64, _: &mut Rng) -> Result<Batch> {
+            let input = Tensor::f_from_slice(&self.0[index as usize])?;
+            Ok(Batch { input, target: Tensor::from(0_i64) })
+        }
+
+        fn collate(&self, examples: &[(i64, Batch)], _: &mut Rng) -> Result<AnyBatch> {
+            Collate::new().pad(Pad::new("input", 0.0)).batch(examples)
+        }
+    }
+
+    /// Checks that a sentence is recognized although it is padded to another length.
+    #[test]
+    fn padding_does_not_hide_an_example() -> Result<()> {
+        let train = Sentences(vec![vec![1, 2], vec![3, 4, 5, 6]]).shared();
+        let val = Sentences(vec![vec![1, 2], vec![7, 8, 9]]).shared();
+        let data = Data::of(&DataModule::new("sentences", train, val, 2))?;
+        assert_eq!(data.overlap, 0.5);
+        Ok(())
     }
 
     /// Checks that graphs are compared by their nodes, also if a batch holds the nodes of all graphs

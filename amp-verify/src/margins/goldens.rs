@@ -135,6 +135,9 @@ fn verify(golden: &Golden, set: &KernelSet) -> Result<Comparison> {
     let precisions: Vec<&str> =
         golden.runs.keys().map(String::as_str).filter(|name| *name != baseline).collect();
     let seed = golden.seeds.first().copied().unwrap_or_default();
+    // What the model prints goes to standard output. The results are therefore read from a file.
+    let folder = tempfile::tempdir().map_err(failed)?;
+    let results = folder.path().join("results.json");
     let mut command = Command::new(env::current_exe().map_err(failed)?);
     command
         .args(["verify", "--device", "cpu", "--format", "json", "--quiet"])
@@ -142,6 +145,8 @@ fn verify(golden: &Golden, set: &KernelSet) -> Result<Comparison> {
         .args(["--epochs", &golden.epochs.to_string(), "--precision", &precisions.join(",")])
         .args(["--batch-size", &golden.batch_size.to_string()])
         .args(["--threads", &set.threads.to_string()])
+        .arg("--output")
+        .arg(&results)
         .env("OMP_NUM_THREADS", set.threads.to_string())
         .envs(set.environment.iter().map(|(name, value)| (name, value)))
         .args(
@@ -157,7 +162,8 @@ fn verify(golden: &Golden, set: &KernelSet) -> Result<Comparison> {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(Error::config(format!("{}: {said}", golden.model)));
     }
-    serde_json::from_slice(&output.stdout).map_err(|error| failed(error.into()))
+    let text = fs::read_to_string(&results).map_err(|error| Error::io(&results, error))?;
+    serde_json::from_str(&text).map_err(|error| failed(error.into()))
 }
 
 /// Adds the metrics and losses that were measured with this machine's own kernels to the recorded

@@ -114,7 +114,10 @@ fn a_batch_that_does_not_fit_is_not_divided() -> Result<()> {
     let data = DataModule::new("graphs", set(8), set(2), 4).in_order();
     let mut model = Pooled::builder().room(8).build()?;
     let told = message(Trainer::new(cpu()).fit(&mut model, &data));
-    assert!(told.contains("does not fit into memory") && told.contains("`x` of the batch"), "{told}");
+    assert!(
+        told.contains("does not fit into memory") && told.contains("`x` of the batch"),
+        "{told}"
+    );
     assert!(told.contains("choose a smaller batch"), "{told}");
     Ok(())
 }

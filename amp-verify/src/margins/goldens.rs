@@ -172,7 +172,8 @@ fn failed_run(model: &str, set: &KernelSet, status: ExitStatus, said: &str) -> E
     if !said.is_empty() {
         return Error::config(format!("{model}: {said}"));
     }
-    let set: Vec<_> = set.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let set: Vec<_> =
+        set.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
     Error::config(format!(
         "{model}: the run with {} ended with {status}: if this CPU lacks the instructions of these \
          kernels, use a CPU with AVX-512",
@@ -202,10 +203,14 @@ mod tests {
     /// Checks that the error of a process that a signal ended names the signal and the kernels.
     #[test]
     fn a_run_that_says_nothing_is_explained() {
-        let set = KernelSet { threads: 1, environment: vec![("ATEN_CPU_CAPABILITY", "avx512".into())] };
+        let set =
+            KernelSet { threads: 1, environment: vec![("ATEN_CPU_CAPABILITY", "avx512".into())] };
         let of = |said: &str| failed_run("Net", &set, ExitStatus::from_raw(4), said).to_string();
         let told = of("");
-        assert!(told.contains("the run with ATEN_CPU_CAPABILITY=avx512 ended with signal: 4"), "{told}");
+        assert!(
+            told.contains("the run with ATEN_CPU_CAPABILITY=avx512 ended with signal: 4"),
+            "{told}"
+        );
         assert!(told.ends_with("use a CPU with AVX-512"), "{told}");
         assert_eq!(of("error: no data"), "Net: error: no data");
     }

@@ -16,8 +16,7 @@ use amp_verify::{
     case::{Case, Choices},
     comparison::Comparison,
     margins::{Margins, ModelMargin},
-    matrix,
-    model, project,
+    matrix, model, project,
     registry::{Changes, Direction, Judge, Length},
     runner::{self, Extras, JudgedBy},
     view,
@@ -141,7 +140,11 @@ fn a_regression_is_what_is_worse() {
 /// value that is declared as a fraction and is none.
 #[rstest]
 #[case::a_fraction(Judge::higher("val_share"), "25.00%", None)]
-#[case::no_fraction(Judge::higher("val_level"), "5700.00%", Some(r#"declare it with `.score("val_level")`"#))]
+#[case::no_fraction(
+    Judge::higher("val_level"),
+    "5700.00%",
+    Some(r#"declare it with `.score("val_level")`"#)
+)]
 #[case::a_score(Judge::score("val_level"), "57.0000", None)]
 fn a_score_is_shown_in_its_own_unit(
     #[case] judge: Judge,

@@ -133,19 +133,6 @@ impl Model {
 
     /// Sets the validation metric by which the model is judged, if it is a number in a unit of its
     /// own, such as a reward or a peak signal-to-noise ratio. Higher values must be better.
-    ///
-    /// ```
-    /// # use amp_core::prelude::*;
-    /// # #[derive(LightningModule)]
-    /// # #[loss(mse_loss)]
-    /// # #[optimizer(sgd, lr = 0.1)]
-    /// # struct Net {
-    /// #     #[layer(linear(2, 1))]
-    /// #     model: Linear,
-    /// # }
-    /// let model = amp_verify::model!(Net).score("val_psnr").margin(0.2);
-    /// assert!(model.judge().direction.is_higher() && !model.judge().direction.is_share());
-    /// ```
     #[must_use]
     pub fn score(mut self, name: &'static str) -> Self {
         self.judge = Judge::score(name);

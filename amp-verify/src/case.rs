@@ -29,13 +29,16 @@ pub struct Subject {
     pub name: &'static str,
     /// The validation value by which the model is judged.
     pub judge: Judge,
+    /// The margin that the registry declares.
+    pub margin: Option<f64>,
     /// The function that builds the model from hyperparameters.
     pub build: Arc<Build>,
 }
 
 impl From<&Model> for Subject {
     fn from(model: &Model) -> Self {
-        Self { name: model.name, judge: model.judge, build: Arc::clone(&model.build) }
+        let Model { name, judge, margin, .. } = *model;
+        Self { name, judge, margin, build: Arc::clone(&model.build) }
     }
 }
 

@@ -67,7 +67,7 @@ pub fn over_seeds(
         run(&case, precisions, subscriber)
     });
     let others = others.collect::<Result<Vec<_>>>()?;
-    Ok(first.with_seeds(&others, 1.0 / case.data.val.examples().max(1) as f64))
+    Ok(first.with_seeds(&others, case.model.judge.resolution(case.data.val.examples())))
 }
 
 /// Returns the precisions to run, without duplicates: first the baseline, then `precisions` in

@@ -196,8 +196,8 @@ fn check_logged(case: &Case, record: &RunRecord) -> Result<()> {
     }
     Err(Error::config(format!(
         "{model} is judged by `{judged_by}`, but does not log `{judged_by}` in validation; \
-         {model} logs {names}. Name a logged value with `metric` (with `error_metric` if lower is \
-         better), judge the model with `judged_by_loss`, or declare a metric: `#[metric(accuracy, \
+         {model} logs {names}. Name a logged value with `metric` (with `score` if it is no \
+         fraction, with `error_metric` if lower is better), judge the model with `judged_by_loss`, or declare a metric: `#[metric(accuracy, \
          name = acc)]` logs `val_acc`"
     )))
 }

@@ -115,7 +115,7 @@ impl<B: BatchType + Send> Dataset for B {
         let all = self.to_any()?;
         let index = Tensor::f_from_slice(indices)?;
         match all.device() {
-            Some(device) => all.select(&index.f_to_device(device)?),
+            Some(device) => Ok(all.select(&index.f_to_device(device)?)?.with_common()),
             None => Ok(all),
         }
     }
@@ -134,7 +134,11 @@ trait AnyDataset: Send {
 
 impl<D: Dataset> AnyDataset for D {
     fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
-        Dataset::gather_drawing(self, indices, draws)?.to_any()
+        let batch = Dataset::gather_drawing(self, indices, draws)?.to_any()?;
+        match batch.is_divisible() || Dataset::in_memory(self)?.is_none() {
+            true => Ok(batch),
+            false => Ok(batch.with_common()),
+        }
     }
 
     fn in_memory(&self) -> Result<Option<AnyBatch>> {
@@ -220,6 +224,12 @@ impl SharedDataset {
     /// [`gather`](Self::gather) accepts only consecutive indices.
     pub fn is_stream(&self) -> bool {
         matches!(self.reader, Reader::Stream(_))
+    }
+
+    /// Returns whether the set reads one example at a time. Batches of one example then cost no more
+    /// than larger ones.
+    pub fn reads_single_examples(&self) -> bool {
+        !matches!(self.reader, Reader::Batches(_))
     }
 
     /// Returns the state in which the stream was before it returned the example `number`. Returns
@@ -314,6 +324,15 @@ impl SharedDataset {
         self.transforms().apply(self.first(&indices, draws)?, &indices, draws)
     }
 
+    /// Returns a set of the first `count` examples, or of all examples if there are fewer. Examples
+    /// that are not in memory are read when they are needed, in batches as of the whole set.
+    pub(super) fn first_only(&self, count: i64) -> Result<Self> {
+        if self.in_memory()?.is_some() {
+            return Ok(self.head(count)?.into());
+        }
+        Ok(Self { len: count.min(self.len), draws: Arc::default(), ..self.clone() })
+    }
+
     /// Returns the first examples of the set, without applying the batch transforms. `indices` are
     /// the indices of these examples.
     fn first(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
@@ -328,13 +347,15 @@ impl SharedDataset {
     ///
     /// # Errors
     /// When the dataset fails, is a stream, or uses random numbers and therefore returns other
-    /// examples in each epoch.
+    /// examples in each epoch; when a part of all examples is not a batch.
     pub(super) fn whole(&self) -> Result<AnyBatch> {
-        let set = match &self.reader {
-            Reader::Batches(_) => {
-                return self.first(&(0..self.len).collect::<Vec<_>>(), Draws::new(0, 0));
+        let indices: Vec<i64> = (0..self.len).collect();
+        let (watch, draws) = (Watch::default(), Draws::new(0, 0));
+        let all = match &self.reader {
+            Reader::Batches(_) => self.first(&indices, draws)?,
+            Reader::Examples(set) => {
+                counted(set.gather(&indices, draws, &watch)?, indices.len(), "collate")?
             }
-            Reader::Examples(set) => set,
             Reader::Stream(_) => {
                 return Err(Error::config(
                     "`placement = device` copies the dataset once, but a stream has no end: choose `auto` \
@@ -342,15 +363,14 @@ impl SharedDataset {
                 ));
             }
         };
-        let (watch, indices) = (Watch::default(), (0..self.len).collect::<Vec<_>>());
-        let all = set.gather(&indices, Draws::new(0, 0), &watch)?;
-        let all = counted(all, indices.len(), "collate")?;
         if watch.drew() {
             return Err(Error::config(
                 "`placement = device` copies the dataset once, but this dataset draws other random \
                  numbers in each epoch: choose `auto` or `host`",
             ));
         }
+        let copies = "`placement = device` makes each batch from one copy of the dataset";
+        all.check_divisible(copies, "choose `auto` or `host`")?;
         Ok(all)
     }
 
@@ -358,7 +378,7 @@ impl SharedDataset {
     /// memory with the set, and the batch transforms are not applied.
     pub(super) fn in_memory(&self) -> Result<Option<AnyBatch>> {
         match &self.reader {
-            Reader::Batches(set) => lock(set).in_memory(),
+            Reader::Batches(set) => Ok(lock(set).in_memory()?.map(AnyBatch::with_common)),
             Reader::Examples(_) | Reader::Stream(_) => Ok(None),
         }
     }

@@ -204,12 +204,12 @@ impl DataModule {
         let head = |sets: &Sets| {
             let mut cut = Sets::default();
             for (name, set) in sets.iter() {
-                cut = cut.and(name, set.head(count)?);
+                cut = cut.and(name, set.first_only(count)?);
             }
             Ok::<_, Error>(cut)
         };
         Ok(Self {
-            train: self.train.head(count)?.into(),
+            train: self.train.first_only(count)?,
             val: head(&self.val)?,
             test: head(&self.test)?,
             predict: head(&self.predict)?,

@@ -52,8 +52,7 @@ pub(crate) fn shared_part(one: &SharedDataset, other: &SharedDataset) -> Result<
 
 /// Returns the tensors that have a row for each example.
 fn per_example(batch: &AnyBatch) -> impl Iterator<Item = (&str, &Tensor)> {
-    let length = batch.len();
-    batch.tensors().filter(move |(_, tensor)| tensor.size().first() == Some(&length))
+    batch.tensors().filter(|(name, _)| !batch.is_shared(name))
 }
 
 /// The memory addresses of a tensor's rows.
@@ -90,14 +89,16 @@ impl Rows {
     }
 }
 
-/// Returns a hash for each example. Equal examples have equal hashes.
+/// Returns a hash for each example. Equal examples have equal hashes. The shared tensors are part of
+/// each example.
 fn hashes(batch: &AnyBatch, keys: &RandomState) -> Result<Vec<u64>> {
     let length = batch.len();
-    let mut rows: Vec<Vec<u8>> = vec![Vec::new(); length as usize];
+    let shared = batch.tensors().filter(|(name, _)| batch.is_shared(name));
+    let shared = shared.map(|(_, tensor)| bytes_of(tensor)).collect::<Result<Vec<_>>>()?;
+    let shared = keys.hash_one(shared).to_ne_bytes().to_vec();
+    let mut rows: Vec<Vec<u8>> = vec![shared; length as usize];
     for (_, tensor) in per_example(batch) {
-        let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
-        let bytes = flat.f_reshape([-1])?.f_view_dtype(Kind::Uint8)?;
-        let bytes = Vec::<u8>::try_from(bytes)?;
+        let bytes = bytes_of(tensor)?;
         let size = bytes.len() / length.max(1) as usize;
         if size > 0 {
             rows.iter_mut().zip(bytes.chunks(size)).for_each(|(row, own)| row.extend(own));
@@ -106,10 +107,16 @@ fn hashes(batch: &AnyBatch, keys: &RandomState) -> Result<Vec<u64>> {
     Ok(rows.iter().map(|row| keys.hash_one(row)).collect())
 }
 
+/// Returns the bytes of a tensor's elements.
+fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
+    let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+    Ok(Vec::<u8>::try_from(flat.f_reshape([-1])?.f_view_dtype(Kind::Uint8)?)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Batch;
+    use crate::data::{Batch, FieldRole};
 
     fn rows(from: i64, count: i64) -> SharedDataset {
         let input = Tensor::arange_start(from, from + count, (Kind::Float, Device::Cpu));
@@ -145,6 +152,23 @@ mod tests {
     fn equal_examples_are_counted() -> Result<()> {
         assert_eq!(shared_part(&rows(0, 8), &rows(6, 4))?, Some(0.5));
         assert_eq!(shared_part(&rows(0, 8), &rows(8, 4))?, Some(0.0));
+        Ok(())
+    }
+
+    /// Checks that examples with equal rows differ if their shared tensors differ. The shared tensor
+    /// has as many rows as there are examples.
+    #[test]
+    fn shared_tensors_are_part_of_each_example() -> Result<()> {
+        let set = |shared: i64, target: i64| -> Result<SharedDataset> {
+            let numbers = |value| Tensor::full([4], value, (Kind::Int64, Device::Cpu));
+            let mut batch = AnyBatch::new("Graphs");
+            batch.push("nodes", &numbers(shared).f_cumsum(0, Kind::Int64)?, FieldRole::Shared)?;
+            batch.push("target", &numbers(target), FieldRole::Value)?;
+            Ok(batch.into())
+        };
+        assert_eq!(shared_part(&set(1, 5)?, &set(2, 5)?)?, Some(0.0));
+        assert_eq!(shared_part(&set(1, 5)?, &set(1, 5)?)?, Some(1.0));
+        assert_eq!(shared_part(&set(1, 5)?, &set(1, 6)?)?, Some(0.0));
         Ok(())
     }
 }

@@ -234,3 +234,32 @@ fn predictions_need_no_target() -> Result<()> {
     assert_eq!(whole.hyperparameters(), Hyperparameters::new());
     Ok(())
 }
+
+/// A model whose forward pass also returns one number for the whole batch.
+#[derive(LightningModule)]
+#[forward(|input| -> Result<(Tensor, Tensor)> {
+    let output = head(input)?;
+    let mean = output.f_mean(output.kind())?;
+    Ok((output, mean))
+})]
+#[loss(with = |output, target| loss::mse_loss(&output.0, target), of = examples)]
+#[optimizer(sgd, lr = 0.1)]
+struct WithMean {
+    #[layer(linear(2, 1))]
+    head: Linear,
+}
+
+/// Checks that an output without a row for each example is refused as a prediction, with the remedy.
+#[test]
+fn predictions_have_a_row_for_each_example() -> Result<()> {
+    let _section = seeded(0);
+    let options = (Kind::Float, Device::Cpu);
+    let set = || Batch::new(Tensor::f_ones([4, 2], options)?, Tensor::f_ones([4, 1], options)?);
+    let data = DataModule::training("rows", set()?, 4).with_predict(set()?);
+    let mut trainer = Trainer::new(TrainerConfig::new(Precision::F32True, Device::Cpu));
+    let mut model = WithMean::builder().build()?;
+    let told = message(trainer.predict(&mut model, &data, &mut |_, _, _| Ok(())));
+    assert!(told.contains("`output.1` is a scalar"), "{told}");
+    assert!(told.contains("write a `#[predict_step]` that returns only tensors"), "{told}");
+    Ok(())
+}

@@ -47,6 +47,7 @@ mod embeddings;
 mod errors;
 mod evaluation_events;
 mod first_step;
+mod flat_batches;
 mod freeze;
 mod from_checkpoint;
 mod frozen_parts;

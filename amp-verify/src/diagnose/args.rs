@@ -34,8 +34,9 @@ pub struct DiagnoseArgs {
     /// The measurement that decides whether a set of FP32 modules is good enough
     #[arg(long, value_enum, default_value_t = Search::Metric)]
     pub search: Search,
-    /// How much worse than under 32-true the metric may be [default: 0.01]; with --search layers,
-    /// the largest accepted relative error that a layer makes by itself [default: 0.05]
+    /// How much worse than under 32-true the metric may be [default: the margin that the registry
+    /// declares, or else 0.01]; with --search layers, the largest accepted relative error that a
+    /// layer makes by itself [default: 0.05]
     #[arg(long, value_name = "X")]
     pub limit: Option<f64>,
     /// Number of seeds to train with, starting with --seed
@@ -58,6 +59,14 @@ pub struct DiagnoseArgs {
 }
 
 impl DiagnoseArgs {
+    /// Returns the limit of the measurement. `margin` is the margin that the registry declares.
+    fn limit(&self, margin: Option<f64>) -> f64 {
+        self.limit.unwrap_or(match self.search {
+            Search::Metric => margin.unwrap_or(0.01),
+            Search::Layers => 0.05,
+        })
+    }
+
     /// Finds the modules of the model that must stay in FP32. If the user asked for a policy file,
     /// writes it.
     ///
@@ -67,10 +76,7 @@ impl DiagnoseArgs {
         if self.precision == Precision::F32True {
             return Err(Error::config("32-true is the baseline: choose another --precision"));
         }
-        let limit = self.limit.unwrap_or(match self.search {
-            Search::Metric => 0.01,
-            Search::Layers => 0.05,
-        });
+        let limit = self.limit(case.model.margin);
         if !(limit >= 0.0 && limit.is_finite()) {
             return Err(Error::config(format!("limit {limit}: it must be a number of at least 0")));
         }
@@ -132,5 +138,34 @@ impl DiagnoseArgs {
             train_seconds_ratio: with_fix.0 / without.0,
             peak_memory_ratio: with_fix.1 / without.1,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        diagnose: DiagnoseArgs,
+    }
+
+    /// Checks that the limit of a metric is the declared margin, unless the user gives a limit.
+    #[rstest]
+    #[case::declared(&[], Some(0.3), 0.3)]
+    #[case::not_declared(&[], None, 0.01)]
+    #[case::given(&["--limit", "0.2"], Some(0.3), 0.2)]
+    #[case::of_layers(&["--search", "layers"], Some(0.3), 0.05)]
+    fn the_limit_is_the_margin(
+        #[case] given: &[&str],
+        #[case] margin: Option<f64>,
+        #[case] expected: f64,
+    ) {
+        let command = Command::parse_from(["amp"].iter().chain(given));
+        assert_eq!(command.diagnose.limit(margin), expected);
     }
 }

@@ -14,7 +14,6 @@ use super::{
     report::{ModelReport, PrecisionResult, Report},
 };
 use crate::{
-    registry::Direction,
     text::significant,
     verdict::{Judgement, Verdict},
 };
@@ -260,7 +259,7 @@ const METRIC: &str = "Validation metric";
 /// Formats the statistical test over seeds like the other comparisons. The measured value is the
 /// upper limit of how much worse the precision is than 32-true, and its bound is the margin.
 fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
-    let is_share = model.direction == Direction::HigherIsBetter;
+    let is_share = model.direction.is_share();
     let shown = |value: f64| match is_share {
         true => format!("{} points", significant(100.0 * value, 2)),
         false => significant(value, 2),

@@ -145,22 +145,32 @@ fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
         true => (0..count).collect(),
         false => (0..count).map(spaced).collect(),
     };
-    for places in places.chunks(AT_ONCE) {
+    // A batch may have shared tensors that hold rows of all its examples, such as the nodes of
+    // graphs, and the other examples decide how far an example is padded. Only a batch of one
+    // example shows the example alone.
+    let alone = set.reads_single_examples() || !first.is_divisible();
+    let at_once = if alone { 1 } else { AT_ONCE };
+    for places in places.chunks(at_once) {
         digests.extend(examples(&set.gather(places)?)?);
     }
     Ok((digests, count as f64 / length as f64))
 }
 
 /// Returns a digest of each example of the batch. A digest is computed from the example's values in
-/// all tensors of the batch.
+/// all tensors of the batch, and from the shared tensors.
 fn examples(batch: &AnyBatch) -> Result<Vec<String>> {
     let length = batch.len();
-    let tensors = batch.tensors().filter(|(_, tensor)| tensor.size().first() == Some(&length));
-    let tensors = tensors.map(|(_, tensor)| own_bytes(tensor)).collect::<Result<Vec<_>>>()?;
+    let (mut rows, mut shared) = (Vec::new(), Sha256::new());
+    for (name, tensor) in batch.tensors() {
+        match batch.is_shared(name) {
+            true => shared.update(own_bytes(tensor)?),
+            false => rows.push(own_bytes(tensor)?),
+        }
+    }
     Ok((0..length as usize)
         .map(|at| {
-            let mut hash = Sha256::new();
-            for tensor in &tensors {
+            let mut hash = shared.clone();
+            for tensor in &rows {
                 let size = tensor.len() / length as usize;
                 hash.update(&tensor[at * size..(at + 1) * size]);
             }
@@ -201,8 +211,9 @@ fn own_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use amp_core::{
-        data::{Batch, BatchType},
+        data::{Batch, BatchType, Collate, FieldRole, MapDataset, Pad},
         precision::{Policy, Precision},
+        random::Rng,
     };
 
     use super::*;
@@ -229,6 +240,81 @@ mod tests {
             let (_, other) = of(&rows.f_roll([1], [0])?, precision)?;
             assert!(!are_near(&values, &other, precision.storage()), "{precision}");
         }
+        Ok(())
+    }
+
+    /// Graphs with as many nodes as `nodes` has numbers. A batch has the nodes of all its graphs,
+    /// one after the other. Each graph has the class 0.
+    struct Graphs(Vec<Vec<f32>>);
+
+    impl MapDataset for Graphs {
+        type Example = Batch;
+
+        fn len(&self) -> i64 {
+            self.0.len() as i64
+        }
+
+        fn get(&self, index: i64, _: &mut Rng) -> Result<Batch> {
+            let input = Tensor::f_from_slice(&self.0[index as usize])?;
+            Ok(Batch { input, target: Tensor::from(0_i64) })
+        }
+
+        fn collate(&self, examples: &[(i64, Batch)], _: &mut Rng) -> Result<AnyBatch> {
+            let nodes: Vec<&Tensor> = examples.iter().map(|(_, graph)| &graph.input).collect();
+            let targets: Vec<&Tensor> = examples.iter().map(|(_, graph)| &graph.target).collect();
+            let mut batch = AnyBatch::new("Graphs");
+            batch.push("nodes", &Tensor::f_cat(&nodes, 0)?, FieldRole::Shared)?;
+            batch.push("target", &Tensor::f_stack(&targets, 0)?, FieldRole::Ids)?;
+            Ok(batch)
+        }
+    }
+
+    /// Sentences, padded to the longest one of a batch.
+    struct Sentences(Vec<Vec<i64>>);
+
+    impl MapDataset for Sentences {
+        type Example = Batch;
+
+        fn len(&self) -> i64 {
+            self.0.len() as i64
+        }
+
+        fn get(&self, index: i64, _: &mut Rng) -> Result<Batch> {
+            let input = Tensor::f_from_slice(&self.0[index as usize])?;
+            Ok(Batch { input, target: Tensor::from(0_i64) })
+        }
+
+        fn collate(&self, examples: &[(i64, Batch)], _: &mut Rng) -> Result<AnyBatch> {
+            Collate::new().pad(Pad::new("input", 0.0)).batch(examples)
+        }
+    }
+
+    /// Checks that a sentence is recognized although it is padded to another length.
+    #[test]
+    fn padding_does_not_hide_an_example() -> Result<()> {
+        let train = Sentences(vec![vec![1, 2], vec![3, 4, 5, 6]]).shared();
+        let val = Sentences(vec![vec![1, 2], vec![7, 8, 9]]).shared();
+        let data = Data::of(&DataModule::new("sentences", train, val, 2))?;
+        assert_eq!(data.overlap, 0.5);
+        Ok(())
+    }
+
+    /// Checks that graphs are compared by their nodes, also if a batch holds the nodes of all graphs
+    /// in one shared tensor.
+    #[test]
+    fn graphs_are_compared_by_their_nodes() -> Result<()> {
+        let of = |train: &[&[f32]], val: &[&[f32]]| {
+            let set = |graphs: &[&[f32]]| {
+                Graphs(graphs.iter().map(|nodes| nodes.to_vec()).collect()).shared()
+            };
+            Data::of(&DataModule::new("graphs", set(train), set(val), 2))
+        };
+        let train: [&[f32]; 4] = [&[1.0], &[1.0, 2.0], &[3.0, 4.0, 5.0], &[6.0]];
+        let other = of(&train, &[&[1.0, 2.0, 3.0], &[7.0]])?;
+        assert_eq!(other.overlap, 0.0);
+        let half = of(&train, &[&[3.0, 4.0, 5.0], &[7.0]])?;
+        assert_eq!(half.overlap, 0.5);
+        assert_ne!(other.validation, half.validation);
         Ok(())
     }
 }

@@ -32,6 +32,8 @@ pub(super) const LONG: f64 = 5.0;
 
 /// The hidden command that starts the binary as a worker process of the gate.
 pub const WORKER: &str = "gate-worker";
+/// The text before an outcome in the standard output of a worker.
+const OUTCOME: &str = "gate-outcome ";
 
 /// Runs the gate's jobs and stores their outcomes, so that no job runs twice.
 pub struct Pool {
@@ -230,9 +232,7 @@ impl Worker {
         let order = Order { job: job.clone(), seconds: left.map(|left| left.as_secs_f64()) };
         let mut ask = || -> std::io::Result<Outcome> {
             writeln!(self.input, "{}", serde_json::to_string(&order)?)?;
-            let mut line = String::new();
-            self.output.read_line(&mut line)?;
-            Ok(serde_json::from_str(&line)?)
+            outcome(&mut self.output, &mut std::io::stderr())
         };
         ask().unwrap_or_else(|error| {
             let text = format!("the worker process ended before it sent a result: {error}");
@@ -250,6 +250,21 @@ impl Drop for Worker {
     }
 }
 
+/// Reads the outcome of a job. The model and its data may print to standard output too: `other`
+/// gets what they have printed.
+fn outcome(output: &mut impl BufRead, other: &mut impl Write) -> std::io::Result<Outcome> {
+    loop {
+        let mut line = Vec::new();
+        if output.read_until(b'\n', &mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        match line.strip_prefix(OUTCOME.as_bytes()) {
+            Some(outcome) => return Ok(serde_json::from_slice(outcome)?),
+            None => other.write_all(&line)?,
+        }
+    }
+}
+
 /// Runs jobs from standard input, one per line, until the input is closed.
 ///
 /// # Errors
@@ -264,7 +279,28 @@ pub fn work(registry: &Registry, threads: i32) -> Result<()> {
         let left = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let outcome = serde_json::to_string(&job.execute_within(registry, left))
             .map_err(|e| failed(e.into()))?;
-        println!("{outcome}");
+        // What the model has printed may not end with a line break.
+        println!("\n{OUTCOME}{outcome}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checks that an outcome is found among lines that the model has printed, and that the end of
+    /// a worker is an error.
+    #[test]
+    fn a_model_may_print() {
+        let outcome_sent = Outcome::failed(Failure::new(Reason::Crashed, "a text"));
+        let sent = serde_json::to_string(&outcome_sent).expect("JSON");
+        let output = format!("epoch 1\nloss 0.5, \n{OUTCOME}{sent}\nepoch 2\n");
+        let (mut output, mut printed) = (output.as_bytes(), Vec::new());
+        let found = outcome(&mut output, &mut printed).expect("an outcome");
+        assert_eq!(found, outcome_sent);
+        assert_eq!(String::from_utf8_lossy(&printed), "epoch 1\nloss 0.5, \n");
+        let end = outcome(&mut output, &mut printed).expect_err("no outcome");
+        assert_eq!(end.kind(), std::io::ErrorKind::UnexpectedEof);
+    }
 }

@@ -29,12 +29,12 @@ const HEADER: [&str; 11] = [
     "first failure",
 ];
 
-/// Formats a difference between two metrics. If higher is better, as for an accuracy, formats it in
-/// percentage points. Otherwise formats it in the unit of the metric.
+/// Formats a difference between two metrics: of fractions, such as an accuracy, in percentage points,
+/// and of other metrics in the unit of the metric.
 fn difference(direction: Direction, value: f64) -> String {
-    match direction {
-        Direction::HigherIsBetter => format!("{:+.2}", 100.0 * value),
-        Direction::LowerIsBetter => format!("{value:+.4}"),
+    match direction.is_share() {
+        true => format!("{:+.2}", 100.0 * value),
+        false => format!("{value:+.4}"),
     }
 }
 

@@ -130,9 +130,9 @@ impl Agreement {
         // The smallest tolerance of an accuracy corresponds to one and a quarter examples. So a
         // difference of one example is always accepted, even if the division by the number of
         // examples rounds.
-        let step = match golden.direction {
-            Direction::HigherIsBetter => 1.25 / golden.examples as f64,
-            Direction::LowerIsBetter => LOSS_SHARE * figures.accuracy.unwrap_or(0.0).abs(),
+        let step = match golden.direction.is_share() {
+            true => 1.25 / golden.examples as f64,
+            false => LOSS_SHARE * figures.accuracy.unwrap_or(0.0).abs(),
         };
         let share = LOSS_SHARE * figures.loss.unwrap_or(0.0).abs();
         let bytes = MEMORY_SHARE * figures.peak_memory_bytes as f64;

@@ -48,7 +48,7 @@ pub struct Golden {
     /// this much or more.
     pub margin: f64,
     /// Whether larger or smaller values are better.
-    #[serde(default, skip_serializing_if = "Direction::is_higher")]
+    #[serde(default, skip_serializing_if = "Direction::is_share")]
     pub direction: Direction,
     /// The accepted relative difference of peak memory.
     pub memory_share: f64,
@@ -157,7 +157,7 @@ fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> 
         deltas.clone().map(|delta| delta?.accuracy.map(worse)).collect::<Option<_>>()?;
     let loss: Vec<f64> = deltas.map(|delta| delta?.loss).collect::<Option<_>>()?;
     let (alpha, n) = (0.05, worse.len());
-    let resolution = if direction.is_higher() { 1.0 / examples as f64 } else { 0.0 };
+    let resolution = if direction.is_share() { 1.0 / examples as f64 } else { 0.0 };
     let design = Design { margin, alpha, first: n, most: n, resolution, equivalence: false };
     let found = design.judge(&worse);
     let loss_s = standard_deviation(&loss);

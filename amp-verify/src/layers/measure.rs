@@ -81,7 +81,7 @@ fn in_parts(
     let examples = examples(&counted, subject.batch.len(), budget);
     let narrow;
     let mut subject = subject.clone();
-    if examples < subject.batch.len() {
+    if examples < subject.batch.len() && subject.batch.is_divisible() {
         narrow = subject.batch.narrow(0, examples)?;
         subject.batch = &narrow;
         counted = run(&subject, &mut model, Plan::counting())?.calls;

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
 };
 
 use amp_core::{Error, Result, file::Staged, precision::Precision};
@@ -135,6 +135,9 @@ fn verify(golden: &Golden, set: &KernelSet) -> Result<Comparison> {
     let precisions: Vec<&str> =
         golden.runs.keys().map(String::as_str).filter(|name| *name != baseline).collect();
     let seed = golden.seeds.first().copied().unwrap_or_default();
+    // What the model prints goes to standard output. The results are therefore read from a file.
+    let folder = tempfile::tempdir().map_err(failed)?;
+    let results = folder.path().join("results.json");
     let mut command = Command::new(env::current_exe().map_err(failed)?);
     command
         .args(["verify", "--device", "cpu", "--format", "json", "--quiet"])
@@ -142,6 +145,8 @@ fn verify(golden: &Golden, set: &KernelSet) -> Result<Comparison> {
         .args(["--epochs", &golden.epochs.to_string(), "--precision", &precisions.join(",")])
         .args(["--batch-size", &golden.batch_size.to_string()])
         .args(["--threads", &set.threads.to_string()])
+        .arg("--output")
+        .arg(&results)
         .env("OMP_NUM_THREADS", set.threads.to_string())
         .envs(set.environment.iter().map(|(name, value)| (name, value)))
         .args(
@@ -154,10 +159,26 @@ fn verify(golden: &Golden, set: &KernelSet) -> Result<Comparison> {
         .stderr(Stdio::piped());
     let output = command.output().map_err(failed)?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(Error::config(format!("{}: {said}", golden.model)));
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(failed_run(&golden.model, set, output.status, said.trim()));
     }
-    serde_json::from_slice(&output.stdout).map_err(|error| failed(error.into()))
+    let text = fs::read_to_string(&results).map_err(|error| Error::io(&results, error))?;
+    serde_json::from_str(&text).map_err(|error| failed(error.into()))
+}
+
+/// Returns the error for a run that failed. `said` is what the run wrote to standard error. A process
+/// that a signal ends writes nothing.
+fn failed_run(model: &str, set: &KernelSet, status: ExitStatus, said: &str) -> Error {
+    if !said.is_empty() {
+        return Error::config(format!("{model}: {said}"));
+    }
+    let set: Vec<_> =
+        set.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    Error::config(format!(
+        "{model}: the run with {} ended with {status}: if this CPU lacks the instructions of these \
+         kernels, use a CPU with AVX-512",
+        set.join(" ")
+    ))
 }
 
 /// Adds the metrics and losses that were measured with this machine's own kernels to the recorded
@@ -171,4 +192,26 @@ fn added(mut known: Spread, own: &Spread) -> Spread {
         }
     }
     known
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    /// Checks that the error of a process that a signal ended names the signal and the kernels.
+    #[test]
+    fn a_run_that_says_nothing_is_explained() {
+        let set =
+            KernelSet { threads: 1, environment: vec![("ATEN_CPU_CAPABILITY", "avx512".into())] };
+        let of = |said: &str| failed_run("Net", &set, ExitStatus::from_raw(4), said).to_string();
+        let told = of("");
+        assert!(
+            told.contains("the run with ATEN_CPU_CAPABILITY=avx512 ended with signal: 4"),
+            "{told}"
+        );
+        assert!(told.ends_with("use a CPU with AVX-512"), "{told}");
+        assert_eq!(of("error: no data"), "Net: error: no data");
+    }
 }

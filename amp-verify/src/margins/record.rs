@@ -202,14 +202,14 @@ fn first_failure(outcome: &Outcome) -> String {
 /// Computes a model's margin from `widest`, the largest standard deviation among the precisions.
 fn margin_of(direction: Direction, widest: f64) -> f64 {
     let margin = MARGIN_SIGMAS * widest;
-    match direction {
-        Direction::HigherIsBetter => {
+    match direction.is_share() {
+        true => {
             let steps = (margin / MARGIN_STEP).ceil().max(1.0);
             (steps * MARGIN_STEP * 1e4).round() / 1e4
         }
         // Rounds up to two significant digits. More digits would have no meaning, because the
         // standard deviation is estimated from a few seeds.
-        Direction::LowerIsBetter => {
+        false => {
             let unit = 10.0_f64.powf(margin.max(1e-6).log10().floor() - 1.0);
             significant((margin.max(1e-6) / unit).ceil() * unit)
         }

@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
-    /// Larger is better, for example an accuracy.
+    /// Larger is better. The metric is a fraction of the examples, for example an accuracy.
     #[default]
     HigherIsBetter,
+    /// Larger is better. The metric is a number in a unit of its own, for example a reward.
+    HigherScoreIsBetter,
     /// Smaller is better, for example a loss.
     LowerIsBetter,
 }
@@ -19,7 +21,7 @@ impl Direction {
     /// values. The result is negative if `own` is better.
     pub fn regression(self, baseline: f64, own: f64) -> f64 {
         match self {
-            Self::HigherIsBetter => baseline - own,
+            Self::HigherIsBetter | Self::HigherScoreIsBetter => baseline - own,
             Self::LowerIsBetter => own - baseline,
         }
     }
@@ -27,13 +29,18 @@ impl Direction {
     /// Returns this direction as the type that callbacks use.
     pub fn mode(self) -> Mode {
         match self {
-            Self::HigherIsBetter => Mode::Max,
+            Self::HigherIsBetter | Self::HigherScoreIsBetter => Mode::Max,
             Self::LowerIsBetter => Mode::Min,
         }
     }
 
     /// Returns whether larger values are better.
     pub fn is_higher(&self) -> bool {
+        *self != Self::LowerIsBetter
+    }
+
+    /// Returns whether the metric is a fraction of the examples, which is shown in percent.
+    pub fn is_share(&self) -> bool {
         *self == Self::HigherIsBetter
     }
 }
@@ -66,9 +73,16 @@ impl Judge {
     /// The value by which a model is judged by default: the accuracy, `val_acc`.
     pub const DEFAULT: Self = Self::higher("val_acc");
 
-    /// Judges a model by the logged value `name`, for example `val_acc`. Larger values are better.
+    /// Judges a model by the logged value `name`, a fraction, for example `val_acc`. Larger values
+    /// are better.
     pub const fn higher(name: &'static str) -> Self {
         Self { name, direction: Direction::HigherIsBetter }
+    }
+
+    /// Judges a model by the logged value `name`, a number in a unit of its own, for example
+    /// `val_psnr`. Larger values are better.
+    pub const fn score(name: &'static str) -> Self {
+        Self { name, direction: Direction::HigherScoreIsBetter }
     }
 
     /// Judges a model by the logged value `name`, for example `val_mae`. Smaller values are better.
@@ -81,14 +95,25 @@ impl Judge {
         Self::lower(LOSS)
     }
 
+    /// Describes that the model is judged by a fraction, but `value` is none. Otherwise returns
+    /// `None`.
+    pub(crate) fn no_share(self, value: f64) -> Option<String> {
+        let name = self.name;
+        (self.direction.is_share() && !(0.0..=1.0).contains(&value)).then(|| {
+            format!(
+                "`{name}` is {value:.4}, which is no fraction: it is shown in percent, and intervals \
+                 assume steps of one example; declare it with `.score(\"{name}\")` in the registry"
+            )
+        })
+    }
+
     /// Returns the smallest possible difference between two values of the metric if there are N =
-    /// `examples` validation examples. If higher is better, the metric is assumed to be a fraction
-    /// of the examples, which changes in steps of 1/N. If lower is better, the metric is assumed to
-    /// be continuous, and the result is 0.
+    /// `examples` validation examples. A fraction of the examples changes in steps of 1/N. Any other
+    /// metric is assumed to be continuous, and the result is 0.
     pub fn resolution(self, examples: i64) -> f64 {
-        match self.direction {
-            Direction::HigherIsBetter => 1.0 / examples.max(1) as f64,
-            Direction::LowerIsBetter => 0.0,
+        match self.direction.is_share() {
+            true => 1.0 / examples.max(1) as f64,
+            false => 0.0,
         }
     }
 }

@@ -125,7 +125,7 @@ fn section(report: &Report, model: &ModelReport) -> String {
     for result in &model.results {
         let coverage = Coverage::of(report, model, result);
         let judged = result.judgement.as_ref().map_or(String::new(), |judgement| {
-            let is_share = model.direction.is_higher();
+            let is_share = model.direction.is_share();
             let (times, unit) = if is_share { (100.0, " points") } else { (1.0, "") };
             format!(
                 "<p>{}: worse than 32-true by {:+.2}{unit} ({:+.2} … {:+.2}); accepted: {:.2}{unit}; {} \

@@ -113,7 +113,7 @@ type Line = (Precision, Vec<(f64, f64)>);
 /// accuracy. For any other metric of one seed, there is no chart.
 fn metric(content: &Content<'_>) -> Result<String> {
     let Content { comparison, examples, .. } = content;
-    let is_share = comparison.direction.is_higher();
+    let is_share = comparison.direction.is_share();
     let percent = |share: f64| if is_share { 100.0 * share } else { share };
     let axis =
         if is_share { format!("{}, %", comparison.metric) } else { comparison.metric.clone() };
@@ -166,7 +166,7 @@ fn metric(content: &Content<'_>) -> Result<String> {
     let deltas = shares(|run| run.over_seeds.as_ref()?.accuracy_delta.as_ref());
     if !deltas.is_empty() {
         let title = format!("{metric} minus 32-true's, for each seed");
-        let worse = if is_share { "Below" } else { "Above" };
+        let worse = if comparison.direction.is_higher() { "Below" } else { "Above" };
         let text = format!(
             "Mean of the paired differences with Student's 95 % interval: an interval that \
              contains zero shows no difference. {worse} zero is worse than 32-true."

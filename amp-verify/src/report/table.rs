@@ -33,8 +33,7 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
         value.map_or("–".to_owned(), |value| format!("{value:.digits$}"))
     };
     let several = comparison.seeds.len() > 1;
-    // A metric for which higher is better is shown as a percentage.
-    let is_share = comparison.direction.is_higher();
+    let is_share = comparison.direction.is_share();
     let (times, digits) = if is_share { (100.0, 2) } else { (1.0, 4) };
     let over = |sample: &Sample, digits: usize, times: f64| {
         sample.interval.map_or(("–".to_owned(), false), |interval| {

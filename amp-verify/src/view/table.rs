@@ -6,7 +6,7 @@ use amp_core::{memory::show_bytes, trainer::show_count};
 
 use crate::{
     comparison::{Comparison, Delta, OverSeeds, Run, Sample},
-    registry::{Direction, LOSS},
+    registry::LOSS,
     text::{counted, signed},
 };
 
@@ -83,9 +83,9 @@ fn results(comparison: &Comparison) -> usize {
 fn metric_columns(comparison: &Comparison) -> Vec<Column> {
     let column = |header: &str, cell| Column { header: header.to_owned(), cell };
     let metric = comparison.metric.as_str();
-    match comparison.direction {
+    match comparison.direction.is_share() {
         _ if metric == LOSS => Vec::new(),
-        Direction::HigherIsBetter => vec![
+        true => vec![
             column(metric, |run| {
                 let one = run.accuracy.map_or("not a number".into(), percent);
                 over(run, |all| Some(&all.accuracy), percent, percent_width).unwrap_or(one)
@@ -95,7 +95,7 @@ fn metric_columns(comparison: &Comparison) -> Vec<Column> {
                 over(run, |all| all.accuracy_delta.as_ref(), points, percent_width).unwrap_or(one)
             }),
         ],
-        Direction::LowerIsBetter => vec![
+        false => vec![
             column(metric, |run| {
                 let one = run.accuracy.map_or("not a number".into(), loss);
                 over(run, |all| Some(&all.accuracy), loss, loss).unwrap_or(one)

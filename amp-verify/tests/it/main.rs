@@ -4,4 +4,5 @@
 mod draws;
 mod exponents;
 mod registry;
+mod scores;
 mod verdict;

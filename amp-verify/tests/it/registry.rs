@@ -129,6 +129,9 @@ fn a_regression_is_what_is_worse() {
     assert_eq!(Direction::LowerIsBetter.regression(0.75, 0.5), -0.25);
     assert_eq!(Judge::higher("val_acc").resolution(4), 0.25);
     assert_eq!(Judge::loss().resolution(4), 0.0);
+    assert_eq!(Direction::HigherScoreIsBetter.regression(30.0, 28.0), 2.0);
+    assert_eq!(Judge::score("val_psnr").resolution(4), 0.0);
+    assert_eq!(model!(Line).score("val_psnr").judge(), Judge::score("val_psnr"));
 }
 
 /// Checks by which value a callback compares epochs. It is the value by which the model is judged.

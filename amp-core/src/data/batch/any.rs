@@ -54,12 +54,15 @@ pub struct AnyBatch {
     pub(super) complete: bool,
     /// Whether this is a single example, whose tensors have no batch dimension.
     single: bool,
+    /// Whether the shared tensors are the same for each part of the batch.
+    pub(super) common: bool,
 }
 
 impl AnyBatch {
     /// Creates a batch without tensors. `of` is the name of the batch type, for error messages.
     pub fn new(of: &'static str) -> Self {
-        Self { of, fields: Vec::new(), weight: OnceCell::new(), complete: false, single: false }
+        let (complete, single, common) = (false, false, false);
+        Self { of, fields: Vec::new(), weight: OnceCell::new(), complete, single, common }
     }
 
     /// Creates a single example without tensors. `of` is the name of the example's type.
@@ -271,6 +274,7 @@ impl AnyBatch {
             weight: self.weight.clone(),
             complete: self.complete,
             single: self.single,
+            common: self.common,
         }
     }
 
@@ -319,22 +323,6 @@ impl AnyBatch {
         self.each_example(|tensor| Ok(tensor.f_narrow(0, start, length)?))
     }
 
-    /// Splits the batch into at most `parts` batches with equal numbers of examples. The last one
-    /// may be smaller. Returns `None` if `parts` is 1.
-    ///
-    /// # Errors
-    /// When libtorch refuses to narrow a tensor.
-    pub(crate) fn split(&self, parts: i64) -> Result<Option<Vec<Self>>> {
-        if parts == 1 {
-            return Ok(None);
-        }
-        let length = self.len();
-        let size = (length + parts - 1) / parts;
-        let starts = (0..length).step_by(size.max(1) as usize);
-        let parts = starts.map(|start| self.narrow(start, size.min(length - start)));
-        parts.collect::<Result<_>>().map(Some)
-    }
-
     /// Returns a copy of the batch that shares no memory with this batch.
     pub(crate) fn copied(&self) -> Result<Self> {
         let copied = self.with(|field| Ok(field.tensor.f_detach_copy()?))?;
@@ -377,8 +365,8 @@ impl AnyBatch {
     fn with(&self, change: impl Fn(&Field) -> Result<Tensor>) -> Result<Self> {
         let fields = self.fields.iter().map(|field| Ok(field.of(change(field)?)));
         let fields = fields.collect::<Result<_>>()?;
-        let Self { of, complete, single, .. } = *self;
-        Ok(Self { of, fields, weight: OnceCell::new(), complete, single })
+        let Self { of, complete, single, common, .. } = *self;
+        Ok(Self { of, fields, weight: OnceCell::new(), complete, single, common })
     }
 }
 

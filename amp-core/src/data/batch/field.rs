@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use tch::Tensor;
 
 use super::{AnyBatch, FieldRole};
-use crate::Result;
+use crate::{Error, Result};
 
 /// A struct of tensors that is a model's batch, in training and evaluation. Derive this trait with
 /// [`derive(Batch)`](derive@crate::Batch). For a batch of one input and one target, use
@@ -47,7 +47,11 @@ pub fn with_batch<B: BatchType, T>(
 #[doc(hidden)]
 pub fn predictions(output: &impl BatchField) -> Result<AnyBatch> {
     let mut predictions = AnyBatch::new("predictions");
-    output.put("output".into(), FieldRole::Value, &mut predictions)?;
+    output.put("output".into(), FieldRole::Value, &mut predictions).map_err(|error| {
+        Error::config(format!(
+            "{error}: write a `#[predict_step]` that returns only tensors with a row for each example"
+        ))
+    })?;
     Ok(predictions)
 }
 

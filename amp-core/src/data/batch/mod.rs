@@ -4,6 +4,7 @@ mod any;
 mod changed;
 mod field;
 mod pair;
+mod parts;
 mod shared;
 mod whole;
 

@@ -172,7 +172,7 @@ impl Collate {
             put.map_err(|error| error.of_example(*index))?;
             read.push((*index, single));
         }
-        self.stack(&read)
+        Ok(self.stack(&read)?.with_common())
     }
 
     fn stack(&self, examples: &[(i64, AnyBatch)]) -> Result<AnyBatch> {

@@ -123,11 +123,19 @@ impl Model {
         self
     }
 
-    /// Sets the validation metric by which the model is judged. Higher values must be better. The
-    /// default is `val_acc`.
+    /// Sets the validation metric by which the model is judged: a fraction, for which higher values
+    /// are better. It is shown in percent. The default is `val_acc`.
     #[must_use]
     pub fn metric(mut self, name: &'static str) -> Self {
         self.judge = Judge::higher(name);
+        self
+    }
+
+    /// Sets the validation metric by which the model is judged, if it is a number in a unit of its
+    /// own, such as a reward or a peak signal-to-noise ratio. Higher values must be better.
+    #[must_use]
+    pub fn score(mut self, name: &'static str) -> Self {
+        self.judge = Judge::score(name);
         self
     }
 

@@ -1,0 +1,64 @@
+//! Divides batches into parts.
+
+use super::{AnyBatch, FieldRole};
+use crate::{Error, Result};
+
+impl AnyBatch {
+    /// Returns whether a part of the examples is a batch too. A batch with shared tensors is one
+    /// only if it is known that every part has the same shared tensors. They may otherwise hold
+    /// rows of all examples, as the nodes of several graphs do.
+    pub fn is_divisible(&self) -> bool {
+        self.common || self.shared_field().is_none()
+    }
+
+    /// Returns whether the tensor of this name belongs to the whole batch
+    /// ([`FieldRole::Shared`]), so that it has no row for each example.
+    pub fn is_shared(&self, name: &str) -> bool {
+        self.fields.iter().any(|field| field.name == name && field.role == FieldRole::Shared)
+    }
+
+    /// Returns an error if the batch is not [divisible](Self::is_divisible). `why` says what
+    /// requires that it is, and `remedy` what to do otherwise.
+    pub(crate) fn check_divisible(&self, why: &str, remedy: &str) -> Result<()> {
+        match self.shared_field() {
+            Some(name) if !self.common => Err(Error::config(format!(
+                "{why}, but `{name}` of the batch is shared, and may hold rows of all its examples: {remedy}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the batch with the information that its shared tensors are the same for each part of
+    /// the batch.
+    pub(in crate::data) fn with_common(mut self) -> Self {
+        self.common = true;
+        self
+    }
+
+    /// Splits the batch into at most `parts` batches with equal numbers of examples. The last one
+    /// may be smaller. Returns `None` if `parts` is 1.
+    ///
+    /// # Errors
+    /// When the batch is not [divisible](Self::is_divisible), or libtorch refuses to narrow a
+    /// tensor.
+    pub(crate) fn split(&self, parts: i64) -> Result<Option<Vec<Self>>> {
+        if parts == 1 {
+            return Ok(None);
+        }
+        self.check_divisible(
+            "a batch does not fit into memory and would have to run in parts",
+            "choose a smaller batch, or a memory budget",
+        )?;
+        let length = self.len();
+        let size = (length + parts - 1) / parts;
+        let starts = (0..length).step_by(size.max(1) as usize);
+        let parts = starts.map(|start| self.narrow(start, size.min(length - start)));
+        parts.collect::<Result<_>>().map(Some)
+    }
+
+    /// Returns the name of the first shared tensor.
+    fn shared_field(&self) -> Option<&str> {
+        let mut shared = self.fields.iter().filter(|field| field.role == FieldRole::Shared);
+        shared.next().map(|field| &*field.name)
+    }
+}

@@ -208,6 +208,15 @@ impl MemoryMeter {
     }
 }
 
+/// Multiplies two small matrices and computes the gradients. As a result, cuBLAS allocates its
+/// workspaces for this thread and for the thread that runs backward passes on the device.
+fn allocate_workspaces(device: Device) -> Result<()> {
+    tch::with_grad(|| {
+        let weight = Tensor::f_ones([16, 16], (Kind::Float, device))?.f_set_requires_grad(true)?;
+        Ok(weight.f_matmul(&weight)?.f_sum(Kind::Float)?.f_backward()?)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use tch::{Device, Kind};
@@ -221,13 +230,4 @@ mod tests {
         assert!(!copy.requires_grad() && copy.data_ptr() != parameter.data_ptr());
         Ok(())
     }
-}
-
-/// Multiplies two small matrices and computes the gradients. As a result, cuBLAS allocates its
-/// workspaces for this thread and for the thread that runs backward passes on the device.
-fn allocate_workspaces(device: Device) -> Result<()> {
-    tch::with_grad(|| {
-        let weight = Tensor::f_ones([16, 16], (Kind::Float, device))?.f_set_requires_grad(true)?;
-        Ok(weight.f_matmul(&weight)?.f_sum(Kind::Float)?.f_backward()?)
-    })
 }

@@ -179,8 +179,7 @@ impl<'a> StepState<'a> {
         self.config.memory.budget.filter(|_| self.memory.is_none())
     }
 
-    /// From now on, recomputes the modules that `plan` names in every backward pass. Reports the
-    /// plan.
+    /// Reports `plan`. In every later backward pass, the modules that it names are recomputed.
     pub(in crate::trainer) fn follow_memory_plan(
         &mut self,
         plan: MemoryPlan,

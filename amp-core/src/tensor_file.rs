@@ -76,6 +76,13 @@ pub(crate) fn write<'t>(
 /// When the file is missing, truncated or changed.
 pub(crate) fn read(path: &Path) -> Result<TensorFile> {
     let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
+    if bytes.starts_with(ZIP) || bytes.starts_with(PICKLE) {
+        return Err(Error::config(format!(
+            "{}: this file was written by torch.save: convert it in Python with \
+             `safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)`",
+            path.display()
+        )));
+    }
     let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(path, error))?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| damaged(path, error))?;
     let mut metadata: BTreeMap<_, _> =
@@ -172,6 +179,11 @@ fn checksum(views: &[(&str, TensorView<'_>)], metadata: &BTreeMap<String, String
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// The first bytes of a file that torch.save writes.
+const ZIP: &[u8] = b"PK\x03\x04";
+/// The first bytes of a file that torch.save wrote before torch 1.6, a pickle.
+const PICKLE: &[u8] = b"\x80\x02\x8a";
 
 fn damaged(path: &Path, error: impl std::fmt::Display) -> Error {
     Error::config(format!("{}: not a whole safetensors file: {error}", path.display()))

@@ -56,8 +56,9 @@ pub fn save_tensors<'t>(
 }
 
 /// Loads every tensor of `module` from a file that has exactly the same names and shapes. Converts
-/// dtypes if they differ. For a tied tensor (one tensor with several names) the file needs only one
-/// of the names, because `safetensors.torch.save_model` writes only the alphabetically first one.
+/// dtypes if they differ. As in torch, the `num_batches_tracked` of a batch norm may be missing. For
+/// a tied tensor (one tensor with several names) the file needs only one of the names, because
+/// `safetensors.torch.save_model` writes only the alphabetically first one.
 /// Returns the file's metadata: texts by name.
 ///
 /// # Errors

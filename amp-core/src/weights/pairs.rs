@@ -102,10 +102,17 @@ pub(super) struct Pair {
     pub(super) other_shape: Option<Vec<i64>>,
 }
 
+/// Returns whether `name` is a batch norm's count of batches. Files of old versions of torch, and of
+/// other programs, do not have this tensor, and torch loads them without an error.
+fn is_count_of_batches(name: &str) -> bool {
+    name.rsplit('.').next() == Some("num_batches_tracked")
+}
+
 /// Finds the values of `tensors` for every tensor of a model. A tensor for which `tensors` has no
 /// values of its name and shape keeps its initial values if `keeps` returns true for its name. If
-/// `keeps` returns false, the tensor is a mismatch. Returns the pairs, and one text for each
-/// mismatch. If there are mismatches, some pairs are missing.
+/// `keeps` returns false, the tensor is a mismatch, unless it is a count of batches that is missing.
+/// Returns the pairs, and one text for each mismatch. If there are mismatches, some pairs are
+/// missing.
 pub(super) fn pair(
     module: &(impl Visit + ?Sized),
     tensors: &BTreeMap<String, Tensor>,
@@ -119,7 +126,7 @@ pub(super) fn pair(
             names.iter().filter(|name| unused.remove(name.as_str())).collect();
         let found = present.first().and_then(|name| tensors.get_key_value(name.as_str()));
         let Some((name, values)) = found else {
-            match kept {
+            match kept || names.iter().any(|name| is_count_of_batches(name)) {
                 true => {
                     let name = names[0].clone();
                     pairs.push(Pair { tensor, name, values: None, other_shape: None });

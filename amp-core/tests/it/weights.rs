@@ -10,7 +10,7 @@ use amp_core::{
     },
     precision::{Policy, Precision},
     tch::{Device, Kind, Tensor},
-    weights::{load, save},
+    weights::{load, save, save_tensors},
 };
 use rstest::rstest;
 use tempfile::tempdir;
@@ -149,6 +149,32 @@ fn a_truncated_file_is_refused() -> Result<()> {
 fn a_damaged_header_is_refused() -> Result<()> {
     let damage = |path: &Path| rewrite(path, |bytes| bytes[9] = b'!');
     refused(damage, "not a whole safetensors file")
+}
+
+/// A file of torch.save is an archive or, before torch 1.6, a pickle.
+#[rstest]
+#[case::archive(b"PK\x03\x04\x00\x00\x08\x08\x00\x00")]
+#[case::pickle(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")]
+fn the_error_about_a_file_of_torch_save_says_how_to_convert_it(
+    #[case] start: &'static [u8],
+) -> Result<()> {
+    let replace = |path: &Path| rewrite(path, |bytes| *bytes = start.to_vec());
+    refused(replace, "convert it in Python with `safetensors.torch.save_file(")
+}
+
+/// torch loads a file without the batch norm's count of batches.
+#[test]
+fn a_count_of_batches_may_be_missing() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights.safetensors");
+    let (saved, other) = (demo_from(1, Precision::F32True)?, demo_from(2, Precision::F32True)?);
+    let all = named_tensors(&saved);
+    let left = all.iter().filter(|(name, ..)| name != "1.num_batches_tracked");
+    assert!(all.len() > left.clone().count());
+    save_tensors(left.map(|(name, tensor, _)| (name.clone(), tensor)), &path, BTreeMap::new())?;
+    load(&other, &path)?;
+    assert!(equal(&tensors(&saved), &tensors(&other)));
+    Ok(())
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub use sequence::Ctc;
 pub use shapes::ClassDim;
 pub(crate) use shapes::{classes, elementwise, misfit};
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{Error, Result};
 
@@ -54,15 +54,15 @@ pub(crate) const IGNORED: i64 = -100;
 /// `#[loss(value = …)]`.
 ///
 /// ```
-/// use amp_core::{Result, loss::{Loss, MeanOver}, tch::{Kind, Tensor}};
+/// use amp_core::{Result, loss::{Loss, MeanOver, at_least_f32}, tch::Tensor};
 ///
 /// /// The mean of |x − y|³ over the elements.
 /// struct Cubed;
 ///
 /// impl Loss for Cubed {
 ///     fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
-///         let distance = output.f_sub(target)?.f_abs()?;
-///         Ok(distance.f_pow_tensor_scalar(3)?.f_mean(Kind::Float)?)
+///         let distance = at_least_f32(output)?.f_sub(target)?.f_abs()?;
+///         Ok(distance.f_pow_tensor_scalar(3)?.f_mean(distance.kind())?)
 ///     }
 ///
 ///     fn mean_over(&self) -> MeanOver<'_> {
@@ -91,6 +91,30 @@ pub trait Loss {
     /// `ctc_loss reads lengths on the host`. Returns `None` if the step can be recorded.
     fn outside_graphs(&self) -> Option<&'static str> {
         None
+    }
+}
+
+/// Converts a 16-bit tensor to f32, and returns every other tensor unchanged. A loss of your own
+/// calls this function for the model's output, because the output has 16 bits under most precisions,
+/// and autocast runs only some operations in f32. Losses of this module do so themselves.
+///
+/// ```
+/// use amp_core::{loss, tch::{Kind, Tensor}};
+///
+/// let kind_of = |kind| Ok::<_, amp_core::Error>(
+///     loss::at_least_f32(&Tensor::from_slice(&[1.0_f64]).to_kind(kind))?.kind(),
+/// );
+/// assert_eq!(kind_of(Kind::BFloat16)?, Kind::Float);
+/// assert_eq!(kind_of(Kind::Double)?, Kind::Double);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
+/// # Errors
+/// When there is not enough memory.
+pub fn at_least_f32(tensor: &Tensor) -> Result<Tensor> {
+    match tensor.kind() {
+        Kind::Half | Kind::BFloat16 => Ok(tensor.f_to_kind(Kind::Float)?),
+        _ => Ok(tensor.shallow_clone()),
     }
 }
 

@@ -4,6 +4,7 @@
 //! their running statistics. If 32-true does not stay finite with running statistics, batch norms
 //! use the statistics of the batch.
 
+mod after_layers;
 mod bounds;
 pub(super) mod emulation;
 mod figures;
@@ -85,10 +86,13 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     let over = format!(
         "{STEPS} steps of {examples} examples without {without}, bounds from {draws} runs with emulated rounding"
     );
-    let (checked, mut texts) =
-        judged(&Exact::new(&exact, &noisy)?.compare(&ran)?, &Bounds::new(&runs, least), &over);
+    let (exact_run, bounds) = (Exact::new(&exact, &noisy)?, Bounds::new(&runs, least));
+    let (checked, mut texts) = judged(&exact_run.compare(&ran)?, &bounds, &over);
     if let Some(first) = texts.first_mut() {
         *first += &locate(job, &case, budget)?;
+        let is_within = |found: &Figures| judged(found, &bounds, &over).1.is_empty();
+        model.follow(&case)?;
+        *first += &after_layers::blame(&steps, &mut model, &exact_run, is_within)?;
         stages.end("each layer alone");
     }
     let failures = &mut outcome.failures;

@@ -8,7 +8,7 @@ use amp_core::{
     callback::{Action, Callback},
     data::AnyBatch,
     log::Log,
-    nn::{Context, parameters},
+    nn::{Context, Substitute, parameters},
     precision::{GradScalerConfig, Gradients, Precision, StepOutcome, Unscaled},
     tch::Tensor,
     trainer::{Check, StepAccess, ValCheckInterval, first_loss},
@@ -83,6 +83,8 @@ struct Still {
     tracer: Tracer,
     overrides: Rc<Overrides>,
     rounding: Option<Rounding>,
+    /// Replaces tensors between modules in a run without emulated rounding.
+    substitute: Option<Rc<dyn Substitute>>,
     batch_statistics: bool,
     deadline: Deadline,
 }
@@ -111,6 +113,8 @@ impl Interceptor for Still {
         if let Some(rounding) = &mut self.rounding {
             rounding.begin(model)?;
             context = context.with_substitute(rounding.between());
+        } else if let Some(substitute) = &self.substitute {
+            context = context.with_substitute(substitute.clone());
         }
         let mut log = Log::default();
         let (index, global_step) = step.place();
@@ -188,7 +192,17 @@ impl Steps<'_> {
 
     /// Resets the model to its initial state and runs the steps.
     pub(super) fn run(&self, model: &mut ResetModel, config: TrainerConfig) -> Result<Ran> {
-        self.run_model(model, config, None)
+        self.run_model(model, config, (None, None))
+    }
+
+    /// Runs the steps as [`run`](Self::run) does. `substitute` replaces tensors between modules.
+    pub(super) fn run_substituted(
+        &self,
+        model: &mut ResetModel,
+        config: TrainerConfig,
+        substitute: Rc<dyn Substitute>,
+    ) -> Result<Ran> {
+        self.run_model(model, config, (None, Some(substitute)))
     }
 
     /// Runs the model with the low loss scale [`LOW_SCALE`], and with emulated rounding if
@@ -201,14 +215,14 @@ impl Steps<'_> {
         let mut config = self.config(STEPS, LOW_SCALE);
         // These runs only serve to compute bounds, so the invariants of training are not checked.
         config.checks.level = Check::Off;
-        self.run_model(model, config, rounding)
+        self.run_model(model, config, (rounding, None))
     }
 
     fn run_model(
         &self,
         model: &mut ResetModel,
         config: TrainerConfig,
-        rounding: Option<Rounding>,
+        (rounding, substitute): (Option<Rounding>, Option<Rc<dyn Substitute>>),
     ) -> Result<Ran> {
         // If a step of 32-true is skipped, there is nothing to compare the precision with, so the
         // run ends with an error. With emulated rounding, a gradient may overflow, and the step may
@@ -220,6 +234,7 @@ impl Steps<'_> {
             tracer: tracer.clone(),
             overrides,
             rounding,
+            substitute,
             batch_statistics: self.batch_statistics,
             deadline: self.deadline.clone(),
         };

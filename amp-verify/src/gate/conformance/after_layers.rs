@@ -1,0 +1,138 @@
+//! Tests whether the code after the last layer, such as a user's loss, causes an error.
+
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
+
+use amp_core::{
+    Result,
+    nn::Substitute,
+    precision::dtype_name,
+    tch::{Kind, Tensor},
+};
+
+use super::{
+    LOW_SCALE, STEPS,
+    figures::{Exact, Figures},
+    steps::{Ran, Steps},
+};
+use crate::{reset::ResetModel, rounding::is_narrow};
+
+/// Records which modules return after the last module has begun. Their outputs go to the code after
+/// the layers.
+#[derive(Default)]
+struct Last(RefCell<BTreeSet<String>>);
+
+impl Substitute for Last {
+    fn given(&self, _: &str, input: &Tensor) -> Result<Tensor> {
+        self.0.borrow_mut().clear();
+        Ok(input.shallow_clone())
+    }
+
+    fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor> {
+        self.0.borrow_mut().insert(path.to_owned());
+        Ok(output.shallow_clone())
+    }
+}
+
+/// Converts the 16-bit outputs of these modules to f32.
+struct Widened(BTreeSet<String>);
+
+impl Substitute for Widened {
+    fn given(&self, _: &str, input: &Tensor) -> Result<Tensor> {
+        Ok(input.shallow_clone())
+    }
+
+    fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor> {
+        match self.0.contains(path) && is_narrow(output.kind()) {
+            true => Ok(output.f_to_kind(Kind::Float)?),
+            false => Ok(output.shallow_clone()),
+        }
+    }
+}
+
+/// Runs the steps again with the output of the last layers converted to f32. Returns a sentence for
+/// the report if `is_within` then accepts the differences from 32-true. The sentence is empty if it
+/// does not, if the precision does not compute in 16 bits, or if the model does not run in this way.
+pub(super) fn blame(
+    steps: &Steps<'_>,
+    model: &mut ResetModel,
+    exact: &Exact<'_>,
+    is_within: impl Fn(&Figures) -> bool,
+) -> Result<String> {
+    let computed = steps.precision.compute();
+    if !is_narrow(computed) {
+        return Ok(String::new());
+    }
+    let mut run = |steps_: u64, substitute| -> Option<Ran> {
+        let config = steps.config(steps_, LOW_SCALE);
+        steps.run_substituted(model, config, substitute).ok()
+    };
+    let last = Rc::new(Last::default());
+    if run(1, Rc::<Last>::clone(&last)).is_none() {
+        return Ok(String::new());
+    }
+    let widened = Widened(last.0.take());
+    let Some(ran) = run(STEPS, Rc::new(widened)) else { return Ok(String::new()) };
+    Ok(match is_within(&exact.compare(&ran)?) {
+        true => format!(
+            "; if the output of the last layer is converted to float32, no value exceeds its \
+             bound: the loss, or other code after this layer, computes in {}: convert its input \
+             with `loss::at_least_f32`",
+            dtype_name(computed)
+        ),
+        false => String::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{precision::Precision, prelude::*};
+    use rstest::rstest;
+
+    use crate::{
+        DataSet, Registry,
+        gate::{Task, deadline::Deadline, job::Job, waves::waves},
+        length::Length,
+        model, project,
+    };
+
+    /// A model of the order of the examples. Adding a number to all outputs does not change its
+    /// loss, so the exact gradient of the bias is 0.
+    #[derive(LightningModule)]
+    #[loss(with = |output, _| ranked(&if self.wide { loss::at_least_f32(output)? } else { output.shallow_clone() }))]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Ranking {
+        #[hparam(default = false)]
+        wide: bool,
+        #[layer(linear(4, 1))]
+        head: Linear,
+    }
+
+    /// The mean of the logarithm of each example's share in the sum over itself and the examples
+    /// before it.
+    fn ranked(output: &Tensor) -> Result<Tensor> {
+        let share = output.f_sub(&output.f_logcumsumexp(0)?)?;
+        Ok(share.f_mean(Kind::Float)?.f_neg()?)
+    }
+
+    /// Checks that the report names the code after the last layer if this code computes in 16 bits,
+    /// and that the gate accepts the same loss in f32.
+    #[rstest]
+    fn a_loss_in_16_bits_is_named(
+        #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+        #[values(false, true)] wide: bool,
+    ) -> Result<()> {
+        let model = model!(Ranking).judged_by_loss().margin(1.0).batch_size(64);
+        let model = model.hyperparameters(serde_json::json!({ "wide": wide }));
+        let registry =
+            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
+        let job = Job::new("Ranking", precision, 3, Length::Epochs(1), Task::Conformance);
+        let outcome = super::super::run(&job, &registry, &Deadline::default())?;
+        let texts: Vec<&str> =
+            outcome.failures.iter().map(|failure| failure.text.as_str()).collect();
+        match wide {
+            true => assert_eq!(texts, [""; 0]),
+            false => assert!(texts[0].contains("code after this layer, computes in"), "{texts:?}"),
+        }
+        Ok(())
+    }
+}

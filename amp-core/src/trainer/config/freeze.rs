@@ -65,6 +65,11 @@ impl Freeze {
         }
     }
 
+    /// Returns whether the freeze ends at the start of an epoch.
+    pub fn ends_with_epoch(&self) -> bool {
+        matches!(self.until, Until::Epoch(_))
+    }
+
     /// Returns whether this entry freezes its parameters for the whole run.
     pub(in crate::trainer) fn is_endless(&self) -> bool {
         matches!(self.until, Until::End)

@@ -51,6 +51,28 @@ fn frozen_parameters_are_not_compared(#[case] freeze: Freeze) -> Result<()> {
     passes(model, Precision::Bf16Mixed)
 }
 
+/// Checks that the rules look at parameters that the user's run freezes until a later epoch, because
+/// the runs of these rules end before this epoch.
+#[rstest]
+#[case::until_an_epoch(Freeze::new("first.*").until_epoch(2), true)]
+#[case::always(Freeze::new("first.*"), false)]
+fn parameters_of_later_epochs_are_checked(
+    #[case] freeze: Freeze,
+    #[case] trains_all: bool,
+) -> Result<()> {
+    let size = |model: Model| -> Result<i64> {
+        let job = Job::new(model.name(), Precision::Bf16Mixed, 3, Length::Epochs(1), Task::Path);
+        let registry =
+            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
+        let outcome = crate::gate::path::run(&job, &registry, &Deadline::default())?;
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        Ok(outcome.path.map_or(0, |path| path.parameters))
+    };
+    let model = || model!(Net).judged_by_loss().margin(1.0).batch_size(4);
+    assert_eq!(size(model().freeze([freeze]))? == size(model())?, trains_all);
+    Ok(())
+}
+
 #[derive(LightningModule)]
 #[loss(cross_entropy, ignore_index = -1)]
 #[optimizer(sgd, lr = 0.1)]

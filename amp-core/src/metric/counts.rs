@@ -37,6 +37,11 @@ pub(super) fn predictions(
     num_classes: Option<i64>,
     ignored: i64,
 ) -> Result<(Tensor, Tensor, Tensor, i64)> {
+    if output.dim() > 1 && output.size() == target.size() {
+        let why = "targets must be classes, without the logits' dimension of classes: for \
+                   several labels per example use multilabel_ metrics, and for masks binary_ metrics";
+        return Err(misfit(what, output, target, why));
+    }
     let (logits, of) = classes(what, output, target)?;
     let count = logits.size()[1];
     if let Some(expected) = num_classes.filter(|expected| *expected != count) {
@@ -83,6 +88,53 @@ pub(super) fn binary_counts(
     threshold: f64,
     ignored: i64,
 ) -> Result<Tensor> {
+    let outcomes = outcomes(what, output, target, threshold, ignored)?;
+    let sums = outcomes.iter().map(|outcome| outcome.f_sum(Kind::Double));
+    Ok(Tensor::f_stack(&sums.collect::<Result<Vec<_>, _>>()?, 0)?)
+}
+
+/// Returns the counts of [`binary_counts`] for each label, of shape `[4, C]`. Logits and labels have
+/// the shape `[N, C, …]`.
+pub(super) fn counts_of_labels(
+    what: &str,
+    output: &Tensor,
+    target: &Tensor,
+    threshold: f64,
+    ignored: i64,
+) -> Result<Tensor> {
+    let outcomes = outcomes(what, output, target, threshold, ignored)?;
+    let sums = outcomes.iter().map(|outcome| {
+        let rows = rows_of_labels(what, output, target, outcome)?;
+        Ok(rows.f_sum_dim_intlist([0].as_slice(), false, Kind::Double)?)
+    });
+    Ok(Tensor::f_stack(&sums.collect::<Result<Vec<_>>>()?, 0)?)
+}
+
+/// Returns `values`, which has the shape `[N, C, …]` of the output, as a matrix with a column for
+/// each of the C labels.
+pub(super) fn rows_of_labels(
+    what: &str,
+    output: &Tensor,
+    target: &Tensor,
+    values: &Tensor,
+) -> Result<Tensor> {
+    let shape = values.size();
+    let [_, labels, ..] = shape.as_slice() else {
+        return Err(misfit(what, output, target, "both must be [N, C, …], with C labels"));
+    };
+    Ok(values.f_movedim([1].as_slice(), [-1].as_slice())?.f_reshape([-1, *labels])?)
+}
+
+/// Returns four f64 tensors in the shape of the logits: 1 where an element is a true positive, a
+/// false positive, a true negative and a false negative, and 0 elsewhere. All four are 0 for an
+/// ignored element, and NaN for a NaN logit or label.
+fn outcomes(
+    what: &str,
+    output: &Tensor,
+    target: &Tensor,
+    threshold: f64,
+    ignored: i64,
+) -> Result<[Tensor; 4]> {
     if !(threshold > 0.0 && threshold < 1.0) {
         let why = format!("threshold is {threshold}, but must be a probability between 0 and 1");
         return Err(misfit(what, output, target, &why));
@@ -93,14 +145,13 @@ pub(super) fn binary_counts(
     let predicted = logits.f_gt((threshold / (1.0 - threshold)).ln())?;
     let actual = of.f_gt(0.5)?;
     let both = predicted.f_eq_tensor(&actual)?;
-    let sum = |of: Tensor| of.f_to_kind(Kind::Double)?.f_mul(&kept)?.f_sum(Kind::Double);
-    let counts = [
-        sum(both.f_logical_and(&actual)?)?,
-        sum(predicted.f_logical_and(&actual.f_logical_not()?)?)?,
-        sum(both.f_logical_and(&actual.f_logical_not()?)?)?,
-        sum(actual.f_logical_and(&predicted.f_logical_not()?)?)?,
-    ];
-    Ok(Tensor::f_stack(&counts, 0)?)
+    let weighted = |of: Tensor| -> Result<Tensor> { Ok(of.f_to_kind(Kind::Double)?.f_mul(&kept)?) };
+    Ok([
+        weighted(both.f_logical_and(&actual)?)?,
+        weighted(predicted.f_logical_and(&actual.f_logical_not()?)?)?,
+        weighted(both.f_logical_and(&actual.f_logical_not()?)?)?,
+        weighted(actual.f_logical_and(&predicted.f_logical_not()?)?)?,
+    ])
 }
 
 /// Converts labels to a floating-point dtype.

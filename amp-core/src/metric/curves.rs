@@ -2,7 +2,10 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Average, Metric, MetricState, Reduction, counts::as_floating};
+use super::{
+    Average, Metric, MetricState, Reduction,
+    counts::{as_floating, rows_of_labels},
+};
 use crate::{
     Error, Result, ffi,
     loss::{IGNORED, classes, elementwise, misfit},
@@ -16,7 +19,11 @@ enum Area {
 }
 
 macro_rules! curve {
-    ($(#[$doc:meta])* $metric:ident $name:literal $area:expr) => {
+    (
+        $(#[$doc:meta])* $metric:ident $name:literal,
+        $of_labels:ident $label_name:literal,
+        $area:expr
+    ) => {
         $(#[$doc])*
         ///
         /// For logits of shape `[N, C, …]` and int64 classes of shape `[N, …]`, the score of a
@@ -31,12 +38,13 @@ macro_rules! curve {
         /// for each class.
         ///
         /// # Errors
-        /// When shapes or dtypes are invalid, an option is out of range, or, on the CPU, a class is
-        /// out of range.
+        /// When shapes or dtypes are invalid, or a class on the CPU or an option is out of range.
+        /// When each example has several labels and `average` is not [`Average::Micro`].
         #[derive(Debug, Clone, Copy, Default)]
         pub struct $metric {
-            /// How the areas of the classes are averaged. The default is [`Average::Macro`]. The
-            /// option has no effect for labels 0 and 1.
+            /// How the areas of the classes are averaged. The default is [`Average::Macro`]. If each
+            /// example has several labels 0 and 1, only [`Average::Micro`] is possible: one area of
+            /// all labels together. If each example has a single label, the option has no effect.
             pub average: Average,
             /// T, the number of thresholds, at least 2.
             pub thresholds: Option<i64>,
@@ -44,7 +52,64 @@ macro_rules! curve {
 
         impl Metric for $metric {
             fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
-                update($name, self.average, self.thresholds, output, target)
+                let Self { average, thresholds } = *self;
+                let (scores, labels) = match of_classes(output, target) {
+                    true => classes_of($name, average, output, target)?,
+                    false => {
+                        let labels = output.size().get(1).copied().unwrap_or(1);
+                        if labels > 1 && average != Average::Micro {
+                            let why = format!(
+                                concat!(
+                                    "each example has {} labels: use ", $label_name,
+                                    " for an average over the labels, or average = micro for ",
+                                    "one area of all labels together"
+                                ),
+                                labels
+                            );
+                            return Err(misfit($name, output, target, &why));
+                        }
+                        let (scores, labels) = scores_of_labels($name, thresholds, output, target)?;
+                        (scores.f_reshape([-1, 1])?, labels.f_reshape([-1])?)
+                    }
+                };
+                state($name, thresholds, [output, target], &scores, &labels)
+            }
+
+            fn reduction(&self) -> Reduction {
+                let Self { average, thresholds } = *self;
+                Reduction::of(move |state| compute($area, average, thresholds, state))
+            }
+        }
+
+        $(#[$doc])*
+        ///
+        /// Logits and labels have the shape `[N, C, …]`, with C labels per example, each with its
+        /// own area. Labels are 0 or 1, as integers or floating-point numbers. Elements of -100 are
+        /// ignored. The area of a label without positives, or for [`MultilabelAuroc`] without
+        /// negatives, is NaN, and is left out of averages. A NaN logit or label makes the area NaN.
+        /// `thresholds` is as in the metric of classes.
+        ///
+        /// # Errors
+        /// When shapes or dtypes are invalid, or an option is out of range.
+        #[derive(Debug, Clone, Copy, Default)]
+        pub struct $of_labels {
+            /// How the areas of the labels are averaged. The default is [`Average::Macro`].
+            pub average: Average,
+            /// T, the number of thresholds, at least 2.
+            pub thresholds: Option<i64>,
+        }
+
+        impl Metric for $of_labels {
+            fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+                let Self { average, thresholds } = *self;
+                let (scores, labels) = scores_of_labels($label_name, thresholds, output, target)?;
+                let rows = |values| rows_of_labels($label_name, output, target, values);
+                let (scores, labels) = (rows(&scores)?, rows(&labels)?);
+                let (scores, labels) = match average {
+                    Average::Micro => (scores.f_reshape([-1, 1])?, labels.f_reshape([-1, 1])?),
+                    _ => (scores, labels),
+                };
+                state($label_name, thresholds, [output, target], &scores, &labels)
             }
 
             fn reduction(&self) -> Reduction {
@@ -58,77 +123,95 @@ macro_rules! curve {
 curve!(
     /// The area under the receiver operating characteristic (ROC). It is the probability that a
     /// positive example has a larger score than a negative example, where equal scores count half.
-    Auroc "auroc" Area::Roc
+    Auroc "auroc",
+    MultilabelAuroc "multilabel_auroc",
+    Area::Roc
 );
 curve!(
     /// The average precision, Σ (Rᵢ − Rᵢ₋₁) Pᵢ. Rᵢ and Pᵢ are recall and precision at the i-th
     /// threshold, from the highest threshold to the lowest.
-    AveragePrecision "average_precision" Area::PrecisionRecall
+    AveragePrecision "average_precision",
+    MultilabelAveragePrecision "multilabel_average_precision",
+    Area::PrecisionRecall
 );
 
-/// Computes the metric's state for a batch. Without thresholds, the state consists of the scores,
-/// of shape `[n, C]`, and of the int64 labels, of shape `[n]`. For labels 0 and 1, C is 1. Labels
-/// of -100 are ignored. With T thresholds, the state consists of counts of shape `[C, T + 1, 2]`.
-/// For each class and each k from 0 to T, the counts are the number of negatives and the number of
-/// positives whose scores reach exactly k thresholds.
-fn update(
+/// Returns whether the targets are classes, and not labels 0 and 1 in the shape of the logits.
+fn of_classes(output: &Tensor, target: &Tensor) -> bool {
+    target.kind() == Kind::Int64 && target.size() != output.size()
+}
+
+/// Returns the softmax probabilities, of shape `[n, C]`, and the int64 classes, of shape `[n]`.
+fn classes_of(
     what: &str,
     average: Average,
-    thresholds: Option<i64>,
     output: &Tensor,
     target: &Tensor,
-) -> Result<MetricState> {
+) -> Result<(Tensor, Tensor)> {
     if average == Average::Micro {
         let why = "average is micro, but must be macro, weighted or none";
         return Err(misfit(what, output, target, why));
     }
-    if let Some(few) = thresholds.filter(|count| *count < 2) {
-        let why = format!("thresholds is {few}, but must be at least 2");
+    let (logits, of) = classes(what, output, target)?;
+    let count = logits.size()[1];
+    let counted = ffi::counted_classes(&of, count);
+    let counted = counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
+    let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    // CUDA does not report a class that is out of range. `nothing` is then NaN, so that the
+    // scores are NaN; otherwise `nothing` is 0.
+    let nothing = counted.f_mul_scalar(0.0)?.f_to_kind(kind)?;
+    let scores = logits.f_softmax(1, kind)?.f_add(&nothing)?;
+    let scores = scores.f_movedim([1].as_slice(), [-1].as_slice())?.f_reshape([-1, count])?;
+    Ok((scores, of.f_reshape([-1])?))
+}
+
+/// Returns the scores and the int64 labels 0, 1 and -100, both in the shape of the logits.
+fn scores_of_labels(
+    what: &str,
+    thresholds: Option<i64>,
+    output: &Tensor,
+    target: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let (logits, of) = elementwise(what, output, &as_floating(target)?)?;
+    let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let label = of.f_gt(0.5)?.f_to_kind(Kind::Int64)?;
+    let label = label.f_masked_fill(&of.f_eq(IGNORED)?, IGNORED)?;
+    // The score of a NaN label is NaN, so that the area is NaN.
+    let logits = logits.f_to_kind(kind)?.f_masked_fill(&of.f_isnan()?, f64::NAN)?;
+    // Sigmoids of different large logits are equal in floating point, so the logits
+    // themselves are compared. Sigmoids are used only with given thresholds.
+    Ok((if thresholds.is_some() { logits.f_sigmoid()? } else { logits }, label))
+}
+
+/// Computes the metric's state for a batch from scores of shape `[n, C]` and int64 labels. The
+/// labels are classes of shape `[n]`, or 0 and 1 of shape `[n, C]`. If C is 1, the shape `[n]` is
+/// also possible for 0 and 1. Labels of -100 are ignored. Without thresholds, the state consists of
+/// the scores and the labels. With T thresholds, the state consists of counts of shape `[C, T + 1,
+/// 2]`. For each column and each k from 0 to T, it has the numbers of negatives and of positives
+/// whose scores reach exactly k thresholds.
+fn state(
+    what: &str,
+    thresholds: Option<i64>,
+    [output, target]: [&Tensor; 2],
+    scores: &Tensor,
+    labels: &Tensor,
+) -> Result<MetricState> {
+    let Some(count) = thresholds else {
+        return Ok(MetricState::concat(scores).and_concat(labels));
+    };
+    if count < 2 {
+        let why = format!("thresholds is {count}, but must be at least 2");
         return Err(misfit(what, output, target, &why));
     }
-    let of_classes = target.kind() == Kind::Int64 && target.size() != output.size();
-    let (scores, labels) = match of_classes {
-        true => {
-            let (logits, of) = classes(what, output, target)?;
-            let count = logits.size()[1];
-            let counted = ffi::counted_classes(&of, count);
-            let counted =
-                counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
-            let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-            // On CUDA, a class that is out of range is not an error, but makes `counted` NaN.
-            // `nothing` is then NaN, and so are the scores; otherwise `nothing` is 0.
-            let nothing = counted.f_mul_scalar(0.0)?.f_to_kind(kind)?;
-            let scores = logits.f_softmax(1, kind)?.f_add(&nothing)?;
-            (scores.f_movedim([1].as_slice(), [-1].as_slice())?.f_reshape([-1, count])?, of)
-        }
-        false => {
-            let (logits, of) = elementwise(what, output, &as_floating(target)?)?;
-            let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-            let label = of.f_gt(0.5)?.f_to_kind(Kind::Int64)?;
-            let label = label.f_masked_fill(&of.f_eq(IGNORED)?, IGNORED)?;
-            // The score of a NaN label is NaN, so that the area is NaN.
-            let logits = logits.f_to_kind(kind)?.f_masked_fill(&of.f_isnan()?, f64::NAN)?;
-            let logits = logits.f_reshape([-1, 1])?;
-            // Sigmoids of different large logits are equal in floating point, so the logits
-            // themselves are compared. Sigmoids are used only with given thresholds.
-            let scores = if thresholds.is_some() { logits.f_sigmoid()? } else { logits };
-            (scores, label)
-        }
-    };
-    let labels = labels.f_reshape([-1])?;
-    let Some(count) = thresholds else {
-        return Ok(MetricState::concat(&scores).and_concat(&labels));
-    };
     let columns = scores.size()[1];
     let bins = count + 1;
     let edges = Tensor::f_linspace(0.0, 1.0, count, (scores.kind(), scores.device()))?;
     let reached = scores.f_contiguous()?.f_bucketize(&edges, false, true)?;
-    let positive = positives(&labels, columns)?.f_to_kind(Kind::Int64)?;
+    let positive = positives(labels, columns)?.f_to_kind(Kind::Int64)?;
     let of_column =
         Tensor::f_arange(columns, (Kind::Int64, scores.device()))?.f_mul_scalar(bins)?;
     let places = reached.f_add(&of_column)?.f_mul_scalar(2)?.f_add(&positive)?.f_reshape([-1])?;
-    let kept = labels.f_ne(IGNORED)?.f_unsqueeze(1)?.f_expand(scores.size(), false)?;
-    // A NaN score adds NaN instead of 1 to its count, so that the metric is NaN.
+    let kept = kept(labels)?.f_expand(scores.size(), false)?;
+    // A NaN score is counted as NaN, so that the metric is NaN.
     let nan = scores.f_isnan()?.f_logical_and(&kept)?;
     let kept = kept.f_to_kind(Kind::Double)?.f_masked_fill(&nan, f64::NAN)?;
     let counts = Tensor::f_zeros([columns * bins * 2], (Kind::Double, scores.device()))?;
@@ -136,9 +219,19 @@ fn update(
     MetricState::sum(&counts.f_reshape([columns, bins, 2])?)
 }
 
-/// Returns a mask of shape `[n, C]` that is true where the label is the class of the column. A
-/// single column stands for label 1.
+/// Returns a mask of the labels that are not ignored, of shape `[n, C]`, or `[n, 1]` for one label
+/// per row.
+fn kept(labels: &Tensor) -> Result<Tensor> {
+    let kept = labels.f_ne(IGNORED)?;
+    if labels.dim() == 1 { Ok(kept.f_unsqueeze(1)?) } else { Ok(kept) }
+}
+
+/// Returns a mask of shape `[n, C]`. It is true where the label of the column is 1 or, if there is one
+/// label per row, where the label is the class of the column. A single column stands for label 1.
 fn positives(labels: &Tensor, columns: i64) -> Result<Tensor> {
+    if labels.dim() == 2 {
+        return Ok(labels.f_eq(1)?);
+    }
     let labels = labels.f_unsqueeze(1)?;
     match columns {
         1 => Ok(labels.f_eq(1)?),
@@ -199,8 +292,12 @@ impl Curve {
         self.fp.last().copied().unwrap_or(0.0)
     }
 
+    /// Returns whether the curve has no area, because there are no positives or, for the ROC curve,
+    /// no negatives. A curve with a NaN has an area, which is NaN.
     fn is_undefined(&self, area: Area) -> bool {
-        self.positives() == 0.0 || matches!(area, Area::Roc) && self.negatives() == 0.0
+        let (positives, negatives) = (self.positives(), self.negatives());
+        let is_empty = positives == 0.0 || matches!(area, Area::Roc) && negatives == 0.0;
+        is_empty && !positives.is_nan() && !negatives.is_nan()
     }
 
     fn area(&self, area: Area) -> Result<f64> {
@@ -233,10 +330,10 @@ impl Curve {
 /// Computes a curve for each column of scores. A curve has a point for every distinct score.
 fn exact(scores: &Tensor, labels: &Tensor) -> Result<Vec<Curve>> {
     let positive = positives(labels, scores.size()[1])?.f_to_kind(Kind::Double)?;
-    let kept = labels.f_ne(IGNORED)?.f_to_kind(Kind::Double)?;
+    let kept = kept(labels)?.f_expand(scores.size(), false)?.f_to_kind(Kind::Double)?;
     let columns = 0..scores.size()[1];
     let curves = columns.map(|column| {
-        let own = scores.f_select(1, column)?;
+        let (own, kept) = (scores.f_select(1, column)?, kept.f_select(1, column)?);
         // The score of an ignored example may be NaN, which must not make the area NaN.
         let own = own.f_masked_fill(&kept.f_eq(0.0)?, f64::NEG_INFINITY)?;
         let (sorted, order) = own.f_sort(0, true)?;

@@ -35,7 +35,7 @@ mod scores;
 mod state;
 
 pub use classes::{Accuracy, BinaryAccuracy, F1, Mean, SoftAccuracy, TopK};
-pub use curves::{Auroc, AveragePrecision};
+pub use curves::{Auroc, AveragePrecision, MultilabelAuroc, MultilabelAveragePrecision};
 pub use dice::Dice;
 pub use images::{Psnr, Ssim};
 pub use read_as::ReadAs;
@@ -43,7 +43,8 @@ pub use regression::{Mae, Mse, Perplexity, R2, Rmse};
 pub use retrieval::RecallAtK;
 pub use scores::{
     Average, BinaryConfusionMatrix, BinaryFBeta, BinaryJaccard, BinaryPrecision, BinaryRecall,
-    BinarySpecificity, ConfusionMatrix, FBeta, Jaccard, Precision, Recall, Specificity,
+    BinarySpecificity, ConfusionMatrix, FBeta, Jaccard, MultilabelFBeta, MultilabelJaccard,
+    MultilabelPrecision, MultilabelRecall, MultilabelSpecificity, Precision, Recall, Specificity,
 };
 pub use state::MetricState;
 pub(crate) use state::{Merge, Part};

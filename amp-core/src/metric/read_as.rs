@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Metric, MetricState, Reduction};
+use super::{Metric, MetricState, Reduction, counts::as_floating};
 use crate::{
     Result,
     loss::{ClassDim, IGNORED},
@@ -41,10 +41,12 @@ impl<M> From<M> for ReadAs<M> {
 impl<M: Metric> Metric for ReadAs<M> {
     fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
         let (output, target) = self.classes.resolve(output, target)?;
-        if self.ignore_index == IGNORED || target.kind() != Kind::Int64 {
+        if self.ignore_index == IGNORED {
             return self.metric.update(&output, &target);
         }
         let ignored = target.f_eq(self.ignore_index)?;
+        // Labels 0 and 1 may have any dtype. Some of these cannot represent -100.
+        let target = if target.kind() == Kind::Int64 { target } else { as_floating(&target)? };
         self.metric.update(&output, &target.f_masked_fill(&ignored, IGNORED)?)
     }
 

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::{
     Metric, MetricState, Reduction,
-    counts::{binary_counts, class_counts, predictions},
+    counts::{binary_counts, class_counts, counts_of_labels, predictions},
 };
 use crate::{Result, loss::IGNORED};
 
@@ -108,6 +108,35 @@ impl Score {
             Ok(value.f_add(&all.f_div(&all)?)?.f_sub_scalar(1.0)?)
         })
     }
+
+    /// Returns the reduction to the average score of the labels. The state is the result of
+    /// [`counts_of_labels`]. As in torchmetrics, a label that occurs in neither targets nor
+    /// predictions has the score 0, which is part of the mean.
+    fn over_labels(self, average: Average) -> Reduction {
+        Reduction::of(move |state| {
+            let [counts] = state else { return Err(super::other_state(1, state)) };
+            let counts = match average {
+                Average::Micro => counts.f_sum_dim_intlist([1].as_slice(), true, Kind::Double)?,
+                _ => counts.shallow_clone(),
+            };
+            let [tp, fp, tn, fn_] = [0, 1, 2, 3].map(|at| counts.f_get(at));
+            let (tp, fn_) = (tp?, fn_?);
+            let [part, whole] = self.of([&tp, &fp?, &tn?, &fn_])?;
+            let each = part.f_div(&whole)?.f_masked_fill(&whole.f_eq(0.0)?, 0.0)?;
+            // If nothing was counted, the result is NaN.
+            let all = counts.f_sum(Kind::Double)?;
+            let each = each.f_add(&all.f_div(&all)?)?.f_sub_scalar(1.0)?;
+            let weight = match average {
+                Average::None => return Ok(each),
+                Average::Weighted => tp.f_add(&fn_)?,
+                Average::Micro | Average::Macro => each.f_ones_like()?,
+            };
+            // Without any target, every score is 0.
+            let total = in_order(&weight)?;
+            let sum = in_order(&each.f_mul(&weight)?)?;
+            Ok(Tensor::from(if total == 0.0 { sum } else { sum / total }))
+        })
+    }
 }
 
 /// Adds up numbers on the host, one after the other. In libtorch's sum, the order of addition, and
@@ -116,11 +145,13 @@ fn in_order(numbers: &Tensor) -> Result<f64> {
     Ok(Vec::<f64>::try_from(numbers)?.iter().sum())
 }
 
-/// Defines a metric for classes, and the corresponding metric for labels 0 and 1.
+/// Defines a metric for classes, and the corresponding metrics for labels 0 and 1: of all labels, and
+/// of several labels per example.
 macro_rules! score {
     (
         $(#[$doc:meta])* $of_classes:ident $class_name:literal,
         $(#[$binary_doc:meta])* $of_two:ident $binary_name:literal,
+        $(#[$label_doc:meta])* $of_labels:ident $label_name:literal,
         |$own:ident| $score:expr
         $(, $(#[$key_doc:meta])* $key:ident = $default:expr)?
     ) => {
@@ -195,6 +226,48 @@ macro_rules! score {
                 $score.of_two()
             }
         }
+
+        $(#[$label_doc])*
+        ///
+        /// Logits and labels have the shape `[N, C, …]`, with C labels per example. Labels are 0 or
+        /// 1, as integers or floating-point numbers. An element with label -100 is ignored; a NaN
+        /// logit or label makes the metric NaN.
+        #[derive(Debug, Clone, Copy)]
+        pub struct $of_labels {
+            $($(#[$key_doc])* pub $key: f64,)?
+            /// The probability above which a prediction is 1. The default is ½.
+            pub threshold: f64,
+            /// How the scores of the labels are averaged. The default is [`Average::Macro`], the
+            /// mean over all labels. The score of a label that does not occur is 0.
+            pub average: Average,
+            /// A label whose elements are ignored, in addition to -100.
+            pub ignore_index: i64,
+        }
+
+        impl Default for $of_labels {
+            fn default() -> Self {
+                Self {
+                    $($key: $default,)?
+                    threshold: 0.5,
+                    average: Average::Macro,
+                    ignore_index: IGNORED,
+                }
+            }
+        }
+
+        impl Metric for $of_labels {
+            fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+                let Self { threshold, ignore_index, .. } = *self;
+                let counts =
+                    counts_of_labels($label_name, output, target, threshold, ignore_index)?;
+                MetricState::sum(&counts)
+            }
+
+            fn reduction(&self) -> Reduction {
+                let $own = self;
+                $score.over_labels(self.average)
+            }
+        }
     };
 }
 
@@ -203,6 +276,8 @@ score!(
     Precision "precision",
     /// TP / (TP + FP): the fraction of the predictions of label 1 that are correct.
     BinaryPrecision "binary_precision",
+    /// TP / (TP + FP) of each label: the fraction of the predictions of the label that are correct.
+    MultilabelPrecision "multilabel_precision",
     |_own| Score::Precision
 );
 score!(
@@ -211,6 +286,8 @@ score!(
     Recall "recall",
     /// TP / (TP + FN): the fraction of the elements with label 1 that are predicted as 1.
     BinaryRecall "binary_recall",
+    /// TP / (TP + FN) of each label: the fraction of the label's targets that the model finds.
+    MultilabelRecall "multilabel_recall",
     |_own| Score::Recall
 );
 score!(
@@ -220,6 +297,8 @@ score!(
     /// (1 + β²) TP / ((1 + β²) TP + β² FN + FP): recall has β times the weight of precision. With β
     /// = 1 this is the F1 score, for masks also called the Dice score.
     BinaryFBeta "binary_f_beta",
+    /// (1 + β²) TP / ((1 + β²) TP + β² FN + FP) of each label. With β = 1 this is the F1 score.
+    MultilabelFBeta "multilabel_f_beta",
     |own| Score::FBeta(own.beta),
     /// The weight β of recall relative to precision. The default is 1.
     beta = 1.0
@@ -230,6 +309,9 @@ score!(
     Specificity "specificity",
     /// TN / (TN + FP): the fraction of the elements with label 0 that are predicted as 0.
     BinarySpecificity "binary_specificity",
+    /// TN / (TN + FP) of each label: the fraction of the examples without the label for which it is not
+    /// predicted.
+    MultilabelSpecificity "multilabel_specificity",
     |_own| Score::Specificity
 );
 score!(
@@ -238,6 +320,8 @@ score!(
     Jaccard "jaccard",
     /// TP / (TP + FP + FN), the intersection over union (IoU).
     BinaryJaccard "binary_jaccard",
+    /// TP / (TP + FP + FN) of each label, the intersection over union (IoU).
+    MultilabelJaccard "multilabel_jaccard",
     |_own| Score::Jaccard
 );
 

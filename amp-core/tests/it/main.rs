@@ -71,6 +71,7 @@ mod initial_values;
 mod inner_tensors;
 mod invariants;
 mod kv_cache;
+mod label_metrics;
 mod last_good;
 mod layer_options;
 mod layer_sizes;

@@ -6,8 +6,10 @@ use amp_core::{
     metric::{
         Accuracy, Auroc, Average, AveragePrecision, BinaryAccuracy, BinaryConfusionMatrix,
         BinaryFBeta, BinaryJaccard, BinaryPrecision, BinaryRecall, BinarySpecificity,
-        ConfusionMatrix, Dice, F1, FBeta, Jaccard, Mae, Metric, Mse, Perplexity, Precision, Psnr,
-        R2, Recall, RecallAtK, Rmse, SoftAccuracy, Specificity, Ssim, TopK,
+        ConfusionMatrix, Dice, F1, FBeta, Jaccard, Mae, Metric, Mse, MultilabelAuroc,
+        MultilabelAveragePrecision, MultilabelFBeta, MultilabelJaccard, MultilabelPrecision,
+        MultilabelRecall, MultilabelSpecificity, Perplexity, Precision, Psnr, R2, Recall,
+        RecallAtK, Rmse, SoftAccuracy, Specificity, Ssim, TopK,
     },
     tch::{Device, Kind, Tensor},
 };
@@ -72,6 +74,29 @@ fn of_labels() -> Vec<Named> {
         let of = |what: &str| format!("{what}, {thresholds:?}");
         all.push(named(&of("auroc"), Auroc { average, thresholds }));
         all.push(named(&of("average precision"), AveragePrecision { average, thresholds }));
+    }
+    all
+}
+
+/// Returns the metrics that compare logits with several labels 0 and 1 per example.
+fn of_several_labels() -> Vec<Named> {
+    let mut all = Vec::new();
+    for average in AVERAGES {
+        let of = |what: &str| format!("multilabel {what}, {average:?}");
+        all.extend([
+            named(&of("precision"), MultilabelPrecision { average, ..Default::default() }),
+            named(&of("recall"), MultilabelRecall { average, ..Default::default() }),
+            named(&of("specificity"), MultilabelSpecificity { average, ..Default::default() }),
+            named(&of("f_beta"), MultilabelFBeta { average, ..Default::default() }),
+            named(&of("jaccard"), MultilabelJaccard { average, ..Default::default() }),
+        ]);
+        // Without an average, only the area of the label with the NaN is NaN.
+        for thresholds in [None, Some(2), Some(9)].into_iter().filter(|_| average != AVERAGES[3]) {
+            let of = |what: &str| format!("multilabel {what}, {average:?}, {thresholds:?}");
+            all.push(named(&of("auroc"), MultilabelAuroc { average, thresholds }));
+            let precision = MultilabelAveragePrecision { average, thresholds };
+            all.push(named(&of("average precision"), precision));
+        }
     }
     all
 }
@@ -149,6 +174,15 @@ fn a_nan_logit_or_label_makes_each_metric_nan() -> Result<()> {
 }
 
 #[test]
+fn a_nan_among_several_labels_makes_each_metric_nan() -> Result<()> {
+    let _generator = seeded(0);
+    let labels = Tensor::from_slice(&[1.0_f32, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0]).view([4, 2]);
+    let silent = silent(&of_several_labels(), &random(&[4, 2]), &labels)?;
+    assert_eq!(silent, [""; 0]);
+    Ok(())
+}
+
+#[test]
 fn a_nan_number_makes_each_metric_nan() -> Result<()> {
     let _generator = seeded(0);
     let mut all = silent(&of_numbers(), &random(&[4]), &random(&[4]))?;
@@ -173,7 +207,12 @@ fn a_nan_logit_of_an_ignored_example_changes_nothing() -> Result<()> {
     let _generator = seeded(0);
     let (logits, classes) = (random(&[4, 3]), Tensor::from_slice(&[0_i64, -100, 2, 1]));
     let (scores, labels) = (random(&[4]), Tensor::from_slice(&[1.0_f32, -100.0, 1.0, 0.0]));
-    let cases = [(of_classes(), logits, classes, 3), (of_labels(), scores, labels, 1)];
+    let several = Tensor::from_slice(&[1.0_f32, -100.0, 0.0, 1.0, 1.0, 0.0]).view([3, 2]);
+    let cases = [
+        (of_classes(), logits, classes, 3),
+        (of_several_labels(), random(&[3, 2]), several, 1),
+        (of_labels(), scores, labels, 1),
+    ];
     for (metrics, output, target, at) in cases {
         for (name, metric) in metrics {
             let expected = values(&metric.measure(&output, &target)?);

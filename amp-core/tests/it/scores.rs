@@ -6,8 +6,10 @@ use amp_core::{
     metric::{
         Auroc, Average, AveragePrecision, BinaryConfusionMatrix, BinaryFBeta, BinaryJaccard,
         BinaryPrecision, BinaryRecall, BinarySpecificity, ConfusionMatrix, Dice, FBeta, Jaccard,
-        Mae, Metric, MetricState, Mse, Perplexity, Precision, Psnr, R2, Recall, RecallAtK,
-        Reduction, Rmse, Specificity, Ssim,
+        Mae, Metric, MetricState, Mse, MultilabelAuroc, MultilabelAveragePrecision,
+        MultilabelFBeta, MultilabelJaccard, MultilabelPrecision, MultilabelRecall,
+        MultilabelSpecificity, Perplexity, Precision, Psnr, R2, Recall, RecallAtK, Reduction, Rmse,
+        Specificity, Ssim,
     },
     precision::AutocastGuard,
     tch::{Device, Kind, Tensor},
@@ -68,6 +70,22 @@ fn metric(case: &Value, num_classes: i64) -> Box<dyn Metric> {
             Box::new(BinaryFBeta { beta: number(options, "beta"), threshold, ignore_index })
         }
         "binary_confusion_matrix" => Box::new(BinaryConfusionMatrix { threshold, ignore_index }),
+        "multilabel_precision" => {
+            Box::new(MultilabelPrecision { threshold, average, ignore_index })
+        }
+        "multilabel_recall" => Box::new(MultilabelRecall { threshold, average, ignore_index }),
+        "multilabel_specificity" => {
+            Box::new(MultilabelSpecificity { threshold, average, ignore_index })
+        }
+        "multilabel_jaccard" => Box::new(MultilabelJaccard { threshold, average, ignore_index }),
+        "multilabel_f_beta" => {
+            let beta = number(options, "beta");
+            Box::new(MultilabelFBeta { beta, threshold, average, ignore_index })
+        }
+        "multilabel_auroc" => Box::new(MultilabelAuroc { average, thresholds }),
+        "multilabel_average_precision" => {
+            Box::new(MultilabelAveragePrecision { average, thresholds })
+        }
         "auroc" => Box::new(Auroc { average, thresholds }),
         "average_precision" => Box::new(AveragePrecision { average, thresholds }),
         "mae" => Box::new(Mae),
@@ -128,6 +146,13 @@ fn metrics_equal_torchmetrics(
         "binary_jaccard",
         "binary_f_beta",
         "binary_confusion_matrix",
+        "multilabel_precision",
+        "multilabel_recall",
+        "multilabel_f_beta",
+        "multilabel_specificity",
+        "multilabel_jaccard",
+        "multilabel_auroc",
+        "multilabel_average_precision",
         "auroc",
         "average_precision",
         "mae",
@@ -249,6 +274,13 @@ fn r2_of_a_constant(
     "num_classes is 4, but there are 3 logits"
 )]
 #[case::labels(&BinaryJaccard::default(), &[4, 1], &[4], Kind::Int64, "`output.view([4])`")]
+#[case::several_labels(&MultilabelRecall::default(), &[4], &[4], Kind::Int64, "both must be [N, C, …]")]
+#[case::curve_of_several_labels(
+    &MultilabelAuroc::default(), &[4], &[4], Kind::Int64, "both must be [N, C, …]"
+)]
+#[case::labels_for_classes(
+    &Precision::default(), &[4, 3], &[4, 3], Kind::Float, "several labels per example use multilabel_"
+)]
 #[case::threshold(
     &BinaryRecall { threshold: 1.0, ..Default::default() }, &[4], &[4], Kind::Int64,
     "threshold is 1, but must be a probability between 0 and 1"

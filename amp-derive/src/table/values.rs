@@ -45,7 +45,15 @@ const fn loss(name: &'static str, ty: &'static str, options: &'static [Key]) -> 
 const WITH_CLASSES: &[&str] = &["CrossEntropy", "Nll"];
 
 /// Metrics whose types have no field `ignore_index`.
-const WITHOUT_IGNORE_INDEX: &[&str] = &["Accuracy", "TopK", "F1", "Auroc", "AveragePrecision"];
+const WITHOUT_IGNORE_INDEX: &[&str] = &[
+    "Accuracy",
+    "TopK",
+    "F1",
+    "Auroc",
+    "AveragePrecision",
+    "MultilabelAuroc",
+    "MultilabelAveragePrecision",
+];
 
 impl Entry {
     /// Returns whether this is a loss of classes: its targets are class numbers.
@@ -115,6 +123,18 @@ pub(crate) const METRICS: &[Entry] = &[
         &[positive("beta"), fraction("threshold"), any("ignore_index")],
     ),
     metric("binary_confusion_matrix", "BinaryConfusionMatrix", &[], OF_LABELS),
+    metric("multilabel_precision", "MultilabelPrecision", &[], OF_SEVERAL_LABELS),
+    metric("multilabel_recall", "MultilabelRecall", &[], OF_SEVERAL_LABELS),
+    metric("multilabel_specificity", "MultilabelSpecificity", &[], OF_SEVERAL_LABELS),
+    metric("multilabel_jaccard", "MultilabelJaccard", &[], OF_SEVERAL_LABELS),
+    metric(
+        "multilabel_f_beta",
+        "MultilabelFBeta",
+        &[],
+        &[positive("beta"), AVERAGE, fraction("threshold"), any("ignore_index")],
+    ),
+    metric("multilabel_auroc", "MultilabelAuroc", &[], OF_LABEL_CURVES),
+    metric("multilabel_average_precision", "MultilabelAveragePrecision", &[], OF_LABEL_CURVES),
     metric("auroc", "Auroc", &[], OF_CURVES),
     metric("average_precision", "AveragePrecision", &[], OF_CURVES),
     metric("mae", "Mae", &[], &[]),
@@ -147,6 +167,10 @@ const CLASSES: Key = choice(
 );
 
 const OF_LABELS: &[Key] = &[fraction("threshold"), any("ignore_index")];
+
+const OF_SEVERAL_LABELS: &[Key] = &[AVERAGE, fraction("threshold"), any("ignore_index")];
+
+const OF_LABEL_CURVES: &[Key] = &[AVERAGE, optional("thresholds"), any("ignore_index")];
 
 const OF_CURVES: &[Key] = &[AVERAGE, optional("thresholds"), any("ignore_index"), CLASSES];
 

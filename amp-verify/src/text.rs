@@ -5,6 +5,14 @@ pub fn one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
+/// Joins the lines of clap's error message to one line, without the usage and the hint at `--help`.
+pub fn usage_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("Usage:")).collect();
+    let line = lines.join(" ").replace(" tip: ", "; tip: ");
+    line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end().to_owned()
+}
+
 /// Replaces the error messages of Rust's number parsers by a description of a valid number.
 pub fn remedied(message: &str) -> String {
     [
@@ -83,6 +91,17 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    #[test]
+    fn an_error_of_usage_is_one_line() {
+        let clap = "error: unexpected argument '--quit' found\n\n  tip: a similar argument exists: \
+                    '--quiet'\n\nUsage: amp gate [OPTIONS]\n\nFor more information, try '--help'.\n";
+        let line =
+            "error: unexpected argument '--quit' found; tip: a similar argument exists: '--quiet'";
+        assert_eq!(usage_line(clap), line);
+        let plain = "error: no such model\n\nFor more information, try '--help'.\n";
+        assert_eq!(usage_line(plain), "error: no such model");
+    }
 
     #[rstest]
     #[case(0.0, 2, "0")]

@@ -34,7 +34,7 @@ use crate::{
     report::{self, RunHistories},
     runner::{self, Extras},
     selftest::{self, SelftestArgs},
-    text::{one_line, remedied},
+    text::{one_line, remedied, usage_line},
     view::{self, EpochTable, PhaseTables, doctor, table},
 };
 
@@ -109,12 +109,7 @@ fn usage(error: &clap::Error) -> ExitCode {
             Err(_) => ExitCode::from(FAILED),
         };
     }
-    let text = error.to_string();
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("Usage:")).collect();
-    let line = lines.join(" ");
-    let line = line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end();
-    complain(&remedied(line));
+    complain(&remedied(&usage_line(&error.to_string())));
     ExitCode::from(USAGE)
 }
 

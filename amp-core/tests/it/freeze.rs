@@ -141,6 +141,22 @@ fn a_frozen_parameter_needs_no_optimizer() -> Result<()> {
     Ok(())
 }
 
+/// The summary shows the memory of a step after all freezes have ended, because no earlier step
+/// needs more.
+#[test]
+fn a_summary_shows_the_memory_after_the_last_freeze() -> Result<()> {
+    let of = |freeze: &[&str]| -> Result<_> {
+        let mut net = built(|| Net::builder().build())?;
+        Trainer::new(config(Precision::F32True, freeze)).summary(&mut net, &data()?)
+    };
+    let (free, ends, frozen) = (of(&[])?, of(&["encoder.*=epoch:2"])?, of(&["encoder.*"])?);
+    assert_eq!((ends.frozen, ends.trainable), (frozen.frozen, frozen.trainable));
+    assert_eq!(ends.memory, free.memory);
+    assert!(frozen.memory.gradients < free.memory.gradients);
+    assert!(frozen.memory.optimizer_state < free.memory.optimizer_state);
+    Ok(())
+}
+
 #[rstest]
 #[case(&[], "`encoder.0.weight` would be trained by no optimizer: add a pattern that matches it, ")]
 #[case(&["encoder.*=epoch:2"], "`encoder.0.weight` would be trained by no optimizer after \

@@ -71,7 +71,8 @@ pub struct ModelSummary {
     /// two operations. Matrix products, convolutions, attention and recurrent layers are counted.
     /// Elementwise operations are not counted. Causal attention counts as full attention.
     pub flops: u64,
-    /// The memory that the training step needs.
+    /// The memory that the training step needs. If a freeze ends during the run, this is the memory
+    /// of a step after its end, which needs more than the first step.
     pub memory: StepMemory,
 }
 
@@ -118,22 +119,27 @@ impl Trainer<'_> {
         nn::parameters_require_gradients(model)?;
         let loader = config.train_loader(data)?;
         let plan = config.training_plan(&loader);
-        let freezing = Freezing::new(model, &config.optimization.freeze)?;
+        let mut freezing = Freezing::new(model, &config.optimization.freeze)?;
+        // The optimizers get the state of all parameters that the run trains, also of those that it
+        // does not train at first.
+        freezing.end();
         let optimizers = model.configure_optimizers(&plan)?;
         let numerics = &config.numerics;
         let storage = Storage { weights: numerics.weight_update, moments: numerics.moments };
         let optimizers = optimizers.build(nn::parameters(model), storage)?;
         freezing.check_optimizers(&optimizers)?;
+        freezing.update(0, 0);
         let Some(batch) = loader.epoch(0, 0)?.next().transpose()? else {
             return Err(Error::config(format!("`{}` has no batch to train on", data.name)));
         };
         let backup = StateBackup::begin(model, config.device)?;
         let traced = trace(model, &batch, config);
         backup.end(model)?;
-        let memory = memory::of(model, &batch, &optimizers, config);
-        backup.end(model)?;
         let (layers, flops) = tree::layers(model, traced?);
         let tensors = tree::Tensors::of(model);
+        freezing.end();
+        let memory = memory::of(model, &batch, &optimizers, config);
+        backup.end(model)?;
         Ok(ModelSummary {
             model: model.name().to_owned(),
             data: data.name.clone(),

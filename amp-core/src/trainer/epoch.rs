@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::{
     fit::{Flow, Run},
-    step::{Ended, Examples, Moment, plan_memory},
+    step::{Ended, Examples, Moment, check_memory, plan_memory},
 };
 use crate::{
     Result,
@@ -80,7 +80,8 @@ impl Run<'_, '_> {
         if self.interruption.save_errors_to.is_some() && self.steps.running() == 0 {
             self.log_before = Some(self.observers.log.state()?.copied()?);
         }
-        let Self { model, state, steps, observers, .. } = self;
+        let last = self.last_position();
+        let Self { model, state, steps, observers, freezing, .. } = self;
         if let Some(budget) = state.unplanned_budget() {
             let loaders = match state.policy().device.is_cuda() {
                 false => self.loader.held_bytes() + self.val.held_bytes(),
@@ -90,6 +91,17 @@ impl Run<'_, '_> {
                 // batches of one more step are counted.
                 true => examples.bytes(),
             };
+            // A later step that trains more parameters needs more memory. The run would otherwise
+            // end with an error at that step.
+            let holding = freezing.holding().to_vec();
+            let later = freezing.update(last.0, last.1);
+            let when = format!(" after the end of {}", later.join(", "));
+            let fits = match later.is_empty() {
+                true => Ok(()),
+                false => check_memory(state, *model, &examples, loaders, budget, &when),
+            };
+            freezing.hold(holding);
+            fits?;
             plan_memory(state, *model, &examples, loaders, budget, observers.emit)?;
         }
         observers.invariants.at(Moment::StepBegins, state, *model, steps.running())?;
@@ -99,6 +111,15 @@ impl Run<'_, '_> {
             queue.push_front(examples);
         }
         Ok(started)
+    }
+
+    /// Returns the epoch of the run's last step, and the number of steps before it, if no step is
+    /// skipped.
+    fn last_position(&self) -> (i64, u64) {
+        let batches = self.loader.batches();
+        let of = |epochs| self.config.length(batches, epochs).estimated_stepping_batches.max(1);
+        let last = of(self.max_epochs) - 1;
+        (last / of(1), last.unsigned_abs())
     }
 
     /// Ends the oldest step in flight. If the device skipped steps, puts their examples back at the

@@ -36,7 +36,7 @@ pub(super) struct Run<'r, 'c> {
     pub(super) data: &'r DataModule,
     /// The options of the loops, after `fast_dev_run` and `overfit_batches` have changed them.
     pub(super) loops: Loops,
-    max_epochs: i64,
+    pub(super) max_epochs: i64,
     pub(super) plan: TrainingPlan,
     pub(super) loader: Rc<DataLoader>,
     pub(super) val: Rc<Loaders>,

@@ -88,12 +88,6 @@ impl Freezing {
         ended
     }
 
-    /// Unfreezes the parameters whose freeze ends during the run.
-    pub(super) fn end(&mut self) {
-        let endless = self.entries.iter().map(|entry| entry.freeze.is_endless()).collect();
-        self.hold(endless);
-    }
-
     /// Returns for each entry whether it currently freezes its parameters. A checkpoint stores this
     /// list.
     pub(super) fn holding(&self) -> &[bool] {

@@ -105,6 +105,38 @@ fn a_budget_holds_with_frozen_layers(
     Ok(())
 }
 
+/// A budget that suffices only while parameters are frozen is refused before the first step. A
+/// sufficient budget does not change the result.
+#[test]
+fn a_budget_must_suffice_after_a_freeze() -> Result<()> {
+    let freeze = &["stem.*=epoch:1", "middle.*=epoch:1"];
+    let run = |epochs, budget| {
+        let config = config(Precision::F32True, freeze);
+        let config = config.with(|config| {
+            config.max_epochs = epochs;
+            config.memory.budget = budget;
+        });
+        train(|| Plain::builder().build(), config)
+    };
+    let (expected, _) = run(2, None)?;
+    assert_eq!(run(2, Some(256 << 20))?.0, expected);
+    let least = |freeze: &[&str]| {
+        let config = config(Precision::F32True, freeze).with(|config| {
+            config.memory.budget = Some(1);
+        });
+        let text = message(train(|| Plain::builder().build(), config));
+        let (_, rest) = text.split_once("a step takes ").expect("the least memory");
+        let bytes = rest.split_once(' ').map(|(bytes, _)| bytes.parse::<u64>());
+        bytes.expect("a number").expect("bytes")
+    };
+    let enough_at_first = least(&["stem.*", "middle.*"]);
+    assert_eq!(run(1, Some(enough_at_first))?.0, run(1, None)?.0);
+    let text = message(run(2, Some(enough_at_first)));
+    let says = "but a step after the end of stem.*=epoch:1, middle.*=epoch:1 takes ";
+    assert!(text.contains(says), "{text}");
+    Ok(())
+}
+
 /// pytorch#56876: the report about a skipped step names the cause, even if an earlier layer is
 /// frozen.
 #[rstest]

@@ -72,7 +72,7 @@ pub struct ModelSummary {
     /// Elementwise operations are not counted. Causal attention counts as full attention.
     pub flops: u64,
     /// The memory that the training step needs. If a freeze ends during the run, this is the memory
-    /// of a step after its end, which needs more than the first step.
+    /// of the run's last step, which needs more than the first step.
     pub memory: StepMemory,
 }
 
@@ -122,7 +122,9 @@ impl Trainer<'_> {
         let mut freezing = Freezing::new(model, &config.optimization.freeze)?;
         // The optimizers get the state of all parameters that the run trains, also of those that it
         // does not train at first.
-        freezing.end();
+        let last =
+            (plan.max_epochs - 1, (plan.estimated_stepping_batches - 1).max(0).unsigned_abs());
+        freezing.update(last.0, last.1);
         let optimizers = model.configure_optimizers(&plan)?;
         let numerics = &config.numerics;
         let storage = Storage { weights: numerics.weight_update, moments: numerics.moments };
@@ -137,7 +139,7 @@ impl Trainer<'_> {
         backup.end(model)?;
         let (layers, flops) = tree::layers(model, traced?);
         let tensors = tree::Tensors::of(model);
-        freezing.end();
+        freezing.update(last.0, last.1);
         let memory = memory::of(model, &batch, &optimizers, config);
         backup.end(model)?;
         Ok(ModelSummary {

@@ -107,8 +107,8 @@ mod tests {
         head: Linear,
     }
 
-    /// The mean of the logarithm of each example's share in the sum over itself and the examples
-    /// before it.
+    /// Computes the mean of the logarithm of each example's share in the sum over itself and the
+    /// examples before it.
     fn ranked(output: &Tensor) -> Result<Tensor> {
         let share = output.f_sub(&output.f_logcumsumexp(0)?)?;
         Ok(share.f_mean(Kind::Float)?.f_neg()?)

@@ -47,11 +47,33 @@ pub(in crate::trainer) fn plan_memory(
     let backup = StateBackup::begin(model, state.policy.device)?;
     let recording = state.profiler.suspend();
     state.optim.zero_grad()?;
-    let made = Trial { state, model, examples, loaders }.plan(budget);
+    let made = Trial { state, model, examples, loaders, when: "" }.plan(budget);
     state.optim.zero_grad()?;
     state.profiler.resume(recording)?;
     backup.end(model)?;
     state.follow_memory_plan(made?, emit)
+}
+
+/// Checks that a step fits into the memory budget if all parameters require gradients that do so
+/// now, as after the end of a freeze. Their optimizer state, which does not exist yet, is not
+/// counted. Does not change the memory plan. `when` says in the error which step does not fit. The
+/// other arguments are those of [`plan_memory`].
+pub(in crate::trainer) fn check_memory(
+    state: &mut StepState<'_>,
+    model: &mut dyn LightningModule,
+    examples: &Examples,
+    loaders: u64,
+    budget: u64,
+    when: &str,
+) -> Result<()> {
+    let backup = StateBackup::begin(model, state.policy.device)?;
+    let recording = state.profiler.suspend();
+    state.optim.zero_grad()?;
+    let made = Trial { state, model, examples, loaders, when }.plan(budget);
+    state.optim.zero_grad()?;
+    state.profiler.resume(recording)?;
+    backup.end(model)?;
+    made.map(drop)
 }
 
 /// Trial forward and backward passes on the first step's examples.
@@ -61,6 +83,8 @@ struct Trial<'t, 'a> {
     examples: &'t Examples,
     /// The number of bytes in data loaders.
     loaders: u64,
+    /// Which step does not fit, for the error. Empty for the first step.
+    when: &'t str,
 }
 
 impl Trial<'_, '_> {
@@ -69,7 +93,7 @@ impl Trial<'_, '_> {
         let found = search(&cells, budget, |chosen| self.peak(&segments(&cells, chosen)))?;
         let Tried { chosen, peak: predicted_peak } = found;
         if predicted_peak > budget {
-            return Err(does_not_fit(budget, predicted_peak, &cells));
+            return Err(does_not_fit(budget, predicted_peak, &cells, self.when));
         }
         let freed = select::held(&cells, &[]).saturating_sub(select::held(&cells, &chosen));
         Ok(MemoryPlan { budget, segments: segments(&cells, &chosen), freed, predicted_peak })
@@ -126,7 +150,7 @@ impl Trial<'_, '_> {
 
     /// Returns the number of bytes of the tensors that exist between two steps.
     fn held(&self) -> Result<u64> {
-        let Self { state, model, examples, loaders } = self;
+        let Self { state, model, examples, loaders, .. } = self;
         if let Device::Cuda(_) = state.policy.device {
             return Ok(SCALARS + loaders + memory::cuda_allocated(state.policy.device)?);
         }
@@ -156,7 +180,7 @@ fn segments(cells: &[Cell], chosen: &[Range<usize>]) -> Vec<Segment> {
     chosen.iter().map(joined).collect()
 }
 
-fn does_not_fit(budget: u64, least: u64, cells: &[Cell]) -> Error {
+fn does_not_fit(budget: u64, least: u64, cells: &[Cell], when: &str) -> Error {
     let (what, fix) = match cells.is_empty() {
         true => (
             "and no module of the model can be checkpointed",
@@ -165,7 +189,7 @@ fn does_not_fit(budget: u64, least: u64, cells: &[Cell]) -> Error {
         false => ("even with the checkpointing that saves the most memory", ""),
     };
     Error::config(format!(
-        "the memory budget is {budget} bytes, but a step takes {least} bytes ({}) {what}: raise the \
+        "the memory budget is {budget} bytes, but a step{when} takes {least} bytes ({}) {what}: raise the \
          budget, lower the batch size{fix}",
         show_bytes(least),
     ))

@@ -137,3 +137,24 @@ pub(crate) fn set_grads<'a>(
     assert_eq!(parameters.len(), grads.len(), "a gradient for each parameter");
     checked!(amp_set_grads(parameters.as_ptr(), grads.as_ptr(), grads.len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// While a thread holds guards, no thread can capture. The thread that holds a guard gets an
+    /// error at once, because it would otherwise wait for itself.
+    #[test]
+    fn guards_exclude_captures() {
+        let _outer = between_captures();
+        drop(between_captures());
+        let locked = || {
+            std::thread::scope(|scope| {
+                scope.spawn(|| CAPTURE.try_write().is_err()).join().expect("no panic")
+            })
+        };
+        assert!(locked(), "the outer guard still exists");
+        let refused = CudaGraph::capture(0, || Ok(())).expect_err("this thread holds a guard");
+        assert!(refused.to_string().contains("within a step of another run"), "{refused}");
+    }
+}

@@ -121,6 +121,11 @@ pub trait Optimizer {
         Ok(())
     }
 
+    /// Undoes [`extend_state`](Self::extend_state): drops the state of parameters that do not
+    /// require gradients and have not been updated yet. The trainer calls both methods to measure,
+    /// before the first step, how much memory a step needs after parameters are unfrozen.
+    fn drop_unused_state(&mut self) {}
+
     /// Returns the state for a checkpoint: the learning rate and momentum of each group, and
     /// tensors. The name of a tensor is PyTorch's key followed by the parameter's name, as in
     /// `exp_avg/model.0.weight`. The tensors share memory with the optimizer, so save them before

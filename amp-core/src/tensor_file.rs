@@ -78,8 +78,9 @@ pub(crate) fn read(path: &Path) -> Result<TensorFile> {
     let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
     if bytes.starts_with(ZIP) || bytes.starts_with(PICKLE) {
         return Err(Error::config(format!(
-            "{}: this file was written by torch.save: convert it in Python with \
-             `safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)`",
+            "{}: this is no safetensors file, but looks like a file of torch.save: read its \
+             state_dict with torch.load, and convert it in Python with \
+             `safetensors.torch.save_file(state_dict, new_path)`",
             path.display()
         )));
     }

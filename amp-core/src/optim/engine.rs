@@ -12,7 +12,7 @@ use super::{
     chunks::{Piece, Scalars, parts, wholes},
     kernel_batch::{Batch, Key, each_of},
     saved,
-    state::{Code, Codes, Kept, ParameterState, SlotShape, laid_out},
+    state::{Code, Codes, Kept, ParameterState, SlotShape, drop_unused, laid_out},
     weight_update::{wide, write, write_stochastically},
     working_tensors::{Working, common_device, is_taken, moments, working},
 };
@@ -280,17 +280,19 @@ impl<A: Algorithm> Optimizer for Engine<A> {
 
     fn extend_state(&mut self) -> Result<()> {
         let mut codes = Codes::default();
-        for place in 0..self.parameters.len() {
-            let (parameter, Kept { group, layout, state }) =
-                (&self.parameters[place], &self.kept[place]);
-            if state.is_none() && parameter.tensor.requires_grad() {
-                let started = !self.options[*group].first_step_differs();
-                let (slots, storage) = (&self.layouts[*layout], self.storage);
+        for (parameter, kept) in self.parameters.iter().zip(&mut self.kept) {
+            if kept.state.is_none() && parameter.tensor.requires_grad() {
+                let started = !self.options[kept.group].first_step_differs();
+                let (slots, storage) = (&self.layouts[kept.layout], self.storage);
                 let new = ParameterState::new::<A>(parameter, slots, storage, started, &mut codes)?;
-                self.kept[place].state = Some(new);
+                kept.state = Some(new);
             }
         }
         Ok(())
+    }
+
+    fn drop_unused_state(&mut self) {
+        drop_unused(&self.parameters, &mut self.kept);
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::{
     fit::{Flow, Run},
-    step::{Ended, Examples, Moment, check_memory, plan_memory},
+    step::{Ended, Examples, Moment, plan_memory, try_plan},
 };
 use crate::{
     Result,
@@ -96,12 +96,15 @@ impl Run<'_, '_> {
             let holding = freezing.holding().to_vec();
             let later = freezing.update(last.0, last.1);
             let when = format!(" after the end of {}", later.join(", "));
-            let fits = match later.is_empty() {
-                true => Ok(()),
-                false => check_memory(state, *model, &examples, loaders, budget, &when),
-            };
-            freezing.hold(holding);
-            fits?;
+            if later.is_empty() {
+                freezing.hold(holding);
+            } else {
+                state.extend(*model)?;
+                let fits = try_plan(state, *model, &examples, loaders, budget, &when);
+                freezing.hold(holding);
+                state.undo_extend(*model)?;
+                fits?;
+            }
             plan_memory(state, *model, &examples, loaders, budget, observers.emit)?;
         }
         observers.invariants.at(Moment::StepBegins, state, *model, steps.running())?;

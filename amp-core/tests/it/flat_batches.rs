@@ -3,7 +3,7 @@
 
 use amp_core::{
     Trainer, TrainerConfig,
-    data::{AnyBatch, BatchType, Loading, MapDataset, Placement, SharedDataset},
+    data::{AnyBatch, BatchType, FieldRole, Loading, MapDataset, Placement, SharedDataset},
     precision::Policy,
     prelude::*,
     random::Rng,
@@ -148,6 +148,12 @@ fn common_tensors_may_be_divided(#[case] stacked: bool) -> Result<()> {
     };
     let set = if stacked { Alike.shared() } else { in_memory.into() };
     assert!(set.gather(&[0, 1])?.is_divisible() && set.head(2)?.is_divisible());
+    // A shared tensor that is added or replaced later may hold rows of all examples.
+    let all = Tensor::f_ones([2, 1], (Kind::Float, Device::Cpu))?;
+    let (mut added, mut replaced) = (set.head(2)?, set.head(2)?);
+    added.push("all", &all, FieldRole::Shared)?;
+    replaced.replace("x", &all)?;
+    assert!(!added.is_divisible() && !replaced.is_divisible());
     let mut data = DataModule::training("alike", set, 2);
     data.loading.placement = Placement::Device;
     data.train_loader(Policy::new(Precision::F32True, Device::Cpu), 0)?;

@@ -44,6 +44,19 @@ struct Plain {
     head: Linear,
 }
 
+/// The same layers as `Plain`, with an optimizer that keeps two averages for each parameter.
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 0.01)]
+struct Averaging {
+    #[layer(sequential(linear(64, 32), relu, linear(32, 32), relu))]
+    stem: Sequential,
+    #[layer(sequential(linear(32, 32), relu))]
+    middle: Sequential,
+    #[layer(linear(32, 10))]
+    head: Linear,
+}
+
 fn config(precision: Precision, freeze: &[&str]) -> TrainerConfig {
     TrainerConfig::new(precision, Device::Cpu).with(|config| {
         config.max_epochs = 1;
@@ -134,6 +147,28 @@ fn a_budget_must_suffice_after_a_freeze() -> Result<()> {
     let text = message(run(2, Some(enough_at_first)));
     let says = "but a step after the end of stem.*=epoch:1, middle.*=epoch:1 takes ";
     assert!(text.contains(says), "{text}");
+    Ok(())
+}
+
+/// The check before the first step counts the optimizer state that is created when the freeze ends,
+/// and leaves nothing behind: with the number of bytes that its error names, the whole run succeeds,
+/// with the same result as without a budget.
+#[test]
+fn the_budget_of_a_later_step_counts_the_optimizer_state() -> Result<()> {
+    let run = |budget| {
+        let config = config(Precision::F32True, &["stem.*=epoch:1", "middle.*=epoch:1"]);
+        let config = config.with(|config| {
+            config.max_epochs = 2;
+            config.memory.budget = budget;
+        });
+        train(|| Averaging::builder().build(), config)
+    };
+    let text = message(run(Some(1)));
+    let (_, rest) = text.split_once("stem.*=epoch:1, middle.*=epoch:1 takes ").expect("bytes");
+    let bytes: u64 = rest.split(' ').next().and_then(|word| word.parse().ok()).expect("bytes");
+    assert_eq!(run(Some(bytes))?.0, run(None)?.0);
+    let text = message(run(Some(bytes - 1)));
+    assert!(text.contains("but a step after the end of"), "{text}");
     Ok(())
 }
 

@@ -203,10 +203,10 @@ impl Job {
         config.recovery.provenance = false;
         // A control run breaks the invariant that training changes the weights.
         config.checks.level = if self.task == Task::Frozen { Check::Off } else { self.check };
-        // These tasks train for one epoch at most. Parameters that are frozen until a later epoch
-        // are trained from the first step, because otherwise no rule would look at them.
+        // These tasks train for a few steps, or for one epoch at most. Parameters that are frozen
+        // for longer are trained from the first step, because otherwise no rule would look at them.
         if matches!(self.task, Task::Conformance | Task::Path) {
-            config.optimization.freeze.retain(|freeze| !freeze.ends_with_epoch());
+            config.optimization.freeze.retain(|freeze| !freeze.ends_after(conformance::STEPS));
         }
         config
     }

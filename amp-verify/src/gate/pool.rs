@@ -260,6 +260,8 @@ fn outcome(output: &mut impl BufRead, other: &mut impl Write) -> std::io::Result
         }
         match line.strip_prefix(OUTCOME.as_bytes()) {
             Some(outcome) => return Ok(serde_json::from_slice(outcome)?),
+            // `sent` begins with a line break.
+            None if line == b"\n" => {}
             None => other.write_all(&line)?,
         }
     }
@@ -277,12 +279,15 @@ pub fn work(registry: &Registry, threads: i32) -> Result<()> {
             .map_err(|error| Error::config(format!("not a job: {error}")))?;
         // If the number of seconds is too large for a `Duration`, there is no limit.
         let left = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let outcome = serde_json::to_string(&job.execute_within(registry, left))
-            .map_err(|e| failed(e.into()))?;
-        // What the model has printed may not end with a line break.
-        println!("\n{OUTCOME}{outcome}");
+        println!("{}", sent(&job.execute_within(registry, left)).map_err(|e| failed(e.into()))?);
     }
     Ok(())
+}
+
+/// Returns the text that a worker writes for an outcome. The text begins with a line break, because
+/// what the model has printed may not end with one.
+fn sent(outcome: &Outcome) -> serde_json::Result<String> {
+    Ok(format!("\n{OUTCOME}{}", serde_json::to_string(outcome)?))
 }
 
 #[cfg(test)]
@@ -294,12 +299,15 @@ mod tests {
     #[test]
     fn a_model_may_print() {
         let outcome_sent = Outcome::failed(Failure::new(Reason::Crashed, "a text"));
-        let sent = serde_json::to_string(&outcome_sent).expect("JSON");
-        let output = format!("epoch 1\nloss 0.5, \n{OUTCOME}{sent}\nepoch 2\n");
+        let text = sent(&outcome_sent).expect("JSON");
+        let output = format!("epoch 1\nloss 0.5, {text}\nepoch 2\n{text}\n");
         let (mut output, mut printed) = (output.as_bytes(), Vec::new());
         let found = outcome(&mut output, &mut printed).expect("an outcome");
         assert_eq!(found, outcome_sent);
         assert_eq!(String::from_utf8_lossy(&printed), "epoch 1\nloss 0.5, \n");
+        printed.clear();
+        outcome(&mut output, &mut printed).expect("a second outcome");
+        assert_eq!(String::from_utf8_lossy(&printed), "epoch 2\n");
         let end = outcome(&mut output, &mut printed).expect_err("no outcome");
         assert_eq!(end.kind(), std::io::ErrorKind::UnexpectedEof);
     }

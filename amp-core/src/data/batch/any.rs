@@ -116,6 +116,8 @@ impl AnyBatch {
                 return refused(format!("{there} examples in `{other}`, but {count} in `{name}`"));
             }
         }
+        // It is not known whether each part of the examples has the same shared tensor.
+        self.common &= role != FieldRole::Shared;
         self.fields.push(Field { name, tensor: tensor.shallow_clone(), role });
         Ok(())
     }

@@ -26,6 +26,7 @@ impl AnyBatch {
                     "the batch `{of}` has {count} examples, but the tensor for `{name}` has {given}"
                 )));
             }
+            self.common &= field.role != FieldRole::Shared;
             if field.role == FieldRole::Weights {
                 self.weight = OnceCell::new();
             }

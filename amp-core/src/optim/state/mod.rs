@@ -6,7 +6,7 @@ mod parameter;
 mod quantized;
 mod slot;
 
-pub(super) use parameter::{Kept, ParameterState, laid_out};
+pub(super) use parameter::{Kept, ParameterState, drop_unused, laid_out};
 pub use quantized::Moments;
 pub(super) use quantized::{BLOCK, Code, Codes, Moment};
 pub use slot::Slot;

@@ -42,6 +42,14 @@ pub(in crate::optim) fn laid_out<A: Algorithm>(
     Ok((layouts, kept))
 }
 
+/// Drops the state of parameters that do not require gradients and have not been updated yet.
+pub(in crate::optim) fn drop_unused(parameters: &[Parameter], all: &mut [Kept]) {
+    for (parameter, kept) in parameters.iter().zip(all) {
+        let is_trained = parameter.tensor.requires_grad();
+        kept.state.take_if(|state| !is_trained && !state.started);
+    }
+}
+
 /// The state of an optimizer for one parameter.
 pub(in crate::optim) struct ParameterState {
     /// The state tensor of each slot.

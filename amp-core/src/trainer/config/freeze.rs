@@ -65,9 +65,14 @@ impl Freeze {
         }
     }
 
-    /// Returns whether the freeze ends at the start of an epoch.
-    pub fn ends_with_epoch(&self) -> bool {
-        matches!(self.until, Until::Epoch(_))
+    /// Returns whether the freeze ends, but not within the first `steps` optimizer steps of the run.
+    /// An end that is given as an epoch counts as a later end.
+    pub fn ends_after(&self, steps: u64) -> bool {
+        match self.until {
+            Until::End => false,
+            Until::Epoch(_) => true,
+            Until::Step(until) => until >= steps,
+        }
     }
 
     /// Returns whether this entry freezes its parameters for the whole run.

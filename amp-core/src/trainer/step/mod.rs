@@ -36,7 +36,7 @@ pub(super) use self::{
     executor::Ended,
     graph::step_access,
     invariants::{Invariants, Moment},
-    memory_budget::{check_memory, plan_memory},
+    memory_budget::{plan_memory, try_plan},
     micro_batches::{Examples, whole_batch_does_not_fit},
     observers::{Callbacks, Emit, Observers},
     optimization::{Optimization, full_gradients_note},

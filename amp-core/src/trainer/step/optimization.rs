@@ -74,6 +74,11 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.extend_state())
     }
 
+    /// Undoes [`extend`](Self::extend), after parameters were frozen again.
+    pub(in crate::trainer) fn drop_unused(&mut self) {
+        self.scheduled.iter_mut().for_each(|scheduled| scheduled.optimizer.drop_unused_state());
+    }
+
     /// Returns whether a hook reads the gradients within the step, before they are clipped.
     pub(in crate::trainer) fn is_watched(&self) -> bool {
         matches!(self.access, StepAccess::InStep(_))

@@ -336,11 +336,21 @@ impl<'a> StepState<'a> {
         self.counts.consecutive_skips += 1;
     }
 
-    /// Updates the state after parameters were unfrozen. Creates the optimizer state of these
-    /// parameters. Drops the memory plan and the last copy of the state, because both were made
-    /// without these parameters. Makes a new copy of the state.
+    /// Updates the state after parameters were unfrozen: creates their optimizer state, and drops
+    /// the memory plan and the last copy of the state, because both were made without it.
     pub(in crate::trainer) fn extend(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.optim.extend()?;
+        self.start_over(model)
+    }
+
+    /// Undoes [`extend`](Self::extend), after the parameters were frozen again.
+    pub(in crate::trainer) fn undo_extend(&mut self, model: &dyn LightningModule) -> Result<()> {
+        self.optim.drop_unused();
+        self.start_over(model)
+    }
+
+    /// Drops the memory plan, and replaces the last copy of the state by a new one.
+    fn start_over(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.memory = None;
         self.context = self.new_context();
         self.good = None;

@@ -35,7 +35,7 @@ use super::{
 use crate::{faults::Fault, registry::Registry, reset::ResetModel, text::significant};
 
 /// The number of optimizer steps that are compared.
-const STEPS: u64 = 6;
+pub(super) const STEPS: u64 = 6;
 /// The loss scale in these steps. It is so low that no step overflows.
 const LOW_SCALE: f64 = 1024.0;
 
@@ -71,10 +71,13 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     let mut case = job.case_like(&case, registry, job.precision)?;
     case.data.batch_size = budget.examples;
     let steps = Steps { job, case: &case, precision: job.precision, batch_statistics, deadline };
-    let mut config = steps.config(STEPS, LOW_SCALE);
-    Fault::config(job.fault, &mut config);
+    let config = |count| {
+        let mut config = steps.config(count, LOW_SCALE);
+        Fault::config(job.fault, &mut config);
+        config
+    };
     model.follow(&case)?;
-    let ran = steps.run(&mut model, config)?;
+    let ran = steps.run(&mut model, config(STEPS))?;
     stages.end("the precision");
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
@@ -92,7 +95,7 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
         *first += &locate(job, &case, budget)?;
         let is_within = |found: &Figures| judged(found, &bounds, &over).1.is_empty();
         model.follow(&case)?;
-        *first += &after_layers::blame(&steps, &mut model, &exact_run, is_within)?;
+        *first += &after_layers::blame(&steps, &mut model, &exact_run, config, is_within)?;
         stages.end("each layer alone");
     }
     let failures = &mut outcome.failures;

@@ -229,7 +229,9 @@ fn why(error: Error) -> Error {
     let text = error.to_string();
     // The driver's text for an operation that a capturing thread must not call.
     match text.contains("operation not permitted when stream is capturing") {
-        true => refused(&format!("the step waits for the device: {text}")),
+        true => refused(&format!(
+            "the step waits for the device, or calls something else that a capture forbids: {text}"
+        )),
         false => refused(&text),
     }
 }

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     Error, LightningModule, Result, Step,
     event::MemoryPlan,
+    ffi,
     log::Log,
     memory::{self, MemoryMeter, show_bytes, tensor_bytes},
     nn::{Cell, Segment, Survey},
@@ -44,28 +45,24 @@ pub(in crate::trainer) fn plan_memory(
     budget: u64,
     emit: &mut Emit<'_>,
 ) -> Result<()> {
-    let backup = StateBackup::begin(model, state.policy.device)?;
-    let recording = state.profiler.suspend();
-    state.optim.zero_grad()?;
-    let made = Trial { state, model, examples, loaders, when: "" }.plan(budget);
-    state.optim.zero_grad()?;
-    state.profiler.resume(recording)?;
-    backup.end(model)?;
-    state.follow_memory_plan(made?, emit)
+    let plan = try_plan(state, model, examples, loaders, budget, "")?;
+    state.follow_memory_plan(plan, emit)
 }
 
-/// Checks that a step fits into the memory budget if all parameters require gradients that do so
-/// now, as after the end of a freeze. Their optimizer state, which does not exist yet, is not
-/// counted. Does not change the memory plan. `when` says in the error which step does not fit. The
-/// other arguments are those of [`plan_memory`].
-pub(in crate::trainer) fn check_memory(
+/// Finds a memory plan for a step with the parameters and the optimizer state that exist now. Does
+/// not change the state. `when` says in the error which step does not fit. The other arguments are
+/// those of [`plan_memory`].
+pub(in crate::trainer) fn try_plan(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
     examples: &Examples,
     loaders: u64,
     budget: u64,
     when: &str,
-) -> Result<()> {
+) -> Result<MemoryPlan> {
+    // The trials draw random numbers.
+    let is_cuda = state.policy.device.is_cuda();
+    let _between = is_cuda.then(ffi::between_captures);
     let backup = StateBackup::begin(model, state.policy.device)?;
     let recording = state.profiler.suspend();
     state.optim.zero_grad()?;
@@ -73,7 +70,7 @@ pub(in crate::trainer) fn check_memory(
     state.optim.zero_grad()?;
     state.profiler.resume(recording)?;
     backup.end(model)?;
-    made.map(drop)
+    made
 }
 
 /// Trial forward and backward passes on the first step's examples.

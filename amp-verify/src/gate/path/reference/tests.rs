@@ -51,12 +51,13 @@ fn frozen_parameters_are_not_compared(#[case] freeze: Freeze) -> Result<()> {
     passes(model, Precision::Bf16Mixed)
 }
 
-/// Checks that the rules look at parameters that the user's run freezes until a later epoch, because
-/// the runs of these rules end before this epoch.
+/// Checks that the rules look at parameters that the user's run freezes until a later epoch or step,
+/// because the runs of these rules end before it.
 #[rstest]
 #[case::until_an_epoch(Freeze::new("first.*").until_epoch(2), true)]
+#[case::until_a_late_step(Freeze::new("first.*").until_step(1000), true)]
 #[case::always(Freeze::new("first.*"), false)]
-fn parameters_of_later_epochs_are_checked(
+fn parameters_that_are_trained_later_are_checked(
     #[case] freeze: Freeze,
     #[case] trains_all: bool,
 ) -> Result<()> {

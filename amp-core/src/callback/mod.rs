@@ -31,6 +31,9 @@ use crate::{
 /// Measures or changes a run: the trainer calls the hooks at fixed points of the run. By default, a
 /// hook does nothing.
 ///
+/// On CUDA a hook must not wait for another thread that trains or validates a model on CUDA: that
+/// thread may have to wait until the step of this run has ended.
+///
 /// # Errors
 /// An error in a hook ends the run with this error.
 ///

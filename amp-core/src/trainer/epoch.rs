@@ -80,7 +80,7 @@ impl Run<'_, '_> {
         if self.interruption.save_errors_to.is_some() && self.steps.running() == 0 {
             self.log_before = Some(self.observers.log.state()?.copied()?);
         }
-        let last = self.last_position();
+        let last = self.config.last_position(self.loader.batches(), self.max_epochs);
         let Self { model, state, steps, observers, freezing, .. } = self;
         if let Some(budget) = state.unplanned_budget() {
             let loaders = match state.policy().device.is_cuda() {
@@ -114,15 +114,6 @@ impl Run<'_, '_> {
             queue.push_front(examples);
         }
         Ok(started)
-    }
-
-    /// Returns the epoch of the run's last step, and the number of steps before it, if no step is
-    /// skipped.
-    fn last_position(&self) -> (i64, u64) {
-        let batches = self.loader.batches();
-        let of = |epochs| self.config.length(batches, epochs).estimated_stepping_batches.max(1);
-        let last = of(self.max_epochs) - 1;
-        (last / of(1), last.unsigned_abs())
     }
 
     /// Ends the oldest step in flight. If the device skipped steps, puts their examples back at the

@@ -141,8 +141,8 @@ fn a_frozen_parameter_needs_no_optimizer() -> Result<()> {
     Ok(())
 }
 
-/// The summary shows the memory of a step after all freezes have ended, because no earlier step
-/// needs more.
+/// The summary shows the memory of the run's last step, when all freezes that end within the run have
+/// ended, because no earlier step needs more.
 #[test]
 fn a_summary_shows_the_memory_after_the_last_freeze() -> Result<()> {
     let of = |freeze: &[&str]| -> Result<_> {
@@ -154,6 +154,11 @@ fn a_summary_shows_the_memory_after_the_last_freeze() -> Result<()> {
     assert_eq!(ends.memory, free.memory);
     assert!(frozen.memory.gradients < free.memory.gradients);
     assert!(frozen.memory.optimizer_state < free.memory.optimizer_state);
+    // This run has only one step, so the freeze does not end within it.
+    let config = config(Precision::F32True, &["encoder.*=epoch:2"]);
+    let mut net = built(|| Net::builder().build())?;
+    let short = Trainer::new(TrainerConfig { max_steps: Some(1), ..config });
+    assert_eq!(short.summary(&mut net, &data()?)?.memory, frozen.memory);
     Ok(())
 }
 

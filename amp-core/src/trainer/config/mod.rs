@@ -160,6 +160,14 @@ impl TrainerConfig {
         TrainingPlan { max_epochs, estimated_stepping_batches }
     }
 
+    /// Returns the epoch of the run's last step, and the number of steps before it, if no step is
+    /// skipped. The run has `batches` batches per epoch.
+    pub(super) fn last_position(&self, batches: i64, max_epochs: i64) -> (i64, u64) {
+        let of = |epochs| self.length(batches, epochs).estimated_stepping_batches.max(1);
+        let last = of(max_epochs) - 1;
+        (last / of(1), last.unsigned_abs())
+    }
+
     /// Checks the options as far as this is possible without a model and data.
     /// [`Trainer::fit`](crate::Trainer::fit) makes the same checks.
     ///

@@ -56,7 +56,7 @@ impl StepMemory {
 }
 
 /// Measures the memory of a training step with these options. The model must already be on its
-/// device, and the parameters that the options freeze for the whole run must be frozen.
+/// device, and the parameters that are frozen in the measured step must be frozen.
 pub(super) fn of(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,

@@ -122,8 +122,7 @@ impl Trainer<'_> {
         let mut freezing = Freezing::new(model, &config.optimization.freeze)?;
         // The optimizers get the state of all parameters that the run trains, also of those that it
         // does not train at first.
-        let last =
-            (plan.max_epochs - 1, (plan.estimated_stepping_batches - 1).max(0).unsigned_abs());
+        let last = config.last_position(loader.batches(), config.max_epochs);
         freezing.update(last.0, last.1);
         let optimizers = model.configure_optimizers(&plan)?;
         let numerics = &config.numerics;

@@ -7,7 +7,7 @@ use std::{
     sync::{PoisonError, RwLock, RwLockReadGuard},
 };
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::{CudaEvent, Handle, handles, take_error};
 use crate::{Result, error::Error};
@@ -64,6 +64,12 @@ pub(crate) fn between_captures() -> BetweenCaptures {
     let lock = locks.then(|| CAPTURE.read().unwrap_or_else(PoisonError::into_inner));
     GUARDS.set(GUARDS.get() + 1);
     BetweenCaptures { _lock: lock }
+}
+
+/// Calls [`between_captures`] for work on this device. Returns `None` on the CPU, which has no
+/// captures.
+pub(crate) fn between_captures_on(device: Device) -> Option<BetweenCaptures> {
+    device.is_cuda().then(between_captures)
 }
 
 /// A guard. When it is dropped, also after a panic, [`is_capturing`] returns false again.

@@ -80,7 +80,6 @@ impl Run<'_, '_> {
         if self.interruption.save_errors_to.is_some() && self.steps.running() == 0 {
             self.log_before = Some(self.observers.log.state()?.copied()?);
         }
-        let last = self.config.last_position(self.loader.batches(), self.max_epochs);
         let Self { model, state, steps, observers, freezing, .. } = self;
         if let Some(budget) = state.unplanned_budget() {
             let loaders = match state.policy().device.is_cuda() {
@@ -94,6 +93,7 @@ impl Run<'_, '_> {
             // A later step that trains more parameters needs more memory. The run would otherwise
             // end with an error at that step.
             let holding = freezing.holding().to_vec();
+            let last = self.config.last_position(self.loader.batches(), self.max_epochs);
             let later = freezing.update(last.0, last.1);
             let when = format!(" after the end of {}", later.join(", "));
             if later.is_empty() {

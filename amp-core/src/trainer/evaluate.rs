@@ -259,8 +259,7 @@ impl Evaluator {
             let parts = batch.split(self.parts)?;
             let parts = parts.as_ref().map_or(slice::from_ref(batch), Vec::as_slice).iter();
             let outcome = parts.map(|part| {
-                let is_cuda = self.policy.device.is_cuda();
-                let _between = is_cuda.then(ffi::between_captures);
+                let _between = ffi::between_captures_on(self.policy.device);
                 let _autocast = self.policy.autocast()?;
                 run(self, part, &mut log)
             });

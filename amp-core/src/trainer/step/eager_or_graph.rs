@@ -61,7 +61,7 @@ impl Steps {
         if let Some(graph) = &mut self.graph
             && graph.accepts(state, model, observers, &examples)?
         {
-            let _between = between_captures(state);
+            let _between = ffi::between_captures_on(state.config.device);
             graph.start(state, model, observers, examples)?;
             return Ok(None);
         }
@@ -69,7 +69,7 @@ impl Steps {
             return Ok(Some(examples));
         }
         self.release(&mut observers.log)?;
-        let _between = between_captures(state);
+        let _between = ffi::between_captures_on(state.config.device);
         self.direct.start(state, model, observers, examples)?;
         Ok(None)
     }
@@ -105,9 +105,4 @@ impl Steps {
             None => Ok(()),
         }
     }
-}
-
-/// Prevents that another thread captures a graph during a step on the device.
-fn between_captures(state: &StepState<'_>) -> Option<ffi::BetweenCaptures> {
-    state.config.device.is_cuda().then(ffi::between_captures)
 }

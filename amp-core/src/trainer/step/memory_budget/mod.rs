@@ -61,8 +61,7 @@ pub(in crate::trainer) fn try_plan(
     when: &str,
 ) -> Result<MemoryPlan> {
     // The trials draw random numbers.
-    let is_cuda = state.policy.device.is_cuda();
-    let _between = is_cuda.then(ffi::between_captures);
+    let _between = ffi::between_captures_on(state.policy.device);
     let backup = StateBackup::begin(model, state.policy.device)?;
     let recording = state.profiler.suspend();
     state.optim.zero_grad()?;

@@ -139,9 +139,9 @@ enum Source {
 }
 
 impl MemoryMeter {
-    /// Starts a measurement. On CUDA, first releases the blocks that the allocator has cached, and
-    /// lets cuBLAS allocate its workspaces. cuBLAS keeps them, so the first run of a process would
-    /// otherwise use up to 64 MiB more than the same run later.
+    /// Starts a measurement. On CUDA, first waits for the device, releases the blocks that the
+    /// allocator has cached, and lets cuBLAS allocate its workspaces. cuBLAS keeps them, so the first
+    /// run of a process would otherwise use up to 64 MiB more than the same run later.
     ///
     /// # Errors
     /// When the device cannot be queried.
@@ -159,6 +159,7 @@ impl MemoryMeter {
     pub(crate) fn untracked(device: Device) -> Result<Self> {
         let source = match device {
             Device::Cuda(index) => {
+                ffi::cuda_memory_settle(index)?;
                 ffi::cuda_empty_cache()?;
                 ffi::cuda_memory_reset_peak(index)?;
                 Source::Cuda { index, before: ffi::cuda_memory(index)?.0 }

@@ -201,6 +201,7 @@ fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
 ) -> Result<()> {
     needs_cuda();
     let (params, grads) = tensors(Kind::Float);
+    let _section = seeded(3);
     let number = |value: f32| Tensor::from(value).to(device());
     let mut scaled = build_with(options, &params, device(), moments)?;
     let mut plain = build_with(options, &params, device(), moments)?;

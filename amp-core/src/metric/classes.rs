@@ -61,6 +61,11 @@ pub struct SoftAccuracy;
 impl Metric for SoftAccuracy {
     fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
         const NAME: &str = "soft_accuracy";
+        if !is_floating(target.kind()) && output.dim() == target.dim() + 1 {
+            let why = "the target must have a probability for each class; for targets that are \
+                       classes use accuracy";
+            return Err(misfit(NAME, output, target, why));
+        }
         let (logits, of) = elementwise(NAME, output, target)?;
         if logits.dim() < 2 || logits.size()[1] < 2 {
             let why = "both must be [N, C, …] with at least two classes";

@@ -262,6 +262,8 @@ fn metrics_refuse_targets_of_another_kind() {
         message(SoftAccuracy.update(&zeros(&[3, 1], Kind::Float), &zeros(&[3, 1], Kind::Float)));
     assert!(said.contains("at least two classes"), "{said}");
     let classes = zeros(&[3], Kind::Int64);
+    let said = message(SoftAccuracy.update(&logits, &classes));
+    assert!(said.ends_with("for targets that are classes use accuracy"), "{said}");
     let said = message(TopK { k: 4 }.update(&logits, &classes));
     assert!(said.contains("k is 4, but there are 3 classes"), "{said}");
     let said = message(F1 { num_classes: 4 }.update(&logits, &classes));

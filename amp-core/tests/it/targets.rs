@@ -270,6 +270,18 @@ fn metrics_refuse_targets_of_another_kind() {
     assert!(said.contains("num_classes is 4, but there are 3 logits"), "{said}");
 }
 
+/// Checks that code can create a metric without options by its type alone.
+#[test]
+fn metrics_without_options_have_a_default() -> Result<()> {
+    fn of<M: Metric + Default>(target: &Tensor) -> Result<f64> {
+        measure(&M::default(), &Tensor::from_slice2(&[[2.0, 1.0], [2.0, 1.0]]), target)
+    }
+    assert_eq!(of::<Accuracy>(&Tensor::from_slice(&[0_i64, 1]))?, 0.5);
+    assert_eq!(of::<SoftAccuracy>(&Tensor::from_slice2(&[[0.9, 0.1], [0.2, 0.8]]))?, 0.5);
+    assert_eq!(of::<BinaryAccuracy>(&Tensor::from_slice2(&[[1.0, 1.0], [1.0, 0.0]]))?, 0.75);
+    Ok(())
+}
+
 /// Binary targets below 0 or above 1 are refused. Labels of -1 and 1 are a common mistake, with
 /// which the loss has no minimum.
 #[rstest]

@@ -152,13 +152,19 @@ fn a_summary_shows_the_memory_after_the_last_freeze() -> Result<()> {
     let (free, ends, frozen) = (of(&[])?, of(&["encoder.*=epoch:2"])?, of(&["encoder.*"])?);
     assert_eq!((ends.frozen, ends.trainable), (frozen.frozen, frozen.trainable));
     assert_eq!(ends.memory, free.memory);
+    // The summary counts both: the parameters that are trained at first, and those of the whole run.
+    let later = [free.trained_later, ends.trained_later, frozen.trained_later];
+    assert_eq!((later, ends.trainable + ends.trained_later), ([0, 1040, 0], free.trainable));
+    let says = "trainable parameters  442 at first, 1,482 in all";
+    assert!(ends.to_string().contains(says), "{ends}");
     assert!(frozen.memory.gradients < free.memory.gradients);
     assert!(frozen.memory.optimizer_state < free.memory.optimizer_state);
     // This run has only one step, so the freeze does not end within it.
     let config = config(Precision::F32True, &["encoder.*=epoch:2"]);
     let mut net = built(|| Net::builder().build())?;
     let short = Trainer::new(TrainerConfig { max_steps: Some(1), ..config });
-    assert_eq!(short.summary(&mut net, &data()?)?.memory, frozen.memory);
+    let short = short.summary(&mut net, &data()?)?;
+    assert_eq!((short.memory, short.trained_later), (frozen.memory, 0));
     Ok(())
 }
 

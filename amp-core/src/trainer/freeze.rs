@@ -84,6 +84,23 @@ impl Freezing {
         later.map(|own| own.tensor.numel() as i64).sum()
     }
 
+    /// Returns a note about the entries that name an end which the run does not reach. `last` is the
+    /// epoch of the run's last step, and the number of steps before it.
+    pub(super) fn note(&self, last: (i64, u64)) -> Option<String> {
+        let freezes = self.entries.iter().map(|one| &one.freeze);
+        let never = freezes.filter(|one| !one.is_endless() && one.holds(last.0, last.1));
+        let never: Vec<String> = never.map(Freeze::to_string).collect();
+        (!never.is_empty()).then(|| {
+            format!(
+                "freeze: {} does not end in this run, whose last step is step {} in epoch {} (counted \
+                 from 0): choose an earlier end, or freeze the parameters for the whole run",
+                never.join(", "),
+                last.1,
+                last.0
+            )
+        })
+    }
+
     /// Freezes and unfreezes parameters for the given epoch and number of steps. Returns the
     /// entries that no longer freeze their parameters.
     pub(super) fn update(&mut self, epoch: i64, global_step: u64) -> Vec<String> {

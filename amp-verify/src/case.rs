@@ -29,16 +29,14 @@ pub struct Subject {
     pub name: &'static str,
     /// The validation value by which the model is judged.
     pub judge: Judge,
-    /// The margin that the registry declares.
-    pub margin: Option<f64>,
     /// The function that builds the model from hyperparameters.
     pub build: Arc<Build>,
 }
 
 impl From<&Model> for Subject {
     fn from(model: &Model) -> Self {
-        let Model { name, judge, margin, .. } = *model;
-        Self { name, judge, margin, build: Arc::clone(&model.build) }
+        let Model { name, judge, .. } = *model;
+        Self { name, judge, build: Arc::clone(&model.build) }
     }
 }
 
@@ -120,6 +118,11 @@ impl From<&Changes> for Choices {
             data,
             batch_size,
             length,
+            max_steps,
+            accumulate_grad_batches,
+            gradient_clip_val,
+            early_stopping,
+            patience,
             limit_train_batches,
             limit_val_batches,
         } = changes.clone();
@@ -127,6 +130,11 @@ impl From<&Changes> for Choices {
             data,
             length,
             batch_size,
+            clip: gradient_clip_val.map(Clip::Norm),
+            accumulate_grad_batches,
+            max_steps,
+            early_stopping,
+            patience,
             limit_train_batches,
             limit_val_batches,
             set: hyperparameters,

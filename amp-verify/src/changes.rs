@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::length::Length;
 
 /// Changes to a registered model: to its hyperparameters, its data set, its batch size, the length
-/// of training, and the number of batches to use in each epoch. A field that is `None` changes
-/// nothing.
+/// of training, the clipping of gradients, and the number of batches to use in each epoch. A field
+/// that is `None` changes nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Changes {
     /// The values of hyperparameters, by name.
@@ -25,6 +25,23 @@ pub struct Changes {
     /// How long to train: a number of epochs or of optimizer steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<Length>,
+    /// The largest number of optimizer steps. Training ends after this number of steps even if
+    /// `length` is longer. If `length` is `None` and the model's length is a number of steps, this
+    /// number replaces the model's length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+    /// The number of batches whose gradients are accumulated into one optimizer step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accumulate_grad_batches: Option<i64>,
+    /// The global norm to which gradients are clipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradient_clip_val: Option<f64>,
+    /// The name of the logged value by which early stopping decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<String>,
+    /// The number of epochs without improvement after which training ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u32>,
     /// How many training batches to use in each epoch: a number of batches, or a fraction of all
     /// batches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,6 +66,13 @@ impl fmt::Display for Changes {
         all.extend(self.data.as_ref().map(|data| format!("data {data}")));
         all.extend(self.batch_size.map(|size| format!("batches of {size}")));
         all.extend(self.length.map(|length| length.to_string()));
+        all.extend(self.max_steps.map(|steps| format!("at most {}", Length::Steps(steps))));
+        all.extend(
+            self.accumulate_grad_batches.map(|count| format!("{count} batches per optimizer step")),
+        );
+        all.extend(self.gradient_clip_val.map(|norm| format!("gradients clipped to {norm}")));
+        all.extend(self.early_stopping.as_ref().map(|name| format!("early stopping by {name}")));
+        all.extend(self.patience.map(|epochs| format!("patience {epochs}")));
         all.extend(
             self.limit_train_batches.map(|limit| format!("{limit} of the training batches")),
         );

@@ -156,7 +156,8 @@ impl Comparison {
         let subject = records.first().expect("a comparison has a baseline").start.clone();
         let mut runs: Vec<Run> =
             records.into_iter().map(|record| Run::new(record, judge.name)).collect();
-        let no_share = runs[0].accuracy.and_then(|value| judge.no_share(value));
+        let values = runs.iter().filter_map(|run| run.accuracy);
+        let no_share = judge.direction.no_share(judge.name, values);
         runs[0].notes.extend(no_share);
         let baseline = runs[0].clone();
         for run in &mut runs[1..] {

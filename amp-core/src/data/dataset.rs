@@ -226,10 +226,10 @@ impl SharedDataset {
         matches!(self.reader, Reader::Stream(_))
     }
 
-    /// Returns whether the set reads one example at a time. Batches of one example then cost no more
-    /// than larger ones.
+    /// Returns whether the set reads any example by itself. Batches of one example then cost no more
+    /// than larger ones. A stream is not such a set: it also copies its state for each batch.
     pub fn reads_single_examples(&self) -> bool {
-        !matches!(self.reader, Reader::Batches(_))
+        matches!(self.reader, Reader::Examples(_))
     }
 
     /// Returns the state in which the stream was before it returned the example `number`. Returns

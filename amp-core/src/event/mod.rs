@@ -204,7 +204,7 @@ pub struct RunStart {
     pub fingerprint: Fingerprint,
     /// Hyperparameters by name.
     pub hyperparameters: crate::Hyperparameters,
-    /// The number of elements of all trained parameters.
+    /// The number of elements of all parameters that are trained from the start of the run on.
     pub parameters: i64,
 }
 
@@ -214,6 +214,10 @@ pub struct FitStart {
     /// The properties that every run has, with or without training.
     #[serde(flatten)]
     pub run: RunStart,
+    /// The number of elements of the parameters that are frozen at the start, and trained later in
+    /// the run.
+    #[serde(default)]
+    pub trained_later: i64,
     /// The number of epochs after which the run ends at the latest.
     pub max_epochs: i64,
     /// Batches per epoch.

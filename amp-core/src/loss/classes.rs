@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Result, ffi,
-    precision::{dtype_name, is_floating},
+    precision::{dtype_name, f32_or_f64, is_floating},
 };
 
 /// Cross entropy of logits against int64 classes. The logits have the shape `[N, C, …]` for N
@@ -254,10 +254,7 @@ fn in_fixed_order(
     }
     let each = of_reduction(Reduction::None)?;
     // 16-bit losses are added up in f32, because their sum may exceed the largest 16-bit number.
-    let wide = match each.kind() {
-        Kind::Half | Kind::BFloat16 => Kind::Float,
-        kind => kind,
-    };
+    let wide = f32_or_f64(each.kind());
     let sum = each.f_sum(wide)?;
     let loss = match reduction {
         Reduction::Mean => sum.f_div(&weights_of(of, weight, ignored, wide)?.f_sum(wide)?)?,

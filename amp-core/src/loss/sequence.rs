@@ -6,7 +6,10 @@ use super::{
     IGNORED, Loss, MeanOver,
     shapes::{are_log_probabilities, computed_in, misfit},
 };
-use crate::{Result, ffi, precision::is_floating};
+use crate::{
+    Result, ffi,
+    precision::{f32_or_f64, is_floating},
+};
 
 const NAME: &str = "ctc_loss";
 
@@ -73,10 +76,7 @@ impl Ctc {
     ) -> Result<Tensor> {
         self.check(output, target, lengths)?;
         let counts = target.f_ne(IGNORED)?.f_sum_dim_intlist([1].as_slice(), false, Kind::Int64)?;
-        let kind = match output.kind() {
-            Kind::Double => Kind::Double,
-            _ => Kind::Float,
-        };
+        let kind = f32_or_f64(output.kind());
         let each = self.each(&output.f_to_kind(kind)?, target, [lengths, &counts])?;
         let loss = match reduction {
             Reduction::Mean => each.f_div(&counts.f_clamp_min(1)?)?.f_mean(kind)?,

@@ -29,7 +29,7 @@ use crate::{
 /// assert_eq!(Accuracy.measure(&logits, &classes)?.double_value(&[]), 0.5);
 /// # Ok::<(), amp_core::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Accuracy;
 
 impl Metric for Accuracy {
@@ -55,12 +55,17 @@ impl Metric for Accuracy {
 /// The fraction of examples in which the class with the largest logit is the class with the largest
 /// probability in the target. Output and target have the shape `[N, C, …]`. Use this metric if
 /// labels are smoothed or mixed. A NaN in the output or the target makes the metric NaN.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct SoftAccuracy;
 
 impl Metric for SoftAccuracy {
     fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
         const NAME: &str = "soft_accuracy";
+        if !is_floating(target.kind()) && output.dim() == target.dim() + 1 {
+            let why = "the target must have a probability for each class; for targets that are \
+                       classes use accuracy";
+            return Err(misfit(NAME, output, target, why));
+        }
         let (logits, of) = elementwise(NAME, output, target)?;
         if logits.dim() < 2 || logits.size()[1] < 2 {
             let why = "both must be [N, C, …] with at least two classes";
@@ -85,7 +90,7 @@ impl Metric for SoftAccuracy {
 /// assert_eq!(BinaryAccuracy.measure(&logits, &labels)?.double_value(&[]), 0.5);
 /// # Ok::<(), amp_core::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct BinaryAccuracy;
 
 impl Metric for BinaryAccuracy {

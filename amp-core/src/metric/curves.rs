@@ -9,6 +9,7 @@ use super::{
 use crate::{
     Error, Result, ffi,
     loss::{IGNORED, classes, elementwise, misfit},
+    precision::f32_or_f64,
 };
 
 /// The curve under which the area is computed.
@@ -155,7 +156,7 @@ fn classes_of(
     let count = logits.size()[1];
     let counted = ffi::counted_classes(&of, count);
     let counted = counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
-    let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let kind = f32_or_f64(logits.kind());
     // CUDA does not report a class that is out of range. `nothing` is then NaN, so that the
     // scores are NaN; otherwise `nothing` is 0.
     let nothing = counted.f_mul_scalar(0.0)?.f_to_kind(kind)?;
@@ -172,7 +173,7 @@ fn scores_of_labels(
     target: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
     let (logits, of) = elementwise(what, output, &as_floating(target)?)?;
-    let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let kind = f32_or_f64(logits.kind());
     let label = of.f_gt(0.5)?.f_to_kind(Kind::Int64)?;
     let label = label.f_masked_fill(&of.f_eq(IGNORED)?, IGNORED)?;
     // The score of a NaN label is NaN, so that the area is NaN.

@@ -1,6 +1,6 @@
 //! Metrics of images.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{
     Metric, MetricState, Reduction,
@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Result,
     loss::{elementwise, misfit},
-    precision::AutocastGuard,
+    precision::{AutocastGuard, f32_or_f64},
 };
 
 /// The peak signal-to-noise ratio in decibels, 10 log₁₀(R² / MSE), where R is `data_range` and the
@@ -78,7 +78,7 @@ impl Metric for Ssim {
         }
         let _off = AutocastGuard::off(x.device())?;
         // Each channel is processed as a separate image, in at least f32.
-        let kind = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let kind = f32_or_f64(x.kind());
         let images = |of: &Tensor| {
             let each = of.f_to_kind(kind)?.f_reshape([-1, 1, sizes[2], sizes[3]])?;
             each.f_reflection_pad2d([EDGE; 4])

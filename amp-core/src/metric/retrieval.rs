@@ -6,7 +6,7 @@ use super::{Metric, MetricState, Reduction};
 use crate::{
     Result,
     loss::{elementwise, misfit},
-    precision::AutocastGuard,
+    precision::{AutocastGuard, f32_or_f64},
 };
 
 /// The number of queries whose similarities to all keys are computed at a time, to limit memory.
@@ -63,7 +63,7 @@ impl Metric for RecallAtK {
             let [queries, keys] = state else { return Err(super::other_state(2, state)) };
             let _off = AutocastGuard::off(queries.device())?;
             let unit = |rows: &Tensor| -> Result<Tensor> {
-                let kind = if rows.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+                let kind = f32_or_f64(rows.kind());
                 let rows = rows.f_to_kind(kind)?;
                 let norm = rows.f_norm_scalaropt_dim(2.0, [1].as_slice(), true)?;
                 Ok(rows.f_div(&norm.f_clamp_min(1e-12)?)?)

@@ -187,6 +187,12 @@ pub fn dtype_name(kind: Kind) -> &'static str {
     }
 }
 
+/// Returns f64 for f64, and f32 for any other dtype: the dtype for computations for which 16 bits
+/// are too few.
+pub(crate) fn f32_or_f64(kind: Kind) -> Kind {
+    if kind == Kind::Double { Kind::Double } else { Kind::Float }
+}
+
 /// Returns whether `kind` is one of the floating-point dtypes in which models compute: f16, bf16,
 /// f32 or f64.
 pub fn is_floating(kind: Kind) -> bool {

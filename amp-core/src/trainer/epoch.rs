@@ -14,6 +14,13 @@ use crate::{
 };
 
 impl Run<'_, '_> {
+    /// Returns the epoch of the run's last step, and the number of steps before it, if no step is
+    /// skipped.
+    pub(super) fn last_position(&self) -> (i64, u64) {
+        let batches = self.loader.batches();
+        self.config.last_position(batches, self.config.length(batches, self.max_epochs))
+    }
+
     /// Trains from the current batch to the end of the epoch, or until the run ends.
     pub(super) fn train(&mut self) -> Result<Flow> {
         let Position { epoch, batch: first } = self.position;
@@ -80,6 +87,7 @@ impl Run<'_, '_> {
         if self.interruption.save_errors_to.is_some() && self.steps.running() == 0 {
             self.log_before = Some(self.observers.log.state()?.copied()?);
         }
+        let last = self.last_position();
         let Self { model, state, steps, observers, freezing, .. } = self;
         if let Some(budget) = state.unplanned_budget() {
             let loaders = match state.policy().device.is_cuda() {
@@ -93,7 +101,6 @@ impl Run<'_, '_> {
             // A later step that trains more parameters needs more memory. The run would otherwise
             // end with an error at that step.
             let holding = freezing.holding().to_vec();
-            let last = self.config.last_position(self.loader.batches(), self.max_epochs);
             let later = freezing.update(last.0, last.1);
             let when = format!(" after the end of {}", later.join(", "));
             if later.is_empty() {

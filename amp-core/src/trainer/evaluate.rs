@@ -2,7 +2,7 @@
 
 use std::slice;
 
-use super::{MemoryConfig, TrainerConfig, step::whole_batch_does_not_fit};
+use super::{MemoryConfig, TrainerConfig, step::halves};
 use crate::{
     Error, LightningModule, LossScope, Result, Step,
     data::{AnyBatch, DataLoader, DataModule, Limit, Sets},
@@ -245,7 +245,7 @@ impl Evaluator {
     }
 
     /// Runs a batch. If memory is too short for the whole batch, splits the batch into parts,
-    /// unless its loss forbids that. Returns what the batch logged and the result for each part.
+    /// unless its loss or its shared tensors forbid that. Returns what the batch logged and the result for each part.
     fn in_parts<T>(
         &mut self,
         batch: &AnyBatch,
@@ -264,17 +264,18 @@ impl Evaluator {
                 run(self, part, &mut log)
             });
             let outcome: Result<Vec<T>> = outcome.collect();
-            match outcome {
-                Err(error) if self.memory.halves(&error, self.parts, batch.len()) => {
-                    if scope == LossScope::Batch {
-                        return Err(whole_batch_does_not_fit());
-                    }
-                    self.parts *= 2;
-                    if self.policy.device.is_cuda() {
-                        ffi::cuda_empty_cache()?;
-                    }
-                }
-                outcome => return outcome.map(|given| (log, given)),
+            let error = match outcome {
+                Ok(given) => return Ok((log, given)),
+                Err(error) => error,
+            };
+            // A memory budget would not help: it reduces the memory of training steps alone.
+            let remedy = "choose a smaller batch";
+            if !halves(&self.memory, &error, batch, self.parts, scope, remedy)? {
+                return Err(error);
+            }
+            self.parts *= 2;
+            if self.policy.device.is_cuda() {
+                ffi::cuda_empty_cache()?;
             }
         }
     }

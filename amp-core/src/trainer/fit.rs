@@ -199,11 +199,18 @@ impl<'r, 'c> Run<'r, 'c> {
         let notes = optimizers.filter_map(|optimizer| optimizer.note());
         let schedules = self.state.optim.scheduled.iter().filter_map(|scheduled| scheduled.note());
         let length = self.config.length(self.loader.batches(), self.max_epochs);
+        let trained_later = self.freezing.trained_later(self.last_position());
         let no_validation = self.validations.note(length).filter(|_| !self.val.is_empty());
         let config_notes = no_validation.into_iter().chain(full_gradients_note(self.config));
+        // A short trial of a longer run has the plan of the longer run.
+        let last = self.config.last_position(self.loader.batches(), self.plan);
+        let config_notes = config_notes.chain(self.freezing.note(last));
+        let averaging = self.config.optimization.averaging;
+        let config_notes = config_notes.chain(averaging.and_then(|one| one.note(last.0)));
         let notes: Vec<String> = notes.chain(schedules).chain(config_notes).collect();
         (self.observers.emit)(Event::FitStart(FitStart {
             run: run_start(self.config, self.model, self.data, parameters)?,
+            trained_later,
             max_epochs: self.max_epochs,
             batches_per_epoch: self.loader.batches(),
             resumed,

@@ -73,6 +73,34 @@ impl Freezing {
         Ok(())
     }
 
+    /// Returns the number of elements of the parameters that are frozen now, and trained in the
+    /// run's last step. `last` is the epoch of this step, and the number of steps before it.
+    pub(super) fn trained_later(&self, last: (i64, u64)) -> i64 {
+        let frozen = self.parameters.iter().filter(|own| !own.tensor.requires_grad());
+        let later = frozen.filter(|own| {
+            let holds = |one: &Entry| one.freeze.holds(last.0, last.1);
+            !self.entries.iter().any(|one| one.patterns.matches(&own.name) && holds(one))
+        });
+        later.map(|own| own.tensor.numel() as i64).sum()
+    }
+
+    /// Returns a note about the entries that name an end which the run does not reach. `last` is the
+    /// epoch of the run's last step, and the number of steps before it.
+    pub(super) fn note(&self, last: (i64, u64)) -> Option<String> {
+        let freezes = self.entries.iter().map(|one| &one.freeze);
+        let never = freezes.filter(|one| !one.is_endless() && one.holds(last.0, last.1));
+        let never: Vec<String> = never.map(Freeze::to_string).collect();
+        (!never.is_empty()).then(|| {
+            format!(
+                "freeze: {} does not end in this run, whose last step is step {} in epoch {} (counted \
+                 from 0): choose an earlier end, or freeze the parameters for the whole run",
+                never.join(", "),
+                last.1,
+                last.0
+            )
+        })
+    }
+
     /// Freezes and unfreezes parameters for the given epoch and number of steps. Returns the
     /// entries that no longer freeze their parameters.
     pub(super) fn update(&mut self, epoch: i64, global_step: u64) -> Vec<String> {

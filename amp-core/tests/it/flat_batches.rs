@@ -58,7 +58,7 @@ impl MapDataset for Growing {
 #[derive(LightningModule)]
 #[batch(Graphs, inputs(x, nodes), target = target)]
 #[forward(|x, nodes: &Tensor| {
-    if cx.is_training() && x.size()[0] > self.room {
+    if cx.is_training() && x.size()[0] > self.room || nodes.size()[0] > self.most {
         return Err(Error::Torch("CUDA out of memory. Tried to allocate 1.00 GiB".into()));
     }
     let ends = nodes.f_cumsum(0, Kind::Int64)?;
@@ -70,8 +70,12 @@ impl MapDataset for Growing {
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 1e-3)]
 struct Pooled {
+    /// The largest number of nodes of a training batch that fits into memory.
     #[hparam(default = 1000)]
     room: i64,
+    /// The largest number of graphs that fit into memory.
+    #[hparam(default = 1000)]
+    most: i64,
     #[layer(linear(1, 1))]
     head: Linear,
 }
@@ -118,7 +122,42 @@ fn a_batch_that_does_not_fit_is_not_divided() -> Result<()> {
         told.contains("does not fit into memory") && told.contains("`x` of the batch"),
         "{told}"
     );
-    assert!(told.contains("choose a smaller batch"), "{told}");
+    assert!(told.contains("choose a smaller batch, or a memory budget"), "{told}");
+    // A memory budget reduces the memory of training steps alone.
+    let mut model = Pooled::builder().most(1).build()?;
+    let told = message(Trainer::new(cpu()).validate(&mut model, &data));
+    assert!(
+        told.contains("does not fit into memory") && told.contains("`x` of the batch"),
+        "{told}"
+    );
+    assert!(told.ends_with("choose a smaller batch"), "{told}");
+    Ok(())
+}
+
+/// Graphs of the same nodes, which a batch holds once. Such a batch may be divided.
+fn alike(graphs: i64) -> Result<Graphs> {
+    Ok(Graphs {
+        x: Tensor::f_full([9, 1], 2, (Kind::Float, Device::Cpu))?,
+        nodes: Tensor::f_ones([graphs], (Kind::Int64, Device::Cpu))?,
+        target: Tensor::f_zeros([graphs, 1], (Kind::Float, Device::Cpu))?,
+    })
+}
+
+/// Checks that a batch that must not be divided runs as a whole after another batch was divided.
+#[test]
+fn a_batch_that_fits_is_not_refused_after_another_was_divided() -> Result<()> {
+    let data = DataModule::new("graphs", set(4), alike(4)?, 4).with_val("flat", set(2));
+    let values = |most: i64| -> Result<Vec<f64>> {
+        let _section = seeded(0);
+        let mut model = Pooled::builder().most(most).build()?;
+        let logged = Trainer::new(cpu()).validate(&mut model, &data)?;
+        Ok(logged.iter().map(|logged| logged.value).collect())
+    };
+    let (whole, divided) = (values(4)?, values(2)?);
+    assert_eq!(whole.len(), 2);
+    for (whole, divided) in whole.iter().zip(&divided) {
+        assert!((whole - divided).abs() < 1e-6, "{divided} instead of {whole}");
+    }
     Ok(())
 }
 
@@ -141,12 +180,7 @@ fn common_tensors_may_be_divided(#[case] stacked: bool) -> Result<()> {
             Ok(Graphs { x, nodes: Tensor::from(1_i64), target })
         }
     }
-    let in_memory = Graphs {
-        x: Tensor::f_full([9, 1], 2, (Kind::Float, Device::Cpu))?,
-        nodes: Tensor::f_ones([4], (Kind::Int64, Device::Cpu))?,
-        target: Tensor::f_zeros([4, 1], (Kind::Float, Device::Cpu))?,
-    };
-    let set = if stacked { Alike.shared() } else { in_memory.into() };
+    let set = if stacked { Alike.shared() } else { alike(4)?.into() };
     assert!(set.gather(&[0, 1])?.is_divisible() && set.head(2)?.is_divisible());
     // A shared tensor that is added or replaced later may hold rows of all examples.
     let all = Tensor::f_ones([2, 1], (Kind::Float, Device::Cpu))?;

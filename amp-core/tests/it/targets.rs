@@ -262,10 +262,24 @@ fn metrics_refuse_targets_of_another_kind() {
         message(SoftAccuracy.update(&zeros(&[3, 1], Kind::Float), &zeros(&[3, 1], Kind::Float)));
     assert!(said.contains("at least two classes"), "{said}");
     let classes = zeros(&[3], Kind::Int64);
+    let said = message(SoftAccuracy.update(&logits, &classes));
+    assert!(said.ends_with("for targets that are classes use accuracy"), "{said}");
     let said = message(TopK { k: 4 }.update(&logits, &classes));
     assert!(said.contains("k is 4, but there are 3 classes"), "{said}");
     let said = message(F1 { num_classes: 4 }.update(&logits, &classes));
     assert!(said.contains("num_classes is 4, but there are 3 logits"), "{said}");
+}
+
+/// Checks that code can create a metric without options by its type alone.
+#[test]
+fn metrics_without_options_have_a_default() -> Result<()> {
+    fn of<M: Metric + Default>(target: &Tensor) -> Result<f64> {
+        measure(&M::default(), &Tensor::from_slice2(&[[2.0, 1.0], [2.0, 1.0]]), target)
+    }
+    assert_eq!(of::<Accuracy>(&Tensor::from_slice(&[0_i64, 1]))?, 0.5);
+    assert_eq!(of::<SoftAccuracy>(&Tensor::from_slice2(&[[0.9, 0.1], [0.2, 0.8]]))?, 0.5);
+    assert_eq!(of::<BinaryAccuracy>(&Tensor::from_slice2(&[[1.0, 1.0], [1.0, 0.0]]))?, 0.75);
+    Ok(())
 }
 
 /// Binary targets below 0 or above 1 are refused. Labels of -1 and 1 are a common mistake, with

@@ -264,7 +264,7 @@ fn layers(registry: &Registry, args: &LayersArgs) -> Result<()> {
 
 fn explain(registry: &Registry, args: &DiagnoseArgs) -> Result<()> {
     let case = prepare(registry, &args.run)?;
-    let diagnosis = args.diagnose(&case)?;
+    let diagnosis = args.diagnose(registry, &case)?;
     print(&match args.format {
         Format::Table => view::diagnosis(&diagnosis),
         Format::Json => pretty(&diagnosis)?,

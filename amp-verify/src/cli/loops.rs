@@ -7,8 +7,7 @@ use amp_core::{
 };
 use clap::Args;
 
-/// Options for the length of a run, for how many batches of each data set it uses, and for when it
-/// validates.
+/// Options for the shortest and the longest run, for test runs, and for when a run validates.
 #[derive(Debug, Args)]
 pub struct LoopArgs {
     /// Train at least N epochs, even if early stopping would end the run
@@ -21,14 +20,6 @@ pub struct LoopArgs {
     /// time before it was resumed
     #[arg(long, value_name = "HH:MM:SS", value_parser = time)]
     pub max_time: Option<Duration>,
-    /// Train on only the first batches of each epoch: a number of batches, or a fraction such as
-    /// 0.1
-    #[arg(long, value_name = "LIMIT")]
-    pub limit_train_batches: Option<Limit>,
-    /// Validate on only the first batches of each set: a number of batches, or a fraction such as
-    /// 0.1; 0 switches validation off
-    #[arg(long, value_name = "LIMIT")]
-    pub limit_val_batches: Option<Limit>,
     /// Train and validate on only these first training batches, without shuffling, to test whether
     /// the model can memorize them
     #[arg(long, value_name = "LIMIT")]
@@ -49,16 +40,15 @@ pub struct LoopArgs {
 }
 
 impl LoopArgs {
-    /// Converts these options into the trainer's options. `own` has the limits on batches that the
-    /// registry declares for the model. A limit that the command line does not give is taken from
-    /// `own`.
+    /// Converts these options into the trainer's options. The limits on the batches of each epoch
+    /// are those of `own`.
     pub fn loops(&self, own: &Loops) -> Loops {
         Loops {
             min_epochs: self.min_epochs,
             min_steps: self.min_steps,
             max_time: self.max_time,
-            limit_train_batches: self.limit_train_batches.unwrap_or(own.limit_train_batches),
-            limit_val_batches: self.limit_val_batches.unwrap_or(own.limit_val_batches),
+            limit_train_batches: own.limit_train_batches,
+            limit_val_batches: own.limit_val_batches,
             overfit_batches: self.overfit_batches,
             fast_dev_run: self.fast_dev_run,
             num_sanity_val_steps: self.num_sanity_val_steps,

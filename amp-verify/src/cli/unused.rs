@@ -9,7 +9,9 @@ const EVALUATIONS: &[&str] = &["validate", "test-set", "predict"];
 /// Options of the training loop, the optimizers, the loss scale and the measurement of steps.
 const OF_TRAINING: &[&str] = &[
     "epochs",
+    "steps",
     "max_steps",
+    "limit_train_batches",
     "gradient_clip_val",
     "early_stopping",
     "patience",
@@ -45,8 +47,10 @@ fn reason(command: &str, id: &str) -> Option<&'static str> {
     match command {
         name if EVALUATIONS.contains(&name) => match id {
             "set" => Some("the hyperparameters are those of the checkpoint"),
+            "limit_val_batches" if name != "validate" => Some("this command does not validate"),
             _ => is_in(&[OF_TRAINING, OF_STEPS]).then_some("this command does not train"),
         },
+        "summary" if id == "limit_val_batches" => Some("this command does not validate"),
         "summary" => is_in(&[OF_TRAINING, OF_LOGS]).then_some("this command does not train"),
         _ => None,
     }
@@ -109,6 +113,14 @@ mod tests {
         "amp predict --checkpoint a --output b --set width=3",
         "--set has no effect in `predict`: the hyperparameters are those of the checkpoint"
     )]
+    #[case::limit(
+        "amp test-set --checkpoint a --limit-val-batches 1",
+        "--limit-val-batches has no effect in `test-set`: this command does not validate"
+    )]
+    #[case::limit_of_summary(
+        "amp summary --limit-val-batches 1",
+        "--limit-val-batches has no effect in `summary`: this command does not validate"
+    )]
     #[case::logs("amp summary --log-csv a", "--log-csv has no effect in `summary`")]
     fn an_option_without_effect_is_refused(#[case] line: &str, #[case] expected: &str) {
         let said = refusal(line).expect("an error");
@@ -121,6 +133,7 @@ mod tests {
     )]
     #[case("amp summary --set width=3 --moments 8-bit --accumulate-grad-batches 2")]
     #[case("amp train --epochs 3 --patience 2 --set width=3")]
+    #[case("amp validate --checkpoint a --limit-val-batches 1")]
     fn an_option_with_an_effect_is_accepted(#[case] line: &str) {
         assert_eq!(refusal(line), None);
     }

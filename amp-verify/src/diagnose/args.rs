@@ -13,6 +13,7 @@ use crate::{
     case::Case,
     layers::{Options, Subject, groups, module_paths},
     options::{Format, RunArgs},
+    registry::Registry,
 };
 
 /// Which measurement decides whether enough modules are in FP32.
@@ -34,10 +35,10 @@ pub struct DiagnoseArgs {
     /// The measurement that decides whether a set of FP32 modules is good enough
     #[arg(long, value_enum, default_value_t = Search::Metric)]
     pub search: Search,
-    /// How much worse than under 32-true the metric may be [default: the margin that the registry
-    /// declares, or else 0.01]; with --search layers, the largest accepted relative error that a
-    /// layer makes by itself [default: 0.05]
-    #[arg(long, value_name = "X")]
+    /// How much worse than under 32-true the metric may be [default: the declared or recorded
+    /// margin; a model that an option changes has no default margin]; with --search layers, the
+    /// largest accepted relative error that a layer makes by itself [default: 0.05]
+    #[arg(long, value_name = "X", visible_alias = "margin")]
     pub limit: Option<f64>,
     /// Number of seeds to train with, starting with --seed
     #[arg(long, value_name = "K", default_value_t = 3,
@@ -59,27 +60,35 @@ pub struct DiagnoseArgs {
 }
 
 impl DiagnoseArgs {
-    /// Returns the limit of the measurement. `margin` is the margin that the registry declares.
-    fn limit(&self, margin: Option<f64>) -> f64 {
-        self.limit.unwrap_or(match self.search {
-            Search::Metric => margin.unwrap_or(0.01),
-            Search::Layers => 0.05,
-        })
+    /// Returns the limit of the measurement. The default limit of the metric is the margin with
+    /// which the gate judges the model with the same changes.
+    ///
+    /// # Errors
+    /// When the user gives no limit, and the model has no margin for these changes.
+    fn limit(&self, registry: &Registry) -> Result<f64> {
+        match (self.limit, self.search) {
+            (Some(limit), _) if !(limit >= 0.0 && limit.is_finite()) => {
+                Err(Error::config(format!("limit {limit}: it must be a number of at least 0")))
+            }
+            (Some(limit), _) => Ok(limit),
+            (None, Search::Metric) => {
+                let model = registry.find(self.run.model.as_deref())?;
+                registry.margin(model, &self.run.changes.changes())
+            }
+            (None, Search::Layers) => Ok(0.05),
+        }
     }
 
     /// Finds the modules of the model that must stay in FP32. If the user asked for a policy file,
-    /// writes it.
+    /// writes it. `case` is the model of `registry` with the changes that the options ask for.
     ///
     /// # Errors
-    /// When an option or a file cannot be used, or training fails.
-    pub fn diagnose(&self, case: &Case) -> Result<Diagnosis> {
+    /// When an option or a file cannot be used, the model has no margin, or training fails.
+    pub fn diagnose(&self, registry: &Registry, case: &Case) -> Result<Diagnosis> {
         if self.precision == Precision::F32True {
             return Err(Error::config("32-true is the baseline: choose another --precision"));
         }
-        let limit = self.limit(case.model.margin);
-        if !(limit >= 0.0 && limit.is_finite()) {
-            return Err(Error::config(format!("limit {limit}: it must be a number of at least 0")));
-        }
+        let limit = self.limit(registry)?;
         let _kernels = case.trainer.numerics.kernels.enter();
         let policy = self.fix.as_deref().map(Staged::create).transpose()?;
         let reference = self.reference.as_deref().map(Reference::read).transpose()?;
@@ -143,10 +152,12 @@ impl DiagnoseArgs {
 
 #[cfg(test)]
 mod tests {
+    use amp_core::{data::DataModule, prelude::*};
     use clap::Parser;
     use rstest::rstest;
 
     use super::*;
+    use crate::{DataSet, Project, model};
 
     #[derive(Parser)]
     struct Command {
@@ -154,18 +165,63 @@ mod tests {
         diagnose: DiagnoseArgs,
     }
 
-    /// Checks that the limit of a metric is the declared margin, unless the user gives a limit.
+    #[derive(LightningModule)]
+    #[loss(mse_loss)]
+    #[optimizer(adamw, lr = 1e-3)]
+    struct Net {
+        #[layer(linear(4, 1))]
+        head: Linear,
+    }
+
+    fn unused(_: i64) -> Result<DataModule> {
+        Err(Error::config("no data"))
+    }
+
+    /// Returns the limit of the measurement for these options. The registry declares the margin 0.3,
+    /// and `margins.json` contains the margin 0.2 for batches of 32 examples.
+    fn limit(given: &[&str]) -> Result<f64> {
+        let folder = tempfile::tempdir().map_err(|error| Error::io("a folder", error))?;
+        let recorded = r#"{"changed": {"Net": [
+            {"margin": 0.2, "n": 3, "epochs": 3, "changes": {"batch_size": 32}, "spread": {}}]}}"#;
+        std::fs::write(folder.path().join("margins.json"), recorded)
+            .map_err(|error| Error::io("margins.json", error))?;
+        let registry = Registry::new(Project::new("test", folder.path()))
+            .data_set(DataSet::new("data", unused))
+            .data_set(DataSet::new("others", unused))
+            .model(model!(Net).data("data").judged_by_loss().margin(0.3));
+        Command::parse_from(["amp"].iter().chain(given)).diagnose.limit(&registry)
+    }
+
+    /// Checks that the limit of a metric is the margin of the model with the same changes, unless
+    /// the user gives a limit.
     #[rstest]
-    #[case::declared(&[], Some(0.3), 0.3)]
-    #[case::not_declared(&[], None, 0.01)]
-    #[case::given(&["--limit", "0.2"], Some(0.3), 0.2)]
-    #[case::of_layers(&["--search", "layers"], Some(0.3), 0.05)]
-    fn the_limit_is_the_margin(
-        #[case] given: &[&str],
-        #[case] margin: Option<f64>,
-        #[case] expected: f64,
-    ) {
-        let command = Command::parse_from(["amp"].iter().chain(given));
-        assert_eq!(command.diagnose.limit(margin), expected);
+    #[case::declared(&[], 0.3)]
+    #[case::recorded(&["--batch-size", "32"], 0.2)]
+    #[case::given(&["--limit", "0.1"], 0.1)]
+    #[case::given_as_margin(&["--margin", "0.1", "--data", "others"], 0.1)]
+    #[case::of_layers(&["--search", "layers", "--data", "others"], 0.05)]
+    fn the_limit_is_the_margin(#[case] given: &[&str], #[case] expected: f64) {
+        assert_eq!(limit(given).ok(), Some(expected));
+    }
+
+    /// Checks that a changed model whose margin was not recorded is refused, whichever option
+    /// changes it.
+    #[rstest]
+    #[case::data(&["--data", "others"], "data others")]
+    #[case::set(&["--set", "width=3"], "width=3")]
+    #[case::epochs(&["--epochs", "3"], "3 epochs")]
+    #[case::steps(&["--steps", "1"], "1 step")]
+    #[case::max_steps(&["--max-steps", "1"], "at most 1 step")]
+    #[case::accumulate(&["--accumulate-grad-batches", "2"], "2 batches per optimizer step")]
+    #[case::clip(&["--gradient-clip-val", "0.5"], "gradients clipped to 0.5")]
+    #[case::stopping(
+        &["--early-stopping", "val_loss", "--patience", "2"],
+        "early stopping by val_loss, patience 2"
+    )]
+    #[case::limit(&["--limit-train-batches", "0.5"], "0.5 of the training batches")]
+    #[case::more(&["--batch-size", "32", "--epochs", "2"], "batches of 32, 2 epochs")]
+    fn a_changed_model_without_margin_is_refused(#[case] given: &[&str], #[case] changes: &str) {
+        let said = limit(given).expect_err("there is no margin").to_string();
+        assert!(said.contains(&format!("Net has no margin for {changes}: a margin is")), "{said}");
     }
 }

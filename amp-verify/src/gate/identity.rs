@@ -147,8 +147,10 @@ fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
     };
     // A batch may have shared tensors that hold rows of all its examples, such as the nodes of
     // graphs, and the other examples decide how far an example is padded. Only a batch of one
-    // example shows the example alone.
-    let alone = set.reads_single_examples() || !first.is_divisible();
+    // example shows the example alone. A set that returns whole batches may be slow to read in this
+    // way, so it is read in larger batches unless they have such shared tensors. A stream copies its
+    // state for each batch, but this state is small.
+    let alone = set.reads_single_examples() || set.is_stream() || !first.is_divisible();
     let at_once = if alone { 1 } else { AT_ONCE };
     for places in places.chunks(at_once) {
         digests.extend(examples(&set.gather(places)?)?);
@@ -211,10 +213,12 @@ fn own_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use amp_core::{
-        data::{Batch, BatchType, Collate, FieldRole, MapDataset, Pad},
+        data::{Batch, BatchType, Collate, FieldRole, IterableDataset, MapDataset, Pad},
         precision::{Policy, Precision},
         random::Rng,
+        state::State,
     };
+    use rstest::rstest;
 
     use super::*;
 
@@ -289,10 +293,45 @@ mod tests {
         }
     }
 
+    /// The sentences as a stream, from the one with this number on.
+    struct Spoken(Sentences, i64);
+
+    impl IterableDataset for Spoken {
+        type Example = Batch;
+
+        fn epoch_len(&self) -> i64 {
+            self.0.len()
+        }
+
+        fn next(&mut self, rng: &mut Rng) -> Result<Batch> {
+            self.1 += 1;
+            self.0.get((self.1 - 1) % self.0.len(), rng)
+        }
+
+        fn state(&self) -> Result<State> {
+            let mut state = State::default();
+            state.put("next", &self.1)?;
+            Ok(state)
+        }
+
+        fn load_state(&mut self, state: &State) -> Result<()> {
+            self.1 = state.get("next")?;
+            Ok(())
+        }
+
+        fn collate(&self, examples: &[(i64, Batch)], rng: &mut Rng) -> Result<AnyBatch> {
+            self.0.collate(examples, rng)
+        }
+    }
+
     /// Checks that a sentence is recognized although it is padded to another length.
-    #[test]
-    fn padding_does_not_hide_an_example() -> Result<()> {
-        let train = Sentences(vec![vec![1, 2], vec![3, 4, 5, 6]]).shared();
+    #[rstest]
+    #[case::indexed(false)]
+    #[case::stream(true)]
+    fn padding_does_not_hide_an_example(#[case] is_stream: bool) -> Result<()> {
+        let train = Sentences(vec![vec![1, 2], vec![3, 4, 5, 6]]);
+        let train = if is_stream { Spoken(train, 0).shared()? } else { train.shared() };
+        assert_eq!(train.reads_single_examples(), !is_stream);
         let val = Sentences(vec![vec![1, 2], vec![7, 8, 9]]).shared();
         let data = Data::of(&DataModule::new("sentences", train, val, 2))?;
         assert_eq!(data.overlap, 0.5);

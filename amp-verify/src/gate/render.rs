@@ -135,7 +135,9 @@ fn missing(report: &Report) -> Vec<String> {
 }
 
 fn closing(report: &Report) -> Vec<String> {
-    let mut lines = missing(report);
+    let notes = |model: &ModelReport| Some(format!("note: {}: {}", model.model, model.no_share()?));
+    let mut lines: Vec<String> = report.models.iter().filter_map(notes).collect();
+    lines.extend(missing(report));
     lines.extend(
         report.left_out.iter().map(|left| format!("checked only in the nightly tier: {left}")),
     );
@@ -304,7 +306,8 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
             let rows = rows.iter().map(|row| format!("checked: {}", row.in_words()));
             let missing =
                 missing.iter().map(|missing| format!("not checked: {}", missing.in_words()));
-            let lines = figures.into_iter().chain(ran).chain(rows).chain(missing);
+            let note = model.no_share().map(|note| format!("note: {note}"));
+            let lines = figures.into_iter().chain(note).chain(ran).chain(rows).chain(missing);
             case.set_system_out(lines.collect::<Vec<_>>().join("\n"));
             suite.add_test_case(case);
         }

@@ -180,6 +180,16 @@ pub struct PrecisionResult {
     pub finding: Option<Finding>,
 }
 
+impl ModelReport {
+    /// Returns a note for the report if the model is judged by a fraction, but a value of its metric
+    /// is none.
+    pub fn no_share(&self) -> Option<String> {
+        let of = |result: &PrecisionResult| [result.baseline.clone(), result.metric.clone()];
+        let values = self.results.iter().flat_map(of).flatten().flatten();
+        self.direction.no_share(&self.metric, values.chain(self.control))
+    }
+}
+
 impl PrecisionResult {
     /// Computes the status from the failures and the statistical test, and sets it.
     pub(super) fn settle(mut self) -> Self {

@@ -119,7 +119,7 @@ impl Target {
         name: &'static str,
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
     ) -> Self {
-        let subject = Subject { name, judge: OWN.1, margin: None, build: Arc::new(build) };
+        let subject = Subject { name, judge: OWN.1, build: Arc::new(build) };
         Self::of(Source::Own { subject, data: None, clip: None, accumulate: 1 })
     }
 

@@ -11,17 +11,17 @@ pub use recovery::RecoveryArgs;
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use amp_core::{
-    Error, Hyperparameters,
+    Error,
     data::{Loading, Placement},
     memory::parse_bytes,
     optim::{Moments, WeightUpdate},
-    precision::{Clip, GradientStorage, Kernels},
+    precision::{GradientStorage, Kernels},
     trainer::{Check, ChecksConfig, Graph, MemoryConfig, NumericsConfig, parse_time},
 };
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use crate::{case::Choices, length::Length};
+use crate::case::Choices;
 
 /// The options that all training commands share.
 #[derive(Debug, Args)]
@@ -32,27 +32,12 @@ pub struct RunArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// The data set; `cargo amp models` lists them [default: the model's own]
-    #[arg(long)]
-    pub data: Option<String>,
-    /// Epochs [default: the model's own]
-    #[arg(long)]
-    pub epochs: Option<i64>,
-    /// End training after N optimizer steps, if this is before the end of the last epoch
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub max_steps: Option<u64>,
-    /// Examples per batch [default: the model's own]
-    #[arg(long)]
-    pub batch_size: Option<i64>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub changes: ChangeArgs,
     /// Seed of initial weights, order of examples and dropout
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// Clip gradients to this global norm
-    #[arg(long, value_name = "NORM")]
-    pub gradient_clip_val: Option<f64>,
-    /// Accumulate the gradients of N batches into one optimizer step [default: the model's own]
-    #[arg(long, value_name = "N")]
-    pub accumulate_grad_batches: Option<i64>,
     /// How optimizers write to 16-bit weights: round-to-nearest, master-weights or
     /// stochastic-rounding
     #[arg(long, value_name = "HOW", value_parser = WeightUpdate::from_str,
@@ -76,18 +61,6 @@ pub struct RunArgs {
     /// this limit, the trainer recomputes layers in the backward pass; the results do not change
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory_budget: Option<u64>,
-    /// End training when this logged value, for example val_loss, no longer improves. A metric for
-    /// which the model declares that higher is better improves if it rises; any other value
-    /// improves if it falls [default: the model's own]
-    #[arg(long, value_name = "NAME")]
-    pub early_stopping: Option<String>,
-    /// Number of epochs without improvement after which training ends [default: the model's own, or
-    /// 3 with --early-stopping]
-    #[arg(long, value_name = "EPOCHS")]
-    pub patience: Option<u32>,
-    /// Set a hyperparameter, for example --set hidden_size=1024; may be repeated
-    #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
-    pub set: Vec<(String, Value)>,
     /// A policy file: the precisions of single modules, as written by `diagnose --fix`
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
@@ -145,15 +118,7 @@ impl RunArgs {
     /// its data and options) is built.
     pub fn choices(&self) -> Choices {
         Choices {
-            data: self.data.clone(),
-            length: self.epochs.map(Length::Epochs),
-            batch_size: self.batch_size,
             seed: self.seed,
-            clip: self.gradient_clip_val.map(Clip::Norm),
-            accumulate_grad_batches: self.accumulate_grad_batches,
-            max_steps: self.max_steps,
-            limit_train_batches: None,
-            limit_val_batches: None,
             logging: self.logs.logging(),
             numerics: NumericsConfig {
                 scaler: self.recovery.scaler(),
@@ -167,15 +132,13 @@ impl RunArgs {
             memory: MemoryConfig { budget: self.memory_budget, ..MemoryConfig::default() },
             graph: self.graph,
             checks: ChecksConfig { level: self.check, ..ChecksConfig::default() },
-            early_stopping: self.early_stopping.clone(),
-            patience: self.patience,
-            set: self.set.iter().cloned().collect::<Hyperparameters>(),
             loading: Loading {
                 placement: self.data_placement,
                 prefetch: self.prefetch,
                 num_workers: self.num_workers,
                 ..Loading::default()
             },
+            ..Choices::from(&self.changes.changes())
         }
     }
 }

@@ -43,6 +43,21 @@ impl Direction {
     pub fn is_share(&self) -> bool {
         *self == Self::HigherIsBetter
     }
+
+    /// Describes that a model is judged by a fraction, but that one of `values`, the values of its
+    /// metric `name`, is none. Otherwise returns `None`.
+    pub(crate) fn no_share(
+        self,
+        name: &str,
+        values: impl IntoIterator<Item = f64>,
+    ) -> Option<String> {
+        let mut values = values.into_iter().filter(|_| self.is_share());
+        let value = values.find(|value| value.is_finite() && !(0.0..=1.0).contains(value))?;
+        Some(format!(
+            "`{name}` is {value:.4}, which is no fraction: it is shown in percent, and intervals \
+             assume steps of one example; declare it with `.score(\"{name}\")` in the registry"
+        ))
+    }
 }
 
 /// The validation value by which a model is judged: the name under which the value is logged, and
@@ -93,18 +108,6 @@ impl Judge {
     /// Judges a model by its validation loss.
     pub const fn loss() -> Self {
         Self::lower(LOSS)
-    }
-
-    /// Describes that the model is judged by a fraction, but `value` is none. Otherwise returns
-    /// `None`.
-    pub(crate) fn no_share(self, value: f64) -> Option<String> {
-        let name = self.name;
-        (self.direction.is_share() && !(0.0..=1.0).contains(&value)).then(|| {
-            format!(
-                "`{name}` is {value:.4}, which is no fraction: it is shown in percent, and intervals \
-                 assume steps of one example; declare it with `.score(\"{name}\")` in the registry"
-            )
-        })
     }
 
     /// Returns the smallest possible difference between two values of the metric if there are N =

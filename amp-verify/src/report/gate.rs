@@ -122,6 +122,7 @@ fn summary(report: &Report) -> String {
 
 fn section(report: &Report, model: &ModelReport) -> String {
     let mut out = format!("<section>\n<h2>{}</h2>\n", escaped(&model.model));
+    out += &model.no_share().map_or(String::new(), |note| format!("<p>{}</p>\n", escaped(&note)));
     for result in &model.results {
         let coverage = Coverage::of(report, model, result);
         let judged = result.judgement.as_ref().map_or(String::new(), |judgement| {

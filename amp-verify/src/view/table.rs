@@ -47,10 +47,18 @@ pub fn table(comparison: &Comparison) -> String {
 pub(crate) fn heading(comparison: &Comparison) -> String {
     let subject = &comparison.subject;
     let machine = &subject.run.fingerprint;
+    let first = show_count(subject.run.parameters);
+    let parameters = match subject.trained_later {
+        0 => format!("{first} parameters"),
+        later => {
+            let all = show_count(subject.run.parameters + later);
+            format!("{first} parameters trained at first, {all} in all")
+        }
+    };
     format!(
-        "{} ({} parameters) on {}, {} epochs of {} batches of {}, seed {}\n{}{}, libtorch {}{}\n",
+        "{} ({}) on {}, {} epochs of {} batches of {}, seed {}\n{}{}, libtorch {}{}\n",
         subject.run.model,
-        show_count(subject.run.parameters),
+        parameters,
         subject.run.data,
         subject.max_epochs,
         subject.batches_per_epoch,

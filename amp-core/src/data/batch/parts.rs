@@ -36,19 +36,15 @@ impl AnyBatch {
     }
 
     /// Splits the batch into at most `parts` batches with equal numbers of examples. The last one
-    /// may be smaller. Returns `None` if `parts` is 1.
+    /// may be smaller. Returns `None` if `parts` is 1, or if the batch is not
+    /// [divisible](Self::is_divisible) and therefore runs as a whole.
     ///
     /// # Errors
-    /// When the batch is not [divisible](Self::is_divisible), or libtorch refuses to narrow a
-    /// tensor.
+    /// When libtorch refuses to narrow a tensor.
     pub(crate) fn split(&self, parts: i64) -> Result<Option<Vec<Self>>> {
-        if parts == 1 {
+        if parts == 1 || !self.is_divisible() {
             return Ok(None);
         }
-        self.check_divisible(
-            "a batch does not fit into memory and would have to run in parts",
-            "choose a smaller batch, or a memory budget",
-        )?;
         let length = self.len();
         let size = (length + parts - 1) / parts;
         let starts = (0..length).step_by(size.max(1) as usize);

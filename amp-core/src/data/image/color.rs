@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::{Transform, geometry::bound, of_each, sizes, sizes_of_batch};
-use crate::{Error, Result, random::Rng};
+use crate::{Error, Result, precision::f32_or_f64, random::Rng};
 
 /// Changes brightness, contrast, saturation and hue by random factors, in random order
 /// (torchvision.transforms.v2.ColorJitter).
@@ -167,11 +167,7 @@ const CHANGES: [Change; 4] = [brightness, contrast, saturation, hue];
 /// Returns the factors of the images as a tensor of shape `[N, 1, 1, 1]`, in the dtype in which the
 /// color transforms compute.
 fn factors(factors: &[f64], images: &Tensor) -> Result<Tensor> {
-    Ok(of_each(factors, images)?.f_to_kind(computed_in(images))?)
-}
-
-fn computed_in(images: &Tensor) -> Kind {
-    if images.kind() == Kind::Double { Kind::Double } else { Kind::Float }
+    Ok(of_each(factors, images)?.f_to_kind(f32_or_f64(images.kind()))?)
 }
 
 /// Returns `ratio` · `one` + (1 − `ratio`) · `other` for each image, with the image's ratio from
@@ -187,7 +183,7 @@ fn blended(one: &Tensor, other: &Tensor, ratios: &[f64]) -> Result<Tensor> {
 /// down to whole numbers.
 fn gray(images: &Tensor) -> Result<Tensor> {
     if images.size()[1] == 1 {
-        return Ok(images.f_to_kind(computed_in(images))?);
+        return Ok(images.f_to_kind(f32_or_f64(images.kind()))?);
     }
     let channel =
         |at, weight: f64| -> Result<Tensor> { Ok(images.f_select(1, at)?.f_mul_scalar(weight)?) };
@@ -205,7 +201,7 @@ fn contrast(images: &Tensor, by: &[f64]) -> Result<Tensor> {
     // The sum is computed in f64, where sums of whole numbers are exact. Therefore the result does
     // not depend on the order of addition.
     let mean = gray(images)?.f_mean_dim([1_i64, 2, 3].as_slice(), true, Kind::Double)?;
-    blended(images, &mean.f_to_kind(computed_in(images))?, by)
+    blended(images, &mean.f_to_kind(f32_or_f64(images.kind()))?, by)
 }
 
 fn saturation(images: &Tensor, by: &[f64]) -> Result<Tensor> {

@@ -7,7 +7,10 @@ use tch::Tensor;
 
 use crate::{Error, Result};
 #[cfg(feature = "images")]
-use crate::{file::Staged, precision::is_floating};
+use crate::{
+    file::Staged,
+    precision::{f32_or_f64, is_floating},
+};
 
 /// Arranges the images of a batch in a grid, as one image (torchvision.utils.make_grid).
 ///
@@ -127,8 +130,8 @@ pub fn save_image(image: &Tensor, path: impl AsRef<Path>) -> Result<()> {
             // 16-bit values are converted to f32 before they are scaled, as in torchvision. In a
             // 16-bit dtype, the scaled value would be rounded, which could result in another pixel
             // value.
-            let wide = if kind == Kind::Double { kind } else { Kind::Float };
-            let scaled = image.f_to_kind(wide)?.f_mul_scalar(255.0)?.f_add_scalar(0.5)?;
+            let scaled =
+                image.f_to_kind(f32_or_f64(kind))?.f_mul_scalar(255.0)?.f_add_scalar(0.5)?;
             scaled.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?
         }
         kind => {

@@ -7,7 +7,7 @@ use super::{
     geometry::{cropped, resized, rounded},
     sizes, sizes_of_batch,
 };
-use crate::{Error, Result, random::Rng};
+use crate::{Error, Result, precision::f32_or_f64, random::Rng};
 
 /// Crops a rectangle of random area and aspect ratio, and resizes it to a square of a fixed size
 /// (torchvision.transforms.v2.RandomResizedCrop).
@@ -116,7 +116,7 @@ impl Transform for RandomResizedCrop {
 /// The number of kernels therefore does not depend on the batch size.
 fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Tensor> {
     let whole = images.kind() == Kind::Uint8;
-    let kind = if images.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let kind = f32_or_f64(images.kind());
     let pixels = images.f_to_kind(kind)?;
     let weights = |parts: Vec<(i64, i64)>, length: i64| -> Result<Tensor> {
         let options = (Kind::Double, images.device());

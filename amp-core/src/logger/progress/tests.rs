@@ -21,6 +21,7 @@ fn start(resumed: Option<Position>) -> Event {
             hyperparameters: crate::Hyperparameters::new(),
             parameters: 1,
         },
+        trained_later: 0,
         max_epochs: 4,
         batches_per_epoch: 50,
         resumed,

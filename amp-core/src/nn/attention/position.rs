@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     Error, Result,
     nn::{Context, Module, Visit, Visitor},
+    precision::f32_or_f64,
 };
 
 /// Which two elements of a head form a pair that is rotated. The setting must be the one with which
@@ -100,7 +101,7 @@ impl RotaryEmbedding {
         let exponents = Tensor::f_arange(dim / 2, options)?;
         let rates = exponents.f_mul_scalar(-2.0 * base.ln() / dim as f64)?.f_exp()?;
         let angles = places.f_unsqueeze(1)?.f_mul(&rates)?;
-        let kind = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let kind = f32_or_f64(x.kind());
         let (cos, sin) = (angles.f_cos()?.f_to_kind(kind)?, angles.f_sin()?.f_to_kind(kind)?);
         let wide = x.f_to_kind(kind)?;
         let (one, other) = match pairing {

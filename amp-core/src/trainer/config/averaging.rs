@@ -46,4 +46,15 @@ impl Averaging {
             _ => Ok(()),
         }
     }
+
+    /// Returns a note if no epoch of the run enters the average. `last` is the run's last epoch.
+    pub(in crate::trainer) fn note(self, last: i64) -> Option<String> {
+        match self {
+            Self::Swa { start_epoch } if start_epoch > last => Some(format!(
+                "the weights are not averaged: the average's start_epoch is {start_epoch}, but the \
+                 last epoch of this run is {last} (counted from 0)"
+            )),
+            _ => None,
+        }
+    }
 }

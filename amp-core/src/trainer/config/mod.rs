@@ -152,20 +152,22 @@ impl TrainerConfig {
 
     /// Returns the length of a run that has `batches` batches per epoch.
     pub(super) fn length(&self, batches: i64, max_epochs: i64) -> TrainingPlan {
-        let window = self.optimization.accumulate_grad_batches;
         // The product saturates, because a run without an end has a very large number of epochs.
-        let steps = ((batches - 1) / window + 1).saturating_mul(max_epochs);
+        let steps = self.steps_per_epoch(batches).saturating_mul(max_epochs);
         let most = self.max_steps.map(|most| i64::try_from(most).unwrap_or(i64::MAX));
         let estimated_stepping_batches = most.map_or(steps, |most| steps.min(most));
         TrainingPlan { max_epochs, estimated_stepping_batches }
     }
 
+    fn steps_per_epoch(&self, batches: i64) -> i64 {
+        (batches - 1) / self.optimization.accumulate_grad_batches + 1
+    }
+
     /// Returns the epoch of the run's last step, and the number of steps before it, if no step is
-    /// skipped. The run has `batches` batches per epoch.
-    pub(super) fn last_position(&self, batches: i64, max_epochs: i64) -> (i64, u64) {
-        let of = |epochs| self.length(batches, epochs).estimated_stepping_batches.max(1);
-        let last = of(max_epochs) - 1;
-        (last / of(1), last.unsigned_abs())
+    /// skipped. The run has `batches` batches per epoch and the length `length`.
+    pub(super) fn last_position(&self, batches: i64, length: TrainingPlan) -> (i64, u64) {
+        let last = length.estimated_stepping_batches.max(1) - 1;
+        (last / self.steps_per_epoch(batches).max(1), last.unsigned_abs())
     }
 
     /// Checks the options as far as this is possible without a model and data.

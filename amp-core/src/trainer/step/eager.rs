@@ -7,7 +7,7 @@ use tch::Tensor;
 use super::{
     explain_non_finite::explain,
     invariants::Moment,
-    micro_batches::{Examples, whole_batch_does_not_fit},
+    micro_batches::{Examples, halves},
     observers::{Emit, Observers},
     recovery::{Next, recover},
     report::end_batch,
@@ -16,6 +16,7 @@ use super::{
 use crate::{
     Error, LightningModule, LossScope, Result,
     callback::Action,
+    data::AnyBatch,
     event::{Event, Position, Recovery},
     ffi,
     log::{Interval, Log},
@@ -189,7 +190,7 @@ fn forward_backward(
                 });
             }
             Err(error) => {
-                halve(state, model, error, batch.len(), observers.emit)?;
+                halve(state, model, error, batch, observers.emit)?;
             }
         }
         halved = true;
@@ -203,31 +204,28 @@ fn forward_backward(
     Ok(())
 }
 
-/// Doubles the number of parts per batch if `error` is an out-of-memory error and a batch of
-/// `length` examples can be split further. Returns `error` otherwise.
+/// Doubles the number of parts per batch if `error` is an out-of-memory error and the batch that
+/// caused it can be split further. Returns `error` otherwise.
 fn halve(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,
     error: Error,
-    length: i64,
+    batch: &AnyBatch,
     emit: &mut Emit<'_>,
 ) -> Result<()> {
-    if !state.config.memory.halves(&error, state.parts, length) {
+    let (scope, remedy) = (model.loss_scope(), "choose a smaller batch, or a memory budget");
+    if !halves(&state.config.memory, &error, batch, state.parts, scope, remedy)? {
         return Err(error);
     }
     let parts = 2 * state.parts;
-    match model.loss_scope() {
-        LossScope::Batch => {
-            return Err(whole_batch_does_not_fit());
-        }
-        LossScope::Unknown if state.parts == 1 => emit(Event::Note {
+    if scope == LossScope::Unknown && state.parts == 1 {
+        emit(Event::Note {
             text: "each batch is now split into parts, and the model computes its own loss: if this \
                    loss compares the examples of a batch with each other, as a contrastive loss does, \
                    the mean of the losses of the parts is not the batch's loss; declare `of = batch` or \
                    `of = examples`, or set memory.micro_batching to false"
                 .to_owned(),
-        })?,
-        LossScope::Unknown | LossScope::Examples => {}
+        })?;
     }
     if state.parts == 1
         && let Some(norm) = keeps_batch_statistics(model)

@@ -3,7 +3,8 @@
 use tch::Tensor;
 
 use crate::{
-    Error, LightningModule, Result, data::AnyBatch, event::Position, provenance::ReplayedBatch,
+    Error, LightningModule, LossScope, Result, data::AnyBatch, event::Position,
+    provenance::ReplayedBatch, trainer::config::MemoryConfig,
 };
 
 /// The batches of one optimizer step.
@@ -143,11 +144,30 @@ pub(super) fn no_examples() -> Error {
     Error::config("a batch contains no examples")
 }
 
-/// Returns the error for a batch that is too large for memory and whose loss depends on the batch
-/// as a whole.
-pub(in crate::trainer) fn whole_batch_does_not_fit() -> Error {
-    Error::config(
-        "a batch does not fit into memory, and its loss depends on the batch as a whole, so that \
-         it cannot run in parts: choose a smaller batch, or a memory budget",
-    )
+/// Returns whether a batch that ran in `parts` parts and failed with `error` should run again in
+/// twice as many parts. `scope` says over what the batch's loss is a mean.
+///
+/// # Errors
+/// When the batch does not fit into memory and must not run in parts. `remedy` says what to do.
+pub(in crate::trainer) fn halves(
+    memory: &MemoryConfig,
+    error: &Error,
+    batch: &AnyBatch,
+    parts: i64,
+    scope: LossScope,
+    remedy: &str,
+) -> Result<bool> {
+    // A batch that is not divisible has run as a whole.
+    let parts = if batch.is_divisible() { parts } else { 1 };
+    if !memory.halves(error, parts, batch.len()) {
+        return Ok(false);
+    }
+    let why = "a batch does not fit into memory and would have to run in parts";
+    batch.check_divisible(why, remedy)?;
+    match scope {
+        LossScope::Batch => Err(Error::config(format!(
+            "{why}, but its loss depends on the batch as a whole: {remedy}"
+        ))),
+        LossScope::Examples | LossScope::Unknown => Ok(true),
+    }
 }

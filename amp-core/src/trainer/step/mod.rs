@@ -37,7 +37,7 @@ pub(super) use self::{
     graph::step_access,
     invariants::{Invariants, Moment},
     memory_budget::{plan_memory, try_plan},
-    micro_batches::{Examples, whole_batch_does_not_fit},
+    micro_batches::{Examples, halves},
     observers::{Callbacks, Emit, Observers},
     optimization::{Optimization, full_gradients_note},
     rollback::StateBackup,

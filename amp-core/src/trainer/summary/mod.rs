@@ -60,10 +60,13 @@ pub struct ModelSummary {
     /// The model itself, followed by its layers in the order of their declaration. A layer that
     /// contains other layers comes before those layers.
     pub layers: Vec<LayerSummary>,
-    /// The number of parameter elements that the optimizers update.
+    /// The number of parameter elements that the optimizers update from the start of the run on.
     pub trainable: i64,
     /// The number of parameter elements that are frozen at the start of the run.
     pub frozen: i64,
+    /// The number of elements in `frozen` that the optimizers update later in the run, when a freeze
+    /// has ended.
+    pub trained_later: i64,
     /// The number of elements in all buffers, such as the running statistics of batch norm.
     pub buffers: i64,
     /// The number of floating-point operations in the forward pass of one batch, counted as
@@ -122,7 +125,8 @@ impl Trainer<'_> {
         let mut freezing = Freezing::new(model, &config.optimization.freeze)?;
         // The optimizers get the state of all parameters that the run trains, also of those that it
         // does not train at first.
-        let last = config.last_position(loader.batches(), config.max_epochs);
+        let length = config.length(loader.batches(), config.max_epochs);
+        let last = config.last_position(loader.batches(), length);
         freezing.update(last.0, last.1);
         let optimizers = model.configure_optimizers(&plan)?;
         let numerics = &config.numerics;
@@ -138,6 +142,7 @@ impl Trainer<'_> {
         backup.end(model)?;
         let (layers, flops) = tree::layers(model, traced?);
         let tensors = tree::Tensors::of(model);
+        let trained_later = freezing.trained_later(last);
         freezing.update(last.0, last.1);
         let memory = memory::of(model, &batch, &optimizers, config);
         backup.end(model)?;
@@ -150,6 +155,7 @@ impl Trainer<'_> {
             layers,
             trainable: tensors.trainable,
             frozen: tensors.frozen,
+            trained_later,
             buffers: tensors.buffers,
             flops,
             memory: memory?,

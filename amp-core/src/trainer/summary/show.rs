@@ -31,7 +31,11 @@ impl fmt::Display for ModelSummary {
             writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
         }
         writeln!(f)?;
-        writeln!(f, "trainable parameters  {}", show_count(self.trainable))?;
+        write!(f, "trainable parameters  {}", show_count(self.trainable))?;
+        match self.trained_later {
+            0 => writeln!(f)?,
+            later => writeln!(f, " at first, {} in all", show_count(self.trainable + later))?,
+        }
         writeln!(f, "frozen parameters     {}", show_count(self.frozen))?;
         writeln!(f, "values of buffers     {}", show_count(self.buffers))?;
         writeln!(f, "FLOPs, forward        {}", operations(self.flops))?;

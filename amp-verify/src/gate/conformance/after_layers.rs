@@ -100,6 +100,7 @@ mod tests {
         gate::{Task, deadline::Deadline, job::Job, waves::waves},
         length::Length,
         model, project,
+        rounding::is_narrow,
     };
 
     /// A model of the order of the examples. Adding a number to all outputs does not change its
@@ -110,6 +111,21 @@ mod tests {
     struct Ranking {
         #[hparam(default = false)]
         wide: bool,
+        #[layer(linear(4, 1))]
+        head: Linear,
+    }
+
+    /// A model whose loss computes in f32, and whose 16-bit values are wrong before the last layer.
+    #[derive(LightningModule)]
+    #[forward(|x| {
+        let hidden = hidden(x)?;
+        head(&if is_narrow(hidden.kind()) { hidden.f_mul_scalar(1.05)? } else { hidden })
+    })]
+    #[loss(with = |output, _| ranked(&loss::at_least_f32(output)?))]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Enlarged {
+        #[layer(linear(4, 4))]
+        hidden: Linear,
         #[layer(linear(4, 1))]
         head: Linear,
     }
@@ -140,6 +156,24 @@ mod tests {
             true => assert_eq!(texts, [""; 0]),
             false => assert!(texts[0].contains("code after this layer, computes in"), "{texts:?}"),
         }
+        Ok(())
+    }
+
+    /// Checks that the report does not name the loss if the loss computes in f32, and the cause of the
+    /// differences is before the last layer.
+    #[rstest]
+    fn a_loss_in_f32_is_not_blamed(
+        #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+    ) -> Result<()> {
+        let model = model!(Enlarged).judged_by_loss().margin(1.0).batch_size(64);
+        let registry =
+            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
+        let job = Job::new("Enlarged", precision, 3, Length::Epochs(1), Task::Conformance);
+        let outcome = super::super::run(&job, &registry, &Deadline::default())?;
+        let texts: Vec<&str> =
+            outcome.failures.iter().map(|failure| failure.text.as_str()).collect();
+        assert!(texts[0].contains("differs from 32-true's by"), "{texts:?}");
+        assert!(!texts.iter().any(|text| text.contains("code after")), "{texts:?}");
         Ok(())
     }
 }

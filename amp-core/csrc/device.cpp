@@ -42,8 +42,8 @@ struct HostMemoryGuard {
   c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, memory};
 };
 
-// libtorch starts with TF32 on for cuDNN and off for matrix products. An f32 convolution would then have
-// 10 bits of mantissa, and a matrix product 23. This program starts with TF32 off for both.
+// By default, libtorch has TF32 on for cuDNN and off for matrix products: an f32 convolution has 10 bits of
+// mantissa, and a matrix product 23. This program starts with TF32 off for both.
 [[maybe_unused]] const bool cudnn_starts_in_f32 = [] {
   at::globalContext().setAllowTF32CuDNN(false);
   return true;
@@ -53,10 +53,11 @@ struct HostMemoryGuard {
 
 extern "C" {
 
+// Starts counting the bytes of CPU tensors that this thread allocates.
 int amp_host_memory_start(void** out) {
   return amp::guarded([&] {
-    // The allocator warns when a block is freed that was allocated before the meter started. This is
-    // normal here, so the warning is silenced.
+    // The allocator warns if a block is freed that was allocated before counting started. This is normal
+    // here, so the warning is silenced.
     FLAGS_caffe2_log_level = std::max(FLAGS_caffe2_log_level, static_cast<int>(c10::GLOG_ERROR));
     *out = new HostMemoryGuard();
   });
@@ -68,7 +69,7 @@ void amp_host_memory_read(const void* guard, int64_t* live, int64_t* peak) {
   *peak = memory.peak.load();
 }
 
-// Stops counting. Must be called on the thread that called amp_host_memory_start.
+// Stops counting the bytes of CPU tensors. Must be called on the thread that called amp_host_memory_start.
 int amp_host_memory_stop(void* guard) {
   return amp::guarded([&] { delete static_cast<HostMemoryGuard*>(guard); });
 }
@@ -87,8 +88,9 @@ int amp_cuda_memory(int index, int64_t* requested, int64_t* peak, int64_t* reser
   });
 }
 
-// Waits for the device. Afterwards amp_cuda_memory counts no freed tensors. If a tensor was used on a second stream, the
-// allocator counts it, after it is freed, until the stream has finished its work and another tensor is allocated.
+// Makes sure that amp_cuda_memory counts no freed tensors afterwards. If a freed tensor was used on a second stream,
+// the allocator counts it until this stream has finished its work and another tensor is allocated. Therefore this
+// function waits for the device and then allocates a tensor.
 int amp_cuda_memory_settle(int index) {
   return amp::guarded([&] {
     const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));

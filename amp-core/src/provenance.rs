@@ -106,7 +106,7 @@ pub(crate) struct ReplayedBatch {
     /// The factor by which the loss is multiplied. The factor is 0 for a batch without targets,
     /// whose loss may be NaN. Such a batch runs no backward pass.
     pub(crate) share: f64,
-    /// The index of the whole batch in its epoch.
+    /// The index in the epoch of the batch, or of the batch to which this part belongs.
     pub(crate) index: usize,
 }
 
@@ -241,15 +241,16 @@ fn backward(
     let parameters: Vec<&Parameter> = trained.collect();
     let inputs: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
     let weights = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
-    // The largest absolute value in the gradient that the loop read before, which is the gradient
-    // of the next module's output.
+    // The loop visits the modules in the reverse order of the forward pass. `from` is the largest
+    // absolute value of the gradient that the loop read last: the gradient of the output of a
+    // module that ran later in the forward pass.
     let mut from = None;
     for (at, ModuleRun { kind, elements, gradient, .. }) in seen.iter().enumerate().rev() {
         let Some(gradient) = gradient else { continue };
         let Some((nan, inf, largest)) = gradient.read()? else { continue };
         if nan + inf > 0 {
-            // The backward pass of the next module computed this gradient, because the output of
-            // this module is the input of the next module.
+            // The output of this module is the input of the module that ran after it, `next`. The
+            // backward pass of `next` computed this gradient.
             let cause = match seen.get(at + 1) {
                 None => Cause::LossGradient,
                 Some(next) => Cause::InputGradient(next.path.clone()),

@@ -6,7 +6,7 @@ pub mod data;
 use amp_core::prelude::*;
 use amp_verify::{DataSet, Registry, model, project};
 
-/// Decides on which of two spirals a point is: a small network with two hidden layers.
+/// A small network with two hidden layers, which predicts on which of two spirals a point lies.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(accuracy, name = acc)]

@@ -54,8 +54,9 @@ struct Behind {
 };
 
 // The tensors that the backward pass writes. `in` is the gradient of the norm's input, including the gradient of the
-// residual stream. `branch` is the gradient of the branch: the gradient `in` after dropout, in the dtype R. `branch`
-// may be null. `parts` holds the column sums of each block over its rows: [blocks, sums, columns].
+// residual stream. `branch` is the gradient of the branch (norm_rows.h): `in` after the backward pass of the branch's
+// dropout, in the dtype R. `branch` may be null. `parts` holds the column sums of each block over its rows:
+// [blocks, sums, columns].
 struct Gradients {
   P* in;
   R* branch;

@@ -5,22 +5,24 @@ use tch::Device;
 use super::{AnyBatch, SharedDataset};
 use crate::{Error, Result, memory, precision::Policy};
 
-/// The fraction of a CUDA device's free memory that [`Placement::Auto`] uses for a set.
+/// The largest fraction of a CUDA device's free memory that a data set may take, if
+/// [`Placement::Auto`] stores the data set on the device.
 pub const DEVICE_SHARE: f64 = 0.25;
 
 /// Where a data set is stored during training. The batches are bit-identical for all placements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Placement {
-    /// Chooses the faster placement. On a CUDA device, a set in memory is copied to the device,
-    /// provided that it takes at most the fraction [`DEVICE_SHARE`] of the free memory. On the CPU,
-    /// a set in memory is cast once before training, unless prefetching is requested. Every other
-    /// set stays on the host, and its batches are moved one by one.
+    /// Chooses the faster placement. If training runs on a CUDA device, a data set in memory is
+    /// copied to the device, provided that it takes at most the fraction [`DEVICE_SHARE`] of the
+    /// device's free memory. If training runs on the CPU, a data set in memory is cast once before
+    /// training, unless prefetching is requested. Every other data set stays on the host, and its
+    /// batches are moved to the device one by one.
     #[default]
     Auto,
-    /// On the training device. The whole set is read before the first batch.
+    /// On the training device. The whole data set is read before the first batch.
     Device,
-    /// On the host. Each batch is read there and then moved to the device.
+    /// On the host. Each batch is read there and then moved to the training device.
     Host,
 }
 
@@ -61,7 +63,7 @@ pub struct Loading {
     pub drop_last: bool,
     /// Where the data sets are stored during training: on the host or on the device.
     pub placement: Placement,
-    /// For sets that stay on the host: the number of batches that a thread reads ahead of the
+    /// For data sets on the host: the number of batches that a thread reads ahead of the
     /// training loop. For a CUDA device, the thread also pins the memory of the batches, and copies
     /// the batches on a separate CUDA stream. With `Some(0)` the training loop itself reads each
     /// batch. What `None` means is described in [`Loading::prefetch_for`].
@@ -72,7 +74,7 @@ pub struct Loading {
     /// The number of threads that read the examples of a [`MapDataset`](super::MapDataset). Each
     /// thread makes one whole batch at a time. The batches and their order are the same for any
     /// number of threads. With 0, the training loop or the prefetching thread reads the examples.
-    /// Sets of other types ignore this number.
+    /// Data sets of other types ignore this number.
     pub num_workers: usize,
 }
 
@@ -108,8 +110,8 @@ impl Loading {
         }
     }
 
-    /// Returns the whole set on the policy's device if the placement stores the set there,
-    /// otherwise `None`.
+    /// Returns the whole data set as one batch on the device that trains, if the placement stores
+    /// the data set there. Otherwise returns `None`: the data set stays on the host.
     pub(super) fn resident(
         &self,
         data: &SharedDataset,
@@ -129,6 +131,7 @@ impl Loading {
         all.map(|all| all.place(policy)).transpose()
     }
 
+    /// Returns whether [`Placement::Auto`] stores the data set `all` on the device that trains.
     fn fits(&self, all: &AnyBatch, policy: Policy) -> Result<bool> {
         if !policy.device.is_cuda() {
             return Ok(self.prefetch_for(policy.device) == 0);

@@ -182,8 +182,10 @@ pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
     checked!(amp_foreach_add_each(to.as_ptr(), from.as_ptr(), to.len()))
 }
 
-/// Runs the backward pass of a scalar loss, which adds to the parameters' gradients. If `seed` is
-/// given, an f32 scalar on the loss's device, the gradients are multiplied by `seed`.
+/// Runs the backward pass of a scalar loss, and adds the new gradients to the gradients that the
+/// parameters already have. `seed` is the gradient of the loss with which the backward pass begins,
+/// so the new gradients are multiplied by it. It is an f32 scalar on the loss's device; `None`
+/// means 1.
 pub(crate) fn backward(loss: &Tensor, seed: Option<&Tensor>) -> Result<()> {
     checked!(amp_backward(loss.as_ptr(), handle(seed)))
 }
@@ -205,7 +207,7 @@ pub(crate) struct Grads {
     list: *mut c_void,
     /// Handles of the gradients in `list`. The list frees the gradients.
     tensors: Vec<Tensor>,
-    /// For each gradient, the index of its parameter.
+    /// For each gradient, the index of its parameter in the list that was passed to [`Grads::of`].
     places: Vec<usize>,
 }
 
@@ -250,9 +252,9 @@ impl Drop for Grads {
     }
 }
 
-/// Sets which dtypes the gradients of these leaves may have (PyTorch's `grad_dtype`). If `any` is
-/// true, backward passes may store gradients of any dtype. If `any` is false, only gradients of the
-/// leaf's dtype are allowed.
+/// Sets which dtypes the gradients of these leaf tensors may have (PyTorch's `grad_dtype`). If
+/// `any` is true, backward passes may store gradients of any dtype. If `any` is false, a gradient
+/// must have the dtype of its leaf tensor.
 pub(crate) fn allow_any_grad_dtype(tensors: &[Tensor], any: bool) -> Result<()> {
     let tensors = handles(tensors);
     checked!(amp_allow_any_grad_dtype(tensors.as_ptr(), tensors.len(), c_int::from(any)))

@@ -325,8 +325,9 @@ score!(
     |_own| Score::Jaccard
 );
 
-/// The matrix of the numbers of targets of class i that were predicted as class j, logged as
-/// `NAME_i_j`. Logits have the shape `[N, C, …]` and int64 classes the shape `[N, …]`.
+/// The confusion matrix of classes. `NAME_i_j` is logged for each entry: the number of targets of
+/// class i that are predicted as class j. Logits have the shape `[N, C, …]` and int64 classes the
+/// shape `[N, …]`.
 #[derive(Debug, Clone, Copy)]
 pub struct ConfusionMatrix {
     /// A class whose targets are ignored, in addition to -100.
@@ -361,8 +362,8 @@ impl Metric for ConfusionMatrix {
     }
 }
 
-/// The matrix of the numbers of labels i that were predicted as j, logged as `NAME_i_j`. Logits and
-/// labels, which are 0 or 1, have the same shape.
+/// The confusion matrix of the labels 0 and 1. `NAME_i_j` is logged for each entry: the number of
+/// elements with label i that are predicted as j. Logits and labels have the same shape.
 #[derive(Debug, Clone, Copy)]
 pub struct BinaryConfusionMatrix {
     /// The probability above which a prediction is 1. The default is ½.

@@ -1,5 +1,5 @@
-//! Controls which threads may use libtorch's random generators: either one thread that is in a
-//! reproducible section, or any number of threads that are not in a section.
+//! A reader-writer lock for libtorch's random generators. A thread in a reproducible section holds
+//! the lock exclusively. Threads that use the generators outside of a section share the lock.
 
 use std::{
     cell::Cell,
@@ -9,11 +9,11 @@ use std::{
 
 use crate::{Error, Result};
 
-/// The threads that currently have permission to use the random generators.
+/// The threads that currently hold the lock.
 struct Holders {
-    /// Whether one of the threads is in a section.
+    /// Whether a thread is in a section and holds the lock exclusively.
     section: bool,
-    /// The number of threads with shared permission, which train or use the generators outside of a
+    /// The number of threads that share the lock: they train or use the generators outside of a
     /// section.
     others: usize,
 }
@@ -25,8 +25,7 @@ thread_local! {
     static HELD: Cell<Held> = const { Cell::new(Held { kind: Kind::Nothing, depth: 0 }) };
 }
 
-/// The kind of permission that this thread has, and the number of guards through which it has the
-/// permission.
+/// How this thread holds the lock, and the number of its guards.
 #[derive(Clone, Copy)]
 struct Held {
     kind: Kind,
@@ -35,34 +34,35 @@ struct Held {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    /// The thread does not hold the lock.
     Nothing,
-    /// The thread is in a section: no other thread uses the generators.
+    /// The thread is in a section and holds the lock exclusively.
     Section,
-    /// Shared permission. Other threads may have shared permission at the same time.
+    /// The thread shares the lock with other threads that are not in a section.
     Place,
-    /// The thread works for another thread, which has permission.
+    /// The thread works for another thread, which holds the lock for both.
     Guest,
 }
 
-/// Locks the counts of threads with permission. The lock is used even after a panic, because a
-/// panic cannot make the counts inconsistent.
+/// Locks the mutex of [`HOLDERS`], even if a thread has panicked with the mutex locked. A panic
+/// cannot make the fields inconsistent.
 fn holders() -> MutexGuard<'static, Holders> {
     HOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A guard of this thread's permission to use the random generators. The permission ends when the
-/// last guard is dropped.
+/// A guard through which this thread holds the lock. The thread releases the lock when its last
+/// guard is dropped.
 #[derive(Debug)]
 struct Hold {
-    /// A permission belongs to one thread. This field keeps the guard from being sent to another
-    /// thread.
+    /// The thread that takes the lock must also release it. This field keeps the guard from being
+    /// sent to another thread.
     not_send: PhantomData<*const ()>,
 }
 
 impl Hold {
-    /// Returns a guard of this thread's permission. For the first guard of the thread, `kind` is
-    /// the kind of permission, and the caller has waited until this kind is allowed. Further guards
-    /// share the kind of the first.
+    /// Returns a guard of this thread. For the thread's first guard, `kind` says how the thread
+    /// holds the lock, and the caller has already taken the lock in this way. For further guards,
+    /// `kind` is ignored: they have the kind of the first guard.
     fn new(kind: Kind) -> Self {
         let held = HELD.get();
         let kind = if held.depth == 0 { kind } else { held.kind };
@@ -163,15 +163,16 @@ pub fn seeded(seed: u64) -> Result<Section> {
     Ok(section)
 }
 
-/// A guard of shared permission to use the random generators. While it exists, other threads cannot
-/// begin a section.
+/// A guard of the lock's shared side: several threads may have such a guard at the same time. While
+/// one exists, no other thread can begin a section.
 #[derive(Debug)]
 pub(crate) struct Place {
     _hold: Hold,
 }
 
-/// Waits until no other thread is in a section. Call this before code that uses or seeds the random
-/// generators, or changes numeric switches.
+/// Takes the lock's shared side: waits until no other thread is in a section. If this thread holds
+/// the lock already, does not wait. Call this before code that uses or seeds the random generators,
+/// or changes numeric switches.
 pub(crate) fn place() -> Place {
     if HELD.get().kind == Kind::Nothing {
         let waited = CHANGED.wait_while(holders(), |holders| holders.section);
@@ -180,29 +181,30 @@ pub(crate) fn place() -> Place {
     Place { _hold: Hold::new(Kind::Place) }
 }
 
-/// The permission to use the random generators that a thread passes on to a thread that works for
-/// it. The first thread waits for the new thread to end.
+/// Lets a new thread use the random generators while the thread that starts it holds the lock. The
+/// starting thread later waits for the new thread to end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Inherited {
+    /// Whether the starting thread holds the lock.
     holds: bool,
 }
 
 impl Inherited {
-    /// Returns whether the calling thread has permission, for a thread that it starts and waits
-    /// for.
+    /// Records whether the calling thread holds the lock, for a thread that it starts.
     pub(crate) fn current() -> Self {
         Self { holds: HELD.get().kind != Kind::Nothing }
     }
 
-    /// Applies the permission on the new thread. While the returned guard exists, the new thread
-    /// does not wait for sections, because the thread that started it has permission already.
-    /// Returns `None` if the starting thread has no permission.
+    /// Returns a guard for the new thread, or `None` if the starting thread does not hold the lock.
+    /// While the guard exists, [`place`] does not wait on the new thread. Without the guard, the
+    /// new thread could wait for the end of the starting thread's section, while the starting
+    /// thread waits for the new thread.
     pub(crate) fn enter(self) -> Option<Guest> {
         self.holds.then(|| Guest { _hold: Hold::new(Kind::Guest) })
     }
 }
 
-/// The guard of a thread that works for another thread. See [`Inherited::enter`].
+/// The guard of a thread that works for a thread that holds the lock. See [`Inherited::enter`].
 #[derive(Debug)]
 pub(crate) struct Guest {
     _hold: Hold,

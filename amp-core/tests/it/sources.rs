@@ -333,14 +333,15 @@ fn cells_that_do_not_fit_are_named() -> Result<()> {
     Ok(())
 }
 
-/// Returns a series of `count` pairs: the time plus 1000 times the series' number, and the negative
-/// of this sum.
+/// Returns the series `number` as a tensor `[count, 2]`. The row of time step t is `[x, -x]` with
+/// x = t + 1000 · `number`, so that a value shows its series and its time step.
 fn series(number: i64, count: i64) -> Tensor {
     let times = Tensor::arange(count, (Kind::Float, Device::Cpu)) + (1000 * number) as f64;
     Tensor::stack(&[&times, &-&times], 1)
 }
 
-/// Returns the first time of each window, in order, which identifies the window.
+/// Returns the first value of each window, in order. It shows the series of the window and the time
+/// step at which the window begins.
 fn starts(windows: &Windows) -> Result<Vec<i64>> {
     let start = |at| {
         let example = windows.get(at, &mut Rng::with_seed(0))?;

@@ -112,7 +112,7 @@ fn returns_a_result(closure: &ExprClosure, diag: &Diagnostics) -> Option<Option<
     {
         return Some(Some(((**written).clone(), output.clone())));
     }
-    diag.error(written, "`forward` returns a `Result`, as in `-> Result<(Tensor, Tensor)>`");
+    diag.error(written, "`forward` must return a `Result`, as in `-> Result<(Tensor, Tensor)>`");
     None
 }
 

@@ -133,12 +133,13 @@ pub struct Report {
     pub batch_size: i64,
     /// The loss scale as an exponent of 2. 0 if the precision has no loss scale.
     pub log2_scale: i32,
-    /// Whether dropout was on. Dropout is on only if it zeroes the same elements in all dtypes.
+    /// Whether dropout was on in the measured steps. It is on only if it zeroes the same elements
+    /// in all dtypes.
     pub dropout: bool,
-    /// The loss under the precision. The loss and all other measured values are null if they are
-    /// not finite.
+    /// The loss of the step under the precision. Null if it is not finite. The same holds for all
+    /// other measured values of the report.
     pub loss: Option<f64>,
-    /// The loss under 64-true.
+    /// The loss of the 64-true step.
     pub exact_loss: f64,
     /// The layers, in the order in which they run.
     pub layers: Vec<Layer>,

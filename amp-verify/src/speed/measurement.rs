@@ -6,17 +6,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
-    /// This trainer, which launches one operator at a time.
+    /// This library's trainer without CUDA graphs: the host launches the kernels of each operator
+    /// one after the other.
     Eager,
-    /// This trainer, with whole steps as CUDA graphs.
+    /// This library's trainer. The device runs each whole step as a CUDA graph.
     Graph,
-    /// This trainer, with CUDA graphs and with gradients that are stored in 16 bits, rounded as
-    /// PyTorch rounds them.
+    /// This library's trainer, with CUDA graphs and with gradients that are stored in 16 bits,
+    /// rounded as PyTorch rounds them.
     #[serde(rename = "graph-16-bit")]
     Graph16Bit,
-    /// This trainer, with CUDA graphs, gradients in 16 bits, and the optimizer's state in 8 bits.
+    /// This library's trainer, with CUDA graphs, gradients in 16 bits, and the optimizer's state in
+    /// 8 bits.
     GraphLean,
-    /// This trainer, with CUDA graphs, but without the checks of the training invariants.
+    /// This library's trainer, with CUDA graphs, but without the checks of the training invariants.
     GraphUnchecked,
     /// PyTorch Lightning.
     Lightning,
@@ -34,7 +36,8 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// The peers: the other engines, which the Python program runs, in the order of the tables.
+    /// The peers: the PyTorch engines with which this library's trainer is compared, in the order
+    /// of the tables. A Python program runs them.
     pub const PEERS: [Self; 6] = [
         Self::Lightning,
         Self::TorchLoop,
@@ -62,12 +65,12 @@ impl Engine {
         }
     }
 
-    /// Returns whether the engine is a variant of this trainer.
+    /// Returns whether the engine is a variant of this library's trainer.
     pub fn is_ours(self) -> bool {
         self == Self::Eager || self.is_graph()
     }
 
-    /// Returns whether the engine is a variant of this trainer with CUDA graphs.
+    /// Returns whether the engine is a variant of this library's trainer with CUDA graphs.
     pub fn is_graph(self) -> bool {
         matches!(self, Self::Graph | Self::Graph16Bit | Self::GraphLean | Self::GraphUnchecked)
     }

@@ -1,4 +1,5 @@
-//! The source of amp-core and amp-verify for a user's crate.
+//! Finds where a user's crate gets its dependencies amp-core and amp-verify from: a folder, a git
+//! repository or crates.io.
 
 use std::env;
 use std::fs;
@@ -17,11 +18,10 @@ const CRATES_IO: [&str; 2] =
 pub(crate) enum Source {
     /// A local checkout of this repository.
     Path(PathBuf),
-    Git {
-        url: String,
-        rev: Option<String>,
-    },
-    /// A version that is published on crates.io.
+    /// A git repository. `rev` is the revision. Without it, cargo takes the newest commit of the
+    /// default branch.
+    Git { url: String, rev: Option<String> },
+    /// A version on crates.io.
     Version(String),
 }
 
@@ -48,6 +48,7 @@ impl Source {
             .unwrap_or_else(|| Err(unknown(&format!("cargo-amp was installed from {package}"))))
     }
 
+    /// Parses the value of `--amp-source`: a git URL, a version or a folder.
     fn parse(option: &str) -> Result<Self, Error> {
         if option.contains("://") || option.starts_with("git@") {
             let (url, rev) = match option.split_once('#') {

@@ -1,4 +1,4 @@
-//! An attribute that cannot be parsed causes one error: no optimizer is reported as missing.
+//! A syntax error in `#[optimizer(…)]` is the only error: the optimizer is not reported as missing.
 
 use amp_core::prelude::*;
 

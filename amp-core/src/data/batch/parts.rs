@@ -22,7 +22,7 @@ impl AnyBatch {
     pub(crate) fn check_divisible(&self, why: &str, remedy: &str) -> Result<()> {
         match self.shared_field() {
             Some(name) if !self.common => Err(Error::config(format!(
-                "{why}, but `{name}` of the batch is shared, and may hold rows of all its examples: {remedy}"
+                "{why}, which is impossible because the shared field `{name}` of the batch may hold rows of all examples: {remedy}"
             ))),
             _ => Ok(()),
         }

@@ -29,8 +29,7 @@ use super::{
 };
 use crate::{Error, Result, ffi};
 
-/// Multi-head attention through scaled_dot_product_attention; nn.MultiheadAttention with
-/// batch_first.
+/// Multi-head attention: nn.MultiheadAttention with batch_first, by scaled_dot_product_attention.
 ///
 /// As a [`Module`] it is self-attention on `[N, L, embed_dim]`. For other inputs or with a mask,
 /// call [`attend`](Self::attend): in a derived `#[forward]`, `self.attention.attend(…, cx)`.
@@ -77,9 +76,10 @@ impl MultiheadAttention {
     /// projections' weights (Xavier uniform), `bias_k` and `bias_v` (Xavier normal). Biases are 0.
     ///
     /// # Errors
-    /// When `num_heads` does not divide `embed_dim`, `num_kv_heads` does not divide `num_heads`, a
-    /// width is not positive, `dropout` is not in [0, 1], `causal` is set with `add_bias_kv` or
-    /// `add_zero_attn`, or the heads of a rotary embedding have an odd width.
+    /// - When `num_heads` does not divide `embed_dim`, or `num_kv_heads` not `num_heads`.
+    /// - When a number of features or heads is not positive, or `dropout` is not in [0, 1].
+    /// - When `causal` is set together with `add_bias_kv` or `add_zero_attn`.
+    /// - When `rotary` is set and a head's number of features, `embed_dim / num_heads`, is odd.
     pub fn new(config: MultiheadAttentionConfig) -> Result<Self> {
         config.check()?;
         let MultiheadAttentionConfig { embed_dim: d, bias, kdim, vdim, rotary, .. } = config;
@@ -137,7 +137,7 @@ impl MultiheadAttention {
     }
 
     /// Computes the attention of `query` to `key` and `value`, with a mask, as torch's
-    /// `forward(query, key, value)` does, but without the weights. The option `causal` applies in
+    /// `forward(query, key, value)` does, but returns no weights. The option `causal` applies in
     /// addition to the mask. If the model runs through a [`KvCache`], the masks cover the cached
     /// keys too, and a rotary embedding counts positions from the first cached token.
     ///

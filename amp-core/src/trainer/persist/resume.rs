@@ -313,16 +313,16 @@ impl Run<'_, '_> {
     }
 }
 
-/// The differences between the saved run and the resumed run that the user allows.
+/// Decides which differences between the saved run and the resumed run the user allows.
 struct Permits<'c> {
     with: &'c [Change],
-    /// The differences that were found.
+    /// The kinds of the allowed differences that were found.
     changed: Vec<Change>,
 }
 
 impl Permits<'_> {
-    /// Records that the setting `what` differs. Returns an error if the user does not allow the
-    /// change `by`; `None` means that no permission is possible.
+    /// Records that the setting `what` is `there` in the saved run and `here` in this run. Returns
+    /// an error if the user has not allowed the change `by`, or if `by` is `None`.
     fn differ(
         &mut self,
         what: &str,
@@ -375,7 +375,7 @@ fn in_words(name: &str) -> &str {
     }
 }
 
-/// Returns a limit as a number, as users write it: 10 batches, or the fraction 0.5.
+/// Returns a limit as the number that users write: 10 for 10 batches, or 0.5 for half of them.
 fn limit_value(limit: Limit) -> Value {
     match limit {
         Limit::Batches(most) => most.into(),

@@ -31,7 +31,7 @@ fn inputs_of_the_closure_have_names() {
 fn a_closure_returns_a_result() {
     forward(
         "|x| -> Tensor { model(x) }",
-        &[("Tensor", "`forward` returns a `Result`, as in `-> Result<(Tensor, Tensor)>`")],
+        &[("Tensor", "`forward` must return a `Result`, as in `-> Result<(Tensor, Tensor)>`")],
     );
 }
 

@@ -20,7 +20,7 @@ pub(super) fn text(finding: &Finding, searched: bool) -> String {
         }
         Cause::Baseline => return "baseline: 32-true fails as well".into(),
         Cause::Unknown => return "unknown: ".into(),
-        // The code that finds broken rules also writes the text about them.
+        // The code that finds a broken rule also writes the whole text about it.
         Cause::Rule => return String::new(),
         Cause::Precision => {
             format!("precision: the run with seed {seed} fails again, but passes under 32-true")
@@ -30,7 +30,7 @@ pub(super) fn text(finding: &Finding, searched: bool) -> String {
         let error = finding.layer_error.map_or("not finite".into(), percent);
         match finding.is_beyond {
             true => format!("; the own error of `{layer}` is larger than rounding explains ({error} of its output)"),
-            false => format!("; `{layer}` has the largest own error ({error} of its output)"),
+            false => format!("; of all layers, `{layer}` itself makes the largest error (relative to its output: {error})"),
         }
     });
     let remedy = if !searched {

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use amp_core::{Error, Result, hardware, precision::Precision, tch, tch::Device};
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::{
     interleaved::Engine,
@@ -14,6 +14,7 @@ use crate::registry::Registry;
 
 /// The command-line options of `bench`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("compared").multiple(true))]
 pub struct BenchArgs {
     /// What to train, separated by commas: workloads of the registry, or models [default: the registry's
     /// workloads for the device, or its first model]
@@ -47,18 +48,18 @@ pub struct BenchArgs {
     pub time_limit: Option<u64>,
     /// Also measure Lightning, PyTorch loops and torch.compile, if the Python of --python has these
     /// packages
-    #[arg(long)]
+    #[arg(long, group = "compared")]
     pub peers: bool,
-    /// Measure only these peers, separated by commas: lightning, torch-loop, torch-fused, torch-compile,
-    /// torch-compile-default, torch-compile-autotuned
-    #[arg(long, value_delimiter = ',', value_name = "NAMES", requires = "peers", value_parser = peer)]
+    /// As --peers, but measure only these peers, separated by commas: lightning, torch-loop,
+    /// torch-fused, torch-compile, torch-compile-default, torch-compile-autotuned
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", group = "compared", value_parser = peer)]
     pub peer: Vec<Engine>,
     /// The Python interpreter that runs the engines of --peers
-    #[arg(long, value_name = "PATH", default_value = "python3", requires = "peers")]
+    #[arg(long, value_name = "PATH", default_value = "python3", requires = "compared")]
     pub python: PathBuf,
     /// Use this Python script for the engines of --peers, in place of the script that the registry
     /// names
-    #[arg(long, value_name = "FILE", requires = "peers")]
+    #[arg(long, value_name = "FILE", requires = "compared")]
     pub peers_script: Option<PathBuf>,
     /// Threads of one CPU operation [default: all cores]
     #[arg(long)]

@@ -72,7 +72,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
         targets: Vec::new(),
         notes,
     };
-    let (python, mut peers) = match args.peers {
+    let (python, mut peers) = match args.peers || !args.peer.is_empty() {
         true => {
             let python = Python::new(registry, &args.python, args.peers_script.as_deref())?;
             let engines = peers::engines(plan.device, &args.peer);

@@ -5,11 +5,10 @@ use amp_core::{
     callback::{Action, Callback, Mode, ModelCheckpoint},
     data::DataModule,
     nn::{self, Checkpoint, Linear, Sequential},
-    optim::TrainingPlan,
     precision::{GradScalerConfig, Precision, StepOutcome},
     record::RunRecord,
     tch::{Device, Tensor},
-    trainer::{Averaging, Freeze, StepAccess},
+    trainer::{Freeze, StepAccess},
 };
 use rstest::rstest;
 use tempfile::tempdir;
@@ -166,44 +165,6 @@ fn a_summary_shows_the_memory_after_the_last_freeze() -> Result<()> {
     let short = Trainer::new(TrainerConfig { max_steps: Some(1), ..config });
     let short = short.summary(&mut net, &data()?)?;
     assert_eq!((short.memory, short.trained_later), (frozen.memory, 0));
-    Ok(())
-}
-
-/// A run counts the parameters that it trains from its start on and those that it trains later. A
-/// note reports a freeze or a mean of weights whose time the run does not reach. A run has five
-/// epochs of four steps.
-#[rstest]
-#[case::reached(&["encoder.*=epoch:4"], 4, 1040, &[])]
-#[case::in_the_last_step(&["encoder.*=step:19"], 4, 1040, &[])]
-#[case::endless(&["encoder.*"], 4, 0, &[])]
-#[case::partly(&["encoder.*=epoch:4", "encoder.0.bias"], 4, 1024, &[])]
-#[case::after_the_last_epoch(&["encoder.*=epoch:5"], 4, 0, &["freeze: encoder.*=epoch:5 does not end"])]
-#[case::after_the_last_step(&["encoder.*=step:20"], 4, 0, &["freeze: encoder.*=step:20 does not end"])]
-#[case::average(&[], 5, 0, &["the weights are not averaged: the average's start_epoch is 5"])]
-fn a_time_that_the_run_does_not_reach_is_noted(
-    #[case] freeze: &[&str],
-    #[case] start_epoch: i64,
-    #[case] later: i64,
-    #[case] expected: &[&str],
-) -> Result<()> {
-    let config = config(Precision::F32True, freeze);
-    let config = config.with(|config| {
-        config.optimization.averaging = Some(Averaging::Swa { start_epoch });
-    });
-    let record = train(&mut built(|| Net::builder().build())?, config.clone())?;
-    let frozen = if freeze.is_empty() { 0 } else { 1040 };
-    assert_eq!((record.start.run.parameters, record.start.trained_later), (1482 - frozen, later));
-    let of_times = |note: &&String| note.starts_with("freeze:") || note.contains("start_epoch");
-    let notes: Vec<&String> = record.notes.iter().filter(of_times).collect();
-    assert_eq!(notes.len(), expected.len(), "{notes:?}");
-    assert!(notes.iter().zip(expected).all(|(note, says)| note.starts_with(says)), "{notes:?}");
-    // A short trial has the plan of the longer run, which reaches these times.
-    let trial = config.with(|config| {
-        config.optimization.plan =
-            Some(TrainingPlan { max_epochs: 6, estimated_stepping_batches: 24 });
-    });
-    let record = train(&mut built(|| Net::builder().build())?, trial)?;
-    assert!(!record.notes.iter().any(|note| of_times(&note)), "{:?}", record.notes);
     Ok(())
 }
 

@@ -1,14 +1,16 @@
 //! Tests of frozen layers inside a checkpointed layer, with a memory budget, and in a step that
-//! overflows. Also tests of one weight that has two names.
+//! overflows, of freezes that end after the run, and of one weight that has two names.
 
 use amp_core::{
     Trainer, TrainerConfig,
     data::DataModule,
     event::Skipped,
     nn::{self, Visit, Visitor, visit_child},
+    optim::TrainingPlan,
     precision::{GradScalerConfig, Policy},
     prelude::*,
     record::RunRecord,
+    trainer::Averaging,
 };
 use rstest::rstest;
 
@@ -156,6 +158,44 @@ fn the_budget_of_a_later_step_counts_the_optimizer_state() -> Result<()> {
     assert_eq!(run(Some(bytes))?.0, run(None)?.0);
     let text = message(run(Some(bytes - 1)));
     assert!(text.contains("but a step after the end of"), "{text}");
+    Ok(())
+}
+
+/// A run counts the parameters that it trains from its start on and those that it trains later. A
+/// note reports a freeze or a mean of weights whose time the run does not reach. A run has five
+/// epochs of four steps.
+#[rstest]
+#[case::reached(&["middle.*=epoch:4"], 4, 1056, &[])]
+#[case::in_the_last_step(&["middle.*=step:19"], 4, 1056, &[])]
+#[case::endless(&["middle.*"], 4, 0, &[])]
+#[case::partly(&["middle.*=epoch:4", "middle.0.bias"], 4, 1024, &[])]
+#[case::after_the_last_epoch(&["middle.*=epoch:5"], 4, 0, &["freeze: middle.*=epoch:5 does not end"])]
+#[case::after_the_last_step(&["middle.*=step:20"], 4, 0, &["freeze: middle.*=step:20 does not end"])]
+#[case::average(&[], 5, 0, &["the weights are not averaged: the average's start_epoch is 5"])]
+fn a_time_that_the_run_does_not_reach_is_noted(
+    #[case] freeze: &[&str],
+    #[case] start_epoch: i64,
+    #[case] later: i64,
+    #[case] expected: &[&str],
+) -> Result<()> {
+    let config = config(Precision::F32True, freeze).with(|config| {
+        config.max_epochs = 5;
+        config.optimization.averaging = Some(Averaging::Swa { start_epoch });
+    });
+    let (_, record) = train(|| Plain::builder().build(), config.clone())?;
+    let frozen = if freeze.is_empty() { 0 } else { 1056 };
+    assert_eq!((record.start.run.parameters, record.start.trained_later), (4522 - frozen, later));
+    let of_times = |note: &&String| note.starts_with("freeze:") || note.contains("start_epoch");
+    let notes: Vec<&String> = record.notes.iter().filter(of_times).collect();
+    assert_eq!(notes.len(), expected.len(), "{notes:?}");
+    assert!(notes.iter().zip(expected).all(|(note, says)| note.starts_with(says)), "{notes:?}");
+    // A short trial has the plan of the longer run, which reaches these times.
+    let trial = config.with(|config| {
+        let (max_epochs, estimated_stepping_batches) = (6, 24);
+        config.optimization.plan = Some(TrainingPlan { max_epochs, estimated_stepping_batches });
+    });
+    let (_, record) = train(|| Plain::builder().build(), trial)?;
+    assert!(!record.notes.iter().any(|note| of_times(&note)), "{:?}", record.notes);
     Ok(())
 }
 

@@ -88,6 +88,8 @@ impl Dataset for Disturbed {
 /// batches are therefore still loaded ahead.
 #[test]
 fn draws_of_another_thread_are_not_the_sets() -> Result<()> {
+    // No other test may use the generator meanwhile, from which the other thread draws.
+    let _section = seeded(0);
     let data = SharedDataset::from(Disturbed { gathered_on: Vec::new() });
     let loading = Loading { placement: Placement::Host, prefetch: Some(2), ..Loading::default() };
     let loader = DataLoader::new(&data, 2, loading, Policy::new(Precision::F32True, device()))?;

@@ -70,3 +70,54 @@ impl ChangeArgs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use amp_core::prelude::*;
+    use clap::Parser;
+
+    use crate::{DataSet, Registry, case::Case, model, options::RunArgs, project};
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    #[derive(LightningModule)]
+    #[loss(mse_loss)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Net {
+        #[layer(linear(2, 1))]
+        head: Linear,
+    }
+
+    /// Returns 16 training examples and 16 validation examples.
+    fn ones(batch_size: i64) -> Result<DataModule> {
+        let part = |width| Tensor::f_ones([16, width], (Kind::Float, Device::Cpu));
+        let rows = || Batch::new(part(2)?, part(1)?);
+        Ok(DataModule::new("ones", rows()?, rows()?, batch_size))
+    }
+
+    /// Checks that the changes reach the model's run, and that the plan of the learning rates has
+    /// the length of the changed run.
+    #[test]
+    fn a_run_is_planned_with_the_changes() -> Result<()> {
+        let registry = Registry::new(project!())
+            .data_set(DataSet::new("ones", ones))
+            .model(model!(Net).judged_by_loss().batch_size(4));
+        let planned = |options: &str| -> Result<(i64, i64)> {
+            let run = Command::parse_from(["amp"].into_iter().chain(options.split(' '))).run;
+            let case = Case::new(&registry, registry.find(None)?, run.choices(), Device::Cpu)?;
+            let plan = case.trainer.optimization.plan.expect("a plan");
+            Ok((plan.max_epochs, plan.estimated_stepping_batches))
+        };
+        assert_eq!(planned("--epochs 3")?, (3, 12));
+        assert_eq!(planned("--epochs 3 --limit-train-batches 1")?, (3, 3));
+        assert_eq!(planned("--epochs 3 --limit-train-batches 0.5")?, (3, 6));
+        assert_eq!(planned("--epochs 3 --batch-size 8 --accumulate-grad-batches 2")?, (3, 3));
+        assert_eq!(planned("--epochs 3 --max-steps 5")?, (3, 5));
+        assert_eq!(planned("--steps 9")?.1, 9);
+        Ok(())
+    }
+}

@@ -3,6 +3,7 @@
 
 mod draws;
 mod exponents;
+mod frozen;
 mod registry;
 mod scores;
 mod verdict;

@@ -194,18 +194,23 @@ fn a_note_gives_the_reason_why_a_hand_written_step_is_not_a_graph() -> Result<()
     Ok(())
 }
 
-/// Runs with and without graphs, in turns, leave the same number of bytes in use.
+/// Runs with and without graphs leave no memory in use. The first run is not measured: its capture
+/// frees the workspaces that cuBLAS has kept from other tests.
 #[rstest]
 fn the_memory_of_a_graph_is_released() -> Result<()> {
     let Device::Cuda(_) = device() else { return Ok(()) };
-    let meter = MemoryMeter::start(device())?;
-    let mut left = Vec::new();
-    for graph in [Graph::Off, Graph::Off, Graph::On, Graph::Off, Graph::On] {
+    let run = |graph| {
         let mut config = config(Precision::Bf16Mixed, graph);
         config.max_epochs = 2;
-        train(&config, one_cycle, Vec::new())?;
+        train(&config, one_cycle, Vec::new()).map(drop)
+    };
+    run(Graph::On)?;
+    let meter = MemoryMeter::start(device())?;
+    let mut left = Vec::new();
+    for graph in [Graph::Off, Graph::On, Graph::Off, Graph::On] {
+        run(graph)?;
         left.push(meter.allocated()?);
     }
-    assert_eq!(left, [left[0]; 5]);
+    assert_eq!(left, [0; 4]);
     Ok(())
 }

@@ -17,7 +17,18 @@ pub(crate) fn command() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-fn could_not_start(error: &std::io::Error) -> Error {
+/// Creates the command `cargo test` for `package`, or for the whole workspace.
+pub(crate) fn test(package: Option<&str>) -> Command {
+    let mut command = command();
+    command.arg("test");
+    match package {
+        Some(name) => command.args(["--package", name]),
+        None => command.arg("--workspace"),
+    };
+    command
+}
+
+pub(crate) fn could_not_start(error: &std::io::Error) -> Error {
     Error::new(format!("cargo could not be run ({error}): put it on PATH"))
 }
 

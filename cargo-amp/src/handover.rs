@@ -52,12 +52,7 @@ pub(crate) fn test(
     device: Option<Device>,
     arguments: &[OsString],
 ) -> Result<ExitCode, Error> {
-    let mut command = cargo::command();
-    command.arg("test");
-    match package {
-        Some(package) => command.args(["--package", &package.name]),
-        None => command.arg("--workspace"),
-    };
+    let mut command = cargo::test(package.map(|package| package.name.as_str()));
     // With this option, cargo runs all test binaries even if one fails, and lists the failed
     // binaries at the end.
     command.arg("--no-fail-fast");

@@ -6,6 +6,7 @@
 
 #[macro_use]
 mod say;
+mod test_build;
 
 mod cargo;
 mod cli;
@@ -28,6 +29,7 @@ use error::Error;
 use libtorch::Libtorch;
 use pack::Pack;
 use project::Project;
+use test_build::TestBuild;
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|error| {
@@ -57,7 +59,17 @@ fn run() -> Result<ExitCode, Error> {
             let project = Project::find()?;
             let package = package.map(|name| project.named(name)).transpose()?;
             let libtorch = libtorch_of(&project)?;
-            let python = python::ensure(&project)?;
+            let python = if python::is_missing(&project) {
+                let build = TestBuild::start(&libtorch, package)?;
+                let python = python::ensure(&project)?;
+                let status = build.wait()?;
+                if !status.success() {
+                    return Ok(cargo::exit_code(status));
+                }
+                python
+            } else {
+                python::ensure(&project)?
+            };
             handover::test(&libtorch, package, python.as_deref(), device, &arguments)
         }
         Request::Pack { output, bin_only } => {

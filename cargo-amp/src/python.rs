@@ -16,6 +16,16 @@ const WANTED: Wanted = Wanted {
     otherwise: "or run `cargo test --workspace`, where the tests that need them fail",
 };
 
+/// Returns whether the project lists packages that are not installed.
+pub(crate) fn is_missing(project: &Project) -> bool {
+    let requirements = project.test_python_packages();
+    !requirements.is_empty() && !is_complete(&home(project), requirements)
+}
+
+fn home(project: &Project) -> PathBuf {
+    project.root().join(".amp/python")
+}
+
 /// Installs the packages that `test-python-packages` lists, if they are missing. Returns the folder
 /// with the packages, or `None` if the project lists no packages.
 pub(crate) fn ensure(project: &Project) -> Result<Option<PathBuf>, Error> {
@@ -23,8 +33,8 @@ pub(crate) fn ensure(project: &Project) -> Result<Option<PathBuf>, Error> {
     if requirements.is_empty() {
         return Ok(None);
     }
+    let home = home(project);
     let kept = project.root().join(".amp");
-    let home = kept.join("python");
     let unwritable = |error: io::Error| {
         Error::new(format!(
             "the tests' Python packages could not be put into {} ({error}): make it writable and \

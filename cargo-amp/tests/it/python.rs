@@ -2,6 +2,7 @@
 //! once. pip is replaced.
 
 use std::fs;
+use std::path::Path;
 
 use crate::support::{Checkout, assert_refused, assert_succeeded, output, stderr, stdout};
 
@@ -13,6 +14,16 @@ fn asking() -> Checkout {
                 test-python-packages = [\"tensorboard==2.20.0\", \"numpy<3\"]\n";
     project.write("Cargo.toml", &(manifest + asks));
     project
+}
+
+/// Returns the process id and the arguments of each cargo that built the tests while pip ran.
+fn builds(project: &Checkout) -> Vec<(u32, String)> {
+    let log = fs::read_to_string(project.path("pip.log.cargo")).unwrap_or_default();
+    let read = |line: &str| {
+        let (id, arguments) = line.split_once(' ').expect("an id and arguments");
+        (id.parse().expect("an id"), arguments.to_owned())
+    };
+    log.lines().map(read).collect()
 }
 
 /// Returns the requirements that were passed to pip, one entry for each run of pip.
@@ -48,6 +59,9 @@ fn only_the_tests_fetch_the_packages_and_only_once() {
     let second = output(&mut project.cargo_amp(&["test"]));
     assert_eq!(stderr(&second), "");
     assert_eq!(fetches(&project).len(), 1);
+    // The tests were built while pip ran the first time.
+    let [(_, built)] = &builds(&project)[..] else { panic!("{:?}", builds(&project)) };
+    assert_eq!(built, "test --workspace --no-run --quiet");
     assert_eq!(project.pip_runs(), runs_of_setup, "libtorch was fetched by setup alone");
     // An environment variable passes the packages' folder to the tests.
     let line = format!("python {}\n", project.path(".amp/python").display());
@@ -84,4 +98,24 @@ fn a_failed_fetch_is_one_line_and_leaves_the_old_packages() {
     assert_refused(&run, &parts);
     assert!(project.path(".amp/python/tensorboard/old").exists());
     assert!(!project.path(".amp/python.partial").exists());
+}
+
+#[test]
+fn tests_that_do_not_build_are_not_run() {
+    let project = asking();
+    let run = output(project.cargo_amp(&["test", "-p", "mine"]).env("FAKE_TEST_BUILD", "fails"));
+    assert_eq!((run.status.code(), stdout(&run)), (Some(101), String::new()), "{}", stderr(&run));
+    let [(_, built)] = &builds(&project)[..] else { panic!("{:?}", builds(&project)) };
+    assert_eq!(built, "test --package mine --no-run --quiet");
+}
+
+/// A failed fetch ends the build that runs beside it, so that the error is the last line.
+#[test]
+fn a_failed_fetch_ends_the_build() {
+    let project = asking();
+    let mut command = project.cargo_amp(&["test"]);
+    command.env("FAKE_TENSORBOARD", "network").env("FAKE_TEST_BUILD", "endless");
+    assert_refused(&output(&mut command), &["could not be fetched"]);
+    let [(id, _)] = builds(&project)[..] else { panic!("{:?}", builds(&project)) };
+    assert!(!Path::new(&format!("/proc/{id}")).exists(), "cargo still runs");
 }

@@ -1,0 +1,40 @@
+//! Builds the tests while pip fetches the Python packages that they need.
+
+use std::io;
+use std::process::{Child, ExitStatus, Stdio};
+
+use crate::cargo;
+use crate::error::Error;
+use crate::libtorch::Libtorch;
+use crate::project::Package;
+
+/// A running cargo that builds tests. Dropping this value ends cargo.
+pub(crate) struct TestBuild(Child);
+
+impl TestBuild {
+    /// Starts building all test binaries of `package`, or of the whole workspace. pip mostly waits
+    /// for the network and the disk, so a build beside it costs almost no additional time. Cargo
+    /// prints only warnings and errors, because pip shows its progress on the same terminal.
+    pub(crate) fn start(libtorch: &Libtorch, package: Option<&Package>) -> Result<Self, Error> {
+        note!("building the tests at the same time");
+        let mut command = cargo::test(package.map(|package| package.name.as_str()));
+        command.args(["--no-run", "--quiet"]);
+        // The same variables as for the run of the tests, so that cargo builds nothing twice.
+        libtorch.apply_to_run(&mut command);
+        command.stdin(Stdio::null()).stdout(Stdio::from(io::stderr()));
+        command.spawn().map(Self).map_err(|error| cargo::could_not_start(&error))
+    }
+
+    /// Waits until cargo has ended.
+    pub(crate) fn wait(mut self) -> Result<ExitStatus, Error> {
+        self.0.wait().map_err(|error| cargo::could_not_start(&error))
+    }
+}
+
+impl Drop for TestBuild {
+    fn drop(&mut self) {
+        // Both fail if cargo has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

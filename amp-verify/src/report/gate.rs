@@ -5,7 +5,7 @@
 use super::{color, page::escaped};
 use crate::{
     gate::{Comparison, Coverage, Finding, ModelReport, PrecisionResult, Report, Row, Status},
-    text::{of_bound, percent},
+    text::of_bound,
 };
 
 const STYLE: &str = include_str!("style.css");
@@ -75,11 +75,10 @@ fn first_failure(report: &Report) -> String {
 fn found(finding: &Finding) -> String {
     let mut out = String::new();
     if let Some(layer) = &finding.layer {
-        let error = finding.layer_error.map_or("not finite".to_owned(), percent);
         out += &format!(
-            "<p>Suspected layer: <code>{}</code>, whose own error is {} of its output</p>\n",
+            "<p>Suspected layer: <code>{}</code>, whose own error is {}</p>\n",
             escaped(layer),
-            escaped(&error)
+            escaped(&finding.layer_error_text())
         );
     }
     out += &format!("<p>{}</p>\n", escaped(&finding.text));

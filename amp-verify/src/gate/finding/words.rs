@@ -27,10 +27,11 @@ pub(super) fn text(finding: &Finding, searched: bool) -> String {
         }
     };
     let worst = layer.as_ref().map_or(String::new(), |layer| {
-        let error = finding.layer_error.map_or("not finite".into(), percent);
-        match finding.is_beyond {
-            true => format!("; the own error of `{layer}` is larger than rounding explains ({error} of its output)"),
-            false => format!("; of all layers, `{layer}` itself makes the largest error (relative to its output: {error})"),
+        let error = finding.layer_error_text();
+        if finding.is_beyond {
+            format!("; the own error of `{layer}` is larger than rounding explains ({error})")
+        } else {
+            format!("; of all layers, `{layer}` itself makes the largest error ({error})")
         }
     });
     let remedy = if !searched {
@@ -43,4 +44,29 @@ pub(super) fn text(finding: &Finding, searched: bool) -> String {
         format!("must stay in FP32 ({minimal}): {}", modules.join(", "))
     };
     format!("{text}{worst}; {remedy}")
+}
+
+impl Finding {
+    /// Formats the suspected layer's error, as in `12 % of its output`.
+    pub fn layer_error_text(&self) -> String {
+        self.layer_error
+            .map_or("not finite".into(), |error| format!("{} of its output", percent(error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_is_not_finite_is_no_share_of_the_output() {
+        let mut finding =
+            Finding { layer: Some("head".into()), cause: Cause::Precision, ..Finding::of(1, None) };
+        assert!(
+            text(&finding, false).ends_with("`head` itself makes the largest error (not finite)")
+        );
+        finding.layer_error = Some(0.12);
+        finding.is_beyond = true;
+        assert!(text(&finding, false).ends_with("than rounding explains (12 % of its output)"));
+    }
 }

@@ -59,17 +59,16 @@ fn run() -> Result<ExitCode, Error> {
             let project = Project::find()?;
             let package = package.map(|name| project.named(name)).transpose()?;
             let libtorch = libtorch_of(&project)?;
-            let python = if python::is_missing(&project) {
-                let build = TestBuild::start(&libtorch, package)?;
-                let python = python::ensure(&project)?;
+            let build = python::is_missing(&project)
+                .then(|| TestBuild::start(&libtorch, package))
+                .transpose()?;
+            let python = python::ensure(&project)?;
+            if let Some(build) = build {
                 let status = build.wait()?;
                 if !status.success() {
                     return Ok(cargo::exit_code(status));
                 }
-                python
-            } else {
-                python::ensure(&project)?
-            };
+            }
             handover::test(&libtorch, package, python.as_deref(), device, &arguments)
         }
         Request::Pack { output, bin_only } => {

@@ -96,7 +96,7 @@ mod tests {
     use rstest::rstest;
 
     use crate::{
-        DataSet, Registry,
+        DataSet, Model, Registry,
         gate::{Task, deadline::Deadline, job::Job, waves::waves},
         length::Length,
         model, project,
@@ -137,6 +137,15 @@ mod tests {
         Ok(share.f_mean(Kind::Float)?.f_neg()?)
     }
 
+    /// Returns the texts of the failures in the first steps of the model.
+    fn failures(name: &str, model: Model, precision: Precision) -> Result<Vec<String>> {
+        let registry =
+            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
+        let job = Job::new(name, precision, 3, Length::Epochs(1), Task::Conformance);
+        let outcome = super::super::run(&job, &registry, &Deadline::default())?;
+        Ok(outcome.failures.into_iter().map(|failure| failure.text).collect())
+    }
+
     /// Checks that the report names the code after the last layer if this code computes in 16 bits,
     /// and that the gate accepts the same loss in f32.
     #[rstest]
@@ -146,12 +155,7 @@ mod tests {
     ) -> Result<()> {
         let model = model!(Ranking).judged_by_loss().margin(1.0).batch_size(64);
         let model = model.hyperparameters(serde_json::json!({ "wide": wide }));
-        let registry =
-            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
-        let job = Job::new("Ranking", precision, 3, Length::Epochs(1), Task::Conformance);
-        let outcome = super::super::run(&job, &registry, &Deadline::default())?;
-        let texts: Vec<&str> =
-            outcome.failures.iter().map(|failure| failure.text.as_str()).collect();
+        let texts = failures("Ranking", model, precision)?;
         match wide {
             true => assert_eq!(texts, [""; 0]),
             false => assert!(texts[0].contains("code after this layer, computes in"), "{texts:?}"),
@@ -166,12 +170,7 @@ mod tests {
         #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
     ) -> Result<()> {
         let model = model!(Enlarged).judged_by_loss().margin(1.0).batch_size(64);
-        let registry =
-            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
-        let job = Job::new("Enlarged", precision, 3, Length::Epochs(1), Task::Conformance);
-        let outcome = super::super::run(&job, &registry, &Deadline::default())?;
-        let texts: Vec<&str> =
-            outcome.failures.iter().map(|failure| failure.text.as_str()).collect();
+        let texts = failures("Enlarged", model, precision)?;
         assert!(texts[0].contains("differs from 32-true's by"), "{texts:?}");
         assert!(!texts.iter().any(|text| text.contains("code after")), "{texts:?}");
         Ok(())

@@ -13,8 +13,8 @@ pub(crate) struct TestBuild(Child);
 
 impl TestBuild {
     /// Starts building all test binaries of `package`, or of the whole workspace. pip mostly waits
-    /// for the network and the disk, so a build beside it costs almost no additional time. Cargo
-    /// prints only warnings and errors, because pip shows its progress on the same terminal.
+    /// for the network and the disk, so cargo builds in the meantime. Cargo prints only
+    /// warnings and errors, because pip shows its progress on the same terminal.
     pub(crate) fn start(libtorch: &Libtorch, package: Option<&Package>) -> Result<Self, Error> {
         note!("building the tests at the same time");
         let mut command = cargo::test(package.map(|package| package.name.as_str()));

@@ -226,8 +226,8 @@ impl SharedDataset {
         matches!(self.reader, Reader::Stream(_))
     }
 
-    /// Returns whether the set reads any example by itself. Batches of one example then cost no more
-    /// than larger ones. A stream is not such a set: it also copies its state for each batch.
+    /// Returns whether the set can read a single example without reading others. Batches of one
+    /// example then cost no more than larger ones. A stream is not such a set: it also copies its state for each batch.
     pub fn reads_single_examples(&self) -> bool {
         matches!(self.reader, Reader::Examples(_))
     }

@@ -245,7 +245,8 @@ impl Evaluator {
     }
 
     /// Runs a batch. If memory is too short for the whole batch, splits the batch into parts,
-    /// unless its loss or its shared tensors forbid that. Returns what the batch logged and the result for each part.
+    /// unless its loss or its shared tensors forbid that. Returns what the batch logged and the
+    /// result for each part.
     fn in_parts<T>(
         &mut self,
         batch: &AnyBatch,

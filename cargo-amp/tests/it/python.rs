@@ -109,7 +109,8 @@ fn tests_that_do_not_build_are_not_run() {
     assert_eq!(built, "test --package mine --no-run --quiet");
 }
 
-/// A failed fetch ends the build that runs beside it, so that the error is the last line.
+/// If pip fails, cargo-amp ends the build that runs at the same time, so that the error is the last
+/// line.
 #[test]
 fn a_failed_fetch_ends_the_build() {
     let project = asking();

@@ -1,6 +1,9 @@
 // Cross entropy and the number of correct predictions on CUDA devices (kernels/classification.cu). libtorch computes
 // them on other devices, and for logits that the kernels do not support.
 
+#include <ATen/Dispatch.h>
+#include <ATen/NumericUtils.h>
+#include <ATen/TensorIterator.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Reduction.h>
 #include <ATen/core/Tensor.h>
@@ -14,6 +17,7 @@
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -196,6 +200,12 @@ at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
   return trains ? AmpCrossEntropy::apply(logits, targets) : at::Tensor();
 }
 
+// Throws an error if `target` is not one of the classes.
+void check_class(int64_t target, int64_t classes) {
+  TORCH_CHECK(target >= 0 && target < classes, "a target is class ", target, ", but there are ", classes,
+              " classes, counted from 0");
+}
+
 // Returns the number of targets that are not ignored.
 at::Tensor counted_classes(const at::Tensor& targets, int64_t classes) {
   const auto options = targets.options().dtype(at::kDouble);
@@ -209,11 +219,35 @@ at::Tensor counted_classes(const at::Tensor& targets, int64_t classes) {
   int64_t count = 0;
   for (int64_t at = 0; at < dense.numel(); ++at) {
     if (of[at] == ignored) continue;
-    TORCH_CHECK(of[at] >= 0 && of[at] < classes, "a target is class ", of[at], ", but there are ",
-                classes, " classes, counted from 0");
+    check_class(of[at], classes);
     ++count;
   }
   return at::full({}, static_cast<double>(count), options);
+}
+
+// Returns whether one thread of the CPU counts the correct predictions faster than libtorch's operators. Operators on
+// so few logits also use a single thread.
+bool are_few_on_cpu(const at::Tensor& logits, const at::Tensor& targets) {
+  return logits.is_cpu() && targets.is_cpu() && logits.dim() == 2 && targets.dim() == 1 && logits.is_floating_point() &&
+         logits.numel() <= at::internal::GRAIN_SIZE;
+}
+
+// Counts the correct predictions among contiguous logits [rows, classes] on the CPU: see `amp_hits`.
+template <typename Logit>
+std::pair<double, double> count_hits(const at::Tensor& logits, const at::Tensor& targets) {
+  const auto classes = logits.size(1);
+  const auto* row = logits.const_data_ptr<Logit>();
+  const auto* target = targets.const_data_ptr<int64_t>();
+  double hits = 0, counted = 0;
+  for (int64_t rows = targets.numel(); rows > 0; --rows, ++target, row += classes) {
+    if (*target == ignored) continue;
+    check_class(*target, classes);
+    const auto* largest = std::max_element(row, row + classes);
+    const bool nan = std::any_of(row, row + classes, [](Logit logit) { return at::_isnan(logit); });
+    hits += nan ? std::numeric_limits<double>::quiet_NaN() : (largest - row == *target ? 1 : 0);
+    ++counted;
+  }
+  return {hits, counted};
 }
 
 // Computes `row_losses` with libtorch's operators instead of a kernel.
@@ -320,6 +354,15 @@ int amp_counted_classes(const at::Tensor* targets, int64_t classes, at::Tensor**
 // is not ignored has a NaN logit.
 int amp_hits(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
   return amp::guarded([&] {
+    if (are_few_on_cpu(*logits, *targets)) {
+      const auto dense = logits->contiguous(), classes_of = targets->contiguous();
+      AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dense.scalar_type(), "hits", [&] {
+        const auto [hits, counted] = count_hits<scalar_t>(dense, classes_of);
+        const double both[] = {hits, counted};
+        *out = new at::Tensor(at::tensor(at::ArrayRef<double>(both), at::kDouble));
+      });
+      return;
+    }
     if (!fits(*logits, *targets) || !are_few(*logits)) {
       // For argmax, a NaN is the largest logit of its row.
       const auto best = at::argmax(*logits, 1);

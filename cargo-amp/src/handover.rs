@@ -5,7 +5,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::thread;
 
@@ -13,7 +13,8 @@ use crate::cargo;
 use crate::cli::Device;
 use crate::error::Error;
 use crate::libtorch::Libtorch;
-use crate::project::Package;
+use crate::project::{Package, Project};
+use crate::test_parts;
 
 /// The variable with the number of threads that libtorch uses for each operation, unless the
 /// program sets another number.
@@ -43,25 +44,57 @@ fn are_shared(cores: usize, load: &str) -> bool {
     2 * running.saturating_sub(1) >= cores
 }
 
-/// Runs all test binaries of `package`, or of the whole workspace. If one of the binaries fails,
-/// still runs the others.
+/// How the tests run.
+pub(crate) struct TestOptions {
+    /// The folder with the Python packages of the tests.
+    pub(crate) python: Option<PathBuf>,
+    pub(crate) device: Option<Device>,
+    /// The arguments for the test binaries.
+    pub(crate) arguments: Vec<OsString>,
+}
+
+/// Runs all tests of `package`, or of the whole workspace. If a test binary fails, still runs the
+/// others.
 pub(crate) fn test(
     libtorch: &Libtorch,
+    project: &Project,
     package: Option<&Package>,
-    python: Option<&Path>,
-    device: Option<Device>,
-    arguments: &[OsString],
+    options: &TestOptions,
 ) -> Result<ExitCode, Error> {
+    let packages = package.map_or(project.packages(), std::slice::from_ref);
+    let parts = test_parts::parts(packages);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    if parts.len() < 2 || cores < 2 || options.device == Some(Device::Cuda) {
+        return replace_process(test_command(libtorch, package, &[], options));
+    }
+    // Each part would build its own tests, while the next part waits for the lock of the folder.
+    let mut build = cargo::test(package.map(|package| package.name.as_str()));
+    build.arg("--no-run");
+    libtorch.apply_to_run(&mut build);
+    let built = build.status().map_err(|error| cargo::could_not_start(&error))?;
+    if !built.success() {
+        return Ok(cargo::exit_code(built));
+    }
+    test_parts::run(&parts, |part| test_command(libtorch, package, &part.options, options))
+}
+
+/// Creates the command that runs the tests which `selection`, options of `cargo test`, selects.
+fn test_command(
+    libtorch: &Libtorch,
+    package: Option<&Package>,
+    selection: &[String],
+    options: &TestOptions,
+) -> Command {
     let mut command = cargo::test(package.map(|package| package.name.as_str()));
     // With this option, cargo runs all test binaries even if one fails, and lists the failed
     // binaries at the end.
-    command.arg("--no-fail-fast");
+    command.arg("--no-fail-fast").args(selection);
     libtorch.apply_to_run(&mut command);
-    command.envs(python.map(|folder| ("AMP_TEST_PYTHON", folder)));
-    if let Some(device) = device {
+    command.envs(options.python.as_ref().map(|folder| ("AMP_TEST_PYTHON", folder)));
+    if let Some(device) = options.device {
         command.env("AMP_DEVICE", device.name());
     }
-    if device == Some(Device::Cuda) {
+    if options.device == Some(Device::Cuda) {
         // Tests run one at a time, because the memory of a CUDA device is counted for the whole
         // process.
         command.env("RUST_TEST_THREADS", "1");
@@ -71,10 +104,10 @@ pub(crate) fn test(
         // the same time, a small model then takes up to thirty times the CPU time.
         command.env(THREADS, "1");
     }
-    if !arguments.is_empty() {
-        command.arg("--").args(arguments);
+    if !options.arguments.is_empty() {
+        command.arg("--").args(&options.arguments);
     }
-    replace_process(command)
+    command
 }
 
 /// Builds the amp binary of `package`. If the build succeeds, replaces this process with the

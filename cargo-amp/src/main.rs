@@ -7,6 +7,7 @@
 #[macro_use]
 mod say;
 mod test_build;
+mod test_parts;
 
 mod cargo;
 mod cli;
@@ -26,6 +27,7 @@ use std::process::ExitCode;
 
 use cli::{Invocation, Request};
 use error::Error;
+use handover::TestOptions;
 use libtorch::Libtorch;
 use pack::Pack;
 use project::Project;
@@ -69,7 +71,8 @@ fn run() -> Result<ExitCode, Error> {
                     return Ok(cargo::exit_code(status));
                 }
             }
-            handover::test(&libtorch, package, python.as_deref(), device, &arguments)
+            let options = TestOptions { python, device, arguments };
+            handover::test(&libtorch, &project, package, &options)
         }
         Request::Pack { output, bin_only } => {
             let project = Project::find()?;

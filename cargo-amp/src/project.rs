@@ -29,7 +29,7 @@ pub(crate) struct Package {
     /// The binary that `cargo run` starts by default, if the package's `Cargo.toml` names one.
     pub(crate) default_run: Option<String>,
     pub(crate) dependencies: Vec<String>,
-    targets: Vec<Target>,
+    pub(crate) targets: Vec<Target>,
     /// The paths to copy in `cargo amp pack`, relative to `folder`.
     pub(crate) pack: Vec<String>,
     /// The test binaries that `cargo amp pack` does not pack.
@@ -37,11 +37,15 @@ pub(crate) struct Package {
 }
 
 /// A cargo target: a library, binary, test or benchmark.
-struct Target {
-    name: String,
-    kind: String,
+pub(crate) struct Target {
+    pub(crate) name: String,
+    pub(crate) kind: String,
     /// Whether cargo builds the target only if certain features are enabled.
-    needs_features: bool,
+    pub(crate) needs_features: bool,
+    /// Whether `cargo test` runs the target's tests.
+    pub(crate) has_tests: bool,
+    /// Whether `cargo test` runs the target's documentation tests.
+    pub(crate) has_doc_tests: bool,
 }
 
 impl Project {
@@ -168,6 +172,8 @@ impl Package {
             name: text(&target["name"]).into(),
             kind: text(&target["kind"][0]).into(),
             needs_features: !items(&target["required-features"]).is_empty(),
+            has_tests: target["test"] == true,
+            has_doc_tests: target["doctest"] == true,
         };
         Ok(Self {
             name: name.into(),
@@ -202,8 +208,7 @@ impl Package {
     }
 
     pub(crate) fn has_library(&self) -> bool {
-        let others = ["bin", "test", "bench", "example", "custom-build"];
-        self.targets.iter().any(|target| !others.contains(&&*target.kind))
+        self.targets.iter().any(Target::is_library)
     }
 
     fn has_no_binary(&self) -> Error {
@@ -212,6 +217,12 @@ impl Package {
             self.name,
             self.folder.display()
         ))
+    }
+}
+
+impl Target {
+    pub(crate) fn is_library(&self) -> bool {
+        !["bin", "test", "bench", "example", "custom-build"].contains(&&*self.kind)
     }
 }
 

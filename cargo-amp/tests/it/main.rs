@@ -21,3 +21,4 @@ mod python;
 mod repair;
 mod run_script;
 mod support;
+mod test_parts;

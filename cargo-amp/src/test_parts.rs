@@ -1,0 +1,180 @@
+//! Divides the tests of a project into parts, and runs two parts at a time.
+//!
+//! Many tests of a project use a single core: they wait for a process that they have started, or
+//! for the random numbers that all tests of a process share. Cargo runs one test binary at a time,
+//! so a core would often be idle.
+
+use std::env;
+use std::io::{self, IsTerminal, Read, Write};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::Duration;
+
+use crate::cargo;
+use crate::error::Error;
+use crate::project::Package;
+
+/// The number of parts that run at the same time.
+const AT_ONCE: usize = 2;
+
+/// The time for which the output of a part is read after its cargo has ended. A process that a test
+/// left running may hold the output open for longer.
+const LEFT_OPEN: Duration = Duration::from_secs(1);
+
+/// The variable that says whether cargo prints colours. By default cargo prints none into a pipe.
+const COLOR: &str = "CARGO_TERM_COLOR";
+
+/// Tests that one cargo runs.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    name: String,
+    /// The options of `cargo test` that select these tests.
+    pub(crate) options: Vec<String>,
+}
+
+impl Part {
+    fn new(name: &str, options: Vec<String>) -> Self {
+        Self { name: name.into(), options }
+    }
+}
+
+/// What the threads of a part report.
+enum Report {
+    Output(Vec<u8>),
+    End(io::Result<ExitStatus>),
+}
+
+/// Divides the tests of `packages` into parts that run the same tests as a plain `cargo test`. The
+/// parts are the unit tests, the integration tests of each name, and the documentation tests.
+/// Returns no parts if options cannot select the same tests as a plain `cargo test`.
+pub(crate) fn parts<'a>(packages: impl IntoIterator<Item = &'a Package>) -> Vec<Part> {
+    let targets: Vec<_> = packages.into_iter().flat_map(|package| &package.targets).collect();
+    // `--lib` also runs the tests of libraries with `test = false`. If an option names a target
+    // without the features that it needs, cargo ends with an error.
+    let differs = targets.iter().any(|target| {
+        target.is_library() && !target.has_tests || target.has_tests && target.needs_features
+    });
+    if differs {
+        return Vec::new();
+    }
+    let (mut unit, mut integration) = (Vec::new(), Vec::new());
+    for target in targets.iter().filter(|target| target.has_tests) {
+        let options = match &*target.kind {
+            kind @ ("bin" | "example" | "bench" | "test") => {
+                vec![format!("--{kind}"), target.name.clone()]
+            }
+            _ => vec!["--lib".to_owned()],
+        };
+        let list = if target.kind == "test" { &mut integration } else { &mut unit };
+        // Several packages may have a target of the same name. The option selects all of them.
+        if !list.contains(&options) {
+            list.push(options);
+        }
+    }
+    let unit = (!unit.is_empty()).then(|| Part::new("unit tests", unit.concat()));
+    let integration =
+        integration.into_iter().map(|options| Part::new(&options[1].clone(), options));
+    let docs = targets
+        .iter()
+        .any(|target| target.has_doc_tests)
+        .then(|| Part::new("documentation tests", vec!["--doc".to_owned()]));
+    unit.into_iter().chain(integration).chain(docs).collect()
+}
+
+/// Runs all parts. `command` creates the command for a part. Prints the output of one part after
+/// the other, in the order of the parts. If a part fails, still runs the others, and returns the
+/// exit code of the first that failed.
+pub(crate) fn run(
+    parts: &[Part],
+    command: impl Fn(&Part) -> Command + Sync,
+) -> Result<ExitCode, Error> {
+    let (reports, incoming) = mpsc::channel();
+    let next = AtomicUsize::new(0);
+    let ends = thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            let reports = reports.clone();
+            let (next, command) = (&next, &command);
+            scope.spawn(move || {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(part) = parts.get(at) else { break };
+                    let end = run_part(at, command(part), &reports);
+                    let _ = reports.send((at, Report::End(end)));
+                }
+            });
+        }
+        drop(reports);
+        print(parts.len(), incoming)
+    });
+    let (mut code, mut failed) = (ExitCode::SUCCESS, Vec::new());
+    for (part, end) in parts.iter().zip(ends) {
+        let status = end.map_err(|error| cargo::could_not_start(&error))?;
+        if !status.success() {
+            if failed.is_empty() {
+                code = cargo::exit_code(status);
+            }
+            failed.push(&*part.name);
+        }
+    }
+    if !failed.is_empty() {
+        note!("error: tests failed in {}", failed.join(", "));
+    }
+    Ok(code)
+}
+
+/// Runs the command of the part `at`, and reports what it prints.
+fn run_part(
+    at: usize,
+    mut command: Command,
+    reports: &Sender<(usize, Report)>,
+) -> io::Result<ExitStatus> {
+    let (mut from, to) = io::pipe()?;
+    if io::stdout().is_terminal() && env::var_os(COLOR).is_none() {
+        command.env(COLOR, "always");
+    }
+    // Both streams share one pipe, which keeps their lines in order.
+    let mut child = command.stdin(Stdio::null()).stdout(to.try_clone()?).stderr(to).spawn()?;
+    // The command holds both ends that write. The pipe ends only when they are closed.
+    drop(command);
+    let (reports, (has_read, all_read)) = (reports.clone(), mpsc::channel());
+    thread::spawn(move || {
+        let mut buffer = [0; 8192];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            let _ = reports.send((at, Report::Output(buffer[..count].to_vec())));
+        }
+        let _ = has_read.send(());
+    });
+    let status = child.wait();
+    let _ = all_read.recv_timeout(LEFT_OPEN);
+    status
+}
+
+/// Prints the reports of `count` parts and returns how each part ended. Prints the output of the
+/// first part that still runs at once, and that of later parts when the parts before them have
+/// ended.
+fn print(count: usize, incoming: Receiver<(usize, Report)>) -> Vec<io::Result<ExitStatus>> {
+    let mut waiting: Vec<Vec<u8>> = vec![Vec::new(); count];
+    let mut ends: Vec<Option<io::Result<ExitStatus>>> = (0..count).map(|_| None).collect();
+    let mut first = 0;
+    for (at, report) in incoming {
+        match report {
+            Report::Output(bytes) => waiting[at].extend(bytes),
+            Report::End(end) => ends[at] = Some(end),
+        }
+        while first < count {
+            let mut stdout = io::stdout();
+            let _ = stdout.write_all(&waiting[first]).and_then(|()| stdout.flush());
+            waiting[first].clear();
+            if ends[first].is_none() {
+                break;
+            }
+            first += 1;
+        }
+        if first == count {
+            break;
+        }
+    }
+    ends.into_iter().flatten().collect()
+}

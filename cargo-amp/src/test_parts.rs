@@ -6,6 +6,7 @@
 
 use std::env;
 use std::io::{self, IsTerminal, Read, Write};
+use std::iter;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -49,8 +50,8 @@ enum Report {
 /// Divides the tests of `packages` into parts that run the same tests as a plain `cargo test`. The
 /// parts are the unit tests, the integration tests of each name, and the documentation tests.
 /// Returns no parts if options cannot select the same tests as a plain `cargo test`.
-pub(crate) fn parts<'a>(packages: impl IntoIterator<Item = &'a Package>) -> Vec<Part> {
-    let targets: Vec<_> = packages.into_iter().flat_map(|package| &package.targets).collect();
+pub(crate) fn parts(packages: &[Package]) -> Vec<Part> {
+    let targets: Vec<_> = packages.iter().flat_map(|package| &package.targets).collect();
     // `--lib` also runs the tests of libraries with `test = false`. If an option names a target
     // without the features that it needs, cargo ends with an error.
     let differs = targets.iter().any(|target| {
@@ -76,10 +77,14 @@ pub(crate) fn parts<'a>(packages: impl IntoIterator<Item = &'a Package>) -> Vec<
     let unit = (!unit.is_empty()).then(|| Part::new("unit tests", unit.concat()));
     let integration =
         integration.into_iter().map(|options| Part::new(&options[1].clone(), options));
-    let docs = targets
-        .iter()
-        .any(|target| target.has_doc_tests)
-        .then(|| Part::new("documentation tests", vec!["--doc".to_owned()]));
+    let has_docs = |package: &Package| package.targets.iter().any(|target| target.has_doc_tests);
+    // `--doc` also runs the documentation tests of libraries with `doctest = false`.
+    let excluded = packages.iter().filter(|package| package.has_library() && !has_docs(package));
+    let excluded = excluded.flat_map(|package| ["--exclude".to_owned(), package.name.clone()]);
+    let docs = packages.iter().any(has_docs).then(|| {
+        let options = iter::once("--doc".to_owned()).chain(excluded).collect();
+        Part::new("documentation tests", options)
+    });
     unit.into_iter().chain(integration).chain(docs).collect()
 }
 

@@ -93,3 +93,23 @@ fn targets_without_tests_are_left_out() {
     calls.sort();
     assert_eq!(calls, ["--no-fail-fast --lib", "--no-fail-fast --test first", "--no-run"]);
 }
+
+/// A library without documentation tests is excluded if another library has some.
+#[test]
+fn libraries_without_documentation_tests_are_excluded() {
+    let project = divisible();
+    project.write("parts/log", "");
+    let manifest = fs::read_to_string(project.path("Cargo.toml")).expect("written");
+    project.write("Cargo.toml", &(manifest + "members = [\"silent\"]\n"));
+    project.write("silent/src/lib.rs", "//! A library.\n");
+    project.write(
+        "silent/Cargo.toml",
+        "[package]\nname = \"silent\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\
+         [lib]\ndoctest = false\n",
+    );
+    output(project.cargo_amp(&["test"]).env("FAKE_PARTS", project.path("parts")));
+    project.write("parts/end", "");
+    let calls = calls(&project);
+    let of_docs: Vec<_> = calls.iter().filter(|call| call.contains("--doc")).collect();
+    assert_eq!(of_docs, ["--no-fail-fast --doc --exclude silent"]);
+}

@@ -114,8 +114,9 @@ pub struct Section {
 ///
 /// A section may contain inner sections on the same thread. Each inner section seeds the generators
 /// again. Other threads wait until all sections of the thread have ended. Code that uses libtorch's
-/// generators directly, such as `Tensor::randn`, does not wait for the sections of other threads:
-/// put such code into a section. A thread in a section must not wait for a thread that needs the
+/// generators directly, such as `Tensor::randn`, does not wait for the sections of other threads,
+/// and neither does the forward pass of a layer that draws, such as `Dropout`, outside of
+/// `Trainer::fit` and of autocast regions: put such code into a section. A thread in a section must not wait for a thread that needs the
 /// generators, because both threads would wait forever.
 ///
 /// ```no_run,standalone_crate

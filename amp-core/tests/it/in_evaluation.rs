@@ -44,6 +44,7 @@ fn context(training: bool) -> Context {
 #[test]
 fn dropout_and_batch_statistics_are_those_of_evaluation() -> Result<()> {
     let (model, x) = (model()?, input()?);
+    let _section = seeded(10);
     let (student, wise) = model.forward_with((&x,), &context(false))?;
     let (trained, of_teacher) = model.forward_with((&x,), &context(true))?;
     assert_eq!(of_teacher, wise);

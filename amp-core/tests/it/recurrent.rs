@@ -72,7 +72,7 @@ fn each_precision_computes_in_its_dtype(
     let (exact, exact_grads) = ran(Precision::F64True, config, &x)?;
     let (output, grads) = ran(precision, config, &x)?;
     let bound = if precision == Precision::F32True { 1e-5 } else { 0.03 };
-    assert!(relative(&output, &exact) < bound);
+    assert!(relative(&output, &exact) < bound, "{}", relative(&output, &exact));
     for (at, (grad, exact)) in grads.iter().zip(&exact_grads).enumerate() {
         assert!(relative(grad, exact) < 2.0 * bound, "{at}: {}", relative(grad, exact));
     }

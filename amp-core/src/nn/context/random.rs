@@ -56,13 +56,14 @@ impl Context {
     /// # Errors
     /// When `like` is not floating-point, or there is not enough memory.
     pub fn rand_like(&self, like: &Tensor) -> Result<Tensor> {
+        must_be_floating(like)?;
         let drawn = Tensor::f_rand(like.size(), (Kind::Float, like.device()))?;
         let below_one = match like.kind() {
             Kind::Half => 1.0 - f64::powi(2.0, -11),
             Kind::BFloat16 => 1.0 - f64::powi(2.0, -8),
-            _ => return rounded(&drawn, like),
+            kind => return Ok(drawn.f_to_kind(kind)?),
         };
-        rounded(&drawn.f_clamp_max(below_one)?, like)
+        Ok(drawn.f_clamp_max(below_one)?.f_to_kind(like.kind())?)
     }
 
     /// Draws numbers from the standard normal distribution, with the shape, dtype and device of
@@ -92,17 +93,20 @@ impl Context {
     /// # fn main() {}
     /// ```
     pub fn randn_like(&self, like: &Tensor) -> Result<Tensor> {
-        rounded(&Tensor::f_randn(like.size(), (Kind::Float, like.device()))?, like)
+        must_be_floating(like)?;
+        let drawn = Tensor::f_randn(like.size(), (Kind::Float, like.device()))?;
+        Ok(drawn.f_to_kind(like.kind())?)
     }
 }
 
-/// Converts random numbers to the dtype of `like`.
-fn rounded(drawn: &Tensor, like: &Tensor) -> Result<Tensor> {
-    if !is_floating(like.kind()) {
-        return Err(Error::config(format!(
-            "random numbers of dtype {} cannot be drawn: the tensor must be floating-point",
-            dtype_name(like.kind())
-        )));
+/// Refuses a tensor of whole numbers before anything is drawn, because a draw changes the random
+/// numbers that follow.
+fn must_be_floating(like: &Tensor) -> Result<()> {
+    if is_floating(like.kind()) {
+        return Ok(());
     }
-    Ok(drawn.f_to_kind(like.kind())?)
+    Err(Error::config(format!(
+        "random numbers of dtype {} cannot be drawn: the tensor must be floating-point",
+        dtype_name(like.kind())
+    )))
 }

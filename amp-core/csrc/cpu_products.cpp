@@ -1,5 +1,8 @@
-// Matrix products and convolutions of f16 and bf16 tensors on x86 CPUs without AVX-512. For these dtypes on such CPUs
-// libtorch has no fast kernels: its plain loops take 10 to 50 times as long as its f32 kernels (AMD EPYC with AVX2).
+// Matrix products and convolutions of f16 and bf16 tensors on x86 CPUs for which libtorch has no fast kernels. Its plain
+// loops take 10 to 50 times as long as its f32 kernels (AMD EPYC with AVX2):
+// - without AVX-512, for both dtypes;
+// - with AVX-512, but without instructions that multiply f16 numbers, for f16;
+// - with those instructions, for the gradients of a convolution in f16 (97 times as long, Intel Xeon).
 // The functions of this file cast the factors to f32, call the f32 kernel, and round the result once. libtorch's loops
 // also sum in f32 and round once, so the two results differ only by the order of the f32 sums.
 //
@@ -7,6 +10,8 @@
 // libtorch's kernel.
 
 #include <ATen/Version.h>
+#include <ATen/core/ivalue.h>
+#include <ATen/cpu/Utils.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/native/Resize.h>
 #include <ATen/ops/_addmm_activation_cpu_dispatch.h>
@@ -22,11 +27,17 @@
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
+#include <strings.h>
+
+#include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
+
+#include "guard.h"
 
 namespace amp::cpu_products {
 namespace {
@@ -34,14 +45,58 @@ namespace {
 using at::Scalar;
 using at::Tensor;
 
-bool is_narrow(const Tensor& tensor) {
-  return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
+// Returns whether the environment limits oneDNN to instructions that do not multiply f16 numbers. The names are from
+// oneDNN's page "CPU Dispatcher Control". Upper and lower case are not distinguished.
+bool onednn_excludes_f16() {
+  // oneDNN reads the second variable, the older name of the first, only if the first is not set.
+  const auto* limit = std::getenv("ONEDNN_MAX_CPU_ISA");
+  if (limit == nullptr) limit = std::getenv("DNNL_MAX_CPU_ISA");
+  constexpr std::array without{"SSE41",       "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI",
+                               "AVX512_CORE_BF16"};
+  return limit != nullptr && std::any_of(without.begin(), without.end(),
+                                         [&](const char* name) { return strcasecmp(limit, name) == 0; });
 }
 
-// Returns whether all tensors have the same narrow dtype. For different dtypes libtorch's kernel reports the error.
+// Returns whether oneDNN multiplies f16 numbers with instructions of this CPU.
+bool multiplies_f16() {
+  const auto has = at::cpu::get_cpu_capabilities();
+  constexpr std::array instructions{"avx512_fp16", "amx_fp16", "avx_ne_convert"};
+  return !onednn_excludes_f16() && std::any_of(instructions.begin(), instructions.end(), [&](const char* name) {
+    const auto found = has.find(name);
+    return found != has.end() && found->second.isBool() && found->second.toBool();
+  });
+}
+
+// The dtypes for whose matrix products and convolutions libtorch has no fast kernels on this CPU.
+struct SlowDtypes {
+  bool f16 = false, bf16 = false;
+};
+
+SlowDtypes slow_dtypes() {
+#if defined(__x86_64__)
+  const bool has_avx512 = at::get_cpu_capability() == "AVX512";
+  return {!has_avx512 || !multiplies_f16(), !has_avx512};
+#else
+  return {};
+#endif
+}
+
+const SlowDtypes slow = slow_dtypes();
+
+bool is_slow(at::ScalarType type) {
+  return (type == at::kHalf && slow.f16) || (type == at::kBFloat16 && slow.bf16);
+}
+
 template <typename... Rest>
-bool are_narrow(const Tensor& first, const Rest&... rest) {
-  return is_narrow(first) && ((rest.scalar_type() == first.scalar_type()) && ...);
+bool have_one_dtype(const Tensor& first, const Rest&... rest) {
+  return ((rest.scalar_type() == first.scalar_type()) && ...);
+}
+
+// Returns whether libtorch's kernel is slow for tensors of this dtype. For tensors of different dtypes libtorch's kernel
+// reports the error.
+template <typename... Rest>
+bool are_slow(const Tensor& first, const Rest&... rest) {
+  return is_slow(first.scalar_type()) && have_one_dtype(first, rest...);
 }
 
 Tensor wide(const Tensor& tensor) { return tensor.to(at::kFloat); }
@@ -56,10 +111,10 @@ Tensor& write(Tensor& out, const Tensor& result) {
 template <auto Product, auto Into>
 struct Two {
   static Tensor functional(const Tensor& a, const Tensor& b) {
-    return are_narrow(a, b) ? Product(wide(a), wide(b)).to(a.scalar_type()) : Product(a, b);
+    return are_slow(a, b) ? Product(wide(a), wide(b)).to(a.scalar_type()) : Product(a, b);
   }
   static Tensor& out(const Tensor& a, const Tensor& b, Tensor& out) {
-    return are_narrow(a, b, out) ? write(out, Product(wide(a), wide(b))) : Into(a, b, out);
+    return are_slow(a, b, out) ? write(out, Product(wide(a), wide(b))) : Into(a, b, out);
   }
 };
 
@@ -72,12 +127,12 @@ struct Three {
   }
   static Tensor functional(const Tensor& self, const Tensor& a, const Tensor& b, const Scalar& beta,
                            const Scalar& alpha) {
-    return are_narrow(self, a, b) ? widened(self, a, b, beta, alpha).to(self.scalar_type())
+    return are_slow(self, a, b) ? widened(self, a, b, beta, alpha).to(self.scalar_type())
                                   : Sum(self, a, b, beta, alpha);
   }
   static Tensor& out(const Tensor& self, const Tensor& a, const Tensor& b, const Scalar& beta,
                      const Scalar& alpha, Tensor& out) {
-    return are_narrow(self, a, b, out) ? write(out, widened(self, a, b, beta, alpha))
+    return are_slow(self, a, b, out) ? write(out, widened(self, a, b, beta, alpha))
                                        : Into(self, a, b, beta, alpha, out);
   }
   static Tensor& in_place(Tensor& self, const Tensor& a, const Tensor& b, const Scalar& beta,
@@ -96,14 +151,14 @@ using Addmv = Three<&at::cpu::addmv, &at::cpu::addmv_outf>;
 Tensor addmm_activation(const Tensor& self, const Tensor& a, const Tensor& b, const Scalar& beta,
                         const Scalar& alpha, bool use_gelu) {
   const auto product = at::cpu::_addmm_activation;
-  return are_narrow(self, a, b)
+  return are_slow(self, a, b)
              ? product(wide(self), wide(a), wide(b), beta, alpha, use_gelu).to(self.scalar_type())
              : product(self, a, b, beta, alpha, use_gelu);
 }
 
 Tensor& addmm_activation_out(const Tensor& self, const Tensor& a, const Tensor& b, const Scalar& beta,
                              const Scalar& alpha, bool use_gelu, Tensor& out) {
-  if (!are_narrow(self, a, b, out)) {
+  if (!are_slow(self, a, b, out)) {
     return at::cpu::_addmm_activation_outf(self, a, b, beta, alpha, use_gelu, out);
   }
   const auto result = at::cpu::_addmm_activation(wide(self), wide(a), wide(b), beta, alpha, use_gelu);
@@ -121,7 +176,7 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
                                                              transposed, output_padding, groups);
   };
   const bool has_bias = bias && bias->defined();
-  if (!are_narrow(input, weight, has_bias ? *bias : input)) return convolve(input, weight, bias);
+  if (!are_slow(input, weight, has_bias ? *bias : input)) return convolve(input, weight, bias);
   const WithoutAutocast guard(c10::autocast_dispatch_keyset);
   const auto wide_bias = has_bias ? std::optional(wide(*bias)) : std::nullopt;
   return convolve(wide(input), wide(weight), wide_bias).to(input.scalar_type());
@@ -136,7 +191,9 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
         gradient, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups,
         output_mask);
   };
-  if (!are_narrow(gradient, input, weight)) return differentiate(gradient, input, weight);
+  // oneDNN has no kernels for these gradients in f16.
+  const bool is_slow = gradient.scalar_type() == at::kHalf || amp::cpu_products::is_slow(gradient.scalar_type());
+  if (!is_slow || !have_one_dtype(gradient, input, weight)) return differentiate(gradient, input, weight);
   const WithoutAutocast guard(c10::autocast_dispatch_keyset);
   auto [of_input, of_weight, of_bias] = differentiate(wide(gradient), wide(input), wide(weight));
   const auto rounded = [&](const Tensor& wide) {
@@ -145,17 +202,11 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   return {rounded(of_input), rounded(of_weight), rounded(of_bias)};
 }
 
-bool lacks_kernels() {
-#if defined(__x86_64__)
-  return at::get_cpu_capability() != "AVX512";
-#else
-  return false;
-#endif
-}
-
-// Registers the functions when the program starts, if the CPU or ATEN_CPU_CAPABILITY excludes AVX-512.
+// Registers the functions when the program starts.
 std::unique_ptr<torch::Library> register_products() {
-  if (!lacks_kernels()) return nullptr;
+#if !defined(__x86_64__)
+  return nullptr;
+#endif
   // libtorch warns when a kernel is replaced.
   struct Silent final : c10::WarningHandler {
     void process(const c10::Warning&) override {}
@@ -163,6 +214,8 @@ std::unique_ptr<torch::Library> register_products() {
   const c10::WarningUtils::WarningHandlerGuard guard(&silent);
   auto library = std::make_unique<torch::Library>(torch::Library::IMPL, "aten", c10::DispatchKey::CPU,
                                                   __FILE__, __LINE__);
+  library->impl("convolution_backward", TORCH_FN(convolution_backward));
+  if (!slow.f16) return library;
   library->impl("mm", TORCH_FN(Mm::functional));
   library->impl("mm.out", TORCH_FN(Mm::out));
   library->impl("bmm", TORCH_FN(Bmm::functional));
@@ -181,11 +234,21 @@ std::unique_ptr<torch::Library> register_products() {
   library->impl("_addmm_activation", TORCH_FN(addmm_activation));
   library->impl("_addmm_activation.out", TORCH_FN(addmm_activation_out));
   library->impl("convolution", TORCH_FN(convolution));
-  library->impl("convolution_backward", TORCH_FN(convolution_backward));
   return library;
 }
 
 const auto registered = register_products();
 
 }  // namespace
+
+extern "C" {
+
+// Writes whether oneDNN multiplies f16 numbers with instructions of this CPU: the CPU must have such instructions, and
+// the environment must not exclude them.
+int amp_cpu_multiplies_f16(int* out) {
+  return amp::guarded([&] { *out = multiplies_f16(); });
+}
+
+}  // extern "C"
+
 }  // namespace amp::cpu_products

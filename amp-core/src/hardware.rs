@@ -61,7 +61,7 @@ impl Fingerprint {
             }
         };
         let libtorch = LIBTORCH_VERSION.to_owned();
-        let multiplies_f16 = threads > 0 && cpu_multiplies_f16();
+        let multiplies_f16 = threads > 0 && ffi::cpu_multiplies_f16()?;
         Ok(Self {
             device: name,
             capability,
@@ -153,35 +153,6 @@ pub fn seed_everything(seed: u64) -> Result<()> {
     let _place = random::place();
     tch::manual_seed(seed.cast_signed());
     Ok(())
-}
-
-/// Returns whether oneDNN multiplies f16 numbers with instructions of this CPU: Linux must report
-/// such instructions, and the environment must not exclude them.
-fn cpu_multiplies_f16() -> bool {
-    // oneDNN reads the second variable, the older name of the first, only if the first is not set.
-    let limit =
-        ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"].into_iter().find_map(|name| env::var(name).ok());
-    if limit.is_some_and(|limit| excludes_f16(&limit)) {
-        return false;
-    }
-    let own = cpu_field("flags").unwrap_or_default();
-    own.split(' ').any(|flag| ["avx512_fp16", "amx_fp16", "avx_ne_convert"].contains(&flag))
-}
-
-/// Returns whether oneDNN uses no instructions that multiply f16 numbers if `ONEDNN_MAX_CPU_ISA`
-/// has this value. The names are from oneDNN's page "CPU Dispatcher Control". Upper and lower case
-/// are not distinguished.
-fn excludes_f16(limit: &str) -> bool {
-    const WITHOUT: [&str; 7] = [
-        "SSE41",
-        "AVX",
-        "AVX2",
-        "AVX2_VNNI",
-        "AVX512_CORE",
-        "AVX512_CORE_VNNI",
-        "AVX512_CORE_BF16",
-    ];
-    WITHOUT.iter().any(|name| name.eq_ignore_ascii_case(limit))
 }
 
 fn cpu_name() -> String {

@@ -33,6 +33,7 @@ unsafe extern "C" {
     fn amp_set_numerics(tf32: c_int, deterministic: c_int) -> c_int;
     fn amp_get_numerics(tf32: *mut c_int, deterministic: *mut c_int) -> c_int;
     fn amp_cpu_capability(out: *mut c_char, capacity: usize) -> c_int;
+    fn amp_cpu_multiplies_f16(out: *mut c_int) -> c_int;
     fn amp_cuda_device(index: c_int, out: *mut AmpCudaDevice) -> c_int;
 }
 
@@ -108,6 +109,15 @@ pub(crate) fn cpu_capability() -> Result<String> {
     let mut name = [0; 32];
     checked!(amp_cpu_capability(name.as_mut_ptr(), name.len()))?;
     Ok(text(&name))
+}
+
+/// Returns whether oneDNN multiplies f16 numbers with instructions of this CPU
+/// (`csrc/cpu_products.cpp`): the CPU must have such instructions, and the environment must not
+/// exclude them.
+pub(crate) fn cpu_multiplies_f16() -> Result<bool> {
+    let mut multiplies = 0;
+    checked!(amp_cpu_multiplies_f16(&mut multiplies))?;
+    Ok(multiplies != 0)
 }
 
 fn text(chars: &[c_char]) -> String {

@@ -1,8 +1,8 @@
-//! Tests of matrix products and convolutions of f16 and bf16 tensors on CPUs. A CPU without AVX-512
-//! computes them in f32 and rounds the result once; other CPUs run libtorch's kernels.
+//! Tests of matrix products and convolutions of f16 and bf16 tensors on CPUs. If libtorch has no
+//! fast kernels for the CPU, they are computed in f32 and the result is rounded once.
 
 use amp_core::{
-    hardware::Report,
+    hardware::Fingerprint,
     precision::{Policy, Precision},
     prelude::*,
 };
@@ -149,11 +149,18 @@ fn autocast_does_not_round_inside_a_convolution() -> Result<()> {
     Ok(())
 }
 
-/// On a CPU without 16-bit kernels, a product equals the product in f32, rounded to 16 bits.
+/// Returns whether products of this dtype are computed in f32 on this CPU.
+fn widens(kind: Kind) -> Result<bool> {
+    let cpu = Fingerprint::of(Device::Cpu)?;
+    let has_avx512 = cpu.capability == "avx512";
+    let has_kernels = has_avx512 && (kind == Kind::BFloat16 || cpu.multiplies_f16);
+    Ok(cfg!(target_arch = "x86_64") && !has_kernels)
+}
+
+/// On a CPU without kernels for a 16-bit dtype, a product equals the product in f32, rounded once.
 #[rstest]
 fn a_cpu_without_kernels_widens(#[values(Kind::Half, Kind::BFloat16)] kind: Kind) -> Result<()> {
-    let kernels = Report::gather()?.cpu.kernels;
-    if !matches!(kernels.as_str(), "avx2" | "default") || !cfg!(target_arch = "x86_64") {
+    if !widens(kind)? {
         return Ok(());
     }
     let _generator = seeded(6);
@@ -161,6 +168,28 @@ fn a_cpu_without_kernels_widens(#[values(Kind::Half, Kind::BFloat16)] kind: Kind
     for (name, product) in PRODUCTS {
         let widened = product(&in_kind(&narrow, Kind::Float))?.to_kind(kind);
         assert!(product(&narrow)?.equal(&widened), "{name}");
+    }
+    Ok(())
+}
+
+/// Gradients of a convolution in f16 equal those in f32, rounded once, on every x86 CPU. Gradients
+/// in bf16 and outputs do so on CPUs without kernels for them.
+#[rstest]
+fn gradients_of_a_convolution_are_widened(
+    #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
+    #[values(1, 2)] groups: i64,
+) -> Result<()> {
+    let _generator = seeded(7);
+    let draw = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind);
+    let narrow = [&[2, 4, 9, 9], &[6, 4 / groups, 3, 3], &[6][..], &[2, 6, 1, 1]].map(draw);
+    let wide = convolve(&narrow.each_ref().map(|t| t.to_kind(Kind::Float)), false, groups)?;
+    let found = convolve(&narrow, false, groups)?;
+    let of_gradients = kind == Kind::Half && cfg!(target_arch = "x86_64");
+    let widened = [widens(kind)?, widens(kind)? || of_gradients];
+    for (at, (found, wide)) in found.iter().zip(&wide).enumerate() {
+        if widened[at.min(1)] {
+            assert!(found.equal(&wide.to_kind(kind)), "{at}");
+        }
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::iter;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -135,6 +136,10 @@ fn run_part(
     mut command: Command,
     reports: &Sender<(usize, Report)>,
 ) -> io::Result<ExitStatus> {
+    // Each cargo first locks files of the project. If two did so at once, one would print that it
+    // waits for the other.
+    static STARTS: Mutex<()> = Mutex::new(());
+    let starts = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut from, to) = io::pipe()?;
     if io::stdout().is_terminal() && env::var_os(COLOR).is_none() {
         command.env(COLOR, "always");
@@ -143,16 +148,23 @@ fn run_part(
     let mut child = command.stdin(Stdio::null()).stdout(to.try_clone()?).stderr(to).spawn()?;
     // The command holds both ends that write. The pipe ends only when they are closed.
     drop(command);
-    let (reports, (has_read, all_read)) = (reports.clone(), mpsc::channel());
+    let reports = reports.clone();
+    let ((reads, first_read), (ends, end_read)) = (mpsc::channel(), mpsc::channel());
     thread::spawn(move || {
         let mut buffer = [0; 8192];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             let _ = reports.send((at, Report::Output(buffer[..count].to_vec())));
+            let _ = reads.send(());
         }
-        let _ = has_read.send(());
+        // Also ends the wait for the first output if there is none.
+        drop(reads);
+        let _ = ends.send(());
     });
+    // Cargo prints its first line when it no longer needs the locks.
+    let _ = first_read.recv();
+    drop((starts, first_read));
     let status = child.wait();
-    let _ = all_read.recv_timeout(LEFT_OPEN);
+    let _ = end_read.recv_timeout(LEFT_OPEN);
     status
 }
 

@@ -41,7 +41,7 @@ fn parts_run_two_at_a_time_and_are_printed_in_order() {
     assert_eq!(stderr(&run).lines().last(), Some(last));
     let each = |part| {
         let call = format!("cargo test --workspace --no-fail-fast {part} -- --nocapture");
-        [call.replace("cargo", "begin"), call.replace("cargo", "end")]
+        ["ready", "begin", "end"].map(|line| call.replace("cargo", line))
     };
     let expected: Vec<_> = PARTS.into_iter().flat_map(each).collect();
     assert_eq!(stdout(&run).lines().collect::<Vec<_>>(), expected);

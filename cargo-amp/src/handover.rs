@@ -71,9 +71,8 @@ pub(crate) fn test(
     let mut build = cargo::test(package.map(|package| package.name.as_str()));
     build.arg("--no-run");
     libtorch.apply_to_run(&mut build);
-    let built = build.status().map_err(|error| cargo::could_not_start(&error))?;
-    if !built.success() {
-        return Ok(cargo::exit_code(built));
+    if let ControlFlow::Break(code) = cargo::build(build)? {
+        return Ok(code);
     }
     test_parts::run(&parts, |part| test_command(libtorch, package, &part.options, options))
 }

@@ -18,7 +18,11 @@ fn divisible() -> Checkout {
 /// have in common.
 fn calls(project: &Checkout) -> Vec<String> {
     let log = fs::read_to_string(project.path("parts/log")).unwrap_or_default();
-    log.lines().map(|line| line.replace("test --workspace ", "")).collect()
+    let short = |line: &str| {
+        let line = line.replace("test --workspace ", "");
+        line.replace(" --message-format=json-render-diagnostics", "")
+    };
+    log.lines().map(short).collect()
 }
 
 const PARTS: [&str; 4] = ["--lib --bin amp", "--test first", "--test second", "--doc"];

@@ -20,7 +20,7 @@ These commands belong to cargo amp itself:
            cargo amp new NAME [--amp-source SOURCE]
   init     add the same files to the crate in this folder; your files are kept:
            cargo amp init [--amp-source SOURCE]
-  test     run all tests of the workspace:
+  test     run all tests of the workspace, two test binaries at a time:
            cargo amp test [--device cpu|cuda] [-- <test arguments>]
   pack     write everything for a GPU machine without Rust to dist/ (binaries,
            tests, goldens, data and run.sh):

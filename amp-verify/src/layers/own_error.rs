@@ -203,7 +203,8 @@ fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
 /// Counts the different values of a tensor. Values that are equal in f32 count once, because equal
 /// examples give equal values.
 fn distinct(values: &Tensor) -> Result<u64> {
-    let (different, ..) = values.f_to_kind(Dtype::Float)?.f_unique_dim(0, true, false, false)?;
+    // Unlike `f_unique_dim`, this function makes no tensor of each single value.
+    let (different, ..) = values.f_to_kind(Dtype::Float)?.f_internal_unique2(true, false, false)?;
     Ok(different.numel() as u64)
 }
 

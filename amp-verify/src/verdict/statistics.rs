@@ -57,7 +57,7 @@ pub fn power(effect: f64, s: f64, n: usize, alpha: f64) -> f64 {
         return 1.0;
     }
     let shift = effect * (n as f64).sqrt() / s;
-    noncentral_t_above(t_quantile(1.0 - alpha, freedom), freedom, shift)
+    NoncentralT::new(freedom).map_or(f64::NAN, |t| t.above(t_quantile(1.0 - alpha, freedom), shift))
 }
 
 /// Returns the factor k of a one-sided tolerance limit, mean + k·s. Here the mean and the standard
@@ -72,7 +72,8 @@ pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
         return f64::INFINITY;
     }
     let shift = normal.inverse_cdf(1.0 - risk) * root;
-    let is_below = |k: f64| noncentral_t_above(k * root, freedom, shift) > 1.0 - confidence;
+    let Some(t) = NoncentralT::new(freedom) else { return f64::INFINITY };
+    let is_below = |k: f64| t.above(k * root, shift) > 1.0 - confidence;
     let (mut low, mut high) = (0.0, 1.0);
     while is_below(high) && high < 1e6 {
         (low, high) = (high, 2.0 * high);
@@ -110,30 +111,58 @@ pub fn count_limit(seen: u64, draws: usize, risk: f64, confidence: f64) -> u64 {
     high
 }
 
-/// Returns P(T > `critical`) for a noncentral T with these degrees of freedom and the noncentrality
-/// `shift`.
-fn noncentral_t_above(critical: f64, freedom: f64, shift: f64) -> f64 {
-    let (Ok(normal), Ok(chi)) = (Normal::new(0.0, 1.0), ChiSquared::new(freedom)) else {
-        return f64::NAN;
-    };
-    // T = (Z + shift)·√ν/u, where Z has a standard normal distribution, and u has a chi
-    // distribution with ν degrees of freedom. So T > c means Z > c·u/√ν − shift. The probability of
-    // Z > c·u/√ν − shift is weighted with the density of u and integrated over u by Simpson's rule.
-    // The density is smooth. The integral covers the distance 9 on each side of √ν. Beyond that,
-    // the density is too small to change an f64 number.
-    let (low, high) = ((freedom.sqrt() - 9.0).max(0.0), freedom.sqrt() + 9.0);
-    let intervals = 2000;
-    let width = (high - low) / f64::from(intervals);
-    let density = |u: f64| {
-        if u <= 0.0 { 0.0 } else { 2.0 * u * chi.pdf(u * u) }
-    };
-    let at = |index: i32| {
-        // `density` returns 0 at u = 0. With one degree of freedom, the true density there is above
-        // 0. Therefore u is at least 1e-9.
-        let u = (low + f64::from(index) * width).max(1e-9);
-        density(u) * normal.cdf(shift - critical * u / freedom.sqrt())
-    };
-    let inner: f64 =
-        (1..intervals).map(|index| at(index) * if index % 2 == 1 { 4.0 } else { 2.0 }).sum();
-    (at(0) + inner + at(intervals)) * width / 3.0
+/// The points and weights with which probabilities of noncentral t distributions with the same
+/// degrees of freedom are integrated.
+struct NoncentralT {
+    normal: Normal,
+    freedom: f64,
+    /// The distance between two points.
+    width: f64,
+    /// The points u at which the integrand is evaluated, each with the density of u.
+    points: Vec<(f64, f64)>,
+}
+
+impl NoncentralT {
+    /// The number of intervals between the points.
+    const INTERVALS: i32 = 2000;
+
+    /// Evaluates the densities of the points, which are the same for every probability. Returns
+    /// `None` if there is no distribution with these degrees of freedom.
+    fn new(freedom: f64) -> Option<Self> {
+        let (normal, chi) = (Normal::new(0.0, 1.0).ok()?, ChiSquared::new(freedom).ok()?);
+        // T = (Z + shift)·√ν/u, where Z has a standard normal distribution, and u has a chi
+        // distribution with ν degrees of freedom. So T > c means Z > c·u/√ν − shift. The
+        // probability of Z > c·u/√ν − shift is weighted with the density of u and integrated over u
+        // by Simpson's rule. The density is smooth. The integral covers the distance 9 on each side
+        // of √ν. Beyond that, the density is too small to change an f64 number.
+        let (low, high) = ((freedom.sqrt() - 9.0).max(0.0), freedom.sqrt() + 9.0);
+        let width = (high - low) / f64::from(Self::INTERVALS);
+        let density = |u: f64| {
+            if u <= 0.0 { 0.0 } else { 2.0 * u * chi.pdf(u * u) }
+        };
+        let point = |index: i32| {
+            // `density` returns 0 at u = 0. With one degree of freedom, the true density there is
+            // above 0. Therefore u is at least 1e-9.
+            let u = (low + f64::from(index) * width).max(1e-9);
+            (u, density(u))
+        };
+        let points = (0..=Self::INTERVALS).map(point).collect();
+        Some(Self { normal, freedom, width, points })
+    }
+
+    /// Returns P(T > `critical`) for a T with the noncentrality `shift`.
+    fn above(&self, critical: f64, shift: f64) -> f64 {
+        let root = self.freedom.sqrt();
+        let values: Vec<f64> = self
+            .points
+            .iter()
+            .map(|(u, density)| density * self.normal.cdf(shift - critical * u / root))
+            .collect();
+        let [first, inner @ .., last] = values.as_slice() else { return f64::NAN };
+        let weighed = inner.iter().enumerate().map(|(at, value)| {
+            // Simpson's rule counts every second inner point four times, beginning with the first.
+            value * if at % 2 == 0 { 4.0 } else { 2.0 }
+        });
+        (first + weighed.sum::<f64>() + last) * self.width / 3.0
+    }
 }

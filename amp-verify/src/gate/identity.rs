@@ -103,29 +103,36 @@ pub(super) fn is_finite(model: &dyn LightningModule) -> Result<bool> {
     all_finite(&tensors)
 }
 
-/// Properties of the data set that must be the same in the run under a precision and in the run
-/// under 32-true.
-pub(super) struct Data {
-    /// A digest of the validation set.
-    pub(super) validation: String,
-    /// The fraction of the validation examples that are also training examples.
-    pub(super) overlap: f64,
+/// Digests of a validation set.
+pub(super) struct Validation {
+    /// A digest of each example that was read.
+    examples: Vec<String>,
 }
 
-impl Data {
+impl Validation {
+    /// Reads the validation set of `data`.
     pub(super) fn of(data: &DataModule) -> Result<Self> {
-        let (train, seen) = sample(&data.train)?;
-        let train: HashSet<String> = train.into_iter().collect();
-        let mut val = Vec::new();
+        let mut examples = Vec::new();
         for (_, set) in data.val.iter() {
-            val.extend(sample(set)?.0);
+            examples.extend(sample(set)?.0);
         }
-        let shared = val.iter().filter(|example| train.contains(*example)).count();
-        let validation = digest(&val.iter().map(String::as_str).collect::<Vec<_>>());
+        Ok(Self { examples })
+    }
+
+    /// Returns a digest of the whole set.
+    pub(super) fn digest(&self) -> String {
+        digest(&self.examples)
+    }
+
+    /// Returns the fraction of the examples that are also examples of the training set `train`.
+    pub(super) fn overlap(&self, train: &SharedDataset) -> Result<f64> {
+        let (train, seen) = sample(train)?;
+        let train: HashSet<String> = train.into_iter().collect();
+        let shared = self.examples.iter().filter(|example| train.contains(*example)).count();
         // Only the fraction `seen` of the training examples was compared. So only about this
         // fraction of the duplicates was found, and the result is divided by this fraction.
-        let overlap = shared as f64 / val.len().max(1) as f64 / seen;
-        Ok(Self { validation, overlap: overlap.min(1.0) })
+        let overlap = shared as f64 / self.examples.len().max(1) as f64 / seen;
+        Ok(overlap.min(1.0))
     }
 }
 
@@ -213,6 +220,7 @@ fn own_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use amp_core::{
+        Error,
         data::{Batch, BatchType, Collate, FieldRole, IterableDataset, MapDataset, Pad},
         precision::{Policy, Precision},
         random::Rng,
@@ -333,8 +341,8 @@ mod tests {
         let train = if is_stream { Spoken(train, 0).shared()? } else { train.shared() };
         assert_eq!(train.reads_single_examples(), !is_stream);
         let val = Sentences(vec![vec![1, 2], vec![7, 8, 9]]).shared();
-        let data = Data::of(&DataModule::new("sentences", train, val, 2))?;
-        assert_eq!(data.overlap, 0.5);
+        let data = DataModule::new("sentences", train, val, 2);
+        assert_eq!(Validation::of(&data)?.overlap(&data.train)?, 0.5);
         Ok(())
     }
 
@@ -346,14 +354,16 @@ mod tests {
             let set = |graphs: &[&[f32]]| {
                 Graphs(graphs.iter().map(|nodes| nodes.to_vec()).collect()).shared()
             };
-            Data::of(&DataModule::new("graphs", set(train), set(val), 2))
+            let data = DataModule::new("graphs", set(train), set(val), 2);
+            let validation = Validation::of(&data)?;
+            Ok::<_, Error>((validation.overlap(&data.train)?, validation.digest()))
         };
         let train: [&[f32]; 4] = [&[1.0], &[1.0, 2.0], &[3.0, 4.0, 5.0], &[6.0]];
         let other = of(&train, &[&[1.0, 2.0, 3.0], &[7.0]])?;
-        assert_eq!(other.overlap, 0.0);
+        assert_eq!(other.0, 0.0);
         let half = of(&train, &[&[3.0, 4.0, 5.0], &[7.0]])?;
-        assert_eq!(half.overlap, 0.5);
-        assert_ne!(other.validation, half.validation);
+        assert_eq!(half.0, 0.5);
+        assert_ne!(other.1, half.1);
         Ok(())
     }
 }

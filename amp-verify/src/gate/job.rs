@@ -255,7 +255,15 @@ impl Job {
         }
         let record = trainer.fit(model.as_mut(), &case.data)?;
         let memory = meter.read()?;
-        let data = identity::Data::of(&case.data)?;
+        let validation = identity::Validation::of(&case.data)?;
+        let is_baseline = self.precision == Precision::F32True;
+        // Every run of a precision is judged by its overlap, so the runs under 32-true, which use
+        // the same data, need not read the training set for it.
+        let overlap = match is_baseline {
+            true => None,
+            false => Some(validation.overlap(&case.data.train)?),
+        };
+        let validation = validation.digest();
         let last = |name: &str| record.last(name).filter(|value| value.is_finite());
         let judged_by = case.model.judge.name;
         let (metric, loss) = (last(judged_by), last("val_loss"));
@@ -285,17 +293,15 @@ impl Job {
             peak_memory_bytes: memory.peak_allocated,
             observed: record.observed,
             examples: case.data.val.examples(),
-            pairing: identity::digest(&[&weights, &order.digest(), &data.validation]),
-            start: identity::digest(&[&weights, &data.validation]),
+            pairing: identity::digest(&[&weights, &order.digest(), &validation]),
+            start: identity::digest(&[&weights, &validation]),
             first_values: order.values(),
-            overlap: data.overlap,
+            overlap,
             hyperparameters: record.start.run.hyperparameters,
             data: record.start.run.data,
             batch_size: case.data.batch_size,
             fingerprint: Some(record.start.run.fingerprint),
-            product_error: (self.precision == Precision::F32True)
-                .then(|| product_error(case.trainer.device))
-                .transpose()?,
+            product_error: is_baseline.then(|| product_error(case.trainer.device)).transpose()?,
             conformance: None,
             path: None,
             failures,

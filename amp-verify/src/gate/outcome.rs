@@ -38,8 +38,9 @@ pub struct Outcome {
     pub start: String,
     /// Some values of the first batches, in the run's dtype.
     pub first_values: Vec<f64>,
-    /// The fraction of the validation examples that are also training examples.
-    pub overlap: f64,
+    /// The fraction of the validation examples that are also training examples; null under
+    /// 32-true.
+    pub overlap: Option<f64>,
     /// The values of all hyperparameters of the model.
     pub hyperparameters: Hyperparameters,
     /// The name of the data set.
@@ -95,7 +96,7 @@ impl Outcome {
             pairing: String::new(),
             start: String::new(),
             first_values: Vec::new(),
-            overlap: 0.0,
+            overlap: None,
             hyperparameters: Hyperparameters::new(),
             data: String::new(),
             batch_size: 0,

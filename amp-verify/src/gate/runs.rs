@@ -107,7 +107,7 @@ impl Runs<'_> {
         let is_paired = wrong.is_none();
         let what = "initial weights, order of examples, validation set and settings";
         findings.equal(Reason::NotPaired, what, "all seeds' runs", wrong);
-        let overlap = self.own.iter().map(|outcome| outcome.overlap).fold(0.0, f64::max);
+        let overlap = self.own.iter().filter_map(|outcome| outcome.overlap).fold(0.0, f64::max);
         let what = "validation examples that are training examples";
         let figure = (overlap, OVERLAP);
         let checked = Checked::at_most(Reason::Contaminated, what, "the data", Unit::Share, figure);

@@ -29,7 +29,10 @@ pub(crate) fn rounded(tensor: &Tensor, to: Kind) -> Result<Tensor> {
 /// Multiplies each element by a random factor between 1 − `share` and 1 + `share`.
 pub(crate) fn moved(tensor: &Tensor, share: f64) -> Result<Tensor> {
     let factors = no_grad(|| -> Result<Tensor> {
-        Ok(tensor.f_rand_like()?.f_mul_scalar(2.0 * share)?.f_add_scalar(1.0 - share)?)
+        let mut factors = tensor.f_rand_like()?;
+        // In place, so that no further memory is allocated for a large tensor.
+        let _ = factors.f_mul_scalar_(2.0 * share)?.f_add_scalar_(1.0 - share)?;
+        Ok(factors)
     })?;
     Ok(tensor.f_mul(&factors)?)
 }

@@ -16,6 +16,9 @@ pub(crate) fn read(tensors: &[Tensor]) -> Result<Vec<f64>> {
     let device = first.device();
     no_grad(|| {
         let alike = tensors.iter().map(|tensor| {
+            if tensor.kind() == Kind::Double && tensor.dim() == 0 && tensor.device() == device {
+                return Ok(tensor.shallow_clone());
+            }
             Ok(tensor
                 .f_detach()?
                 .f_to_device(device)?
@@ -41,7 +44,16 @@ pub(crate) fn read_all<const N: usize>(tensors: [Tensor; N]) -> Result<[f64; N]>
 /// # Errors
 /// When there is not enough memory.
 pub(crate) fn square(tensor: &Tensor) -> Result<Tensor> {
-    no_grad(|| Ok(tensor.f_to_kind(Kind::Double)?.f_square()?.f_sum(Kind::Double)?))
+    no_grad(|| match tensor.kind() {
+        Kind::Double => Ok(tensor.f_square()?.f_sum(Kind::Double)?),
+        _ => sum_of_squares(tensor.f_to_kind(Kind::Double)?),
+    })
+}
+
+/// Computes Σx² of f64 numbers. Squares them in place, so that no further memory is allocated for a
+/// large tensor.
+fn sum_of_squares(mut own: Tensor) -> Result<Tensor> {
+    Ok(own.f_square_()?.f_sum(Kind::Double)?)
 }
 
 /// Computes Σ(a − b)² in f64, on the device of `a`.
@@ -51,7 +63,7 @@ pub(crate) fn square(tensor: &Tensor) -> Result<Tensor> {
 pub(crate) fn square_of_difference(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     no_grad(|| {
         let b = b.f_to_device(a.device())?.f_to_kind(Kind::Double)?;
-        square(&a.f_to_kind(Kind::Double)?.f_sub(&b)?)
+        sum_of_squares(a.f_to_kind(Kind::Double)?.f_sub(&b)?)
     })
 }
 

@@ -180,17 +180,14 @@ impl Histogram {
             let counts = Vec::<i64>::try_from(place.f_bincount(None::<Tensor>, last + 2)?)?;
             let (counts, absent) = counts.split_at(last as usize);
             let (zeros, non_finite) = (absent[0].cast_unsigned(), absent[1].cast_unsigned());
-            let buckets =
-                counts.chunks(CLASSES as usize).enumerate().filter_map(|(at, classes)| {
-                    let number = |classes: &[i64]| classes.iter().sum::<i64>().cast_unsigned();
-                    let bucket = Bucket {
-                        count: number(classes),
-                        powers: number(&classes[OF_POWERS..]),
-                        beyond: Format::ALL
-                            .map(|format| number(&classes[format.class()..OF_POWERS])),
-                    };
-                    (bucket.count > 0).then_some(((at as i64 + LOWEST) as i32, bucket))
-                });
+            let number = |classes: &[i64]| classes.iter().sum::<i64>().cast_unsigned();
+            let used = counts.chunks(CLASSES as usize).enumerate();
+            let used = used.filter(|(_, classes)| classes.iter().any(|count| *count != 0));
+            let buckets = used.map(|(at, classes)| {
+                let beyond = Format::ALL.map(|format| number(&classes[format.class()..OF_POWERS]));
+                let (count, powers) = (number(classes), number(&classes[OF_POWERS..]));
+                ((at as i64 + LOWEST) as i32, Bucket { count, powers, beyond })
+            });
             Ok(Self { buckets: buckets.collect(), zeros, non_finite })
         })
     }

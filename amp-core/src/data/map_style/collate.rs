@@ -218,9 +218,11 @@ impl Collate {
                 "`{name}` of example {first} has {what} {here}, but of example {index} {there}: {fix}"
             ))
         };
+        let kind = model.kind();
         for (index, tensor) in tensors {
-            let (here, there) = (format!("{:?}", model.kind()), format!("{:?}", tensor.kind()));
-            if here != there {
+            let own = tensor.kind();
+            if own != kind {
+                let (here, there) = (format!("{kind:?}"), format!("{own:?}"));
                 return Err(differs("dtype", *index, here, there, "give both the same dtype"));
             }
         }
@@ -231,14 +233,16 @@ impl Collate {
             Some(_) => tensor.size().get(1..).map(<[i64]>::to_vec),
             None => Some(tensor.size()),
         };
+        let of_model = fixed(model);
         for (index, tensor) in tensors {
             let shapes = || (format!("{:?}", model.size()), format!("{:?}", tensor.size()));
-            if fixed(tensor).is_none() {
+            let own = fixed(tensor);
+            if own.is_none() {
                 let text =
                     format!("`{name}` of example {index} is a scalar, which has no length to pad");
                 return Err(Error::config(text));
             }
-            if fixed(tensor) != fixed(model) {
+            if own != of_model {
                 let (here, there) = shapes();
                 let fix = match pad {
                     Some(_) => {

@@ -10,9 +10,9 @@
 // libtorch's kernel.
 
 #include <ATen/Version.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/cpu/Utils.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/native/Resize.h>
 #include <ATen/ops/_addmm_activation_cpu_dispatch.h>
 #include <ATen/ops/addmm_cpu_dispatch.h>
@@ -128,12 +128,12 @@ struct Three {
   static Tensor functional(const Tensor& self, const Tensor& a, const Tensor& b, const Scalar& beta,
                            const Scalar& alpha) {
     return are_slow(self, a, b) ? widened(self, a, b, beta, alpha).to(self.scalar_type())
-                                  : Sum(self, a, b, beta, alpha);
+                                : Sum(self, a, b, beta, alpha);
   }
   static Tensor& out(const Tensor& self, const Tensor& a, const Tensor& b, const Scalar& beta,
                      const Scalar& alpha, Tensor& out) {
     return are_slow(self, a, b, out) ? write(out, widened(self, a, b, beta, alpha))
-                                       : Into(self, a, b, beta, alpha, out);
+                                     : Into(self, a, b, beta, alpha, out);
   }
   static Tensor& in_place(Tensor& self, const Tensor& a, const Tensor& b, const Scalar& beta,
                           const Scalar& alpha) {
@@ -192,8 +192,8 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
         output_mask);
   };
   // oneDNN has no kernels for these gradients in f16.
-  const bool is_slow = gradient.scalar_type() == at::kHalf || amp::cpu_products::is_slow(gradient.scalar_type());
-  if (!is_slow || !have_one_dtype(gradient, input, weight)) return differentiate(gradient, input, weight);
+  const bool widens = gradient.scalar_type() == at::kHalf || is_slow(gradient.scalar_type());
+  if (!widens || !have_one_dtype(gradient, input, weight)) return differentiate(gradient, input, weight);
   const WithoutAutocast guard(c10::autocast_dispatch_keyset);
   auto [of_input, of_weight, of_bias] = differentiate(wide(gradient), wide(input), wide(weight));
   const auto rounded = [&](const Tensor& wide) {

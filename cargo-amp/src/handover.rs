@@ -14,7 +14,7 @@ use crate::cli::Device;
 use crate::error::Error;
 use crate::libtorch::Libtorch;
 use crate::project::{Package, Project};
-use crate::test_parts;
+use crate::{test_build, test_parts};
 
 /// The variable with the number of threads that libtorch uses for each operation, unless the
 /// program sets another number.
@@ -68,10 +68,7 @@ pub(crate) fn test(
         return replace_process(test_command(libtorch, package, &[], options));
     }
     // Each part would build its own tests, while the next part waits for the lock of the folder.
-    let mut build = cargo::test(package.map(|package| package.name.as_str()));
-    build.arg("--no-run");
-    libtorch.apply_to_run(&mut build);
-    if let ControlFlow::Break(code) = cargo::build(build)? {
+    if let ControlFlow::Break(code) = cargo::build(test_build::command(libtorch, package))? {
         return Ok(code);
     }
     test_parts::run(&parts, |part| test_command(libtorch, package, &part.options, options))

@@ -1,12 +1,21 @@
-//! Builds the tests while pip fetches the Python packages that they need.
+//! Builds the tests, also while pip fetches the Python packages that they need.
 
 use std::io;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use crate::cargo;
 use crate::error::Error;
 use crate::libtorch::Libtorch;
 use crate::project::Package;
+
+/// Creates the command that builds all test binaries of `package`, or of the whole workspace.
+pub(crate) fn command(libtorch: &Libtorch, package: Option<&Package>) -> Command {
+    let mut command = cargo::test(package.map(|package| package.name.as_str()));
+    command.arg("--no-run");
+    // The same variables as for the run of the tests, so that cargo builds nothing twice.
+    libtorch.apply_to_run(&mut command);
+    command
+}
 
 /// A running cargo that builds tests. Dropping this value ends cargo.
 pub(crate) struct TestBuild(Child);
@@ -17,11 +26,8 @@ impl TestBuild {
     /// warnings and errors, because pip shows its progress on the same terminal.
     pub(crate) fn start(libtorch: &Libtorch, package: Option<&Package>) -> Result<Self, Error> {
         note!("building the tests at the same time");
-        let mut command = cargo::test(package.map(|package| package.name.as_str()));
-        command.args(["--no-run", "--quiet"]);
-        // The same variables as for the run of the tests, so that cargo builds nothing twice.
-        libtorch.apply_to_run(&mut command);
-        command.stdin(Stdio::null()).stdout(Stdio::from(io::stderr()));
+        let mut command = command(libtorch, package);
+        command.arg("--quiet").stdin(Stdio::null()).stdout(Stdio::from(io::stderr()));
         command.spawn().map(Self).map_err(|error| cargo::could_not_start(&error))
     }
 

@@ -37,7 +37,7 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    fn new(name: &str, options: Vec<String>) -> Self {
+    fn new(name: impl Into<String>, options: Vec<String>) -> Self {
         Self { name: name.into(), options }
     }
 }
@@ -76,8 +76,7 @@ pub(crate) fn parts(packages: &[Package]) -> Vec<Part> {
         }
     }
     let unit = (!unit.is_empty()).then(|| Part::new("unit tests", unit.concat()));
-    let integration =
-        integration.into_iter().map(|options| Part::new(&options[1].clone(), options));
+    let integration = integration.into_iter().map(|options| Part::new(options[1].clone(), options));
     let has_docs = |package: &Package| package.targets.iter().any(|target| target.has_doc_tests);
     // `--doc` also runs the documentation tests of libraries with `doctest = false`.
     let excluded = packages.iter().filter(|package| package.has_library() && !has_docs(package));
@@ -168,9 +167,9 @@ fn run_part(
     status
 }
 
-/// Prints the reports of `count` parts and returns how each part ended. Prints the output of the
-/// first part that still runs at once, and that of later parts when the parts before them have
-/// ended.
+/// Prints the output of `count` parts in their order, and returns how each part ended. The output of
+/// the first part that has not ended is printed as it arrives. The output of a later part is kept
+/// until all parts before it have ended.
 fn print(count: usize, incoming: Receiver<(usize, Report)>) -> Vec<io::Result<ExitStatus>> {
     let mut waiting: Vec<Vec<u8>> = vec![Vec::new(); count];
     let mut ends: Vec<Option<io::Result<ExitStatus>>> = (0..count).map(|_| None).collect();

@@ -127,7 +127,7 @@ impl NoncentralT {
     const INTERVALS: i32 = 2000;
 
     /// Evaluates the densities of the points, which are the same for every probability. Returns
-    /// `None` if there is no distribution with these degrees of freedom.
+    /// `None` if `freedom` is not a number above 0.
     fn new(freedom: f64) -> Option<Self> {
         let (normal, chi) = (Normal::new(0.0, 1.0).ok()?, ChiSquared::new(freedom).ok()?);
         // T = (Z + shift)·√ν/u, where Z has a standard normal distribution, and u has a chi

@@ -39,7 +39,7 @@ fn parts_run_two_at_a_time_and_are_printed_in_order() {
     wait_until("cargo-amp ends", || child.try_wait().is_ok_and(|status| status.is_some()));
     let run = child.wait_with_output().expect("it has ended");
     project.write("parts/end", "");
-    // The exit code is that of the first part that failed.
+    // Cargo fails with 3 for the first of the two parts that fail, and cargo-amp exits with it.
     assert_eq!(run.status.code(), Some(3), "{}", stderr(&run));
     let last = "error: tests failed in second, documentation tests";
     assert_eq!(stderr(&run).lines().last(), Some(last));
@@ -58,10 +58,10 @@ fn parts_run_two_at_a_time_and_are_printed_in_order() {
     assert_eq!(started, wanted);
 }
 
-/// If options select other tests than a plain `cargo test`, cargo runs all tests at once. On CUDA,
-/// parts would share the device.
+/// If options cannot select the tests of a plain `cargo test`, cargo-amp runs a plain `cargo test`. It
+/// does so on CUDA as well, where two parts would share the device.
 #[test]
-fn tests_that_cannot_be_divided_run_at_once() {
+fn tests_that_cannot_be_divided_run_in_one_cargo() {
     let one_call = |project: &Checkout, arguments: &[&str]| {
         let run = output(&mut project.cargo_amp(arguments));
         let calls = stdout(&run).lines().filter(|line| line.starts_with("cargo test")).count();

@@ -57,6 +57,11 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Returns these changes without a change of the length.
+    pub fn without_length(&self) -> Self {
+        Self { length: None, ..self.clone() }
+    }
 }
 
 impl fmt::Display for Changes {

@@ -11,17 +11,49 @@ use crate::{changes::Changes, length::Length};
 /// The recorded margins of a project's models. A margin is how much worse than 32-true the gate
 /// accepts a precision to be.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "File")]
 pub struct Margins {
     /// The command that wrote this file, for the reader of the file.
-    #[serde(default)]
     pub recorded_by: String,
-    /// The margin of each model, by the model's name, for the model as it is registered.
+    /// The margins of each model, by the model's name. A model has one margin for each length of
+    /// training and for each combination of changes, for example of its size or its data set.
+    pub models: BTreeMap<String, Vec<ModelMargin>>,
+}
+
+/// The file as this version and older versions wrote it.
+#[derive(Deserialize)]
+struct File {
     #[serde(default)]
-    pub models: BTreeMap<String, ModelMargin>,
-    /// The margins of models whose settings were changed by options, for example the size, the data
-    /// set or the length. A model has one entry for each combination of changes.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub changed: BTreeMap<String, Vec<ModelMargin>>,
+    recorded_by: String,
+    #[serde(default)]
+    models: BTreeMap<String, Entries>,
+    /// The margins of changed models, in files that an older version wrote.
+    #[serde(default)]
+    changed: BTreeMap<String, Vec<ModelMargin>>,
+}
+
+/// A model's margins. Older versions wrote a single margin, of the model as it is registered.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Entries {
+    One(Box<ModelMargin>),
+    All(Vec<ModelMargin>),
+}
+
+impl From<File> for Margins {
+    fn from(file: File) -> Self {
+        let mut margins = Self { recorded_by: file.recorded_by, models: BTreeMap::new() };
+        let own = file.models.into_iter().map(|(name, entries)| match entries {
+            Entries::One(entry) => (name, vec![*entry]),
+            Entries::All(entries) => (name, entries),
+        });
+        for (name, entries) in own.chain(file.changed) {
+            for entry in entries {
+                margins.add(&name, entry);
+            }
+        }
+        margins
+    }
 }
 
 /// A model's margin (how much worse than 32-true a precision may be), and the differences from
@@ -36,7 +68,7 @@ pub struct ModelMargin {
     /// The length of each training run from which the differences were measured.
     #[serde(flatten)]
     pub length: Length,
-    /// The changes to the registered model in these training runs.
+    /// The changes to the registered model in these training runs, without the length.
     #[serde(default, skip_serializing_if = "Changes::is_empty")]
     pub changes: Changes,
     /// The values of all hyperparameters of the model in these training runs. `None` in files that
@@ -76,24 +108,26 @@ impl Margins {
         }
     }
 
-    /// Returns the margin that was recorded for a model with these changes. Returns `None` if none
-    /// was recorded.
-    pub fn of(&self, model: &str, changes: &Changes) -> Option<&ModelMargin> {
-        if changes.is_empty() {
-            return self.models.get(model);
-        }
-        self.changed.get(model)?.iter().find(|recorded| recorded.changes == *changes)
+    /// Returns the margin that was recorded for a model with these changes, trained for `length`.
+    /// The length in `changes` is ignored. Returns `None` if no such margin was recorded.
+    pub fn of(&self, model: &str, changes: &Changes, length: Length) -> Option<&ModelMargin> {
+        let changes = changes.without_length();
+        let is_it = |entry: &&ModelMargin| entry.length == length && entry.changes == changes;
+        self.models.get(model)?.iter().find(is_it)
     }
 
-    /// Adds a model's margin to the file. If a margin for the same model and the same changes
-    /// exists, replaces it.
-    pub fn add(&mut self, model: &str, recorded: ModelMargin) {
-        if recorded.changes.is_empty() {
-            self.models.insert(model.to_owned(), recorded);
-            return;
+    /// Adds a model's margin. Replaces the margin of the same model with the same length and the
+    /// same changes, if there is one. The length in `recorded.changes` is removed, because it is
+    /// that of `recorded`.
+    pub fn add(&mut self, model: &str, mut recorded: ModelMargin) {
+        recorded.changes = recorded.changes.without_length();
+        let entries = self.models.entry(model.to_owned()).or_default();
+        let same = entries
+            .iter_mut()
+            .find(|entry| entry.length == recorded.length && entry.changes == recorded.changes);
+        match same {
+            Some(entry) => *entry = recorded,
+            None => entries.push(recorded),
         }
-        let others = self.changed.entry(model.to_owned()).or_default();
-        others.retain(|other| other.changes != recorded.changes);
-        others.push(recorded);
     }
 }

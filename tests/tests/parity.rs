@@ -15,6 +15,7 @@ use amp_verify::{
     Model, Registry, Twin,
     parity::{self, ParityArgs, Report, Status},
     project,
+    registry::Changes,
 };
 use clap::Parser;
 use fixtures::registry;
@@ -72,7 +73,11 @@ fn run(registry: &Registry, arguments: &[&str]) -> Result<Report> {
 #[case::wgan("WganGp", "60")]
 #[case::gpt2("Gpt2", "30")]
 fn a_twin_agrees(#[case] model: &str, #[case] steps: &str) -> Result<()> {
-    let report = run(&registry(), &[model, "--max-steps", steps, "--seeds", "2"])?;
+    let registry = registry();
+    let found = registry.find(Some(model))?;
+    let margin = registry.margin(found, &Changes::default(), found.length())?.to_string();
+    let arguments = [model, "--max-steps", steps, "--seeds", "2", "--margin", &margin];
+    let report = run(&registry, &arguments)?;
     for row in &report.rows {
         assert!(
             row.failures.is_empty(),
@@ -126,7 +131,8 @@ fn changed(
 #[case::automatic(lstm("return F.mse_loss(", &format!("return {} * F.mse_loss(", overflows("self")))?)]
 #[case::manual(wgan("loss = gap +", &format!("loss = gap + {} *", overflows("self")))?)]
 fn other_skips_are_shown_with_the_largest_gradients(#[case] registry: Registry) -> Result<()> {
-    let arguments = ["--max-steps", "6", "--seeds", "2", "--precision", "16-mixed"];
+    let arguments =
+        ["--max-steps", "6", "--seeds", "2", "--precision", "16-mixed", "--margin", "0.014"];
     let row = run(&registry, &arguments)?.rows.remove(0);
     assert_eq!(row.status, Status::Disagree);
     for seed in &row.seeds {
@@ -169,7 +175,8 @@ fn overflows(module: &str) -> String {
 #[case::loss("F.mse_loss(", "F.smooth_l1_loss(")]
 #[case::states("states[:, -1]", "states[:, -2]")]
 fn a_twin_that_trains_otherwise_disagrees(#[case] from: &str, #[case] to: &str) -> Result<()> {
-    let arguments = ["--max-steps", "60", "--seeds", "2", "--precision", "32-true"];
+    let arguments =
+        ["--max-steps", "60", "--seeds", "2", "--precision", "32-true", "--margin", "0.0012"];
     let report = run(&lstm(from, to)?, &arguments)?;
     let said = report.rows[0].failures.join("; ");
     assert!(said.contains("the loss of batch"), "{said}");
@@ -197,6 +204,8 @@ fn rows_are_kept_in_a_folder() -> Result<()> {
             "2",
             "--max-steps",
             steps,
+            "--margin",
+            "0.0012",
             "--python",
             python(),
             "--cache",

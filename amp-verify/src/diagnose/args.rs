@@ -73,7 +73,8 @@ impl DiagnoseArgs {
             (Some(limit), _) => Ok(limit),
             (None, Search::Metric) => {
                 let model = registry.find(self.run.model.as_deref())?;
-                registry.margin(model, &self.run.changes.changes())
+                let changes = self.run.changes.changes();
+                registry.margin(model, &changes, changes.length.unwrap_or(model.length()))
             }
             (None, Search::Layers) => Ok(0.05),
         }
@@ -181,8 +182,8 @@ mod tests {
     /// and `margins.json` contains the margin 0.2 for batches of 32 examples.
     fn limit(given: &[&str]) -> Result<f64> {
         let folder = tempfile::tempdir().map_err(|error| Error::io("a folder", error))?;
-        let recorded = r#"{"changed": {"Net": [
-            {"margin": 0.2, "n": 3, "epochs": 3, "changes": {"batch_size": 32}, "spread": {}}]}}"#;
+        let recorded = r#"{"models": {"Net": [
+            {"margin": 0.2, "n": 3, "epochs": 10, "changes": {"batch_size": 32}, "spread": {}}]}}"#;
         std::fs::write(folder.path().join("margins.json"), recorded)
             .map_err(|error| Error::io("margins.json", error))?;
         let registry = Registry::new(Project::new("test", folder.path()))
@@ -209,7 +210,7 @@ mod tests {
     #[rstest]
     #[case::data(&["--data", "others"], "data others")]
     #[case::set(&["--set", "width=3"], "width=3")]
-    #[case::epochs(&["--epochs", "3"], "3 epochs")]
+    #[case::epochs(&["--epochs", "4"], "4 epochs")]
     #[case::steps(&["--steps", "1"], "1 step")]
     #[case::max_steps(&["--max-steps", "1"], "at most 1 step")]
     #[case::accumulate(&["--accumulate-grad-batches", "2"], "2 batches per optimizer step")]

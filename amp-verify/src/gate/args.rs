@@ -21,8 +21,8 @@ pub enum Tier {
 }
 
 impl Tier {
-    /// Returns two numbers of seeds. The statistical test is first evaluated with the first number
-    /// of seeds. If it is inconclusive, it is evaluated again with the second number.
+    /// Returns two numbers of seeds: the number with which the statistical test is first evaluated,
+    /// and the largest number. See [`evaluations`](crate::verdict::evaluations).
     pub fn seeds(self) -> (usize, usize) {
         match self {
             Self::Quick => (4, 10),

@@ -37,11 +37,11 @@ impl Subject {
     /// # Errors
     /// When the model has no margin.
     pub fn new(registry: &Registry, model: &Arc<Model>) -> Result<Self> {
-        Self::with(registry, model, &Changes::default(), None)
+        Self::with(registry, model, &Changes::default(), model.quick(), None)
     }
 
-    /// Prepares to judge `model` with these changes. If `margin` is given, it is used in place of
-    /// the declared or recorded margin.
+    /// Prepares to judge `model` with these changes, trained for `length`. If `margin` is given, it
+    /// is used in place of the declared or recorded margin.
     ///
     /// # Errors
     /// When there is no margin for these changes, or the model does not allow one of the changes.
@@ -49,9 +49,10 @@ impl Subject {
         registry: &Registry,
         model: &Arc<Model>,
         changes: &Changes,
+        length: Length,
         margin: Option<f64>,
     ) -> Result<Self> {
-        let margin = margin.map_or_else(|| registry.margin(model, changes), Ok)?;
+        let margin = margin.map_or_else(|| registry.margin(model, changes, length), Ok)?;
         // The value that the registry declares for `learns_by` is valid only for the registered
         // model without changes.
         let own = model.learns_by.filter(|_| changes.is_empty());
@@ -85,7 +86,8 @@ pub struct Plan {
     pub tier: Tier,
     /// The precisions to judge.
     pub precisions: Vec<Precision>,
-    /// The number of seeds with which a precision is first judged.
+    /// The number of seeds with which a precision is first judged. See
+    /// [`evaluations`](crate::verdict::evaluations).
     pub first: usize,
     /// The largest number of seeds, which is used if the statistical test with the first seeds is
     /// inconclusive.
@@ -139,7 +141,10 @@ impl Plan {
         if let Some(margin) = args.margin.filter(|margin| !(*margin > 0.0 && margin.is_finite())) {
             return Err(Error::config(format!("margin {margin}: it must be above 0")));
         }
-        let subject = |model: &Arc<Model>| Subject::with(registry, model, &changes, args.margin);
+        let subject = |model: &Arc<Model>| {
+            let length = length(&changes, args.tier, model);
+            Subject::with(registry, model, &changes, length, args.margin)
+        };
         let models: Vec<Subject> = match args.model.as_slice() {
             [] => registry.models().map(subject).collect::<Result<_>>()?,
             names => {
@@ -215,10 +220,7 @@ impl Plan {
     }
 
     pub(super) fn length(&self, model: &Model) -> Length {
-        self.changes.length.unwrap_or(match self.tier {
-            Tier::Quick => model.quick(),
-            Tier::Nightly => model.length(),
-        })
+        length(&self.changes, self.tier, model)
     }
 
     pub(crate) fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
@@ -288,6 +290,14 @@ impl Plan {
         let all = std::iter::once(&Precision::F32True).chain(precisions);
         all.map(move |precision| self.job(model, *precision, seed, Task::Train))
     }
+}
+
+/// Returns for how long a model with these changes is trained in a tier.
+fn length(changes: &Changes, tier: Tier, model: &Model) -> Length {
+    changes.length.unwrap_or(match tier {
+        Tier::Quick => model.quick(),
+        Tier::Nightly => model.length(),
+    })
 }
 
 fn for_one_model(option: &str) -> Error {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use amp_core::{Result, precision::Precision};
 
 use super::{Plan, Pool, controls, job::Task};
-use crate::verdict::Verdict;
+use crate::verdict::{Verdict, evaluations};
 
 /// With how many seeds each model was trained under each precision.
 pub(super) struct Seeds {
@@ -32,9 +32,9 @@ impl Seeds {
     }
 }
 
-/// Runs the plan's jobs. Without a time limit, first trains every model with `plan.first` seeds. If
-/// the statistical test of a precision is then still inconclusive, trains under this precision with
-/// `plan.most` seeds.
+/// Runs the plan's jobs. Without a time limit, first trains every model with `plan.first` seeds.
+/// While the statistical test of a precision is inconclusive, trains under this precision with as
+/// many seeds as the next evaluation of the test needs, up to `plan.most`.
 pub(super) fn run(plan: &Plan, pool: &mut Pool, started: Instant) -> Result<Seeds> {
     match plan.time_limit {
         _ if plan.rules_only => {
@@ -50,17 +50,21 @@ fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
     pool.run(plan.first_look())?;
     controls::complete(plan, pool)?;
     let mut seeds = Seeds::new(plan, plan.first);
-    let mut jobs = Vec::new();
-    for (at, model) in plan.models.iter().enumerate() {
-        for (place, precision) in plan.precisions.iter().enumerate() {
-            if plan.most > plan.first && plan.is_open(pool, at, *precision, plan.first) {
-                seeds.counts[at][place] = plan.most;
-                let pairs = |seed| plan.pairs(model, std::slice::from_ref(precision), seed);
-                jobs.extend(plan.seeds(plan.most).flat_map(pairs));
+    for evaluation in evaluations(plan.first, plan.most).windows(2) {
+        let [before, count] = *evaluation else { continue };
+        let mut jobs = Vec::new();
+        for (at, model) in plan.models.iter().enumerate() {
+            for (place, precision) in plan.precisions.iter().enumerate() {
+                let was_reached = seeds.counts[at][place] == before;
+                if was_reached && plan.is_open(pool, at, *precision, before) {
+                    seeds.counts[at][place] = count;
+                    let pairs = |seed| plan.pairs(model, std::slice::from_ref(precision), seed);
+                    jobs.extend(plan.seeds(count).flat_map(pairs));
+                }
             }
         }
+        pool.run(jobs)?;
     }
-    pool.run(jobs)?;
     Ok(seeds)
 }
 
@@ -80,6 +84,7 @@ fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Re
     // verdict.
     let mut open: Vec<(usize, usize)> =
         all.filter(|(model, at)| plan.holds_rules(pool, *model, plan.precisions[*at])).collect();
+    let evaluations = evaluations(plan.first, plan.most);
     let (mut count, mut longest) = (0, Duration::ZERO);
     while count < plan.most && !open.is_empty() {
         let begun = Instant::now();
@@ -102,6 +107,8 @@ fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Re
         }
         if count == plan.first {
             controls::complete(plan, pool)?;
+        }
+        if evaluations.contains(&count) {
             open.retain(|(model, at)| plan.is_open(pool, *model, plan.precisions[*at], count));
         }
     }

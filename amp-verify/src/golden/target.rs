@@ -250,11 +250,12 @@ impl Target {
     pub(super) fn prototype(&self, device: Device) -> Result<(Case, f64)> {
         Ok(match &self.source {
             Source::Registered { registry, model } => {
-                let length = Some(self.epochs.map_or(model.quick(), Length::Epochs));
+                let length = self.epochs.map_or(model.quick(), Length::Epochs);
                 let set = self.hyperparameters.clone();
-                let choices = Choices { length, set, ..Choices::default() };
+                let changes = Changes { hyperparameters: set.clone(), ..Changes::default() };
+                let choices = Choices { length: Some(length), set, ..Choices::default() };
                 let margin =
-                    self.margin.map_or_else(|| registry.margin(model, &Changes::default()), Ok)?;
+                    self.margin.map_or_else(|| registry.margin(model, &changes, length), Ok)?;
                 (Case::new(registry, model, choices, device)?, margin)
             }
             Source::Own { subject, data, clip, accumulate } => {

@@ -12,6 +12,7 @@ use clap::Args;
 
 use crate::{
     changes::Changes,
+    length::Length,
     options::positive,
     registry::{Model, Registry, Twin},
 };
@@ -45,6 +46,10 @@ pub struct ParityArgs {
     /// End training after N optimizer steps, if this is before the end of the last epoch
     #[arg(long, value_name = "N", value_parser = positive)]
     pub max_steps: Option<u64>,
+    /// The margin: how far the metrics may differ on average [default: the declared or recorded
+    /// margin of the model's own length; another --epochs or --max-steps has no default margin]
+    #[arg(long, value_name = "M")]
+    pub margin: Option<f64>,
     /// Number of batches at the start whose losses are compared with the PyTorch version's
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
     pub losses: u64,
@@ -93,6 +98,9 @@ impl ParityArgs {
             let text = "it must be at least 2, to distinguish a difference from chance";
             return Err(Error::config(format!("seeds {}: {text}", self.seeds)));
         }
+        if let Some(margin) = self.margin.filter(|margin| !(*margin > 0.0 && margin.is_finite())) {
+            return Err(Error::config(format!("margin {margin}: it must be above 0")));
+        }
         if let Some(threads) = self.threads {
             if threads < 1 {
                 return Err(Error::config(format!("threads {threads}: it must be at least 1")));
@@ -120,7 +128,14 @@ impl ParityArgs {
         let advice =
             "declare one with `.twin(Twin::new(include_str!(\"….py\"), include_str!(\"….rs\")))`";
         let subject = |model: &Arc<Model>, twin: &Twin| -> Result<Subject> {
-            let margin = registry.margin(model, &Changes::default())?;
+            let margin = match self.margin {
+                Some(margin) => margin,
+                None => {
+                    let changes = Changes { max_steps: self.max_steps, ..Changes::default() };
+                    let length = self.epochs.map_or(model.length(), Length::Epochs);
+                    registry.margin(model, &changes, length)?
+                }
+            };
             Ok(Subject { model: Arc::clone(model), twin: twin.clone(), margin })
         };
         if self.models.is_empty() {

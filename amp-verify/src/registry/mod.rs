@@ -228,20 +228,28 @@ impl Registry {
         Margins::read(&self.project.margins_file())
     }
 
-    /// Returns the margin with which the gate judges `model`: how much worse than 32-true a
-    /// precision may be. If `changes` is empty, this is the margin that the registry declares, or
-    /// else the margin that `cargo amp margins` recorded. If there are changes, this is the margin
-    /// that was recorded for the model with the same changes.
+    /// Returns the margin of `model` with `changes`, trained for `length`: how much worse than
+    /// 32-true a precision may be. The length in `changes` is ignored. The first margin that exists
+    /// is returned:
+    ///
+    /// 1. The margin that the registry declares. It is valid only for the model without changes, if
+    ///    `length` is the model's full length or the length of the gate's quick tier.
+    /// 2. The margin that `cargo amp margins` recorded for the same changes and the same length.
+    /// 3. The margin that was recorded for the length of the gate's quick tier, if `length` is the
+    ///    model's full length.
     ///
     /// # Errors
-    /// When the model has no margin, or the margin was recorded with other hyperparameters.
-    pub fn margin(&self, model: &Model, changes: &Changes) -> Result<f64> {
-        if let (Some(margin), true) = (model.margin, changes.is_empty()) {
+    /// When there is no such margin, or it was recorded with other hyperparameters.
+    pub fn margin(&self, model: &Model, changes: &Changes, length: Length) -> Result<f64> {
+        let is_changed = !changes.without_length().is_empty();
+        let is_own = length == model.quick() || length == model.length();
+        if let (Some(margin), false, true) = (model.margin, is_changed, is_own) {
             return Ok(margin);
         }
         let (name, margins) = (model.name, self.margins()?);
-        let Some(recorded) = margins.of(name, changes) else {
-            return Err(no_margin(name, changes));
+        let quick = || margins.of(name, changes, model.quick()).filter(|_| is_own);
+        let Some(recorded) = margins.of(name, changes, length).or_else(quick) else {
+            return Err(no_margin(name, changes, (!is_own).then_some(length)));
         };
         if let Some(then) = &recorded.hyperparameters {
             let now = model.all_hyperparameters(&self.hyperparameters(model, changes)?)?;
@@ -307,7 +315,10 @@ fn first_repeated<'a>(names: &[&'a str]) -> Option<&'a str> {
     repeated.map(|(_, name)| *name)
 }
 
-fn no_margin(name: &str, changes: &Changes) -> Error {
+/// Says that a model has no margin. `length` is the length of training, if it is not one of the
+/// model's own lengths.
+fn no_margin(name: &str, changes: &Changes, length: Option<Length>) -> Error {
+    let changes = Changes { length, ..changes.clone() };
     Error::config(match changes.is_empty() {
         true => format!(
             "{name} has no margin: declare one with `.margin(…)`, record one with `cargo amp margins --model \

@@ -146,7 +146,7 @@ fn plan(
     let margin = (!changes.is_empty()).then_some(f64::MAX);
     Ok(Plan {
         registry: registry.clone(),
-        models: vec![Subject::with(registry, model, changes, margin)?],
+        models: vec![Subject::with(registry, model, changes, model.quick(), margin)?],
         changes: changes.clone(),
         time_limit: None,
         rules_only: false,

@@ -6,8 +6,9 @@
 //! is its standard deviation. The confidence interval of d̄ is from L to U: d̄ ± t(1 − α, n −
 //! 1)·s/√n. Let δ be the margin: how much worse than 32-true a precision may be. The precision
 //! passes if U < δ, and fails if L > δ. Otherwise the result is inconclusive. The test is evaluated
-//! up to two times: after the first seeds, and again after the largest number of seeds. Each
-//! evaluation uses α/2, so that the total risk is at most α.
+//! up to three times: after the first seeds, after a third of the further seeds, and after all of
+//! them. The first evaluation has the level α/2, and each of the other two α/4. So the total risk
+//! is at most α (Bonferroni).
 
 mod statistics;
 
@@ -38,12 +39,13 @@ pub struct Design {
     /// The margin (δ), in the metric's unit: a precision is not accepted if it is worse than
     /// 32-true by this much or more.
     pub margin: f64,
-    /// The accepted probability (α) that a precision passes in one of the two evaluations although
-    /// it is worse by the margin.
+    /// The accepted probability (α) that a precision passes in one of the evaluations although it
+    /// is worse by the margin.
     pub alpha: f64,
     /// The number of seeds with which the test is first evaluated.
     pub first: usize,
-    /// The number of seeds with which the test is evaluated again if it was inconclusive at first.
+    /// The largest number of seeds. The test is evaluated with more seeds than `first` only if it
+    /// was inconclusive with fewer.
     pub most: usize,
     /// The smallest step of the metric: for an accuracy, one divided by the number of validation
     /// examples.
@@ -83,11 +85,34 @@ pub struct Judgement {
     pub improved: bool,
 }
 
+/// Returns the numbers of seeds with which the test is evaluated, in increasing order: `first`,
+/// `first` and a third of the further seeds, and `most`. A number that occurs more than once is
+/// returned once. The test ends as soon as it is not inconclusive.
+///
+/// # Examples
+///
+/// ```
+/// use amp_verify::verdict::evaluations;
+///
+/// assert_eq!(evaluations(4, 10), [4, 6, 10]);
+/// assert_eq!(evaluations(5, 5), [5]);
+/// ```
+pub fn evaluations(first: usize, most: usize) -> Vec<usize> {
+    let further = most.saturating_sub(first);
+    let mut all = vec![first, first + further.div_ceil(3), first + further];
+    all.dedup();
+    all
+}
+
 impl Design {
-    /// Returns the significance level of each evaluation of the test: half of α if there are two
-    /// evaluations.
-    pub fn look_alpha(&self) -> f64 {
-        if self.most > self.first { self.alpha / 2.0 } else { self.alpha }
+    /// Returns the significance level of the evaluation with `n` seeds. If there are several
+    /// evaluations, the first has half of α, and the others have equal shares of the other half.
+    pub fn level(&self, n: usize) -> f64 {
+        match evaluations(self.first, self.most).len() {
+            1 => self.alpha,
+            _ if n <= self.first => self.alpha / 2.0,
+            count => self.alpha / 2.0 / (count as f64 - 1.0),
+        }
     }
 
     /// Decides from the differences from 32-true whether a precision passes. There is one
@@ -120,7 +145,7 @@ impl Design {
         let (mean, s) = (mean(differences), standard_deviation(differences));
         let floor = self.resolution / 6.0_f64.sqrt();
         let s_used = if s.is_nan() { s } else { s.max(floor) };
-        let alpha = self.look_alpha();
+        let alpha = self.level(n);
         let half = t_quantile(1.0 - alpha, n as f64 - 1.0) * s_used / (n as f64).sqrt();
         let (lower, upper) = (mean - half, mean + half);
         let delta = self.margin;

@@ -112,13 +112,10 @@ fn hyperparameters_come_from_the_model_then_the_data_then_the_user() {
 #[test]
 fn a_margin_is_declared_or_recorded_or_asked_for() {
     let registry = registry().model(model!(Line));
-    let error =
-        registry.margin(&model!(Line), &Changes::default()).expect_err("there is none").to_string();
+    let margin = |model: &Model| registry.margin(model, &Changes::default(), model.quick());
+    let error = margin(&model!(Line)).expect_err("there is none").to_string();
     assert!(error.contains("cargo amp margins --model Line"), "{error}");
-    assert_eq!(
-        registry.margin(&model!(Line).margin(0.25), &Changes::default()).expect("declared"),
-        0.25
-    );
+    assert_eq!(margin(&model!(Line).margin(0.25)).expect("declared"), 0.25);
 }
 
 /// Checks that a regression is positive if the value is worse than the baseline's, whether higher
@@ -298,42 +295,79 @@ fn a_set_is_as_large_as_the_model_says() {
     }
 }
 
-/// Checks that a changed model uses only a margin that was recorded with the same changes. A margin
-/// that was recorded with other hyperparameters is refused.
+/// Checks that a changed model uses only a margin that was recorded with the same changes, and that
+/// a margin is used only for the length with which it was recorded. The only exception is the full
+/// length, for which the margin of the quick tier is used if no other was recorded. A margin that
+/// was recorded with other hyperparameters is refused.
 #[test]
-fn a_margin_is_of_one_size() {
+fn a_margin_is_of_one_size_and_one_length() {
     let folder = tempfile::tempdir().expect("a folder");
     let registry =
         Registry::new(Project::new("sums", folder.path())).data_set(DataSet::new("sums", sums));
+    let line = || model!(Line).steps(100).quick_steps(10);
     let wide = |width: i64| Changes {
         hyperparameters: json!({ "input_size": width }).as_object().expect("an object").clone(),
         ..Changes::default()
     };
-    let recorded = |changes: Changes, margin: f64, width: i64| ModelMargin {
+    let recorded = |changes: Changes, steps: u64, margin: f64, width: i64| ModelMargin {
         margin,
         n: 3,
-        length: Length::Steps(10),
+        length: Length::Steps(steps),
         hyperparameters: Some(wide(width).hyperparameters),
         changes,
         spread: Default::default(),
     };
-    let mut margins = Margins::default();
-    margins.add("Line", recorded(Changes::default(), 0.5, 2));
-    margins.add("Line", recorded(wide(4), 0.1, 4));
-    margins.add("Line", recorded(wide(4), 0.25, 4));
-    let file = folder.path().join("margins.json");
-    std::fs::write(file, serde_json::to_string(&margins).expect("JSON")).expect("a file");
-    let of = |model: &Model, changes: &Changes| {
-        registry.margin(model, changes).map_err(|error| error.to_string())
+    let of = |model: &Model, changes: &Changes, steps: u64| {
+        let length = Length::Steps(steps);
+        registry.margin(model, changes, length).map_err(|error| error.to_string())
     };
-    assert_eq!(of(&model!(Line), &Changes::default()), Ok(0.5));
-    assert_eq!(of(&model!(Line), &wide(4)), Ok(0.25), "the last one");
-    let other = of(&model!(Line).margin(0.75), &wide(5)).expect_err("none of this size");
+    let mut margins = Margins::default();
+    let write = |margins: &Margins| {
+        let text = serde_json::to_string(margins).expect("JSON");
+        std::fs::write(folder.path().join("margins.json"), text).expect("a file");
+    };
+    margins.add("Line", recorded(Changes::default(), 10, 0.5, 2));
+    margins.add("Line", recorded(wide(4), 10, 0.1, 4));
+    let changes = Changes { length: Some(Length::Steps(10)), ..wide(4) };
+    margins.add("Line", recorded(changes, 10, 0.25, 4));
+    write(&margins);
+    let own = Changes::default();
+    assert_eq!(of(&line(), &own, 10), Ok(0.5));
+    assert_eq!(of(&line(), &own, 100), Ok(0.5), "the margin of the quick tier");
+    assert_eq!(of(&line(), &wide(4), 10), Ok(0.25), "the last one");
+    margins.add("Line", recorded(Changes::default(), 100, 0.375, 2));
+    margins.add("Line", recorded(Changes::default(), 20, 0.125, 2));
+    write(&margins);
+    assert_eq!([10, 20, 100].map(|n| of(&line(), &own, n)), [Ok(0.5), Ok(0.125), Ok(0.375)]);
+    let declared = line().margin(0.75);
+    assert_eq!([10, 20, 100].map(|n| of(&declared, &own, n)), [Ok(0.75), Ok(0.125), Ok(0.75)]);
+
+    let other = of(&declared, &own, 30).expect_err("none of this length");
+    assert!(other.contains("Line has no margin for 30 steps"), "{other}");
+    let other = of(&declared, &wide(5), 10).expect_err("none of this size");
     assert!(other.contains("Line has no margin for input_size=5"), "{other}");
-    let shorter = Changes { length: Some(Length::Steps(3)), ..wide(4) };
-    let other = of(&model!(Line), &shorter).expect_err("none of this length");
+    let other = of(&line(), &wide(4), 3).expect_err("none of this length");
     assert!(other.contains("input_size=4, 3 steps"), "{other}");
-    let grown = model!(Line).hyperparameters(json!({ "input_size": 3 }));
-    let other = of(&grown, &Changes::default()).expect_err("of another size");
+    let grown = line().hyperparameters(json!({ "input_size": 3 }));
+    let other = of(&grown, &own, 10).expect_err("of another size");
     assert!(other.contains("(input_size was 2 and is now 3)"), "{other}");
+}
+
+/// Checks that files of older versions are read: with one margin of the unchanged model, and the
+/// margins of the changed model in another list.
+#[test]
+fn margins_of_older_files_are_read() {
+    let entry = |margin: f64| json!({ "margin": margin, "n": 3, "steps": 10, "spread": {} });
+    let mut changed = entry(0.25);
+    changed["changes"] = json!({ "batch_size": 8, "length": { "steps": 10 } });
+    let file = json!({ "models": { "Line": entry(0.5) }, "changed": { "Line": [changed] } });
+    let margins: Margins = serde_json::from_value(file).expect("an older file");
+    let halved = Changes { batch_size: Some(8), ..Changes::default() };
+    let of = |changes: &Changes| {
+        margins.of("Line", changes, Length::Steps(10)).map(|entry| entry.margin)
+    };
+    assert_eq!([of(&Changes::default()), of(&halved)], [Some(0.5), Some(0.25)]);
+    let written: Margins =
+        serde_json::from_value(serde_json::to_value(&margins).expect("JSON")).expect("a file");
+    assert_eq!(written, margins);
 }

@@ -1,7 +1,9 @@
 //! Tests of the statistical test. Its results are compared with published tables, with closed forms
 //! and with simulated differences.
 
-use amp_verify::verdict::{Design, Verdict, count_limit, power, t_quantile, tolerance_factor};
+use amp_verify::verdict::{
+    Design, Verdict, count_limit, evaluations, power, t_quantile, tolerance_factor,
+};
 use rstest::rstest;
 
 const DESIGN: Design =
@@ -105,11 +107,12 @@ fn rate(design: Design, mean: f64, verdict: Verdict) -> f64 {
                 });
             }
         };
-        draw(design.first, &mut d);
-        let mut found = design.judge(&d).verdict;
-        if found == Verdict::Inconclusive {
-            draw(design.most, &mut d);
-            found = design.judge(&d).verdict;
+        let mut found = Verdict::Inconclusive;
+        for count in evaluations(design.first, design.most) {
+            if found == Verdict::Inconclusive {
+                draw(count, &mut d);
+                found = design.judge(&d).verdict;
+            }
         }
         count += u32::from(found == verdict);
     }
@@ -117,12 +120,14 @@ fn rate(design: Design, mean: f64, verdict: Verdict) -> f64 {
 }
 
 /// Checks the probability with which a regression as large as the margin passes. It is α, or, with
-/// two evaluations at α/2 each, between α/2 and α. In 4,000 trials the observed rate may differ
+/// several evaluations of which the first is at α/2, between α/2 and α. In 4,000 trials the observed rate may differ
 /// from the probability by 3.3 binomial standard deviations, which chance exceeds once in a
 /// thousand times.
 #[rstest]
 #[case::one_look(5, 5, 0.05, 0.05)]
-#[case::two_looks(4, 10, 0.025, 0.05)]
+#[case::two_looks(3, 4, 0.025, 0.05)]
+#[case::three_looks(4, 10, 0.025, 0.05)]
+#[case::nightly(8, 24, 0.025, 0.05)]
 fn a_regression_of_the_margin_passes_at_most_alpha(
     #[case] first: usize,
     #[case] most: usize,
@@ -133,6 +138,24 @@ fn a_regression_of_the_margin_passes_at_most_alpha(
     let deviation = |p: f64| 3.3 * (p * (1.0 - p) / f64::from(TRIALS)).sqrt();
     let found = rate(design, design.margin, Verdict::Pass);
     assert!(found >= low - deviation(low) && found <= high + deviation(high), "{found}");
+}
+
+/// Checks that the levels of all evaluations add up to α, so that the total risk is at most α, and
+/// that the evaluation after the first has a third of the further seeds.
+#[rstest]
+#[case(5, 5, &[5])]
+#[case(3, 4, &[3, 4])]
+#[case(4, 10, &[4, 6, 10])]
+#[case(8, 24, &[8, 14, 24])]
+fn the_levels_of_all_evaluations_add_up_to_alpha(
+    #[case] first: usize,
+    #[case] most: usize,
+    #[case] expected: &[usize],
+) {
+    let design = Design { first, most, ..DESIGN };
+    assert_eq!(evaluations(first, most), expected);
+    let total: f64 = expected.iter().map(|n| design.level(*n)).sum();
+    assert!((total - design.alpha).abs() < 1e-12, "{total}");
 }
 
 /// Checks two probabilities of a design with one evaluation. A precision without regression passes

@@ -187,7 +187,7 @@ fn with_margins() -> TempDir {
 fn the_gate_judges_by_the_margins_that_were_recorded() {
     let folder = with_margins();
     let margins = json(&RECORDED);
-    let recorded = number(&margins["models"]["NextSymbol"]["margin"]);
+    let recorded = number(&margins["models"]["NextSymbol"][0]["margin"]);
     assert!(recorded > 0.0, "{recorded}");
     let arguments = ["gate", "--device", "cpu", "--junit", "gate.xml", "--json", "gate.json"];
     amp(&folder, &arguments).done();

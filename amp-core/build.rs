@@ -31,8 +31,8 @@ fn main() {
         .debug(false)
         // The shim's loops run in each training step, so they are optimized in the tests' profile too.
         .opt_level(3)
-        // libtorch was built with NDEBUG. Without NDEBUG, some of its headers declare classes with
-        // another layout.
+        // libtorch was built with NDEBUG. Without NDEBUG, some headers of libtorch declare classes
+        // with another memory layout than in the built library.
         .define("NDEBUG", None)
         .include("csrc")
         .include(&out)

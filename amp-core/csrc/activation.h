@@ -10,10 +10,10 @@ namespace amp::activation {
 // The activations. kernels/linear.cu uses the same numbers.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
-// An activation after a layer, and what its backward pass needs. The kernel writes the gradient of the activation's
-// input to `passed`. For ReLU and dropout, `kept` is the output of both: where it is not 0, the gradient is multiplied
-// by the dropout's scale, and elsewhere the gradient is 0. For GELU, `kept` is the input of GELU, and `dropout` draws
-// the mask of the forward pass again.
+// An activation after a layer, and the values that its backward pass needs. The kernel writes the gradient of the
+// activation's input to `passed`. For ReLU with dropout, `kept` is the output after both operations: where `kept` is
+// not 0, the gradient is multiplied by the dropout's scale, and elsewhere the gradient is 0. For GELU, `kept` is the
+// input of GELU, and `dropout` draws the dropout mask of the forward pass again.
 struct Activated {
   int activation = none;
   at::Tensor kept, passed;

@@ -9,11 +9,12 @@
 namespace amp::adam {
 extern "C" {
 
-// Runs an Adam or AdamW step. `lists` are params, grads, exp_avgs, exp_avg_sqs and steps (f32 scalars, which
-// are incremented here). With 8-bit averages, exp_avg_scales and exp_avg_sq_scales follow. An average has the
-// layout of its parameter, and the parameter's dtype or bfloat16. An 8-bit average consists of contiguous u8
-// codes in whole blocks of 256. `code` then contains four tensors: the values (f32 [256]) and the bounds
-// (f32 [255]) of exp_avg's codes, and the values and the bounds of exp_avg_sq's codes.
+// Runs an Adam or AdamW step. `lists` are params, grads, exp_avgs, exp_avg_sqs and steps (f32 scalars, which this
+// function increments). With 8-bit averages, the lists exp_avg_scales and exp_avg_sq_scales follow. The averages are
+// exp_avg and exp_avg_sq. An average has the layout of its parameter, and the parameter's dtype or bfloat16. An 8-bit
+// average instead consists of contiguous u8 codes in whole blocks of 256. With 8-bit averages, `code` contains four
+// tensors: the values (f32 [256]) and the bounds (f32 [255]) of exp_avg's codes, and the values and the bounds of
+// exp_avg_sq's codes.
 int amp_adam_on_device(const amp::Handle* const* lists, size_t count, const AmpAdam* options,
                        const amp::Handle* code, const AmpOnDevice* known) {
   return amp::guarded([&] {

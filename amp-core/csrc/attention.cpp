@@ -19,11 +19,12 @@ at::Tensor by_word(const at::Tensor& grad) {
 
 extern "C" {
 
-// Makes the gradient of `attended`, [N, heads, L, width], have the same memory layout in every backward pass, if cuDNN
-// computed `attended`. cuDNN compiles a backward pass for the strides of all tensors. libtorch 2.11, however, finds a
-// compiled backward pass by the sizes of all tensors and by the strides of queries, keys, values and mask alone
-// (aten/src/ATen/native/cudnn/MHA.cpp, MHACacheKeyWrapper). If the strides of this gradient differ from those at the
-// first call, the results are wrong. Gradients from layers that join heads already have this layout.
+// Ensures, if cuDNN computed `attended`, [N, heads, L, width], that the gradient of `attended` has the same memory
+// layout in every backward pass. cuDNN compiles a backward pass for the strides of all tensors. libtorch 2.11 caches
+// the compiled backward passes, but the key of this cache lacks the strides of the gradient: it contains the sizes of
+// all tensors, and the strides of queries, keys, values and mask (aten/src/ATen/native/cudnn/MHA.cpp,
+// MHACacheKeyWrapper). If the strides of the gradient differ from those at the first call, the results are wrong.
+// Gradients from layers that join heads already have this layout.
 int amp_attention_gradient_layout(const at::Tensor* attended) {
   return amp::guarded([&] {
     if (!attended->is_cuda() || !attended->requires_grad()) return;

@@ -5,9 +5,9 @@
 
 namespace amp {
 
-// Casts an f32 tensor on a CUDA device to 16 bits, without a gradient. The first cast in an autocast
-// region looks for an earlier region that began with the same weight. If there is one, a single kernel
-// casts all weights of the earlier region.
+// Casts an f32 tensor on a CUDA device to 16 bits, without a gradient. The first cast in an autocast region looks for
+// an earlier region that began with the same weight. If such a region exists, a single kernel casts all weights of that
+// region.
 at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype);
 
 // Casts the weight of a convolution to 16 bits and channels_last, without a gradient. Within an autocast

@@ -1,7 +1,8 @@
-// Loads libtorch's CUDA library when the program starts. It must be loaded before any code asks
-// whether CUDA is available, because libtorch determines the answer once and keeps it. The program
-// itself is linked only with libtorch's CPU library. It is therefore the same program wherever it
-// was built, and on a machine without a GPU no time is spent on the CUDA library.
+// Loads libtorch's CUDA library when the program starts. The library must be loaded before any code
+// asks whether CUDA is available, because libtorch determines the answer once and keeps it. The
+// program itself is linked only with libtorch's CPU library. Therefore the build gives the same
+// program on machines with and without a CUDA build of libtorch, and on a machine without a GPU no
+// time is spent on the CUDA library.
 
 #include <dlfcn.h>
 #include <unistd.h>

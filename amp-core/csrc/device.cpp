@@ -42,8 +42,8 @@ struct HostMemoryGuard {
   c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, memory};
 };
 
-// By default, libtorch has TF32 on for cuDNN and off for matrix products: an f32 convolution has 10 bits of
-// mantissa, and a matrix product 23. This program starts with TF32 off for both.
+// By default, libtorch allows TF32 in cuDNN but not in matrix products: an f32 convolution computes with 10 bits of
+// mantissa, and an f32 matrix product with 23. This program starts with TF32 off for both.
 [[maybe_unused]] const bool cudnn_starts_in_f32 = [] {
   at::globalContext().setAllowTF32CuDNN(false);
   return true;

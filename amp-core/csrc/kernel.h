@@ -69,10 +69,11 @@ class KernelSource {
   // Names a file of `kernels/`. `text` is its content, and must live as long as this object.
   KernelSource(const char* file, const char* text) : file_(file), text_(text) {}
 
-  // Launches the kernel `name` on the device's current stream. `types` are the values of the file's
-  // macros: the dtypes AMP_T and, if the file uses them, AMP_P, AMP_Q and AMP_R, as named by
-  // kernel_dtype, and the number AMP_N. The first launch on a device with these types compiles the
-  // file. A file cannot be compiled while a CUDA graph is captured.
+  // Launches the kernel `name` on the device's current stream. `types` are the values of the macros
+  // with which the file is compiled: AMP_T and, if the file uses them, AMP_P, AMP_Q, AMP_R and
+  // AMP_N. AMP_N is a number, and the other macros are dtypes, as named by kernel_dtype. The first
+  // launch on a device with these types compiles the file. A file cannot be compiled while a CUDA
+  // graph is captured.
   void launch(const char* name, const Types& types, c10::Device device, unsigned blocks,
               unsigned threads, void** arguments);
 

@@ -152,8 +152,8 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     // before the backward pass, as in PyTorch.
     context->save_for_backward({input, casts ? at::Tensor() : weight, behind});
     auto& kept = context->saved_data;
-    // If the input needs no gradient, as in a first layer, the cast of the weight is freed at the end of the autocast
-    // region.
+    // The backward pass needs the cast of the weight only for the gradient of the input. If the input needs no
+    // gradient, as in a first layer, the cast is therefore freed at the end of the autocast region.
     if (input.requires_grad()) kept[factor_key] = factor.detach();
     kept[weight_key] = weight;
     kept[bias_key] = bias.has_value();

@@ -8,9 +8,10 @@
 //
 // The gradient of the mean loss is known only in the backward pass. The forward pass therefore computes the gradients
 // of the sum of the losses, and neither multiplies by the gradient of the mean nor divides by the number of targets.
-// The gradient of a logit is then between -1 and 1, whatever the loss scale and the batch. In f16 the gradient is
-// multiplied by a power of two that brings it close to the largest f16 number. Products of gradients are f32 sums. The
-// backward pass multiplies these sums once, before they are rounded to 16 bits.
+// The gradient of a logit is then between -1 and 1, whatever the loss scale and the batch are. In f16 this gradient is
+// multiplied by a power of two that brings it close to the largest f16 number. The products of the logits' gradients
+// with the weight and with the input are accumulated in f32. The backward pass scales these products once, before they
+// are rounded to 16 bits.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>

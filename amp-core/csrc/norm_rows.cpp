@@ -54,9 +54,9 @@ Outgoing backward(const Normalised& from, const Incoming& given, const amp::Drop
   // The largest number of blocks: two for each of the 132 multiprocessors of a Hopper GPU. The number
   // is the same on every GPU, because the order of the sums depends on it.
   constexpr int most_blocks = 264;
-  // Two warps can share a row. Up to this number of rows, a block then has four warps, which process
-  // two rows. A block of eight warps would process eight rows, four at a time, so that few rows would
-  // occupy few multiprocessors.
+  // The largest number of rows for which a block has four warps instead of eight, if two warps share a row. Blocks of
+  // four warps process two rows each. Blocks of eight warps would process eight rows each, four at a time, so that few
+  // rows would occupy few multiprocessors.
   constexpr int few_rows = 256;
   const bool has_small_blocks = rows <= few_rows && columns % (2 * columns_of_a_pack) == 0;
   const int warps = has_small_blocks ? 4 : most_warps;

@@ -36,7 +36,8 @@ struct Outgoing {
 bool fits(int64_t columns);
 
 // Runs the backward pass. `before` is the branch's dropout. With `wants_branch`, the gradient of the branch is a
-// separate tensor. Without it, the caller uses the gradient of the norm's input as the gradient of the branch.
+// separate tensor. Without `wants_branch`, the caller uses the gradient of the norm's input as the gradient of the
+// branch.
 Outgoing backward(const Normalised& from, const Incoming& given, const amp::Dropout& before,
                   bool wants_branch);
 

@@ -58,8 +58,8 @@ int amp_fused_adam(const Handle* const* lists, size_t count, const AmpAdam* opti
     using Fused = void (*)(at::TensorList, at::TensorList, at::TensorList, at::TensorList,
                            at::TensorList, at::TensorList, double, double, double, double, double,
                            bool, bool, const MaybeTensor&, const MaybeTensor&);
-    // libtorch has two versions of these functions, which differ in the type of the learning rate. The
-    // type `Fused` selects one.
+    // at::_fused_adamw_ and at::_fused_adam_ have two overloads each, which differ in the type of the learning rate.
+    // The type `Fused` selects the overload for a number.
     Fused adamw = at::_fused_adamw_, adam = at::_fused_adam_;
     auto fused = o.decoupled != 0 ? adamw : adam;
     fused(list(lists[0], count), list(lists[1], count), list(lists[2], count),

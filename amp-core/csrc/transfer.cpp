@@ -128,8 +128,9 @@ int amp_copies_to_host(int index, int64_t stream_id, const void* ready, const at
 
 void amp_copy_drop(void* event) { delete static_cast<c10::Event*>(event); }
 
-// Returns the debug info of this thread, to which the memory meter belongs. The caller frees it
-// with amp_debug_info_drop.
+// Returns the debug info of this thread, to which libtorch's allocator reports memory, for example
+// to count the bytes of CPU tensors (amp_host_memory_start). The caller frees the debug info with
+// amp_debug_info_drop.
 int amp_debug_info_current(void** out) {
   return amp::guarded([&] { *out = new DebugInfo(c10::ThreadLocalDebugInfo::current()); });
 }

@@ -63,8 +63,9 @@ __device__ float relu(float x) { return x <= 0 ? 0.f : x; }
 // NaN.
 __device__ bool passes(float x) { return !(x <= rounds_to_zero(T())); }
 
-// The first column and the first row that a thread processes, and whether the thread processes any
-// elements.
+// The place of a thread: the first of its eight columns, its row within each group of
+// `rows_at_once` rows, the index `chunk` of the first such group that its block processes, and
+// whether the thread processes any elements.
 struct Place {
   int column, row, chunk;
   bool within;

@@ -6,7 +6,7 @@
 
 using W = Wide<Q>;
 
-// The largest number of warps in a block. `backward` runs with fewer if there are few rows.
+// The largest number of warps in a block. If there are few rows, the blocks of `backward` have fewer warps.
 constexpr int most_warps = 8;
 // The number of warps per row. If two warps share a row, each warp needs half as many registers, so that more blocks
 // run at the same time.

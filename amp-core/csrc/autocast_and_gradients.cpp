@@ -172,7 +172,7 @@ int amp_foreach_add_each(const Handle* to, const Handle* from, size_t count) {
 }
 
 // Runs the backward pass of a scalar loss, which adds to the parameters' gradients. If `seed` (f32) is not null, the
-// gradients are multiplied by it.
+// gradients are multiplied by `seed`.
 int amp_backward(Handle loss, Handle seed) {
   return amp::guarded([&] {
     loss->backward(seed == nullptr ? at::Tensor()
@@ -220,8 +220,8 @@ int amp_grads(const Handle* tensors, size_t count, Handle* grads, amp::Tensors**
 
 void amp_grads_drop(amp::Tensors* grads) { delete grads; }
 
-// Sets which dtypes the gradients of these leaves may have. If `any` is not 0, backward passes may store gradients of
-// any dtype. If `any` is 0, only gradients of the leaf's dtype are allowed.
+// Sets which dtypes the gradients of the tensors may have. The tensors must be leaves. If `any` is not 0, backward
+// passes may store gradients of any dtype. If `any` is 0, each gradient must have the dtype of its tensor.
 int amp_allow_any_grad_dtype(const Handle* tensors, size_t count, int any) {
   return amp::guarded([&] {
     for (size_t i = 0; i < count; ++i) {

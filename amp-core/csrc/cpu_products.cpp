@@ -1,8 +1,9 @@
-// Matrix products and convolutions of f16 and bf16 tensors on x86 CPUs for which libtorch has no fast kernels. Its plain
-// loops take 10 to 50 times as long as its f32 kernels (AMD EPYC with AVX2):
-// - without AVX-512, for both dtypes;
-// - with AVX-512, but without instructions that multiply f16 numbers, for f16;
-// - with those instructions, for the gradients of a convolution in f16 (97 times as long, Intel Xeon).
+// Matrix products and convolutions of f16 and bf16 tensors on those x86 CPUs for which libtorch has no fast kernels of
+// these dtypes. libtorch's plain loops take 10 to 50 times as long as its f32 kernels (AMD EPYC with AVX2). The
+// functions of this file replace them:
+// - on CPUs without AVX-512, for both dtypes;
+// - on CPUs with AVX-512, but without instructions that multiply f16 numbers, for f16;
+// - on CPUs with such instructions, for the gradients of a convolution in f16 (97 times as long, Intel Xeon).
 // The functions of this file cast the factors to f32, call the f32 kernel, and round the result once. libtorch's loops
 // also sum in f32 and round once, so the two results differ only by the order of the f32 sums.
 //
@@ -165,7 +166,8 @@ Tensor& addmm_activation_out(const Tensor& self, const Tensor& a, const Tensor& 
   return write(out, result);
 }
 
-// A convolution calls further operators. Autocast would cast their f32 inputs back to 16 bits, so it is switched off.
+// A convolution calls further operators. Autocast would cast their f32 inputs back to 16 bits, so autocast is switched
+// off.
 using WithoutAutocast = c10::impl::ExcludeDispatchKeyGuard;
 
 Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,

@@ -20,8 +20,8 @@ struct Mode {
   int probability;
   // The index of the boolean argument that is true in training mode. kNone if the operator has no such argument.
   int training;
-  // The index of batch norm's running mean. If the call passes none, the operator uses the statistics of the batch
-  // in every mode. kNone if the operator has no such argument.
+  // The index of batch norm's running mean. If a call passes no running mean, the operator uses the statistics of the
+  // batch in every mode. kNone if the operator has no such argument.
   int statistics;
 };
 

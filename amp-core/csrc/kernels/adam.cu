@@ -1,11 +1,11 @@
-// Adam and AdamW steps over many tensors at once. The lists of tensors are parameters, gradients, exp_avgs,
-// exp_avg_sqs and steps (f32 scalars). With 8-bit averages there are two more lists, the scales of exp_avg and of
-// exp_avg_sq, with one scale for each 256 elements. The arithmetic equals that of libtorch's fused kernel
-// (ATen/native/cuda/fused_adam_utils.cuh): learning rate and betas in f64, everything else in the parameter's dtype,
-// or in f32 if this dtype has 16 bits. This kernel differs from libtorch's kernel in three ways. The learning rate is
-// read from device memory, so that a captured step follows its schedule. Gradients are multiplied by a factor when
-// they are read, so that unscaling and clipping need no separate kernel. Averages may have fewer bits than the
-// parameters.
+// Adam and AdamW steps over many tensors at once. The lists of tensors are parameters, gradients, exp_avgs, exp_avg_sqs
+// and steps (f32 scalars). With 8-bit averages there are two more lists, the scales of exp_avg and of exp_avg_sq, with
+// one scale for each 256 elements. The arithmetic equals that of libtorch's fused kernel
+// (ATen/native/cuda/fused_adam_utils.cuh): learning rate and betas in f64, everything else in the parameter's dtype, or
+// in f32 if this dtype has 16 bits. This kernel differs from libtorch's kernel in three ways. The learning rate is read
+// from device memory, so that a step in a CUDA graph follows the learning-rate schedule. Gradients are multiplied by a
+// factor when they are read, so that unscaling and clipping need no separate kernel. Averages may have fewer bits than
+// the parameters.
 
 constexpr float smallest_normal = 1.17549435e-38f;
 

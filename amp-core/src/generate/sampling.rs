@@ -9,15 +9,16 @@ use crate::{Result, random::Rng};
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Sampling {
     /// The number by which the logits are divided. A value below 1 makes likely tokens even more
-    /// likely. At 0 the most likely token is chosen; among equally likely tokens, the one with the
-    /// lowest id.
+    /// likely. At 0 the most likely token is chosen. Of several most likely tokens, the token with
+    /// the lowest id is chosen.
     pub temperature: f64,
     /// The number of most likely tokens from which the token is chosen. Tokens that are exactly as
     /// likely as the last of these tokens are candidates too. `None` allows all tokens.
     pub top_k: Option<i64>,
     /// The probability that the candidates must have together (nucleus sampling, Holtzman et al.,
-    /// arXiv:1904.09751). The candidates are the most likely tokens, as few as possible, whose
-    /// probabilities add up to at least this number. `None` allows all tokens.
+    /// arXiv:1904.09751). The candidates are the most likely tokens. There are only as many
+    /// candidates as are needed for their probabilities to add up to at least this number. `None`
+    /// allows all tokens.
     pub top_p: Option<f64>,
 }
 

@@ -80,7 +80,8 @@ pub(crate) trait Update {
     fn parameters(&self, at: usize) -> Vec<Tensor>;
 }
 
-/// What a manual step leaves to the trainer: its last loss, and the outcome of each optimizer step.
+/// The results of a manual step for the trainer: the last loss, and the outcome of each optimizer
+/// step.
 pub(crate) struct Done {
     /// The loss of the last backward pass, detached from the autograd graph. `None` if the manual
     /// step ran no backward pass.
@@ -211,8 +212,8 @@ pub fn first_loss(
     }
 }
 
-/// Replaces the optimizers of a manual step. Keeps the loss of the first backward pass, and ends
-/// the step there with an error.
+/// Replaces the optimizers of a manual step. Keeps the loss of the first backward pass, and then
+/// ends the step with an error.
 struct First {
     count: usize,
     loss: Option<Tensor>,

@@ -74,10 +74,10 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "training_step"))
     }
 
-    /// Returns the weight that the loss of this batch has in a mean over several batches or
-    /// micro-batches of one step. If the weight is the denominator of the loss's mean, the step's
-    /// gradient equals the gradient of one large batch. The derive generates such weights. By
-    /// default this is the [weight](AnyBatch::weight) of the batch.
+    /// Returns the weight of this batch's loss in a mean over the losses of several batches, or of
+    /// the micro-batches of one step. If the weight is the denominator of the loss's mean, the
+    /// step's gradient equals the gradient of one large batch. The derive generates such weights.
+    /// The default is the [weight](AnyBatch::weight) of the batch.
     ///
     /// # Errors
     /// When weights or targets cannot be read from the device.
@@ -92,9 +92,9 @@ pub trait LightningModule: Visit {
         LossScope::Unknown
     }
 
-    /// Returns how the training metric `name` is computed from its saved state. A run that is
-    /// resumed at the end of an epoch computes the epoch's value in this way. The derive returns
-    /// the reduction of a declared metric, and `None` for any other name.
+    /// Returns how the training metric `name` is computed from its saved state. If a run is resumed
+    /// at the end of an epoch, the trainer computes the epoch's value with this reduction. The
+    /// derive returns the reduction of a declared metric, and `None` for any other name.
     fn reduction(&self, name: &str) -> Option<Reduction> {
         let _ = name;
         None
@@ -150,16 +150,16 @@ pub trait LightningModule: Visit {
     /// When an option is out of range.
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers>;
 
-    /// Returns when the model's own code runs: after a training step, or within it. The trainer
-    /// runs steps as CUDA graphs only if no such code runs within a step. The derive implements
-    /// this method for generated steps.
+    /// Returns whether the model's own code runs after a training step or within the step. The
+    /// trainer runs steps as CUDA graphs only if no such code runs within a step. The derive
+    /// implements this method for generated steps.
     fn step_access(&self) -> StepAccess {
         StepAccess::InStep("the model does not implement step_access")
     }
 
-    /// Adds to `values` what the training step reads besides tensors, for example a weight of the
-    /// loss that a hook raises. A CUDA graph contains the values of its capture, so steps run
-    /// without the graph after a value has changed. The default adds what
+    /// Adds to `values` the values that the training step reads besides tensors, for example a
+    /// weight of the loss that a hook raises. A CUDA graph repeats the values of its capture, so
+    /// after a value has changed, steps run without the graph. The default adds the values that
     /// [`on_save_checkpoint`](Self::on_save_checkpoint) saves. The derive adds the `#[state]` and
     /// `#[hparam]` fields that the forward pass, the loss or a metric reads.
     ///
@@ -235,7 +235,8 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Adds to a checkpoint what the model needs besides its parameters and buffers.
+    /// Adds to `state` the values that a checkpoint must contain besides the model's parameters and
+    /// buffers.
     ///
     /// # Errors
     /// An error ends the run.
@@ -244,8 +245,8 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Restores what [`on_save_checkpoint`](Self::on_save_checkpoint) added. The model's parameters
-    /// and buffers have been restored before.
+    /// Restores the values that [`on_save_checkpoint`](Self::on_save_checkpoint) added. The model's
+    /// parameters and buffers have already been restored.
     ///
     /// # Errors
     /// An error ends the run.
@@ -270,7 +271,7 @@ fn no_step(model: &str, step: &str) -> Error {
     ))
 }
 
-/// What a hook can use: the position and the optimizers of the run, and the log.
+/// Gives a hook access to the position and the optimizers of the run, and to the log.
 pub struct Hook<'a> {
     /// The current epoch, counted from 0.
     pub epoch: i64,

@@ -1,4 +1,4 @@
-//! What a training or evaluation step can use.
+//! Gives a training or evaluation step access to the run.
 
 use tch::Tensor;
 
@@ -11,14 +11,15 @@ use crate::{
     nn::Context,
 };
 
-/// What a step can use: the context of the forward pass, the position of the run, and the log.
+/// Gives a training or evaluation step access to the context of the forward pass, the position of
+/// the run, and the log.
 pub struct Step<'a> {
     pub(super) context: &'a Context,
     pub(super) log: &'a mut Log,
     pub(super) batch_idx: usize,
     pub(super) global_step: u64,
-    /// Never read. If this step runs inside another step that has another context, this guard
-    /// pauses the recording of matrix products for the other step.
+    /// A guard that is never read. If this step runs inside another step that has another context,
+    /// the guard pauses the recording of matrix products for the other step.
     _apart: Option<PausedProducts>,
 }
 
@@ -48,8 +49,8 @@ impl<'a> Step<'a> {
         self.global_step
     }
 
-    /// Returns the index of the batch and the number of applied steps, for a step that runs in
-    /// place of this one.
+    /// Returns the index of the batch and the number of applied steps, for code that creates
+    /// another `Step` for the same batch.
     #[doc(hidden)]
     pub fn place(&self) -> (usize, u64) {
         (self.batch_idx, self.global_step)

@@ -1,14 +1,14 @@
-//! When the code of a model or callback runs: after a step, or within it.
+//! Whether the code of a model or callback runs after a step or within it.
 
 use crate::loss::Loss;
 
-/// When an observer (the model's hooks, or a callback) runs relative to a training step. The
-/// trainer runs a step as a CUDA graph only if no observer runs within the step.
+/// Whether an observer (the model's hooks, or a callback) runs after a training step or within it.
+/// The trainer runs a step as a CUDA graph only if no observer runs within the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepAccess {
     /// The observer is called once per step, in order. Later steps may already be running on the
-    /// device when the observer is called. What the observer requests is executed after those
-    /// steps.
+    /// device when the observer is called. The actions that the observer requests are executed
+    /// after those steps.
     Deferred,
     /// The observer is called after each step, before the next step begins, so that it can read the
     /// model in its state after the step.

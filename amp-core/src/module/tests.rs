@@ -1,7 +1,7 @@
 use crate::prelude::*;
 
-/// Derived inside amp-core, to check that the generated paths, which begin with `::amp_core`, are
-/// valid here too.
+/// This model is derived inside amp-core. The test checks that the generated paths, which begin
+/// with `::amp_core`, are valid here too.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(sgd, lr = 0.1)]

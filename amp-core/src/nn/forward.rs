@@ -67,7 +67,8 @@ pub trait Forward: Visit {
         cx: &Context,
     ) -> Result<Self::Output>;
 
-    /// Returns what the module itself computes, without its children; see [`Module::op`].
+    /// Returns the kind of computation that the module itself does, without its children; see
+    /// [`Module::op`].
     fn own_op(&self) -> Op {
         Op::Other
     }

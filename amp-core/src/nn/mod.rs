@@ -155,8 +155,8 @@ use tch::Tensor;
 pub use crate::precision::{Arguments, Kept, Tensors};
 use crate::{Result, precision::Region};
 
-/// What a layer itself computes, without its children. [`DtypeProbe`] uses it to check the dtypes
-/// of a run.
+/// The kind of computation that a layer itself does, without its children. [`DtypeProbe`] uses this
+/// kind to check the dtypes of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     /// A matrix product or a convolution. The dtype of its output shows in which dtype it was
@@ -214,7 +214,7 @@ pub trait Module: Visit {
     /// When libtorch refuses an operation, for example because shapes do not match.
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor>;
 
-    /// Returns what the module itself computes, without its children.
+    /// Returns the kind of computation that the module itself does, without its children.
     fn op(&self) -> Op {
         Op::Other
     }

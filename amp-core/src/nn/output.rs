@@ -1,7 +1,7 @@
 //! Lets the loss compute the output layer of a model, in chunks of rows, so that not all logits
 //! have to be in memory at once. The derive marks a model's output layer. If the loss of a step is
-//! a cross entropy, the loss requests this layer. A requested layer does not run, but hands its
-//! input and its weights to the loss.
+//! a cross entropy, the loss requests this layer. If the chunks save time or memory, a requested
+//! layer does not run, but hands its input and its weights to the loss.
 
 use std::{any::TypeId, cell::RefCell};
 

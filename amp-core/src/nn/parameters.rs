@@ -11,7 +11,7 @@ use crate::{
     precision::{Policy, Precision, Region, RegionPlan, is_floating},
 };
 
-/// What a tensor is in its module: a parameter or a buffer.
+/// The role of a tensor in its module: parameter or buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// A trained tensor.
@@ -47,8 +47,8 @@ pub fn clear_gradients(module: &(impl Visit + ?Sized)) -> Result<()> {
     ffi::clear_grads(parameters(module).iter().map(|parameter| &parameter.tensor))
 }
 
-/// Returns the parameters that the model's forward pass itself changes. They are restored when the
-/// trainer skips or repeats a step.
+/// Returns the parameters that the model's forward pass itself changes. The trainer restores these
+/// parameters when it skips or repeats a step.
 pub(crate) fn changed_in_forward(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
     let (found, _) = walk(module, Precision::F32True, &BTreeMap::new());
     let changed = found.into_iter().filter(|found| found.is_changed_in_forward);
@@ -123,8 +123,8 @@ struct Walk<'a> {
     overrides: &'a BTreeMap<String, Region>,
     path: String,
     plan: RegionPlan,
-    /// For each module that was entered: the length of the path before, and the dtypes (the plan)
-    /// of the surrounding module.
+    /// For each module that the walk has entered and not left: the length of the path before the
+    /// module's name was added, and the dtypes (the plan) of the surrounding module.
     scopes: Vec<(usize, RegionPlan)>,
     found: Vec<Found>,
     /// The paths of all modules. Collected only if there are overrides, to check that a module

@@ -8,7 +8,7 @@ use super::Op;
 use crate::{Result, precision::RegionPlan};
 
 /// Observes the tensors of every module in a forward pass. In an observed pass, layers are not
-/// fused, but run one by one. Forward passes without a probe are not slower.
+/// fused, but run one by one. A probe does not slow down forward passes that it does not observe.
 pub trait Probe {
     /// Receives a module after the module, and all modules within it, have run.
     fn ran(&self, call: &Call<'_>);
@@ -31,7 +31,7 @@ pub trait Probe {
 pub struct Call<'a> {
     /// The module's dotted path.
     pub path: &'a str,
-    /// What the module itself computes, without its children.
+    /// The kind of computation that the module itself does, without its children.
     pub op: Op,
     /// The dtypes that the precision and the precision regions prescribe for the module.
     pub plan: RegionPlan,
@@ -200,7 +200,7 @@ pub(crate) trait Trace {
 pub struct ModuleOutput<'a> {
     /// The module's dotted path.
     pub path: &'a str,
-    /// What the module itself computes, without its children.
+    /// The kind of computation that the module itself does, without its children.
     pub op: Op,
     /// The dtypes that the precision and the precision regions prescribe for the module.
     pub plan: RegionPlan,

@@ -105,7 +105,8 @@ with_options! {
         max_val: f64 = 1.0,
     } => |x, options| {
         let HardtanhConfig { min_val, max_val } = options;
-        // As in torch, the gradient is 0 where x equals a bound. With `clamp` it would be 1 there.
+        // As in torch, the gradient is 0 where x equals a bound. The gradient of `clamp` would be 1
+        // there.
         let within = x.f_gt(min_val)?.f_logical_and(&x.f_lt(max_val)?)?;
         x.f_where_self(&within, &x.f_detach()?.f_clamp(min_val, max_val)?)?
     };

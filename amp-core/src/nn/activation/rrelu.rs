@@ -36,7 +36,7 @@ impl Rrelu {
     /// Creates the layer with these options.
     ///
     /// # Errors
-    /// When `lower` is above `upper`, or one is not finite.
+    /// When `lower` is above `upper`, or one of the two is not finite.
     pub fn new(config: RreluConfig) -> Result<Self> {
         let RreluConfig { lower, upper } = config;
         match lower <= upper && (upper - lower).is_finite() {

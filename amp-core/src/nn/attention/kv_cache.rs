@@ -61,7 +61,7 @@ use crate::{
 #[derive(Default)]
 pub struct KvCache(Rc<Entries>);
 
-/// The contents of a cache. The context of a forward pass refers to them, too.
+/// The contents of a cache. The context of a forward pass also refers to these contents.
 #[derive(Default)]
 pub(in crate::nn) struct Entries {
     /// The number of tokens whose keys and values are cached.

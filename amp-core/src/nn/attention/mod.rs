@@ -29,14 +29,16 @@ use super::{
 };
 use crate::{Error, Result, ffi};
 
-/// Multi-head attention: nn.MultiheadAttention with batch_first, by scaled_dot_product_attention.
+/// Multi-head attention, computed by scaled_dot_product_attention; nn.MultiheadAttention with
+/// batch_first.
 ///
 /// As a [`Module`] it is self-attention on `[N, L, embed_dim]`. For other inputs or with a mask,
 /// call [`attend`](Self::attend): in a derived `#[forward]`, `self.attention.attend(…, cx)`.
 ///
-/// Parameters have torch's names: `in_proj_weight` (or `q_proj_weight`, `k_proj_weight` and
-/// `v_proj_weight`, if `kdim` or `vdim` differs from `embed_dim`, or `num_kv_heads` from
-/// `num_heads`), `in_proj_bias`, `bias_k`, `bias_v`, and those of `out_proj`.
+/// The parameters have torch's names: `in_proj_weight`, `in_proj_bias`, `bias_k`, `bias_v`,
+/// `out_proj.weight` and `out_proj.bias`. If `kdim` or `vdim` differs from `embed_dim`, or
+/// `num_kv_heads` differs from `num_heads`, there are `q_proj_weight`, `k_proj_weight` and
+/// `v_proj_weight` instead of `in_proj_weight`.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -76,7 +78,8 @@ impl MultiheadAttention {
     /// projections' weights (Xavier uniform), `bias_k` and `bias_v` (Xavier normal). Biases are 0.
     ///
     /// # Errors
-    /// - When `num_heads` does not divide `embed_dim`, or `num_kv_heads` not `num_heads`.
+    /// - When `num_heads` does not divide `embed_dim`, or `num_kv_heads` does not divide
+    ///   `num_heads`.
     /// - When a number of features or heads is not positive, or `dropout` is not in [0, 1].
     /// - When `causal` is set together with `add_bias_kv` or `add_zero_attn`.
     /// - When `rotary` is set and a head's number of features, `embed_dim / num_heads`, is odd.

@@ -146,8 +146,8 @@ impl Module for RotaryEmbedding {
 
 /// Returns the slopes of ALiBi (Press et al., arXiv:2108.12409), one for each head. If the number n
 /// of heads is a power of two, the slopes are 2^(−8i/n) for i from 1 to n. Otherwise, let m be the
-/// largest power of two below n. The first m slopes are those for m heads. The other n − m slopes
-/// are every second slope for 2m heads.
+/// largest power of two below n. The first m slopes are the slopes for m heads. The other n − m
+/// slopes are the first, third, fifth, … slope for 2m heads.
 pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
     let of_power = |count: i64| (1..=count).map(move |i| (-8.0 * i as f64 / count as f64).exp2());
     if num_heads < 1 {

@@ -175,11 +175,12 @@ pub(super) fn attend_with_weights(
     Ok((output, weights))
 }
 
-/// Returns `output` with the gradient that a fused kernel computes from it. `output` is `exact`
-/// after rounding. For the gradient of the scores, a kernel subtracts the sum of ∇output · output
-/// over the width of a head, and reads the rounded output for it (D in Dao et al.,
-/// arXiv:2205.14135, algorithm 4). So it adds −weight · Σ ∇output · (output − exact) to the gradient
-/// of each score. Here a term that is 0, but has this gradient, is added to `output`.
+/// Returns `output` with the gradient that a fused kernel computes. `output` is `exact` after
+/// rounding. To compute the gradient of the scores, a fused kernel subtracts Σ ∇output · output, a
+/// sum over the width of a head. The kernel computes this sum from the rounded output (D in Dao et
+/// al., arXiv:2205.14135, algorithm 4). Compared with the exact output, this adds −weight · Σ
+/// ∇output · (output − exact) to the gradient of each score. Therefore this function adds to
+/// `output` a term whose value is 0 and whose gradient is this difference.
 fn with_kernel_gradient(
     output: &Tensor,
     exact: &Tensor,

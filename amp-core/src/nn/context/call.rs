@@ -173,8 +173,8 @@ impl Context {
         )
     }
 
-    /// Runs the module at the current path, and returns its output, with the planted fault if there
-    /// is one.
+    /// Runs the module at the current path, and returns its output. If the self-test of the gate
+    /// has planted a fault in this module (see `planted`), changes the output accordingly.
     fn forward<M: Forward + ?Sized>(&self, module: &M, inputs: Inputs<'_, M>) -> Result<M::Output> {
         let output = module.forward_with(inputs, self)?;
         planted::of_layer(&self.path.borrow(), output)

@@ -29,8 +29,8 @@ impl Drop for Evaluating {
     }
 }
 
-/// Is called for each new context. If this is a training context and a model is being evaluated,
-/// sets the flag that [`take_trained_in_evaluation`] returns.
+/// Is called for each new context. If the new context is a training context and a model is being
+/// evaluated, sets the flag that [`take_trained_in_evaluation`] returns.
 pub(super) fn note(training: bool) {
     if training && EVALUATING.get() {
         TRAINED.set(true);

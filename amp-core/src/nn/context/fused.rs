@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Context {
-    /// Returns whether the children at `places` may be fused. They may not if a probe reads the
-    /// tensors between them, or if a precision override names one of them.
+    /// Returns whether the children at `places` may be fused. They may not be fused if a probe
+    /// reads the tensors between them, or if a precision override names one of them.
     pub(in crate::nn) fn is_plain(&self, mut places: Range<usize>) -> bool {
         let has_override = |place| {
             let parent = self.enter_nth(place);

@@ -75,11 +75,12 @@ impl Context {
         }
     }
 
-    /// Returns the tensor that the running module must use instead of `inner` where it uses `inner`
-    /// a second or a later time; see [`Substitute::next_use`](crate::nn::Substitute::next_use).
-    /// Call this method in the order in which the module uses the tensor. If the gradient of one
-    /// operation is rounded before it is added to the gradients of other uses, use the result of
-    /// one call for this operation, and the result of a second call for the other uses.
+    /// Returns the tensor that the running module must use instead of `inner` in its second and in
+    /// each later use of `inner`; see [`Substitute::next_use`](crate::nn::Substitute::next_use).
+    /// The module must call this method in the order of these uses. If the gradient of one
+    /// operation must be rounded before it is added to the gradients of other uses, the module
+    /// calls this method twice. The operation uses the first result, and the other uses take the
+    /// second result.
     pub(in crate::nn) fn next_use(&self, inner: &Tensor) -> Result<Tensor> {
         match &self.observer {
             Observer::Substitutes(other) => other.next_use(&self.path.borrow(), inner),

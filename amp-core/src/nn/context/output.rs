@@ -61,8 +61,9 @@ impl Context {
         }
     }
 
-    /// Returns whether the loss may compute the output layer. It may if the model is not part of
-    /// another model, and no observer reads the output of the layer.
+    /// Returns whether the loss may compute the output layer. This requires that fused layers are
+    /// allowed, that the model is not part of another model, that no precision region applies, that
+    /// no observer reads the output of the layer, and that no fault is planted.
     fn may_defer(&self) -> bool {
         self.fuses
             && matches!(self.observer, Observer::Nobody | Observer::Dtypes(_))

@@ -1,7 +1,7 @@
 //! Computes recurrent layers step by step and one operation at a time, so that an observer can
 //! replace the result of each operation. Without an observer, libtorch's fused operations compute
-//! the same. In 16 bits, these operations round where the code of this file calls
-//! [`Context::within`] and [`Context::weight`].
+//! the same. In 16 bits, libtorch's operations round the same tensors that the code of this file
+//! passes to [`Context::within`] and [`Context::weight`].
 
 use tch::Tensor;
 
@@ -70,7 +70,8 @@ pub(super) fn product(
     (weight, bias): &Factors,
     cx: &Context,
 ) -> Result<Tensor> {
-    // x, the weight and the bias are also used elsewhere, and the gradient of each use is rounded.
+    // Each of x, the weight and the bias is also used elsewhere. The gradient of each use is
+    // rounded before the gradients are added.
     let bias = bias.as_ref().map(|bias| cx.next_use(bias)).transpose()?;
     cx.within(name, &cx.next_use(x)?.f_linear(&cx.next_use(weight)?, bias)?)
 }
@@ -219,9 +220,9 @@ fn read(
     Ok((Tensor::f_cat(&outputs, 0)?, joined(&ended)?.split_off(1)))
 }
 
-/// Returns `states` with one more tensor after the hidden state, which comes first: the hidden
-/// state for its second use; see [`Context::next_use`]. The first use of the hidden state is its
-/// product with the weight.
+/// Inserts a tensor into `states` after the hidden state, which is the first state. This tensor is
+/// the hidden state for its second use; see [`Context::next_use`]. The first use of the hidden
+/// state is its product with the weight.
 pub(super) fn with_uses(mut states: Vec<Tensor>, cx: &Context) -> Result<Vec<Tensor>> {
     let again = cx.next_use(&states[0])?;
     states.insert(1, again);

@@ -145,8 +145,8 @@ int amp_all_finite(const Handle* tensors, size_t count, int* all) {
   });
 }
 
-// Writes one new tensor per input to `norms`. The caller owns the new tensors. If `as_f32` is not 0, the norm of f16
-// and bf16 tensors is accumulated in f32.
+// Computes the norm of order `ord` of each tensor, and writes it as a new tensor to `norms`. The caller owns the new
+// tensors. If `as_f32` is not 0, the norm of f16 and bf16 tensors is accumulated in f32.
 int amp_foreach_norm(const Handle* tensors, size_t count, double ord, int as_f32, Handle* norms) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;

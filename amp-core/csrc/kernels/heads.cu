@@ -2,16 +2,17 @@
 // which queries, keys and values were split. Also sums the columns of this gradient, which gives the gradient of
 // the product's bias.
 
-// The gradients of queries, keys and values, [batch, heads, length, width], with their strides in memory. `width`
-// is a multiple of the length of a line.
+// The gradients of queries, keys and values, [batch, heads, length, width], with their strides in memory. `width` is a
+// multiple of the number of elements in 16 bytes.
 struct Heads {
   const T* data[3];
   long long batch[3], head[3], place[3];
   int heads, width;
 };
 
-// A row is one position of a sequence, and each sequence has `length` rows. A block of eight warps processes up to
-// `part` rows, and as many columns as a warp reads with one line per lane. `sums` receives the sums of each part.
+// Joins the gradients and sums the columns. A row is one position of a sequence, and each sequence has `length` rows. A
+// block of eight warps processes up to `part` rows, and as many columns as the 32 lanes of a warp read at once with 16
+// bytes per lane. `sums` receives the sums of each part.
 extern "C" __global__ void __launch_bounds__(256)
     join_heads(const Heads from, T* out, Wide<T>* sums, long long rows, int length, int part) {
   using W = Wide<T>;

@@ -244,8 +244,8 @@ extern "C" __global__ void __launch_bounds__(512)
   narrow(sum, out[at * columns + column]);
 }
 
-// The arguments of `add_lines`, which sums columns. Each lane reads lines of 16 bytes. A block of eight warps processes
-// up to `part` rows, and as many columns as a warp reads with one line per lane.
+// The arguments of `add_lines`, which sums columns. A block of eight warps processes up to `part` rows, and as many
+// columns as the 32 lanes of a warp read at once with a line of 16 bytes per lane.
 struct Lines {
   const T *in, *kept;
   Factors factors;

@@ -28,8 +28,9 @@ macro_rules! logs_media {
             /// writes images, the image is dropped.
             ///
             /// # Errors
-            /// When the image has another shape or dtype, or when the step runs as a CUDA graph. Log
-            /// images only if [`Step::at_logging_interval`] is true.
+            /// When the image has another shape or dtype, or when the step runs as a CUDA graph. If
+            /// a step calls [`Step::at_logging_interval`], the steps whose values are reported run
+            /// without a CUDA graph. Therefore log images only if that method returns true.
             pub fn log_image(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
                 self.log.media(name, || image(tensor))
             }

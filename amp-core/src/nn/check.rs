@@ -123,7 +123,8 @@ fn closest<'p>(path: &str, known: &'p [String]) -> Option<&'p str> {
     }
 }
 
-/// Returns the number of letters to insert, remove or replace to get from `a` to `b`.
+/// Returns the Levenshtein distance of `a` and `b`: the number of letters to insert, remove or
+/// replace to get from `a` to `b`.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -160,7 +160,8 @@ impl BatchNorm {
 
     /// Returns the running statistics to use or update, or `None` if the layer has none. Returns
     /// `None` also in a recomputation in training, because the first forward pass has already
-    /// updated the statistics. In evaluation, a recomputation uses them as the first pass did.
+    /// updated the statistics. In evaluation, a recomputation uses the running statistics as the
+    /// first pass did.
     fn statistics(&self, cx: &Context) -> Option<Statistics<'_>> {
         let running = self.running.as_ref();
         running.filter(|_| !(self.is_of_batch(cx) && cx.is_recomputing())).map(<[_; 3]>::each_ref)

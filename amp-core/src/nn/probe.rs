@@ -101,9 +101,10 @@ pub trait Substitute {
     }
 }
 
-/// How often a weight is cast to 16 bits if several operations of a forward pass use it. If
-/// operations share a cast, the backward pass adds up their gradients in 16 bits. It adds up the
-/// gradients of separate casts in the dtype of the weight.
+/// How often a weight is cast to 16 bits if several operations of a forward pass use it. If the
+/// operations share one cast, the backward pass adds up their gradients in 16 bits. If the
+/// operations have separate casts, the backward pass adds up their gradients in the dtype of the
+/// weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Casts {
     /// All operations share one cast, which the cache of autocast or the module keeps.

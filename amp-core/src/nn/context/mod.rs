@@ -37,7 +37,8 @@ pub(in crate::nn) enum Checkpointing {
     Off,
     /// The modules that the model wraps in an enabled `Checkpoint`.
     Declared,
-    /// The modules and ranges of layers that the trainer chose to stay within the memory budget.
+    /// The modules and ranges of layers that the trainer chose for recomputation, so that the step
+    /// stays within the memory budget.
     Chosen(Rc<[Segment]>),
     /// No module. Instead, the memory and time of the modules that could be recomputed are
     /// measured.

@@ -74,8 +74,8 @@ void cast_all(const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
   }
 }
 
-// Returns whether the kernel supports the weight, and the weight is a leaf, so that the same tensor
-// will exist in the next region.
+// Returns whether the kernel supports the weight and the weight is a leaf. A leaf, such as a
+// parameter, is the same tensor in the next region.
 bool is_plain(const at::Tensor& weight) {
   return weight.is_leaf() && weight.is_non_overlapping_and_dense() &&
          weight.scalar_type() == at::kFloat;

@@ -225,8 +225,8 @@ at::Tensor counted_classes(const at::Tensor& targets, int64_t classes) {
   return at::full({}, static_cast<double>(count), options);
 }
 
-// Returns whether one thread of the CPU counts the correct predictions faster than libtorch's operators. Operators on
-// so few logits also use a single thread.
+// Returns whether one thread of the CPU counts the correct predictions faster than libtorch's operators. For so few
+// logits, the operators also use a single thread.
 bool are_few_on_cpu(const at::Tensor& logits, const at::Tensor& targets) {
   return logits.is_cpu() && targets.is_cpu() && logits.dim() == 2 && targets.dim() == 1 && logits.is_floating_point() &&
          logits.numel() <= at::internal::GRAIN_SIZE;

@@ -12,8 +12,9 @@ inline void note_column_sums(const at::Tensor& gradient, const at::Tensor& sums)
   note_beside<ColumnSums>(gradient, sums);
 }
 
-// Returns the column sums of `gradient` and detaches them from it. The result is undefined if no kernel computed
-// the sums, if an earlier call has returned them, or if something was added to the gradient since.
+// Returns the column sums of `gradient`, and detaches the sums from `gradient`. The result is undefined if no kernel
+// computed the sums, if an earlier call has returned the sums, or if something was added to `gradient` after the
+// kernel.
 inline at::Tensor take_column_sums(const at::Tensor& gradient) {
   auto sums = known_beside<ColumnSums>(gradient);
   // After this, nothing else refers to the sums, so that autograd can use them without a copy.

@@ -1,7 +1,7 @@
-// nn.Conv2d. In 16 bits it can compute in channels_last, the layout that tensor cores need. In another layout cuDNN
-// would convert each input, output and gradient to channels_last and back. On CUDA, a first layer with few channels is
-// computed as a convolution with more channels (kernels/fold.cu). A convolution of adjacent patches is computed as a
-// matrix product.
+// nn.Conv2d. In 16 bits the layer can compute in channels_last, the layout that tensor cores need. In another layout
+// cuDNN would convert each input, output and gradient to channels_last and back. On CUDA, a first layer with few
+// channels is computed as a convolution with more channels (kernels/fold.cu). A convolution of adjacent patches is
+// computed as a matrix product.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>

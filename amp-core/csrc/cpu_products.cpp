@@ -1,11 +1,11 @@
 // Matrix products and convolutions of f16 and bf16 tensors on those x86 CPUs for which libtorch has no fast kernels of
 // these dtypes. libtorch's plain loops take 10 to 50 times as long as its f32 kernels (AMD EPYC with AVX2). The
-// functions of this file replace them:
+// functions of this file replace these loops:
 // - on CPUs without AVX-512, for both dtypes;
 // - on CPUs with AVX-512, but without instructions that multiply f16 numbers, for f16;
 // - on CPUs with such instructions, for the gradients of a convolution in f16 (97 times as long, Intel Xeon).
-// The functions of this file cast the factors to f32, call the f32 kernel, and round the result once. libtorch's loops
-// also sum in f32 and round once, so the two results differ only by the order of the f32 sums.
+// The functions cast the factors to f32, call the f32 kernel, and round the result once. libtorch's loops also sum in
+// f32 and round once, so the two results differ only by the order of the f32 sums.
 //
 // The functions replace libtorch's kernels of these operators in the whole process. All other dtypes are passed on to
 // libtorch's kernel.

@@ -56,7 +56,8 @@ inline const void* const_data(const at::Tensor& tensor) {
 }
 
 // Throws an exception if second derivatives are requested. Must be called in the backward pass of a
-// layer whose gradient a kernel computes: autograd would treat the kernel's results as constants.
+// layer whose gradient a kernel computes. Otherwise autograd would treat the kernel's results as
+// constants.
 inline void refuse_second_derivative(const char* layer) {
   if (!c10::GradMode::is_enabled()) return;
   throw std::runtime_error(std::string("second derivatives through ") + layer +

@@ -117,7 +117,8 @@ impl<'s> ManualStep<'s> {
         self.global_step
     }
 
-    /// Runs a forward pass in the policy's autocast region. Run backward passes outside of `run`.
+    /// Runs a forward pass in the policy's autocast region. Run backward passes outside of `run`,
+    /// so that they do not run under autocast.
     ///
     /// # Errors
     /// When autocast cannot be switched on, or `run` fails.

@@ -189,7 +189,8 @@ pub struct FoldConfig {
     pub kernel_size: Sizes<2>,
     /// The distance between neighbouring elements of a window, in elements of the image.
     pub dilation: Sizes<2>,
-    /// The number of pixels of padding on each side of the image. The output does not contain them.
+    /// The number of pixels of padding on each side of the image. The output does not contain the
+    /// padding.
     pub padding: Sizes<2>,
     /// The distance between the starts of neighbouring windows, in elements of the image.
     pub stride: Sizes<2>,

@@ -75,7 +75,7 @@ impl Context {
 
     /// Returns the dtypes (the plan) in which the module at the current path computes. If there is
     /// a precision override for this path, the override applies. Otherwise the region `declared` by
-    /// the parent applies. If there is neither, the plan is `outer`, that of the surrounding
+    /// the parent applies. If there is neither, the plan is `outer`, the plan of the surrounding
     /// module.
     fn plan_of(&self, outer: RegionPlan, declared: Option<Region>) -> RegionPlan {
         match self.overrides.get(self.path.borrow().as_str()).copied().or(declared) {

@@ -149,8 +149,8 @@ fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
     Ok(())
 }
 
-/// Checks that the second derivative of Σ conv(x, w)³ by w in bf16 equals that in f64, up to
-/// rounding.
+/// Checks that the second derivative of Σ conv(x, w)³ by w in bf16 equals the second derivative in
+/// f64, up to rounding.
 #[test]
 fn a_weight_has_second_derivatives() -> Result<()> {
     let _section = random::seeded(0)?;

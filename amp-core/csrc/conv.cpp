@@ -137,8 +137,8 @@ struct Fold {
   }
 };
 
-// Returns whether `Fold` can compute the convolution. It must have few channels and stride 2, and its input must not
-// need a gradient.
+// Returns whether `Fold` can compute the convolution. The convolution must have few channels and stride 2, and its
+// input must not need a gradient.
 bool folds(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
   const auto channels = input.size(1), side = weight.size(2);
   if (!input.is_cuda() || stride != 2 || channels > most_channels || channels != weight.size(1) ||
@@ -262,8 +262,8 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
 extern "C" {
 
 // Computes a convolution of images [N, C, H, W] with square filters and without a bias, in channels_last, in the 16-bit
-// dtype of the input. Writes the output to `out`, and the input, for its second use, to `again`. Both are new tensors.
-// Writes nothing for convolutions that are not supported.
+// dtype of the input. Writes the output, a new tensor, to `out`. Writes a new handle of the input, for the second use
+// of the input, to `again`. Writes nothing for convolutions that are not supported.
 int amp_conv2d_and_input(const at::Tensor* input, const at::Tensor* weight, int64_t stride,
                          int64_t padding, at::Tensor** out, at::Tensor** again) {
   return amp::guarded([&] {

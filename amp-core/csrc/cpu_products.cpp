@@ -46,8 +46,8 @@ namespace {
 using at::Scalar;
 using at::Tensor;
 
-// Returns whether the environment limits oneDNN to instructions that do not multiply f16 numbers. The names are from
-// oneDNN's page "CPU Dispatcher Control". Upper and lower case are not distinguished.
+// Returns whether the environment limits oneDNN to instructions that do not multiply f16 numbers. The names of the
+// instruction sets are from oneDNN's page "CPU Dispatcher Control". Upper and lower case are not distinguished.
 bool onednn_excludes_f16() {
   // oneDNN reads the second variable, the older name of the first, only if the first is not set.
   const auto* limit = std::getenv("ONEDNN_MAX_CPU_ISA");
@@ -93,8 +93,8 @@ bool have_one_dtype(const Tensor& first, const Rest&... rest) {
   return ((rest.scalar_type() == first.scalar_type()) && ...);
 }
 
-// Returns whether libtorch's kernel is slow for tensors of this dtype. For tensors of different dtypes libtorch's kernel
-// reports the error.
+// Returns whether libtorch's kernel is slow for tensors of this dtype. Returns false for tensors of different dtypes,
+// so that libtorch's kernel reports the error.
 template <typename... Rest>
 bool are_slow(const Tensor& first, const Rest&... rest) {
   return is_slow(first.scalar_type()) && have_one_dtype(first, rest...);

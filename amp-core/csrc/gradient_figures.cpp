@@ -1,4 +1,5 @@
-// Computes statistics of a gradient that the backward pass computes but does not keep, and rounds such a gradient.
+// Functions for gradients that the backward pass computes but does not keep: statistics of such a gradient, and its
+// rounding.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>

@@ -25,8 +25,8 @@ namespace {
 
 using PoolId = std::pair<unsigned long long, unsigned long long>;
 
-// A wrapper of at::cuda::CUDAGraph of libtorch 2.11.0 (ATen/cuda/CUDAGraph.h). The member functions are called by
-// their mangled names. Each takes the object as its first argument (Itanium C++ ABI).
+// A wrapper of at::cuda::CUDAGraph of libtorch 2.11.0 (ATen/cuda/CUDAGraph.h). The member functions are called by their
+// mangled names. Each member function takes the object as its first argument (Itanium C++ ABI).
 class CudaGraph {
  public:
   CudaGraph() { cuda_symbol<void (*)(void*, bool)>("_ZN2at4cuda9CUDAGraphC1Eb")(object_, false); }

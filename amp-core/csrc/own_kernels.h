@@ -3,9 +3,9 @@
 
 namespace amp {
 
-// Returns whether layers and losses on this thread use the kernels of this crate where they exist.
-// If not, they use only libtorch's operators. Backward passes use the kernels of their forward
-// pass.
+// Returns whether layers and losses on this thread use the kernels of this crate where such kernels
+// exist. Otherwise layers and losses use only libtorch's operators. Backward passes use the kernels
+// of their forward pass.
 bool own_kernels();
 void set_own_kernels(bool own);
 

@@ -10,8 +10,8 @@ struct alignas(8) Places {
   unsigned char at[eight];
 };
 
-// Eight channels of a pixel, which one thread processes. In the forward pass it is a pixel of the
-// output, and in the backward pass a pixel of the input.
+// Eight channels of a pixel, which one thread processes. In the forward pass the pixel belongs to the output, and in
+// the backward pass to the input.
 struct Pixel {
   int image, row, column, channel;
   bool within;

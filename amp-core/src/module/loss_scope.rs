@@ -12,7 +12,8 @@ pub enum LossScope {
     /// The loss compares the examples of the batch with each other, as a contrastive loss does. A
     /// batch with such a loss is never split.
     Batch,
-    /// Not known. If a batch does not fit into memory, it is split, and a note reports this.
+    /// The scope of the loss is not known. If a batch does not fit into memory, the batch is split,
+    /// and a note reports the split.
     #[default]
     Unknown,
 }

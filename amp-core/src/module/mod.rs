@@ -87,7 +87,7 @@ pub trait LightningModule: Visit {
 
     /// Returns the examples over which the loss takes its mean. The result decides whether a batch
     /// that does not fit into memory may be split. The derive knows the scope of amp-core's losses.
-    /// For a loss of your own, it reads `#[loss(…, of = …)]`.
+    /// For a loss of your own, the derive reads `#[loss(…, of = …)]`.
     fn loss_scope(&self) -> LossScope {
         LossScope::Unknown
     }

@@ -120,9 +120,9 @@ pub struct InstanceNorm {
 }
 
 impl InstanceNorm {
-    /// Creates the layer. If the options ask for weight and bias, they start at 1 and 0. If the
-    /// options ask for running statistics, the running mean starts at 0 and the running variance at
-    /// 1.
+    /// Creates the layer. If the options ask for weight and bias, the weight starts at 1 and the
+    /// bias at 0. If the options ask for running statistics, the running mean starts at 0 and the
+    /// running variance at 1.
     ///
     /// # Errors
     /// When `num_features` is below 1, `eps` is not above 0 or `momentum` is not in [0, 1].

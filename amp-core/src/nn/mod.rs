@@ -243,7 +243,8 @@ pub trait Module: Visit {
 /// Receives the tensors and the children of a module.
 pub trait Visitor {
     /// Enters the child `name`. All tensors and children that follow, until the matching call of
-    /// `leave`, belong to this child. They are in the precision region `region`, if there is one.
+    /// `leave`, belong to this child. If there is a precision region `region`, all of them are in
+    /// this region.
     fn enter(&mut self, name: &str, region: Option<Region>);
     /// Leaves the child that was entered last and has not been left.
     fn leave(&mut self);

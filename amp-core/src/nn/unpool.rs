@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::{Context, Forward, Sizes, Visit, Visitor};
 use crate::{Error, Result};
 
-/// The options of a [`MaxUnpool`] over `N` dimensions. They must equal the options of the
+/// The options of a [`MaxUnpool`] over `N` dimensions. The options must equal those of the
 /// [`MaxPool`](super::MaxPool) whose output the layer inverts.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxUnpoolConfig<const N: usize> {

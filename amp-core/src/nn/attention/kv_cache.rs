@@ -209,10 +209,10 @@ impl Entries {
         Ok(())
     }
 
-    /// Removes what a failed forward pass has added. If tokens were cached before, the pass has
-    /// only written behind them, into memory that the next pass overwrites. Otherwise the pass was
-    /// the first, and the entries of its layers are removed, so that the next pass may have another
-    /// batch size or dtype.
+    /// Removes the keys and values that a failed forward pass has added. If tokens were cached
+    /// before, the pass has only written after the cached tokens, into memory that the next pass
+    /// overwrites. Otherwise the pass was the first, and the entries of its layers are removed, so
+    /// that the next pass may have another batch size or dtype.
     fn undo(&self) {
         if self.past.get() == 0 {
             self.layers.borrow_mut().clear();

@@ -175,9 +175,9 @@ impl MultiheadAttention {
         self.join(&attended, cx)
     }
 
-    /// Computes [`attend`](Self::attend), and also returns the attention weights,
-    /// `[N, heads, L, S]`, as torch does with need_weights and average_attn_weights = false. In
-    /// training they include dropout. No fused kernel is used, so all weights are in memory.
+    /// Computes [`attend`](Self::attend), and also returns the attention weights, `[N, heads, L,
+    /// S]`, as torch does with need_weights and average_attn_weights = false. In training the
+    /// weights include dropout. No fused kernel is used, so all weights are in memory.
     ///
     /// # Errors
     /// When [`attend`](Self::attend) would fail.
@@ -320,9 +320,9 @@ impl MultiheadAttention {
 }
 
 impl MultiheadAttention {
-    /// Computes only the values, for sequences of one token. Their attention weight is always 1, so
-    /// the gradients of query and key are zero. libtorch's fused kernels would be slower, and
-    /// return rounding errors as these gradients.
+    /// Computes only the values, for sequences of one token. The attention weight of such a token
+    /// is always 1, so the gradients of query and key are zero. libtorch's fused kernels would be
+    /// slower, and would return rounding errors instead of zero gradients.
     fn project_values(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let d = self.config.embed_dim;
         ffi::linear_part(input, weight, self.in_proj_bias.as_ref(), 2 * d..3 * d)

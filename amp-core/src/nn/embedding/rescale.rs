@@ -25,8 +25,8 @@ impl MaxNorm {
         Ok(Some(Self { most, p: norm_type }))
     }
 
-    /// Rescales in place those of the rows `indices` of `table` whose norm is too large. As in
-    /// torch, gradients are computed for the rescaled rows.
+    /// Looks at the rows `indices` of `table`, and rescales in place the rows whose norm is too
+    /// large. As in torch, gradients are computed for the rescaled rows.
     pub(super) fn rescale(self, table: &Tensor, indices: &Tensor) -> Result<()> {
         if indices.numel() == 0 {
             return Ok(());

@@ -36,7 +36,7 @@ pub(crate) struct Cell {
 }
 
 /// Measures the modules of a forward pass that can be recomputed, and the modules within them. Use
-/// it in a forward pass without gradients, with a context that `Context::again` returned.
+/// a survey in a forward pass without gradients, with a context that `Context::again` returned.
 pub(crate) struct Survey {
     device: Device,
     meter: MemoryMeter,
@@ -182,8 +182,8 @@ impl Survey {
     }
 }
 
-/// Returns a zero of shape `[1]` that requires a gradient. If it is added to `input`, the sum
-/// requires a gradient, too. Returns `None` if `input` is not floating-point.
+/// Returns a zero of shape `[1]` that requires a gradient. If this zero is added to `input`, the
+/// sum requires a gradient, too. Returns `None` if `input` is not floating-point.
 fn history_for(input: &Tensor) -> Result<Option<Tensor>> {
     if !is_floating(input.kind()) {
         return Ok(None);

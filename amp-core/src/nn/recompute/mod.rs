@@ -36,8 +36,8 @@ pub struct Checkpoint<M> {
 }
 
 impl<M> Checkpoint<M> {
-    /// Creates a checkpoint of `module`. It recomputes activations in training if `enabled` is
-    /// true. Otherwise the module runs as without a checkpoint.
+    /// Creates a checkpoint of `module`. The checkpoint recomputes activations in training if
+    /// `enabled` is true. Otherwise the module runs as without a checkpoint.
     pub fn new(module: M, enabled: bool) -> Self {
         // The module is in an `Arc`, because the autograd graph keeps it, too, and libtorch may
         // free the graph on another thread.

@@ -108,7 +108,7 @@ pub struct TransformerStackConfig {
     pub norm_first: bool,
     /// See [`TransformerLayerConfig`].
     pub causal: bool,
-    /// As [`TransformerLayerConfig::bias`]. It applies to the final layer norm, too.
+    /// As [`TransformerLayerConfig::bias`]. The option also applies to the final layer norm.
     pub bias: bool,
     /// Whether a layer norm follows the last layer. Set it if `norm_first` is set, because in this
     /// case the last layer does not normalize its output.

@@ -21,8 +21,8 @@ struct Activated {
 };
 
 // Sums up the columns of `matrix` and writes the sums to `out`, which may be undefined. If `activated` has an
-// activation, `matrix` is the gradient of the activation's output. The gradient of the activation's input is then
-// computed, and the columns of this gradient are summed up.
+// activation, `matrix` is the gradient of the activation's output. In this case the function computes the gradient of
+// the activation's input, and sums up the columns of that gradient.
 void column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out);
 
 // Adds `bias`, if it is defined, to `values`, and applies ReLU and dropout. Works in place, so nothing else may refer

@@ -75,9 +75,9 @@ constexpr int most_channels = folded_channels / 4;
 // stride 1 of blocks of 2×2 pixels. This is faster, because three channels do not fill a tensor core: cuDNN's
 // convolution of the original images takes ten times as long as reading and writing the memory.
 struct Fold {
-  // `side` is the side of the filter, and `taps` the number of blocks that the filter covers along a side. `before` is
-  // the number of blocks of padding before the image. `ahead` is the number of zeros before the filter in its first
-  // block. `out` are the height and width of the output.
+  // `side` is the side length of the filter in pixels, and `taps` the number of blocks that the filter covers along a
+  // side. `before` is the number of blocks of padding before the image. `ahead` is the number of zeros before the
+  // filter in its first block. `out` are the height and width of the output.
   int64_t side, before, ahead, taps, out[2];
 
   Fold(const at::Tensor& input, const at::Tensor& weight, int64_t padding) {

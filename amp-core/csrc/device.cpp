@@ -115,8 +115,8 @@ int amp_set_numerics(int tf32, int deterministic) {
     context.setAllowTF32CuDNN(tf32 != 0);
     context.setDeterministicCuDNN(deterministic != 0);
     context.setDeterministicAlgorithms(deterministic != 0, /*warn_only=*/true);
-    // By default, libtorch would fill every new tensor if deterministic algorithms are on, so that reads
-    // of uninitialised memory are deterministic. This switches the filling off.
+    // By default, libtorch would fill every new tensor if deterministic algorithms are on, so that reads of
+    // uninitialised memory are deterministic. The following call switches the filling off.
     context.setDeterministicFillUninitializedMemory(false);
   });
 }

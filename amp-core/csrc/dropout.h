@@ -17,8 +17,8 @@ struct Dropout {
   unsigned threshold;
   float scale;
 
-  // Makes a dropout with probability p, below 1. It uses random numbers of libtorch's generator of the device. In a
-  // CUDA graph, each replay uses new numbers.
+  // Makes a dropout with probability p, below 1. The dropout uses random numbers of libtorch's generator of the device.
+  // In a CUDA graph, each replay uses new numbers.
   Dropout(double p, c10::Device device) : Dropout(p) {
     if (threshold != 0) random = draw_random(device);
   }
@@ -32,8 +32,8 @@ struct Dropout {
     random.captured_ = drawn.at(3) != 0;
   }
 
-  // Makes a dropout that drops no element, and multiplies every element by the scale for probability p. It uses no
-  // random numbers. A backward pass uses it if the layer's output shows which elements were dropped.
+  // Makes a dropout that drops no element, and multiplies every element by the scale for probability p. This dropout
+  // uses no random numbers. It is for backward passes in which the layer's output shows which elements were dropped.
   static Dropout of_output(double p) {
     Dropout out(p);
     out.threshold = 0;

@@ -1,6 +1,6 @@
-// Splits the product of attention's input projection into the queries, keys and values of each head.
-// On CUDA devices a kernel joins the gradients of the three into the gradient of the product, and
-// sums the columns of this gradient (kernels/heads.cu).
+// Splits the product of attention's input projection into the queries, keys and values of each head. On CUDA devices a
+// kernel joins the gradients of queries, keys and values into the gradient of the product, and sums the columns of this
+// gradient (kernels/heads.cu).
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>

@@ -1,5 +1,5 @@
-// Max pooling of images in channels_last and 16 bits on CUDA devices (kernels/max_pool.cu). For the backward pass it
-// keeps one byte per output, and does not keep the input.
+// Max pooling of images in channels_last and 16 bits on CUDA devices (kernels/max_pool.cu). For the backward pass the
+// layer keeps one byte per output, and does not keep the input.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>

@@ -157,9 +157,9 @@ void amp_surroundings_drop(void* surroundings) {
   delete static_cast<Surroundings*>(surroundings);
 }
 
-// Adds a node for `output` to the autograd graph. `output` was computed from `input` without gradients and with these
-// surroundings. The function takes ownership of the surroundings and of the closure's state, even if it returns an
-// error.
+// Adds a node for `output` to the autograd graph. `output` was computed from `input` without gradients, in the state
+// that `surroundings` holds. The function takes ownership of `surroundings` and of the closure's state, even if it
+// returns an error.
 int amp_checkpoint(void* surroundings, void* state, at::Tensor* (*run)(void*, const at::Tensor*),
                    void (*drop)(void*), const at::Tensor* input, const at::Tensor* output) {
   std::unique_ptr<Surroundings> noted(static_cast<Surroundings*>(surroundings));

@@ -101,8 +101,8 @@ extern "C" __global__ void hits(const T* logits, const long long* targets, int r
   out[1] = counted;
 }
 
-// Returns exp(x). For 16-bit logits it uses a fast instruction, whose error is far below the rounding
-// error of the logits.
+// Returns exp(x). For 16-bit logits the function uses a fast instruction, whose error is far below the rounding error
+// of the logits.
 __device__ float share_of(float x) {
   if constexpr (sizeof(T) == 2) return __expf(x);
   return expf(x);

@@ -1,6 +1,6 @@
 // A Lion step over many tensors at once: parameters, gradients, exp_avgs. The arithmetic equals
-// libtorch's foreach kernels (see csrc/optim.cpp), except that intermediate values are not rounded
-// to 16 bits.
+// that of libtorch's foreach kernels (see csrc/optim.cpp), except that intermediate values are not
+// rounded to 16 bits.
 
 extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
                                 const AmpLion options) {

@@ -1,6 +1,6 @@
 // An RMSprop step over many tensors at once: parameters, gradients, square_avgs, momentum buffers
-// (with momentum), grad_avgs (if centered). The arithmetic equals libtorch's foreach kernels (see
-// csrc/optim.cpp), except that intermediate values are not rounded to 16 bits.
+// (with momentum), grad_avgs (if centered). The arithmetic equals that of libtorch's foreach
+// kernels (see csrc/optim.cpp), except that intermediate values are not rounded to 16 bits.
 
 extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
                                 const AmpRmsprop options) {

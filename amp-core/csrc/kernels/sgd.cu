@@ -1,6 +1,7 @@
 // An SGD step over many tensors at once: parameters, gradients, momentum buffers (only with
-// momentum). The arithmetic equals libtorch's fused kernel (ATen/native/cuda/FusedSgdKernel.cu):
-// options in f64, elements in the parameter's dtype, or in f32 if this dtype has 16 bits.
+// momentum). The arithmetic equals that of libtorch's fused kernel
+// (ATen/native/cuda/FusedSgdKernel.cu): options in f64, elements in the parameter's dtype, or in
+// f32 if this dtype has 16 bits.
 
 extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
                                 const AmpSgd options) {

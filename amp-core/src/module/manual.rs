@@ -264,7 +264,7 @@ impl ManualOptimizer<'_, '_> {
     /// Drops the gradients of this optimizer's parameters and runs the backward pass of the scaled
     /// loss. The backward pass also adds gradients to the parameters of other optimizers. Those
     /// gradients remain until `backward` of their optimizer drops them. Within
-    /// [`ManualStep::toggled`] they are not computed at all.
+    /// [`ManualStep::toggled`] those gradients are not computed at all.
     ///
     /// # Errors
     /// When the loss is not a scalar or depends on no parameter.

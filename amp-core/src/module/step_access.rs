@@ -10,8 +10,8 @@ pub enum StepAccess {
     /// device when the observer is called. The actions that the observer requests are executed
     /// after those steps.
     Deferred,
-    /// The observer is called after each step, before the next step begins, so that it can read the
-    /// model in its state after the step.
+    /// The observer is called after each step, before the next step begins, so that the observer
+    /// can read the model as it is after the step.
     PerStep,
     /// The observer is called within the step, for example before the optimizer's step, or changes
     /// the following step. A step with such an observer cannot run as a CUDA graph. The text names

@@ -93,8 +93,8 @@ pub struct InstanceNormConfig {
     pub momentum: f64,
     /// Whether each channel has a weight and a bias.
     pub affine: bool,
-    /// Whether the layer keeps running statistics. If it does, evaluation uses them instead of each
-    /// example's mean and variance.
+    /// Whether the layer keeps running statistics. If so, evaluation uses the running statistics
+    /// instead of each example's mean and variance.
     pub track_running_stats: bool,
 }
 

@@ -8,12 +8,12 @@ use crate::Result;
 impl BatchNorm {
     /// Computes max(norm(input), 0).
     ///
-    /// In training on CUDA, one fused operation computes the norm and ReLU. It reads the input
-    /// twice: for the statistics, and for the result. The fused operation supports inputs `[N, C]`,
-    /// and 16-bit images `[N, C, H, W]` in channels_last with a multiple of eight channels, as a
-    /// [`Conv2d`](super::Conv2d) in f16 or bf16 returns them. In all other cases the norm and ReLU
-    /// run one after the other. In a [`Sequential`](super::Sequential), a `batch_norm2d` with a
-    /// following `relu` is fused in the same way.
+    /// In training on CUDA, one fused operation computes the norm and ReLU. This operation reads
+    /// the input twice: for the statistics, and for the result. The fused operation supports inputs
+    /// `[N, C]`, and 16-bit images `[N, C, H, W]` in channels_last with a multiple of eight
+    /// channels, as a [`Conv2d`](super::Conv2d) in f16 or bf16 returns them. In all other cases the
+    /// norm and ReLU run one after the other. In a [`Sequential`](super::Sequential), a
+    /// `batch_norm2d` with a following `relu` is fused in the same way.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;

@@ -81,8 +81,8 @@ pub fn loss_of_output<M: ?Sized>(
 
 /// Computes the loss as [`loss_of_output`] does, and updates each metric with the model's output
 /// and the target. Returns the loss and the states of the metrics. If the loss computes the output
-/// layer in chunks, each metric reads the logits of one chunk at a time, and its states for all
-/// chunks are merged.
+/// layer in chunks, each metric reads the logits of one chunk at a time, and the metric's states
+/// for all chunks are merged.
 ///
 /// # Errors
 /// When `forward`, the loss or a metric fails.

@@ -75,9 +75,10 @@ pub(crate) fn parameters_in_regions(
 /// the structs declare. Existing handles of the tensors refer to the moved tensors afterwards.
 ///
 /// # Errors
-/// When no module has the path of an override, two tensors have the same name, a tensor with
-/// several names has two dtypes or two roles, a parameter has an integer dtype, or the device has
-/// too little memory.
+/// - When no module has the path of an override.
+/// - When two tensors have the same name, or a tensor with several names has two dtypes or two
+///   roles.
+/// - When a parameter has an integer dtype, or the device has too little memory.
 pub fn place(
     module: &(impl Visit + ?Sized),
     policy: Policy,

@@ -41,7 +41,7 @@ impl<const N: usize> MaxUnpoolConfig<N> {
 /// the spatial size of the output. A pool maps inputs of several sizes to the same size. If no size
 /// is given, the output has the smallest of these sizes. If windows overlap, two values may have
 /// the same index. In this case only one of the two values is kept, and on CUDA it is not always
-/// the same one.
+/// the same value.
 ///
 /// ```
 /// use amp_core::{

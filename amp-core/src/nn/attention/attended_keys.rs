@@ -115,8 +115,8 @@ impl AttendedKeys {
 /// ```
 ///
 /// # Errors
-/// When the shapes of the arguments do not match, or do not fit what the cache has stored for this
-/// module.
+/// When the shapes of the arguments do not match, or do not fit the keys and values that the cache
+/// has stored for this module.
 pub fn causal_attention(
     query: &Tensor,
     key: &Tensor,

@@ -139,12 +139,15 @@ impl KvCache {
     /// that it is given.
     ///
     /// # Errors
-    /// When `run` fails. When `cx` is a training context. When no attention layer used the cache, or
-    /// an attention layer is not causal, ran twice, did not run in every forward pass so far, or
-    /// changed its batch size, heads, width or dtype. When there are cached tokens, but the model
-    /// called neither [`Context::past`] nor [`Context::places`], because a model that counts
-    /// positions from 0 would use wrong positions for the new tokens. After an error, the cache has
-    /// the tokens that it had before.
+    /// - When `run` fails, `length` is below 1, or `cx` is a training context.
+    /// - When no attention layer used the cache.
+    /// - When an attention layer is not causal, ran twice, did not run in every forward pass so far,
+    ///   or changed its batch size, heads, width or dtype.
+    /// - When there are cached tokens, but the model called neither [`Context::past`] nor
+    ///   [`Context::places`], because a model that counts positions from 0 would use wrong positions
+    ///   for the new tokens.
+    ///
+    /// After an error, the cache has the tokens that it had before.
     pub fn extend_with<T>(
         &mut self,
         length: i64,

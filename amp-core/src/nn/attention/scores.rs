@@ -325,8 +325,8 @@ mod tests {
 
     use super::*;
 
-    /// The gradient of the scores is weight · (∇output · value − Σ ∇output · output), with the
-    /// rounded output, and 0 in a row whose keys are all masked.
+    /// Checks that the gradient of the scores is weight · (∇output · value − Σ ∇output · output),
+    /// with the rounded output, and that the gradient is 0 in a row whose keys are all masked.
     #[test]
     fn the_gradient_of_scores_is_computed_from_the_rounded_output() -> Result<()> {
         let wave = |rows: i64, columns: i64, phase: f64| {

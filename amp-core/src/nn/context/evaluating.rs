@@ -59,8 +59,8 @@ impl Drop for Former<'_> {
 impl Context {
     /// Runs `body` in evaluation mode, as torch's `module.eval()` does for a module inside a model
     /// that is trained. In evaluation mode dropout is off, and batch norms use their running
-    /// statistics and do not change them. A frozen teacher or a frozen backbone usually needs this,
-    /// because freezing parameters changes neither dropout nor batch statistics.
+    /// statistics and do not change them. A frozen teacher or a frozen backbone usually needs
+    /// evaluation mode, because freezing parameters changes neither dropout nor batch statistics.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{prelude::*, tch};

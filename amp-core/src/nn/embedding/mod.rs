@@ -22,9 +22,9 @@ pub struct EmbeddingConfig {
     /// gradient. A negative index counts from the end of the table.
     pub padding_idx: Option<i64>,
     /// The largest norm of a vector. When a longer vector is looked up, it is scaled down to this
-    /// norm. In training this changes the table itself, as in torch. If the trainer skips the step,
-    /// it restores the table. In evaluation only the output is scaled, while torch changes the
-    /// table in evaluation, too.
+    /// norm. In training the vector is scaled in the table itself, as in torch, and the trainer
+    /// restores the table if it skips the step. In evaluation only the output is scaled, while
+    /// torch changes the table in evaluation, too.
     pub max_norm: Option<f64>,
     /// The exponent p of the norm that `max_norm` limits.
     pub norm_type: f64,

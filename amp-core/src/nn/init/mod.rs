@@ -109,7 +109,7 @@ pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Resu
 }
 
 /// Converts a tensor that the user made to a tensor of a module. The result has no autograd
-/// history. If it is a parameter, it requires a gradient.
+/// history. If the tensor is a parameter, the result requires a gradient.
 #[doc(hidden)]
 pub fn own_tensor(name: &str, tensor: Tensor, role: Role) -> Result<Tensor> {
     let tensor = tensor.f_detach()?;

@@ -72,7 +72,7 @@ impl Stack {
         let kind = autocast.unwrap_or(input.kind());
         // This function itself casts all tensors, and switches autocast off: on CUDA libtorch's
         // autocast of recurrent layers always uses f16, and on the CPU it casts to bf16 even if
-        // oneDNN has no kernel.
+        // oneDNN has no kernel for bf16.
         let _off = autocast.map(|_| AutocastGuard::off(device)).transpose()?;
         let mut x = input.f_to_kind(kind)?;
         let mut states = self.initial(initial, batch, (kind, device))?;

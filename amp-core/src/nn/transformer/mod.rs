@@ -37,7 +37,7 @@ pub struct TransformerLayerConfig {
     /// The number that layer norms add to the variance, so that the divisor is not zero.
     pub layer_norm_eps: f64,
     /// Whether the layer norms come before the attention and the feed-forward network (pre-norm, as
-    /// in GPT-2). Otherwise they come after the residual connections.
+    /// in GPT-2). Otherwise the layer norms come after the residual connections.
     pub norm_first: bool,
     /// Whether a position attends only to itself and earlier positions of its own sequence.
     pub causal: bool,
@@ -110,8 +110,8 @@ pub struct TransformerStackConfig {
     pub causal: bool,
     /// As [`TransformerLayerConfig::bias`]. The option also applies to the final layer norm.
     pub bias: bool,
-    /// Whether a layer norm follows the last layer. Set it if `norm_first` is set, because in this
-    /// case the last layer does not normalize its output.
+    /// Whether a layer norm follows the last layer. Set this option if `norm_first` is set, because
+    /// in this case the last layer does not normalize its output.
     pub norm: bool,
 }
 

@@ -32,7 +32,8 @@ use crate::{
 /// hook does nothing.
 ///
 /// On CUDA a hook must not wait for another thread that trains or validates a model on CUDA: that
-/// thread may have to wait until the step of this run has ended.
+/// thread may itself be waiting for the end of this run's step, and then neither thread would
+/// continue.
 ///
 /// # Errors
 /// An error in a hook ends the run with this error.
@@ -215,18 +216,20 @@ pub struct Epoch<'a> {
     /// The values that were logged. `train` is empty at a validation within the epoch, because
     /// training values are computed at the end of the epoch.
     pub end: &'a EpochEnd,
-    /// Whether the callback runs after a validation within the epoch, so that the epoch continues.
+    /// Whether the epoch continues after the callback. This is true after a validation within the
+    /// epoch, and false at the end of the epoch.
     pub goes_on: bool,
     /// Whether the run ends before the last batch of the epoch. A resumed run completes the epoch,
     /// so a callback must not count the epoch now.
     pub ended_early: bool,
-    /// Whether a value that is missing now may be reported at another moment: at a validation or at
-    /// the end of the epoch.
+    /// Whether a value that `end` does not contain may be reported at another moment of the run: at
+    /// a validation or at the end of an epoch.
     pub(crate) more_to_come: bool,
 }
 
 /// What a callback asks the trainer to do. The trainer executes the actions after all callbacks
-/// have run, so that a saved file holds the final state of each callback. It deletes files last.
+/// have run, so that a saved file holds the final state of each callback. The trainer deletes files
+/// last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Save the run to a file.

@@ -11,8 +11,8 @@ use crate::{
 
 /// Saves a run during training (lightning.pytorch.callbacks.ModelCheckpoint). Keeps the best epochs
 /// according to a monitored value, in files such as `epoch=03-val_acc=0.9821.safetensors`. On
-/// request it also writes `last.safetensors` after each epoch, after every N steps, or both. A run
-/// can be resumed from each file, unless the files contain only weights.
+/// request, the callback also writes `last.safetensors` after each epoch, after every N steps, or
+/// both. A run can be resumed from any of these files, unless they contain only weights.
 #[derive(Debug, Clone)]
 pub struct ModelCheckpoint {
     folder: PathBuf,
@@ -249,8 +249,8 @@ impl Callback for ModelCheckpoint {
         self.best = state.get("best")?;
         self.early =
             state.values().contains_key("early").then(|| state.get("early")).transpose()?;
-        // Files in another folder do not belong to this run. A file in the folder may have been
-        // deleted since.
+        // A file in another folder than this callback's does not belong to this run. A file in this
+        // folder may have been deleted after the state was saved.
         let here = |path: &Path| path.parent() == Some(self.folder.as_path()) && path.exists();
         self.best.retain(|(_, path)| here(path));
         Ok(())

@@ -71,8 +71,8 @@ impl Callback for SpeedBenchmark {
     }
 }
 
-/// Returns the quantile by the nearest-rank method: the smallest value in `sorted` such that at
-/// least the fraction `quantile` of all values is at most as large as it.
+/// Returns the quantile by the nearest-rank method: the smallest value in `sorted` for which at
+/// least the fraction `quantile` of all values are less than or equal to this value.
 fn nearest_rank(sorted: &[f64], quantile: f64) -> Option<f64> {
     let rank = (quantile * sorted.len() as f64).ceil().max(1.0) as usize;
     sorted.get(rank - 1).copied()

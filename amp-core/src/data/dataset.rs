@@ -151,7 +151,7 @@ impl<D: Dataset> AnyDataset for D {
 pub struct SharedDataset {
     len: i64,
     /// Whether the set takes random numbers from libtorch's generator. Unset until the first batch
-    /// has been read, because only then this is known.
+    /// has been read, because it is known only then.
     draws: Arc<OnceLock<bool>>,
     reader: Reader,
     /// The transforms that the loader applies to batches on the device.
@@ -226,8 +226,9 @@ impl SharedDataset {
         matches!(self.reader, Reader::Stream(_))
     }
 
-    /// Returns whether the set can read a single example without reading others. Batches of one
-    /// example then cost no more than larger ones. A stream is not such a set: it also copies its state for each batch.
+    /// Returns whether the set can read a single example without reading others. An example then
+    /// costs no more in a batch of one example than in a larger batch. A stream is not such a set,
+    /// because it also copies its state for each batch.
     pub fn reads_single_examples(&self) -> bool {
         matches!(self.reader, Reader::Examples(_))
     }
@@ -262,8 +263,8 @@ impl SharedDataset {
         self.len == 0
     }
 
-    /// Returns the error of a set in memory whose examples do not form a batch. [`len`](Self::len)
-    /// cannot report it, and returns 0 for such a set.
+    /// Returns an error if the examples of a set in memory do not form a batch. [`len`](Self::len)
+    /// cannot report this error, and returns 0 for such a set.
     pub(super) fn check(&self) -> Result<()> {
         match self.len {
             0 => self.in_memory().map(drop),
@@ -325,7 +326,7 @@ impl SharedDataset {
     }
 
     /// Returns a set of the first `count` examples, or of all examples if there are fewer. Examples
-    /// that are not in memory are read when they are needed, in batches as of the whole set.
+    /// that are not in memory are read when their batch is requested, as for the whole set.
     pub(super) fn first_only(&self, count: i64) -> Result<Self> {
         if self.in_memory()?.is_some() {
             return Ok(self.head(count)?.into());
@@ -346,8 +347,9 @@ impl SharedDataset {
     /// apply the batch transforms.
     ///
     /// # Errors
-    /// When the dataset fails, is a stream, or uses random numbers and therefore returns other
-    /// examples in each epoch; when a part of all examples is not a batch.
+    /// When the dataset fails; when it is a stream, or a map-style set that uses random numbers and
+    /// therefore returns other examples in each epoch; or when the batch of all examples is not
+    /// [divisible](AnyBatch::is_divisible).
     pub(super) fn whole(&self) -> Result<AnyBatch> {
         let indices: Vec<i64> = (0..self.len).collect();
         let (watch, draws) = (Watch::default(), Draws::new(0, 0));

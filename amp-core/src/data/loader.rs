@@ -288,7 +288,8 @@ impl DataLoader {
     }
 
     /// Returns the range of each batch in the order of the examples, from the batch `first` on. A
-    /// range is the position of the batch's first example, and the number of examples.
+    /// range consists of the position of the batch's first example and the batch's number of
+    /// examples.
     fn ranges(&self, first: i64) -> impl Iterator<Item = (i64, i64)> + Send + use<> {
         let (len, batch_size) = (self.len, self.batch_size);
         (first..self.batches()).map(move |index| {

@@ -63,10 +63,10 @@ pub struct Loading {
     pub drop_last: bool,
     /// Where the data sets are stored during training: on the host or on the device.
     pub placement: Placement,
-    /// For data sets on the host: the number of batches that a thread reads ahead of the
-    /// training loop. For a CUDA device, the thread also pins the memory of the batches, and copies
-    /// the batches on a separate CUDA stream. With `Some(0)` the training loop itself reads each
-    /// batch. What `None` means is described in [`Loading::prefetch_for`].
+    /// For data sets on the host: the number of batches that a thread reads ahead of the training
+    /// loop. For a CUDA device, the thread also pins the memory of the batches, and copies the
+    /// batches on a separate CUDA stream. With `Some(0)` the training loop itself reads each batch.
+    /// [`Loading::prefetch_for`] returns the number that `None` stands for.
     ///
     /// If [`num_workers`](Self::num_workers) is not 0, this is the number of batches that all
     /// workers together read ahead. `None` then means 2 batches for each worker.

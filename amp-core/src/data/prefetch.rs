@@ -46,9 +46,9 @@ impl Prefetch {
         let context = ffi::DebugInfo::current()?;
         let inherited = random::Inherited::current();
         let body = move || {
-            // The training loop waits for this thread, possibly within a section of
-            // `random::seeded`. With the guard, this thread does not wait for the end of that
-            // section.
+            // The training loop may wait for this thread within a section of `random::seeded`.
+            // Without the guard, this thread could wait for the end of that section, and neither
+            // thread would continue.
             let _guest = inherited.enter();
             let loaded = context.enter().and_then(|()| {
                 let stream = match policy.device {

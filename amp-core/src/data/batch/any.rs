@@ -47,14 +47,15 @@ pub struct AnyBatch {
     /// The name of the type from which the batch was made.
     of: &'static str,
     pub(super) fields: Vec<Field>,
-    /// The sum of the batch's weights. It is computed when it is first requested, or before the
-    /// tensors leave the CPU, because reading it from the device would wait for the device.
+    /// The sum of the batch's weights. The sum is computed when it is first requested. If the
+    /// tensors are moved from the CPU to a device, the sum is computed before the move, because
+    /// reading it later would wait for the device.
     pub(super) weight: OnceCell<f64>,
     /// Whether a check has shown that no target has the class that losses ignore, `IGNORED`.
     pub(super) complete: bool,
     /// Whether this is a single example, whose tensors have no batch dimension.
     single: bool,
-    /// Whether the shared tensors are the same for each part of the batch.
+    /// Whether each part of the batch has the same shared tensors ([`FieldRole::Shared`]).
     pub(super) common: bool,
 }
 
@@ -116,7 +117,8 @@ impl AnyBatch {
                 return refused(format!("{there} examples in `{other}`, but {count} in `{name}`"));
             }
         }
-        // It is not known whether each part of the examples has the same shared tensor.
+        // A new shared tensor may contain rows of single examples, so it is not known whether each
+        // part of the batch has the same shared tensor.
         self.common &= role != FieldRole::Shared;
         self.fields.push(Field { name, tensor: tensor.shallow_clone(), role });
         Ok(())
@@ -161,7 +163,8 @@ impl AnyBatch {
         self.of
     }
 
-    /// Returns all tensors except masks, because a mask may contain infinities on purpose.
+    /// Returns the tensors that must be finite: all tensors except masks, which may contain
+    /// infinities on purpose.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let fields = self.fields.iter().filter(|field| field.role != FieldRole::Mask);
         fields.map(|field| (&*field.name, &field.tensor))
@@ -213,8 +216,9 @@ impl AnyBatch {
         }
     }
 
-    /// Returns the weight of this batch in an average of losses. `over` is the denominator of a
-    /// loss's mean, `target` its targets. Does not read from the device.
+    /// Returns the weight of this batch in an average of losses. `over` says by what the mean of
+    /// the loss is divided, and `target` contains the targets of the loss. Does not read from the
+    /// device.
     ///
     /// # Errors
     /// When targets cannot be counted.

@@ -4,21 +4,22 @@ use super::{AnyBatch, FieldRole};
 use crate::{Error, Result};
 
 impl AnyBatch {
-    /// Returns whether a part of the examples is a batch too. A batch with shared tensors is one
-    /// only if it is known that every part has the same shared tensors. They may otherwise hold
-    /// rows of all examples, as the nodes of several graphs do.
+    /// Returns whether the batch can be divided into batches of fewer examples. A batch with shared
+    /// tensors ([`FieldRole::Shared`]) is divisible only if every part is known to have the same
+    /// shared tensors. Other shared tensors may contain rows of all examples, for example the nodes
+    /// of several graphs.
     pub fn is_divisible(&self) -> bool {
         self.common || self.shared_field().is_none()
     }
 
-    /// Returns whether the tensor of this name belongs to the whole batch
-    /// ([`FieldRole::Shared`]), so that it has no row for each example.
+    /// Returns whether the tensor of this name belongs to the whole batch ([`FieldRole::Shared`])
+    /// and therefore does not have one row per example.
     pub fn is_shared(&self, name: &str) -> bool {
         self.fields.iter().any(|field| field.name == name && field.role == FieldRole::Shared)
     }
 
-    /// Returns an error if the batch is not [divisible](Self::is_divisible). `why` says what
-    /// requires that it is, and `remedy` what to do otherwise.
+    /// Returns an error if the batch is not [divisible](Self::is_divisible). In the error, `why`
+    /// says what divides the batch, and `remedy` says what the user can do instead.
     pub(crate) fn check_divisible(&self, why: &str, remedy: &str) -> Result<()> {
         match self.shared_field() {
             Some(name) if !self.common => Err(Error::config(format!(
@@ -28,16 +29,16 @@ impl AnyBatch {
         }
     }
 
-    /// Returns the batch with the information that its shared tensors are the same for each part of
-    /// the batch.
+    /// Returns the batch, marked as one in which every part has the same shared tensors, so that it
+    /// is [divisible](Self::is_divisible).
     pub(in crate::data) fn with_common(mut self) -> Self {
         self.common = true;
         self
     }
 
-    /// Splits the batch into at most `parts` batches with equal numbers of examples. The last one
-    /// may be smaller. Returns `None` if `parts` is 1, or if the batch is not
-    /// [divisible](Self::is_divisible) and therefore runs as a whole.
+    /// Splits the batch into at most `parts` batches with equal numbers of examples. The last of
+    /// these batches may be smaller. Returns `None` if `parts` is 1, or if the batch is not
+    /// [divisible](Self::is_divisible) and must therefore run as a whole.
     ///
     /// # Errors
     /// When libtorch refuses to narrow a tensor.

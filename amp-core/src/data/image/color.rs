@@ -122,7 +122,7 @@ impl Transform for ColorJitter {
         }
         let ranges = [self.brightness, self.contrast, self.saturation, self.hue];
         // For each image, the changes in random order. A change consists of its index in `CHANGES`
-        // and its factor. It is `None` if no range was set for it.
+        // and its factor. A change is `None` if no range was set for it.
         let drawn = rngs.iter_mut().map(|rng| {
             let mut order = [0, 1, 2, 3];
             rng.shuffle(&mut order);

@@ -22,7 +22,7 @@ use crate::{
 /// struct Sentence {
 ///     #[batch(ids)]
 ///     tokens: Tensor,
-/// /// Only batches have it: `collate` adds it.
+///     /// Only batches have this field: `collate` adds it.
 ///     #[batch(mask)]
 ///     mask: Option<Tensor>,
 ///     class: Tensor,

@@ -31,8 +31,8 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     watch: Watch,
-    /// The threads begin no further batch while this number of batches have been begun but not yet
-    /// returned.
+    /// The largest number of batches that are begun but not yet returned. When this number is
+    /// reached, the threads begin no further batch.
     ahead: u64,
 }
 
@@ -91,9 +91,9 @@ impl Workers {
             let living = Living(shared.clone());
             let body = move || {
                 let living = living;
-                // The training loop waits for this thread, possibly within a section of
-                // `random::seeded`. With the guard, this thread does not wait for the end of that
-                // section.
+                // The training loop may wait for this thread within a section of `random::seeded`.
+                // Without the guard, this thread could wait for the end of that section, and
+                // neither thread would continue.
                 let _guest = inherited.enter();
                 let _no_grad = tch::no_grad_guard();
                 match context.enter() {

@@ -197,8 +197,8 @@ impl Table {
     /// Reads all rows and writes them to `part`, which holds the tensors' elements for all rows.
     fn fill<'c>(&self, mut part: Part<'_, 'c>) -> Result<()> {
         let mut rows = SomeRows { table: self, first: 0, count: 0, ids: Vec::new() };
-        // For a table without rows, `read` is called once. It reports an error if a column is
-        // missing.
+        // `read` is also called once for a table without rows, because it reports an error if a
+        // column is missing.
         loop {
             rows.count = ROWS.min(self.rows() - rows.first);
             let Some(places) = part.first(rows.count) else {

@@ -175,7 +175,8 @@ fn with_dictionaries(footer: &ArrowReaderMetadata) -> Schema {
     let types = footer.schema();
     let stored = footer.parquet_schema().root_schema().get_fields();
     let fields = types.fields().iter().enumerate().map(|(at, field)| {
-        // The parquet crate does not read other kinds of text, such as JSON, as a dictionary.
+        // The parquet crate can read only columns of type UTF8 as a dictionary, not other text such
+        // as JSON.
         let text = stored.get(at).is_some_and(|stored| {
             let kind = stored.get_basic_info().converted_type();
             stored.name() == field.name() && kind == ConvertedType::UTF8

@@ -78,13 +78,16 @@ struct Captured {
     /// The values of the captured step. Each replay of the CUDA graph overwrites the tensors in
     /// `latest`.
     step: Entry,
-    /// For each part of the value's state, what the replays of the CUDA graph have accumulated.
+    /// The sum or the rows that the replays of the CUDA graph have accumulated for each part of the
+    /// value's state.
     kept: Vec<Kept>,
-    /// The number of batches in the log's entry when its sums were taken over.
+    /// The number of batches in the log's entry when [`take_over`](CapturedLog::take_over) copied
+    /// the entry's sums.
     before: u64,
 }
 
-/// What the replays of the CUDA graph have accumulated for one part of a value's state.
+/// The sum or the rows that the replays of the CUDA graph have accumulated for one part of a
+/// value's state.
 #[derive(Debug)]
 enum Kept {
     Sum(Tensor),

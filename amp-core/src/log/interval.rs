@@ -10,8 +10,9 @@ use crate::{Error, Result};
 pub(crate) struct Interval {
     is_logged: bool,
     is_captured: bool,
-    /// Whether code of the model has asked if the batch's values are reported. Such code may do
-    /// additional work in the batches whose values are reported.
+    /// Whether code of the model has asked if the batch's values are reported. Code that asks may
+    /// do additional work in the batches whose values are reported, so the steps of these batches
+    /// may differ from other steps.
     asked: Cell<bool>,
     /// The name of a number that code of the model has read and that differs in every step, such as
     /// the step count. `None` if no such number was read.
@@ -57,7 +58,8 @@ impl Interval {
         }
     }
 
-    /// Remembers that code has asked whether values are reported, if code in `batch` has asked.
+    /// If code in `batch` has asked whether values are reported, remembers this for the whole step,
+    /// too.
     pub(super) fn follow(&mut self, batch: &Self) {
         self.asked.set(self.asked.get() || batch.asked.get());
     }

@@ -222,8 +222,9 @@ impl Log {
         Ok(())
     }
 
-    /// Adds the values of a skipped step. They are reported as the values of the latest step. They
-    /// count in the value of the epoch only as long as every step of the epoch was skipped.
+    /// Adds the values of a skipped step. These values are reported as the values of the latest
+    /// step. The value of the epoch includes them only while all steps of the epoch so far were
+    /// skipped.
     pub(crate) fn merge_left_out(&mut self, mut step: Self) -> Result<()> {
         self.take_over(&mut step);
         for entry in step.entries {

@@ -18,12 +18,13 @@ use crate::{
 ///
 /// The trace shows each run as one process for the host. On CUDA it shows a second process for the
 /// device, because host and device have different clocks. In a process, each event `step` contains
-/// the events of the step's phases. All of them have the arguments `epoch` and `batch`. The counter
-/// `memory` shows the largest number of tensor bytes in each profiled step.
+/// the events of the step's phases. The events of steps and phases have the arguments `epoch` and
+/// `batch`. The counter `memory` shows the largest number of tensor bytes in each profiled step.
+///
 /// [`profile_every_n_steps`](crate::trainer::LoggingConfig::profile_every_n_steps) selects the
-/// profiled steps. The trainer reports them at the end of an epoch. After each write the file is a
-/// complete JSON array. If a run is killed between two writes, the file still has the profiled
-/// steps of the earlier epochs.
+/// profiled steps. The trainer reports these steps at the end of an epoch. After each write the
+/// file is a complete JSON array. If a run is killed between two writes, the file still has the
+/// profiled steps of the earlier epochs.
 #[derive(Debug)]
 pub struct ChromeTrace(Background);
 

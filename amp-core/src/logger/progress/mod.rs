@@ -93,8 +93,8 @@ impl ProgressBar {
     /// terminal. Otherwise it is a line of text every 30 seconds.
     pub fn new() -> Self {
         match io::stderr().is_terminal() {
-            // 255 is the highest drawing rate that indicatif accepts. [`ProgressBar`] itself draws
-            // at most 10 times a second.
+            // indicatif gets the highest drawing rate that it accepts, 255 Hz, because
+            // [`ProgressBar`] itself already limits drawing to 10 times a second.
             true => Self::on(ProgressDrawTarget::stderr_with_hz(255)),
             false => Self::lines(io::stderr(), LINE),
         }

@@ -55,8 +55,8 @@ impl RunProgress {
                     Self { names, epochs, batches, epoch, batch, done, began, ..Self::default() };
             }
             Event::Batch { epoch, batch, global_step, examples, scale, done } => {
-                // The first batch counts as one step. Its `global_step` would be too large in a
-                // resumed run, because it also counts the steps before the checkpoint.
+                // The first batch counts as one step. In a resumed run, `global_step` also counts
+                // the steps before the checkpoint, so the difference would be too large.
                 let steps = global_step.saturating_sub(self.global_step);
                 let steps = if self.speed.last.is_some() { steps } else { 1 };
                 self.speed.count(now, steps, *examples);

@@ -40,7 +40,7 @@ use crate::{
 /// | W&B | what the logger writes there |
 /// | --- | --- |
 /// | config | hyperparameters, data, precision and seed |
-/// | history | the values that [`MemoryLogger`](super::MemoryLogger) keeps, under the same tags, with one row per applied optimizer step. Also images, texts and histograms (of at most 512 buckets). W&B requires that the step grows from row to row. Therefore a value whose step is a number of attempted steps is in the row of the last step that was applied before |
+/// | history | the values that [`MemoryLogger`](super::MemoryLogger) keeps, under the same tags, with one row per applied optimizer step. Also images, texts and histograms (of at most 512 buckets). W&B requires that the step grows from row to row. Tags that count attempted steps, such as the loss scale, are therefore in the row of the optimizer step that was applied last |
 /// | summary | the last value of each key |
 /// | files | images |
 ///

@@ -14,10 +14,11 @@ use crate::{
 /// Cross entropy of logits against int64 classes. The logits have the shape `[N, C, …]` for N
 /// examples and C classes, and the targets have the shape `[N, …]`. The loss of a target yᵢ with
 /// the logits xᵢ is `lᵢ = −log softmax(xᵢ)[yᵢ]`. The mean is Σ wᵢ lᵢ / Σ wᵢ over the targets that
-/// are not `ignore_index`, where wᵢ is the weight of the target's class, or 1 without weights. With
-/// label smoothing ε, the target distribution is 1 − ε for the target's class plus ε/C for every
-/// class. With `z_loss` = z, z·log²(Σ exp xᵢ) is added to each lᵢ, which keeps the logits of large
-/// vocabularies near zero (PaLM, arXiv:2204.02311, uses z = 1e-4).
+/// are not `ignore_index`, where wᵢ is the weight of the target's class, or 1 without weights.
+///
+/// With label smoothing ε, the target distribution is 1 − ε for the target's class plus ε/C for
+/// every class. With `z_loss` = z, z·log²(Σ exp xᵢ) is added to each lᵢ, which keeps the logits of
+/// large vocabularies near zero (PaLM, arXiv:2204.02311, uses z = 1e-4).
 ///
 /// Logits with the classes in the last dimension are accepted, too, as in logits `[N, L, C]` for
 /// targets `[N, L]`. If the classes may be in the second or in the last dimension, as in logits

@@ -14,16 +14,18 @@ pub type WeightOf<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
 pub enum MeanOver<'a> {
     /// The number of examples. If the batch has a tensor of weights, the sum of the weights.
     Examples,
-    /// The number of targets (int64 classes) that are not `ignored`. With `weight`, of shape `[C]`
-    /// for C classes, the sum of the weights of these targets' classes. For targets of another
-    /// dtype, the number of examples, as in [`Examples`](Self::Examples).
+    /// The number of int64 targets whose class is not `ignored`. If `weight` is given, the sum of
+    /// the weights of these targets' classes instead. If the targets have another dtype, the
+    /// denominator is that of [`Examples`](Self::Examples).
     Classes {
         /// The ignored class.
         ignored: i64,
-        /// The weight of each class. `None` means that every class has the weight 1.
+        /// The weight of each class, of shape `[C]` for C classes. `None` means that every class
+        /// has the weight 1.
         weight: Option<&'a Tensor>,
     },
-    /// The result of this function. It gets the targets, and returns a scalar on their device.
+    /// The result of this function. The function gets the targets, and returns a scalar on the
+    /// targets' device.
     Weights(WeightOf<'a>),
     /// There is no denominator, because the loss compares the examples of a batch with each other.
     /// Therefore the batch is never split into micro-batches.

@@ -208,9 +208,9 @@ of_elements!(BinaryCrossEntropyWithLogits "binary_cross_entropy_with_logits", |o
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
 ///
-/// On the CPU, a log probability above 0 is an error. Logits and probabilities are not logarithms of
-/// probabilities: apply a log softmax first. torch computes a number without a meaning from them.
-/// On CUDA the values are not checked.
+/// On the CPU, a log probability above 0 is an error. The tensor then contains logits or
+/// probabilities: apply a log softmax first. torch does not check this and returns a number without
+/// meaning. On CUDA the values are not checked.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KlDiv {
     /// Whether the target contains log probabilities instead of probabilities.

@@ -12,9 +12,9 @@ use crate::{Error, Result, ffi, precision::autocast_state};
 
 /// The smallest number of rows in a chunk. Each further chunk reads and writes the gradient of the
 /// weight once more, and matrix products with few rows do not use the whole device. An example with
-/// 16384 rows, 50304 classes and 768 features was measured on an H200. Compared with no chunks, the
-/// matrix products take 2 % longer in chunks of 8192 rows, 5 % longer in chunks of 4096 rows and 14
-/// % longer in chunks of 2048 rows.
+/// 16384 rows, 50304 classes and 768 features was measured on an H200. Compared with computing all
+/// rows at once, the matrix products take 2 % longer in chunks of 8192 rows, 5 % longer in chunks
+/// of 4096 rows and 14 % longer in chunks of 2048 rows.
 const ROWS: i64 = 8192;
 
 /// The smallest number of logits in a chunk, if the layer has that many logits.
@@ -28,8 +28,8 @@ thread_local! {
 }
 
 /// A guard for tests. While it exists, the losses on this thread compute every linear output layer
-/// in chunks of this many rows, if the layer can be computed in chunks. A test of the chunks
-/// therefore needs no large layer.
+/// in chunks of this number of rows, if the layer can be computed in chunks. A test of the chunks
+/// therefore does not need a large layer.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct ChunksOf(());
@@ -51,11 +51,13 @@ impl Drop for ChunksOf {
 impl CrossEntropy {
     /// Computes the loss of the logits `input`·`weight`ᵀ + `bias`, without storing all logits at
     /// once. The logits are those of [`nn::linear`](crate::nn::linear). A row is the input for one
-    /// element of the target. If `rows` is given, the logits of this many rows are computed at a
-    /// time. Otherwise the chunks have about 8192 rows: more if 8192 rows have fewer than 2²⁷
-    /// logits, and fewer if they have more than 2²⁹. If there would be less than one and a half
-    /// chunks, all logits are computed at once. Up to rounding, the loss and the gradients are the
-    /// same as without chunks, because sums over chunks are f32 or wider.
+    /// element of the target. The logits are computed in chunks of rows.
+    ///
+    /// If `rows` is given, each chunk has this number of rows. Without `rows`, a chunk has about
+    /// 8192 rows: more if 8192 rows have fewer than 2²⁷ logits, and fewer if 8192 rows have more
+    /// than 2²⁹ logits. If there would then be less than one and a half chunks, all logits are
+    /// computed at once. Up to rounding, the loss and the gradients are the same as without chunks,
+    /// because sums over chunks are f32 or wider.
     ///
     /// The forward pass also computes the gradients, as if the gradient of the loss were 1. The
     /// backward pass multiplies them by the gradient of the loss. Therefore the f16 gradients of
@@ -68,9 +70,9 @@ impl CrossEntropy {
     /// | `bias` | `[classes]` |
     /// | `target` | `[…]`, int64 |
     ///
-    /// If there are class weights, if the targets are probabilities, or if the weights have 16
-    /// bits, all logits are computed at once. If second derivatives are needed, the backward pass
-    /// computes all logits at once.
+    /// If there are class weights, if the targets are probabilities, or if the dtype of `weight`
+    /// has 16 bits, all logits are computed at once. If second derivatives are needed, the backward
+    /// pass computes all logits at once.
     ///
     /// # Errors
     /// When `rows` is below 1, or when output, target or options are not as [`CrossEntropy`]

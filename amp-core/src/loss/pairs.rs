@@ -104,9 +104,9 @@ pub struct TripletMargin {
     pub p: f64,
     /// The number ε that is added to each difference. The default is 1e-6.
     pub eps: f64,
-    /// Whether, for triplets whose negative is nearer to the positive than to the anchor, the
-    /// distance between negative and positive replaces the distance between negative and anchor
-    /// (the distance swap).
+    /// Whether to apply the distance swap: in a triplet whose negative is nearer to the positive
+    /// than to the anchor, the distance between negative and positive replaces the distance between
+    /// negative and anchor.
     pub swap: bool,
 }
 
@@ -275,7 +275,7 @@ impl Loss for InfoNce {
     }
 }
 
-/// Divides each row by its length. A row shorter than 1e-12 is divided by 1e-12.
+/// Divides each row by its 2-norm. A row whose norm is below 1e-12 is divided by 1e-12.
 fn unit(rows: &Tensor) -> Result<Tensor> {
     let norm = rows.f_norm_scalaropt_dim(2.0, [1].as_slice(), true)?;
     Ok(rows.f_div(&norm.f_clamp_min(1e-12)?)?)

@@ -18,19 +18,20 @@ const NAME: &str = "ctc_loss";
 /// contains int64 labels of shape `[N, S]`, without blanks. Each row is padded at its end with
 /// -100. As in torch, the mean divides the loss of each example by the example's number of labels,
 /// and then averages over the examples. The log probabilities must come from a log softmax: as in
-/// torch, the gradient contains a part of the derivative of the log softmax. There are no second
-/// derivatives, as in torch.
+/// torch, the gradient contains a part of the derivative of the log softmax. As in torch, second
+/// derivatives are not supported.
 ///
 /// On CUDA the lengths are read on the device, so that steps can run as CUDA graphs. With
-/// [`Kernels::Libtorch`](crate::precision::Kernels::Libtorch) the host reads them, and steps run
-/// without a graph.
+/// [`Kernels::Libtorch`](crate::precision::Kernels::Libtorch) the host reads the lengths, and steps
+/// run without CUDA graphs.
 ///
 /// # Errors
 /// When shapes or dtypes are invalid, a label is not a class or is the blank, -100 stands before a
 /// label, or a length is not from 0 to T. A step that runs as a CUDA graph cannot report wrong
-/// values of labels and lengths. Instead, the loss of the example is NaN. The trainer then repeats
-/// the step without a graph, and the repeated step reports the error. On the CPU, a log probability
-/// above 0 is an error too; torch computes a number without a meaning from logits.
+/// values of labels and lengths, so the loss of the example is NaN instead. The trainer then
+/// repeats the step without a graph, and the repeated step reports the error. On the CPU, a log
+/// probability above 0 is an error too, because the output then contains logits; torch would return
+/// a number without meaning.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ctc {
     /// The number of the blank class. The default is 0.

@@ -21,8 +21,8 @@ pub(crate) fn misfit(what: &str, output: &Tensor, target: &Tensor, why: &str) ->
 }
 
 /// Checks on the CPU that `values` are logarithms of probabilities, and so at most 0. `which` names
-/// the tensor in the error, and `given` are the output and the target of the loss `what`. A
-/// rounding error above 0 is accepted.
+/// the tensor in the error, and `given` are the output and the target of the loss `what`. Values up
+/// to 0.001 are accepted as rounding errors.
 pub(super) fn are_log_probabilities(
     what: &str,
     which: &str,

@@ -28,8 +28,9 @@ pub(super) fn class_counts(
 }
 
 /// Returns three flat tensors and the number of classes. The tensors are the predicted classes, the
-/// target classes and the weights of the positions: 1, 0 if a position is ignored, or NaN if a
-/// class is out of range or a logit is NaN. An ignored target becomes class 0.
+/// target classes and the weights of the positions. The weight of a position is 0 if the position
+/// is ignored, NaN if a class is out of range or a logit is NaN, and otherwise 1. An ignored target
+/// becomes class 0.
 pub(super) fn predictions(
     what: &str,
     output: &Tensor,

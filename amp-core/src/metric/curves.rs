@@ -85,10 +85,10 @@ macro_rules! curve {
         $(#[$doc])*
         ///
         /// Logits and labels have the shape `[N, C, …]`, with C labels per example, each with its
-        /// own area. Labels are 0 or 1, as integers or floating-point numbers. Elements of -100 are
-        /// ignored. The area of a label without positives, or for [`MultilabelAuroc`] without
-        /// negatives, is NaN, and is left out of averages. A NaN logit or label makes the area NaN.
-        /// `thresholds` is as in the metric of classes.
+        /// own area. Labels are 0 or 1, as integers or floating-point numbers. Elements with label
+        /// -100 are ignored. The area of a label without positives, or for [`MultilabelAuroc`]
+        /// without negatives, is NaN and is left out of averages. A NaN logit or label makes the
+        /// area NaN. `thresholds` has the same meaning as in [`Auroc`].
         ///
         /// # Errors
         /// When shapes or dtypes are invalid, or an option is out of range.
@@ -187,8 +187,8 @@ fn scores_of_labels(
 /// labels are classes of shape `[n]`, or 0 and 1 of shape `[n, C]`. If C is 1, the shape `[n]` is
 /// also possible for 0 and 1. Labels of -100 are ignored. Without thresholds, the state consists of
 /// the scores and the labels. With T thresholds, the state consists of counts of shape `[C, T + 1,
-/// 2]`. For each column and each k from 0 to T, it has the numbers of negatives and of positives
-/// whose scores reach exactly k thresholds.
+/// 2]`. For each column and each k from 0 to T, the state has the numbers of negatives and of
+/// positives whose scores reach exactly k thresholds.
 fn state(
     what: &str,
     thresholds: Option<i64>,

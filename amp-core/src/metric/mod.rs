@@ -3,11 +3,11 @@
 //!
 //! Metrics ignore the same targets as the loss: those of class -100, and in a model that derives
 //! `LightningModule` also those of the loss's `ignore_index`. Logits and classes have the shapes
-//! that [`loss::cross_entropy`](crate::loss::cross_entropy) accepts; other shapes and dtypes
-//! are errors. The values equal those of torchmetrics, with two differences. If all targets are
+//! that [`loss::cross_entropy`](crate::loss::cross_entropy) accepts; other shapes and dtypes are
+//! errors. The values equal those of torchmetrics, with two differences. If all targets are
 //! ignored, or a class that the metric needs does not occur, the value is NaN, where torchmetrics
-//! returns 0. If an output or a target that counts is NaN, the value is NaN, where many metrics of
-//! torchmetrics read the NaN as a class or a rank.
+//! returns 0. If an output or a target that is not ignored is NaN, the value is NaN, where many
+//! metrics of torchmetrics treat the NaN as a class or a rank.
 //!
 //! ```
 //! use amp_core::{metric::{FBeta, Metric}, tch::Tensor};

@@ -45,7 +45,8 @@ impl<M: Metric> Metric for ReadAs<M> {
             return self.metric.update(&output, &target);
         }
         let ignored = target.f_eq(self.ignore_index)?;
-        // Labels 0 and 1 may have any dtype. Some of these cannot represent -100.
+        // Labels 0 and 1 may have a dtype that cannot represent -100, such as bool. Such labels
+        // become floating-point numbers.
         let target = if target.kind() == Kind::Int64 { target } else { as_floating(&target)? };
         self.metric.update(&output, &target.f_masked_fill(&ignored, IGNORED)?)
     }

@@ -145,8 +145,8 @@ fn in_order(numbers: &Tensor) -> Result<f64> {
     Ok(Vec::<f64>::try_from(numbers)?.iter().sum())
 }
 
-/// Defines a metric for classes, and the corresponding metrics for labels 0 and 1: of all labels, and
-/// of several labels per example.
+/// Defines three metrics of one score: for classes; for labels 0 and 1, with one score of all
+/// labels together; and for several labels per example, with one score for each label.
 macro_rules! score {
     (
         $(#[$doc:meta])* $of_classes:ident $class_name:literal,

@@ -28,10 +28,11 @@ use crate::{
 /// [`ignore`](Self::ignore) are the steps of an import. They run in the order in which they are
 /// called. Each step applies to the names that the previous steps produced. In a pattern, each `*`
 /// matches any text, as short as possible. In a new name, each `*` stands for the text that the
-/// pattern's `*` matched. A step that matches no tensor, for example because of a misspelling, is
-/// an error. A tensor of the file that the model does not have is an error too, and so is a tensor
-/// of the model that the file does not have. As in torch, the `num_batches_tracked` of a batch norm
-/// may be missing.
+/// pattern's `*` matched.
+///
+/// A step that matches no tensor, for example because of a misspelling, is an error. A tensor of
+/// the file that the model does not have is an error too, and so is a tensor of the model that the
+/// file does not have. As in torch, the `num_batches_tracked` of a batch norm may be missing.
 ///
 /// ```no_run
 /// use std::path::Path;

@@ -108,11 +108,11 @@ fn is_count_of_batches(name: &str) -> bool {
     name.rsplit('.').next() == Some("num_batches_tracked")
 }
 
-/// Finds the values of `tensors` for every tensor of a model. A tensor for which `tensors` has no
-/// values of its name and shape keeps its initial values if `keeps` returns true for its name. If
-/// `keeps` returns false, the tensor is a mismatch, unless it is a count of batches that is missing.
-/// Returns the pairs, and one text for each mismatch. If there are mismatches, some pairs are
-/// missing.
+/// Finds the values of `tensors` for every tensor of a model. If `tensors` has no tensor with the
+/// name and shape of the model's tensor, and `keeps` returns true for its name, the model's tensor
+/// keeps its initial values. If `keeps` returns false, the model's tensor is a mismatch. A batch
+/// norm's count of batches may be missing and then also keeps its initial value. Returns the pairs,
+/// and one text for each mismatch. If there are mismatches, some pairs are missing.
 pub(super) fn pair(
     module: &(impl Visit + ?Sized),
     tensors: &BTreeMap<String, Tensor>,

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{Error, Result, precision::Policy, random::Draws, state::State};
 
-/// Splits a dataset into batches, moves them to the policy's device and casts them to its dtype.
+/// Splits a dataset into batches, moves the batches to the policy's device and casts them to the
+/// policy's dtype.
 ///
 /// The batches of an epoch depend only on the dataset, the seed and the number of the epoch. A
 /// resumed run therefore needs only the numbers of the epoch and the batch to continue with the
@@ -239,8 +240,8 @@ impl DataLoader {
         self.batch_size.min(self.len - index * self.batch_size)
     }
 
-    /// Returns the batches of one epoch, from the batch `first` on. They are on the policy's device
-    /// and in its dtype. After an error the iterator ends. Dropping the iterator ends the threads
+    /// Returns the batches of one epoch, from the batch `first` on. The batches have the policy's
+    /// device and dtype. After an error the iterator ends. Dropping the iterator ends the threads
     /// that read ahead.
     ///
     /// # Errors

@@ -116,7 +116,7 @@ pub(super) fn watched(data: &SharedDataset, draws: Draws, indices: &[i64]) -> Re
     batch
 }
 
-/// What the loading thread needs to move batches to the device.
+/// The policy and the CUDA stream with which the loading thread moves batches to the device.
 struct Worker {
     policy: Policy,
     stream: Option<ffi::SideStream>,

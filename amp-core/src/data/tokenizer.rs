@@ -10,8 +10,9 @@ use tokenizers::{
 use super::Pad;
 use crate::{Batch, Error, Result};
 
-/// A Hugging Face tokenizer, read from the `tokenizer.json` of a model. It converts text to token
-/// ids, and ids to text. It uses the Rust crate on which Python's package `tokenizers` is built.
+/// A Hugging Face tokenizer, read from the `tokenizer.json` of a model. The tokenizer converts text
+/// to token ids, and ids to text. It uses the Rust crate on which Python's package `tokenizers` is
+/// built.
 ///
 /// Truncation and padding follow the settings in the file. A method of this type that declares
 /// truncation or padding replaces the file's setting.
@@ -145,8 +146,8 @@ impl Tokenizer {
         self.inner.get_padding().cloned().unwrap_or_default()
     }
 
-    /// Returns the number of tokens in the vocabulary. It is the number of rows that an embedding
-    /// needs.
+    /// Returns the number of tokens in the vocabulary, which is also the number of rows that an
+    /// embedding needs.
     pub fn vocabulary(&self) -> i64 {
         self.inner.get_vocab_size(true) as i64
     }

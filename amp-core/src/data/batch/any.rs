@@ -107,7 +107,7 @@ impl AnyBatch {
         if role != FieldRole::Shared && !self.single {
             let Some(&count) = tensor.size().first() else {
                 return refused(format!(
-                    "`{name}` is a scalar, but its first dimension must count the examples"
+                    "`{name}` is a scalar, but must have one row per example in its first dimension"
                 ));
             };
             if let Some(first) = self.per_example().next()

@@ -10,8 +10,8 @@ use crate::{
 
 /// Mixes each image of a batch with the previous image of the batch, and the classes of the two
 /// images in the same proportion (torchvision.transforms.v2.MixUp;
-/// <https://arxiv.org/abs/1710.09412>). As a [`BatchTransform`] it mixes the fields `input` and
-/// `target` on the device. It can also be called in
+/// <https://arxiv.org/abs/1710.09412>). As a [`BatchTransform`], `MixUp` mixes the fields `input`
+/// and `target` on the device. [`apply`](Self::apply) can also be called in
 /// [`MapDataset::collate`](super::super::MapDataset::collate), which receives random numbers for
 /// the batch.
 ///
@@ -177,7 +177,7 @@ fn checked(what: &str, alpha: f64, classes: i64) -> Result<()> {
 }
 
 /// Mixes each example with the previous example of the batch: returns `share` times the example
-/// plus 1 − `share` times the previous one.
+/// plus 1 − `share` times the previous example.
 fn blended(tensor: &Tensor, share: f64) -> Result<Tensor> {
     let before = tensor.f_roll([1], [0])?.f_mul_scalar_(1.0 - share)?;
     Ok(before.f_add(&tensor.f_mul_scalar(share)?)?)

@@ -47,7 +47,7 @@ pub trait Transform: Send + Sync {
     /// Transforms the images of a batch of shape `[N, C, H, W]`, on any device. Each image has its
     /// own random number generator in `rngs`. The result must be the same as if
     /// [`apply`](Self::apply) were called for each image. The default implementation calls `apply`
-    /// for each image. This launches about N times as many kernels as an implementation that
+    /// for each image, and so launches about N times as many kernels as an implementation that
     /// transforms the whole batch at once.
     ///
     /// # Errors

@@ -61,8 +61,8 @@ impl RandomResizedCrop {
     }
 
     /// Chooses a rectangle of random area and aspect ratio. If ten attempts give no rectangle that
-    /// fits into the image, returns the rectangle in the middle of the image that is the largest
-    /// one with an allowed aspect ratio.
+    /// fits into the image, returns the largest rectangle in the middle of the image that has an
+    /// allowed aspect ratio.
     fn region(&self, h: i64, w: i64, rng: &mut Rng) -> Region {
         let area = (h * w) as f64;
         for _ in 0..10 {
@@ -112,8 +112,8 @@ impl Transform for RandomResizedCrop {
 
 /// Cuts a rectangle out of each image and scales all rectangles to squares of one size. `images`
 /// has the shape `[N, C, H, W]`. Up to rounding, each square equals what [`resized`] returns for
-/// its rectangle. One matrix product scales the rows of all images, and another one scales the columns.
-/// The number of kernels therefore does not depend on the batch size.
+/// its rectangle. One matrix product scales the rows of all images, and another matrix product
+/// scales the columns. The number of kernels therefore does not depend on the batch size.
 fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Tensor> {
     let whole = images.kind() == Kind::Uint8;
     let kind = f32_or_f64(images.kind());

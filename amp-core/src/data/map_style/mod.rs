@@ -86,8 +86,8 @@ pub trait MapDataset: Send + Sync {
 
     /// Combines examples into a batch, as PyTorch's `collate_fn` does. Each example comes with its
     /// index. The default implementation stacks the tensors of a field, which must have the same
-    /// shape in all examples. To pad them, use [`Collate`]. Take random numbers for the whole
-    /// batch, for example for mixup, from `rng`.
+    /// shape in all examples. To pad tensors of different lengths, use [`Collate`]. Take random
+    /// numbers for the whole batch, for example for mixup, from `rng`.
     ///
     /// # Errors
     /// When the examples cannot form a batch.

@@ -166,7 +166,7 @@ impl Shared {
                 Some(batch)
             }
             None if given < queue.begun => {
-                Some(Err(Error::config("a data worker ended without its batch")))
+                Some(Err(Error::config("a data worker ended before it finished its batch")))
             }
             None => None,
         }
@@ -193,8 +193,8 @@ impl Shared {
             counted(batch, indices.len(), "collate")?.place(*policy)
         });
         let mut queue = self.queue();
-        // After an error the threads begin no further batch. Batches that come before the failed
-        // one in the order are still finished by their threads.
+        // After an error the threads begin no further batch. Each thread still finishes a batch
+        // that comes before the failed batch in the order.
         queue.stopped |= batch.is_err();
         queue.ready.insert(place, batch);
         drop(queue);

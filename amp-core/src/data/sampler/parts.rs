@@ -41,7 +41,8 @@ impl<S: Sampler> Sampler for Subset<S> {
     }
 }
 
-/// What happens if the number of examples is not a multiple of the number of processes.
+/// The way in which all processes get equally many examples if the number of examples is not a
+/// multiple of the number of processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tail {
     /// The first examples of the order are selected again, until all processes have the same number

@@ -61,7 +61,7 @@ pub fn map_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(flat.f_view(reversed.as_slice())?.f_permute(&back)?)
 }
 
-/// What the header of a `.npy` file says about the array.
+/// The properties of an array, as the header of its `.npy` file states them.
 struct Header {
     kind: Kind,
     fortran_order: bool,

@@ -45,7 +45,7 @@ impl Categories {
         Self { names, unknown: false }
     }
 
-    /// Adds an id for all names that are not among the categories. It is the largest id.
+    /// Adds one id, the largest, for all names that are not among the categories.
     #[must_use]
     pub fn with_unknown(mut self) -> Self {
         self.unknown = true;
@@ -57,7 +57,8 @@ impl Categories {
         &self.names
     }
 
-    /// Returns the number of ids. It is the number of rows that an embedding of the ids needs.
+    /// Returns the number of ids, which is also the number of rows that an embedding of the ids
+    /// needs.
     pub fn len(&self) -> i64 {
         self.names.len() as i64 + i64::from(self.unknown)
     }
@@ -78,7 +79,8 @@ impl Categories {
         self.unknown.then_some(self.names.len() as i64)
     }
 
-    /// Returns a hash map of the ids. For many names it is faster than [`id`](Self::id).
+    /// Returns a hash map from names to ids. For many names, a look-up in the map is faster than
+    /// [`id`](Self::id).
     pub(super) fn ids(&self) -> Ids<'_> {
         let names = self.names.iter().map(String::as_str);
         Ids { categories: self, by_name: names.zip(0..).collect() }

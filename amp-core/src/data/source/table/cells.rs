@@ -1,4 +1,4 @@
-//! What the fields of a batch contain, and how they are read from the columns of a table.
+//! The contents of a batch's fields, and how the fields are read from the columns of a table.
 
 use super::{Categories, fields::Places};
 use crate::{Error, Result};
@@ -124,7 +124,7 @@ impl<'c> Content<'c> {
             (Self::Ids { column, known, missing }, Places::I64(to)) => {
                 rows.ids(column, known, missing, to)
             }
-            _ => unreachable!("the places are those of this content"),
+            _ => unreachable!("a content is read into elements of its own dtype"),
         }
     }
 }

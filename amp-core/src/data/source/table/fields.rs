@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::cells::{Content, Rows};
 use crate::{Error, Result, ffi::HostValues};
 
-/// The tensors of all fields, with all rows. They are filled in parts of consecutive rows.
+/// The tensors of all fields, with all rows. The tensors are filled in parts of consecutive rows.
 /// Different threads may fill different parts.
 pub(super) struct Fields<'c>(Vec<(Content<'c>, Values)>);
 

@@ -8,8 +8,8 @@ use crate::{
     data::{AnyBatch, Columns, Dataset, ShuffledBlocks},
 };
 
-/// The rows of [Parquet files](ParquetTable) as a data set. It keeps the most recently used row
-/// groups in memory. With [`Loading::prefetch`](crate::data::Loading::prefetch), a thread reads
+/// The rows of [Parquet files](ParquetTable) as a data set. The set keeps the most recently used
+/// row groups in memory. With [`Loading::prefetch`](crate::data::Loading::prefetch), a thread reads
 /// batches ahead of the training loop. The row groups that a batch needs are decoded by up to
 /// [`ParquetTable::threads`] threads at once. Each thread needs memory for one further row group
 /// while it decodes.
@@ -55,9 +55,9 @@ impl ParquetSet {
         self.read
     }
 
-    /// Returns a sampler for training. It shuffles the order of the row groups, and then the rows
-    /// within every `together` consecutive row groups. If the set [keeps](Self::kept) at least
-    /// `together` row groups in memory, an epoch reads each row group once.
+    /// Returns a sampler for training. The sampler shuffles the order of the row groups, and then
+    /// the rows within every `together` consecutive row groups. If the set [keeps](Self::kept) at
+    /// least `together` row groups in memory, an epoch reads each row group once.
     ///
     /// # Errors
     /// When `together`, the number of row groups that are shuffled together, is 0.

@@ -204,7 +204,7 @@ pub fn restore(model: &mut dyn LightningModule, path: &Path) -> Result<()> {
     model.on_load_checkpoint(&state.part("model"))
 }
 
-/// What a file of weights or a checkpoint says about its model.
+/// The properties of the model whose weights a file contains, as recorded in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
     /// The name of the model's struct.

@@ -13,7 +13,7 @@ use crate::{
 /// The values and events that the trainer reported in a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// What was trained on which machine: the model, the data and the settings of the run.
+    /// The model, the data and the settings of the run, and the machine on which it ran.
     #[serde(flatten)]
     pub start: FitStart,
     /// The dtypes that the first training step used.

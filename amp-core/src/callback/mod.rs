@@ -206,8 +206,8 @@ macro_rules! forward_callback {
 forward_callback!(&mut C);
 forward_callback!(Box<C>);
 
-/// What a callback can read about an epoch, at the end of the epoch or after a validation within
-/// the epoch.
+/// The values that a callback can read at the end of an epoch, or after a validation within an
+/// epoch.
 pub struct Epoch<'a> {
     /// The model in its current state.
     pub model: &'a dyn LightningModule,
@@ -227,9 +227,9 @@ pub struct Epoch<'a> {
     pub(crate) more_to_come: bool,
 }
 
-/// What a callback asks the trainer to do. The trainer executes the actions after all callbacks
-/// have run, so that a saved file holds the final state of each callback. The trainer deletes files
-/// last.
+/// An action that a callback requests from the trainer. The trainer executes the actions after all
+/// callbacks have run, so that a saved file holds the final state of each callback. The trainer
+/// deletes files last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Save the run to a file.

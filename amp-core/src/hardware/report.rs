@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{CudaLibrary, LIBTORCH_VERSION, cpu_field, cuda_devices, cuda_library};
 use crate::{Result, ffi, precision::Precision};
 
-/// What `cargo amp doctor` reports: the machine's capabilities, and the recommended precision.
+/// The report of `cargo amp doctor`: the machine's capabilities, and the recommended precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The version of libtorch for which this program was built.

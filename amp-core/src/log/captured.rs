@@ -35,18 +35,18 @@ impl LogRoom {
         Ok(Self { numbers, needed: Cell::new(0) })
     }
 
-    /// Returns a larger buffer if a step logged more numbers than fit into this one.
+    /// Returns larger memory if a step logged more numbers than fit into this memory.
     pub(crate) fn larger(&self) -> Result<Option<Self>> {
         let needed = self.needed.get();
         let larger = || Self::with(needed, self.numbers.device());
         (needed > self.numbers.numel() as i64).then(larger).transpose()
     }
 
-    /// Allocates memory for the sum of each tensor of `counts`.
+    /// Returns, for each tensor of `counts`, the part of this memory that holds the tensor's sum.
     ///
     /// # Errors
-    /// When the sums need more memory than this room has. Use a [larger](Self::larger) room in this
-    /// case.
+    /// When the sums do not fit into this memory. In this case, use [`larger`](Self::larger)
+    /// memory.
     fn slots(&self, counts: &[&Tensor]) -> Result<Vec<Tensor>> {
         let numbers = counts.iter().map(|counts| counts.numel() as i64);
         self.needed.set(numbers.clone().sum());
@@ -110,7 +110,7 @@ impl CapturedLog {
     /// [`take_over`](Self::take_over) writes them.
     ///
     /// # Errors
-    /// When the room is too small.
+    /// When the memory `room` is too small.
     pub(crate) fn capture(batches: Vec<Log>, room: &LogRoom) -> Result<Self> {
         let mut step = Log::default();
         batches.into_iter().try_for_each(|log| step.merge(log))?;

@@ -60,8 +60,8 @@ impl CrossEntropy {
     /// because sums over chunks are f32 or wider.
     ///
     /// The forward pass also computes the gradients, as if the gradient of the loss were 1. The
-    /// backward pass multiplies them by the gradient of the loss. Therefore the f16 gradients of
-    /// the logits do not depend on the loss scale.
+    /// backward pass multiplies these gradients by the gradient of the loss. Therefore the f16
+    /// gradients of the logits do not depend on the loss scale.
     ///
     /// | tensor | shape |
     /// | --- | --- |

@@ -211,7 +211,8 @@ pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
 
 /// Calls `compute` in the dtype in which torch computes losses. If autocast is on for the tensors'
 /// device, 16-bit tensors are first converted to f32, and autocast is switched off during the call.
-/// The matrix products of the loss are not reported to a dtype probe.
+/// The dtypes of the loss's matrix products are not recorded, because they do not depend on the
+/// model's precision.
 pub(super) fn in_f32<const N: usize>(
     tensors: [&Tensor; N],
     compute: impl FnOnce([Tensor; N]) -> Result<Tensor>,
@@ -221,8 +222,8 @@ pub(super) fn in_f32<const N: usize>(
         return compute(tensors.map(Tensor::shallow_clone));
     }
     let _off = AutocastGuard::off(device)?;
-    // The loss determines the dtypes of these matrix products, whatever the precision of the model
-    // is. Therefore they are not reported to a dtype probe.
+    // The loss determines the dtypes of its matrix products, whatever the precision of the model
+    // is. Therefore these dtypes are not recorded as dtypes of the model.
     let _apart = PausedProducts::pause();
     let wide = tensors.map(|tensor| match tensor.kind() {
         Kind::Half | Kind::BFloat16 => tensor.f_to_kind(Kind::Float),

@@ -35,7 +35,8 @@ pub struct ImportedTensor {
     pub origin: Origin,
 }
 
-/// The result of an import, for each tensor of the file and of the model. It prints as a table.
+/// The result of an import, for each tensor of the file and of the model. Printed with `{}`, the
+/// result is a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Imported {

@@ -22,7 +22,8 @@ use crate::{
 ///
 /// On a terminal it draws a bar at most 10 times a second, without colors if `NO_COLOR` is set.
 /// Without a terminal it writes a line of text every 30 seconds, and no line for a shorter run. It
-/// reads only events. Their values are already on the host, so the bar never waits for the device.
+/// reads only the values in events, which are already on the host, so the progress bar never waits
+/// for the device.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{logger::ProgressBar, prelude::*};

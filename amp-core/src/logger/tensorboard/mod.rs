@@ -25,8 +25,8 @@ use crate::{
     file,
 };
 
-/// Writes event files for `tensorboard --logdir FOLDER`. They contain scalars under the tags of
-/// [`MemoryLogger`](super::MemoryLogger), in f32 as TensorBoard stores them. They contain the
+/// Writes event files for `tensorboard --logdir FOLDER`. The files contain scalars under the tags
+/// of [`MemoryLogger`](super::MemoryLogger), in f32 as TensorBoard stores them, and the
 /// hyperparameters for TensorBoard's HParams page. They also contain the images, texts and
 /// histograms that steps and hooks log, in the format of torch.utils.tensorboard.
 ///

@@ -91,7 +91,7 @@ impl fmt::Display for Provenance {
 /// A step that is repeated to find the first value that is not finite.
 pub(crate) struct Replay<'a> {
     pub(crate) policy: Policy,
-    /// The context of the forward pass, without a probe.
+    /// The context of the forward pass, without the probe that observes modules.
     pub(crate) context: Context,
     pub(crate) scale: f64,
     /// The batches of the step, or the micro-batches into which its batches are split.

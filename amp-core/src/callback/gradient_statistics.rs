@@ -9,10 +9,10 @@ use crate::{
 };
 
 /// Logs statistics of the unscaled gradients before clipping. `grad_norm` is the 2-norm of all
-/// gradients together. For each parameter NAME, `grad_norm/NAME` is the 2-norm of its gradient,
-/// `grad_nan/NAME` and `grad_inf/NAME` are the numbers of NaN and infinite elements, and
-/// `grad_zero/NAME` is the fraction of elements that are exactly zero. The values are read from the
-/// device only when they are reported.
+/// gradients together. For each parameter NAME, `grad_norm/NAME` is the 2-norm of its gradient.
+/// `grad_nan/NAME` and `grad_inf/NAME` are the numbers of NaN and infinite elements of the
+/// gradient, and `grad_zero/NAME` is the fraction of its elements that are exactly zero. The values
+/// are read from the device only when they are reported.
 ///
 /// In f16, a gradient element becomes zero if its absolute value, multiplied by the loss scale, is
 /// below 2⁻²⁵. Compare the fraction of zeros with an f32 run, because inactive ReLU units have zero

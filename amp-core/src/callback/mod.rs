@@ -31,7 +31,7 @@ use crate::{
 /// Measures or changes a run: the trainer calls the hooks at fixed points of the run. By default, a
 /// hook does nothing.
 ///
-/// On CUDA a hook must not wait for another thread that trains or validates a model on CUDA: that
+/// On CUDA a hook must not wait for another thread that trains or validates a model on CUDA. That
 /// thread may itself be waiting for the end of this run's step, and then neither thread would
 /// continue.
 ///

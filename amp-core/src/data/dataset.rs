@@ -347,8 +347,8 @@ impl SharedDataset {
     /// apply the batch transforms.
     ///
     /// # Errors
-    /// When the dataset fails; when it is a stream, or a map-style set that uses random numbers and
-    /// therefore returns other examples in each epoch; or when the batch of all examples is not
+    /// When the dataset fails or is a stream. When it is a map-style set that uses random numbers,
+    /// and therefore returns other examples in each epoch. When the batch of all examples is not
     /// [divisible](AnyBatch::is_divisible).
     pub(super) fn whole(&self) -> Result<AnyBatch> {
         let indices: Vec<i64> = (0..self.len).collect();

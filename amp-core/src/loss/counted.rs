@@ -12,7 +12,7 @@ pub type WeightOf<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
 
 /// The denominator of a loss's mean over a batch.
 pub enum MeanOver<'a> {
-    /// The number of examples. If the batch has a tensor of weights, the sum of the weights.
+    /// The number of examples or, if the batch has a tensor of weights, the sum of these weights.
     Examples,
     /// The number of int64 targets whose class is not `ignored`. If `weight` is given, the sum of
     /// the weights of these targets' classes instead. If the targets have another dtype, the

@@ -202,8 +202,10 @@ impl GaussianNll {
 /// InfoNCE, a contrastive loss in which the other examples of the batch are the negatives (Oord et
 /// al. 2018; symmetric in CLIP). Outputs x and targets y have the shape `[N, D]`. The loss is the
 /// cross entropy of an `[N, N]` matrix of logits. The logit in row i and column j is the cosine of
-/// xᵢ and yⱼ, divided by the temperature τ. The class of row i is i. If the model computes both
-/// vectors of each pair, its output has the shape `[N, 2, D]`, and the target is not used.
+/// xᵢ and yⱼ, divided by the temperature τ. The class of row i is i.
+///
+/// If the model computes both vectors of each pair, its output has the shape `[N, 2, D]`, and the
+/// target is not used.
 ///
 /// The loss compares all examples of a batch with each other, so half a batch has only half the
 /// negatives. Therefore a batch is never split into micro-batches. If gradients are accumulated,

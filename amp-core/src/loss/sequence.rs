@@ -16,8 +16,10 @@ const NAME: &str = "ctc_loss";
 /// Connectionist temporal classification (Graves et al. 2006). The output contains log
 /// probabilities of shape `[N, T, C]` for N examples, T time steps and C classes. The target
 /// contains int64 labels of shape `[N, S]`, without blanks. Each row is padded at its end with
-/// -100. As in torch, the mean divides the loss of each example by the example's number of labels,
-/// and then averages over the examples. The log probabilities must come from a log softmax: as in
+/// -100.
+///
+/// As in torch, the mean divides the loss of each example by the example's number of labels, and
+/// then averages over the examples. The log probabilities must come from a log softmax: as in
 /// torch, the gradient contains a part of the derivative of the log softmax. As in torch, second
 /// derivatives are not supported.
 ///
@@ -27,11 +29,12 @@ const NAME: &str = "ctc_loss";
 ///
 /// # Errors
 /// When shapes or dtypes are invalid, a label is not a class or is the blank, -100 stands before a
-/// label, or a length is not from 0 to T. A step that runs as a CUDA graph cannot report wrong
-/// values of labels and lengths, so the loss of the example is NaN instead. The trainer then
-/// repeats the step without a graph, and the repeated step reports the error. On the CPU, a log
-/// probability above 0 is an error too, because the output then contains logits; torch would return
-/// a number without meaning.
+/// label, or a length is not from 0 to T.
+///
+/// A step that runs as a CUDA graph cannot report wrong values of labels and lengths, so the loss
+/// of the example is NaN instead. The trainer then repeats the step without a graph, and the
+/// repeated step reports the error. On the CPU, a log probability above 0 is an error too, because
+/// the output then contains logits; torch would return a number without meaning.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ctc {
     /// The number of the blank class. The default is 0.

@@ -30,8 +30,8 @@ macro_rules! curve {
         /// For logits of shape `[N, C, …]` and int64 classes of shape `[N, …]`, the score of a
         /// class is its softmax probability. The areas of all classes that occur in the targets are
         /// averaged. If the targets are labels 0 and 1 in the shape of the logits, there is one
-        /// area. Targets of -100 are ignored. The area is NaN if there is no positive label, if a
-        /// logit or a label is NaN, or, for [`Auroc`], if there is no negative label.
+        /// area. Targets that are -100 are ignored. The area is NaN if there is no positive label,
+        /// if a logit or a label is NaN, or, for [`Auroc`], if there is no negative label.
         ///
         /// If `thresholds` is `None`, the area is exact, and the scores of all examples stay on the
         /// device until the end of the epoch. If `thresholds` is a number T, the curve has T
@@ -185,10 +185,11 @@ fn scores_of_labels(
 
 /// Computes the metric's state for a batch from scores of shape `[n, C]` and int64 labels. The
 /// labels are classes of shape `[n]`, or 0 and 1 of shape `[n, C]`. If C is 1, the shape `[n]` is
-/// also possible for 0 and 1. Labels of -100 are ignored. Without thresholds, the state consists of
-/// the scores and the labels. With T thresholds, the state consists of counts of shape `[C, T + 1,
-/// 2]`. For each column and each k from 0 to T, the state has the numbers of negatives and of
-/// positives whose scores reach exactly k thresholds.
+/// also possible for 0 and 1. Labels that are -100 are ignored.
+///
+/// Without thresholds, the state consists of the scores and the labels. With T thresholds, the
+/// state consists of counts of shape `[C, T + 1, 2]`. For each column and each k from 0 to T, the
+/// state has the numbers of negatives and of positives whose scores reach exactly k thresholds.
 fn state(
     what: &str,
     thresholds: Option<i64>,

@@ -4,10 +4,12 @@
 //! Metrics ignore the same targets as the loss: those of class -100, and in a model that derives
 //! `LightningModule` also those of the loss's `ignore_index`. Logits and classes have the shapes
 //! that [`loss::cross_entropy`](crate::loss::cross_entropy) accepts; other shapes and dtypes are
-//! errors. The values equal those of torchmetrics, with two differences. If all targets are
-//! ignored, or a class that the metric needs does not occur, the value is NaN, where torchmetrics
-//! returns 0. If an output or a target that is not ignored is NaN, the value is NaN, where many
-//! metrics of torchmetrics treat the NaN as a class or a rank.
+//! errors.
+//!
+//! The values equal those of torchmetrics, with two differences. If all targets are ignored, or a
+//! class that the metric needs does not occur, the value is NaN, where torchmetrics returns 0. If
+//! an output or a target that is not ignored is NaN, the value is NaN, where many metrics of
+//! torchmetrics treat the NaN as a class or a rank.
 //!
 //! ```
 //! use amp_core::{metric::{FBeta, Metric}, tch::Tensor};
@@ -117,10 +119,12 @@ pub enum Reduction {
 impl Reduction {
     /// Makes a reduction from a function that computes the metric's value from the merged tensors
     /// of all batches. The tensors have the order in which they were added to the
-    /// [state](MetricState). The value is a number, or a tensor of any shape. The elements of a
-    /// vector are logged as `NAME_0` and so on, and those of a matrix as `NAME_0_1` and so on. Sums
-    /// are on the host when the function gets them. Concatenated rows are on the device, and the
-    /// function may read them back.
+    /// [state](MetricState).
+    ///
+    /// The value is a number, or a tensor of any shape. The elements of a vector are logged as
+    /// `NAME_0` and so on, and those of a matrix as `NAME_0_1` and so on. Sums are on the host when
+    /// the function gets them. Concatenated rows are on the device, and the function may read them
+    /// back.
     pub fn of(compute: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Self {
         Self::Of(Arc::new(compute))
     }

@@ -73,9 +73,11 @@ pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
 
 /// The coefficient of determination R² = 1 − Σ(x − y)² / Σ(y − ȳ)² of outputs x and targets y,
 /// where ȳ is the mean of the targets. Both are floating-point tensors of shape `[N]` or `[N, D]`.
-/// For the shape `[N, D]`, the value is the mean of the coefficients of the D columns. If all
-/// targets of a column are equal, its coefficient is 1 if every output equals its target, and
-/// otherwise 0. The value is NaN for fewer than two examples, or if an output or a target is NaN.
+/// For the shape `[N, D]`, the value is the mean of the coefficients of the D columns.
+///
+/// If all targets of a column are equal, its coefficient is 1 if every output equals its target,
+/// and otherwise 0. The value is NaN for fewer than two examples, or if an output or a target is
+/// NaN.
 ///
 /// ```
 /// use amp_core::{metric::{Metric, R2}, tch::Tensor};

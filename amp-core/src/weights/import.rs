@@ -78,7 +78,7 @@ enum Step {
     Ignore(Pattern),
 }
 
-/// A tensor of the file while the import steps rename and change it.
+/// A tensor of the file, as the import steps have renamed and changed it so far.
 struct Entry {
     name: String,
     /// The names of the file's tensors from which this tensor was made.

@@ -340,7 +340,8 @@ impl AnyBatch {
         self.with_tensors(self.fields.iter().map(|field| field.tensor.shallow_clone()).collect())
     }
 
-    /// Returns whether the two batches agree in `complete`, names, shapes and dtypes.
+    /// Returns whether the two batches have the same `complete`, and tensors of the same names,
+    /// shapes and dtypes in the same order.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         let alike = |own: &Field, other: &Field| {
             own.name == other.name

@@ -201,8 +201,8 @@ fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
     if target.dim() == 2 {
         return Ok(target.f_to_kind(Kind::Float)?);
     }
-    // The range of the classes is checked only on the CPU. On another device, a read of the classes
-    // would make the host wait. There the device's kernel checks the range.
+    // The range of the classes is checked here only on the CPU. On another device, reading the
+    // classes would make the host wait, so the device's kernel checks the range.
     if target.device() == Device::Cpu {
         let (least, most) =
             (target.f_min()?.f_int64_value(&[])?, target.f_max()?.f_int64_value(&[])?);

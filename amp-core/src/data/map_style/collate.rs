@@ -158,10 +158,10 @@ impl Collate {
     /// messages.
     ///
     /// # Errors
-    /// When there is no example; when the examples differ in their fields or dtypes; when the
-    /// shapes of a field without padding differ; when no example has the field for which padding is
-    /// declared; when an example is longer than the length to which the field is padded; or when
-    /// the field's dtype cannot represent the padding value.
+    /// When there is no example, the examples differ in their fields or dtypes, or the shapes of a
+    /// field without padding differ. When padding is declared for a field that no example has, an
+    /// example is longer than the length to which its field is padded, or the field's dtype cannot
+    /// represent the padding value.
     pub fn batch<E: BatchField>(&self, examples: &[(i64, E)]) -> Result<AnyBatch> {
         let name = std::any::type_name::<E>().split('<').next().unwrap_or_default();
         let of = name.rsplit("::").next().unwrap_or_default();

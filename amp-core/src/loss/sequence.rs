@@ -138,7 +138,8 @@ impl Ctc {
             let why = format!("the blank is class {}, but there are {classes} classes", self.blank);
             return Err(misfit(NAME, output, target, &why));
         }
-        // In a captured step, the kernels check the values.
+        // While a step is captured as a CUDA graph, the host cannot read the values, so the kernels
+        // check them.
         if ffi::is_capturing() {
             return Ok(());
         }

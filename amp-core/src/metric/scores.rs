@@ -90,7 +90,7 @@ impl Score {
                 _ => predicted.f_add(&fn_)?.f_ne(0.0)?.f_to_kind(Kind::Double)?,
             };
             match average {
-                // If nothing was counted, the result is NaN.
+                // If nothing was counted, `all / all` is NaN, and so is the result.
                 Average::None => Ok(each.f_add(&all.f_div(&all)?)?.f_sub_scalar(1.0)?),
                 _ => Ok(Tensor::from(in_order(&each.f_mul(&weight)?)? / in_order(&weight)?)),
             }
@@ -123,7 +123,7 @@ impl Score {
             let (tp, fn_) = (tp?, fn_?);
             let [part, whole] = self.of([&tp, &fp?, &tn?, &fn_])?;
             let each = part.f_div(&whole)?.f_masked_fill(&whole.f_eq(0.0)?, 0.0)?;
-            // If nothing was counted, the result is NaN.
+            // If nothing was counted, `all / all` is NaN, and so is the result.
             let all = counts.f_sum(Kind::Double)?;
             let each = each.f_add(&all.f_div(&all)?)?.f_sub_scalar(1.0)?;
             let weight = match average {
@@ -131,7 +131,7 @@ impl Score {
                 Average::Weighted => tp.f_add(&fn_)?,
                 Average::Micro | Average::Macro => each.f_ones_like()?,
             };
-            // Without any target, every score is 0.
+            // If no target is 1, all weights are 0, and so is the weighted score.
             let total = in_order(&weight)?;
             let sum = in_order(&each.f_mul(&weight)?)?;
             Ok(Tensor::from(if total == 0.0 { sum } else { sum / total }))

@@ -124,7 +124,8 @@ impl Run {
         }
         let now = now();
         for Scalar { tag, step, value } in scalars(event) {
-            // The text must be readable by Python's float(): nan, inf.
+            // Python's `float()` must be able to read the text. NaN and infinity become `nan` and
+            // `inf`.
             let value = value.to_string().to_lowercase();
             let line = format!("{now} {value} {step}\n");
             self.metrics.entry(plain(&tag)).or_default().extend_from_slice(line.as_bytes());

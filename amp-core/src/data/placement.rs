@@ -80,8 +80,8 @@ pub struct Loading {
 
 impl Loading {
     /// Returns the number of batches that a thread reads ahead of the training loop. If no number
-    /// is requested, it is 2 for CUDA, as PyTorch's `prefetch_factor`. For the CPU it is 0, because
-    /// the training loop itself needs the cores.
+    /// is requested, the number is 2 for CUDA, like the default of PyTorch's `prefetch_factor`. For
+    /// the CPU the number is 0, because the training loop itself needs the cores.
     pub fn prefetch_for(&self, device: Device) -> usize {
         self.prefetch.unwrap_or(if device.is_cuda() { 2 } else { 0 })
     }

@@ -78,8 +78,8 @@ impl Columns {
     }
 
     /// Adds a field that is 1 where a number of these columns is missing and 0 elsewhere, as f32 of
-    /// shape `[N, columns]`. With it a model can tell a missing number from the replacement that
-    /// [`numbers_or`](Self::numbers_or) gives.
+    /// shape `[N, columns]`. With this field, a model can tell a missing number from the
+    /// replacement that [`numbers_or`](Self::numbers_or) gives.
     ///
     /// # Examples
     ///

@@ -66,7 +66,7 @@ pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
 /// ```
 ///
 /// # Errors
-/// When the text is not a size.
+/// When the text is not a number of bytes, or the number is below 1.
 pub fn parse_bytes(text: &str) -> Result<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -112,8 +112,8 @@ pub fn show_bytes(count: u64) -> String {
 /// caching allocator's statistics of requested bytes (`requested_bytes.all.peak` of
 /// torch.cuda.memory_stats). torch.cuda.max_memory_allocated counts the allocator's blocks instead.
 /// Each block is up to 1 MiB larger than requested, depending on earlier allocations. On the CPU
-/// the meter counts what libtorch's allocator hands out on this thread and its worker threads. This
-/// count is exact and does not depend on the heap of the C library.
+/// the meter counts the bytes that libtorch's allocator hands out on this thread and its worker
+/// threads. This count is exact and does not depend on the heap of the C library.
 pub struct MemoryMeter {
     source: Source,
     /// The value of `STARTED` when this meter was created. If `STARTED` is larger at a reading,
@@ -140,8 +140,9 @@ enum Source {
 
 impl MemoryMeter {
     /// Starts a measurement. On CUDA, first waits for the device, releases the blocks that the
-    /// allocator has cached, and lets cuBLAS allocate its workspaces. cuBLAS keeps them, so the first
-    /// run of a process would otherwise use up to 64 MiB more than the same run later.
+    /// allocator has cached, and lets cuBLAS allocate its workspaces. cuBLAS keeps these
+    /// workspaces, so the first run of a process would otherwise use up to 64 MiB more than the
+    /// same run later.
     ///
     /// # Errors
     /// When the device cannot be queried.

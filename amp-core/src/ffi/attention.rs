@@ -31,9 +31,10 @@ pub(crate) fn attention_gradient_layout(attended: &Tensor) -> Result<()> {
     checked!(amp_attention_gradient_layout(attended.as_ptr()))
 }
 
-/// Writes zeros to the output of attention, `[N, heads, L, width]`, where `masked` is true. Works
-/// in place. The shape of `masked` broadcasts to `[N, heads, L, 1]`. No other handle of the output
-/// may be read afterwards. Returns `None` if the kernel does not support these arguments.
+/// Writes zeros in place to `attended`, the output of attention with the shape `[N, heads, L,
+/// width]`, where `masked` is true. The shape of `masked` broadcasts to `[N, heads, L, 1]`. After
+/// the call, read only the returned tensor, and no other handle of `attended`. Returns `None` if
+/// the kernel does not support these arguments.
 pub(crate) fn masked_rows(attended: &Tensor, masked: &Tensor) -> Result<Option<Tensor>> {
     let (attended, masked) = (attended.as_ptr(), masked.as_ptr());
     optional_tensor(|out| checked!(amp_masked_rows(attended, masked, out)))

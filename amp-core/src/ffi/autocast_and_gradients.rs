@@ -183,8 +183,8 @@ pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
 }
 
 /// Runs the backward pass of a scalar loss, and adds the new gradients to the gradients that the
-/// parameters already have. `seed` is the gradient of the loss with which the backward pass begins,
-/// so the new gradients are multiplied by it. It is an f32 scalar on the loss's device; `None`
+/// parameters already have. The backward pass begins with `seed` as the gradient of the loss, so
+/// the new gradients are multiplied by `seed`. `seed` is an f32 scalar on the loss's device; `None`
 /// means 1.
 pub(crate) fn backward(loss: &Tensor, seed: Option<&Tensor>) -> Result<()> {
     checked!(amp_backward(loss.as_ptr(), handle(seed)))
@@ -221,7 +221,8 @@ impl Grads {
         let (tensors, places) = (Vec::with_capacity(grads.len()), Vec::with_capacity(grads.len()));
         let mut found = Self { list, tensors, places };
         for (place, grad) in grads.into_iter().enumerate().filter(|(_, grad)| !grad.is_null()) {
-            // SAFETY: the list owns the tensor and frees it; `drop` does not free this handle.
+            // SAFETY: the list owns the tensor and frees it. `Grads::drop` does not free this
+            // handle.
             found.tensors.push(unsafe { Tensor::from_ptr(grad) });
             found.places.push(place);
         }
@@ -290,7 +291,8 @@ mod tests {
             (Kind::Double, f64::MAX),
         ];
         for (kind, largest) in largest {
-            // The lengths are below, between and above the widths of the CPU's vector instructions.
+            // One vector instruction of the CPU processes several elements. Some of these lengths
+            // are shorter than a vector, others consist of several vectors and a rest.
             for length in [1, 7, 33, 300] {
                 let finite = Tensor::f_full([length], -largest, (kind, Device::Cpu))?;
                 assert!(all_finite(slice::from_ref(&finite))?, "{length} of {kind:?}");

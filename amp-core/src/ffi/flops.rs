@@ -15,8 +15,9 @@ unsafe extern "C" {
     fn amp_flops_read(count: *mut c_double) -> c_int;
 }
 
-/// Counts the operations of this thread until the counter is dropped. Only one counter may exist at
-/// a time. The counter is not `Send`, because its callback belongs to the thread.
+/// Counts the floating-point operations of this thread's matrix products until the counter is
+/// dropped. Only one counter may exist at a time. The counter is not `Send`, because its callback
+/// belongs to the thread.
 pub(crate) struct FlopCounter {
     _thread: PhantomData<*const ()>,
 }
@@ -27,7 +28,7 @@ impl FlopCounter {
         Ok(Self { _thread: PhantomData })
     }
 
-    /// Returns the number of floating-point operations since the start.
+    /// Returns the number of floating-point operations since the counter was started.
     pub(crate) fn read(&self) -> Result<u64> {
         let mut count = 0.0;
         checked!(amp_flops_read(&mut count))?;

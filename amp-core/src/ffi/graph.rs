@@ -54,12 +54,12 @@ impl Drop for BetweenCaptures {
 }
 
 /// Waits until no other thread captures a graph, and prevents captures while the guard exists. Hold
-/// it during work on the device that fails, or makes a capture invalid, while another thread
-/// captures: work that waits for a whole device, and work that draws random numbers on the device,
-/// because a capture changes the state of the device's generator for all threads.
+/// the guard during two kinds of work, which would fail or make the capture invalid while another
+/// thread captures: work that waits for the whole device, and work that draws random numbers on the
+/// device, because a capture changes the state of the device's generator for all threads.
 pub(crate) fn between_captures() -> BetweenCaptures {
-    // A thread that waited for a second read lock could wait forever, if another thread waits for
-    // the write lock.
+    // A thread takes the read lock only once. If another thread waits for the write lock, a second
+    // read lock would have to wait for that thread, which itself waits for the first read lock.
     let locks = GUARDS.get() == 0 && !is_capturing();
     let lock = locks.then(|| CAPTURE.read().unwrap_or_else(PoisonError::into_inner));
     GUARDS.set(GUARDS.get() + 1);
@@ -86,8 +86,8 @@ impl Drop for Capturing {
 #[derive(Debug)]
 pub(crate) struct CudaGraph {
     handle: *mut c_void,
-    /// The stream of the capture belongs to the thread. This field keeps the graph from being sent
-    /// to another thread.
+    /// The stream of the capture belongs to the thread that captured the graph. This field keeps
+    /// the graph from being sent to another thread.
     _not_send: PhantomData<*const ()>,
 }
 
@@ -148,8 +148,8 @@ pub(crate) fn set_grads<'a>(
 mod tests {
     use super::*;
 
-    /// While a thread holds guards, no thread can capture. The thread that holds a guard gets an
-    /// error at once, because it would otherwise wait for itself.
+    /// Checks that no thread can capture while a thread holds guards. If the thread with the guard
+    /// tries to capture, it gets an error at once, because it would otherwise wait for itself.
     #[test]
     fn guards_exclude_captures() {
         let _outer = between_captures();

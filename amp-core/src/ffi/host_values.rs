@@ -9,7 +9,8 @@ use crate::Result;
 /// A new tensor in host memory whose values Rust code writes before anything else uses the tensor.
 #[derive(Debug)]
 pub(crate) struct HostValues<T> {
-    /// Contiguous, and shared with nothing until [`into_tensor`](Self::into_tensor) returns it.
+    /// The tensor is contiguous. No other tensor shares its memory until
+    /// [`into_tensor`](Self::into_tensor) returns it.
     tensor: Tensor,
     kind: PhantomData<T>,
 }

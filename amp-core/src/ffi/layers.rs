@@ -163,7 +163,7 @@ pub(super) fn optional_tensor(
 ) -> Result<Option<Tensor>> {
     let mut out = std::ptr::null_mut();
     call(&mut out)?;
-    // SAFETY: on success it is null or a new tensor without another owner.
+    // SAFETY: on success `out` is null or a new tensor without another owner.
     Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
 }
 
@@ -174,7 +174,8 @@ fn optional_pair(
 ) -> Result<Option<(Tensor, Tensor)>> {
     let mut second = std::ptr::null_mut();
     let first = optional_tensor(|out| call(out, &raw mut second))?;
-    // SAFETY: if there is a first tensor, this is a new tensor as well, without another owner.
+    // SAFETY: if `call` wrote a first tensor, `second` is a new tensor as well, without another
+    // owner.
     Ok(first.map(|first| (first, unsafe { Tensor::from_ptr(second) })))
 }
 
@@ -239,9 +240,9 @@ pub(crate) fn conv2d(
 }
 
 /// Computes [`conv2d`] without a bias, in channels_last and 16 bits on CUDA. Returns the output,
-/// and the input for a second use. The gradients of the convolution and of the second use are added
-/// up, if possible within one matrix product. Returns `None` if the kernels do not support the
-/// convolution.
+/// and an alias of the input for a second use, for example in a residual connection. The backward
+/// pass adds up the gradients of the convolution and of the alias, if possible within one matrix
+/// product. Returns `None` if the kernels do not support the convolution.
 pub(crate) fn conv2d_and_input(
     input: &Tensor,
     weight: &Tensor,
@@ -334,10 +335,10 @@ pub(crate) fn layer_norm(
     })
 }
 
-/// Computes the layer norm of `input` along the last dimension. Returns `input` for a second use by
-/// [`residual_add`], and the layer norm's output. With `narrow` the output has the dtype of
-/// autocast. One kernel adds up the gradients of both uses of `input`. Returns `None` if the
-/// kernels do not support these tensors.
+/// Computes the layer norm of `input` along the last dimension. Returns an alias of `input` for a
+/// second use by [`residual_add`], and the layer norm's output. With `narrow` the output has the
+/// dtype of autocast. In the backward pass, one kernel adds up the gradients of both uses of
+/// `input`. Returns `None` if the kernels do not support these tensors.
 pub(crate) fn residual_norm(
     input: &Tensor,
     [weight, bias]: [&Tensor; 2],

@@ -42,7 +42,8 @@ unsafe extern "C" {
 /// chunk's first row. After the call, the memory of the logits is overwritten.
 pub(crate) type EachChunk<'a> = dyn FnMut(&Tensor, i64) -> Result<()> + 'a;
 
-/// What [`read_chunk`] needs. C++ passes a pointer to this struct.
+/// The state of [`read_chunk`]: the caller's function, and its first error. C++ passes a pointer to
+/// this struct.
 struct Chunks<'a, 'b> {
     each: &'a mut EachChunk<'b>,
     /// The error of the first chunk that failed. Later chunks are not read.
@@ -76,8 +77,8 @@ pub(crate) fn linear_cross_entropy(
     let loss = made(|out| {
         checked!(amp_linear_cross_entropy(input, weight, bias, targets, options, run, state, out))
     });
-    // If a target is not a class, the loss fails. The caller gets this error first, and not an
-    // error that `each` may have returned because of the same target.
+    // If a target is not a class, the loss fails, and `each` may fail because of the same target.
+    // The caller gets the error of the loss.
     let loss = loss?;
     match chunks.error {
         Some(error) => Err(error),
@@ -88,8 +89,9 @@ pub(crate) fn linear_cross_entropy(
 /// Passes the logits of a chunk to the caller's function. Keeps an error or a panic of the
 /// function, because neither may reach C++.
 unsafe extern "C" fn read_chunk(state: *mut c_void, logits: Handle, first: i64) {
-    // SAFETY: C++ passes the state that it was given, which lives during the call of `linear_cross_entropy` and which
-    // nothing else uses meanwhile, and a tensor that lives during this call; the clone is a separate handle.
+    // SAFETY: `state` is the pointer to the `Chunks` of `linear_cross_entropy`, which live until
+    // that function returns and which nothing else uses during this call. C++ keeps the tensor
+    // `logits` alive during this call, and the clone is a separate handle.
     let (chunks, logits) = unsafe {
         (&mut *state.cast::<Chunks<'_, '_>>(), Tensor::clone_from_ptr(logits.cast_mut()))
     };

@@ -1,4 +1,4 @@
-//! Records the matrix products and the random numbers that this thread computes
+//! Records which matrix products this thread computes and which random numbers it draws
 //! (`csrc/matrix_products.cpp`).
 
 use std::{
@@ -25,12 +25,12 @@ unsafe extern "C" {
 }
 
 thread_local! {
-    /// Whether the matrix products of this thread are recorded.
+    /// Whether the operators of this thread are recorded.
     static WATCHED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Records the matrix products of this thread until it is dropped. The recorder is not `Send`,
-/// because its callback belongs to the thread.
+/// Records the matrix products of this thread, and its operators that draw random numbers, until
+/// the recorder is dropped. The recorder is not `Send`, because its callback belongs to the thread.
 pub(crate) struct WatchedProducts {
     _thread: PhantomData<*const ()>,
 }
@@ -51,7 +51,7 @@ impl Drop for WatchedProducts {
     }
 }
 
-/// A guard. While the guard exists, the matrix products of this thread are not recorded.
+/// A guard. While the guard exists, no operator of this thread is recorded.
 pub(crate) struct PausedProducts {
     paused: bool,
     _thread: PhantomData<*const ()>,

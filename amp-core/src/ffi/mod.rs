@@ -1,7 +1,8 @@
 //! The only unsafe code of the crate: calls into the C++ code (the shim, in `csrc/`), and access to
 //! the memory of tensors. Each module of this folder calls the C++ files that it names.
 //!
-//! Every call goes through [`checked!`], which turns a C++ exception into an [`Error`].
+//! Every call that may throw a C++ exception goes through [`checked!`], which turns the exception
+//! into an [`Error`].
 
 #![allow(unsafe_code)]
 
@@ -27,7 +28,7 @@ macro_rules! checked {
     }};
 }
 
-// The modules are declared below the macro `checked!`, because they use it.
+// The modules are declared below the macro `checked!`, because they use this macro.
 mod attention;
 mod autocast_and_gradients;
 mod ctc;
@@ -74,7 +75,7 @@ pub(crate) use transfer::*;
 fn take_error() -> Error {
     let mut buffer = vec![0_u8; 4096];
     loop {
-        // SAFETY: the shim writes at most `len` bytes into the buffer.
+        // SAFETY: the shim writes at most `buffer.len()` bytes into the buffer.
         let length = unsafe { amp_take_error(buffer.as_mut_ptr(), buffer.len()) };
         let fits = length <= buffer.len();
         buffer.resize(length, 0);

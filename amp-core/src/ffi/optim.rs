@@ -132,8 +132,8 @@ unsafe extern "C" {
     fn amp_foreach_lion(lists: *const *const Handle, count: usize, step: *const LionStep) -> c_int;
 }
 
-/// The largest number of lists of tensors. A list that an optimizer does not need is passed as
-/// null.
+/// The number of lists of tensors that a step passes to C++: parameters, gradients and state
+/// tensors. A list that an optimizer does not need is passed as null.
 const LISTS: usize = 7;
 
 /// Calls `step` with the tensor handles in `lists`. All lists have the same length, except that a
@@ -170,11 +170,11 @@ pub(crate) fn write_rates(rates: &Tensor, lr: f64, momentum: f64) -> Result<()> 
     checked!(amp_write_rates(rates.as_ptr(), lr, momentum))
 }
 
-/// Updates parameters from their gradients, exp_avgs, exp_avg_sqs and steps. Only the kernel of
-/// this crate increments the steps. Only this kernel supports averages in low precision: bfloat16
-/// with stochastic rounding, or u8 codes. With u8 codes the last two lists are the scales of
-/// exp_avgs and exp_avg_sqs. `code` then contains the values (f32 `[256]`) and bounds (f32 `[255]`)
-/// for each of the two averages.
+/// Updates parameters from their gradients, exp_avgs, exp_avg_sqs and step counts. Only the kernel
+/// of this crate increments the step counts. Only this kernel supports averages in low precision:
+/// bfloat16 with stochastic rounding, or u8 codes. With u8 codes, the last two lists are the scales
+/// of exp_avgs and exp_avg_sqs, and `code` contains the values (f32 `[256]`) and the bounds (f32
+/// `[255]`) of the codes for each of the two averages.
 pub(crate) fn adam(
     lists: [&[&Tensor]; 7],
     code: Option<[&Tensor; 4]>,
@@ -199,7 +199,7 @@ pub(crate) fn adam(
     })
 }
 
-/// Updates parameters from gradients and, with momentum, momentum buffers.
+/// Updates parameters from their gradients and, with momentum, from their momentum buffers.
 pub(crate) fn sgd(lists: [&[&Tensor]; 3], step: &SgdStep, kernels: Kernels<'_>) -> Result<()> {
     assert_kept(step.momentum > 0.0, &lists, 2);
     let step = &raw const *step;

@@ -41,7 +41,8 @@ pub(crate) fn checkpoint(
 ) -> Result<Tensor> {
     let mut surroundings = std::ptr::null_mut();
     checked!(amp_surroundings(input.as_ptr(), &mut surroundings))?;
-    // The output is detached, because a module may return its input itself.
+    // The output is detached, because a module may return its input itself: the new node must not
+    // become the autograd history of the input.
     let output = match tch::no_grad(|| Ok(first()?.f_detach()?)) {
         Ok(output) => output,
         Err(error) => {
@@ -62,11 +63,12 @@ pub(crate) fn checkpoint(
     Ok(output)
 }
 
-/// Runs a module again, when C++ calls this function in the backward pass. Returns null if the
-/// module fails or panics, because neither errors nor panics may reach C++.
+/// Runs a module again. C++ calls this function in the backward pass. Returns null if the module
+/// fails or panics, because neither errors nor panics may reach C++.
 unsafe extern "C" fn recompute(state: *mut c_void, input: Handle) -> *mut C_tensor {
-    // SAFETY: C++ passes the state that it was given, which lives until `drop_recompute`, and a tensor that
-    // lives during the call; the clone is a separate handle.
+    // SAFETY: `state` is the pointer that `checkpoint` passed to C++, and lives until
+    // `drop_recompute`. C++ keeps the tensor `input` alive during this call, and the clone is a
+    // separate handle.
     let (state, input) =
         unsafe { (&*state.cast::<Recompute>(), Tensor::clone_from_ptr(input.cast_mut())) };
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (state.run)(&input)));

@@ -28,7 +28,7 @@ impl WatchedModes {
         Ok(Self { _thread: PhantomData })
     }
 
-    /// Returns the first operator that ran in training mode since the start.
+    /// Returns the first operator that ran in training mode since the watch was started.
     pub(crate) fn trained(&self) -> Result<Option<&'static str>> {
         let mut op = std::ptr::null();
         checked!(amp_modes_seen(&mut op))?;

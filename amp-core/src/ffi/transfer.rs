@@ -138,11 +138,13 @@ impl Drop for DeviceCopy {
     }
 }
 
-/// What observes a thread's allocations, such as the memory meter. A worker thread enters this
-/// object, so that its allocations are counted for the thread that started the worker.
+/// libtorch's debug info of a thread, which contains the observers of its allocations, such as the
+/// memory meter. A worker thread enters the debug info of the thread that started it, so that the
+/// worker's allocations are counted for that thread.
 pub(crate) struct DebugInfo(*mut c_void);
 
-// SAFETY: the pointer is a counted reference to data that C++ only reads; the meters count atomically.
+// SAFETY: the pointer is a counted reference to data that C++ only reads. The memory meters count
+// atomically.
 unsafe impl Send for DebugInfo {}
 
 impl DebugInfo {
@@ -152,7 +154,7 @@ impl DebugInfo {
         Ok(Self(info))
     }
 
-    /// Makes this thread report its allocations to the same observers.
+    /// Makes this thread report its allocations to the observers in this debug info.
     pub(crate) fn enter(&self) -> Result<()> {
         checked!(amp_debug_info_enter(self.0))
     }

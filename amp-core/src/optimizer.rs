@@ -27,18 +27,17 @@ pub struct OnDevice<'a> {
     pub factor: Option<&'a Tensor>,
 }
 
-/// What an optimizer's step can do with values on the device, so that the host need not wait for
-/// them.
+/// The operations that an optimizer's step supports on the device, without waiting for the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// Whether the step can skip itself if [`OnDevice::found_inf`] is not 0.
     pub skips: bool,
-    /// Whether the step can multiply the gradients by [`OnDevice::factor`]. A step that runs after
-    /// a CUDA graph, because it cannot be captured, gets no factor: the graph unscales and clips
-    /// the gradients.
+    /// Whether the step can multiply the gradients by [`OnDevice::factor`]. A step that cannot be
+    /// captured runs after the CUDA graph and gets no factor, because the graph has unscaled and
+    /// clipped the gradients.
     pub scales: bool,
-    /// Whether the step can run in a CUDA graph. In a graph, the step reads the learning rate and
-    /// the momentum from the device, where [`Optimizer::write_rates`] writes them.
+    /// Whether the step can be captured in a CUDA graph. A captured step reads the learning rate
+    /// and the momentum from the device, where [`Optimizer::write_rates`] writes them.
     pub captures: bool,
 }
 
@@ -74,16 +73,15 @@ pub trait Optimizer {
         self.step_with(OnDevice::default())
     }
 
-    /// Updates every parameter that has a gradient, as [`step`](Self::step) does, with values that
-    /// only the device knows: `known` says whether to skip the step, and contains a factor for the
-    /// gradients.
+    /// Updates every parameter that has a gradient, as [`step`](Self::step) does. `known` contains
+    /// values that only the device knows: whether to skip the step, and a factor for the gradients.
     ///
     /// # Errors
     /// When [`capabilities`](Self::capabilities) lacks an operation that `known` needs, or the
     /// kernel fails.
     fn step_with(&mut self, known: OnDevice<'_>) -> Result<()>;
 
-    /// Returns what [`step_with`](Self::step_with) can do on the device.
+    /// Returns the operations that [`step_with`](Self::step_with) supports on the device.
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
     }
@@ -138,8 +136,8 @@ pub trait Optimizer {
     /// Restores a saved state, which may come from another device.
     ///
     /// # Errors
-    /// When a name, shape or dtype differs from this optimizer's state. In this case nothing is
-    /// changed.
+    /// When a name, shape or dtype differs from this optimizer's state. After an error the state is
+    /// unchanged.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
     /// Returns the options of each group, except the learning rate and momentum, as a text. Equal

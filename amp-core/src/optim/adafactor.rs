@@ -26,7 +26,7 @@ use crate::{Result, parameter::Parameter};
 /// ```
 ///
 /// 16-bit weights are updated in f32. The column and the row, which are small, are stored in f32.
-/// The step can be recorded in a CUDA graph.
+/// The step can be captured in a CUDA graph.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Adafactor {
     /// The highest learning rate, as a fraction of the root mean square of the parameter.
@@ -121,7 +121,7 @@ impl Adafactor {
 }
 
 /// Updates the running means of the squared gradient of each row and of each column. Returns the
-/// second moment that is computed from them.
+/// second moment that is computed from these means.
 fn factored(one: &ParameterStep<'_>, share: &Number, eps1: f64) -> Result<Tensor> {
     let (row, column, grad) = (one.slot(ROW)?, one.slot(COLUMN)?, one.grad());
     for (kept, dim) in [(row, -1_i64), (column, -2)] {

@@ -105,31 +105,32 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
 
     /// Returns whether the rule treats the first step of a parameter in another way
     /// ([`ParameterStep::is_first`](super::ParameterStep::is_first)). Then only the later steps can
-    /// be recorded in a CUDA graph.
+    /// be captured in a CUDA graph.
     fn first_step_differs(&self) -> bool {
         false
     }
 
-    /// Returns whether a step on CUDA can be recorded in a CUDA graph. If so, the rule must read
-    /// its rates from [`ParameterStep`](super::ParameterStep), must not read a tensor's value on
-    /// the host, and must run the same operations for all values. On CUDA, [`StepTensors::each`]
+    /// Returns whether a step on CUDA can be captured in a CUDA graph. If it can, the rule must
+    /// read its rates from [`ParameterStep`](super::ParameterStep), must not read a tensor's value
+    /// on the host, and must run the same operations for all values. On CUDA, [`StepTensors::each`]
     /// then passes options to the rule in which the rates are NaN. A rule that wrongly uses a rate
-    /// from the options, which the graph would record as a constant, then computes NaN.
+    /// from the options then computes NaN. Otherwise the graph would silently capture this rate as
+    /// a constant.
     fn captures(&self) -> bool {
         false
     }
 
-    /// Returns what [`step`](Self::step) can do on this device besides the update, for example clip
-    /// gradients. If the rule [can be recorded in a CUDA graph](Self::captures), the default
-    /// returns everything that [`StepTensors::each`] can do, and otherwise nothing. If the step can
-    /// do nothing besides the update, the trainer unscales and clips the gradients before the step.
+    /// Returns the operations that [`step`](Self::step) supports on this device besides the update,
+    /// for example clipping. If the rule [can be captured in a CUDA graph](Self::captures), the
+    /// default returns all operations that [`StepTensors::each`] supports, and otherwise none. If
+    /// the step supports none, the trainer unscales and clips the gradients before the step.
     fn capabilities(&self, device: Device) -> Capabilities {
         Capabilities::all(device.is_cuda() && self.captures())
     }
 
-    /// Returns whether [`step`](Self::step) reads and writes running averages directly in the form
-    /// in which they are stored, for parameters of this dtype. Otherwise the averages are converted
-    /// to f32 for the step.
+    /// Returns whether [`step`](Self::step) can read and write running averages that are stored as
+    /// `moments`, for parameters of the dtype `kind`. If not, the averages are converted to f32 for
+    /// the step.
     fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {
         let _ = (kind, device);
         moments == Moments::Full
@@ -143,7 +144,7 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
 }
 
 /// Implements trait methods for options that implement serde's `Serialize`. The step calls `rule`
-/// for each parameter, and can be recorded in a CUDA graph.
+/// for each parameter, and can be captured in a CUDA graph.
 macro_rules! stepped_by_rule {
     () => {
         fn captures(&self) -> bool {
@@ -166,7 +167,8 @@ pub(super) fn fields(options: &impl serde::Serialize) -> Option<Map<String, Valu
     serde_json::to_value(options).ok()?.as_object().cloned()
 }
 
-/// Returns the tensors of a slot. The result is empty if the options do not use the slot.
+/// Returns the state tensors of a slot, one for each parameter. The result is empty if the options
+/// do not use the slot.
 pub(super) fn kept<'s, 't>(slot: Option<&'s Vec<&'t Tensor>>) -> &'s [&'t Tensor] {
     slot.map(Vec::as_slice).unwrap_or_default()
 }

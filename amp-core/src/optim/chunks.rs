@@ -1,5 +1,5 @@
 //! Splits parameters into pieces of limited size, so that the f32 copies of a step need little
-//! memory.
+//! memory. The pieces whose copies are in memory at the same time are called a part.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use tch::Tensor;
 use super::state::BLOCK;
 use crate::Result;
 
-/// The largest number of elements that are copied to f32 at a time.
+/// The largest number of elements in a part.
 const PART: i64 = 1 << 20;
 
 /// A range of elements of one tensor in a list of tensors. The tensor's dimensions are flattened.
@@ -31,8 +31,8 @@ impl Piece {
     }
 }
 
-/// Returns one part for each tensor. The part consists of a single piece, which is the whole
-/// tensor.
+/// Returns one part for each tensor that has elements. The part consists of a single piece, which
+/// is the whole tensor.
 pub(super) fn wholes(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     let counts = tensors.iter().map(|tensor| tensor.numel() as i64).enumerate();
     let pieces = counts.map(|(at, count)| Piece { at, start: 0, count, whole: true });
@@ -73,9 +73,9 @@ pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
 pub(super) struct Scalars(HashMap<(usize, usize), Tensor>);
 
 impl Scalars {
-    /// Returns the step count that the rule increases for this piece. `own` is the stored count of
-    /// the whole parameter, which only the first piece increases. Later pieces get a copy of the
-    /// count from before the step.
+    /// Returns the step count that the rule increases for this piece. For the first piece of a
+    /// parameter, this is `own`, the stored count of the parameter. For later pieces, this is a
+    /// copy of the count from before the step.
     pub(super) fn of(&mut self, piece: &Piece, slot: usize, own: &Tensor) -> Result<Tensor> {
         if piece.whole {
             return Ok(own.shallow_clone());

@@ -16,7 +16,8 @@ impl OptimizerConfig {
         Self { optimizer: Box::new(optimizer), scheduler: None, params: None }
     }
 
-    /// Adds a schedule. `interval` says whether it advances after each step or after each epoch.
+    /// Adds a schedule. `interval` says whether the schedule advances after each step or after each
+    /// epoch.
     #[must_use]
     pub fn with_scheduler(
         mut self,
@@ -69,7 +70,8 @@ impl OptimizerConfig {
 }
 
 /// The optimizers of a model: one optimizer, or several optimizers that train different parameters
-/// in the same backward pass. Made from one [`OptimizerConfig`] or a `Vec` of them.
+/// in the same backward pass. Convert one [`OptimizerConfig`] or a `Vec` of several into this type
+/// with `From`.
 ///
 /// ```
 /// use amp_core::optim::{AdamW, Muon, OptimizerConfig, Optimizers, Selection};
@@ -106,8 +108,8 @@ impl Optimizers {
     ///
     /// # Errors
     /// When an option is out of range, there is no parameter to train, a pattern matches no
-    /// parameter, or a parameter belongs to two optimizers. When a parameter that requires a
-    /// gradient belongs to no optimizer.
+    /// parameter, a parameter belongs to two optimizers, or a parameter that requires a gradient
+    /// belongs to no optimizer.
     pub fn build(
         self,
         parameters: Vec<Parameter>,

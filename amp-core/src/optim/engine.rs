@@ -29,7 +29,7 @@ pub(super) struct Engine<A> {
     options: Vec<A>,
     /// The lists of slots (state tensors) that parameters may have. Equal lists are stored once.
     layouts: Vec<Vec<Slot>>,
-    /// The learning rate and momentum of each group on the device, if steps can be recorded in a
+    /// The learning rate and momentum of each group on the device, if steps can be captured in a
     /// CUDA graph; otherwise `None`.
     rates: Vec<Option<RatesOnDevice>>,
     parameters: Rc<[Parameter]>,
@@ -43,7 +43,7 @@ pub(super) struct Engine<A> {
     steady: bool,
 }
 
-/// The learning rate and momentum on the device, from which a recorded step reads them.
+/// The learning rate and momentum on the device, where a captured step reads them.
 struct RatesOnDevice {
     tensor: Tensor,
     written: Option<Rates>,
@@ -162,8 +162,8 @@ impl<A: Algorithm> Engine<A> {
             }
         }
         let on = |grads| self.step_on(batch, &params, grads, &kept, (&scales, &codes), known);
-        // Libtorch's kernels need gradients in the dtype of the parameters. This crate's kernels,
-        // which are used if the rates are on the device, accept other dtypes.
+        // libtorch's kernels need gradients in the dtype of the parameters. This crate's kernels,
+        // which are used if the rates are on the device, also accept other dtypes.
         match grad_kind == kind || self.rates[group].is_some() {
             true => on(&batch.grads),
             false => {
@@ -173,8 +173,8 @@ impl<A: Algorithm> Engine<A> {
         }
     }
 
-    /// Copies pieces of parameters and their state to f32, updates the copies, and writes the
-    /// results back.
+    /// Copies the pieces of `part`, and the state of these pieces, to f32, updates the copies, and
+    /// writes the results back.
     fn step_part(
         &self,
         batch: &Batch<'_>,
@@ -296,8 +296,8 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     }
 
     fn capabilities(&self) -> Capabilities {
-        // Only the host records whether a parameter had its first step. If the device alone decided
-        // to skip that step, the host would record it wrongly.
+        // The host records whether a parameter has had its first step. If the device alone decided
+        // to skip the first step, the host would not know, and would record the step as applied.
         let mut states = self.kept.iter().filter_map(|kept| kept.state.as_ref());
         let started = states.all(|state| state.started);
         let (true, Some(device)) = (started && self.steady, self.device) else {

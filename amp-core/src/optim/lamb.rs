@@ -21,7 +21,7 @@ use crate::{Result, parameter::Parameter};
 /// let config = OptimizerConfig::new(Lamb { lr: 2e-3, ..Default::default() });
 /// ```
 ///
-/// 16-bit weights are updated in f32. The step can be recorded in a CUDA graph.
+/// 16-bit weights are updated in f32. The step can be captured in a CUDA graph.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Lamb {
     /// The learning rate.

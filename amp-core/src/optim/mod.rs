@@ -54,14 +54,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, parameter::Parameter};
 
-/// What is known about a run before it starts.
+/// The planned length of a run, which is known before the run starts.
 /// [`configure_optimizers`](crate::LightningModule::configure_optimizers) may use these numbers in
 /// its options, for example as the length of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingPlan {
     /// The number of epochs after which training ends at the latest.
     pub max_epochs: i64,
-    /// The number of optimizer steps in all epochs together, as Lightning's property of this name.
+    /// The number of optimizer steps in all epochs together, at most `max_steps`. Lightning has a
+    /// property of this name.
     pub estimated_stepping_batches: i64,
 }
 
@@ -98,8 +99,8 @@ pub trait BuildOptimizer {
     }
 }
 
-/// Returns an error if `holds` is false or `value` is not finite. The error says that `option` must
-/// be in `range`.
+/// Checks an option of an optimizer. `holds` says whether the option is in its range, and `range`
+/// is the text for this range.
 ///
 /// # Errors
 /// When `holds` is false, or the value is not finite.

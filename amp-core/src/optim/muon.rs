@@ -18,8 +18,8 @@ pub enum AdjustLr {
 }
 
 /// Muon: the momentum of each matrix is made orthogonal before it is subtracted from the weights.
-/// It is meant for the matrices of hidden layers. The defaults are those of torch.optim.Muon. With
-/// momentum B and gradient g:
+/// Muon is meant for the matrices of hidden layers. The defaults are those of torch.optim.Muon.
+/// With momentum B and gradient g:
 ///
 /// - B ← μB + (1 − μ)g.
 /// - U = (1 − μ)g + μB with nesterov, and otherwise U = B.
@@ -39,9 +39,10 @@ pub enum AdjustLr {
 /// ]);
 /// ```
 ///
-/// The same optimizers as attributes of the model: `#[optimizer(muon, lr = 0.02, ndim = 2, except =
-/// ["embedding.*", "head.*"])]` above `#[optimizer(adamw, lr = 3e-4)]`. 16-bit weights are updated
-/// in f32, whereas torch updates them in 16 bits. The step can be recorded in a CUDA graph.
+/// The same optimizers can be declared with attributes of the model: `#[optimizer(muon, lr = 0.02,
+/// ndim = 2, except = ["embedding.*", "head.*"])]` above `#[optimizer(adamw, lr = 3e-4)]`. 16-bit
+/// weights are updated in f32, whereas torch updates them in 16 bits. The step can be captured in a
+/// CUDA graph.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Muon {
     /// The learning rate.
@@ -56,7 +57,7 @@ pub struct Muon {
     pub ns_coefficients: (f64, f64, f64),
     /// The smallest norm by which the momentum is divided.
     pub eps: f64,
-    /// The number of Newton-Schulz iterations that make the momentum orthogonal, below 100.
+    /// The number of Newton-Schulz iterations, below 100, that make the momentum orthogonal.
     pub ns_steps: i64,
     /// The factor by which the learning rate is multiplied, depending on the shape of the matrix.
     pub adjust_lr_fn: AdjustLr,

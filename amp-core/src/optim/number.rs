@@ -5,7 +5,7 @@ use tch::{Kind, TchError, Tensor};
 use crate::{Result, ffi};
 
 /// A number of an optimizer step in f64, such as a rate, a count of steps, or a norm. If the step
-/// may be recorded in a CUDA graph, the number is on the parameter's CUDA device, because a graph
+/// may be captured in a CUDA graph, the number is on the parameter's CUDA device, because a graph
 /// cannot wait for the host. Otherwise the number is on the host. The operations of this type work
 /// in the same way on host and device.
 #[derive(Debug)]
@@ -33,7 +33,8 @@ impl From<&Number> for Number {
     }
 }
 
-/// An operation on two numbers. Each number may be on the host or on the device.
+/// The functions for an operation on two numbers, depending on where each number is: on the host or
+/// on the device.
 struct Binary {
     host: fn(f64, f64) -> f64,
     by_host: fn(&Tensor, f64) -> std::result::Result<Tensor, TchError>,

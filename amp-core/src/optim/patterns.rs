@@ -20,8 +20,8 @@ impl Patterns {
         self.0.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// Returns an error if a pattern matches no name, for example because of a misspelling. `what`
-    /// names the owner of the patterns in the error.
+    /// Returns an error if a pattern matches no name, for example because of a misspelling. The
+    /// error begins with `what`, which says where the patterns are given, for example `freeze`.
     pub(crate) fn match_something(&self, what: &str, parameters: &[Parameter]) -> Result<()> {
         let idle = |pattern: &&WildMatch| {
             !parameters.iter().any(|parameter| pattern.matches(&parameter.name))

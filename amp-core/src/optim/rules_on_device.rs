@@ -1,5 +1,5 @@
 //! Tests of optimizer rules that get their numbers, such as the learning rate, on the device, as in
-//! a step that is recorded in a CUDA graph. In these tests the CPU is the device.
+//! a step that is captured in a CUDA graph. In these tests the CPU is the device.
 
 use rstest::rstest;
 use tch::{Device, Kind, Tensor};
@@ -11,7 +11,7 @@ use super::{
 use crate::{Result, parameter::Parameter};
 
 /// An optimizer with a mistake: its rule reads the rate from the options, so a CUDA graph would
-/// record the rate as a constant.
+/// capture the rate as a constant.
 #[derive(Debug, Clone)]
 struct Careless {
     lr: f64,
@@ -125,7 +125,7 @@ fn numbers_on_the_device_are_the_hosts(#[case] options: impl Algorithm) -> Resul
     Ok(())
 }
 
-/// Compares steps in which the device holds `found_inf` and `factor` with steps on the host. If
+/// Compares steps that read `found_inf` and `factor` on the device with steps on the host. If
 /// `found_inf` is 1, the step must leave every bit unchanged, even if the gradient is NaN. If
 /// `found_inf` is 0, a step with four times the gradient and a factor of 1/4 must equal the step on
 /// the host.
@@ -151,9 +151,9 @@ fn a_step_is_skipped_and_scaled_on_the_device(#[case] options: impl Algorithm) -
     Ok(())
 }
 
-/// Checks the rate that a rule reads from its options. In a step on the device it must be NaN,
-/// because a CUDA graph would record the rate as a constant; the NaN makes the mistake visible. In
-/// a step on the host, it must be the learning rate of the options.
+/// Checks the rate that a rule reads from its options. In a step on the host, this rate must be the
+/// learning rate of the options. In a step on the device, this rate must be NaN, so that the
+/// mistake becomes visible: a CUDA graph would capture the rate as a constant.
 #[test]
 fn a_rate_from_the_options_shows_itself() -> Result<()> {
     let rig = Rig::new(Careless { lr: 0.1 })?;

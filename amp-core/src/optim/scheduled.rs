@@ -160,8 +160,8 @@ impl Scheduled {
         Ok(Some(hash))
     }
 
-    /// Returns whether the schedule `other` gives different rates than this optimizer's schedule in
-    /// any of the first `horizon` intervals (steps or epochs).
+    /// Returns whether the rates of the schedule `other` differ from those of this optimizer's
+    /// schedule in any of the first `horizon` intervals (steps or epochs).
     pub(crate) fn is_unlike(
         &self,
         other: Option<&dyn BuildScheduler>,
@@ -188,9 +188,9 @@ impl Scheduled {
         Ok(false)
     }
 
-    /// Continues a saved run as if the current options had been used from the start. The new
-    /// schedule is advanced by the number of intervals (steps or epochs) in `saved`. If there is no
-    /// schedule now, the rates are those of the options.
+    /// Continues a saved run as if the current options had been used from the start. Advances the
+    /// current schedule by the number of intervals (steps or epochs) that the saved schedule had
+    /// passed. If there is no schedule now, sets the rates of the options.
     ///
     /// # Errors
     /// When the saved state does not say how many intervals its schedule had passed.
@@ -222,20 +222,20 @@ impl Scheduled {
     }
 
     /// Returns the number of steps that the schedule has counted. Returns `None` if there is no
-    /// schedule or if it counts epochs.
+    /// schedule or if the schedule counts epochs.
     pub(crate) fn passed_steps(&self) -> Option<i64> {
         let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
         schedule.groups.first()?.state().ok()?.get(saved::LAST_EPOCH).ok()
     }
 
-    /// Returns copies of the schedules of all parameter groups, to which a rollback can return.
-    /// Returns `None` if there is no schedule or if it counts epochs.
+    /// Returns copies of the schedules of all parameter groups, for a rollback. Returns `None` if
+    /// there is no schedule or if the schedule counts epochs.
     pub(crate) fn fork_schedule(&self) -> Option<Vec<Box<dyn Scheduler>>> {
         let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
         Some(schedule.groups.iter().map(|scheduler| scheduler.fork()).collect())
     }
 
-    /// Goes back to the copies that [`fork_schedule`](Self::fork_schedule) returned.
+    /// Replaces the schedules by the copies that [`fork_schedule`](Self::fork_schedule) returned.
     pub(crate) fn restore_schedule(&mut self, forked: Vec<Box<dyn Scheduler>>) {
         if let Some(schedule) = &mut self.schedule {
             schedule.groups = forked;
@@ -281,8 +281,8 @@ impl Scheduled {
         Ok(())
     }
 
-    /// Goes back to a state of an earlier step of this run. A schedule that counts epochs stays
-    /// where it is, because the run does not go back to an earlier epoch.
+    /// Goes back to a state of an earlier step of this run. A schedule that counts epochs does not
+    /// change, because the run does not go back to an earlier epoch.
     ///
     /// # Errors
     /// When the state belongs to another optimizer or schedule.

@@ -29,7 +29,7 @@ pub struct Sgd {
     /// Whether the step uses Nesterov momentum.
     pub nesterov: bool,
     /// Whether one kernel computes the whole step, as in [`AdamW::fused`](super::AdamW::fused).
-    /// With dampening, a step can be recorded in a CUDA graph only after every parameter has been
+    /// With dampening, a step can be captured in a CUDA graph only after every parameter has been
     /// updated once.
     pub fused: bool,
 }
@@ -51,8 +51,9 @@ impl Algorithm for Sgd {
     const NAME: &'static str = "SGD";
     const ELEMENTWISE: bool = true;
 
-    /// Returns the reason why 16-bit parameters are updated in f32. With libtorch's 16-bit kernels,
-    /// as with PyTorch's `SGD(fused=True)`, a bf16 model does not learn.
+    /// Returns the reason why 16-bit parameters are updated in f32; `None` for other dtypes. With
+    /// libtorch's 16-bit kernels, which PyTorch's `SGD(fused=True)` uses as well, a bf16 model does
+    /// not learn.
     fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("libtorch's 16-bit kernels lose the momentum on the CPU")
     }
@@ -91,8 +92,8 @@ impl Algorithm for Sgd {
         ffi::sgd(lists, &options, tensors.kernels(fused))
     }
 
-    /// Returns whether there is dampening. The first gradient is stored without dampening, so the
-    /// first step differs.
+    /// Returns whether there is dampening. The first gradient enters the momentum buffer without
+    /// dampening, so the first step differs from the later steps.
     fn first_step_differs(&self) -> bool {
         self.dampening != 0.0
     }

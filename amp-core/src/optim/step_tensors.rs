@@ -23,19 +23,19 @@ pub struct StepTensors<'a> {
     pub(super) scales: &'a [Vec<&'a Tensor>],
     /// The numbers that the 8-bit codes stand for, in the same order as `scales`.
     pub(super) codes: &'a [&'a Code],
-    /// Whether this is the first update of these parameters. They have all been updated before, or
-    /// none of them has.
+    /// Whether this is the first update of these parameters. Either all parameters have been
+    /// updated before, or none.
     pub(super) first: bool,
     /// The values that only the device knows: the factor by which the gradients are multiplied, and
-    /// whether the step is skipped. Empty if the host knows these values.
+    /// whether the step is skipped. The fields are `None` if the host knows these values.
     pub(super) known: OnDevice<'a>,
-    /// The learning rate and momentum on the device, from which a recorded step reads them. `None`
-    /// if the step is not recorded.
+    /// The learning rate and momentum on the device, where a captured step reads them. `None` if
+    /// the step cannot be captured.
     pub(super) rates: Option<&'a Tensor>,
 }
 
 impl StepTensors<'_> {
-    /// Returns the kernels that compute the step: this crate's kernels, which can be recorded in a
+    /// Returns the kernels that compute the step: this crate's kernels, which can be captured in a
     /// CUDA graph, or libtorch's. With `fused`, one kernel of libtorch computes the whole step.
     pub(super) fn kernels(&self, fused: bool) -> Kernels<'_> {
         let OnDevice { factor, found_inf } = self.known;
@@ -47,8 +47,8 @@ impl StepTensors<'_> {
     }
 
     /// Calls `rule`, which consists of tensor operations, for each parameter. Autograd and autocast
-    /// are off during the calls. The rule gets gradients that are unscaled and clipped. If the
-    /// device decides to skip the step, the changes by the rule are undone.
+    /// are off during the calls. The gradients that the rule gets are unscaled and clipped. If the
+    /// device decides to skip the step, the changes that the rule made are undone.
     ///
     /// The rule is a function, or a closure that captures nothing. It gets the options as an
     /// argument.
@@ -63,8 +63,8 @@ impl StepTensors<'_> {
         let Some(like) = self.params.first() else {
             return Ok(());
         };
-        // If the caller is in an autocast region, matrix products would otherwise be computed in 16
-        // bits.
+        // Autocast is switched off, because the matrix products of the rule would be computed in 16
+        // bits if the caller is in an autocast region.
         let _autocast = AutocastGuard::off(like.device())?;
         let rates = options.rates();
         let mut options = options.clone();
@@ -181,12 +181,12 @@ impl ParameterStep<'_> {
         self.rate(1, self.rates.momentum.unwrap_or_default())
     }
 
-    /// Returns whether the parameter has never been updated.
+    /// Returns whether this is the first update of the parameter.
     pub fn is_first(&self) -> bool {
         self.first
     }
 
-    /// Returns the value of a tensor with one element. If the step may be recorded in a CUDA graph,
+    /// Returns the value of a tensor with one element. If the step may be captured in a CUDA graph,
     /// the value stays on the device. Otherwise the host waits for the value.
     ///
     /// # Errors

@@ -76,8 +76,9 @@ pub(super) fn write(to: &Tensor, from: &Tensor) -> Result<()> {
 }
 
 /// Writes f32 values into a bf16 tensor with stochastic rounding. The probability of rounding a
-/// value up is the fraction that would be cut off. To achieve this, 16 random bits are added below
-/// the bits that are kept. Infinities and NaN are unchanged.
+/// value up is the fraction that would be cut off. To achieve this, a random number of 16 bits is
+/// added to the 16 low bits of the f32 value, which are then cut off. Infinities and NaN are
+/// unchanged.
 pub(super) fn write_stochastically(to: &Tensor, from: &Tensor) -> Result<()> {
     let bits = from.f_view_dtype(Kind::Int)?;
     let noise = bits.f_randint_like(1 << 16)?;

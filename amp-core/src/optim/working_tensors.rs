@@ -49,8 +49,8 @@ pub(super) fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
     }
 }
 
-/// Returns whether the kernels update parameters like `like` in place, and read and write their
-/// running averages in the form in which they are stored.
+/// Returns whether the kernels update parameters with the dtype and device of `like` in place, and
+/// read and write the running averages of these parameters in their stored form.
 pub(super) fn is_taken<A: Algorithm>(options: &A, like: &Tensor, storage: Storage) -> bool {
     let kind = like.kind();
     working::<A>(kind, storage) == Working::Itself

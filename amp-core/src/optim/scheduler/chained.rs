@@ -15,8 +15,8 @@ use crate::Result;
 /// ```
 ///
 /// Some schedules, such as [`LambdaLr`](super::LambdaLr), compute the rate only from the
-/// optimizer's initial rate. As in torch, such a schedule discards the effect of the schedules
-/// before it.
+/// optimizer's initial rate. As in torch, such a schedule discards the effect of the earlier
+/// schedules in the chain.
 #[derive(Clone)]
 pub struct ChainedScheduler(Vec<Rc<dyn Link>>);
 

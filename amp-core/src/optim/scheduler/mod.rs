@@ -113,8 +113,8 @@ pub trait Scheduler {
     fn fork(&self) -> Box<dyn Scheduler>;
 }
 
-/// Checks that the option `name` is a finite number in its range; `holds` says whether it is in its
-/// range.
+/// Checks that the option `name` is a finite number in its range. `holds` says whether `value` is
+/// in the range, and `range` is the text for this range.
 fn within(name: &str, value: f64, holds: bool, range: &str) -> Result<()> {
     if holds && value.is_finite() {
         return Ok(());

@@ -20,7 +20,7 @@ pub struct OneCycle {
     pub max_lr: f64,
     /// The number of steps of the whole cycle.
     pub total_steps: i64,
-    /// The fraction of all steps in which the rate rises.
+    /// The part of the cycle in which the rate rises, as a fraction of all steps.
     pub pct_start: f64,
     /// The quotient of `max_lr` and the first rate.
     pub div_factor: f64,

@@ -99,7 +99,7 @@ struct Plateau {
     rates: Rates,
     best: f64,
     bad_epochs: i64,
-    /// The number of epochs that are left of the cooldown.
+    /// The number of epochs until the cooldown ends.
     cooldown: i64,
 }
 
@@ -109,7 +109,8 @@ impl Plateau {
         let ReduceLrOnPlateau { mode, threshold, threshold_mode, .. } = self.options;
         match (threshold_mode, mode) {
             (ThresholdMode::Abs, mode) => mode.better(value, self.best, threshold),
-            // If the best value is negative, torch's factors reverse the sign of the threshold.
+            // If the best value is negative, torch's factors 1 − threshold and 1 + threshold
+            // reverse the sign of the threshold.
             (ThresholdMode::Rel, Mode::Min) if self.best < 0.0 => {
                 value < self.best * (threshold + 1.0)
             }

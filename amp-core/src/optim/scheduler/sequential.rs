@@ -22,7 +22,7 @@ impl SequentialLr {
         Self { schedules: vec![Box::new(first)], milestones: Vec::new() }
     }
 
-    /// Adds a schedule that replaces the previous one after `milestone` intervals (steps or
+    /// Adds a schedule that replaces the previous schedule after `milestone` intervals (steps or
     /// epochs), counted from the start of the run.
     #[must_use]
     pub fn then(mut self, milestone: i64, next: impl BuildScheduler + 'static) -> Self {

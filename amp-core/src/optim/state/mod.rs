@@ -1,5 +1,5 @@
-//! The state of an optimizer. A [`slot`] declares a state tensor, such as a running average. A
-//! [`parameter`] has one tensor for each slot. Running averages can be stored in [fewer
+//! The state of an optimizer. A [`slot`] declares a state tensor, such as a running average. Each
+//! [`parameter`] has one state tensor for each slot. Running averages can be stored in [fewer
 //! bits](quantized).
 
 mod parameter;

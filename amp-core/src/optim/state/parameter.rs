@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// The index of a parameter's group, and the parameter's optimizer state.
+/// The optimizer state of a parameter, and the index of its parameter group.
 pub(in crate::optim) struct Kept {
     pub(in crate::optim) group: usize,
     /// The index of the parameter's list of slots (state tensors).

@@ -8,11 +8,11 @@ use tch::{Device, Kind, Tensor};
 use crate::optim::weight_update::{wide, write, write_stochastically};
 use crate::{Result, ffi, named::named};
 
-/// How an optimizer stores its running averages of gradients (the moments). Each average has as
-/// many elements as the weights. If averages are stored in fewer bits, a step converts them to f32
-/// for one piece of the parameters at a time, so that the copies need little memory. On CUDA,
-/// Adam's kernel for f32 parameters instead reads and writes the stored averages directly. Averages
-/// of f64 parameters are always f64.
+/// How an optimizer stores its running averages of gradients and of their squares (the moments).
+/// Each average has as many elements as the parameter. If averages are stored in fewer bits, a step
+/// converts them to f32 for one piece of the parameters at a time, so that the copies need little
+/// memory. On CUDA, Adam's kernel for f32 parameters instead reads and writes the stored averages
+/// directly. Averages of f64 parameters are always f64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -26,9 +26,9 @@ pub enum Moments {
     /// the rounding come from libtorch's generator of the parameters' device.
     Bf16,
     /// Stored in 8 bits, with an f32 scale for each 256 elements: 1.016 bytes per element (Dettmers
-    /// et al. 2022, "8-bit Optimizers via Block-wise Quantization", §2: dynamic tree quantization,
-    /// to nearest). A positive average of squares is never rounded to zero, because the step would
-    /// otherwise divide by eps alone.
+    /// et al. 2022, "8-bit Optimizers via Block-wise Quantization", §2: dynamic tree quantization).
+    /// Each element is rounded to the nearest code. A positive average of squares is never rounded
+    /// to zero, because the step would otherwise divide by eps alone.
     EightBit,
 }
 
@@ -53,7 +53,7 @@ pub(in crate::optim) enum Moment {
 }
 
 impl Moment {
-    /// Makes a bf16 average of zeros for a parameter of this size.
+    /// Returns an average of zeros that is stored in bf16, for a parameter of this size.
     pub(in crate::optim) fn bf16(elements: i64, device: Device) -> Result<Self> {
         Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?))
     }
@@ -200,8 +200,8 @@ impl Code {
     }
 
     /// Encodes elements as codes and scales. Each element becomes the code of the nearest number.
-    /// If the average is never negative, an element between zero and the smallest positive number
-    /// becomes that number instead of zero.
+    /// If the average is never negative, an element above 0 is never encoded as 0, but at least as
+    /// the smallest positive number.
     fn encode(&self, elements: &Tensor, codes: &Tensor, scales: &Tensor) -> Result<()> {
         if codes.device() == Device::Cpu {
             return ffi::moments_encode(elements, &self.bounds, !self.signed, codes, scales);
@@ -218,8 +218,8 @@ impl Code {
         let rest = codes.numel() as i64 - elements.numel() as i64;
         let blocks = elements.f_constant_pad_nd([0, rest])?.f_view([-1, BLOCK])?;
         let largest = blocks.f_abs()?.f_amax([1_i64].as_slice(), true)?;
-        // A block of zeros has the largest element 0. Its divisor must not be 0, so there is a
-        // lower limit.
+        // The elements of a block are divided by their largest magnitude. In a block of zeros this
+        // magnitude is 0, so the divisor has a lower limit.
         let shares = blocks.f_div(&largest.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
         let mut nearest = shares.f_bucketize(&self.bounds, true, false)?;
         if !self.signed {

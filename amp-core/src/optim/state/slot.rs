@@ -1,6 +1,6 @@
 //! The slots of an optimizer's state: which state tensors a parameter has.
 
-/// Declares one tensor in the state of a parameter. It is initially zero.
+/// Declares one tensor in the optimizer state of a parameter. The tensor is initially zero.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Slot {
     pub(in crate::optim) name: &'static str,
@@ -21,8 +21,8 @@ pub(in crate::optim) enum SlotShape {
 }
 
 impl Slot {
-    /// Declares a running average with the shape of the parameter. It may be stored in fewer bits
-    /// (see [`Moments`](super::Moments)).
+    /// Declares a running average with the shape of the parameter. The average may be stored in
+    /// fewer bits (see [`Moments`](super::Moments)).
     pub const fn like_parameter(name: &'static str) -> Self {
         Self { name, shape: SlotShape::Parameter { signed: true } }
     }

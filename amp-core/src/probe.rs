@@ -1,5 +1,6 @@
 //! Checks that a run computes in the dtypes of its precision: compares the dtypes that one step
-//! used with the dtypes that the precision prescribes. Also records the dtypes of random numbers.
+//! used with the dtypes that the precision prescribes. Also records the dtypes in which random
+//! numbers were drawn.
 
 use std::{
     cell::RefCell,
@@ -79,7 +80,7 @@ impl Drawn {
     }
 
     /// Returns the name of the function of [`Context`](crate::nn::Context) that replaces this
-    /// operator. It draws in f32 under every precision.
+    /// operator. This function draws in f32 under every precision.
     pub fn replacement(&self) -> &'static str {
         match self.operator.as_str() {
             "rand_like" => "rand_like",
@@ -112,14 +113,14 @@ impl Observed {
 #[derive(Debug, Default)]
 pub(crate) struct Products {
     seen: RefCell<BTreeMap<Source, (Kind, Kind)>>,
-    /// For each module that ran, by its path, the dtypes that the precision and its region
-    /// prescribe.
+    /// For each module that ran, by its path, the dtypes that the run's precision and the module's
+    /// precision region prescribe.
     ran: RefCell<BTreeMap<String, RegionPlan>>,
     draws: RefCell<BTreeSet<Drawn>>,
 }
 
-/// The source of a matrix product: the path of its module, and the operator in the module if
-/// libtorch reported one.
+/// The source of a matrix product: the path of the module that computed it, and the name of the
+/// operator if libtorch reported the operator.
 type Source = (String, Option<String>);
 
 impl DtypeProbe for Products {
@@ -141,8 +142,8 @@ impl DtypeProbe for Products {
 
 impl Products {
     /// Records the expected and observed dtype of a matrix product. For each module and operator,
-    /// keeps the first product with an unexpected dtype. If all products have the expected dtype,
-    /// keeps the last.
+    /// keeps only one product: the first with an unexpected dtype or, if all have the expected
+    /// dtype, the last.
     fn note(&self, path: &str, operator: Option<&str>, plan: RegionPlan, kind: Kind) {
         let mut seen = self.seen.borrow_mut();
         let place = seen.entry((path.to_owned(), operator.map(str::to_owned)));
@@ -153,9 +154,9 @@ impl Products {
     }
 
     /// Checks that the precision regions had an effect. If a parameter of a region has a gradient,
-    /// its module must have run with the region's dtypes. The check is skipped if no module was
-    /// observed, which happens if the model ran every forward pass with a context that it created
-    /// itself.
+    /// the parameter's module must have run with the region's dtypes. The check is skipped if no
+    /// module was observed, because the model then ran every forward pass with a context that it
+    /// created itself.
     ///
     /// # Errors
     /// When a region had no effect.
@@ -235,9 +236,9 @@ impl Products {
                 observed.gradients.insert(name(grad.kind()));
             }
         }
-        // At least one parameter must have the precision's dtype. Regions that the user gives by
-        // module path may change the dtype of every parameter, so the check is skipped for a run
-        // with such regions.
+        // At least one parameter must have the precision's dtype. In a run with regions that the
+        // user gives by module path, the regions may change the dtypes of all parameters, so the
+        // check is skipped.
         if let (false, false, Some(first)) = (plain, has_overrides, first) {
             let what = format!("the parameter `{}`", first.name);
             return Err(mismatch(&what, precision.storage(), first.tensor.kind()));

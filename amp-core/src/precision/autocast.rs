@@ -7,10 +7,10 @@
 //! libtorch keeps the autocast state and dtype separately for each thread and device type. Its
 //! cache of cast weights, however, is shared by the whole process. When the outermost autocast
 //! region of any thread ends, libtorch clears the cache (ATen/autocast_mode.cpp). If a step of
-//! another thread uses a weight twice, the weight would then be cast twice, and the sum of its
-//! gradients would be rounded differently. Therefore an autocast region waits for the [reproducible
-//! sections](crate::random::seeded) of other threads, and a reproducible section waits for the
-//! autocast regions of other threads.
+//! another thread uses a weight twice, once before and once after the cache is cleared, the weight
+//! is cast twice, and the sum of its gradients is rounded differently. Therefore an autocast region
+//! waits for the [reproducible sections](crate::random::seeded) of other threads, and a
+//! reproducible section waits for the autocast regions of other threads.
 
 use std::{cell::RefCell, marker::PhantomData};
 
@@ -21,8 +21,8 @@ use crate::{
     random::{self, Place},
 };
 
-/// Whether autocast is on for a device type on this thread, and in which dtype. For tests and
-/// reports.
+/// Whether autocast is on for a device type on this thread, and in which dtype. This type is for
+/// tests and reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AutocastState {
     /// Whether autocast is on, so that the inputs of the operations on its list are cast.
@@ -79,8 +79,9 @@ pub(crate) struct KeptCasts {
 impl KeptCasts {
     pub(crate) fn keep() -> Result<Self> {
         let place = random::place();
-        // libtorch clears the cache only when the outermost level of nested autocast regions ends.
-        // This call opens a level around all regions that follow.
+        // libtorch clears the cache of casts only when the outermost of several nested autocast
+        // regions ends. This call begins an outer region that contains all autocast regions that
+        // follow.
         ffi::autocast_enter()?;
         Ok(Self { _place: place, _thread: PhantomData })
     }
@@ -157,8 +158,8 @@ impl Drop for AutocastGuard {
             let at = open.iter().position(|region| region.number == self.number)?;
             let Open { cuda, outer, .. } = open.remove(at);
             match open[at..].iter_mut().find(|region| region.cuda == cuda) {
-                // This guard is dropped before the guard of an inner region. The inner region
-                // continues. When it ends, it restores the state from before this outer region.
+                // This guard is dropped before the guard of an inner region, which continues. When
+                // the inner region ends, it restores the state from before this outer region.
                 Some(inner) => {
                     inner.outer = outer;
                     None

@@ -58,10 +58,10 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
 /// Scales `grads` in place by min(1, `max_norm` / (norm + 1e-6)) and returns the norm before
 /// scaling.
 ///
-/// The gradients are always multiplied by the factor, so that nothing is read back from the device.
-/// If the norm is infinite, the factor is 0 and infinite gradients become NaN, as in PyTorch.
-/// Unscale the gradients first, because the scaler checks whether they are finite when it unscales
-/// them.
+/// The gradients are always multiplied by the factor, even if the factor is 1, so that the host
+/// need not read the norm. If the norm is infinite, the factor is 0 and infinite gradients become
+/// NaN, as in PyTorch. Unscale the gradients first, because the scaler checks whether they are
+/// finite when it unscales them.
 ///
 /// ```
 /// use amp_core::{precision::clip_grad_norm, tch::Tensor};
@@ -80,9 +80,9 @@ pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
     Ok(total)
 }
 
-/// Computes, on the device, the norm of the scaled gradients and the factor
-/// min(1, `max_norm` / (norm / `scale` + 1e-6)) / `scale`, which unscales and clips them. Sets
-/// `found_inf` to NaN if the norm is not finite.
+/// Computes, on the device, the norm of the scaled gradients and the factor min(1, `max_norm` /
+/// (norm / `scale` + 1e-6)) / `scale`, which unscales and clips the gradients. Sets `found_inf` to
+/// NaN if the norm is not finite.
 pub(super) fn norm_and_factor(
     grads: &[Tensor],
     scale: Option<&Tensor>,
@@ -152,8 +152,8 @@ pub fn clip_grad_value(grads: &[Tensor], limit: f64) -> Result<()> {
     Ok(())
 }
 
-/// Calls `each` once per dtype and joins the results, because a foreach kernel takes only one
-/// dtype.
+/// Calls `each` once for all tensors of each dtype and joins the results, because a foreach kernel
+/// takes tensors of only one dtype.
 pub(super) fn by_dtype(
     tensors: &[Tensor],
     mut each: impl FnMut(Kind, &[Tensor]) -> Result<Vec<Tensor>>,

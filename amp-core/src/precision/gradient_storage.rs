@@ -19,15 +19,16 @@ use crate::{
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum GradientStorage {
-    /// In f32. On CUDA, the matrix product that computes a gradient adds up in f32, and its result
-    /// is stored without rounding. PyTorch rounds the result to 16 bits and then stores it in f32.
+    /// Gradients are stored in f32. On CUDA, the f32 result of the matrix product is stored without
+    /// rounding. PyTorch rounds the result to 16 bits and then stores it in f32.
     #[default]
     Full,
-    /// Rounded to 16 bits, as in PyTorch, and stored in 2 bytes per element. This applies to the
-    /// weights of [`Linear`](crate::nn::Linear) on CUDA. The dtype is bf16 under `bf16-mixed`. It
-    /// is f16 under `16-mixed`, where the loss scale must keep gradients in the range of f16. Only
-    /// the optimizer kernels of this crate read 16-bit gradients. Hooks before the step, clipping
-    /// by value and other optimizers get gradients in f32. Accumulated gradients are f32.
+    /// Gradients are rounded to 16 bits, as in PyTorch, and stored in 2 bytes per element. This
+    /// applies to the weights of [`Linear`](crate::nn::Linear) on CUDA. The dtype is bf16 under
+    /// `bf16-mixed`, and f16 under `16-mixed`, where the loss scale must keep gradients in the
+    /// range of f16. Only the optimizer kernels of this crate read 16-bit gradients. Hooks before
+    /// the step, clipping by value and other optimizers get gradients in f32. Accumulated gradients
+    /// are f32.
     SixteenBit,
 }
 
@@ -36,8 +37,8 @@ named!(GradientStorage, "gradient storage", {
     SixteenBit => "16-bit",
 });
 
-/// A guard. While the guard exists, backward passes may store gradients of f32 parameters in 16
-/// bits.
+/// A guard. While the guard exists, backward passes may store the gradients of its f32 parameters
+/// in 16 bits.
 #[derive(Debug)]
 pub(crate) struct NarrowGradients(Vec<Tensor>);
 
@@ -53,8 +54,8 @@ impl NarrowGradients {
 
 impl Drop for NarrowGradients {
     fn drop(&mut self) {
-        // Takes back the permission that `allow` gave. The error is ignored, because `drop` cannot
-        // return it.
+        // From now on, a gradient must again have the dtype of its parameter. The error is ignored,
+        // because `drop` cannot return it.
         let _ = ffi::allow_any_grad_dtype(&self.0, false);
     }
 }

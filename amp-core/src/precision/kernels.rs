@@ -27,8 +27,8 @@ pub enum Kernels {
     Own,
     /// The operators of libtorch, one for each layer, activation and loss, with the roundings and
     /// overflows of PyTorch. Steps take longer than with `Own`. Use this choice to find out whether
-    /// a difference from PyTorch is only a difference in rounding. Optimizers and the loss scaler
-    /// still use the kernels of this library. Dropout sets the same elements to zero as PyTorch.
+    /// results differ from PyTorch's only because of rounding. Optimizers and the loss scaler still
+    /// use the kernels of this library. Dropout sets the same elements to zero as PyTorch.
     Libtorch,
 }
 
@@ -39,8 +39,8 @@ named!(Kernels, "kernels", {
 
 impl Kernels {
     /// Makes layers and losses on this thread use the chosen kernels until the guard is dropped. A
-    /// backward pass, and a recomputation of activations, use the kernels of their forward pass. A
-    /// [`Trainer`](crate::Trainer) calls this method itself.
+    /// backward pass uses the kernels of its forward pass, and so does a recomputation of
+    /// activations. A [`Trainer`](crate::Trainer) calls this method itself.
     pub fn enter(self) -> KernelsGuard {
         let outer = ffi::own_kernels();
         ffi::set_own_kernels(self == Self::Own);

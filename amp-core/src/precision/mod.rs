@@ -1,4 +1,5 @@
-//! Precisions with Lightning's names, autocast, regions, the gradient scaler and clipping.
+//! Mixed-precision training: precisions with Lightning's names, autocast, precision regions, the
+//! gradient scaler and gradient clipping.
 
 mod autocast;
 mod clip;
@@ -104,7 +105,7 @@ impl Precision {
         }
     }
 
-    /// Returns the dtype in which matrix products are computed outside of regions.
+    /// Returns the dtype in which matrix products are computed outside of precision regions.
     pub fn compute(self) -> Kind {
         self.autocast().unwrap_or(self.storage())
     }
@@ -141,7 +142,7 @@ impl FromStr for Precision {
     }
 }
 
-/// A precision on a device. The two determine all casts and autocast regions of a run.
+/// A precision and a device, which together determine all casts and autocast regions of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     /// The dtypes in which the run computes and keeps its weights.

@@ -12,13 +12,16 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Region {
-    /// f32: autocast is off, and inputs and parameters are f32. Without effect in a `64-true` run.
+    /// f32: autocast is off, and inputs and parameters are f32. This region has no effect in a
+    /// `64-true` run.
     Fp32,
-    /// Autocast to f16, in runs with a mixed precision.
+    /// Autocast to f16, in runs with a mixed precision. In a `bf16-true` run, inputs and parameters
+    /// are f16.
     Fp16,
-    /// Autocast to bf16, in runs with a mixed precision.
+    /// Autocast to bf16, in runs with a mixed precision. In a `16-true` run, inputs and parameters
+    /// are bf16.
     Bf16,
-    /// f64: autocast is off, and input and parameters are f64.
+    /// f64: autocast is off, and inputs and parameters are f64.
     Fp64,
     /// Autocast is off. Inputs are cast to the dtype of the parameters.
     AutocastOff,
@@ -37,7 +40,7 @@ pub struct RegionPlan {
 }
 
 impl RegionPlan {
-    /// Returns the dtypes of modules outside of every region, for a run in `precision`.
+    /// Returns the dtypes of modules that are in no precision region, for a run in `precision`.
     pub fn of(precision: Precision) -> Self {
         Self {
             storage: precision.storage(),
@@ -74,8 +77,8 @@ impl RegionPlan {
     }
 
     /// Runs `body` on `inputs` with these dtypes. `outer` are the dtypes of the surrounding module.
-    /// Switches autocast, and casts every floating-point input and output that autocast would not
-    /// cast.
+    /// Switches autocast on or off as planned, and casts every floating-point input and output that
+    /// autocast would not cast.
     ///
     /// # Errors
     /// When a cast or `body` fails.

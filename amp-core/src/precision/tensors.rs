@@ -64,10 +64,10 @@ impl<T: Tensors> Tensors for Box<T> {
     }
 }
 
-/// The types of a forward pass's inputs, without their lifetime. For example, `(&'static Tensor,
-/// Option<&'static Tensor>)` stands for a tensor and an optional tensor. The trait is implemented
-/// for references to [`Tensors`], slices, options, tensors and numbers, and for tuples of these
-/// types.
+/// The types of a forward pass's inputs, without the lifetime of the references. For example,
+/// `(&'static Tensor, Option<&'static Tensor>)` stands for a tensor and an optional tensor. The
+/// trait is implemented for references to [`Tensors`], slices, options, tensors and numbers, and
+/// for tuples of these types.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an input of a forward pass",
     note = "inputs are `&Tensor`, numbers, references to structs that implement `Tensors`, slices \
@@ -195,7 +195,8 @@ tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
 tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6);
 tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
 
-/// Stores the inputs that a precision region has cast, while a forward pass refers to them.
+/// Stores the inputs that a precision region has cast, as long as a forward pass refers to these
+/// inputs.
 #[derive(Default)]
 pub struct Kept {
     first: OnceCell<Box<Link>>,

@@ -31,8 +31,8 @@ impl Draws {
         Rng::with_seed(self.seed(index))
     }
 
-    /// Returns a random generator for the batch that consists of these examples. Its numbers are
-    /// independent of the numbers from the generators of the single examples.
+    /// Returns a random generator for the batch that consists of these examples. The numbers of
+    /// this generator are independent of the numbers from the generators of the single examples.
     pub fn batch_rng(self, indices: &[i64]) -> Rng {
         let start = mixed(!self.key);
         Rng::with_seed(indices.iter().fold(start, |key, index| mixed(key ^ index.cast_unsigned())))
@@ -47,7 +47,7 @@ impl Draws {
 
     /// Runs `body` while libtorch's CPU generator is seeded for the example at `index`, and
     /// restores the generator's state afterwards. Other threads of the run must not use the
-    /// generator meanwhile.
+    /// generator during the call.
     pub(crate) fn apart<T>(self, index: i64, body: impl FnOnce() -> T) -> Result<T> {
         /// Restores the state of the generator when it is dropped, also after a panic.
         struct Kept(CpuRandom);
@@ -70,10 +70,13 @@ impl Draws {
     /// `body` used the generator, the result comes from a call with the seed of the example, as in
     /// [`apart`](Self::apart), and the generator's state is restored.
     ///
-    /// Another thread may use the generator at the same time and change its state too. Therefore
-    /// `body` is called several times with the same seed. If two calls in a row leave the generator
-    /// in the same changed state, `body` uses the generator. If no two calls agree, `body` is
-    /// assumed to use it. A wrong assumption costs time, but the random numbers are still correct.
+    /// If the first call of `body` leaves the generator's state unchanged, `body` does not use the
+    /// generator. If the state has changed, another thread may have used the generator at the same
+    /// time. Therefore `body` is called several more times with the same seed. A call that leaves
+    /// the state unchanged shows that `body` does not use the generator. Two calls in a row that
+    /// leave the same changed state show that `body` uses the generator. If neither happens, `body`
+    /// is assumed to use the generator. A wrong assumption costs time, but the random numbers are
+    /// still correct.
     pub(crate) fn watched<T>(self, index: i64, body: impl Fn() -> T) -> Result<(T, bool)> {
         let _place = place();
         let state = || CpuRandom::read()?.tensor();

@@ -11,9 +11,9 @@ use crate::{
 /// The seed of the random numbers in every evaluation.
 const SEED: u64 = 0x6576_616c_7561_7465;
 
-/// A guard. While it exists, the generators of the CPU and of the run's device give the random
-/// numbers of an evaluation, which are the same in every evaluation. When the guard is dropped, the
-/// generators return to the states that they had before.
+/// A guard for an evaluation. When the guard is created, it seeds the generators of the CPU and of
+/// the run's device, with the same seed in every evaluation, so that every evaluation draws the
+/// same random numbers. When the guard is dropped, the generators return to their earlier states.
 pub(crate) struct EvaluationDraws {
     device: Device,
     before: RandomState,

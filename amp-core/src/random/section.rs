@@ -60,9 +60,9 @@ struct Hold {
 }
 
 impl Hold {
-    /// Returns a guard of this thread. For the thread's first guard, `kind` says how the thread
-    /// holds the lock, and the caller has already taken the lock in this way. For further guards,
-    /// `kind` is ignored: they have the kind of the first guard.
+    /// Returns a guard of this thread. For the thread's first guard, the caller has already taken
+    /// the lock, and `kind` says in which way. For further guards, `kind` is ignored: further
+    /// guards have the kind of the first guard.
     fn new(kind: Kind) -> Self {
         let held = HELD.get();
         let kind = if held.depth == 0 { kind } else { held.kind };
@@ -113,11 +113,12 @@ pub struct Section {
 /// as in PyTorch, but their runs cannot be repeated.
 ///
 /// A section may contain inner sections on the same thread. Each inner section seeds the generators
-/// again. Other threads wait until all sections of the thread have ended. Code that uses libtorch's
-/// generators directly, such as `Tensor::randn`, does not wait for the sections of other threads,
-/// and neither does the forward pass of a layer that draws, such as `Dropout`, outside of
-/// `Trainer::fit` and of autocast regions: put such code into a section. A thread in a section must not wait for a thread that needs the
-/// generators, because both threads would wait forever.
+/// again. Other threads wait until all sections of the thread have ended. Two kinds of code do not
+/// wait for the sections of other threads: code that uses libtorch's generators directly, such as
+/// `Tensor::randn`, and, outside of `Trainer::fit` and of autocast regions, the forward pass of a
+/// layer that draws random numbers, such as `Dropout`. Put such code into a section. A thread in a
+/// section must not wait for a thread that needs the generators, because both threads would wait
+/// forever.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -139,9 +140,10 @@ pub struct Section {
 /// ```
 ///
 /// # Errors
-/// When libtorch cannot be seeded. Also when this thread is within a `Trainer::fit` or an autocast
-/// region that began outside of a section, or is the data loader's thread of such a run. Other
-/// threads may then have used the generators already, so the run could not be repeated.
+/// When libtorch cannot be seeded. When this thread is a data loader's thread of a `Trainer::fit`.
+/// When this thread is within a `Trainer::fit` or an autocast region that began outside of a
+/// section, because other threads may have used the generators already, so that the run could not
+/// be repeated.
 pub fn seeded(seed: u64) -> Result<Section> {
     match HELD.get().kind {
         Kind::Section => {}
@@ -165,14 +167,14 @@ pub fn seeded(seed: u64) -> Result<Section> {
 }
 
 /// A guard of the lock's shared side: several threads may have such a guard at the same time. While
-/// one exists, no other thread can begin a section.
+/// such a guard exists, no other thread can begin a section.
 #[derive(Debug)]
 pub(crate) struct Place {
     _hold: Hold,
 }
 
-/// Takes the lock's shared side: waits until no other thread is in a section. If this thread holds
-/// the lock already, does not wait. Call this before code that uses or seeds the random generators,
+/// Takes the lock's shared side: waits until no other thread is in a section. Does not wait if this
+/// thread already holds the lock. Call this before code that uses or seeds the random generators,
 /// or changes numeric switches.
 pub(crate) fn place() -> Place {
     if HELD.get().kind == Kind::Nothing {
@@ -197,9 +199,9 @@ impl Inherited {
     }
 
     /// Returns a guard for the new thread, or `None` if the starting thread does not hold the lock.
-    /// While the guard exists, [`place`] does not wait on the new thread. Without the guard, the
-    /// new thread could wait for the end of the starting thread's section, while the starting
-    /// thread waits for the new thread.
+    /// While the guard exists, a call of [`place`] by the new thread does not wait. Without the
+    /// guard, the new thread could wait for the end of the starting thread's section, while the
+    /// starting thread waits for the new thread.
     pub(crate) fn enter(self) -> Option<Guest> {
         self.holds.then(|| Guest { _hold: Hold::new(Kind::Guest) })
     }

@@ -28,8 +28,8 @@ pub struct RandomState {
 }
 
 impl RandomState {
-    /// Reads the current state of the generators. This does not wait for the device, because the
-    /// state of a CUDA generator is on the host.
+    /// Reads the current state of the generators. Does not wait for the device, because the state
+    /// of a CUDA generator is on the host.
     ///
     /// # Errors
     /// When libtorch does not have this device.
@@ -51,8 +51,8 @@ impl RandomState {
         }
     }
 
-    /// Returns whether this state equals `other`. If it does, no random number was taken between
-    /// the two readings.
+    /// Returns whether this state equals `other`. If the states are equal, no random number was
+    /// drawn between the two readings.
     ///
     /// # Errors
     /// When libtorch cannot compare the states.

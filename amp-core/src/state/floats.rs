@@ -1,6 +1,6 @@
-//! Writes NaN and infinite floats, which JSON cannot represent. If a saved value consists of one
-//! such float, the float is written as text and read back. If such a float is part of a larger
-//! value, the value is refused, because serde_json would silently write null.
+//! Saves NaN and infinite floats, which JSON cannot represent. If a saved value is one such float,
+//! the float is written as text, and read back from the text. If such a float is part of a larger
+//! value, saving fails, because serde_json would silently write null.
 
 use std::fmt;
 
@@ -55,7 +55,7 @@ struct Look {
 #[derive(Debug)]
 enum Stop {
     Nested(f64),
-    /// Any other error. serde_json then reports the error with its own message.
+    /// Any other error. `to_value` then lets serde_json fail with its own message.
     Other,
 }
 

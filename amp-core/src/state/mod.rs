@@ -22,8 +22,8 @@ pub struct State {
 }
 
 impl State {
-    /// Stores a handle of `tensor`. If the tensor is changed before the state is saved, the changed
-    /// values are saved.
+    /// Stores a handle of `tensor`, not a copy. If the tensor is changed before the state is saved,
+    /// the changed values are saved.
     pub fn put_tensor(&mut self, name: impl Into<String>, tensor: &Tensor) {
         self.tensors.insert(name.into(), tensor.shallow_clone());
     }
@@ -41,14 +41,15 @@ impl State {
         Ok(())
     }
 
-    /// Stores another state within this state: `part/` is put before its names.
+    /// Stores another state within this state: `part/` is put before the names of that state.
     pub fn put_part(&mut self, part: &str, state: Self) {
         let under = |name: String| format!("{part}/{name}");
         self.tensors.extend(state.tensors.into_iter().map(|(name, t)| (under(name), t)));
         self.values.extend(state.values.into_iter().map(|(name, v)| (under(name), v)));
     }
 
-    /// Returns the state whose names begin with `part/`, without this prefix.
+    /// Returns the tensors and values whose names begin with `part/`, without this prefix in their
+    /// names.
     #[must_use]
     pub fn part(&self, part: &str) -> Self {
         let within = |name: &str| Some(name.strip_prefix(part)?.strip_prefix('/')?.to_owned());

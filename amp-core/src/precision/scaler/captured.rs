@@ -1,5 +1,5 @@
-//! What the gradient scaler does in a step that runs as a CUDA graph. The host reads the outcome of
-//! such a step later.
+//! The methods of the gradient scaler for a step that runs as a CUDA graph. The host reads the
+//! outcome of such a step only after the step.
 
 use tch::Tensor;
 
@@ -8,7 +8,7 @@ use crate::Result;
 
 impl GradScaler {
     /// Sets `skip_flag`, an f32 scalar on the device, to 1 if a loss or gradient since the last
-    /// update was not finite. If all were finite, leaves the flag as it is.
+    /// update was not finite. If all losses and gradients were finite, does not change the flag.
     pub(crate) fn note_non_finite(&self, skip_flag: &Tensor) -> Result<()> {
         for seen in &self.iteration {
             // A NaN in `found_inf` counts as true in this operation.
@@ -34,12 +34,14 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Forgets which gradients were unscaled since the last update.
+    /// Discards the records of losses and gradients since the last update. Does not change the
+    /// scale.
     pub(crate) fn forget(&mut self) {
         self.end_iteration();
     }
 
-    /// Updates the host's copy of the scale and of the growth tracker after an applied step.
+    /// Updates the host's copy of the scale and of the growth tracker, once the host knows that a
+    /// step was applied.
     pub(crate) fn follow_applied(&mut self) {
         if self.mode == Mode::Scale {
             self.mirror = self.config.next(self.mirror, false);

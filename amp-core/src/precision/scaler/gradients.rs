@@ -19,8 +19,8 @@ pub struct Scaled;
 /// Marks [`Gradients`] that were divided by the loss scale.
 #[derive(Debug)]
 pub struct Unscaled;
-/// Marks [`Gradients`] that are still multiplied by the loss scale. The optimizer's step itself
-/// unscales and clips them.
+/// Marks [`Gradients`] that may still be multiplied by the loss scale. If so, the optimizer's step
+/// itself unscales and clips the gradients.
 #[derive(Debug)]
 pub struct Deferred;
 
@@ -32,18 +32,18 @@ pub struct Gradients<S> {
     pub(super) tensors: Grads,
     pub(super) found_inf: Option<FoundInf>,
     /// A scalar on the device by which the optimizer step must still multiply the gradients. `None`
-    /// if they are already unscaled and clipped.
+    /// if the gradients are already unscaled and clipped.
     pub(super) factor: Option<Tensor>,
     pub(super) owner: usize,
     pub(super) state: PhantomData<S>,
 }
 
-/// Whether a loss or gradient was not finite. The answer is known to the host, or is on the device.
+/// Whether a loss or gradient was not finite, known to the host or only to the device.
 #[derive(Debug)]
 pub(super) enum FoundInf {
     /// The host already knows whether a value was not finite.
     Known(bool),
-    /// The answer is on the device: an f32 scalar that is 0 unless a value was not finite.
+    /// An f32 scalar on the device, which is 0 unless a value was not finite.
     Device(Tensor),
 }
 
@@ -75,9 +75,9 @@ impl FoundInf {
     }
 }
 
-/// A loss that is multiplied by the loss scale. Only its backward pass can run. The product itself
-/// is never computed: the backward pass starts with the scale, which is the gradient of the product
-/// with respect to the loss.
+/// A loss that is multiplied by the loss scale. The only use of this value is its backward pass.
+/// The product itself is never computed: the backward pass starts with the scale, which is the
+/// gradient of the product with respect to the loss.
 #[derive(Debug)]
 #[must_use = "a scaled loss is only for its backward pass"]
 pub struct ScaledLoss {
@@ -131,7 +131,7 @@ impl Gradients<Unscaled> {
         clip::clip_grad_value(&self.tensors, limit)
     }
 
-    /// Clips by norm or by value. The norm stays on the device.
+    /// Clips the gradients by norm or by value. The norm stays on the device.
     ///
     /// # Errors
     /// When the limit is out of range, or libtorch fails.
@@ -191,7 +191,7 @@ impl<S> Gradients<S> {
         super::owner(optimizer.parameters()) == self.owner
     }
 
-    /// Returns whether there is no gradient: no parameter of the optimizer has one.
+    /// Returns whether no parameter of the optimizer has a gradient.
     pub(crate) fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }
@@ -220,8 +220,8 @@ impl Gradients<Deferred> {
     }
 }
 
-/// Converts gradients that are already unscaled and clipped. The optimizer step then uses them as
-/// they are.
+/// Converts gradients that are already unscaled and clipped. The optimizer step then does not
+/// multiply them by a factor.
 impl From<Gradients<Unscaled>> for Gradients<Deferred> {
     fn from(unscaled: Gradients<Unscaled>) -> Self {
         unscaled.into_state()

@@ -9,9 +9,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Result, ffi};
 
-/// What is known of the losses since the last update. A loss on the CPU is checked immediately,
-/// because that costs almost nothing. A loss on CUDA stays on the device and is not read by the
-/// host.
+/// Records whether a loss since the last update was not finite. A loss on the CPU is checked
+/// immediately, because the check costs almost nothing. A loss on CUDA is checked on the device,
+/// and the host does not read it.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
     /// Whether a loss on the CPU was not finite.

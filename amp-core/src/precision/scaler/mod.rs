@@ -99,8 +99,8 @@ use crate::{
 /// Scales losses and skips steps whose gradients overflowed.
 ///
 /// The scale (f32) and the growth tracker (i32) are on the device, as in PyTorch. The host computes
-/// the same numbers from the outcome of each step, which [`step`](Self::step) reads in any case.
-/// Therefore [`scale_value`](Self::scale_value) does not wait for the device.
+/// the same two numbers from the outcome of each step, which [`step`](Self::step) reads in any
+/// case. Therefore [`scale_value`](Self::scale_value) does not wait for the device.
 #[derive(Debug)]
 pub struct GradScaler {
     config: GradScalerConfig,
@@ -118,7 +118,7 @@ pub struct GradScaler {
     iteration: Vec<Use>,
 }
 
-/// What the scaler does with losses and gradients. The precision determines the mode.
+/// Whether the scaler scales losses and checks gradients. The precision determines the mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Neither scales losses nor checks gradients.
@@ -129,7 +129,8 @@ enum Mode {
     Scale,
 }
 
-/// What the scaler knows of an optimizer whose gradients were unscaled since the last update.
+/// An optimizer whose gradients were unscaled since the last update, and whether these gradients
+/// overflowed.
 #[derive(Debug)]
 struct Use {
     owner: usize,
@@ -196,9 +197,10 @@ impl GradScaler {
     /// infinite in f32.
     ///
     /// PyTorch has no lower limit for the scale. With a scale of 2⁻¹²⁸ or less, finite gradients
-    /// become infinite or NaN when they are unscaled. This happens after the check for overflows,
-    /// so the step is not skipped, and it makes parameters infinite or NaN. Call this method after
-    /// [`update`](Self::update), and end the training if it returns true. The trainer does so.
+    /// become infinite or NaN when they are unscaled. They are unscaled after the check for
+    /// overflows, so the step is not skipped, and makes parameters infinite or NaN. Call this
+    /// method after [`update`](Self::update), and end the training if it returns true. The trainer
+    /// does so.
     pub fn has_collapsed(&self) -> bool {
         !((1.0 / f64::from(self.mirror.0)) as f32).is_finite()
     }
@@ -219,7 +221,8 @@ impl GradScaler {
     }
 
     /// Multiplies a loss by the scale. If the loss is not finite, the step is skipped even if all
-    /// gradients are finite, as with a squared error that overflows. PyTorch applies such a step.
+    /// gradients are finite, for example if a squared error overflows. PyTorch would apply such a
+    /// step.
     ///
     /// # Errors
     /// When `loss` is not a scalar.
@@ -290,8 +293,8 @@ impl GradScaler {
         }
         let overflowed = match uses.iter().map(|seen| seen.overflowed).collect::<Option<Vec<_>>>() {
             Some(known) => known.contains(&true),
-            // The gradients were unscaled, but no step has read from the device whether they
-            // overflowed.
+            // The gradients were unscaled, but no step has read from the device whether the
+            // gradients overflowed.
             None => total.f_double_value(&[])? != 0.0,
         };
         let _ = self.scale.f_internal_amp_update_scale_(
@@ -321,7 +324,8 @@ impl GradScaler {
     }
 
     /// Undoes the last [`update`](Self::update): returns to the scale and the growth tracker of
-    /// `state`, which was read before. Captured steps keep using the same tensors.
+    /// `state`, which was read before that update. The values are written to the existing tensors,
+    /// because captured steps use these tensors.
     pub(crate) fn return_to(&mut self, state: ScalerState) -> Result<()> {
         let _ = self.scale.f_fill_(state.scale)?;
         let _ = self.growth_tracker.f_fill_(i64::from(state.growth_tracker))?;

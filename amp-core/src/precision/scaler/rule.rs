@@ -1,4 +1,4 @@
-//! The scaler's constants, its saved state, and how the next loss scale is computed.
+//! The scaler's constants, its saved state, and the computation of the next loss scale.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,11 +29,13 @@ impl Default for GradScalerConfig {
 pub struct ScalerState {
     /// The current loss scale.
     pub scale: f64,
-    /// The factor of growth, as in [`GradScalerConfig::growth_factor`].
+    /// The factor by which the scale grows, as in [`GradScalerConfig::growth_factor`].
     pub growth_factor: f64,
-    /// The factor after an overflow, as in [`GradScalerConfig::backoff_factor`].
+    /// The factor by which the scale is multiplied after an overflow, as in
+    /// [`GradScalerConfig::backoff_factor`].
     pub backoff_factor: f64,
-    /// The number of steps before growth, as in [`GradScalerConfig::growth_interval`].
+    /// The number of steps in a row without overflow after which the scale grows, as in
+    /// [`GradScalerConfig::growth_interval`].
     pub growth_interval: i64,
     /// The number of steps since the last overflow or the last growth of the scale. PyTorch's key
     /// is `_growth_tracker`.

@@ -1,4 +1,4 @@
-//! Steps of optimizers, which are skipped if gradients overflowed.
+//! Steps optimizers, and skips their steps if gradients overflowed.
 
 use super::{Deferred, GradScaler, Gradients, StepOutcome, owner};
 use crate::{

@@ -41,11 +41,11 @@ impl GradScaler {
     }
 
     /// Unscales and clips the gradients, as [`unscale`](Self::unscale) and
-    /// [`clip_grad_norm`](Gradients::clip_grad_norm) do, but reads the gradients one time less.
-    /// The norm of the scaled gradients shows whether all are finite, and the gradients are
-    /// unscaled and clipped by a single factor. If the scale is a power of two, the result is
-    /// bit-identical. Finite gradients stay finite, and gradients that are not finite do not become
-    /// finite.
+    /// [`clip_grad_norm`](Gradients::clip_grad_norm) do, but with one pass over the gradients less.
+    /// The norm of the scaled gradients shows whether all gradients are finite, and a
+    /// multiplication by a single factor unscales and clips the gradients. If the scale is a power
+    /// of two, the result is bit-identical. Finite gradients stay finite, and gradients that are
+    /// not finite do not become finite.
     ///
     /// # Errors
     /// When [`unscale`](Self::unscale) would return an error for these gradients.
@@ -61,8 +61,8 @@ impl GradScaler {
         }
         let mut gradients = self.defer(gradients, max_norm)?;
         if let Some(factor) = gradients.factor.take() {
-            // A factor of NaN is replaced by 1. Otherwise every gradient would become NaN and hide
-            // which gradient was the first that was not finite.
+            // A factor of NaN is replaced by 1. Otherwise every gradient would become NaN, and the
+            // first gradient that was not finite could not be found.
             clip::multiply(&gradients.tensors, &factor.f_nan_to_num(1.0, None, None)?)?;
         }
         Ok(gradients.into_state())
@@ -70,8 +70,8 @@ impl GradScaler {
 
     /// Checks the gradients and computes the factor as
     /// [`unscale_and_clip_norm`](Self::unscale_and_clip_norm) does, but leaves the gradients
-    /// scaled. The optimizer's kernel multiplies them by the factor. With an infinite `max_norm`
-    /// nothing is clipped.
+    /// scaled. The optimizer's kernel later multiplies the gradients by the factor. With an
+    /// infinite `max_norm` nothing is clipped.
     ///
     /// # Errors
     /// When [`unscale`](Self::unscale) would return an error for these gradients.

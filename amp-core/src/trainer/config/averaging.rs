@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How a run averages its weights and buffers (torch.optim.swa_utils.AveragedModel). Validation and
-/// checkpoints use the averaged weights, and the model has the averaged weights after the run.
-/// Training itself continues with the unaveraged weights, and checkpoints store the unaveraged
-/// weights as well. The averages of 16-bit weights are f32, because most changes of an average are
-/// smaller than the spacing of 16-bit numbers.
+/// How a run averages its weights and buffers, as torch.optim.swa_utils.AveragedModel does.
+/// Validation and checkpoints use the averaged weights, and the model has the averaged weights
+/// after the run. Training itself continues with the unaveraged weights, and checkpoints store the
+/// unaveraged weights as well. The averages of 16-bit weights are f32, because most changes of an
+/// average are smaller than the spacing of 16-bit numbers.
 ///
 /// ```
 /// use amp_core::{prelude::*, trainer::Averaging};
@@ -21,8 +21,8 @@ use crate::{Error, Result};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Averaging {
-    /// Exponential moving average: after each applied step, average ← decay · average + (1 − decay) ·
-    /// weight. The first step's weights are the first average.
+    /// Exponential moving average: after each applied step, average ← decay · average + (1 − decay)
+    /// · weight. The first average is equal to the weights after the first step.
     Ema {
         /// The decay rate, at least 0 and below 1, for example 0.999.
         decay: f64,

@@ -36,8 +36,8 @@ named!(Check, "level of checks", {
 pub struct ChecksConfig {
     /// How often the invariants are checked.
     pub level: Check,
-    /// Whether the validation sets may contain training examples. Set this if the model should
-    /// memorize a few examples, for instance.
-    /// [`Loops::overfit_batches`](super::Loops::overfit_batches) needs no such permission.
+    /// Whether the validation sets may contain training examples, for example because the model
+    /// should memorize a few examples. A run with
+    /// [`Loops::overfit_batches`](super::Loops::overfit_batches) does not need this option.
     pub shared_examples: bool,
 }

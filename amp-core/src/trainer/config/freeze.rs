@@ -6,7 +6,7 @@ use crate::{Error, Result};
 
 /// Parameters that are frozen (not trained), for the whole run or until an epoch or step. The text
 /// form is a pattern for parameter names, such as `encoder.*`. After the pattern, `=epoch:3` or
-/// `=step:500` may name the epoch or step from which the parameters are trained. A parameter is
+/// `=step:500` may give the epoch or step from which on the parameters are trained. A parameter is
 /// frozen while at least one entry of [`freeze`](super::OptimizationConfig::freeze) freezes it.
 ///
 /// ```
@@ -65,8 +65,8 @@ impl Freeze {
         }
     }
 
-    /// Returns whether the freeze ends, but not within the first `steps` optimizer steps of the run.
-    /// An end that is given as an epoch counts as a later end.
+    /// Returns whether the freeze ends during the run, but after the first `steps` optimizer steps.
+    /// A freeze that ends at an epoch is assumed to end after these steps.
     pub fn ends_after(&self, steps: u64) -> bool {
         match self.until {
             Until::End => false,
@@ -80,8 +80,8 @@ impl Freeze {
         matches!(self.until, Until::End)
     }
 
-    /// Returns the step from which this entry's parameters are trained. Returns `None` if the entry
-    /// does not name a step.
+    /// Returns the number of optimizer steps after which this entry's parameters are trained.
+    /// Returns `None` if the freeze does not end at a step.
     pub(in crate::trainer) fn step(&self) -> Option<u64> {
         match self.until {
             Until::Step(step) => Some(step),

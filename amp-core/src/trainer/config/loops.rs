@@ -1,4 +1,5 @@
-//! The length of a run, how many batches of each data set it uses, and when it validates.
+//! The length of a run, the number of batches of each data set that the run uses, and the moments
+//! at which it validates.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -122,9 +123,9 @@ pub(in crate::trainer) fn show_time(time: Duration) -> String {
     format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-/// The length of a run, how many batches of each data set it uses, and when it validates. Names and
-/// defaults are Lightning's, with one exception:
-/// [`num_sanity_val_steps`](Self::num_sanity_val_steps) is 0 here and 2 in Lightning, so no batch
+/// The length of a run, the number of batches of each data set that the run uses, and the moments
+/// at which it validates. Names and defaults are Lightning's, with one exception: the default of
+/// [`num_sanity_val_steps`](Self::num_sanity_val_steps) is 0 instead of Lightning's 2, so no batch
 /// is validated before training.
 ///
 /// ```
@@ -142,8 +143,9 @@ pub struct Loops {
     pub min_epochs: i64,
     /// The smallest number of optimizer steps. No callback ends the run earlier.
     pub min_steps: u64,
-    /// Training ends with the first step that ends after this time. For a resumed run, the training
-    /// time before the checkpoint counts too. `None` sets no limit.
+    /// The limit of the training time: training ends with the first step that ends after this time.
+    /// For a resumed run, the training time before the checkpoint counts too. `None` means no
+    /// limit.
     pub max_time: Option<Duration>,
     /// How many training batches of each epoch are used.
     pub limit_train_batches: Limit,
@@ -154,16 +156,16 @@ pub struct Loops {
     /// How many batches of each prediction set are used.
     pub limit_predict_batches: Limit,
     /// Trains only on this many batches from the beginning of the training set, in order, and
-    /// validates on the same batches. Each epoch of a stream begins at the stream's beginning. A
-    /// model that is able to learn memorizes these batches.
+    /// validates on the same batches. If the training set is a stream, each epoch begins at the
+    /// stream's beginning. A model that is able to learn memorizes these batches.
     pub overfit_batches: Option<Limit>,
     /// Trains for one epoch with this number of batches, and uses the same number of batches in
-    /// validation, test and prediction. Nothing is saved. Use it to test quickly that all code of a
-    /// model runs.
+    /// validation, test and prediction. Nothing is saved. Use this option to test quickly that all
+    /// code of a model runs.
     pub fast_dev_run: Option<i64>,
     /// The number of batches of each validation set that are validated before training, so that a
     /// mistake in the validation shows immediately. The values of these batches are not reported.
-    /// With 0, a run whose callback or schedule reads a validation value still validates one batch,
+    /// With 0, a run still validates one batch if a callback or schedule reads a validation value,
     /// to check that the value is logged.
     pub num_sanity_val_steps: i64,
     /// When the run validates: at the ends of epochs, within epochs, or never.
@@ -263,15 +265,15 @@ impl Validations {
     }
 
     /// Returns whether a validation follows a step of this epoch. `end` is the index of the first
-    /// batch after the step. Returns false for validations by time, which
-    /// [`is_due_after`](Self::is_due_after) decides.
+    /// batch after the step. Returns false if the run validates after a time, because
+    /// [`is_due_after`](Self::is_due_after) decides about such validations.
     pub(in crate::trainer) fn follows(&self, epoch: i64, end: i64) -> bool {
         match self.interval {
             ValCheckInterval::Fraction(part) => {
                 let every = ((self.batches as f64 * part) as i64).max(1);
                 let start = end - (end - 1) % self.window - 1;
-                // A step that processes several batches may begin before a multiple of `every` and
-                // end after the multiple. The validation then follows that step.
+                // A step that processes several batches may begin before a multiple of `every`
+                // batches and end after it. The validation then follows this step.
                 (epoch + 1) % self.every_n_epoch == 0
                     && (end / every > start / every || (part == 1.0 && end == self.batches))
             }
@@ -318,7 +320,8 @@ impl Validations {
         (is_whole || by_fraction) && self.follows(epoch, self.batches)
     }
 
-    /// Returns whether a validation by time is due. `passed` is the time since the last validation.
+    /// Returns whether a validation is due in a run that validates after a time. `passed` is the
+    /// time since the last validation.
     pub(in crate::trainer) fn is_due_after(&self, passed: Duration) -> bool {
         matches!(self.interval, ValCheckInterval::Time(every) if passed >= every)
     }

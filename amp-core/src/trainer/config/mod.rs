@@ -54,7 +54,7 @@ pub struct TrainerConfig {
     /// The device on which the run trains.
     pub device: Device,
     /// The seed for the order in which the examples are read. The seed does not affect the initial
-    /// weights and dropout, because libtorch's generator provides their random numbers.
+    /// weights and dropout, because these take their random numbers from libtorch's generator.
     pub seed: u64,
     /// The largest number of epochs that the run trains.
     pub max_epochs: i64,
@@ -63,7 +63,8 @@ pub struct TrainerConfig {
     /// Whether whole steps run as CUDA graphs. Results are bit-identical with and without CUDA
     /// graphs.
     pub graph: Graph,
-    /// The length of the run, how many batches of each data set it uses, and when it validates.
+    /// The length of the run, the number of batches of each data set that the run uses, and the
+    /// moments at which it validates.
     pub loops: Loops,
     /// Loss scaling, and the formats of weights, optimizer state and gradients.
     pub numerics: NumericsConfig,
@@ -125,8 +126,8 @@ impl TrainerConfig {
         Policy::new(self.precision, self.device)
     }
 
-    /// Returns the loader of the training batches that a run with these options reads, in the order
-    /// of the run.
+    /// Returns a loader that reads the same training batches, in the same order, as a run with
+    /// these options.
     ///
     /// # Errors
     /// When the data cannot be split into batches, or the device has no memory for a set that should be
@@ -163,15 +164,15 @@ impl TrainerConfig {
         (batches - 1) / self.optimization.accumulate_grad_batches + 1
     }
 
-    /// Returns the epoch of the run's last step, and the number of steps before it, if no step is
-    /// skipped. The run has `batches` batches per epoch and the length `length`.
+    /// Returns the epoch of the run's last step, and the number of steps before the last step, if
+    /// no step is skipped. The run has `batches` batches per epoch and the length `length`.
     pub(super) fn last_position(&self, batches: i64, length: TrainingPlan) -> (i64, u64) {
         let last = length.estimated_stepping_batches.max(1) - 1;
         (last / self.steps_per_epoch(batches).max(1), last.unsigned_abs())
     }
 
-    /// Checks the options as far as this is possible without a model and data.
-    /// [`Trainer::fit`](crate::Trainer::fit) makes the same checks.
+    /// Checks the options as far as possible without a model and data.
+    /// [`Trainer::fit`](crate::Trainer::fit) makes these checks, too.
     ///
     /// # Errors
     /// When an option is out of range, or is invalid for the precision.
@@ -187,8 +188,8 @@ impl TrainerConfig {
         self.recovery.check(self.precision)
     }
 
-    /// Refuses master weights for parameters that the forward pass changes, because the next
-    /// optimizer step would overwrite the changed parameter with its master weight.
+    /// Returns an error if a parameter that the forward pass changes has a master weight, because
+    /// the next optimizer step would overwrite the changed parameter with its master weight.
     pub(super) fn check_changed_in_forward(&self, model: &dyn LightningModule) -> Result<()> {
         let is_narrow = |kind| matches!(kind, Kind::Half | Kind::BFloat16);
         let mut changed = nn::changed_in_forward(model).into_iter();
@@ -206,7 +207,7 @@ impl TrainerConfig {
         }
     }
 
-    /// Refuses options that cannot apply to a model that steps its optimizers itself.
+    /// Returns an error for options that cannot apply to a model that steps its optimizers itself.
     pub(super) fn check_manual(&self, model: &str) -> Result<()> {
         let Self { optimization, memory, recovery, .. } = self;
         let cannot = [

@@ -10,7 +10,7 @@ pub struct OptimizationConfig {
     pub gradient_clip: Option<Clip>,
     /// The number of batches whose gradients are added up for one optimizer step.
     pub accumulate_grad_batches: i64,
-    /// Parameters that are not trained, for the whole run or until an epoch or step. A frozen
+    /// The parameters that are not trained, for the whole run or until an epoch or step. A frozen
     /// parameter has no gradient and no optimizer state. The running statistics of a frozen batch
     /// norm still change.
     pub freeze: Vec<Freeze>,

@@ -31,9 +31,9 @@ pub struct RecoveryConfig {
     /// Whether a skipped step is repeated once with observers, to find the module that computed the
     /// first value that was not finite. Steps that are not skipped are not slowed down.
     pub provenance: bool,
-    /// Whether a skipped step advances the learning-rate schedule and the step count, and keeps
-    /// what its forward pass changed (batch statistics, the model's state, the random generator),
-    /// as in Lightning. If this is false, a skipped step changes nothing.
+    /// Whether a skipped step advances the learning-rate schedule and the step count, and keeps the
+    /// changes by its forward pass (to batch statistics, the model's state and the random
+    /// generator), as in Lightning. If this is false, a skipped step changes nothing.
     pub skipped_step_advances: bool,
 }
 
@@ -57,8 +57,8 @@ impl RecoveryConfig {
         }
         let (floor, lowest) = (self.scale_floor.min_scale, f64::from(f32::MIN_POSITIVE));
         if !(floor >= lowest && floor.is_finite()) {
-            // A lower scale is subnormal in f32. At a scale of 2⁻¹²⁸ or less, 1 / scale is
-            // infinite, and unscaling would make finite gradients infinite.
+            // A scale below this limit is subnormal in f32. At a scale of 2⁻¹²⁸ or less, 1 / scale
+            // is infinite, and unscaling would make finite gradients infinite.
             return Err(Error::config(format!(
                 "the lowest allowed loss scale (min_scale) is {floor:e}, but must be at least \
                  {lowest:e}"
@@ -80,8 +80,8 @@ impl RecoveryConfig {
     }
 }
 
-/// What happens to a step whose gradients are not finite. A step whose gradients are found not to
-/// be finite is never applied, and the trainer searches for the cause.
+/// What happens to a step whose gradients are not finite. If the trainer finds that gradients are
+/// not finite, it never applies the step, and searches for the cause.
 ///
 /// If the loss is finite and only the scaled gradients overflow, the scaler always handles the
 /// overflow: under `16-mixed` it skips the step and lowers the loss scale. This option applies to
@@ -92,9 +92,9 @@ impl RecoveryConfig {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum NonFinite {
-    /// Does not check the gradients, as in Lightning, so that NaN can reach the weights. This saves
-    /// one pass over the gradients and one read by the host in each step. Under `16-mixed` the
-    /// gradients are always checked.
+    /// Does not check the gradients, as in Lightning, so that NaN can reach the weights. In each
+    /// step, this saves one pass over the gradients, and the host does not wait to read the result
+    /// of the check. Under `16-mixed` the gradients are always checked.
     Ignore,
     /// Skips the step. Too many skips in a row end the run.
     #[default]
@@ -109,7 +109,7 @@ pub enum NonFinite {
     /// same copy is restored twice without an applied step in between, the run ends. Checkpoints
     /// contain the copy, so that a resumed run goes back to the same state.
     RestoreLastGood,
-    /// Continues the run in `bf16-mixed`. This is available only for a run in `16-mixed`.
+    /// Continues the run in `bf16-mixed`. This is allowed only for a run in `16-mixed`.
     FallBackToBf16,
     /// Ends the run with an error that names the cause.
     Stop,

@@ -10,8 +10,8 @@ use crate::{
 };
 
 impl Run<'_, '_> {
-    /// Returns a copy of the run's weights, for a checkpoint. Unless `weights_only` is true, the
-    /// copy contains the state of the run, too. No step may be running.
+    /// Returns a copy of the run's weights for a checkpoint and, unless `weights_only` is true, of
+    /// the run's state. No step may be running.
     pub(in crate::trainer) fn snapshot(&self, weights_only: bool) -> Result<Snapshot> {
         let state = match weights_only {
             true => None,
@@ -70,7 +70,7 @@ impl Run<'_, '_> {
         }
         state.put("lr", &steps.lr)?;
         state.put("validated", &self.validated.map(|(_, position)| position))?;
-        // The elapsed time is saved only if the run has a time limit.
+        // The training time is saved only if the run has a time limit.
         if self.config.loops.max_time.is_some() {
             state.put("trained_for", &self.trained_for().as_secs_f64())?;
         }

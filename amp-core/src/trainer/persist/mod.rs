@@ -1,6 +1,6 @@
-//! Saves and resumes a run: [what is saved](contents), [when](save), the thread that
-//! [writes](write) files, and [resuming](resume). [`checkpoint`](crate::checkpoint) defines the
-//! format of the file.
+//! Saves and resumes a run: the [contents] of a checkpoint, the moments at which a run is
+//! [saved](save), the thread that [writes](write) files, and [resuming](resume).
+//! [`checkpoint`](crate::checkpoint) defines the format of the file.
 
 mod contents;
 mod resume;

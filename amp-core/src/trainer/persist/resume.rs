@@ -52,8 +52,8 @@ const NEWER: [&str; 7] = [
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Change {
-    /// Learning rates, given in the code or as hyperparameters. The schedule continues at its
-    /// position with the new learning rates.
+    /// The learning rates, whether they are given in the code or as hyperparameters. The schedule
+    /// continues at its position with the new learning rates.
     Lr,
     /// The number of epochs or steps. A schedule whose length depends on this number continues at
     /// the same position of the new schedule.
@@ -62,8 +62,8 @@ pub enum Change {
     /// after the same number of examples. If the order of the examples depends on the batch size,
     /// as that of [`Bucketed`](crate::data::Bucketed) does, the epoch starts again.
     BatchSize,
-    /// The data, and which of its batches are used for training. An epoch that was not complete
-    /// starts again with the new examples.
+    /// The data, and the selection of batches that are used for training. An epoch that was not
+    /// complete starts again with the new examples.
     Data,
     /// Options of optimizers other than learning rate and momentum, and gradient clipping.
     Optimizer,
@@ -83,8 +83,8 @@ impl Run<'_, '_> {
     pub(in crate::trainer) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
         let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
-        // If `overfit_batches` is set, `limit_train_batches` has no effect. A run with
-        // `fast_dev_run` is not saved, so `fast_dev_run` is left out.
+        // If `overfit_batches` is set, `limit_train_batches` has no effect, so its default is
+        // stored. `fast_dev_run` is not stored, because a run with this option is not saved.
         let overfit = config.loops.overfit_batches;
         let limit = overfit.map_or(config.loops.limit_train_batches, |_| Limit::default());
         let sampler = match &self.data.order {
@@ -180,7 +180,7 @@ impl Run<'_, '_> {
         self.state.optim.scaler.load_state(scaler).map_err(at)?;
         for callback in self.observers.callbacks.0.iter_mut() {
             let part = state.part(&format!("callback/{}", callback.name()));
-            // A callback that the saved run did not have gets no saved state.
+            // There is no saved state for a callback that the saved run did not have.
             if !part.is_empty() {
                 callback.load_state(&part).map_err(at)?;
             }
@@ -316,13 +316,14 @@ impl Run<'_, '_> {
 /// Decides which differences between the saved run and the resumed run the user allows.
 struct Permits<'c> {
     with: &'c [Change],
-    /// The kinds of the allowed differences that were found.
+    /// The kinds of the differences that were found and that the user allows.
     changed: Vec<Change>,
 }
 
 impl Permits<'_> {
-    /// Records that the setting `what` is `there` in the saved run and `here` in this run. Returns
-    /// an error if the user has not allowed the change `by`, or if `by` is `None`.
+    /// Records that the setting `what` has the value `there` in the saved run and the value `here`
+    /// in this run. `by` is the kind of this change. Returns an error if the user has not allowed
+    /// changes of this kind, or if `by` is `None`.
     fn differ(
         &mut self,
         what: &str,
@@ -333,8 +334,8 @@ impl Permits<'_> {
         let shown = |value: &Value| if value.is_null() { "none".into() } else { value.to_string() };
         let cause = format!("whose {what} is {}, but here it is {}", shown(there), shown(here));
         match by {
-            // An integer hyperparameter may be a layer size. If it changed, the shapes of weights
-            // would change too.
+            // The error does not simply advise the user to allow the change: an integer
+            // hyperparameter may be a layer size, and then the shapes of weights differ, too.
             Some(Change::Lr) if here.is_i64() && !self.with.contains(&Change::Lr) => {
                 Err(Error::config(format!(
                     "saved by a run {cause}: make the two equal, or, if the number belongs to the \
@@ -345,7 +346,7 @@ impl Permits<'_> {
         }
     }
 
-    /// Records a difference. `cause` continues the text `saved by a run`.
+    /// Records a difference. In the error, `cause` follows the words `saved by a run`.
     fn needs(&mut self, by: Option<Change>, cause: &str) -> Result<()> {
         let remedy = match by {
             Some(change) if self.with.contains(&change) => {
@@ -365,7 +366,7 @@ impl Permits<'_> {
     }
 }
 
-/// Returns the name of a saved setting for the text `whose … is …`.
+/// Returns the words for a saved setting in the error text `whose … is …`.
 fn in_words(name: &str) -> &str {
     match name {
         "training examples" => "number of training examples",
@@ -375,7 +376,8 @@ fn in_words(name: &str) -> &str {
     }
 }
 
-/// Returns a limit as the number that users write: 10 for 10 batches, or 0.5 for half of them.
+/// Returns a limit as the number that users write: 10 for 10 batches, or 0.5 for half of the
+/// batches.
 fn limit_value(limit: Limit) -> Value {
     match limit {
         Limit::Batches(most) => most.into(),

@@ -29,7 +29,7 @@ pub(in crate::trainer) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Copies weights and state within the memory of their device, which takes little time.
+    /// Copies weights and state to other memory of the same device, which takes little time.
     pub(in crate::trainer) fn take(
         weights: Vec<(String, Tensor)>,
         state: Option<State>,
@@ -66,8 +66,8 @@ enum Job {
     Delete(PathBuf),
 }
 
-/// Writes and deletes checkpoints, in order, on a separate thread. After a failed job it writes and
-/// deletes nothing more, so that the last good checkpoint remains.
+/// Writes and deletes checkpoints, in order, on a separate thread. After a job has failed, the
+/// thread writes and deletes nothing more, so that the last good checkpoint remains.
 #[derive(Default)]
 pub(in crate::trainer) struct Writer {
     worker: Option<Worker>,
@@ -82,8 +82,8 @@ struct Worker {
 }
 
 impl Writer {
-    /// Starts to write a file. Only one file is written at a time, so this waits until the previous
-    /// file is written.
+    /// Starts to write a file. Only one file is written at a time, so this method first waits until
+    /// the previous file is written. Returns the files written since the last call.
     pub(in crate::trainer) fn write(
         &mut self,
         path: &Path,
@@ -174,12 +174,11 @@ impl Worker {
 }
 
 impl Drop for Worker {
-    /// Finishes the writes that were started, also if the run ends with an error.
+    /// Waits for the jobs that were started, also if the run ends with an error.
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread needs no report here, because the panic has already printed its
-            // message.
+            // The result is ignored, because a panic of the thread has already printed its message.
             let _ = thread.join();
         }
     }

@@ -34,9 +34,9 @@ pub(super) struct StepGraph {
     /// `skip_flag` and the losses of the batches, in one tensor of shape `[1 + batches]` on the
     /// device.
     report: Tensor,
-    /// The copy of `report` for each step in flight, in pinned host memory.
+    /// For each step in flight, the copy of `report` in pinned host memory.
     reports: Vec<Tensor>,
-    /// For each step in flight, the values of buffers and logged sums before the step.
+    /// For each step in flight, copies of the buffers and logged sums from before the step.
     kept: Kept,
     precision: Precision,
     /// For each optimizer, whether the graph contains the optimizer's step.
@@ -67,8 +67,8 @@ impl StepGraph {
         let mut room = LogRoom::new(device)?;
         let (graph, Captured { losses, report, log, grads, stepped }) = loop {
             state.optim.zero_grad()?;
-            // The cached memory of earlier steps is freed first, because the graph reserves
-            // separate memory.
+            // The memory that the caching allocator keeps from earlier steps is freed first,
+            // because the graph reserves memory of its own.
             ffi::cuda_empty_cache()?;
             let captured = CudaGraph::capture(index, || {
                 capture_step(state, model, &inputs, shares, &skip_flag, &room)
@@ -101,8 +101,8 @@ impl StepGraph {
         })
     }
 
-    /// Returns whether the graph computes in the run's precision, and contains exactly those
-    /// optimizer steps that can be captured now.
+    /// Returns whether the graph computes in the run's current precision, and contains exactly
+    /// those optimizer steps that can currently be captured.
     pub(super) fn is_of(&self, state: &StepState<'_>) -> bool {
         self.precision == state.policy().precision
             && captured_steps(state).eq(self.steps.iter().copied())
@@ -140,7 +140,7 @@ impl StepGraph {
         Ok(self.reports[slot].f_double_value(&[0])? != 0.0)
     }
 
-    /// Returns the loss of each batch of the step in this slot, on the host.
+    /// Returns the loss of each batch of the step in this slot. The losses are on the host.
     pub(super) fn losses(&self, slot: usize) -> Result<Vec<Tensor>> {
         let losses = (1..).zip(&self.losses).map(|(at, kind)| {
             // The values are copied, because a later step will use the slot.
@@ -150,7 +150,7 @@ impl StepGraph {
     }
 
     /// Restores the buffers and the logged sums to their values before the skipped step in this
-    /// slot. This undoes the steps after it, too.
+    /// slot. This also undoes the steps after the skipped step.
     pub(super) fn roll_back(&self, slot: usize) -> Result<()> {
         self.kept.restore(slot)?;
         let _ = self.skip_flag.shallow_clone().f_zero_()?;
@@ -158,7 +158,7 @@ impl StepGraph {
     }
 }
 
-/// Returns for each optimizer whether its step can be captured in a CUDA graph now.
+/// Returns for each optimizer whether the optimizer's next step can be captured in a CUDA graph.
 fn captured_steps(state: &StepState<'_>) -> impl Iterator<Item = bool> {
     state.optim.scheduled.iter().map(|scheduled| scheduled.optimizer.capabilities().captures)
 }
@@ -196,7 +196,7 @@ fn capture_step(
     state.optim.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
     let reported = std::iter::once(skip_flag).chain(&losses).map(|tensor| tensor.f_reshape([1]));
-    // The report has the widest dtype of the flag and the losses, which represents each value
+    // The report has the widest dtype among the flag and the losses, so it represents each value
     // exactly.
     let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
     let losses = losses.iter().map(Tensor::kind).collect();
@@ -227,7 +227,7 @@ fn buffers(model: &dyn LightningModule, device: Device) -> Result<Vec<Tensor>> {
 
 fn why(error: Error) -> Error {
     let text = error.to_string();
-    // The driver's text for an operation that a capturing thread must not call.
+    // This is the driver's error text for an operation that a capturing thread must not call.
     match text.contains("operation not permitted when stream is capturing") {
         true => refused(&format!(
             "the step waits for the device, or calls something else that a capture forbids: {text}"

@@ -3,14 +3,14 @@
 //!
 //! The graph contains the forward and backward passes over a step's batches, unscaling, the check
 //! for values that are not finite, clipping, the optimizer kernels of this crate, the update of the
-//! loss scale, and the sums of logged values. Kernels of libtorch's optimizers run after the graph
-//! in the same stream, because the host passes their learning rates. Several steps are
-//! [queued](replay), so that the device does not wait for the host.
+//! loss scale, and the sums of logged values. Optimizer kernels of libtorch run after the graph in
+//! the same stream, because the host passes the learning rate to these kernels at each launch.
+//! Several steps are [queued](replay), so that the device does not wait for the host.
 //!
 //! If a step is not finite, the device changes no parameter in this step and in the steps queued
 //! after it. The host reads the outcome, undoes all other changes of these steps, and repeats the
-//! first of them without a graph. Therefore only the code for steps without a graph lowers the
-//! scale, explains a skipped step and recovers. The results of a run are the same, bit for bit,
+//! first of these steps without a graph. Therefore only the code for steps without a graph lowers
+//! the scale, explains a skipped step and recovers. The results of a run are the same, bit for bit,
 //! with and without graphs.
 
 mod capture;
@@ -25,7 +25,7 @@ use crate::{
     trainer::config::{Averaging, Check, NonFinite, TrainerConfig},
 };
 
-/// The largest number of steps in the queue, if no observer must run after each step.
+/// The largest number of steps in the queue, if no observer must run directly after each step.
 const QUEUED: usize = 4;
 
 /// The number of steps that run without a graph before the capture. In these steps, libraries

@@ -28,7 +28,7 @@ use crate::{
     trainer::config::Graph,
 };
 
-/// An executor that captures a step as a CUDA graph and runs the following steps with it.
+/// An executor that captures a step as a CUDA graph and runs the following steps with this graph.
 pub(in super::super) struct Replay {
     graph: Captured,
     /// The largest number of steps in flight.
@@ -38,15 +38,15 @@ pub(in super::super) struct Replay {
     /// Whether the graph's tensors now contain the sums of the log and the gradients of the
     /// parameters.
     entered: bool,
-    /// The model's [values in the step](LightningModule::values_in_step): as the graph has captured
-    /// them or, without a graph, as the latest step read them.
+    /// The model's [values in the step](LightningModule::values_in_step): the values that the graph
+    /// has captured or, without a graph, the values in the latest step.
     values: Map<String, Value>,
-    /// Whether a note about a changed value was emitted.
+    /// Whether a note has told the user that such a value has changed.
     told: bool,
 }
 
 enum Captured {
-    /// No graph exists yet. A graph is captured when this number of steps has run without a graph.
+    /// No graph exists. A graph is captured when this number of steps has run without a graph.
     After(u64),
     Graph(Box<StepGraph>),
     /// CUDA graphs cannot be used for the rest of the run.
@@ -85,9 +85,9 @@ impl Replay {
         })
     }
 
-    /// Returns whether the model's values that a step reads equal the values that the graph has
-    /// captured. If not, and no step is in flight, discards the graph. A new graph is captured
-    /// after some steps in which the values do not change.
+    /// Returns whether the model's values in the step equal the values that the graph has captured.
+    /// If they differ and no step is in flight, discards the graph. A new graph is captured after
+    /// some steps in which the values do not change.
     fn has_same_values(
         &mut self,
         state: &StepState<'_>,
@@ -138,7 +138,7 @@ impl Replay {
     }
 }
 
-/// Returns the name of a value that differs between `then` and `now`.
+/// Returns the name of the first value in `now` that differs from the value in `then`.
 fn changed<'v>(then: &Map<String, Value>, now: &'v Map<String, Value>) -> Option<&'v str> {
     let differs = |(name, value): &(&String, &Value)| then.get(*name) != Some(*value);
     now.iter().find(differs).map(|(name, _)| name.as_str())
@@ -159,7 +159,7 @@ impl Executor for Replay {
         }
         let looked_at = state.looks_for_lost_updates(self.running());
         // `does_more` is true for a model that does additional work when values are reported, for
-        // example logs images. A graph cannot do this work, because it runs on the host.
+        // example logs images. A graph cannot contain this work, because the work runs on the host.
         let does_more = state.does_more && state.logs_after(self.running());
         if examples.skipped
             || does_more
@@ -175,8 +175,8 @@ impl Executor for Replay {
         if !self.is_due(state, examples) {
             return Ok(false);
         }
-        // The previous graph is released before the capture, with its memory. Its sums are copied
-        // to the log first.
+        // Before the capture, the previous graph and its memory are released. Before that, the sums
+        // of logged values in the graph are copied to the log.
         self.release(&mut observers.log)?;
         self.graph = Captured::Refused;
         let Examples { batches, shares, .. } = examples;

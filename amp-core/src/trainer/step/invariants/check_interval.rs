@@ -9,12 +9,12 @@ const BETWEEN: u64 = 10;
 /// Decides at which moments invariants are checked.
 pub(super) struct Clock {
     level: Check,
-    /// The numbers of attempted and applied steps at the start of this process. Steps are counted
-    /// from these numbers.
+    /// The numbers of attempted and applied steps at the start of this process, after which the
+    /// steps of this process are counted.
     start: (u64, u64),
     /// The number of the attempted step that is being checked. `None` if no step is being checked.
     step: Option<u64>,
-    /// The number of the last applied step for which a check was due.
+    /// The number of the last step that was checked, counted in applied steps.
     applied: u64,
     evaluations: u64,
     /// The number of attempted steps at the last check at the end of an epoch.
@@ -42,12 +42,11 @@ impl Clock {
             Moment::StepBegins => {
                 let attempt = counts.attempts + running + 1;
                 let of_run = attempt - self.start.0;
-                // If the run has returned to an earlier state, fewer steps may be applied than at
-                // the start.
+                // If the run has returned to an earlier state, the number of applied steps may be
+                // lower than at the start.
                 let applied = (counts.applied + running + 1).saturating_sub(self.start.1);
-                // Every attempted step for which a check is due may turn out to be skipped.
-                // Therefore a check is also due for the first, second, third, tenth, … applied
-                // step.
+                // The attempted steps that are checked may all be skipped. Therefore the first,
+                // second, third, tenth, … applied step is checked as well.
                 let first = applied > self.applied && is_sparse(applied);
                 let due = all || is_sparse(of_run) || first;
                 if due {
@@ -103,7 +102,7 @@ mod tests {
         due
     }
 
-    /// Checks which of the first steps each level of checks selects.
+    /// Checks which of the first steps are checked at each level.
     #[test]
     fn each_level_has_its_steps() {
         assert!(looked_at(Check::Off, 2000).is_empty());
@@ -111,8 +110,8 @@ mod tests {
         assert_eq!(looked_at(Check::Full, 50), (1..=50).collect::<Vec<_>>());
     }
 
-    /// Checks that a resumed run is checked from its first step on, and that skipped steps do not
-    /// delay the checks of applied steps.
+    /// Checks that the steps of a resumed run are counted from its first step, and that skipped
+    /// steps do not delay the checks of applied steps.
     #[test]
     fn steps_are_counted_from_the_start_of_the_process() {
         let mut clock = Clock::new(Check::Cheap);

@@ -66,11 +66,11 @@ impl Rule for DtypesStay {
 }
 
 /// Describes the first buffer that code of the model has replaced by another tensor since the run
-/// began. The run would still use the earlier tensor: after a skipped step, in averages, and in a
-/// CUDA graph.
+/// began. The run would still use the earlier tensor: to restore it after a skipped step, in
+/// averages, and in a CUDA graph.
 fn replaced_buffer(seen: &RunView<'_>) -> Option<String> {
     let state = seen.state;
-    // In a manual step, the model itself decides what a skipped step restores.
+    // In a manual step, the model itself decides which tensors a skipped step restores.
     if seen.model.optimizes_manually() && state.average.is_none() {
         return None;
     }

@@ -50,8 +50,8 @@ impl Rule for RatesAreScheduled {
                 };
                 Ok(None)
             }
-            // The schedules are compared only if this is the last step that was started, and if no
-            // earlier state of the run was restored meanwhile.
+            // The schedules are compared only if no further step has been started, and if the run
+            // has not returned to an earlier state.
             Moment::StepEnds
                 if !self.manual && seen.running == 0 && counts.applied >= self.before.applied =>
             {
@@ -73,7 +73,7 @@ impl RatesAreScheduled {
         for (scheduled, before) in seen.scheduled().iter().zip(&self.before.passed) {
             let (Some(before), Some(now)) = (before, scheduled.passed_steps()) else { continue };
             let advanced = now - before;
-            // An optimizer without gradients did not step, so its schedule need not have advanced.
+            // An optimizer without gradients did not step, so its schedule may not have advanced.
             if advanced == steps || (advanced == 0 && !has_gradients(scheduled)?) {
                 continue;
             }

@@ -73,8 +73,8 @@ fn differs_on_device((scale, tracker): (f32, i32), host: ScalerState) -> Option<
     })
 }
 
-/// Describes the violation if the scale `now` is not the one that follows from `before` after
-/// `skipped` skipped and `applied` applied steps.
+/// Describes the violation if `now` is not the scale that follows from `before` after `skipped`
+/// skipped and `applied` applied steps.
 fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) -> Option<String> {
     let mut expected = (before.scale, before.growth_tracker);
     for _ in 0..skipped {
@@ -100,8 +100,8 @@ fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) ->
     })
 }
 
-/// Computes the scale and the growth tracker after one more step, as torch.amp.GradScaler does. A
-/// scale that would become infinite in f32 does not grow.
+/// Returns the scale and the growth tracker after one more step, as torch.amp.GradScaler computes
+/// them. A scale that would become infinite in f32 does not grow.
 fn after(rule: ScalerState, (scale, tracker): (f64, i32), overflowed: bool) -> (f64, i32) {
     let narrow = |scale: f64| f64::from(scale as f32);
     match i64::from(tracker) + 1 {
@@ -164,8 +164,8 @@ mod tests {
         assert_eq!(first_difference(little, &steps), Some(0));
     }
 
-    /// Checks that a scale or a growth tracker that differs between device and host is reported, and
-    /// that equal ones are not.
+    /// Checks that a scale or a growth tracker is reported if it differs between device and host,
+    /// and not if it is equal.
     #[test]
     fn the_devices_half_is_the_hosts() -> Result<()> {
         let scaler = GradScaler::new(Device::Cpu, CONFIG)?;

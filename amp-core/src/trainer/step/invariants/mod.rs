@@ -1,10 +1,10 @@
 //! The invariants of training: rules that hold in every run, whatever the model, optimizer or
 //! precision. Checks detect a violation.
 //!
-//! Each [`Rule`] is checked at certain [`Moment`]s. The [clock](check_interval) decides which steps
-//! are checked: every step, or so few that the cost is negligible. A rule never changes the run and
-//! never keeps tensors. For later comparisons it keeps only a few elements of each tensor, on the
-//! host.
+//! Each [`Rule`] is checked at certain [`Moment`]s. The [`Clock`](check_interval::Clock) decides
+//! which steps are checked: every step, or so few steps that the cost is negligible. A rule never
+//! changes the run and never keeps tensors. For later comparisons it keeps only a few elements of
+//! each tensor, on the host.
 
 mod check_interval;
 mod dtypes;
@@ -51,7 +51,7 @@ pub enum Invariant {
     /// another tensor.
     DtypesStay,
     /// The loss scale grows after enough steps and falls after an overflow, as in
-    /// torch.amp.GradScaler. It is the same on host and device.
+    /// torch.amp.GradScaler. The host and the device have the same loss scale.
     ScaleFollowsRule,
     /// Validation changes no parameter and no buffer.
     EvaluationMovesNothing,
@@ -104,8 +104,9 @@ trait Rule {
     /// Returns the moments at which the invariant is checked.
     fn moments(&self) -> &'static [Moment];
 
-    /// Checks the invariant at this moment. Returns `None` if it holds. If it is violated, returns
-    /// the text of the error: the tensor or setting, the observation, the cause and the remedy.
+    /// Checks the invariant at this moment. Returns `None` if the invariant holds. If not, returns
+    /// the text of the error, which names the tensor or setting, the observation, the cause and the
+    /// remedy.
     fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>>;
 }
 
@@ -137,7 +138,7 @@ impl Invariants {
         ];
         if !manual {
             // These checks do not apply to manual steps: a manual step may leave gradients that no
-            // optimizer uses, and may change the loss scale as it likes.
+            // optimizer uses, and may itself change the loss scale.
             rules.push(Box::new(weights::WeightsMove::default()));
             rules.push(Box::new(loss_scale::ScaleFollowsRule::default()));
         }
@@ -147,7 +148,7 @@ impl Invariants {
         Self { clock: Clock::new(level), rules }
     }
 
-    /// Checks the invariants for which a check is due now. `running` is the number of steps in
+    /// Checks those invariants that must be checked now. `running` is the number of steps in
     /// flight.
     ///
     /// # Errors

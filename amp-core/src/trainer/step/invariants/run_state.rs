@@ -1,4 +1,4 @@
-//! What the checks of invariants can read of a run.
+//! The state of a run that the checks of invariants can read.
 
 use std::{cell::OnceCell, rc::Rc};
 

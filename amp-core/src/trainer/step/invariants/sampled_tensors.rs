@@ -11,7 +11,7 @@ use crate::{Result, nn::Role, precision::is_floating};
 /// the elements of all tensors are read in one copy.
 const MOST: i64 = 128;
 
-/// A few elements of each of several tensors, at one moment.
+/// A few elements of each of several tensors, all read at one moment.
 #[derive(Debug)]
 pub(super) struct Samples {
     tensors: Vec<Sampled>,

@@ -71,8 +71,8 @@ impl Rule for SkipsChangeNothing {
         if recovery.skipped_step_advances || recovery.on_non_finite == NonFinite::RestoreLastGood {
             return Ok(None);
         }
-        // While steps are in flight, nothing can be compared: these steps may still be skipped, and
-        // may change weights while the weights are read.
+        // While steps are in flight, the state is not compared: these steps may still be skipped,
+        // and may change weights while the weights are read.
         if seen.running > 0 {
             self.before = None;
             return Ok(None);

@@ -15,8 +15,8 @@ use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
 const STEPS: u64 = 10;
 
 /// An element that has not changed is a violation only if learning rate × min(|gradient|, 1) is
-/// more than this number × |element| × machine epsilon of the dtype. With gradients and learning
-/// rates above this limit, every optimizer changes the element within ten steps.
+/// more than `SPACINGS` × |element| × machine epsilon of the dtype. Above this limit, every
+/// optimizer changes the element within ten steps.
 const SPACINGS: f64 = 8.0;
 
 /// Checks that a parameter with a gradient changes within the first applied steps.
@@ -82,7 +82,7 @@ impl WeightsMove {
     }
 
     /// Describes the violation if the parameter's gradient should have changed the parameter.
-    /// Returns `None` if the gradient is too small for that.
+    /// Returns `None` if the gradient may be too small to change the parameter.
     fn stuck(&self, seen: &RunView<'_>, pair: &Pair<'_>, steps: u64) -> Result<Option<String>> {
         let name = &pair.tensor.name;
         for (scheduled, rates) in seen.scheduled().iter().zip(&self.rates) {
@@ -122,8 +122,8 @@ fn lrs(scheduled: &Scheduled) -> Vec<f64> {
     scheduled.optimizer.rates().iter().map(|rates| rates.lr).collect()
 }
 
-/// Returns the learning rate that the parameter's group had before the step. Returns 0 if it is not
-/// known.
+/// Returns the learning rate that the parameter's group had before the step. Returns 0 if this
+/// learning rate is not known.
 fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     if let [only] = before {
         return *only;
@@ -143,7 +143,8 @@ fn factor(seen: &RunView<'_>, scheduled: &Scheduled) -> Result<f64> {
     if !deferred {
         return Ok(1.0);
     }
-    // The loss scale may have grown after the step. The true factor is then larger.
+    // The loss scale may have grown after the step. The true factor is then larger than the
+    // returned factor.
     let scale = seen.state.optim.scale().unwrap_or(1.0);
     let Some(Clip::Norm(limit)) = seen.state.config.optimization.gradient_clip else {
         return Ok(1.0 / scale.max(1.0));

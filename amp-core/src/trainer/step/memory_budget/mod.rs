@@ -3,10 +3,10 @@
 //!
 //! The choice is made before the first step, on the examples of that step. A choice is a set of
 //! modules to recompute. The code first [measures](Survey) how many bytes each module keeps. It
-//! tries the choice under which the fewest bytes are kept, and measures the peak. From these
-//! measurements it predicts the choice that fits into the budget at the least cost in time, and
-//! tries it. The difference between the predicted and the measured peak improves the next
-//! prediction.
+//! tries the choice under which the fewest bytes are kept, and measures the peak of bytes in
+//! memory. From these measurements it predicts the choice that fits into the budget at the least
+//! cost in time, and tries this choice. The difference between the predicted and the measured peak
+//! improves the next prediction.
 
 mod search;
 mod select;
@@ -49,9 +49,9 @@ pub(in crate::trainer) fn plan_memory(
     state.follow_memory_plan(plan, emit)
 }
 
-/// Finds a memory plan for a step with the parameters and the optimizer state that exist now. Does
-/// not change the state. `when` says in the error which step does not fit. The other arguments are
-/// those of [`plan_memory`].
+/// Finds a memory plan for a step with the current trained parameters and optimizer state. Does not
+/// change the state of the training. `when` says in the error which step does not fit. The
+/// remaining arguments are the same as for [`plan_memory`].
 pub(in crate::trainer) fn try_plan(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -60,7 +60,8 @@ pub(in crate::trainer) fn try_plan(
     budget: u64,
     when: &str,
 ) -> Result<MemoryPlan> {
-    // The trials draw random numbers.
+    // No other thread may capture a CUDA graph during the trials, because the trials draw random
+    // numbers.
     let _between = ffi::between_captures_on(state.policy.device);
     let backup = StateBackup::begin(model, state.policy.device)?;
     let recording = state.profiler.suspend();
@@ -72,14 +73,14 @@ pub(in crate::trainer) fn try_plan(
     made
 }
 
-/// Trial forward and backward passes on the first step's examples.
+/// Runs forward and backward passes on the first step's examples as a trial.
 struct Trial<'t, 'a> {
     state: &'t mut StepState<'a>,
     model: &'t mut dyn LightningModule,
     examples: &'t Examples,
     /// The number of bytes in data loaders.
     loaders: u64,
-    /// Which step does not fit, for the error. Empty for the first step.
+    /// The words that say in the error which step does not fit. Empty for the first step.
     when: &'t str,
 }
 
@@ -126,9 +127,9 @@ impl Trial<'_, '_> {
         let held = self.held()?;
         let Self { state, model, examples, .. } = self;
         let meter = MemoryMeter::untracked(state.policy.device)?;
-        // The losses are kept, as in a real step, so that the measured peak includes them.
-        // libtorch's mean squared error is a view, which keeps the tensor with the errors of all
-        // elements alive.
+        // The losses are kept, as in a real step, so that the measured peak includes their memory.
+        // The memory can be large: libtorch's mean squared error is a view, which keeps the tensor
+        // with the errors of all elements alive.
         let mut losses = Vec::with_capacity(examples.batches.len());
         for (at, (batch, share)) in examples.batches.iter().zip(&examples.shares).enumerate() {
             let mut log = Log::default();
@@ -137,7 +138,7 @@ impl Trial<'_, '_> {
         }
         let peak = meter.read()?.peak_allocated;
         // The tensors are dropped before `meter` ends. A meter that was started before `meter` has
-        // not counted their allocation, so it must not count their release either.
+        // not counted the allocation of these tensors, so it must not count their release either.
         drop((losses, casts));
         state.optim.scaler.forget();
         state.optim.zero_grad()?;

@@ -1,6 +1,6 @@
 //! Finds the choice of cells (layers, or groups of layers) to recompute that fits into the memory
-//! budget at the least cost in time. The bytes that cells keep are known in advance. The remaining
-//! bytes of a step are known only after a choice was tried.
+//! budget at the least cost in time. The bytes that cells keep are known in advance. The other
+//! bytes that a step needs are known only after a choice was tried.
 
 use std::ops::Range;
 
@@ -19,9 +19,9 @@ pub(super) struct Tried {
     pub(super) peak: u64,
 }
 
-/// Tries choices with `measure`, which returns the peak of a choice in bytes. Returns the choice
-/// with the shortest recomputation whose peak is at most `budget`. If the peak of every choice is
-/// larger, returns the choice with the smallest peak.
+/// Tries choices with `measure`, which returns the peak of a choice in bytes. Of the tried choices
+/// whose peak is at most `budget`, returns the choice with the shortest recomputation. If the peak
+/// of every tried choice is larger, returns the choice with the smallest peak.
 pub(super) fn search(
     cells: &[Cell],
     budget: u64,
@@ -54,8 +54,8 @@ pub(super) fn search(
 fn next(cells: &[Cell], budget: u64, tried: &[Tried]) -> Option<Vec<Range<usize>>> {
     let last = tried.last().filter(|_| tried.len() < TRIES)?;
     let chosen = match tried.iter().any(|tried| tried.peak <= budget) {
-        // The measured peak is larger than the bytes of the cells. The difference is assumed to be
-        // the same for every choice.
+        // The measured peak is larger than the peak of the cells' bytes. The difference is assumed
+        // to be the same for every choice.
         true => choose(cells, (budget + peak(cells, &last.chosen)).saturating_sub(last.peak))?,
         // No choice has fitted so far. Recomputing nothing may need fewer bytes, because a
         // recomputation needs temporary tensors.
@@ -84,8 +84,8 @@ mod tests {
         cells.collect()
     }
 
-    /// Checks that the search learns from the first trial how many bytes a step needs besides those
-    /// of the cells (here 5000).
+    /// Checks that the search learns from the first trial how many bytes a step needs in addition
+    /// to the bytes of the cells (here 5000).
     #[test]
     fn what_else_is_held_is_learnt() -> Result<()> {
         let cells = cells();

@@ -4,18 +4,18 @@
 //! The forward pass is a chain of [cells](Cell), which are layers or groups of layers. A cell that
 //! is not recomputed keeps some bytes for the backward pass. It also keeps its input, if the cell
 //! itself or the previous cell needs the input later. Of neighbouring cells that are recomputed
-//! together, only the input of the first cell is kept. While they are recomputed in the backward
-//! pass, all their values are in memory, in addition to the values that the cells before them keep.
-//! In the backward pass of a cell, the gradients of its output and input are in memory too. For
-//! neighbouring cells that are recomputed together, their last output and its gradient stay in
-//! memory during the backward passes of all these cells.
+//! together, only the input of the first cell is kept. While these cells are recomputed in the
+//! backward pass, all their values are in memory, in addition to the values that the earlier cells
+//! keep. In the backward pass of a cell, the gradients of its output and input are in memory too.
+//! For neighbouring cells that are recomputed together, the output of the last cell and the
+//! gradient of this output stay in memory during the backward passes of all these cells.
 //!
 //! This is the cost model for rematerialization in chains (Chen et al., "Training deep nets with
 //! sublinear memory cost", 2016; Beaumont et al., "Optimal checkpointing for heterogeneous chains",
 //! 2019), restricted to at most one recomputation per cell. Dynamic programming over pairs (bytes,
-//! seconds) finds the fastest choice that fits. At each cell it drops every pair for which another
-//! pair needs no more bytes and no more seconds. A greedy choice by seconds per byte would be
-//! worse: it could leave as many bytes unused as a whole cell needs.
+//! seconds) finds the fastest choice that fits. At each cell, every pair is dropped for which
+//! another pair needs no more bytes and no more seconds. A greedy choice by seconds per byte would
+//! be worse: it could leave as many bytes unused as a whole cell needs.
 
 use std::ops::Range;
 
@@ -28,9 +28,9 @@ const MOST: usize = 256;
 /// A cell is large if it keeps more than 1/8 of the bytes of all cells. Large cells are split.
 const MUCH: u64 = 8;
 
-/// Returns the cells among which the search chooses. Splits a large cell into the modules within it
-/// if these modules keep most of its bytes. Leaves all other cells whole, because a whole cell can
-/// be recomputed together with its neighbours.
+/// Returns the cells among which the search chooses. Splits a large cell into the modules within
+/// the cell if these modules keep most of the cell's bytes. Does not split the other cells, because
+/// a whole cell can be recomputed together with its neighbours.
 pub(super) fn refine(cells: Vec<Cell>) -> Vec<Cell> {
     let much = held(&cells, &[]) / MUCH;
     cells.into_iter().flat_map(|cell| parts(cell, much)).collect()
@@ -92,7 +92,7 @@ pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
 }
 
 /// Returns the choice with the smallest peak of bytes, to within 1 %. For the same cells the choice
-/// is always the same. An error can therefore suggest its peak as a sufficient budget.
+/// is always the same. An error can therefore name the peak of this choice as a sufficient budget.
 pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
     let cells: Vec<Cell> = cells.iter().map(|cell| Cell { seconds: 1.0, ..cell.clone() }).collect();
     let cells = cells.as_slice();
@@ -154,8 +154,8 @@ fn kept(cells: &[Cell], at: usize) -> u64 {
     own + if keeps_input || kept_before { input } else { 0 }
 }
 
-/// Returns the largest number of bytes in memory for the cells in `range`, which are recomputed
-/// together, during their backward pass.
+/// Returns the peak of bytes that the cells in `range`, which are recomputed together, need during
+/// their backward pass.
 fn again(cells: &[Cell], range: &Range<usize>) -> u64 {
     let Range { start, end } = *range;
     let kept: u64 = (start + 1..end).map(|at| kept(cells, at)).sum();
@@ -176,14 +176,15 @@ struct State {
     seconds: f64,
     segments: usize,
     /// The earlier state to which this state adds cells: the number of cells of the earlier state,
-    /// and its index in the list of states with this number of cells.
+    /// and the index of the earlier state in the list of states with this number of cells.
     from: (usize, usize),
     /// Whether the cells that were added to the earlier state are recomputed.
     checkpointed: bool,
 }
 
 /// Drops each state for which another state needs no more bytes and no more seconds, and keeps
-/// about [`MOST`] of the remaining states. Sorts them from the fewest bytes to the fewest seconds.
+/// about [`MOST`] of the remaining states. Sorts the states from the fewest bytes to the fewest
+/// seconds.
 fn front(mut states: Vec<State>) -> Vec<State> {
     let cost = |state: &State| (state.seconds, state.segments);
     states.sort_by(|a, b| {
@@ -242,11 +243,11 @@ mod tests {
         choices
     }
 
-    /// Checks against Chen et al. that equal layers are divided into √n segments. If none of the 25
-    /// layers is recomputed, 25 inputs are kept. With five segments of five layers, 5 inputs are
-    /// kept, and four more while a segment is recomputed: 2√n − 1. The peak also contains two
-    /// gradients and, while a segment is recomputed, the segment's output and the gradient of that
-    /// output.
+    /// Checks against Chen et al. that equal layers are divided into √n segments. If none of the n
+    /// = 25 layers is recomputed, 25 inputs are kept. With five segments of five layers, 5 inputs
+    /// are kept, and 4 more while a segment is recomputed, together 2√n − 1 = 9. The peak also
+    /// contains two gradients and, while a segment is recomputed, the segment's output and the
+    /// gradient of that output.
     #[test]
     fn equal_layers_are_cut_at_the_root_of_their_number() {
         let cells = chain(&[(1000, 1.0); 25]);
@@ -306,8 +307,9 @@ mod tests {
         }
     }
 
-    /// Checks that only large cells are split. There are three stages of two blocks each. The last
-    /// stage is not split, because its blocks keep few bytes. A small block is not split either.
+    /// Checks that only large cells are split. The model has three stages of two blocks each. The
+    /// last stage is not split, because its blocks keep few bytes. A small block is not split
+    /// either.
     #[test]
     fn what_holds_much_is_taken_apart() {
         let stage = |at: usize, blocks: &[u64]| {

@@ -1,4 +1,4 @@
-//! Logged values that a callback or schedule monitors.
+//! Compares logged values that a callback or schedule monitors.
 
 use serde::{Deserialize, Serialize};
 

@@ -14,8 +14,8 @@ use crate::{
 };
 
 impl Run<'_, '_> {
-    /// Returns the epoch of the run's last step, and the number of steps before it, if no step is
-    /// skipped.
+    /// Returns the epoch of the run's last step, and the number of steps before the last step, if
+    /// no step is skipped.
     pub(super) fn last_position(&self) -> (i64, u64) {
         let batches = self.loader.batches();
         self.config.last_position(batches, self.config.length(batches, self.max_epochs))
@@ -94,12 +94,13 @@ impl Run<'_, '_> {
                 false => self.loader.held_bytes() + self.val.held_bytes(),
                 true if self.loader.is_resident() => 0,
                 // If the data set is not stored on the device, a batch occupies device memory until
-                // the device has read it, which may be during the following step. Therefore the
-                // batches of one more step are counted.
+                // the device has used the batch, which may be during the following step. Therefore
+                // the batches of one more step are counted.
                 true => examples.bytes(),
             };
-            // A later step that trains more parameters needs more memory. The run would otherwise
-            // end with an error at that step.
+            // When a freeze ends, later steps train more parameters and need more memory. Therefore
+            // the run checks now that these steps fit into the budget, and does not end with an
+            // error only then.
             let holding = freezing.holding().to_vec();
             let later = freezing.update(last.0, last.1);
             let when = format!(" after the end of {}", later.join(", "));

@@ -43,14 +43,15 @@ impl Loaders {
     }
 
     /// Returns loaders of the first batches of the training set, in order. A run with
-    /// `overfit_batches` validates on them instead of the validation sets.
+    /// `overfit_batches` validates on these batches instead of the validation sets.
     pub(super) fn overfitting(data: &DataModule, policy: Policy, limit: Limit) -> Result<Self> {
         let loader = data.clone().in_order().train_loader(policy, 0)?.limited(limit);
         Ok(Self(vec![(String::new(), loader)]))
     }
 
     /// Returns the values of all logs. The name of a set is appended to the names of the values in
-    /// the set's log. The last log belongs to no set, so the names of its values are unchanged.
+    /// the set's log. If `logs` has one more log than there are sets, the last log belongs to no
+    /// set, and the names of its values are unchanged.
     fn values(&self, logs: &[Log]) -> Result<Vec<Logged>> {
         let mut values = Vec::new();
         let names = self.0.iter().map(|(name, _)| name.as_str()).chain([""]);
@@ -95,8 +96,8 @@ pub(super) type Show<'s> = dyn FnMut(String, Media) -> Result<()> + 's;
 /// batch.
 type Then<'t, T> = dyn FnMut(&str, usize, Vec<T>) -> Result<()> + 't;
 
-/// Returns what is known of a run when it starts. `parameters` is the number of trained parameter
-/// elements.
+/// Returns the event that reports the start of a run. `parameters` is the number of trained
+/// parameter elements.
 pub(super) fn run_start(
     config: &TrainerConfig,
     model: &dyn LightningModule,
@@ -157,8 +158,8 @@ impl Evaluator {
         loaders.values(&logs)
     }
 
-    /// Repeats a validation until a value is not finite. Returns a description of this value and
-    /// its batch.
+    /// Repeats a validation up to the first value that is not finite. Returns a description of this
+    /// value and its batch. Returns `None` if all values are finite.
     pub(super) fn explain(
         &mut self,
         model: &mut dyn LightningModule,
@@ -184,9 +185,9 @@ impl Evaluator {
         Ok(None)
     }
 
-    /// Predicts each batch in order, and calls `write` with the predictions, the name of the set
-    /// and the index of the batch in the set. Returns what the model logged. `show` receives
-    /// images, texts and histograms.
+    /// Predicts each batch in order, and calls `write` with the name of the set, the index of the
+    /// batch in the set, and the predictions. Returns the values that the model logged. `show`
+    /// receives images, texts and histograms.
     pub(super) fn predict(
         &mut self,
         model: &mut dyn LightningModule,
@@ -244,9 +245,9 @@ impl Evaluator {
         Ok(logs)
     }
 
-    /// Runs a batch. If memory is too short for the whole batch, splits the batch into parts,
-    /// unless its loss or its shared tensors forbid that. Returns what the batch logged and the
-    /// result for each part.
+    /// Runs a batch. If the whole batch does not fit into memory, splits the batch into parts,
+    /// unless the loss or tensors that the examples share forbid that. Returns the log of the batch
+    /// and the result for each part.
     fn in_parts<T>(
         &mut self,
         batch: &AnyBatch,
@@ -269,7 +270,8 @@ impl Evaluator {
                 Ok(given) => return Ok((log, given)),
                 Err(error) => error,
             };
-            // A memory budget would not help: it reduces the memory of training steps alone.
+            // The error does not recommend a memory budget, because a budget reduces only the
+            // memory of training steps.
             let remedy = "choose a smaller batch";
             if !halves(&self.memory, &error, batch, self.parts, scope, remedy)? {
                 return Err(error);

@@ -1,4 +1,4 @@
-//! A training run: trains epoch by epoch, and executes what callbacks request.
+//! A training run: trains epoch by epoch, and executes the actions that callbacks request.
 
 use std::{
     rc::Rc,
@@ -45,14 +45,14 @@ pub(super) struct Run<'r, 'c> {
     pub(super) started: Instant,
     /// The training time before the checkpoint from which this run was resumed.
     pub(super) trained_before: Duration,
-    /// When the last validation ended, and the run's position then. `None` before the first
+    /// The time and the run's position at the end of the last validation. `None` before the first
     /// validation.
     pub(super) validated: Option<(Instant, Position)>,
-    /// Whether a validation loss was not finite before. The cause is searched for only the first
-    /// time.
+    /// Whether a validation loss has already been not finite in this run. Only the first time, the
+    /// run searches for the cause.
     pub(super) explained: bool,
-    /// Why a callback has requested the end of the run, which ends as soon as `min_epochs` and
-    /// `min_steps` are reached. `None` if no callback has requested the end.
+    /// The reason why a callback has requested the end of the run. The run ends as soon as
+    /// `min_epochs` and `min_steps` are reached. `None` if no callback has requested the end.
     stop: Option<String>,
     /// Whether a signal, a callback or `max_time` has ended the run.
     ended: bool,
@@ -63,8 +63,8 @@ pub(super) struct Run<'r, 'c> {
     pub(super) state: StepState<'r>,
     pub(super) steps: Steps,
     pub(super) writer: Writer,
-    /// The log before the step that is running, with which the run is saved if the step fails.
-    /// `None` if no step is running, or if the run is not saved after an error.
+    /// The state of the log before the running step. If the step fails, the run is saved with this
+    /// log. `None` if no step is running, or if the run is not saved after an error.
     pub(super) log_before: Option<State>,
     pub(super) observers: Observers<'r, 'c>,
     pub(super) position: Position,
@@ -202,7 +202,8 @@ impl<'r, 'c> Run<'r, 'c> {
         let trained_later = self.freezing.trained_later(self.last_position());
         let no_validation = self.validations.note(length).filter(|_| !self.val.is_empty());
         let config_notes = no_validation.into_iter().chain(full_gradients_note(self.config));
-        // A short trial of a longer run has the plan of the longer run.
+        // For a short trial of a longer run, the notes are about the longer run, whose plan the
+        // trial has.
         let last = self.config.last_position(self.loader.batches(), self.plan);
         let config_notes = config_notes.chain(self.freezing.note(last));
         let averaging = self.config.optimization.averaging;
@@ -245,8 +246,8 @@ impl<'r, 'c> Run<'r, 'c> {
             // including its validation and the callbacks.
             return Ok(Flow::End);
         }
-        // If the epoch ends early, a resumed run will continue it. Therefore the sums of logged
-        // values are copied before hooks add values to them.
+        // If the run ends within the epoch, a resumed run will continue the epoch. Therefore the
+        // sums of logged values are copied before hooks add values to the sums.
         let batches = self.loader.batches();
         let unfinished = match self.position.batch < batches {
             true => Some(self.observers.log.copied(self.config.device)?),
@@ -377,7 +378,8 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Ends the run between two steps because of a signal, and saves the run if a file was given.
+    /// Ends the run between two steps because of a signal, and saves the run if the user gave a
+    /// file for this.
     fn interrupt(&mut self, signal: u32) -> Result<Flow> {
         (self.ended, self.interrupted) = (true, Some(signal));
         let saved = self.interruption.save_to.clone();

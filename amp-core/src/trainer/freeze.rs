@@ -51,7 +51,8 @@ impl Freezing {
         Ok(freezing)
     }
 
-    /// Checks that an optimizer will train each parameter that is frozen for only a part of the run.
+    /// Checks that each parameter that is frozen for only a part of the run belongs to an
+    /// optimizer, which trains the parameter afterwards.
     ///
     /// # Errors
     /// When such a parameter belongs to no optimizer.
@@ -73,8 +74,9 @@ impl Freezing {
         Ok(())
     }
 
-    /// Returns the number of elements of the parameters that are frozen now, and trained in the
-    /// run's last step. `last` is the epoch of this step, and the number of steps before it.
+    /// Returns the number of elements of the parameters that are frozen now and trained in the
+    /// run's last step. `last` is the epoch of the last step, and the number of steps before the
+    /// last step.
     pub(super) fn trained_later(&self, last: (i64, u64)) -> i64 {
         let frozen = self.parameters.iter().filter(|own| !own.tensor.requires_grad());
         let later = frozen.filter(|own| {
@@ -84,8 +86,8 @@ impl Freezing {
         later.map(|own| own.tensor.numel() as i64).sum()
     }
 
-    /// Returns a note about the entries that name an end which the run does not reach. `last` is the
-    /// epoch of the run's last step, and the number of steps before it.
+    /// Returns a note if the run ends before the freeze of some entries ends. `last` is the epoch
+    /// of the run's last step, and the number of steps before the last step.
     pub(super) fn note(&self, last: (i64, u64)) -> Option<String> {
         let freezes = self.entries.iter().map(|one| &one.freeze);
         let never = freezes.filter(|one| !one.is_endless() && one.holds(last.0, last.1));
@@ -101,8 +103,8 @@ impl Freezing {
         })
     }
 
-    /// Freezes and unfreezes parameters for the given epoch and number of steps. Returns the
-    /// entries that no longer freeze their parameters.
+    /// Freezes and unfreezes parameters as the entries require in the given epoch and after the
+    /// given number of steps. Returns the entries that no longer freeze their parameters.
     pub(super) fn update(&mut self, epoch: i64, global_step: u64) -> Vec<String> {
         let holding: Vec<bool> =
             self.entries.iter().map(|entry| entry.freeze.holds(epoch, global_step)).collect();

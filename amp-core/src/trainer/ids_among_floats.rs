@@ -1,5 +1,5 @@
 //! Searches the data for ids (whole numbers) that are stored as floating-point values, and for a
-//! shared tensor that may contain indices of examples.
+//! tensor that all examples share and that may contain indices of examples.
 
 use tch::Kind;
 
@@ -22,8 +22,8 @@ impl Run<'_, '_> {
     }
 
     /// Emits a note if a tensor that all examples share may contain indices of examples (edges of a
-    /// graph, for instance), and if shuffling or batching changes to which examples the indices
-    /// refer.
+    /// graph, for instance), and if the indices refer to other examples after shuffling or
+    /// batching.
     pub(super) fn note_misleading_numbers(&mut self) -> Result<()> {
         match self.data.misleading_numbers()? {
             Some(text) => (self.observers.emit)(Event::Note { text }),

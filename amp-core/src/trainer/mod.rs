@@ -57,8 +57,8 @@ pub struct Trainer<'a> {
     interruption: Interruption,
 }
 
-/// The signal that may end a run before its last step, and the files to which a run that ends early
-/// is saved.
+/// The signal that may end a run early, and the files to which a run is saved if a signal or an
+/// error ends it early.
 #[derive(Debug, Clone, Default)]
 struct Interruption {
     /// The number of the received signal, or 0 if no signal was received.
@@ -102,9 +102,9 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Shows a [progress bar](ProgressBar) on standard error while [`fit`](Self::fit) runs, and
-    /// leaves the bar's last state there. Use [`subscribe`](Self::subscribe) for a bar with other
-    /// options.
+    /// Shows a [progress bar](ProgressBar) on standard error while [`fit`](Self::fit) runs. The
+    /// last state of the bar remains visible. Use [`subscribe`](Self::subscribe) for a bar with
+    /// other options.
     #[must_use]
     pub fn show_progress(mut self) -> Self {
         self.progress = Some(ProgressBar::new());
@@ -158,7 +158,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// Trains and validates `model` for the configured epochs. The model is moved to the trainer's
-    /// device and converted to the dtype of the precision, and remains so after the run.
+    /// device and converted to the dtype of the precision, and keeps this device and dtype after
+    /// the run.
     ///
     /// The run takes its random numbers from libtorch's generators, which the whole process shares,
     /// and does not seed the generators. To make a run repeatable while other threads train, begin
@@ -198,9 +199,9 @@ impl<'a> Trainer<'a> {
     }
 
     /// Validates `model` once on the validation sets of `data` and returns the logged values, in
-    /// the order in which the model logged them. For a set with a name, the names of the logged
-    /// values end in `/name`. The model is moved to the trainer's device and converted to the dtype
-    /// of the precision.
+    /// the order in which the model logged them. If a set has a name, `/` and this name are
+    /// appended to the names of its logged values. The model is moved to the trainer's device and
+    /// converted to the dtype of the precision.
     ///
     /// Subscribers first receive [`Event::EvaluationStart`]. Then they receive the events of a
     /// validation within [`fit`](Self::fit), with epoch 0 and step 0. At the end they receive
@@ -310,8 +311,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// Checks the configuration, moves the model to its device and creates the loaders of `sets`.
-    /// If there is no set, the error contains `kind`, for example `to test on`, and `method`, the
-    /// method of [`DataModule`] that adds such a set.
+    /// If there is no set, the error contains `kind`, the words for the purpose of the set, for
+    /// example `to test on`, and `method`, the method of [`DataModule`] that adds such a set.
     fn prepare(
         &self,
         model: &dyn LightningModule,

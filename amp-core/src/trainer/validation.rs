@@ -19,7 +19,7 @@ use crate::{
 const VALIDATION: &str = "val_";
 
 impl Run<'_, '_> {
-    /// Returns whether validations may report values at other moments than the end of each epoch.
+    /// Returns whether the run may validate at other moments than the end of each epoch.
     pub(super) fn validates(&self) -> bool {
         !self.val.is_empty() && !self.validations.follow_each_epoch()
     }
@@ -35,7 +35,7 @@ impl Run<'_, '_> {
         let last = self.validated.map_or(self.started, |(when, _)| when);
         let due =
             self.validations.follows(epoch, batch) || self.validations.is_due_after(last.elapsed());
-        // A validation at the end of the epoch is run by the code that ends the epoch, not here.
+        // The code that ends the epoch runs the validation at the end of the epoch.
         let ends_epoch = batch == self.loader.batches() && self.validations.follows(epoch, batch);
         if !due || self.is_validated() || ends_epoch || self.val.is_empty() {
             return Ok(());
@@ -73,8 +73,8 @@ impl Run<'_, '_> {
         Ok(values)
     }
 
-    /// Searches the validation set for the first tensor that is not finite, if a validation loss is
-    /// not finite, and names the tensor in a note. Does so only once in a run.
+    /// If a validation loss is not finite, searches the validation sets for the first tensor that
+    /// is not finite, and names this tensor in a note. Searches only once in a run.
     fn explain_once(&mut self, values: &[Logged]) -> Result<()> {
         let is_loss = |logged: &&Logged| logged.name.starts_with("val_loss");
         let Some(loss) = values.iter().filter(is_loss).find(|logged| !logged.value.is_finite())
@@ -142,8 +142,8 @@ impl Run<'_, '_> {
         match values {
             Ok(values) => are_logged(&monitored, &values),
             // With `num_sanity_val_steps = 0`, only one batch was validated. A metric may need more
-            // batches, so its error is ignored. The first whole validation shows whether the
-            // monitored values are logged.
+            // batches and fail, so the error is ignored. The first whole validation shows whether
+            // the monitored values are logged.
             Err(_) if batches == 0 => Ok(()),
             Err(error) => Err(error),
         }

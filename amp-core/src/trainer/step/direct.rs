@@ -1,4 +1,4 @@
-//! Executes steps that end as soon as they are started, without CUDA graphs.
+//! Executes steps without CUDA graphs. Such a step has ended when the call that starts it returns.
 
 use super::{
     executor::{Ended, Executor},
@@ -16,7 +16,7 @@ pub(super) type RunStep = fn(
     &Examples,
 ) -> Result<Vec<Action>>;
 
-/// An executor that runs each step to its end as soon as the step is started.
+/// An executor that runs each step to its end within the call that starts the step.
 pub(super) struct Direct {
     run: RunStep,
     ended: Option<Ended>,

@@ -1,4 +1,4 @@
-//! Runs training steps operator by operator (eager).
+//! Runs training steps operator by operator (eagerly), without CUDA graphs.
 
 use std::rc::Rc;
 
@@ -107,8 +107,9 @@ struct Ran {
 }
 
 /// Emits a note, once per run, if the accumulated gradients of several batches may differ from the
-/// gradient of one large batch. They differ if the loss depends on the batch as a whole. They may
-/// differ if the model computes its own loss and does not declare over what the loss is a mean.
+/// gradient of one large batch. The gradients differ if the loss depends on the batch as a whole.
+/// The gradients may differ if the model computes its own loss and does not declare over what the
+/// loss is a mean.
 fn note_windows(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,
@@ -148,9 +149,10 @@ fn note_windows(
     emit(Event::Note { text: text.to_owned() })
 }
 
-/// Runs the batch with the index `at` of the step: adds its gradients to the parameters' gradients,
-/// and its loss and logged values to `ran`. On the first batch of the run, observes the dtypes. If
-/// the batch does not fit into memory, splits it into more parts and runs it again.
+/// Runs the forward and backward pass over the batch with the index `at` in the step. Adds the new
+/// gradients to the parameters' gradients, and the loss and logged values to `ran`. In the first
+/// batch of the run, checks the dtypes. If the batch does not fit into memory, splits the batch
+/// into more parts and runs it again.
 fn forward_backward(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -181,8 +183,8 @@ fn forward_backward(
         match attempt() {
             Ok(loss) => break (loss, log),
             Err(error) if !error.is_out_of_memory() => {
-                // The position is added only to errors of later batches. An error in the first
-                // batch of the run is usually caused by the model and not by this batch.
+                // The error names the position of the batch, except for the first batch of the run:
+                // an error there is usually caused by the model and not by the batch.
                 let position = examples.position(at);
                 return Err(match position == Position::default() {
                     true => error,
@@ -247,7 +249,7 @@ fn halve(
     state.report_recovery(Recovery::MicroBatches { parts }, emit)
 }
 
-/// Returns the name of the first module that keeps running statistics of batches, as a batch norm
+/// Returns the name of the first module that keeps running statistics of batches, as batch norm
 /// does.
 fn keeps_batch_statistics(model: &dyn LightningModule) -> Option<String> {
     nn::named_tensors(model).into_iter().find_map(|(name, _, role)| {
@@ -282,9 +284,9 @@ fn run_again(
     Ok(ran)
 }
 
-/// Leaves out a step in which no target counts, so that the loss is a mean over nothing. Nothing
-/// has overflowed: the step changes nothing and does not count as skipped. The first such step of a
-/// run is reported.
+/// Ends a step in which no target counts, so that the loss is a mean over nothing (NaN). Because
+/// nothing has overflowed, such a step is not counted as skipped. Restores the state before the
+/// step, and emits a note about the first such step of a run.
 fn leave_out(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -303,8 +305,8 @@ fn leave_out(
     emit(Event::Note { text })
 }
 
-/// Counts a skipped step, searches for its cause, reports the step, restores the state before
-/// its forward pass, and decides what follows.
+/// Counts a skipped step, searches for its cause, reports the step, restores the state before its
+/// forward pass, and decides which examples the next step runs on.
 fn skip(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

@@ -12,11 +12,12 @@ use super::{
 };
 use crate::{LightningModule, Result, ffi, log::Log, trainer::config::Graph};
 
-/// The executors of a run. All steps in flight belong to one executor.
+/// The executors of a run. At any time, all steps in flight belong to the same executor.
 pub(in crate::trainer) struct Steps {
     graph: Option<Replay>,
     direct: Direct,
-    /// Why steps do not run as CUDA graphs, if the user may expect that they do.
+    /// The reason why steps do not run as CUDA graphs. `None` if steps run as CUDA graphs, or if
+    /// the user does not expect them to.
     pub(in crate::trainer) note: Option<String>,
 }
 
@@ -24,7 +25,7 @@ impl Steps {
     /// Decides how the steps of `model` run.
     ///
     /// # Errors
-    /// When graphs are required but impossible.
+    /// When the options require CUDA graphs, but steps cannot run as CUDA graphs.
     pub(in crate::trainer) fn new(
         state: &StepState<'_>,
         model: &dyn LightningModule,
@@ -49,7 +50,7 @@ impl Steps {
         }
     }
 
-    /// Starts a step on `examples`. If a step in flight must end first, starts nothing and returns
+    /// Starts a step on `examples`. If a step in flight must end first, starts no step and returns
     /// the examples.
     pub(in crate::trainer) fn start(
         &mut self,

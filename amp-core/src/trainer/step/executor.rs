@@ -4,8 +4,8 @@
 use super::{micro_batches::Examples, observers::Observers, state::StepState};
 use crate::{LightningModule, Result, callback::Action, log::Log};
 
-/// Runs optimizer steps. A step ends when it is known whether it was applied, was skipped or has
-/// failed. This may be long after the step was started. Steps end in the order in which they
+/// Runs optimizer steps. A step ends when the host knows whether the step was applied, was skipped
+/// or has failed. This may be long after the step was started. Steps end in the order in which they
 /// started.
 pub(in crate::trainer) trait Executor {
     /// Returns whether this executor can start a step on these examples now.
@@ -53,7 +53,7 @@ pub(in crate::trainer) trait Executor {
 pub(in crate::trainer) enum Ended {
     /// The step was applied or skipped, and its batches were reported.
     Over {
-        /// The index in the epoch of the first batch after the step.
+        /// The index, within the epoch, of the first batch after the step.
         next_batch: i64,
         /// The actions that callbacks request after the step.
         actions: Vec<Action>,

@@ -1,4 +1,4 @@
-//! Finds the first value of a step that was not finite.
+//! Finds the first value that was not finite in a step.
 
 use super::{micro_batches::Examples, observers::Emit, rollback::StateBackup, state::StepState};
 use crate::{
@@ -19,7 +19,8 @@ pub(super) fn explain(
     emit: &mut Emit<'_>,
 ) -> Result<Option<Provenance>> {
     let backup = StateBackup::begin(model, state.policy.device)?;
-    // The gradients of the skipped step are no longer needed. The repetition computes its own.
+    // The gradients of the skipped step are no longer needed. The repetition computes new
+    // gradients.
     state.optim.zero_grad()?;
     state.rollback.restore_random()?;
     let parameters = nn::parameters(model);

@@ -16,7 +16,7 @@ use crate::{
     precision::{GradScaler, Policy},
 };
 
-/// What the forward and backward passes over a batch need.
+/// The settings and objects that the forward and backward passes over a batch use.
 pub(super) struct Passes<'p> {
     pub(super) policy: Policy,
     pub(super) context: &'p Context,
@@ -47,7 +47,7 @@ impl Passes<'_> {
         for (part, fraction) in &parts {
             let loss = self.run_part(model, part, share * fraction, index, log)?;
             // If all targets of a part are ignored, the loss of the part is a mean over no
-            // elements, which is NaN. The NaN must not enter the sum.
+            // elements, which is NaN. The sum must not include this NaN.
             let loss = match *fraction {
                 0.0 => loss.f_zeros_like()?,
                 fraction => loss.f_mul_scalar(fraction)?,
@@ -76,7 +76,7 @@ impl Passes<'_> {
         };
         self.profiler.lap(Phase::Forward)?;
         let scaled = match share {
-            // A part without targets contributes no gradient.
+            // A part in which no target counts contributes no gradient.
             0.0 => None,
             1.0 => Some(self.scaler.scale(&value)?),
             share => Some(self.scaler.scale(&value.f_mul_scalar(share)?)?),

@@ -9,11 +9,11 @@ use crate::{
     trainer::config::{NonFinite, TrainerConfig},
 };
 
-/// A copy of a run's state after an applied step: weights, buffers, optimizers, schedules, and the
-/// averages of the weights.
+/// A copy of a run's state at the start or after an applied step: weights, buffers, optimizers,
+/// schedules, and the averages of the weights.
 pub(super) struct LastGood {
     applied: u64,
-    /// The copied state, under [`COPY`].
+    /// The copied state. All names in it begin with [`COPY`].
     copy: State,
     /// Whether this copy was restored before.
     used: bool,
@@ -64,7 +64,8 @@ impl LastGood {
         !self.used || applied > self.applied
     }
 
-    /// Restores the copy, and returns the number of steps that were applied before it was made.
+    /// Restores the copy, and returns the number of steps that were applied before the copy was
+    /// made.
     pub(super) fn restore(
         &mut self,
         model: &dyn LightningModule,
@@ -94,7 +95,8 @@ impl LastGood {
 }
 
 impl StepState<'_> {
-    /// Copies the current state for a later recovery, if the run needs copies and one is due.
+    /// Copies the current state for a later recovery, if the run needs copies and the next copy is
+    /// due.
     pub(super) fn keep_good(&mut self, model: &dyn LightningModule) -> Result<()> {
         let applied = self.counts.applied;
         if LastGood::is_due(self.config, self.good.is_some(), applied) {
@@ -116,7 +118,7 @@ impl StepState<'_> {
         }
     }
 
-    /// Returns the last copy of the state, for a checkpoint. Returns `None` if there is none.
+    /// Returns the last copy of the state, for a checkpoint. Returns `None` if there is no copy.
     pub(in crate::trainer) fn good_state(&self) -> Result<Option<State>> {
         let Some(LastGood { applied, copy, used }) = &self.good else { return Ok(None) };
         let mut state = State::default();
@@ -126,8 +128,8 @@ impl StepState<'_> {
         Ok(Some(state))
     }
 
-    /// Restores the last copy of the state from a checkpoint, if the run needs copies. `state` is
-    /// empty if the checkpoint has none.
+    /// Loads the last copy of the state from a checkpoint, if the run needs copies. `state` is
+    /// empty if the checkpoint contains no copy.
     ///
     /// # Errors
     /// When the copy does not belong to this run.

@@ -31,10 +31,10 @@ fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
 }
 
 impl StepState<'_> {
-    /// Returns whether the step that follows the `in_flight` running steps is checked for lost
-    /// updates. The first, tenth, hundredth, … steps are checked, until lost updates are found. The
-    /// first step is not checked if the run has a learning-rate schedule, because schedules often
-    /// begin with a tiny rate.
+    /// Returns whether the next step, which follows `in_flight` steps in flight, is checked for
+    /// lost updates. The first, tenth, hundredth, … steps are checked, until lost updates are
+    /// found. The first step is not checked if the run has a learning-rate schedule, because
+    /// schedules often begin with a tiny rate.
     pub(super) fn looks_for_lost_updates(&self, in_flight: u64) -> bool {
         let step = self.counts.applied + in_flight + 1;
         let power = 10_u64.checked_pow(step.ilog10()).is_some_and(|power| power == step);
@@ -63,8 +63,8 @@ impl StepState<'_> {
         Ok(Some(Before(pairs.collect::<Result<_>>()?)))
     }
 
-    /// Compares the sampled weights with their values before the step, which was applied. Returns a
-    /// note if many weights with a gradient did not change.
+    /// Compares the sampled weights with their values before the step that was just applied.
+    /// Returns a note if many weights with a gradient did not change.
     pub(super) fn lost_updates(&mut self, before: &Before) -> Result<Option<String>> {
         let (mut lost, mut all) = (0.0, 0.0);
         for (weight, before) in &before.0 {

@@ -15,8 +15,8 @@ pub(in crate::trainer) struct Examples {
     /// The factor by which the loss of each batch is multiplied. The sum of the losses, each
     /// multiplied by its factor, is a mean over all examples of the step.
     pub(super) shares: Vec<f64>,
-    /// Whether the device has skipped a step on these examples. The step is then repeated without a
-    /// CUDA graph.
+    /// Whether the device has skipped a step on these examples in a CUDA graph. The step is then
+    /// repeated without a graph.
     pub(super) skipped: bool,
 }
 
@@ -46,7 +46,7 @@ impl Examples {
         Position { batch: self.start.batch + at as i64, ..self.start }
     }
 
-    /// Returns the index in the epoch of the first batch after this step.
+    /// Returns the index, within the epoch, of the first batch after this step.
     pub(super) fn next_batch(&self) -> i64 {
         self.start.batch + self.batches.len() as i64
     }
@@ -81,7 +81,8 @@ impl Examples {
     }
 
     /// Returns whether no target of the step counts in the loss, because all targets are ignored or
-    /// masked. The loss is then a mean over nothing. Reads the targets from the device.
+    /// masked. The loss is then a mean over nothing (NaN). Reads the weights of the batches from
+    /// the device.
     pub(super) fn count_nothing(&self, model: &dyn LightningModule) -> Result<bool> {
         for batch in &self.batches {
             if model.loss_weight(batch)? != 0.0 {
@@ -124,8 +125,8 @@ fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>>
     if all > 0.0 {
         return Ok(weights.into_iter().map(|weight| weight / all).collect());
     }
-    // All weights are 0, for example because every target is ignored. Each batch gets the same
-    // factor. The loss is then a mean over no targets, as it would be for one large batch.
+    // All weights are 0, for example because every target is ignored. Each batch then gets the same
+    // factor, so that the loss is a mean over no targets (NaN), as for one large batch.
     Ok(vec![1.0 / batches.len() as f64; batches.len()])
 }
 
@@ -148,7 +149,8 @@ pub(super) fn no_examples() -> Error {
 /// twice as many parts. `scope` says over what the batch's loss is a mean.
 ///
 /// # Errors
-/// When the batch does not fit into memory and must not run in parts. `remedy` says what to do.
+/// When the batch does not fit into memory and must not run in parts. In the error, `remedy` says
+/// how to solve this.
 pub(in crate::trainer) fn halves(
     memory: &MemoryConfig,
     error: &Error,
@@ -157,7 +159,7 @@ pub(in crate::trainer) fn halves(
     scope: LossScope,
     remedy: &str,
 ) -> Result<bool> {
-    // A batch that is not divisible has run as a whole.
+    // A batch that cannot be split has run as a whole, that is, in one part.
     let parts = if batch.is_divisible() { parts } else { 1 };
     if !memory.halves(error, parts, batch.len()) {
         return Ok(false);

@@ -1,5 +1,5 @@
-//! What observes a run: the callbacks (in the order in which they were added), the receiver of
-//! events, the checks of invariants, and the log.
+//! The observers of a run: the callbacks, the receiver of events, the checks of invariants, and the
+//! log.
 
 use std::collections::HashSet;
 

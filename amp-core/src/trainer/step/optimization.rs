@@ -19,8 +19,8 @@ pub(in crate::trainer) struct Optimization<'a> {
     config: &'a TrainerConfig,
     pub(in crate::trainer) scheduled: Vec<Scheduled>,
     pub(in crate::trainer) scaler: GradScaler,
-    /// A guard. While it exists, gradients may be stored in 16 bits. `None` if gradients are stored
-    /// in the parameters' dtype.
+    /// The guard that allows gradients in 16 bits. `None` if gradients are stored in the
+    /// parameters' dtype.
     narrow: Option<NarrowGradients>,
     /// When the run must call its observers: after a step, or within it. If the observers need
     /// different moments, this is the strictest requirement.
@@ -74,7 +74,7 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.extend_state())
     }
 
-    /// Undoes [`extend`](Self::extend), after parameters were frozen again.
+    /// Undoes [`extend`](Self::extend), after the parameters were frozen again.
     pub(in crate::trainer) fn drop_unused(&mut self) {
         self.scheduled.iter_mut().for_each(|scheduled| scheduled.optimizer.drop_unused_state());
     }
@@ -115,14 +115,14 @@ impl<'a> Optimization<'a> {
     }
 
     /// Unscales and clips the gradients, for steps in which no hook reads the gradients in between.
-    /// Reads the gradients as few times as the optimizers allow: where possible, the kernel of an
-    /// optimizer unscales and clips them in its step. If the step is `captured`, this is not
-    /// possible for an optimizer that steps after the CUDA graph.
+    /// Makes as few passes over the gradients as the optimizers allow: where possible, the kernel
+    /// of an optimizer unscales and clips the gradients in its step. In a step that is `captured`,
+    /// this is not possible for an optimizer that steps after the CUDA graph.
     pub(in crate::trainer) fn unscale_and_clip(
         &mut self,
         captured: bool,
     ) -> Result<Vec<Gradients<Deferred>>> {
-        // An observer that runs right after the step may read the gradients, and must find them
+        // An observer that runs directly after the step may read the gradients, which must then be
         // unscaled. Therefore the gradients stay scaled only if there is no such observer.
         let may_defer = matches!(self.access, StepAccess::Deferred);
         let limit = match self.config.optimization.gradient_clip {
@@ -224,7 +224,8 @@ impl<'a> Optimization<'a> {
         })
     }
 
-    /// Advances the schedules whose monitored value a validation within the epoch has reported.
+    /// Advances the schedules whose monitored value is in `logged`, the values of a validation
+    /// within the epoch.
     pub(in crate::trainer) fn follow_validation(&mut self, logged: &[Logged]) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| match scheduled.monitor() {
             Some(monitor) if has(logged, monitor) => scheduled.advance(Interval::Epoch, logged),
@@ -233,7 +234,8 @@ impl<'a> Optimization<'a> {
     }
 }
 
-/// Returns an error if the backward pass reached no parameter.
+/// Returns the gradients, or an error if there are none because the backward pass reached no
+/// parameter.
 fn some<S>(gradients: Vec<Gradients<S>>) -> Result<Vec<Gradients<S>>> {
     match gradients.is_empty() {
         true => Err(Error::Scaler(
@@ -252,7 +254,8 @@ fn has(logged: &[Logged], name: &str) -> bool {
     logged.iter().any(|logged| logged.name == name)
 }
 
-/// Returns whether gradients are stored in 16 bits: the run must request it and be able to do it.
+/// Returns whether gradients are stored in 16 bits: the options must request it, and the run must
+/// be able to do it.
 fn keeps_16_bit_gradients(config: &TrainerConfig) -> bool {
     requests_16_bit_gradients(config) && full_gradients_note(config).is_none()
 }

@@ -1,6 +1,6 @@
 //! Measures the times of a step's phases, on the host and on the device. No measurement waits for
-//! the device: on CUDA the ends of phases are events in the stream, whose times are read at the end
-//! of the epoch.
+//! the device: on CUDA the end of each phase is an event in the stream, and the times of the events
+//! are read at the end of the epoch.
 
 use std::time::Instant;
 
@@ -52,7 +52,7 @@ pub(in crate::trainer) struct Recording {
     memory: Option<u64>,
 }
 
-/// Measures the steps that the user wants to profile.
+/// Measures the steps that the user's options select for profiling.
 pub(in crate::trainer) struct Profiler {
     device: Device,
     origin: Option<Mark>,
@@ -91,8 +91,8 @@ impl Profiler {
         Ok(())
     }
 
-    /// Pauses the profiling of the current step, if a step is being profiled, and returns what was
-    /// recorded.
+    /// Pauses the profiling of the current step, if a step is being profiled, and returns its
+    /// recording.
     pub(in crate::trainer) fn suspend(&mut self) -> Option<Recording> {
         self.running.take()
     }

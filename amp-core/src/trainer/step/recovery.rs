@@ -20,7 +20,7 @@ pub(super) enum Next {
     Again,
 }
 
-/// What is done after a skipped step.
+/// The trainer's response to a skipped step.
 enum Remedy {
     Nothing,
     /// The scaler has lowered the loss scale, and the step runs again on the same examples.
@@ -85,7 +85,8 @@ fn choose(state: &StepState<'_>, skipped: &Skipped, losses: &[Tensor]) -> Result
     };
     let stuck = state.counts.consecutive_skips > config.recovery.max_consecutive_skips;
     Ok(match config.recovery.on_non_finite {
-        // If only the scaled gradients overflowed, the scaler has already lowered the loss scale.
+        // If the forward pass was finite and only the scaled gradients overflowed, the scaler has
+        // already lowered the loss scale.
         NonFinite::LowerScale if scaled && !forward && !stuck => Remedy::RunAgain,
         _ if scaled && !forward && !stuck => Remedy::Nothing,
         NonFinite::Ignore => Remedy::Nothing,
@@ -106,7 +107,8 @@ fn restore_last_good(
     emit: &mut Emit<'_>,
 ) -> Result<()> {
     let applied = state.counts.applied;
-    // A copy that was restored before helps again only if a step was applied after it was restored.
+    // A copy that was restored before can help again only if a step was applied after the copy was
+    // restored.
     let Some(good) = state.good.as_mut().filter(|good| good.helps(applied)) else {
         return Err(not_finite(state, skipped));
     };

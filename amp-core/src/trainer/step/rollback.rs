@@ -13,8 +13,8 @@ use crate::{
     state::State,
 };
 
-/// A copy of the random generators' states and of the model's own state. It is made before a
-/// forward and backward pass that must change neither of the two.
+/// A copy of the random generators' states and of the model's own state. The copy is made before
+/// forward and backward passes that must not change these states.
 pub(in crate::trainer) struct StateBackup {
     device: Device,
     own: State,
@@ -84,7 +84,7 @@ impl Rollback {
         backup.end(model)
     }
 
-    /// Ends the step. Its changes remain.
+    /// Ends the step. The changes of the step remain.
     pub(super) fn end(&mut self) {
         self.backup = None;
     }

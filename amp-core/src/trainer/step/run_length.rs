@@ -1,4 +1,4 @@
-//! The planned length of a run, and the fraction of it that is complete.
+//! The planned length of a run, and the fraction of the run that is complete.
 
 use crate::optim::TrainingPlan;
 
@@ -34,7 +34,8 @@ mod tests {
         // Two batches form a step, and an epoch has ten batches.
         assert_eq!(length(10).done(0, 0, 0), 0.05);
         assert_eq!(length(10).done(0, 9, 5), 0.5);
-        // Skipped steps do not count as steps, but their batches count: the last epoch is complete.
+        // A skipped step is not counted as a step, but its batches are counted. The run is complete
+        // after its last epoch, although three steps were skipped.
         assert_eq!(length(10).done(1, 9, 7), 1.0);
         // The run ends at its largest number of steps, before the last epoch is complete.
         assert_eq!(length(4).done(0, 3, 2), 0.5);

@@ -57,7 +57,8 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) does_more: bool,
     /// Whether the dtypes of the first step were reported.
     pub(super) probed: bool,
-    /// Whether the first batches were searched for targets that the model's own loss may ignore.
+    /// Whether a step over several batches was already checked: a note says if its gradients may
+    /// differ from the gradients of one large batch.
     pub(super) looked_at_windows: bool,
     /// Whether a note about a step without targets was written.
     pub(super) told_left_out: bool,
@@ -151,7 +152,7 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// Returns what a hook of the model or a callback can read now.
+    /// Returns the current state of the run for a hook of the model or of a callback.
     pub(in crate::trainer) fn hook<'l>(&'l self, epoch: i64, log: &'l mut Log) -> Hook<'l> {
         Hook {
             epoch,
@@ -179,7 +180,7 @@ impl<'a> StepState<'a> {
         self.config.memory.budget.filter(|_| self.memory.is_none())
     }
 
-    /// Reports `plan`. In every later backward pass, the modules that it names are recomputed.
+    /// Reports `plan`. In every later backward pass, the modules in the plan are recomputed.
     pub(in crate::trainer) fn follow_memory_plan(
         &mut self,
         plan: MemoryPlan,
@@ -191,7 +192,7 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Continues the run in another precision, in which the weights have the same dtype.
+    /// Continues the run in another precision, which has the same dtype of weights.
     pub(in crate::trainer) fn set_precision(
         &mut self,
         model: &dyn LightningModule,
@@ -216,7 +217,7 @@ impl<'a> StepState<'a> {
         self.changing = true;
     }
 
-    /// Ends the step, which has been reported. The step can no longer be undone.
+    /// Ends a step that has been reported. The step can no longer be undone.
     pub(in crate::trainer) fn end(&mut self) {
         self.rollback.end();
         self.changing = false;
@@ -237,15 +238,15 @@ impl<'a> StepState<'a> {
         self.rollback.restore(model)
     }
 
-    /// Makes autocast cast each weight only once until the guard is dropped. Returns `None` if a
-    /// step has a single batch in a single part, or if autocast is off.
+    /// Returns a guard. While the guard exists, autocast casts each weight only once. Returns
+    /// `None` if a step has a single batch in a single part, or if autocast is off.
     pub(super) fn keep_casts(&self) -> Result<Option<KeptCasts>> {
         let several = self.config.optimization.accumulate_grad_batches > 1 || self.parts > 1;
         let casts = self.policy.precision.autocast().is_some() && several;
         casts.then(KeptCasts::keep).transpose()
     }
 
-    /// Returns what the forward and backward passes of a training step need.
+    /// Returns the settings and objects for the forward and backward passes of a training step.
     pub(super) fn passes(&mut self) -> Passes<'_> {
         let global_step = self.global_step();
         let Self { policy, context, optim, parts, profiler, .. } = self;
@@ -253,7 +254,7 @@ impl<'a> StepState<'a> {
         Passes { policy, context, scaler: &optim.scaler, parts, global_step, profiler }
     }
 
-    /// Returns what the forward and backward passes need if they run in the given [`Context`].
+    /// Returns the settings and objects for forward and backward passes in the given [`Context`].
     pub(super) fn passes_in<'p>(&'p mut self, context: &'p Context) -> Passes<'p> {
         Passes { context, ..self.passes() }
     }
@@ -296,7 +297,8 @@ impl<'a> StepState<'a> {
         Ok(outcome)
     }
 
-    /// Counts an applied step, and updates what depends on the weights, for example their average.
+    /// Counts an applied step, updates the averages of the weights, and copies the state for a
+    /// later recovery if a copy is due.
     pub(super) fn count_applied(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.changing = true;
         self.counts.applied += 1;
@@ -336,8 +338,9 @@ impl<'a> StepState<'a> {
         self.counts.consecutive_skips += 1;
     }
 
-    /// Updates the state after parameters were unfrozen: creates their optimizer state, and drops
-    /// the memory plan and the last copy of the state, because both were made without it.
+    /// Updates the state after parameters were unfrozen: creates their optimizer state, drops the
+    /// memory plan, and replaces the last copy of the state, because the plan and the copy were
+    /// made without this optimizer state.
     pub(in crate::trainer) fn extend(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.optim.extend()?;
         self.start_over(model)
@@ -388,7 +391,7 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// Reports what the trainer did to recover from a skipped step or a shortage of memory.
+    /// Reports how the trainer recovered from a skipped step or from a shortage of memory.
     pub(super) fn report_recovery(&self, recovery: Recovery, emit: &mut Emit<'_>) -> Result<()> {
         emit(Event::Recovered { attempt: self.counts.attempts, recovery })
     }

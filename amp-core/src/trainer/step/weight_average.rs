@@ -28,8 +28,8 @@ struct Averaged {
     /// The average. It is f32 if the tensor has 16 bits, because most changes of an average are
     /// smaller than the spacing of 16-bit numbers and would be lost.
     average: Tensor,
-    /// The unaveraged value of a 16-bit tensor, while the model has the rounded average. `None` at
-    /// other times.
+    /// While the model has the rounded average of a 16-bit tensor, the unaveraged value of this
+    /// tensor. `None` at other times.
     aside: RefCell<Option<Tensor>>,
 }
 
@@ -89,7 +89,7 @@ impl Average {
         Ok(Self { averaging, tensors: tensors.collect::<Result<_>>()?, updates: 0 })
     }
 
-    /// Updates the average after an applied step, if it is a moving average over steps.
+    /// Updates the average after an applied step, if the run uses a moving average over steps.
     pub(super) fn follow_step(&mut self) -> Result<()> {
         match self.averaging {
             Averaging::Ema { decay } => {
@@ -151,7 +151,7 @@ impl Average {
     }
 
     /// Returns the state for a checkpoint. The file stores the averages as the model's weights, so
-    /// this state contains the unaveraged weights, and the averages that have more bits than the
+    /// this state contains the unaveraged weights, and those averages that have more bits than the
     /// weights. The caller must have [exchanged](Self::swap) weights and averages before.
     pub(in crate::trainer) fn state(&self) -> Result<State> {
         let mut state = State::default();
@@ -170,8 +170,8 @@ impl Average {
         Ok(state)
     }
 
-    /// Restores a saved state. The model already has the weights of the file. They are the averages
-    /// if the saved run had updated its averages.
+    /// Restores a saved state. The model already has the weights of the file. These weights are the
+    /// averages if the saved run had updated its averages.
     pub(in crate::trainer) fn load_state(&mut self, state: &State) -> Result<()> {
         self.updates = state.get("updates")?;
         for Averaged { name, live, average, .. } in &mut self.tensors {

@@ -18,8 +18,8 @@ use crate::{
     weights,
 };
 
-/// The bytes that a training step keeps in memory, by their use. The peak is higher than their sum,
-/// because operators need temporary memory.
+/// The bytes that a training step keeps in memory, by their use. The peak of a step is higher than
+/// the sum of these bytes, because operators need temporary memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct StepMemory {
     /// The bytes of the parameters, in the dtype of the precision.
@@ -33,7 +33,7 @@ pub struct StepMemory {
     /// The bytes of the averages of parameters and buffers. 0 if the run computes no averages.
     pub averages: u64,
     /// The measured number of bytes that the forward pass of one batch keeps for the backward pass.
-    /// It includes activations and, under autocast, the 16-bit copies of weights. Layers that are
+    /// These are activations and, under autocast, the 16-bit copies of weights. Layers that are
     /// recomputed keep only their inputs. The batch is measured as a whole, without a memory
     /// budget.
     pub activations: u64,

@@ -16,7 +16,7 @@ use crate::{
 
 pub use self::{memory::StepMemory, show::show_count, tree::LayerSummary};
 
-/// The layers of a model, and what a training step on one batch costs.
+/// The layers of a model, and the cost of a training step on one batch.
 /// [`Display`](std::fmt::Display) shows the layers as a tree.
 ///
 /// ```
@@ -74,8 +74,8 @@ pub struct ModelSummary {
     /// two operations. Matrix products, convolutions, attention and recurrent layers are counted.
     /// Elementwise operations are not counted. Causal attention counts as full attention.
     pub flops: u64,
-    /// The memory that the training step needs. If a freeze ends during the run, this is the memory
-    /// of the run's last step, which needs more than the first step.
+    /// The memory that a training step needs. If a freeze ends during the run, this is the memory
+    /// of the run's last step, which needs more memory than the first step.
     pub memory: StepMemory,
 }
 
@@ -86,8 +86,8 @@ impl ModelSummary {
     }
 
     /// Removes the layers that are nested deeper than `depth`. With 0 only the model remains, with
-    /// 1 also its direct layers. The numbers of a remaining layer still include the layers within
-    /// it.
+    /// 1 also its direct layers. The numbers of a remaining layer still include the removed layers
+    /// within it.
     #[must_use]
     pub fn with_max_depth(mut self, depth: usize) -> Self {
         self.layers.retain(|layer| layer.depth <= depth);
@@ -123,8 +123,8 @@ impl Trainer<'_> {
         let loader = config.train_loader(data)?;
         let plan = config.training_plan(&loader);
         let mut freezing = Freezing::new(model, &config.optimization.freeze)?;
-        // The optimizers get the state of all parameters that the run trains, also of those that it
-        // does not train at first.
+        // The optimizers create the state of all parameters that the run trains, including
+        // parameters that are frozen at first.
         let length = config.length(loader.batches(), config.max_epochs);
         let last = config.last_position(loader.batches(), length);
         freezing.update(last.0, last.1);

@@ -15,7 +15,7 @@ use crate::{
 /// The shapes of a module's input or output tensors.
 type Shapes = Vec<Vec<i64>>;
 
-/// What was recorded in a forward pass.
+/// The record of a forward pass.
 #[derive(Debug, Default)]
 pub(super) struct Traced {
     /// The calls of modules, in the order in which they began.

@@ -17,9 +17,9 @@ const PARAMETER: &str = "Parameter";
 /// The type name of a row that shows a `Vec` of layers.
 const LIST: &str = "List";
 
-/// A layer of a model, or a parameter that gets its own row. A parameter gets a row if it belongs
-/// to the model itself, or to a layer that contains layers. The numbers of such a layer are
-/// therefore the sums of the rows within it.
+/// A row of the summary: a layer of a model, or a parameter that gets its own row. A parameter gets
+/// a row if it belongs to the model itself, or to a layer that contains layers. The numbers of such
+/// a layer are therefore the sums of the rows within it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerSummary {
     /// The dotted path of the layer, as in the names of its parameters. Empty for the model itself.
@@ -36,7 +36,7 @@ pub struct LayerSummary {
     /// The shapes of the layer's outputs at its first call, or the shape of the parameter.
     pub output: Vec<Vec<i64>>,
     /// The number of trained parameter elements in the layer, including the layers within it. A
-    /// parameter that two layers share is counted only for the first of them.
+    /// parameter that two layers share is counted only for the first of these layers.
     pub trainable: i64,
     /// The number of frozen parameter elements in the layer, counted as in `trainable`.
     pub frozen: i64,
@@ -144,7 +144,7 @@ fn parent_of(path: &str) -> Option<&str> {
 }
 
 /// Inserts a layer that ran but is not declared, after the layers that its parent already has.
-/// Returns its index.
+/// Returns the index of the inserted layer.
 fn insert(layers: &mut Vec<LayerSummary>, path: &str) -> usize {
     let parent = parent_of(path).unwrap_or_default();
     let found = layers.iter().position(|layer| layer.path == parent);

@@ -30,6 +30,6 @@ pub(crate) fn is_not_logged<'a>(monitor: &str, logged: impl Iterator<Item = &'a 
     let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
     Error::config(format!(
         "cannot monitor `{monitor}`, because the model does not log it at the end of an epoch: \
-         there it logs {names}"
+         then the model logs {names}"
     ))
 }

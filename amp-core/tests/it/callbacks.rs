@@ -246,7 +246,7 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
             let fit = Trainer::new(config).callback(&mut callback).fit(&mut model, &data);
             let text = message(fit);
             let expected = "cannot monitor `val_acc`, because the model does not log it at the \
-                            end of an epoch: there it logs val_score";
+                            end of an epoch: then the model logs val_score";
             assert!(text.contains(expected), "{text}");
             assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
         }

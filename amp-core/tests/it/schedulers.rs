@@ -161,7 +161,7 @@ fn a_monitored_value_must_be_logged() -> Result<()> {
     assert!(
         said.contains(
             "cannot monitor `val_acc`, because the model does not log it at the end of an epoch: \
-             there it logs val_loss"
+             then the model logs val_loss"
         ),
         "{said}"
     );

@@ -282,8 +282,8 @@ impl GradScaler {
         let uses = self.end_iteration();
         let Some((first, rest)) = uses.split_first() else {
             return Err(Error::Scaler(
-                "`update` was called before any gradients were unscaled: no inf checks were \
-                 recorded"
+                "`update` was called, but no gradients were unscaled since the last update, so \
+                 no inf checks were recorded: unscale the gradients before `update`"
                     .into(),
             ));
         };
@@ -389,7 +389,9 @@ impl GradScaler {
     fn refuse_second_use(&self, owner: usize) -> Result<()> {
         if self.iteration.iter().any(|seen| seen.owner == owner) {
             return Err(Error::Scaler(
-                "these gradients were already unscaled since the last update".into(),
+                "this optimizer's gradients were already unscaled since the last update: unscale \
+                 them once, and call `update` after the step"
+                    .into(),
             ));
         }
         Ok(())

@@ -57,9 +57,7 @@ impl Run<'_, '_> {
     /// Restores the state that the run had before the failed step.
     fn return_to_step(&mut self) -> Result<()> {
         if self.steps.running() > 0 {
-            return Err(Error::config(
-                "steps that were started before are still running on the device",
-            ));
+            return Err(Error::config("earlier steps are still running on the device"));
         }
         self.steps.release(&mut self.observers.log)?;
         self.state.return_to_step(self.model)?;

@@ -132,7 +132,7 @@ fn fell_below_floor(state: &StepState<'_>, skipped: &Skipped, min_scale: f64) ->
 fn not_finite(state: &StepState<'_>, skipped: &Skipped) -> Error {
     let row = match state.counts.consecutive_skips {
         0 | 1 => String::new(),
-        n => format!(", the {n}th in a row"),
+        n => format!(" ({n} skipped steps in a row)"),
     };
     Error::NonFinite(format!(
         "optimizer step {} under {} has a gradient or a loss that is not finite{row}: {}",

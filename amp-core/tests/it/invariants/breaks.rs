@@ -184,7 +184,9 @@ fn weights_written_after_their_masters_were_made_are_reported() -> Result<()> {
     let _section = seeded(1);
     let text = broken(fit(config.clone(), &mut model), Invariant::OptimizerHoldsWeights);
     assert!(
-        text.starts_with("before step 1: `model.0.weight` differs from its rounded f32 master"),
+        text.starts_with(
+            "before step 1: `model.0.weight` differs from its f32 master weight, rounded to 16 bits"
+        ),
         "{text}"
     );
     fit(config, &mut Planted::new(Odd::Nothing, Does::Nothing)?)?;

@@ -129,9 +129,9 @@ fn stale_master(seen: &RunView<'_>) -> Result<Option<String>> {
     });
     Ok(stale.map(|(name, _)| {
         format!(
-            "`{name}` differs from its rounded f32 master: something has written to the weight \
-             after the optimizer was built, and the next step will overwrite the written value; \
-             load weights before `fit`, or choose another --weight-update"
+            "`{name}` differs from its f32 master weight, rounded to 16 bits: something has written \
+             to `{name}` after the optimizer was built, and the next step will overwrite the \
+             written value; load weights before `fit`, or choose another --weight-update"
         )
     }))
 }

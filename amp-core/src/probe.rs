@@ -17,7 +17,7 @@ use crate::{
     precision::{Precision, RegionPlan, dtype_name, is_floating},
 };
 
-/// The dtypes that one training step used, with PyTorch's names.
+/// The names, as in PyTorch, of the dtypes that one training step used.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Observed {
     /// The dtypes of the outputs of matrix products and convolutions.
@@ -41,7 +41,7 @@ pub struct Drawn {
     pub module: String,
     /// The name of the operator, such as `randn_like`.
     pub operator: String,
-    /// The dtype in which the numbers were drawn, with PyTorch's name.
+    /// PyTorch's name of the dtype in which the numbers were drawn.
     pub dtype: String,
 }
 

@@ -200,8 +200,8 @@ pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<(
     checked!(amp_foreach_clamp(tensors.as_ptr(), tensors.len(), low, high))
 }
 
-/// The gradients of some parameters. The C++ code allocates all of them in one list, so that no
-/// handle is allocated for each gradient.
+/// The gradients of some parameters. C++ stores all gradients in one list, so that it need not
+/// allocate a handle for each gradient.
 #[derive(Debug)]
 pub(crate) struct Grads {
     list: *mut c_void,
@@ -212,7 +212,7 @@ pub(crate) struct Grads {
 }
 
 impl Grads {
-    /// Returns the gradients of those parameters that have one.
+    /// Returns the gradients of those parameters that have a gradient.
     pub(crate) fn of(parameters: &[Parameter]) -> Result<Self> {
         let owners = handles(parameters.iter().map(|parameter| &parameter.tensor));
         let mut grads = vec![std::ptr::null_mut(); owners.len()];

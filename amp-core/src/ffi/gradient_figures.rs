@@ -14,7 +14,7 @@ unsafe extern "C" {
     fn amp_forget_twin(tensor: Handle) -> c_int;
 }
 
-/// Statistics of the gradient of one tensor. They can be read after a backward pass has computed
+/// Statistics of the gradient of one tensor, which can be read after a backward pass has computed
 /// the gradient.
 #[derive(Debug)]
 pub(crate) struct WatchedGradient(Tensor);

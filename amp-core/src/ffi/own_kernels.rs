@@ -7,7 +7,8 @@ unsafe extern "C" {
     fn amp_own_kernels_set(own: c_int);
 }
 
-/// Returns whether layers and losses on this thread use this library's kernels where they exist.
+/// Returns whether layers and losses on this thread use this library's kernels wherever such
+/// kernels exist.
 pub(crate) fn own_kernels() -> bool {
     // SAFETY: the function only reads a thread-local number.
     unsafe { amp_own_kernels() != 0 }

@@ -25,7 +25,8 @@ unsafe extern "C" {
 /// Computes a module's output from its input.
 type Run = dyn Fn(&Tensor) -> Result<Tensor>;
 
-/// A module that is recomputed in the backward pass. The C++ node of the autograd graph owns it.
+/// A module that is recomputed in the backward pass. The C++ node in the autograd graph owns this
+/// struct.
 struct Recompute {
     run: Box<Run>,
 }

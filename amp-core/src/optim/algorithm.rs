@@ -136,8 +136,8 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
         moments == Moments::Full
     }
 
-    /// Returns the values of the options by field name. The checks of a run compute the steps again
-    /// with these values. Returns `None` if the values are not available.
+    /// Returns the values of the options by field name. To check a run, `amp-verify` repeats its
+    /// optimizer steps with these values. Returns `None` if the values are not available.
     fn fields(&self) -> Option<Map<String, Value>> {
         None
     }

@@ -1,9 +1,9 @@
-//! Parameter groups: other options for some parameters, which are selected by name.
+//! Parameter groups: different optimizer options for different parameters.
 
 use super::{Algorithm, BuildOptimizer, Optimizer, Selection, Storage, engine::Engine};
 use crate::{Error, Result, nn::Parameter};
 
-/// An optimizer that has other options for some of the parameters (PyTorch's param_groups).
+/// An optimizer with different options for different parameters (PyTorch's param_groups).
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::optim::{AdamW, OptimizerConfig, ParamGroups};
@@ -29,7 +29,8 @@ impl<O> ParamGroups<O> {
         Self { base, groups: Vec::new() }
     }
 
-    /// Sets the options of some parameters. `params` is a [`Selection`] or a list of name patterns.
+    /// Adds a group: sets the options of the parameters that `params` selects. `params` is a
+    /// [`Selection`] or a list of name patterns.
     #[must_use]
     pub fn group(mut self, params: impl Into<Selection>, options: O) -> Self {
         self.groups.push((params.into(), options));
@@ -76,8 +77,8 @@ impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
         let mut options = vec![self.base.clone()];
         options.extend(self.groups.iter().map(|(_, options)| options.clone()));
         if !group_of.contains(&0) {
-            // If all parameters are in other groups, group 0 is removed, so that it does not appear
-            // among the rates.
+            // If all parameters are in other groups, group 0 is removed, so that this empty group
+            // does not appear among the rates.
             options.remove(0);
             group_of.iter_mut().for_each(|group| *group -= 1);
         }

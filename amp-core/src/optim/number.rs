@@ -44,7 +44,7 @@ struct Binary {
 
 impl Number {
     /// Returns the value of a tensor with one element. If `stays` is true, the number stays on the
-    /// tensor's device. Otherwise it is read to the host.
+    /// tensor's device. Otherwise the host waits for the value.
     pub(super) fn of(tensor: &Tensor, stays: bool) -> Result<Self> {
         Ok(Self(match stays {
             true => {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// The tensors on which the parameters of one dtype are updated.
+/// The tensors on which the update of parameters of one dtype is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Working {
     Itself,

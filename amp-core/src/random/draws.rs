@@ -49,7 +49,8 @@ impl Draws {
     /// restores the generator's state afterwards. Other threads of the run must not use the
     /// generator during the call.
     pub(crate) fn apart<T>(self, index: i64, body: impl FnOnce() -> T) -> Result<T> {
-        /// Restores the state of the generator when it is dropped, also after a panic.
+        /// A guard that restores the state of the generator when the guard is dropped, also after a
+        /// panic.
         struct Kept(CpuRandom);
 
         impl Drop for Kept {

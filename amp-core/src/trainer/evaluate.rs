@@ -69,7 +69,7 @@ impl Loaders {
         self.0.iter().map(|(_, loader)| loader.held_bytes()).sum()
     }
 
-    /// Returns whether the sets contain no batch at all.
+    /// Returns whether no set contains a batch.
     pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(|(_, loader)| loader.batches() == 0)
     }

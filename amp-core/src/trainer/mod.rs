@@ -63,9 +63,11 @@ pub struct Trainer<'a> {
 struct Interruption {
     /// The number of the received signal, or 0 if no signal was received.
     signal: Arc<AtomicUsize>,
-    /// The file to which the run is saved if a signal ends it; `None` if it is not saved then.
+    /// The file to which the run is saved if a signal ends the run. `None` if the run is then not
+    /// saved.
     save_to: Option<PathBuf>,
-    /// The file to which the run is saved if it ends with an error; `None` if it is not saved then.
+    /// The file to which the run is saved if the run ends with an error. `None` if the run is then
+    /// not saved.
     save_errors_to: Option<PathBuf>,
 }
 
@@ -257,7 +259,7 @@ impl<'a> Trainer<'a> {
     /// Predicts on the prediction sets of `data`, batch by batch and in order. Calls `write` with
     /// the name of the set, the index of the batch in the set, and the predictions on the device.
     /// If a batch does not fit into memory, it is split, and `write` is called for each part of the
-    /// batch with the same index. Subscribers receive what the model logs, as in
+    /// batch with the same index. Subscribers receive the values that the model logs, as in
     /// [`validate`](Self::validate).
     ///
     /// # Errors

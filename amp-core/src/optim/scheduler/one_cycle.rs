@@ -7,8 +7,8 @@ use crate::Result;
 
 /// The learning rate rises along a cosine from max_lr/div_factor to max_lr, and then falls along a
 /// cosine to a fraction of the first rate (OneCycleLR). The momentum falls while the rate rises,
-/// and rises while the rate falls. After the last step, learning rate and momentum stay as they
-/// are.
+/// and rises while the rate falls. After the last step, learning rate and momentum keep their last
+/// values.
 ///
 /// ```
 /// use amp_core::optim::OneCycle;

@@ -20,9 +20,9 @@ pub enum Decay {
 
 /// Warm-up, stable, decay (Hu et al. 2024, "MiniCPM", §4). The rate rises during warmup_steps, then
 /// stays at the optimizer's rate, and falls during the last decay_steps of total_steps. Afterwards
-/// it is constant. The warm-up is linear. The formula is that of transformers' get_wsd_schedule: a
-/// factor f from 0 to 1 becomes f·(1 − min_lr_ratio) + min_lr_ratio, so that the factor is
-/// min_lr_ratio at the start and at the end.
+/// the rate is constant. The warm-up is linear. The formula is that of transformers'
+/// get_wsd_schedule: a factor f from 0 to 1 becomes f·(1 − min_lr_ratio) + min_lr_ratio, so that
+/// the factor is min_lr_ratio at the start and at the end.
 ///
 /// ```
 /// use amp_core::optim::{Decay, Wsd};

@@ -160,8 +160,8 @@ impl GradScaler {
         })
     }
 
-    /// Creates a scaler that neither scales losses nor skips steps. With it, the same training code
-    /// works for every precision.
+    /// Creates a scaler that neither scales losses nor skips steps. With such a scaler, the same
+    /// training code works for every precision.
     ///
     /// # Errors
     /// When libtorch does not have this device.

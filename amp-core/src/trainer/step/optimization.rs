@@ -22,8 +22,8 @@ pub(in crate::trainer) struct Optimization<'a> {
     /// The guard that allows gradients in 16 bits. `None` if gradients are stored in the
     /// parameters' dtype.
     narrow: Option<NarrowGradients>,
-    /// When the run must call its observers: after a step, or within it. If the observers need
-    /// different moments, this is the strictest requirement.
+    /// The moment at which the run must call its observers, relative to the step. If the observers
+    /// need different moments, this is the strictest requirement.
     pub(in crate::trainer) access: StepAccess,
 }
 

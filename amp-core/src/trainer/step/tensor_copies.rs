@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use crate::{Result, ffi, memory::tensor_bytes};
 
-/// Tensors, and copies of their values. Each slot has room for one copy of every tensor.
+/// Tensors, and memory for copies of their values. Each slot has room for one copy of every tensor.
 pub(super) struct Kept {
     live: Vec<Tensor>,
     slots: Vec<Vec<Tensor>>,

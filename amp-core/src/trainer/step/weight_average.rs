@@ -34,7 +34,7 @@ struct Averaged {
 }
 
 impl Averaged {
-    /// Copies a tensor of the model as its first average.
+    /// Creates the average of a tensor of the model. The first average is a copy of the tensor.
     fn new((name, live): (String, Tensor)) -> Result<Self> {
         let average = match live.kind() {
             Kind::Half | Kind::BFloat16 => live.f_detach()?.f_to_kind(Kind::Float)?,
@@ -82,8 +82,8 @@ impl Averaged {
 }
 
 impl Average {
-    /// Copies the tensors of `model` as the first averages. The model must already be on its
-    /// device.
+    /// Creates the averages of the tensors of `model`. The first averages are copies of the
+    /// tensors. The model must already be on its device.
     pub(super) fn new(model: &dyn LightningModule, averaging: Averaging) -> Result<Self> {
         let tensors = weights::distinct(model).into_iter().map(Averaged::new);
         Ok(Self { averaging, tensors: tensors.collect::<Result<_>>()?, updates: 0 })

@@ -32,8 +32,9 @@ const QUEUED: usize = 4;
 /// choose their kernels and allocate their workspaces.
 const WARM_UP: u64 = 3;
 
-/// Returns when the run must call its observers: after a step, or within it. If the observers need
-/// different moments, returns the strictest requirement.
+/// Returns the moment at which the run must call its observers: directly after each step, within
+/// the step, or later, when further steps may already be running. If the observers need different
+/// moments, returns the strictest requirement.
 pub(in crate::trainer) fn step_access(
     model: &dyn LightningModule,
     callbacks: &[Box<dyn Callback + '_>],
@@ -51,8 +52,8 @@ pub(in crate::trainer) fn step_access(
     callbacks.fold(model.step_access().and(average).and(checks), StepAccess::and)
 }
 
-/// Returns how many steps may be queued. If steps cannot run as CUDA graphs, returns an error with
-/// the reason.
+/// Returns the number of steps that may be queued. If steps cannot run as CUDA graphs, returns an
+/// error with the reason.
 fn capacity(config: &TrainerConfig, access: StepAccess) -> Result<usize> {
     if !config.device.is_cuda() {
         return Err(refused("CUDA graphs need a CUDA device"));

@@ -206,7 +206,7 @@ impl Executor for Replay {
         };
         if !self.entered {
             // Some parameters may have no gradient in the graph. Without this call, the optimizer
-            // would use the gradients that an earlier step left on them.
+            // would use the gradients that an earlier step has left on these parameters.
             state.optim.zero_grad()?;
             graph.enter(&mut observers.log)?;
             self.entered = true;

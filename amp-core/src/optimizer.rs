@@ -32,9 +32,9 @@ pub struct OnDevice<'a> {
 pub struct Capabilities {
     /// Whether the step can skip itself if [`OnDevice::found_inf`] is not 0.
     pub skips: bool,
-    /// Whether the step can multiply the gradients by [`OnDevice::factor`]. A step that cannot be
-    /// captured runs after the CUDA graph and gets no factor, because the graph has unscaled and
-    /// clipped the gradients.
+    /// Whether the step can multiply the gradients by [`OnDevice::factor`]. In a run with CUDA
+    /// graphs, a step that cannot be captured runs after the graph and gets no factor, because the
+    /// graph has unscaled and clipped the gradients.
     pub scales: bool,
     /// Whether the step can be captured in a CUDA graph. A captured step reads the learning rate
     /// and the momentum from the device, where [`Optimizer::write_rates`] writes them.

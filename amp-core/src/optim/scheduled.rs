@@ -203,7 +203,7 @@ impl Scheduled {
         let passed = passed.map_err(|_| {
             Error::config(format!(
                 "the saved schedule of {} does not record how many steps or epochs have passed, \
-                 so it cannot continue with other options",
+                 so it cannot continue with other options: resume with the options of the saved run",
                 self.name
             ))
         })?;

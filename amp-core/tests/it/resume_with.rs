@@ -260,8 +260,8 @@ fn another_schedule_needs_permission() -> Result<()> {
     let said = message(resumed(&[])?.train(elsewhere.path()));
     assert!(
         said.contains(
-            "saved by a run with another schedule: within its first 1000 steps or epochs, its \
-             learning rates or momenta differ from those of this code's schedule: "
+            "saved by a run with another schedule: its learning rates or momenta differ from those \
+             of this run's schedule within the first 1000 steps or epochs: "
         ) && said.contains("--resume-with lr"),
         "{said}"
     );

@@ -64,7 +64,8 @@ impl GradScaler {
         let mut uses = self.iteration.iter_mut();
         let Some(seen) = uses.find(|seen| seen.owner == gradients.owner) else {
             return Err(Error::Scaler(
-                "these gradients were unscaled before the last `update`: compute new ones".into(),
+                "these gradients were unscaled before the last `update`: compute new gradients"
+                    .into(),
             ));
         };
         Ok(*seen.overflowed.insert(found_inf.read()?))

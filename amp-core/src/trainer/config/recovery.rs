@@ -81,7 +81,8 @@ impl RecoveryConfig {
 }
 
 /// What happens to a step whose gradients are not finite. If the trainer finds that gradients are
-/// not finite, it never applies the step, and searches for the cause.
+/// not finite, it never applies the step, and searches for the cause (see
+/// [`provenance`](RecoveryConfig::provenance)).
 ///
 /// If the loss is finite and only the scaled gradients overflow, the scaler always handles the
 /// overflow: under `16-mixed` it skips the step and lowers the loss scale. This option applies to

@@ -285,8 +285,8 @@ impl Run<'_, '_> {
             });
             if there != here.collect::<Result<Vec<_>>>()? {
                 let cause = format!(
-                    "with another schedule: within its first {DIGEST_INTERVALS} steps or epochs, its \
-                     learning rates or momenta differ from those of this code's schedule"
+                    "with another schedule: its learning rates or momenta differ from those of this \
+                     run's schedule within the first {DIGEST_INTERVALS} steps or epochs"
                 );
                 permits.needs(Some(Change::Lr), &cause)?;
             }

@@ -43,7 +43,7 @@ impl Rule for EvaluationMode {
         Ok(Some(format!(
             "{what} in training mode, so that dropout is active or batch norm uses the batch's statistics: the \
              model ignores the mode of the step or makes a `Context` of its own; pass on `step.context()`, \
-             and let your own layers ask it for the mode (`is_training`, `drops_out`)"
+             and let your own layers ask this context for the mode (`is_training`, `drops_out`)"
         )))
     }
 }

@@ -97,7 +97,8 @@ impl Drawn {
 }
 
 impl Observed {
-    /// Describes the first operator that drew random numbers of 16 bits, and what to use instead.
+    /// Describes the first operator that drew random numbers in 16 bits, and names the function to
+    /// use instead.
     pub(crate) fn narrow_draw(&self) -> Option<String> {
         let drawn = self.draws.iter().find(|drawn| drawn.is_narrow())?;
         Some(format!(

@@ -14,7 +14,8 @@ pub(crate) fn own_kernels() -> bool {
     unsafe { amp_own_kernels() != 0 }
 }
 
-/// Sets what [`own_kernels`] returns on this thread.
+/// Sets whether layers and losses on this thread use this library's kernels wherever such kernels
+/// exist.
 pub(crate) fn set_own_kernels(own: bool) {
     // SAFETY: the function only writes a thread-local number.
     unsafe { amp_own_kernels_set(c_int::from(own)) }

@@ -1,5 +1,5 @@
-//! The ways to update 16-bit weights. They differ in what happens if an update is smaller than the
-//! distance between neighbouring 16-bit numbers.
+//! The ways to update 16-bit weights, which treat updates that are smaller than the distance
+//! between neighbouring 16-bit numbers in different ways.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};

@@ -31,7 +31,8 @@ use tch::{Device, Kind};
 
 use crate::Error;
 
-/// The dtypes in which a run computes and keeps its weights. The names are Lightning's.
+/// The dtypes in which a run computes, and in which it stores its weights. The names are
+/// Lightning's.
 ///
 /// ```
 /// use amp_core::{precision::Precision, tch::Kind};
@@ -145,7 +146,7 @@ impl FromStr for Precision {
 /// A precision and a device, which together determine all casts and autocast regions of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// The dtypes in which the run computes and keeps its weights.
+    /// The dtypes in which the run computes, and in which it stores its weights.
     pub precision: Precision,
     /// The device on which the run trains.
     pub device: Device,

@@ -19,8 +19,8 @@ use crate::support::{
 const WIDTH: i64 = 32;
 
 /// Computes the expected results with libtorch's attention and the same weights. Returns the
-/// gradients of the sum of the squared output with respect to the input and the weights, and the
-/// output.
+/// output, and the gradients of the sum of the squared output with respect to the input and the
+/// weights.
 fn by_libtorch(input: &Tensor, tensors: &[Tensor], dropout: f64) -> Result<Vec<Tensor>> {
     let [weight, bias, out_weight, out_bias] = tensors else { panic!("four tensors") };
     let heads = |x: &Tensor| -> Result<Tensor> {

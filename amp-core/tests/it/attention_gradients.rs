@@ -11,8 +11,8 @@ use rstest::rstest;
 use crate::support::{bits::relative, device, needs_cuda, seeded};
 
 /// Returns the batch size, the number of heads, the sequence length, and the width of a head. The
-/// batch size depends on the layout that is tested first, so the two orders of the layouts have
-/// different sizes.
+/// batch size depends on `first`, the layout that is tested first. Cases that test the layouts in
+/// different orders therefore have different sizes.
 fn sizes(first: Layout) -> [i64; 4] {
     [32 + first as i64, 4, 24, 8]
 }
@@ -51,10 +51,10 @@ fn gradient(
     Ok(gradient.to_kind(Kind::Double))
 }
 
-/// The gradients of queries, keys and values equal those computed in f64. This is tested for both
-/// memory layouts of the output's gradient, and for both orders in which the layouts can occur in
-/// one process. The order matters because cuDNN compiles a backward pass for the first layout, and
-/// libtorch also runs this compiled pass on gradients of the second layout.
+/// The gradients of queries, keys and values equal those computed in f64. The output's gradient has
+/// two memory layouts, which are tested one after the other in both orders. The order matters,
+/// because cuDNN compiles a backward pass for the first layout, and libtorch also runs this
+/// compiled pass on gradients of the second layout.
 #[rstest]
 #[ignore]
 fn each_layout_gives_the_same_gradients(
@@ -65,7 +65,7 @@ fn each_layout_gives_the_same_gradients(
 ) -> Result<()> {
     needs_cuda();
     let _generator = seeded(3);
-    // The two orders use different sizes. A case with one order therefore cannot reuse the backward
+    // Cases with different orders have different sizes. A case therefore cannot reuse the backward
     // pass that a case with the other order compiled.
     let sizes = sizes(order[0]);
     let [n, heads, length, width] = sizes;

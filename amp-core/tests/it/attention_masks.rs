@@ -83,7 +83,7 @@ fn a_query_without_keys_attends_to_zeros(
     Ok(())
 }
 
-/// The input at padded positions affects no bit of other outputs. One sequence is only padding.
+/// The input at padded positions changes no bit of other outputs. One sequence is only padding.
 #[rstest]
 fn padding_has_no_effect(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
@@ -112,7 +112,7 @@ fn padding_has_no_effect(
     for parameter in parameters(&layer) {
         assert!(is_finite(&parameter.tensor.grad()), "{}", parameter.name);
     }
-    // Padding affects neither the loss nor other queries, so its gradient is zero.
+    // The padded input affects neither the loss nor other queries, so its gradient is zero.
     assert!(is_zero(&x.grad().masked_select(&padding.unsqueeze(-1))));
     Ok(())
 }
@@ -147,8 +147,8 @@ fn the_causal_option_equals_a_mask() -> Result<()> {
     Ok(())
 }
 
-/// Attention that also returns its weights has the same output. The weights of each query add up to
-/// 1, or to 0 if all keys of the query are masked.
+/// The output is the same whether or not attention also returns its weights. The weights of each
+/// query add up to 1, or to 0 if all keys of the query are masked.
 #[rstest]
 fn returned_weights_do_not_change_the_output(
     #[values(2, 4)] num_kv_heads: i64,

@@ -20,8 +20,8 @@ use crate::support::{
 
 const CPU: Device = Device::Cpu;
 
-/// Returns a tensor of positive values below 1. The script that recorded PyTorch's dtypes uses the
-/// same values.
+/// Returns a tensor of positive values below 1. The script that recorded the dtypes of PyTorch uses
+/// the same values.
 pub(crate) fn x(shape: &[i64]) -> Tensor {
     let count: i64 = shape.iter().product();
     let values: Vec<f64> = (1..=count).map(|n| n as f64 / (count + 2) as f64).collect();

@@ -1,5 +1,5 @@
-//! Tests of the moving averages of the weights (EMA and SWA). They are compared with averages that
-//! the tests compute.
+//! Tests of the moving averages of the weights (EMA and SWA). The expected averages are computed by
+//! the tests.
 
 use std::{cell::RefCell, rc::Rc};
 

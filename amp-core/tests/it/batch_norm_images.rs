@@ -154,10 +154,10 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     lies.permute([0, 3, 1, 2])
 }
 
-/// The results of the kernels differ from those in f64 by at most two roundings of the dtype. The
-/// shapes cover one and several tiles of channels, and numbers of rows that no block size divides.
-/// They also cover channels whose mean is far from zero, and more rows than all blocks process at
-/// once.
+/// The results of the kernels differ from those in f64 by at most two roundings of the dtype. Some
+/// shapes have one tile of channels, and others have several. Some have a number of rows that no
+/// block size divides, or more rows than all blocks process at once. In some channels, the mean is
+/// far from zero.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn kernels_are_near_f64(

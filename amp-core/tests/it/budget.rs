@@ -84,8 +84,8 @@ pub(crate) fn mixed() -> Result<Model> {
 struct Run {
     record: Result<RunRecord>,
     plans: Vec<MemoryPlan>,
-    /// The peak of allocated bytes, measured from just before the model was built. The data already
-    /// existed then and is not counted.
+    /// The peak of allocated bytes, measured from just before the model was built. The data was
+    /// loaded before, so it is not counted.
     peak: u64,
     /// All parameters and buffers after the run, as text.
     tensors: Vec<String>,
@@ -176,9 +176,9 @@ pub(crate) fn unlimited(
     Ok((run.peak, held + earlier_batches(&config)))
 }
 
-/// The measured peak is within the budget. On the CPU, it differs from the predicted peak by at
-/// most 4 KiB. Each checkpointed segment frees all activations that its layers keep, except the
-/// segment's input. `kept_of_two` is the number of layers in a block that keep their input.
+/// The measured peak is within the budget, and on the CPU within 4 KiB of the predicted peak. In
+/// each block of two layers, `kept_of_two` layers keep their input. Each checkpointed segment frees
+/// these inputs, except the input of the segment itself.
 #[rstest]
 #[case::each_keeps_its_input(mlp, 2, 70)]
 #[case::each_keeps_its_input(mlp, 2, 80)]
@@ -205,8 +205,8 @@ fn the_peak_is_as_predicted_and_within_the_budget(
     let freed = plan.segments.iter().map(|segment| {
         let layers = segment.layers.clone().expect("layers of the container");
         assert_eq!(segment.path, "model");
-        // Layers at even positions are linear. If only half of the layers keep their inputs, only
-        // the linear layers are counted.
+        // Layers at even positions are linear. If only one layer of a block keeps its input, it is
+        // the linear layer.
         let kept = layers.filter(|place| place % 2 < kept_of_two).count();
         (kept as u64 - 1) * ACTIVATION
     });

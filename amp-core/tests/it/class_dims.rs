@@ -17,9 +17,9 @@ use crate::support::{message, seeded};
 /// The number of classes, and the length of the sequences.
 const COUNT: i64 = 5;
 
-/// Returns twelve sequences `[12, 5, 4]` of inputs, and their classes `[12, 5]`. The target 0
-/// counts as padding. It is also a valid class, so a metric that does not ignore it has another
-/// value.
+/// Returns twelve sequences `[12, 5, 4]` of inputs, and their classes `[12, 5]`. The loss ignores
+/// the target 0, as if it were padding. But 0 is also a valid class, so a metric that does not
+/// ignore it has another value.
 fn examples() -> Result<Batch> {
     let _section = seeded(3);
     let input = Tensor::f_randn([12, COUNT, 4], (Kind::Double, Device::Cpu))?;

@@ -264,7 +264,8 @@ fn losses_of_pixels_repeat_their_bits(
     Ok(())
 }
 
-/// The cross entropy equals the loss in f64 with each of its options, for few and for many classes.
+/// With each of its options, the cross entropy equals the loss in f64, for few and for many
+/// classes.
 #[rstest]
 fn options_equal_f64(
     #[values((Kind::Float, Precision::F32True), (Kind::BFloat16, Precision::Bf16Mixed))]

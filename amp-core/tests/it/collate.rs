@@ -1,5 +1,6 @@
-//! Tests of how examples are combined into batches. They are stacked or padded. If neither is
-//! possible, the error contains the name of the field, the numbers of the examples and the shapes.
+//! Tests of how examples are combined into batches. The tensors of the examples are stacked or
+//! padded. If neither is possible, the error contains the name of the field, the numbers of the
+//! examples and the shapes.
 
 use amp_core::{
     data::{AnyBatch, BatchField, Collate, FieldRole, MapDataset, Pad},

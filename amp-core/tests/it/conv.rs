@@ -296,9 +296,9 @@ fn a_run_is_reproducible(
     Ok(())
 }
 
-/// A checkpoint of a 16-bit run with channels_last loads into a model without channels_last. A
-/// checkpoint without channels_last loads into a model with it. The tensors have the same bits and
-/// names.
+/// A checkpoint does not depend on the memory layout. A checkpoint of a 16-bit run with
+/// channels_last loads into a model without channels_last, and the other way round. The tensors
+/// have the same bits and names.
 #[test]
 fn checkpoints_load_across_layouts() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

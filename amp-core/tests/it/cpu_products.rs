@@ -172,8 +172,9 @@ fn a_cpu_without_kernels_widens(#[values(Kind::Half, Kind::BFloat16)] kind: Kind
     Ok(())
 }
 
-/// Gradients of a convolution in f16 equal those in f32, rounded once, on every x86 CPU. Gradients
-/// in bf16 and outputs do so on CPUs without kernels for them.
+/// An f16 gradient of a convolution equals the gradient in f32, rounded once, on every x86 CPU. A
+/// bf16 gradient, or an output in either dtype, equals the result in f32, rounded once, if the CPU
+/// has no kernels for this dtype.
 #[rstest]
 fn gradients_of_a_convolution_are_widened(
     #[values(Kind::Half, Kind::BFloat16)] kind: Kind,

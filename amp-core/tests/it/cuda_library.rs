@@ -19,8 +19,8 @@ const MARK: &str = "cuda library: ";
 #[test]
 #[ignore = "is run by the other tests, in processes of their own"]
 fn child() {
-    // The mapped files are read before the first check for CUDA, so that they show what the program
-    // loads at its start.
+    // This line runs before the first check for CUDA, so that it prints what the program has loaded
+    // at its start.
     println!("mapped: {:?}", loaded("libtorch_cuda.so"));
     let known = serde_json::to_string(&cuda_library()).expect("JSON");
     println!("{MARK}{known}");
@@ -32,7 +32,8 @@ fn child() {
     }
 }
 
-/// Returns the path of the file with this name that the process has mapped, if there is one.
+/// Returns the path of the file with this name, if the process has mapped such a file into its
+/// memory.
 fn loaded(name: &str) -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").expect("Linux has it");
     maps.lines()

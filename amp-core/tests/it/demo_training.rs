@@ -1,5 +1,5 @@
-//! Trains the model of the demo notebook with this trainer, and compares the results with the same
-//! training in PyTorch.
+//! Trains `MixedPrecisionDemo`, the first model of the Lightning notebook that `fixtures/GUIDE.md`
+//! follows, and compares the results with the same training in PyTorch.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -153,10 +153,11 @@ fn one_seed_gives_torchs_initial_weights(#[case] seed: u64) -> Result<()> {
 }
 
 /// Twelve training steps in every precision follow rules 14, 15, 18 and 19 of docs/SEMANTICS.md at
-/// the same time. Some cases have dropout or clipping, and in one case the loss scale overflows,
-/// grows and is reduced. If this machine runs the same kernels as the recording, losses, final
-/// weights and logits have torch's bits. On other machines, the relative difference of the losses
-/// is at most ten times the recorded spread between sets of kernels, plus one unit of their dtype.
+/// the same time. Some cases have dropout or clipping. In one case the loss scale overflows, grows
+/// and is reduced. If this machine runs the same kernels as the recording, losses, final weights
+/// and logits have torch's bits. Otherwise, the relative difference of the losses is at most ten
+/// times the recorded spread between kernel sets, plus the rounding unit of the loss's dtype
+/// (`unit`).
 #[rstest]
 #[case("32-true")]
 #[case("32-true/seed-1")]

@@ -249,7 +249,8 @@ struct WithMean {
     head: Linear,
 }
 
-/// Checks that an output without a row for each example is refused as a prediction, with the remedy.
+/// Checks that a prediction is refused if its output has no row for each example. The error names
+/// the remedy.
 #[test]
 fn predictions_have_a_row_for_each_example() -> Result<()> {
     let _section = seeded(0);

@@ -175,7 +175,7 @@ fn autocast_casts_and_is_left_on_panic(
     Ok(())
 }
 
-/// The model of the demo notebook learns in every precision. Its matrix products have the dtype of
+/// The model `MixedPrecisionDemo` learns in every precision. Its matrix products have the dtype of
 /// the precision, and the loss of its first epoch is within 2 % of the loss in f64.
 #[rstest]
 fn every_precision_trains(

@@ -88,7 +88,8 @@ impl Dataset for Disturbed {
 /// batches are therefore still loaded ahead.
 #[test]
 fn draws_of_another_thread_are_not_the_sets() -> Result<()> {
-    // No other test may use the generator meanwhile, from which the other thread draws.
+    // The other thread draws from libtorch's generator. Until `_section` is dropped, no other test
+    // can use this generator.
     let _section = seeded(0);
     let data = SharedDataset::from(Disturbed { gathered_on: Vec::new() });
     let loading = Loading { placement: Placement::Host, prefetch: Some(2), ..Loading::default() };

@@ -1,5 +1,5 @@
-//! Tests the first step of a run, in which the trainer records dtypes. It must compute the same as
-//! any other step.
+//! Tests the first step of a run, in which the trainer records dtypes. The first step must compute
+//! the same as any other step.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -91,8 +91,8 @@ impl Probe for Tensors {
     }
 }
 
-/// Runs a forward pass in training mode over some digits. Returns the output, and how many bytes
-/// are kept for a backward pass.
+/// Runs a forward pass in training mode over some digits. Returns the output, and the number of
+/// bytes that are kept for a backward pass.
 fn pass(layers: &Sequential, policy: Policy, context: Context) -> Result<(Tensor, i64)> {
     let input = digits(330)?.place(policy)?.input;
     tch::manual_seed(5);

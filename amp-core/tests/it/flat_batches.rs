@@ -1,5 +1,6 @@
 //! Tests of batches whose shared tensors hold rows of all examples, as in PyTorch Geometric: the
-//! nodes of graphs of different sizes, one after the other. A part of such a batch is no batch.
+//! nodes of graphs of different sizes, one after the other. Such a batch cannot be divided, because
+//! a part of its examples would have the nodes of all graphs.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -17,13 +18,14 @@ struct Graphs {
     /// The nodes of all graphs of the batch.
     #[batch(shared)]
     x: Tensor,
-    /// The number of each graph's nodes.
+    /// The number of nodes of each graph.
     #[batch(ids)]
     nodes: Tensor,
     target: Tensor,
 }
 
-/// Graphs of which the one with the index i has i + 1 nodes with the value i.
+/// A data set of graphs. The graph with the index i has i + 1 nodes, and each of these nodes has
+/// the value i.
 struct Growing(i64);
 
 impl MapDataset for Growing {
@@ -54,7 +56,9 @@ impl MapDataset for Growing {
     }
 }
 
-/// The mean of each graph's nodes. It does not notice if the nodes belong to other graphs.
+/// A model that reads the mean of each graph's nodes. It finds the nodes of a graph only by their
+/// position in `x`. If `x` contained the nodes of other graphs, the means would be wrong, without
+/// an error.
 #[derive(LightningModule)]
 #[batch(Graphs, inputs(x, nodes), target = target)]
 #[forward(|x, nodes: &Tensor| {
@@ -70,10 +74,12 @@ impl MapDataset for Growing {
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 1e-3)]
 struct Pooled {
-    /// The largest number of nodes of a training batch that fits into memory.
+    /// If a training batch has more nodes than this number, the forward pass fails as if memory had
+    /// run out.
     #[hparam(default = 1000)]
     room: i64,
-    /// The largest number of graphs that fit into memory.
+    /// If a batch has more graphs than this number, the forward pass fails as if memory had run
+    /// out.
     #[hparam(default = 1000)]
     most: i64,
     #[layer(linear(1, 1))]
@@ -88,7 +94,8 @@ fn cpu() -> TrainerConfig {
     TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F32True, Device::Cpu) }
 }
 
-/// Checks that a data module with only the first batches has the same batches.
+/// Checks that the batches of `head`, a data module with only the first batches, contain all nodes
+/// of their graphs.
 #[test]
 fn the_first_batches_are_whole() -> Result<()> {
     let head = DataModule::new("graphs", set(9), set(3), 2).in_order().head(2)?;
@@ -100,7 +107,8 @@ fn the_first_batches_are_whole() -> Result<()> {
     Ok(())
 }
 
-/// Checks that the examples of a batch are not selected from a copy of the whole set.
+/// Checks that such a data set is refused with `placement = device`, which would select the
+/// examples of a batch from one copy of the whole set.
 #[test]
 fn one_copy_of_the_set_is_refused() {
     let mut data = DataModule::new("graphs", set(6), set(2), 2);
@@ -111,7 +119,8 @@ fn one_copy_of_the_set_is_refused() {
     assert!(told.ends_with("choose `auto` or `host`"), "{told}");
 }
 
-/// Checks that a batch that does not fit into memory is not divided.
+/// Checks that such a batch is not divided if it does not fit into memory. The run ends with an
+/// error.
 #[test]
 fn a_batch_that_does_not_fit_is_not_divided() -> Result<()> {
     let _section = seeded(0);
@@ -123,7 +132,8 @@ fn a_batch_that_does_not_fit_is_not_divided() -> Result<()> {
         "{told}"
     );
     assert!(told.contains("choose a smaller batch, or a memory budget"), "{told}");
-    // A memory budget reduces the memory of training steps alone.
+    // A memory budget reduces only the memory of training steps, so the error of a validation does
+    // not suggest it.
     let mut model = Pooled::builder().most(1).build()?;
     let told = message(Trainer::new(cpu()).validate(&mut model, &data));
     assert!(
@@ -134,7 +144,8 @@ fn a_batch_that_does_not_fit_is_not_divided() -> Result<()> {
     Ok(())
 }
 
-/// Graphs of the same nodes, which a batch holds once. Such a batch may be divided.
+/// Returns graphs that all have the same nodes. Their batch contains these nodes only once, so the
+/// batch may be divided.
 fn alike(graphs: i64) -> Result<Graphs> {
     Ok(Graphs {
         x: Tensor::f_full([9, 1], 2, (Kind::Float, Device::Cpu))?,
@@ -143,7 +154,8 @@ fn alike(graphs: i64) -> Result<Graphs> {
     })
 }
 
-/// Checks that a batch that must not be divided runs as a whole after another batch was divided.
+/// Checks that a batch that cannot be divided runs as a whole, even if an earlier batch was
+/// divided.
 #[test]
 fn a_batch_that_fits_is_not_refused_after_another_was_divided() -> Result<()> {
     let data = DataModule::new("graphs", set(4), alike(4)?, 4).with_val("flat", set(2));
@@ -161,7 +173,8 @@ fn a_batch_that_fits_is_not_refused_after_another_was_divided() -> Result<()> {
     Ok(())
 }
 
-/// Checks that shared tensors that are known to be the same for all examples forbid nothing.
+/// Checks that a batch may be divided if its shared tensors are known to be the same for all
+/// examples. Such a data set may also be stored on the device.
 #[rstest]
 #[case::in_memory(false)]
 #[case::stacked(true)]

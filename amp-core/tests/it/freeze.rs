@@ -141,8 +141,8 @@ fn a_frozen_parameter_needs_no_optimizer() -> Result<()> {
     Ok(())
 }
 
-/// The summary shows the memory of the run's last step, when all freezes that end within the run have
-/// ended, because no earlier step needs more.
+/// The summary shows the memory of the last step of the run, because no earlier step needs more. In
+/// the last step, all freezes that end within the run have ended.
 #[test]
 fn a_summary_shows_the_memory_after_the_last_freeze() -> Result<()> {
     let of = |freeze: &[&str]| -> Result<_> {
@@ -152,7 +152,7 @@ fn a_summary_shows_the_memory_after_the_last_freeze() -> Result<()> {
     let (free, ends, frozen) = (of(&[])?, of(&["encoder.*=epoch:2"])?, of(&["encoder.*"])?);
     assert_eq!((ends.frozen, ends.trainable), (frozen.frozen, frozen.trainable));
     assert_eq!(ends.memory, free.memory);
-    // The summary counts both: the parameters that are trained at first, and those of the whole run.
+    // The summary shows how many parameters are trained at first, and how many in the whole run.
     let later = [free.trained_later, ends.trained_later, frozen.trained_later];
     assert_eq!((later, ends.trainable + ends.trained_later), ([0, 1040, 0], free.trainable));
     let says = "trainable parameters  442 at first, 1,482 in all";

@@ -1,5 +1,6 @@
-//! Tests of frozen layers inside a checkpointed layer, with a memory budget, and in a step that
-//! overflows, of freezes that end after the run, and of one weight that has two names.
+//! Tests of freezing. Layers are frozen inside a checkpointed layer, with a memory budget, and in a
+//! step that overflows. In other tests, a freeze ends only after the run, or one weight has two
+//! names.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -107,8 +108,8 @@ fn a_budget_holds_with_frozen_layers(
     Ok(())
 }
 
-/// A budget that suffices only while parameters are frozen is refused before the first step. A
-/// sufficient budget does not change the result.
+/// A budget that is sufficient only while parameters are frozen is refused before the first step. A
+/// budget that is always sufficient does not change the result.
 #[test]
 fn a_budget_must_suffice_after_a_freeze() -> Result<()> {
     let freeze = &["stem.*=epoch:1", "middle.*=epoch:1"];
@@ -139,9 +140,9 @@ fn a_budget_must_suffice_after_a_freeze() -> Result<()> {
     Ok(())
 }
 
-/// The check before the first step counts the optimizer state that is created when the freeze ends,
-/// and leaves nothing behind: with the number of bytes that its error names, the whole run succeeds,
-/// with the same result as without a budget.
+/// Before the first step, the trainer checks whether the budget is sufficient after the freeze has
+/// ended. The check counts the optimizer state that is created at that time. With the number of
+/// bytes that the error names, the run succeeds, and has the same result as without a budget.
 #[test]
 fn the_budget_of_a_later_step_counts_the_optimizer_state() -> Result<()> {
     let run = |budget| {
@@ -161,9 +162,9 @@ fn the_budget_of_a_later_step_counts_the_optimizer_state() -> Result<()> {
     Ok(())
 }
 
-/// A run counts the parameters that it trains from its start on and those that it trains later. A
-/// note reports a freeze or a mean of weights whose time the run does not reach. A run has five
-/// epochs of four steps.
+/// A run counts the parameters that it trains from the start, and the parameters that it trains
+/// later. If a freeze would end only after the run, or the averaging of weights would begin only
+/// after the run, a note reports this. The run has five epochs of four steps.
 #[rstest]
 #[case::reached(&["middle.*=epoch:4"], 4, 1056, &[])]
 #[case::in_the_last_step(&["middle.*=step:19"], 4, 1056, &[])]
@@ -189,7 +190,8 @@ fn a_time_that_the_run_does_not_reach_is_noted(
     let notes: Vec<&String> = record.notes.iter().filter(of_times).collect();
     assert_eq!(notes.len(), expected.len(), "{notes:?}");
     assert!(notes.iter().zip(expected).all(|(note, says)| note.starts_with(says)), "{notes:?}");
-    // A short trial has the plan of the longer run, which reaches these times.
+    // As a part of a planned run of six epochs, the same run gives no note, because the planned run
+    // reaches these times.
     let trial = config.with(|config| {
         let (max_epochs, estimated_stepping_batches) = (6, 24);
         config.optimization.plan = Some(TrainingPlan { max_epochs, estimated_stepping_batches });
@@ -217,7 +219,8 @@ fn a_skip_is_explained_with_frozen_layers(
     Ok(())
 }
 
-/// A module that visits one weight under two names, the second inside a precision region.
+/// A module that visits one weight under two names. The visit under the second name may be in a
+/// precision region.
 struct Tied {
     layer: Linear,
     region: Option<Region>,

@@ -71,7 +71,7 @@ fn a_norm_with_gelu_and_dropout_equals_f64(
     for (((name, together), (_, alone)), exact) in together.named().zip(alone.named()).zip(&all) {
         let kind = if name == "input" { compute } else { storage };
         assert_eq!((together.kind(), alone.kind()), (kind, kind), "{name}");
-        // Separate layers use libtorch's kernel for GELU, so only without GELU are the bits equal.
+        // Separate layers use libtorch's kernel for GELU, so the bits are equal only without GELU.
         assert!(gelu || together.equal(alone), "{name}");
         // Each layer rounds its result, and these rounding errors add up.
         let bound = 3.0 * rounding(kind).max(rounding(storage));
@@ -83,9 +83,9 @@ fn a_norm_with_gelu_and_dropout_equals_f64(
     Ok(())
 }
 
-/// Without dropout, the results of a transformer layer in f32 and f64 equal those in f64 on the
-/// CPU. The layer contains two sums of a residual and a dropout, each followed by a norm, and a
-/// dropout after ReLU. With the same random numbers, fused and separate layers agree up to
+/// Without dropout, the results of a transformer layer in f32 and f64 on CUDA equal those in f64 on
+/// the CPU. The layer contains two sums of a residual and a dropout, each followed by a norm, and a
+/// dropout after ReLU. With the same random numbers, fused layers and separate layers agree up to
 /// rounding. In f32 and f64, they agree bit for bit if the width is not a multiple of 128.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]

@@ -33,8 +33,8 @@ fn adamw(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(AdamW::default())
 }
 
-/// Returns an optimizer that uses libtorch's kernels. These need gradients in the dtype of the
-/// parameters.
+/// Returns an optimizer that uses libtorch's foreach kernels. These kernels need gradients in the
+/// dtype of the parameters.
 fn foreach(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(AdamW { fused: false, ..Default::default() })
 }
@@ -51,7 +51,7 @@ fn lion(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Lion::default())
 }
 
-/// Trains the model of the demo notebook on some digits, without CUDA graphs.
+/// Trains the model `MixedPrecisionDemo` on some digits, without CUDA graphs.
 fn run(
     precision: Precision,
     access: StepAccess,
@@ -64,9 +64,10 @@ fn run(
     train_on(&config, demo(0.2)?, access, optimizer, Vec::new())
 }
 
-/// A kernel that reads 16-bit gradients makes the same step as with the same values in f32. If
-/// other code may read the gradients before the step (`StepAccess::InStep`), that code gets the
-/// same values in f32. This holds with and without clipping, and in steps that overflow.
+/// An optimizer step from 16-bit gradients gives the same weights as a step from the same values in
+/// f32. If other code may read the gradients before the step (`StepAccess::InStep`), that code and
+/// the optimizer get the values in f32. This holds with and without clipping, and in steps that
+/// overflow.
 #[rstest]
 #[case(adamw)]
 #[case(foreach)]
@@ -231,7 +232,7 @@ fn accumulated_gradients_are_f32(
     Ok(())
 }
 
-/// If a run requests 16-bit gradients but cannot have them, it prints a note with the reason. If
+/// If a run requests 16-bit gradients but keeps them in f32, it prints a note with the reason. If
 /// the precision computes no matrix products in 16 bits, there is no note.
 #[rstest]
 #[case(Precision::Bf16Mixed, 1, (!device().is_cuda()).then_some("only CUDA has kernels for 16-bit gradients"))]

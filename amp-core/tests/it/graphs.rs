@@ -73,14 +73,14 @@ impl LightningModule for Free {
     }
 }
 
-/// What a training run produced: its weights, its events without times, and its record.
+/// The results of a training run: its weights, its events without times, and its record.
 pub(crate) struct Outcome {
     pub(crate) weights: String,
     events: Vec<String>,
     pub(crate) record: RunRecord,
 }
 
-/// Trains the model of the demo notebook, with batch norm and dropout, on some digits.
+/// Trains the model `MixedPrecisionDemo`, with batch norm and dropout, on some digits.
 pub(crate) fn train(
     config: &TrainerConfig,
     optimizer: fn(&TrainingPlan) -> OptimizerConfig,

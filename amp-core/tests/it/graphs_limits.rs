@@ -101,8 +101,8 @@ fn saving_does_not_disturb_a_capture() -> Result<()> {
     Ok(())
 }
 
-/// Several threads can capture their steps as CUDA graphs in the same moment, while another thread
-/// measures memory, for which it waits for the device.
+/// Several threads can train with CUDA graphs at the same time. Meanwhile another thread measures
+/// memory, and waits for the device in each measurement.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn threads_capture_one_after_the_other() -> Result<()> {

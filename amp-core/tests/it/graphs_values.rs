@@ -41,9 +41,9 @@ impl WarmedUp {
     }
 }
 
-/// A model with the same loss as `WarmedUp`, which a method of the model computes. The hook of this
-/// model changes `beta` and is marked `late`, so that it may run some steps later. But each step
-/// reads `beta`, so the hook must run after each step.
+/// A model with the same loss as `WarmedUp`. Here the method `weighted` computes the loss. The hook
+/// changes `beta` and is marked `late`, which allows the trainer to call the hook some steps later.
+/// But each step reads `beta`, so the trainer must call the hook after each step.
 #[derive(LightningModule)]
 #[loss(with = |output, target| self.weighted(output, target))]
 #[log(train_loss(on_epoch))]

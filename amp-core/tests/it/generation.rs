@@ -44,8 +44,8 @@ struct Gpt2 {
     h: TransformerEncoder,
 }
 
-/// Returns the model whose outputs were recorded. Its weights come from the number generator of the
-/// recording script. The weights of its norms are around 1.
+/// Returns the model whose outputs were recorded from transformers. Its weights come from the same
+/// number generator as in the recording. The weights of its norms are around 1.
 fn gpt2(policy: Policy) -> Result<Gpt2> {
     let (model, mut generator) = (Gpt2::builder().build()?, Lcg(8));
     place(&model, policy, &BTreeMap::new())?;

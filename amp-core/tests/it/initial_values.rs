@@ -18,7 +18,7 @@ use crate::support::{
     seeded,
 };
 
-/// Returns the initializer that a case of the recording names.
+/// Returns the initializer that has this name in the recordings of torch.nn.init.
 fn named(name: &str) -> Init {
     let kaiming = |a, mode, nonlinearity| Init::KaimingUniform { a, mode, nonlinearity };
     let normal = |mode, nonlinearity| Init::KaimingNormal { a: 0.0, mode, nonlinearity };

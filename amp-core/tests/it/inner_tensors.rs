@@ -1,5 +1,5 @@
-//! Tests that layers offer their intermediate tensors and the uses of their weights to an observer.
-//! If the observer rounds these tensors to 16 bits, the layers compute the same as in a 16-bit
+//! Tests that layers offer their intermediate tensors, and each use of a weight, to an observer. If
+//! the observer rounds these tensors to 16 bits, the layers compute the same as in a 16-bit
 //! precision.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
@@ -92,8 +92,9 @@ fn lp_pool() -> Result<Box<dyn Module>> {
     Ok(Box::new(LpPool1d::new(LpPool1dConfig::new(3.0, 2))?))
 }
 
-/// Layers offer their intermediate tensors under fixed names, with the dtypes of the precision.
-/// Equal tensors in their place change neither the output nor the gradient.
+/// Layers offer their intermediate tensors to an observer under fixed names, with the dtypes of the
+/// precision. If the observer replaces a tensor by an equal one, neither the output nor the
+/// gradient changes.
 #[rstest]
 #[case::swiglu(encoder(), &["0/gate"])]
 #[case::rotary(attention(), &["0/before rotation", "0/before rotation"])]
@@ -165,12 +166,11 @@ fn causal_attention_offers_its_intermediate_tensors() -> Result<()> {
     Ok(())
 }
 
-/// A layer runs in bf16, in f32, and in f32 with its tensors rounded to bf16. The elements of the
-/// two f32 results are compared with the bf16 result. With the rounding, fewer than a third as many
-/// elements differ as without the rounding. `least` is the share of elements that must differ
-/// without the rounding, for the output and for the gradient (`None` for a result that is not
-/// compared). The derivatives of tanh and sigmoid are those that libtorch computes from the rounded
-/// output.
+/// An f32 layer whose tensors an observer rounds to bf16 is compared with a bf16 layer, element by
+/// element. Fewer than a third as many elements differ as without the observer. `least` gives the
+/// share of elements that must differ without the observer, for the output and for the gradient.
+/// (`None` means that the output or the gradient is not compared.) libtorch computes the
+/// derivatives of tanh and sigmoid from the rounded output.
 #[rstest]
 #[case::response_norm(response_norm(), [Some(0.1), None])]
 #[case::softsign(Ok(Box::new(Softsign) as Box<dyn Module>), [Some(0.1), None])]
@@ -206,10 +206,11 @@ fn rounded_layers_are_those_of_16_bits(
     Ok(())
 }
 
-/// In mixed precision, the gradients of a linear layer that a forward pass uses forty times are
-/// added up in 16 bits, because autocast casts the weight once. The emulation adds in 16 bits too.
-/// Its gradients differ from the mixed-precision gradients by less than half the difference between
-/// the f32 gradients and the mixed-precision gradients.
+/// In mixed precision, autocast casts a weight only once. If a forward pass uses a linear layer
+/// forty times, the forty gradients of the weight are therefore added up in 16 bits. An f32 layer
+/// whose tensors an observer rounds to bf16 adds them up in 16 bits too. The difference between the
+/// gradients of these two layers is less than half the difference between mixed precision and f32
+/// without the observer.
 #[test]
 fn the_gradients_of_several_uses_are_added_up_in_16_bits() -> Result<()> {
     let _generator = seeded(0);
@@ -234,7 +235,7 @@ fn the_gradients_of_several_uses_are_added_up_in_16_bits() -> Result<()> {
     let exact = run(Precision::F32True, &context(Precision::F32True))?;
     let actual = run(Precision::Bf16Mixed, &context(Precision::Bf16Mixed))?;
     for tensor in named_tensors(&layer).iter().map(|(_, tensor, _)| tensor) {
-        // The emulation starts from weights that are rounded to bf16.
+        // The run with the observer starts from weights that are rounded to bf16.
         let rounded = tensor.to_kind(Kind::BFloat16);
         amp_core::tch::no_grad(|| tensor.shallow_clone().copy_(&rounded));
     }

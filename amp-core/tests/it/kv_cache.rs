@@ -259,7 +259,8 @@ fn a_failed_first_pass_leaves_the_cache_empty() -> Result<()> {
         Err(Error::config("no room"))
     });
     assert_eq!(message(failed), "no room");
-    // Of two attention layers, the second fails, after the first has added its keys and values.
+    // The attention called `one` adds its keys and values to the cache. After that, the attention
+    // called `other` fails.
     let failed = cache.extend_with(1, Context::new(policies[0], false), |cx| {
         let x = Tensor::ones([1, 1, WIDTH], (Kind::Float, device()));
         let x = cx.call("one", None, &first.attention, &x)?;

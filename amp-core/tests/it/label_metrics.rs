@@ -13,8 +13,8 @@ fn values(value: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(value.reshape([-1])).expect("numbers")
 }
 
-/// The areas of several labels are averaged only if the user says how. If an example has a single
-/// label, there is only one area.
+/// If each example has several labels, each label has its own area under the curve. The areas are
+/// averaged only if the user says how. If each example has a single label, there is only one area.
 #[rstest]
 fn curves_of_several_labels_are_not_joined_in_silence(
     #[values(None, Some(7))] thresholds: Option<i64>,
@@ -36,7 +36,7 @@ fn curves_of_several_labels_are_not_joined_in_silence(
     Ok(())
 }
 
-/// The area of a label without positives is not defined, so averages leave it out.
+/// The area under the curve of a label without positives is not defined, so averages leave it out.
 #[rstest]
 fn a_label_without_positives_is_left_out(
     #[values(None, Some(7))] thresholds: Option<i64>,

@@ -166,9 +166,9 @@ fn a_kernel_without_a_second_derivative_returns_an_error() -> Result<()> {
     Ok(())
 }
 
-/// When an autocast region starts, all weights that the previous region used are cast at once. The
-/// results equal those of a new model with the same weights, so each cast weight has the current
-/// value of the weight.
+/// When an autocast region starts, it casts all weights at once that the previous region has used.
+/// The results equal those of a new model with the same weights. Each cast weight therefore has the
+/// current value of the weight.
 #[rstest]
 fn a_region_casts_the_weights_of_the_previous_region_together(
     #[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,

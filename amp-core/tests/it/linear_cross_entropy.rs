@@ -99,13 +99,15 @@ fn assert_close(seen: &[Tensor], exact: &[Tensor], bounds: [f64; 3]) {
 /// The largest absolute value that a logit, or the log-sum-exp of a row of logits, may have.
 const LARGEST_LOGIT: f64 = 64.0;
 
-/// The loss and the gradients equal those in f64. The bounds are derived as follows. The gradient
-/// of the logits is rounded once to the dtype of the logits, and the gradient of the input is
-/// rounded once more. In f32 and f64, the logits are below 64, so the relative error of their
-/// exponentials is 64 times that of a rounding. With the z-loss, the gradient of a logit is
-/// (1 + 2·z·lse)·p − y, where lse is the logarithm of the sum of exponentials, p the probability
-/// and y the target. An error of p is multiplied by 1 + 2·z·lse, and the largest gradient is about
-/// max(1, 2·z·lse).
+/// The loss and the gradients equal those in f64. The bounds are derived as follows:
+///
+/// - The gradient of the logits is rounded once to the dtype of the logits. The gradient of the
+///   input is rounded once more.
+/// - In f32 and f64, the logits are below 64. The relative error of their exponentials is therefore
+///   64 times that of a rounding.
+/// - With the z-loss, the gradient of a logit is (1 + 2·z·lse)·p − y. Here lse is the logarithm of
+///   the sum of exponentials, p the probability and y the target. An error of p is multiplied by 1
+///   + 2·z·lse, and the largest gradient is about max(1, 2·z·lse).
 #[rstest]
 #[case(Kind::Double, Precision::F64True, 2.0_f64.powi(-46))]
 #[case(Kind::Float, Precision::F32True, 2.0_f64.powi(-17))]
@@ -146,9 +148,10 @@ fn loss_and_gradients_equal_f64(
     Ok(())
 }
 
-/// Without a loss scale, the gradients of f16 logits would be far below 6e-5, the smallest normal
-/// f16 number. The gradients are accurate with and without a loss scale, because the loss scale
-/// only multiplies them and does not change their digits.
+/// With a loss scale of 1, the gradients of the mean loss with respect to f16 logits are far below
+/// 6e-5, the smallest normal f16 number. The accuracy must not depend on the loss scale. The
+/// forward pass therefore computes the f16 gradients of the sum of the losses, and the backward
+/// pass multiplies only f32 sums by the loss scale.
 #[rstest]
 fn gradients_of_f16_do_not_depend_on_the_loss_scale(
     #[values(1.0, 65536.0)] scale: f64,

@@ -175,9 +175,9 @@ impl Sink for Gated {
     }
 }
 
-/// A blocked logger does not delay events. Only the end of the run waits until all events are
-/// written, each once and in order. If the logger is dropped before the end of the run, dropping
-/// waits too.
+/// A blocked logger does not delay the run when it sends events. Only at its end, the run waits
+/// until all events are written, each once and in order. If the logger is dropped before the end of
+/// the run, dropping waits too.
 #[test]
 fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     let events = run(&mut |_: &Event| Ok(()))?;

@@ -195,7 +195,9 @@ fn trained_until(step: u64) -> Result<Model> {
 }
 
 /// Early stopping, the saving of the best checkpoint, and the plateau schedule act at each
-/// validation. The loss never falls, so each of the three acts after two validations.
+/// validation, and not only at the end of the epoch. The loss never falls. The best checkpoint is
+/// therefore that of the first validation, and early stopping with a patience of 2 ends the run at
+/// the third.
 #[test]
 fn callbacks_and_plateau_follow_the_interval() -> Result<()> {
     let _generator = seeded(0);

@@ -1,7 +1,8 @@
-//! Tests of accumulated batches and of micro-batches. The trainer weights each of them by the
-//! number of elements over which the loss takes the mean. The gradient of the step then equals that
-//! of one large batch, for every loss with its options and for a user-defined loss. A batch whose
-//! loss needs the whole batch is never split, and accumulating such batches gives a note.
+//! Tests of accumulated batches and of micro-batches. The trainer weights each batch or micro-batch
+//! by the number of elements over which its loss takes the mean. The gradient of the step therefore
+//! equals that of one large batch, for every loss with its options and for a user-defined loss. If
+//! a loss needs the whole batch, the batch is never split, and a note is printed if such batches
+//! are accumulated.
 
 use amp_core::{
     Trainer, TrainerConfig,

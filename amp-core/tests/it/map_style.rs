@@ -91,8 +91,8 @@ fn batches(loader: &DataLoader, epoch: u64, first: i64) -> Result<Vec<(Vec<f64>,
     read.collect()
 }
 
-/// The batches do not depend on the number of workers. This is tested in order and shuffled, from
-/// the start of an epoch and from its middle.
+/// The batches do not depend on the number of workers, in order and shuffled, from the start of an
+/// epoch and from its middle.
 #[rstest]
 fn batches_do_not_depend_on_the_workers(
     #[values(1, 2, 7)] workers: usize,
@@ -244,8 +244,9 @@ fn invalid_loading_options_are_refused(#[case] loading: Loading, #[case] says: &
     assert!(text.starts_with(says), "{text}");
 }
 
-/// A data set that is stored on the device is read only once. If the data set uses random numbers,
-/// each epoch should be different, so storing it on the device is refused.
+/// A data set that is stored on the device is read only once. A data set that uses random numbers
+/// must be read in every epoch, because its examples change from epoch to epoch. Storing it on the
+/// device is therefore refused.
 #[test]
 fn a_set_that_draws_is_refused_on_the_device() -> Result<()> {
     let on_device = Loading { placement: Placement::Device, ..Loading::default() };

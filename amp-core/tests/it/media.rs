@@ -193,7 +193,7 @@ fn what_is_no_image_is_refused(#[case] size: &[i64], #[case] kind: Kind, #[case]
     assert!(text.contains(says), "{text}");
 }
 
-/// A histogram counts every finite value in the bucket between whose edges the value lies.
+/// A histogram counts every finite value in the bucket that contains the value.
 #[test]
 fn a_histogram_counts_each_value() -> Result<()> {
     let values: Vec<f64> = (0..400)

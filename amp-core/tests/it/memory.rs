@@ -48,8 +48,9 @@ fn elements_count_in_their_dtypes_size() -> Result<()> {
     Ok(())
 }
 
-/// The workspaces that cuBLAS allocates for the first products of a thread do not count: a first
-/// training step uses as much memory as the same step later.
+/// The memory meter does not count the workspaces that cuBLAS allocates for the first products of a
+/// thread. The first training step of a thread therefore uses as much memory as the same step
+/// later.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn the_workspaces_of_cublas_do_not_count() -> Result<()> {
@@ -68,8 +69,8 @@ fn the_workspaces_of_cublas_do_not_count() -> Result<()> {
     Ok(())
 }
 
-/// Batches that were copied to the device ahead of their use, on a second stream, do not count after
-/// they are freed, even if the device has not yet finished the work that uses them.
+/// The memory meter does not count freed batches, even if the device has not yet finished the work
+/// that uses them. The batches were copied to the device ahead of their use, on a second stream.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn freed_batches_do_not_count() -> Result<()> {
@@ -89,7 +90,8 @@ fn freed_batches_do_not_count() -> Result<()> {
     Ok(())
 }
 
-/// Two consecutive measurements are independent, and another thread's tensors do not count.
+/// Two consecutive measurements are independent. A measurement does not count the tensors of
+/// another thread.
 #[test]
 fn a_measurement_counts_its_own_thread() -> Result<()> {
     {

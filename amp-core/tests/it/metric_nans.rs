@@ -90,7 +90,7 @@ fn of_several_labels() -> Vec<Named> {
             named(&of("f_beta"), MultilabelFBeta { average, ..Default::default() }),
             named(&of("jaccard"), MultilabelJaccard { average, ..Default::default() }),
         ]);
-        // Without an average, only the area of the label with the NaN is NaN.
+        // Without an average, only the area under the curve of the label with the NaN is NaN.
         for thresholds in [None, Some(2), Some(9)].into_iter().filter(|_| average != AVERAGES[3]) {
             let of = |what: &str| format!("multilabel {what}, {average:?}, {thresholds:?}");
             all.push(named(&of("auroc"), MultilabelAuroc { average, thresholds }));
@@ -123,9 +123,10 @@ fn with_nan(tensor: &Tensor, at: i64) -> Tensor {
     copy
 }
 
-/// Puts a NaN at each place of the output, and of the target if it is floating-point. Checks that
-/// every value of each metric is then NaN, for this batch alone and together with a batch without
-/// NaN. Returns the names of the metrics that are not NaN.
+/// Sets the elements of the output to NaN, one at a time, and those of the target if it is
+/// floating-point. All values of each metric must then be NaN, for this batch alone and together
+/// with a batch without NaN. Returns a line for each metric and element for which a value is not
+/// NaN.
 fn silent(metrics: &[Named], output: &Tensor, target: &Tensor) -> Result<Vec<String>> {
     let mut silent = Vec::new();
     for (name, metric) in metrics {

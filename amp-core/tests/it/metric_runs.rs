@@ -1,6 +1,6 @@
 //! Tests of metrics in training runs. The value of an epoch equals the metric of the whole set,
-//! whatever the batches, the accumulation and the micro-batches are. This also holds in a run that
-//! is resumed at any step, and in steps that run as CUDA graphs.
+//! however the set is divided into batches, accumulated batches and micro-batches. This also holds
+//! in a run that is resumed at any step, and in steps that run as CUDA graphs.
 
 use std::path::{Path, PathBuf};
 

@@ -52,9 +52,9 @@ fn average(optimizer: &dyn Optimizer, name: &str, count: usize) -> Result<Vec<f6
     let Ok(scales) = state.tensor(&format!("{name}_scale/weight")) else {
         return Ok(values(&kept.to_kind(Kind::Double)));
     };
-    // The code of bitsandbytes' dynamic map: between 10^(d-7) and 10^(d-6), for d from 0 to 6,
-    // there are 2^d positive and 2^d negative values. A code without negative values has 2^(d+1)
-    // positive values there.
+    // The code is bitsandbytes' dynamic map. For d from 0 to 6, it has 2^d positive and 2^d
+    // negative values between 10^(d-7) and 10^(d-6). A code without negative values has 2^(d+1)
+    // positive values in this interval.
     let signed = name != "exp_avg_sq";
     let mut code: Vec<f64> = (0..7)
         .flat_map(|decade| {
@@ -229,7 +229,7 @@ fn averages_of_f64_stay_f64() -> Result<()> {
     Ok(())
 }
 
-/// With the option `moments`, the model of the demo notebook learns as well as with f32 state, in
+/// With the option `moments`, the model `MixedPrecisionDemo` learns as well as with f32 state, in
 /// 32-true and in bf16-mixed. The mean of the final losses over six seeds is less than a tenth
 /// larger than with f32 state. The final loss of a single seed has a standard deviation of 2 % (24
 /// seeds), so a tenth is more than ten standard errors of the mean.
@@ -252,7 +252,7 @@ fn a_model_learns_as_well_as_with_f32_state(
     Ok(())
 }
 
-/// Trains the model of the demo notebook on the digits and returns the final loss.
+/// Trains the model `MixedPrecisionDemo` on the digits and returns the final loss.
 fn final_loss(precision: Precision, moments: Moments, seed: u64) -> Result<f64> {
     let _generator = seeded(seed);
     let optimizer = OptimizerConfig::new(AdamW { lr: 3e-3, ..Default::default() });

@@ -17,9 +17,10 @@ use crate::support::{
 };
 
 /// In f32 on the CPU, with constant and with falling learning rates, the parameters have torch's
-/// bits after 1, 2, 10, 50 and 200 steps. The last bit depends on the kernels that match the CPU's
-/// instructions, so the test uses the recording of this machine's kernel set. If MKL's square root
-/// differs from the recorded one, optimizers with a square root are compared within a bound.
+/// bits after 1, 2, 10, 50 and 200 steps. The last bit depends on the set of kernels that ATen
+/// chooses for the CPU. The test therefore uses the recording that was made with the kernel set of
+/// this machine. If MKL's square root has other bits on this machine, optimizers with a square root
+/// are compared within a bound.
 #[rstest]
 #[case::adamw("AdamW", "fused", 6)]
 #[case::adam("Adam", "fused", 4)]
@@ -82,8 +83,8 @@ fn lion_follows_its_paper(#[values(Kind::Double, Kind::Float)] dtype: Kind) -> R
     Ok(())
 }
 
-/// Repeats the recorded cases whose kernel set is the one of this machine. Asserts that there are
-/// `count` such cases.
+/// Repeats the recorded cases of this optimizer that were made with the kernel set of this machine.
+/// Asserts that there are `count` such cases.
 fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) -> Result<()> {
     let way = oracle["same_way"][way].as_str().unwrap_or(way);
     let ours = capability();
@@ -121,15 +122,16 @@ fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) 
 }
 
 /// Returns whether `torch.sqrt` has the same bits on this machine as in the recording. On the CPU,
-/// it calls MKL, whose last bit depends on the maker of the processor. If the bits differ, results
-/// that depend on square roots are compared within a bound.
+/// `torch.sqrt` calls MKL, whose last bit depends on the maker of the processor. If the bits
+/// differ, results that depend on square roots are compared within a bound.
 fn takes_the_recorded_roots(oracle: &Value, dtype: Kind) -> bool {
     let roots = (Tensor::arange_start(1, 4097, (dtype, Device::Cpu)) / 7.0).sqrt();
     sha256(&roots.to_kind(Kind::Double)) == text(&oracle["sqrt"], name_of(dtype))
 }
 
-/// Asserts that values differ by at most the effect of the last bit of each step's square root in
-/// f32. A step is no larger than the weights, which are below 2.
+/// Asserts that the values differ from the expected ones by at most a tolerance. The tolerance
+/// allows another last bit of the f32 square root in each step. A step is no larger than the
+/// weights, which are below 2.
 #[track_caller]
 fn assert_near(tensor: &Tensor, bits: &str, step: i64, what: &str) {
     let expected = values(&from_bits(tensor.kind(), bits));
@@ -227,9 +229,9 @@ fn the_defaults_are_torchs() {
     assert_eq!((sgd.lr, sgd.momentum, sgd.dampening, sgd.weight_decay), (1e-3, 0.0, 0.0, 0.0));
 }
 
-/// If a parameter has no gradient in the first steps, its count of steps and, with SGD, its
-/// momentum begin with its first gradient. It changes as if it were the only parameter of an
-/// optimizer.
+/// If a parameter has no gradient in the first steps, its count of steps begins with its first
+/// gradient, and so does its momentum with SGD. From then on, the parameter changes as if it were
+/// the only parameter of an optimizer.
 #[rstest]
 #[case::adam(&AdamW::default())]
 #[case::sgd(&Sgd { momentum: 0.9, dampening: 0.5, ..Default::default() })]

@@ -127,9 +127,9 @@ fn each_broken_rule_is_reported(
     Ok(())
 }
 
-/// If each step uses its own `MemoryMeter`, a meter of the whole epoch does not count the memory of
-/// these steps. The trainer reports this. If meters follow one another without overlap, all memory
-/// is counted.
+/// If each step starts its own `MemoryMeter` while another meter measures the whole epoch, the
+/// meter of the epoch does not count the memory of these steps. The trainer reports this. Meters
+/// that follow one another without overlap count all memory.
 #[rstest]
 fn a_meter_that_misses_memory_is_reported(
     #[values(Check::Cheap, Check::Full)] level: Check,

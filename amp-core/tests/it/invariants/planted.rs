@@ -53,7 +53,7 @@ pub(super) enum Does {
     MeasuresSteps,
 }
 
-/// The model of the demo notebook, with batch norm, dropout and a planted fault.
+/// The model `MixedPrecisionDemo`, with batch norm, dropout and a planted fault.
 pub(super) struct Planted {
     inner: Model,
     odd: Odd,

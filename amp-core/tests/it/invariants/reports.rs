@@ -1,10 +1,14 @@
-//! Tests with silent errors that users have reported in public, and that TrainCheck (OSDI 2025) has
-//! reproduced. Only those reports are tested whose errors can occur in this project. The other
-//! reports need several GPUs (deepspeed-1801, deepspeed-5794, pytorch-84803, pytorch-96600,
-//! baichuan2-86 and a run with diverging replicas), or concern code that this project does not have
-//! (pytorch-51800's spectral norm, generation in transformers-23723, an image processor in
-//! transformers-34204, the repeated initial values of transformers-17877), or describe a deliberate
-//! choice (pytorch-forum-84911: all parameters except those of the batch norms are frozen).
+//! Tests of silent training errors that users have reported in public, and that TrainCheck (OSDI
+//! 2025) has reproduced. A report is tested if its error can occur in this project. The remaining
+//! reports are of three kinds:
+//!
+//! - They need several GPUs: deepspeed-1801, deepspeed-5794, pytorch-84803, pytorch-96600,
+//!   baichuan2-86 and a run with diverging replicas.
+//! - They concern code that this project does not have: pytorch-51800's spectral norm, generation
+//!   in transformers-23723, an image processor in transformers-34204, and the repeated initial
+//!   values of transformers-17877.
+//! - They describe a deliberate choice: in pytorch-forum-84911, all parameters except those of the
+//!   batch norms are frozen.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -113,8 +117,8 @@ fn mmpretrain_702_frozen_stages_do_not_train() -> Result<()> {
 }
 
 /// stackoverflow-67180955: all workers of a data loader use the same random numbers and therefore
-/// produce the same augmentations. Here the random numbers depend only on the example. `draws.rs`
-/// tests their values.
+/// produce the same augmentations. In this project, the random numbers depend only on the example,
+/// and not on the worker. `draws.rs` tests the values of the random numbers.
 #[test]
 fn stackoverflow_67180955_no_two_examples_draw_the_same() {
     let draws = amp_core::random::Draws::new(3, 1);

@@ -17,11 +17,12 @@ use crate::support::{model::digits, seeded};
 enum From {
     /// The validation set is the training set itself.
     Handle,
-    /// The training set is the first 40 of 60 examples in the same memory. The validation set is a
-    /// view of 20 of these examples, from the example with this number on.
+    /// The training set and the validation set are in the same memory, which has 60 examples. The
+    /// training set is the first 40 examples. The validation set is a view of 20 examples, of which
+    /// the first has this number.
     Memory(i64),
-    /// Copies of the last examples of the training set, followed by other examples. The number is
-    /// the number of copies.
+    /// The validation set begins with copies of the last examples of the training set. The value is
+    /// the number of copies. Other examples follow the copies.
     Copies(i64),
 }
 

@@ -25,7 +25,7 @@ use amp_core::{
     },
 };
 
-/// Returns the layer that a recorded case names.
+/// Builds the layer of the recorded case with this name.
 pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
     fn boxed<M: Module + 'static>(layer: Result<M>) -> Result<Box<dyn Module>> {
         Ok(Box::new(layer?))

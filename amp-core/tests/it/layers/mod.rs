@@ -34,9 +34,9 @@ fn shape(value: &Value) -> Vec<i64> {
     serde_json::from_value(value.clone()).expect("a list of sizes")
 }
 
-/// Builds the layer and its input. Fills parameters and inputs with numbers from the generator of
-/// the recording script. Also returns the generator, because its next numbers are the gradients of
-/// the outputs.
+/// Builds the layer and its input. Fills parameters and inputs with the same numbers as the script
+/// that recorded PyTorch's results. Also returns the generator of these numbers, because its next
+/// numbers are the gradients of the outputs.
 fn filled(
     name: &str,
     case: &Value,

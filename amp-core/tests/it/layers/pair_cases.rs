@@ -11,7 +11,7 @@ use amp_core::{
 
 use super::several::{Runs, case};
 
-/// Builds the layer that a recorded case names.
+/// Builds the layer of the recorded case with this name.
 pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
     let cosine = CosineSimilarityConfig::new();
     let distance = PairwiseDistanceConfig::new();

@@ -13,7 +13,7 @@ use amp_core::{
 
 use super::several::{Runs, case};
 
-/// Builds the modules that a recorded case names.
+/// Builds the modules of the recorded case with this name.
 pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
     match name {
         "max_unpool1d" => unpool(
@@ -53,7 +53,7 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
     }
 }
 
-/// Builds a test case of pooling and then unpooling, which puts the largest values back to their
+/// Builds a test case that pools and then unpools. Unpooling puts the largest values back to their
 /// positions. If `sized` is true, the output of unpooling has the size of the input. Otherwise it
 /// has the smallest possible size.
 fn unpool<const N: usize>(

@@ -61,8 +61,9 @@ fn rrelu_draws_slopes() -> Result<()> {
     Ok(())
 }
 
-/// Each forward pass draws random numbers in the dtype of the input and chooses its windows by
-/// them. If the same numbers are given explicitly, the output is the same.
+/// Each forward pass of fractional max pooling draws random numbers in the dtype of the input. The
+/// random numbers determine the windows. If the same numbers are passed to `forward_with_samples`,
+/// the output is the same.
 #[rstest]
 fn fractional_pools_draw_their_windows(
     #[values(Kind::Float, Kind::Double)] kind: Kind,

@@ -68,9 +68,9 @@ fn input(value: &Value, lcg: &mut Lcg, kind: Kind) -> Tensor {
     }
 }
 
-/// Builds the module and its inputs. Fills parameters and inputs with numbers from the generator of
-/// the recording script. Also returns the generator, because its next numbers are the gradients of
-/// the outputs.
+/// Builds the module and its inputs. Fills parameters and inputs with the same numbers as the
+/// script that recorded PyTorch's results. Also returns the generator of these numbers, because its
+/// next numbers are the gradients of the outputs.
 fn filled(
     name: &str,
     case: &Value,

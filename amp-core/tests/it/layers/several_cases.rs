@@ -20,7 +20,7 @@ use super::{
     several::{Runs, case},
 };
 
-/// Returns the module that a recorded case names.
+/// Builds the module of the recorded case with this name.
 pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
     let config = MultiheadAttentionConfig::new(8, 2);
     let grouped = |num_kv_heads, rotary| MultiheadAttentionConfig {

@@ -106,8 +106,8 @@ const LARGEST_LOGIT: f64 = 64.0;
 /// - In f32 and f64, the logits are below 64. The relative error of their exponentials is therefore
 ///   64 times that of a rounding.
 /// - With the z-loss, the gradient of a logit is (1 + 2·z·lse)·p − y. Here lse is the logarithm of
-///   the sum of exponentials, p the probability and y the target. An error of p is multiplied by 1
-///   + 2·z·lse, and the largest gradient is about max(1, 2·z·lse).
+///   the sum of exponentials, p the probability and y the target. The factor 1 + 2·z·lse also
+///   multiplies an error of p. The largest gradient is about max(1, 2·z·lse).
 #[rstest]
 #[case(Kind::Double, Precision::F64True, 2.0_f64.powi(-46))]
 #[case(Kind::Float, Precision::F32True, 2.0_f64.powi(-17))]

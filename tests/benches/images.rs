@@ -3,11 +3,12 @@
 //! the transforms are also measured separately. Then worker threads prepare batches of 32.
 //!
 //! `OMP_NUM_THREADS=1 cargo bench -p tests --bench images` prints how many images one core loads
-//! per second of CPU time. The number of cores that a GPU needs is the number of images per second
-//! that it trains on, divided by this number. A second number is printed without mirroring and
-//! normalization, which can also run on the GPU (`SharedDataset::transformed`). If `AMP_PYTHON`
-//! names a Python with torchvision and Pillow, torchvision prepares the same files in turn, and its
-//! number is printed too.
+//! per second of CPU time. Divide the number of images per second that a GPU trains on by this
+//! number. The result is the number of cores that the GPU needs. The benchmark also prints how many
+//! images one core loads without mirroring and normalization, which can also run on the GPU
+//! (`SharedDataset::transformed`). If `AMP_PYTHON` names a Python with torchvision and Pillow,
+//! torchvision prepares the same files in turn, and the benchmark prints how many images
+//! torchvision loads.
 
 mod peer;
 

@@ -3,9 +3,10 @@
 //! floating-point numbers, one of integers and one of text, and three columns of these kinds with
 //! missing values. The Parquet file has 16 row groups of 65,536 rows, compressed by zstd.
 //!
-//! Run it with `cargo bench -p tests --bench tables`. If `AMP_PYTHON` names a Python with torch and
-//! pyarrow, pyarrow writes the Parquet file as well, and reads the same files in turn. A table
-//! compares both, after a check that they give the same tensors.
+//! Run the benchmark with `cargo bench -p tests --bench tables`. If `AMP_PYTHON` names a Python
+//! with torch and pyarrow, pyarrow writes the Parquet file as well, and reads the same files in
+//! turn. A table compares the times of this project and of pyarrow, after a check that both give
+//! the same tensors.
 
 mod peer;
 

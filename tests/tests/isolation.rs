@@ -1,6 +1,6 @@
-//! Tests that other tests in the same binary do not affect `verify!`, and tests of its messages
-//! when training fails. The ignored tests in this file are examples of a user's tests. The
-//! remaining tests run the ignored tests in a child process of this binary.
+//! Tests that other tests in the same binary do not affect `verify!`. Also tests the messages of
+//! `verify!` when training fails. The ignored tests in this file are examples of a user's tests.
+//! The remaining tests run the ignored tests in a child process of this binary.
 
 use std::{
     env, fs,
@@ -302,8 +302,8 @@ fn a_failed_training_is_explained(#[case] test: &str, #[case] expected: &[&str])
     assert_eq!(files(folder.path()), Vec::<String>::new());
 }
 
-/// If only one test runs, `verify!` trains in the process of the test. It also does so on threads
-/// that do not have the name of a test.
+/// `verify!` trains in the process of the test if no other test runs, and on threads that do not
+/// have the name of a test.
 #[test]
 fn without_other_tests_training_needs_no_child_process() {
     let folder = tempfile::tempdir().expect("a folder");

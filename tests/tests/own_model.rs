@@ -57,8 +57,8 @@ fn wave_net(#[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Prec
 }
 
 /// If the results of the first seed equal the golden, the other seeds are not run, and their
-/// statistics are taken from the golden. The other seeds are run if a result of the first seed, the
-/// list of seeds or the list of precisions differs.
+/// statistics are taken from the golden. If a result of the first seed, the list of seeds or the
+/// list of precisions differs from the golden, the other seeds are run.
 #[test]
 fn further_seeds_are_run_when_a_figure_moved() {
     let target = Target::model(

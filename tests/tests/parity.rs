@@ -29,9 +29,9 @@ struct Options {
     parity: ParityArgs,
 }
 
-/// Returns a program that runs Python with torch. It uses the packages of `cargo amp test` if the
-/// variable `AMP_TEST_PYTHON` is set, and otherwise the torch that Python itself finds. Torch is
-/// loaded once for all tests.
+/// Returns a program that runs Python with torch. If the variable `AMP_TEST_PYTHON` is set, the
+/// program uses the packages in the folder that this variable names. Otherwise it uses the torch
+/// that Python itself finds. Torch is loaded once for all tests.
 fn python() -> &'static str {
     static LOADED: OnceLock<(Child, String)> = OnceLock::new();
     let (_, program) = LOADED.get_or_init(|| {
@@ -183,9 +183,9 @@ fn a_twin_that_trains_otherwise_disagrees(#[case] from: &str, #[case] to: &str) 
     Ok(())
 }
 
-/// If the folder already contains a row of the report, the row is not computed again. It is
-/// computed again if the options or the PyTorch version differ, if its file is damaged, or if the
-/// PyTorch version failed.
+/// If the folder already contains a row of the report, this row is not computed again. There are
+/// three exceptions: the options or the PyTorch version have changed, the file of the row is
+/// damaged, or the PyTorch version failed.
 #[test]
 fn rows_are_kept_in_a_folder() -> Result<()> {
     const RATE: &str = "lr=self.learning_rate";

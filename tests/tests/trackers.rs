@@ -212,7 +212,7 @@ fn holds(memory: &MemoryLogger, history: &[&Value], summary: &Value) {
         assert_eq!(summary["update"][tag].as_f64(), Some(last), "{tag}");
         if tag.starts_with("grad_scaler/") {
             // These values are logged at attempted steps, including skipped ones. One row may stand
-            // for several attempted steps, so it contains only the last value.
+            // for several attempted steps, so the row contains only the last value.
             assert_eq!(rows.last().map(|(_, value)| *value), Some(last), "{tag}");
         } else {
             let by_step: BTreeMap<u64, f64> = values.iter().copied().collect();

@@ -109,7 +109,8 @@ fn diagnostics(json: &[u8]) -> String {
 }
 
 /// Formats one diagnostic of rustc. Removes line numbers that refer to other crates of the
-/// workspace, and the space that they take in all lines.
+/// workspace. If the column of line numbers is then wider than needed, removes the additional space
+/// from all lines.
 fn normalized(text: &str) -> String {
     let indent = |line: &str| line.len() - line.trim_start().len();
     let mut elsewhere = false;

@@ -67,9 +67,9 @@ where
     Ok(())
 }
 
-/// Learning rates are reported by group. The first group contains the parameters that are in no
-/// declared group. It has the options of the optimizer. If the declared groups contain every
-/// parameter, this first group does not exist.
+/// Learning rates are reported by optimizer and group. The first group has the options of the
+/// optimizer, and contains the parameters that are in no declared group. If every parameter is in a
+/// declared group, the first group does not exist.
 #[test]
 fn rates_are_reported_by_optimizer_and_group() -> Result<()> {
     let adamw = AdamW::default();

@@ -176,8 +176,8 @@ fn resuming_from_a_saved_state_gives_the_same_bits(
     goes_on_alike(|| schedule(rates, optimizer(kind)), dtype, WeightUpdate::default())
 }
 
-/// Resuming gives the same bits with master weights, because they are saved. It also does so with
-/// stochastic rounding, if the random generator is in the same state.
+/// Resuming gives the same bits with master weights, because the saved state contains them. With
+/// stochastic rounding, resuming gives the same bits if the random generator is in the same state.
 #[rstest]
 fn resuming_works_with_every_weight_update(
     #[values(

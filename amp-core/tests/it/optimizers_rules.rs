@@ -80,9 +80,9 @@ fn take_step(optimizer: &mut dyn Optimizer, lcg: &mut Lcg, factor: f64) -> Resul
     optimizer.step()
 }
 
-/// Returns the tolerance for the weights after `step` steps. Muon's iteration rounds to bfloat16,
-/// and its matrix products in bfloat16 differ between processors. The elements of its matrices are
-/// below 1.
+/// Returns the tolerance for the weights after `step` steps. Muon's iteration computes in bfloat16,
+/// and its matrix products in bfloat16 differ between processors. The elements of the iteration's
+/// matrices are below 1, which limits their errors.
 fn bound(case: &Value, kind: Kind, step: i64) -> f64 {
     let rounding = match text(case, "optimizer") {
         "Muon" => {
@@ -109,8 +109,8 @@ fn assert_near(seen: &Tensor, expected: &Tensor, bound: f64, what: &str) {
     }
 }
 
-/// The parameters after 1, 2, 10 and 50 steps equal the recorded ones up to rounding. So does each
-/// recorded tensor of the optimizer state after 10 steps.
+/// The parameters after 1, 2, 10 and 50 steps equal the recorded ones up to rounding. The recorded
+/// tensors of the optimizer state after 10 steps are also reproduced up to rounding.
 #[rstest]
 #[case("Muon", 5)]
 #[case("Adafactor", 5)]

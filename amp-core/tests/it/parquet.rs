@@ -38,9 +38,8 @@ fn cells<'a>(column: &'a Value, of: &str) -> Option<Vec<Option<&'a Value>>> {
     Some(cells.iter().map(|cell| Some(cell).filter(|cell| !cell.is_null())).collect())
 }
 
-/// Every column has the values that pyarrow reads. They are read as numbers, integers or
-/// categories, as far as the type of the column allows. The files have several compressions and row
-/// groups.
+/// Every column has the values that pyarrow reads. Each column is read as numbers, as integers and
+/// as categories, if its type allows this. The files have several compressions and row groups.
 #[rstest]
 fn columns_are_read_as_pyarrow_reads_them(
     #[values("plain", "snappy", "gzip", "lz4", "zstd")] kind: &str,
@@ -146,8 +145,8 @@ fn an_epoch_of_shuffled_groups_reads_each_once(
     Ok(())
 }
 
-/// With any number of threads, the same rows are returned in the same order, the same number of row
-/// groups is read, and the same error is found.
+/// The number of threads has no effect: the same rows are returned in the same order, the same
+/// number of row groups is read, and the same error is found.
 #[rstest]
 fn threads_change_nothing(
     #[values(2, 3, 16)] threads: usize,

@@ -256,7 +256,7 @@ fn the_gradient_of_a_shown_output_is_whole(
     assert!(of_outputs.iter().all(Tensor::defined), "each output has a gradient");
     assert_eq!(of_weights, expected, "the probe changes no gradient");
     // The gradient of the norm's bias is the sum over rows of the gradient of the norm's output.
-    // This holds only if the latter includes the gradient of the 16-bit copy.
+    // This holds only if the gradient of the output includes the gradient of the 16-bit copy.
     let bias = of_outputs[1].f_to_kind(Kind::Double)?.f_sum_dim_intlist(0, false, Kind::Double)?;
     let found = expected[3].f_to_kind(Kind::Double)?;
     assert!(bias.allclose(&found, 1e-2, 2e-2, false), "{bias} is not {found}");

@@ -164,8 +164,8 @@ impl Evaluating {
     }
 }
 
-/// If a forward pass uses another context than that of the run, the dtypes of its matrix products
-/// are not compared with the precision of the run.
+/// If a forward pass runs in another context than the context of the run, the dtypes of its matrix
+/// products are not compared with the precision of the run.
 #[test]
 fn products_under_another_context_are_not_checked() -> Result<()> {
     let _generator = seeded(0);

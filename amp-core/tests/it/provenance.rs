@@ -227,9 +227,9 @@ impl Module for Rare {
     }
 }
 
-/// To find the cause of a skipped step, the trainer runs this step a second time. No other step is
-/// repeated. The second run uses the same random numbers as the first, and does not change the
-/// random numbers that follow.
+/// To find the cause of a skipped step, the trainer runs only this step a second time. The second
+/// run uses the same random numbers as the first run, and does not change the random numbers of
+/// later steps.
 #[rstest]
 #[case(Precision::F32True)]
 #[case(Precision::F16Mixed)]

@@ -127,8 +127,8 @@ fn too_many_non_finite_steps_in_a_row_end_the_run() -> Result<()> {
 #[case::skip(NonFinite::Skip)]
 fn a_run_stops_only_if_the_scaler_cannot_help(#[case] policy: NonFinite) -> Result<()> {
     let _generator = seeded(0);
-    // The first loss scales are so large that gradients overflow, although the loss is finite. The
-    // scaler skips these steps under each of the two policies.
+    // The first loss scales are so large that gradients overflow, although the loss is finite. With
+    // each of the two policies, the scaler skips these steps.
     let scaler = GradScalerConfig { init_scale: 2f64.powi(30), ..Default::default() };
     let config = config(Precision::F16Mixed).with(|config| {
         config.recovery.on_non_finite = policy;
@@ -223,8 +223,8 @@ fn falling_back_to_bf16_keeps_the_weights() -> Result<()> {
     Ok(())
 }
 
-/// The loss scale has a lower limit. At the limit, depending on the option, the trainer keeps the
-/// loss scale and prints a note, continues in bf16, or ends the run with an error.
+/// The loss scale has a lower limit. The option `then` says what the trainer does at the limit: it
+/// keeps the loss scale and prints a note, or continues in bf16, or ends the run with an error.
 #[rstest]
 #[case::warn(AtFloor::Warn)]
 #[case::fall_back(AtFloor::FallBackToBf16)]

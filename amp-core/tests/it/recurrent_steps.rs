@@ -33,7 +33,8 @@ enum Layer {
 }
 
 impl Layer {
-    /// Runs the layer. Returns the output, if there is one besides the states, and the last states.
+    /// Runs the layer. Returns the output and the last states, or only the states of a cell, which
+    /// has no other output.
     fn run(
         &self,
         x: &Tensor,
@@ -238,9 +239,9 @@ fn the_steps_of_sequences_equal_the_fused_operation(
         let lengths = lengths.map(|lengths| Tensor::from_slice(&lengths).to_device(device()));
         let states = cell.states(shape[0] * shape[1]);
         let same = check(&layer, &x, &states, lengths.as_ref())?;
-        // In each step and direction, the observer gets at least the product of the hidden state
-        // and its weight, the sum of this product and the product of the input, and the new state.
-        // It also gets the uses of the hidden state and of its weight.
+        // In each step and direction, the observer gets at least three tensors: the product of the
+        // hidden state and its weight, the sum of this product and the input's product, and the new
+        // state. The observer also gets each use of the hidden state and of its weight.
         let Same { inner, weights, uses } = &*same;
         let directions = shape[0] * shape[1];
         assert!(inner.get() > 2 * 5 * directions, "{} tensors", inner.get());

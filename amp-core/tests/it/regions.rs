@@ -158,8 +158,8 @@ fn regions_nest() -> Result<()> {
     Ok(())
 }
 
-/// In a `*-true` run with nested precision regions, a layer and its parameters have the dtype of
-/// the innermost region that raises the dtype of the run.
+/// In a `*-true` run, a precision region has an effect only if it raises the dtype of the run. If
+/// such regions are nested, a layer and its parameters have the dtype of the innermost region.
 #[test]
 fn a_region_inside_a_raised_one_raises_from_the_runs_dtype() -> Result<()> {
     let _generator = seeded(0);

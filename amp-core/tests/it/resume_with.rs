@@ -271,8 +271,8 @@ fn another_schedule_needs_permission() -> Result<()> {
     Ok(())
 }
 
-/// A run that is resumed with another limit of training batches would train on other examples. This
-/// needs permission, and the epoch then starts again.
+/// With another limit on the number of training batches, a resumed run would train on other
+/// examples. This needs permission, and the epoch then starts again.
 #[rstest]
 #[case::limit(
     |loops: &mut Loops| loops.limit_train_batches = Limit::Batches(4),

@@ -61,8 +61,8 @@ fn balanced_weights_draw_each_class_equally_often() -> Result<()> {
     Ok(())
 }
 
-/// `Bucketed` returns every example once. If all examples are in one pool, the lengths in two
-/// batches do not overlap, and the batches are in random order.
+/// `Bucketed` returns every example once. If all examples are in one pool, the ranges of lengths of
+/// two batches do not overlap, and the batches are in random order.
 #[rstest]
 fn batches_have_similar_lengths(#[values(60, 67)] examples: i64) -> Result<()> {
     let lengths: Vec<i64> = (0..examples).map(|at| at * 37 % 61).collect();

@@ -133,8 +133,8 @@ fn drive(
     set_gradients(optimizer, &grads);
     let gradients = scaler.gradients(optimizer)?;
     let gradients = scaler.unscale(gradients)?;
-    // torch unscales the gradients of skipped steps too, except with its fused kernel. In that case
-    // they are not compared.
+    // torch unscales the gradients of skipped steps too, except with its fused kernel. The
+    // gradients of steps that the fused kernel has skipped are therefore not compared.
     if !(fused && *applied == 0) {
         let expected = unscaled.as_ref().unwrap_or(given).iter().zip(optimizer.parameters().iter());
         for (expected, parameter) in expected {

@@ -41,11 +41,11 @@ fn unscaled(scaler: &mut GradScaler, optimizer: &dyn Optimizer) -> Result<Gradie
     scaler.unscale(gradients)
 }
 
-/// Rules 2 and 9 of docs/SEMANTICS.md: if torch refuses a wrong use of GradScaler, it is refused
-/// here too, at the same call or at an earlier one. Mistakes that the Rust types exclude (a
+/// Rules 2 and 9 of docs/SEMANTICS.md: if torch refuses a wrong use of GradScaler, this crate
+/// refuses it too, at the same call or at an earlier one. Mistakes that the Rust types exclude (a
 /// closure, LBFGS, a number as a loss, a scale with two elements) are not among the cases of this
-/// test. torch requires a scaled loss only before the first step. Here it is required in every
-/// step.
+/// test. torch requires a scaled loss only before the first step. This crate requires a scaled loss
+/// in every step.
 #[rstest]
 #[case("unscale_twice", "already unscaled since the last update")]
 #[case("unscale_twice_after_an_update", "run backward on scale(loss)")]

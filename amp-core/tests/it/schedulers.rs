@@ -191,10 +191,10 @@ fn one_cycle_leaves_an_optimizer_without_momentum() -> Result<()> {
     Ok(())
 }
 
-/// The schedule is that of transformers' `get_cosine_schedule_with_warmup`: t / warm-up during the
-/// warm-up, then half a cosine. The recorded warm-ups of torch are `LambdaLR` with (t + 1) /
-/// warm-up. During the warm-up, the two therefore differ. After it, the cosines are equal up to
-/// rounding.
+/// The schedule is that of transformers' `get_cosine_schedule_with_warmup`: the factor t /
+/// warmup_steps during the warm-up, then half a cosine. The warm-up that was recorded from torch
+/// has the factor (t + 1) / warmup_steps, so the two differ during the warm-up. After the warm-up,
+/// they are equal up to rounding.
 #[test]
 fn warmup_cosine_follows_its_formula() -> Result<()> {
     let schedule = WarmupCosine { warmup_steps: 10, total_steps: 100 };

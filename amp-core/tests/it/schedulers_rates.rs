@@ -25,8 +25,8 @@ use crate::{
     },
 };
 
-/// Returns the formula of the recording script: (t + 1) / 10 during the warm-up, then half a
-/// cosine.
+/// Returns the formula with which torch's `LambdaLR` was recorded: (t + 1) / 10 during the warm-up,
+/// then half a cosine.
 fn lambda_warmup_cosine(t: i64) -> f64 {
     match t < 10 {
         true => (t + 1) as f64 / 10.0,
@@ -36,8 +36,8 @@ fn lambda_warmup_cosine(t: i64) -> f64 {
 
 /// All 101 learning rates equal the recorded ones. If the schedule changes the momentum (Adam's
 /// first beta), the momenta are equal too. For OneCycle, only the 100 rates of its cycle are
-/// compared. The recording script checked that torch continues with the same rates from its
-/// state_dict. Here every seventh state is saved and loaded into a new schedule.
+/// compared. After every seventh step, the state is saved and loaded into a new schedule. (The
+/// recording script checked that torch continues with the same rates from its state_dict.)
 #[rstest]
 #[case("cosine", &CosineAnnealing { t_max: 50, eta_min: 0.0 }, 101)]
 #[case("cosine_eta_min", &CosineAnnealing { t_max: 50, eta_min: 1e-5 }, 101)]

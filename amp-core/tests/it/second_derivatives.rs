@@ -37,8 +37,8 @@ fn norm() -> Result<LayerNorm> {
     LayerNorm::new(LayerNormConfig::new(8))
 }
 
-/// Returns the gradients of |d Σ output² / d input|² with respect to the weights. They need second
-/// derivatives of each layer.
+/// Returns the gradients of |d Σ output² / d input|² with respect to the weights. These gradients
+/// need the second derivatives of each layer.
 fn gradients(
     build: Build,
     precision: Precision,

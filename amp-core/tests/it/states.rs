@@ -344,7 +344,7 @@ fn a_negative_difference_is_refused(#[case] delta: f64) -> Result<()> {
     Ok(())
 }
 
-/// A fraction of a set that leaves no batch is refused. It is not understood as switching
+/// If a fraction of a data set leaves no batch, it is refused. Such a fraction does not switch
 /// validation off.
 #[test]
 fn a_fraction_that_leaves_nothing_is_refused() -> Result<()> {

@@ -67,7 +67,8 @@ fn columns_become_fields() -> Result<()> {
     Ok(())
 }
 
-/// A field of flags says which numbers are missing, as `isna()` of pandas. Text is refused.
+/// A field of flags says which numbers are missing, like the function `isna()` of pandas. A column
+/// of text is refused.
 #[test]
 fn missing_numbers_are_flagged() -> Result<()> {
     let (_folder, path) = file("people.csv", PEOPLE);
@@ -183,8 +184,8 @@ fn the_line_of_a_late_row_is_named(#[case] end: &str, #[case] line: &str) -> Res
     Ok(())
 }
 
-/// Columns and categories equal the saved ones after writing and reading a file, or as part of a
-/// model's state.
+/// Columns and categories are equal after they were saved to a file and loaded. Columns are also
+/// equal after they were saved in a model's state.
 #[test]
 fn columns_and_categories_are_saved() -> Result<()> {
     let jobs = Categories::of(["cook", "clerk", "cook"]).with_unknown();

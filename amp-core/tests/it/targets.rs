@@ -1,6 +1,6 @@
-//! Tests of losses and metrics with targets of every shape, some of which are ignored. They give
-//! the values of torch and torchmetrics. If the shapes do not fit, the error names the loss, both
-//! tensors and the remedy.
+//! Tests of losses and metrics with targets of every shape, some of which are ignored. The losses
+//! and metrics equal those of torch and torchmetrics. If the shapes do not fit, the error names the
+//! loss, both tensors and the remedy.
 
 use amp_core::{
     Result, loss,
@@ -151,8 +151,8 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// Tensors of different shapes are not broadcast, and integers are refused as targets of a
-/// regression.
+/// If output and target have different shapes, the loss is refused, and nothing is broadcast.
+/// Integers are refused as targets of these losses.
 #[rstest]
 fn losses_of_elements_refuse_other_shapes_and_dtypes(
     #[values(

@@ -52,8 +52,8 @@ fn same(tokens: &Tokens, expected: &Value) {
 
 /// The tokenizer gives the same results as Python's. The test compares the ids with and without
 /// special tokens, and the decoded text. It also compares batches of texts and of pairs of texts,
-/// truncated and padded on each side. They are padded to the longest text, to a given length, and
-/// to a multiple of a number.
+/// truncated and padded on each side. The batches are padded to the longest text, to a given
+/// length, or to a multiple of a number.
 #[rstest]
 fn text_is_encoded_as_by_python(
     #[values("byte_level", "word_piece", "unigram")] kind: &str,

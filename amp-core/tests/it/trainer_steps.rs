@@ -80,8 +80,9 @@ fn a_window_equals_one_large_batch(#[case] batch: i64, #[case] window: i64) -> R
 }
 
 /// Rule 17 of docs/SEMANTICS.md, Lightning #19987: the last accumulated step of an epoch may have
-/// fewer batches. Its gradients are divided by its own number of batches. The test compares this
-/// with one step on six examples and one step on four.
+/// fewer batches than the other steps. Its gradients are divided by the number of its own batches.
+/// The test accumulates three batches of two examples, and then the remaining two batches. The
+/// weights equal those after one step on six examples and one step on four.
 #[test]
 fn a_partial_last_window_is_divided_by_its_own_length() -> Result<()> {
     let accumulated = weights(&trained_on(0..10, 2, 3, None)?);

@@ -54,9 +54,9 @@ fn sizes(value: &Value, key: &str) -> Vec<i64> {
     list(value, key).iter().map(|size| size.as_i64().expect("a size")).collect()
 }
 
-/// Images are resized as in torchvision, to a given shorter side and to two given sides. The new
-/// sizes are smaller and larger than the image. The rounding of the CPU's kernels may change a
-/// pixel by one level.
+/// Images are resized as in torchvision, to a given shorter side and to two given sides. Some of
+/// the new sizes are smaller than the image, and others are larger. The rounding of the CPU's
+/// kernels may change a pixel by one level.
 #[test]
 fn images_are_resized_as_in_torchvision() -> Result<()> {
     let all = recorded();

@@ -162,7 +162,7 @@ fn the_error_about_a_file_of_torch_save_says_how_to_convert_it(
     refused(replace, "convert it in Python with `safetensors.torch.save_file(")
 }
 
-/// torch loads a file without the batch norm's count of batches.
+/// A file without the batch norm's `num_batches_tracked` can be loaded, as in torch.
 #[test]
 fn a_count_of_batches_may_be_missing() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

@@ -143,8 +143,8 @@ struct Widening {
     head: Linear,
 }
 
-/// libtorch's error about operands of two dtypes names the layer. A hint says how to avoid the
-/// wider dtype.
+/// If libtorch refuses operands of two dtypes, the error names the layer. A hint says how to avoid
+/// the wider dtype.
 #[test]
 fn an_error_of_dtypes_has_a_hint() -> Result<()> {
     let _section = seeded(0);

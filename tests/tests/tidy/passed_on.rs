@@ -17,7 +17,8 @@ pub(crate) fn missing(root: &Path) -> Vec<Finding> {
     missing.map(|name| Finding::new(wrapper, 1, format!("{name} is not passed on"))).collect()
 }
 
-/// Returns the names of the methods of a trait or an `impl`. `begin` is the end of its first line.
+/// Returns the names of the methods of a trait or an `impl`. `begin` is the text with which the
+/// first line of the trait or `impl` ends.
 fn methods<'s>(source: &'s str, begin: &str) -> Vec<&'s str> {
     let (_, item) = source.split_once(begin).expect("the item");
     let (item, _) = item.split_once("\n}\n").expect("the end of the item");

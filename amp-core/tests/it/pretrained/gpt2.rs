@@ -1,5 +1,5 @@
-//! Tests of importing transformers' `GPT2LMHeadModel` from three files with an index. Its matrices
-//! have the shape `[in, out]`, so the import transposes them.
+//! Tests of importing transformers' `GPT2LMHeadModel` from three files with an index. The matrices
+//! of this model have the shape `[in, out]`, so the import transposes them.
 
 use std::fs;
 

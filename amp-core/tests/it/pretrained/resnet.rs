@@ -69,8 +69,8 @@ struct ResNet18 {
 }
 
 /// A model that loads the `state_dict` of torchvision's model computes Python's logits. The test
-/// writes the file with the names and shapes that Python recorded, and with values from the
-/// generator of the recording script.
+/// writes the file with the names and shapes that Python recorded, and with the same values as the
+/// recording script.
 #[test]
 fn its_state_dict_gives_pythons_logits() -> Result<()> {
     let _generator = seeded(0);

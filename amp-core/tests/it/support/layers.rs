@@ -28,8 +28,8 @@ impl Module for Room {
     }
 }
 
-/// Returns the relative error of one rounding, half a unit in the last place. For f32 and f64 it
-/// returns a larger number, because sums of some hundred terms round several times.
+/// Returns the relative error of one rounding, which is half a unit in the last place. For f32 and
+/// f64, returns a larger number, because sums of some hundred terms are rounded several times.
 pub(crate) fn rounding(kind: Kind) -> f64 {
     match kind {
         Kind::Half => 2.0_f64.powi(-11),

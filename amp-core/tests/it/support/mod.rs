@@ -29,7 +29,7 @@ pub(crate) fn seeded(seed: u64) -> Section {
     section
 }
 
-/// Returns the kernel set that ATen uses in this process, under the recordings' name.
+/// Returns the kernel set that ATen uses in this process, with the same name as in the recordings.
 pub(crate) fn capability() -> String {
     Fingerprint::of(Device::Cpu).expect("a CPU describes itself").capability.to_uppercase()
 }

@@ -150,8 +150,9 @@ pub(crate) fn linear(inputs: i64, outputs: i64) -> Result<Linear> {
     Linear::new(LinearConfig::new(inputs, outputs))
 }
 
-/// Builds the model of the demo notebook, MixedPrecisionDemo, with layers of the widths 64 → 32 →
-/// 32 → 16 → 10. Its random initial weights are generated in the same order as in PyTorch.
+/// Builds the model MixedPrecisionDemo, the first model of the Lightning notebook that
+/// `fixtures/GUIDE.md` follows. Its layers have the widths 64 → 32 → 32 → 16 → 10. The random
+/// initial weights are generated in the same order as in PyTorch.
 pub(crate) fn demo(dropout: f64) -> Result<Sequential> {
     let mut layers: Vec<Box<dyn Module>> = Vec::new();
     let mut width = 64;

@@ -117,8 +117,8 @@ fn an_epoch_has_every_example_once() {
 /// loss of the trained model is less than half of the variance.
 #[test]
 fn the_registered_set_is_trained_on() {
-    // Inside the section, the initial weights depend only on this seed, and not on random numbers
-    // that other tests use.
+    // Inside the section that `seeded` begins, the initial weights depend only on this seed, and
+    // not on random numbers that other tests use.
     let _section = random::seeded(1).expect("a seed");
     let folder = project();
     let data = loaded(&folder).expect("data");

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fs};
 use amp_core::{nn::named_tensors, precision::Policy, prelude::*, random, tch::no_grad, weights};
 use own_layer::Gain;
 
-/// Runs `build` in a section, so that its random numbers depend only on the seed, and not on other
-/// tests.
+/// Runs `build` in a section of `random::seeded`. The random numbers of `build` therefore depend
+/// only on the seed, and not on other tests.
 fn seeded<T>(seed: u64, build: impl FnOnce() -> Result<T>) -> T {
     let _section = random::seeded(seed).expect("a seed");
     build().expect("what can be built")

@@ -95,7 +95,8 @@ fn options_out_of_range_are_refused() {
 }
 
 /// The master weights of bf16 parameters equal the parameters after the same steps in f32. With
-/// `Moments`, m is stored in the requested dtype, and the parameters are the same.
+/// `Moments`, m is stored in the requested dtype, and the parameters have the same values as with m
+/// in f32.
 #[test]
 fn every_storage_gives_the_same_steps() {
     let weight = |kind| {
@@ -146,8 +147,8 @@ fn a_schedule_sets_the_rates() {
     assert_eq!(optimizer.rates(), [Rates { lr: 0.05, momentum: Some(0.5) }]);
 }
 
-/// The optimizer refuses the state of an optimizer of another kind, or of one with other
-/// parameters, and does not change.
+/// The optimizer refuses the state of another kind of optimizer, and the state of an optimizer with
+/// other parameters. In both cases, the optimizer does not change.
 #[test]
 fn another_state_is_refused_as_a_whole() {
     let state = |options: &dyn BuildOptimizer, name: &str, values: &[f32]| {

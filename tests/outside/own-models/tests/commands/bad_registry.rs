@@ -45,7 +45,7 @@ fn two_data_sets_of_one_name() {
     says(&line, &["two data sets named `rings`", "rename or remove one"]);
 }
 
-/// `verify` finds the mistake before training, in the two batches with which it warms up.
+/// `verify` warms up with two batches before training, and finds the mistake in these batches.
 #[test]
 fn a_metric_that_the_model_does_not_log() {
     let arguments = ["verify", "--device", "cpu", "--epochs", "1", "--quiet"];

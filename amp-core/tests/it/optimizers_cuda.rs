@@ -240,13 +240,13 @@ fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
     Ok(())
 }
 
-/// Each optimizer declares its capabilities on the device: whether it can skip a step, and whether
-/// it can scale gradients there. The capabilities are checked before the first step, after a step
-/// in which only the first parameter had a gradient, and after a step in which both parameters had
-/// one. This crate's kernels on CUDA have all capabilities, and libtorch's kernels on CUDA have
-/// none. On the CPU, libtorch's fused kernels can skip a step. The first step of SGD with dampening
-/// is computed differently, so SGD has the capabilities only after each parameter has had its first
-/// step.
+/// Each optimizer declares its capabilities on the device: whether its step can skip itself, scale
+/// the gradients, and run in a CUDA graph. The capabilities are checked before the first step,
+/// after a step in which only the first parameter had a gradient, and after a step in which both
+/// parameters had one. This crate's kernels on CUDA have all capabilities, and libtorch's kernels
+/// on CUDA have none. On the CPU, libtorch's fused kernels can skip a step. The first step of SGD
+/// with dampening is computed differently, so SGD has the capabilities only after each parameter
+/// has had its first step.
 #[rstest]
 #[case::adamw(&AdamW::default(), true, [true; 3])]
 #[case::sgd(&NESTEROV, true, [true; 3])]

@@ -2,7 +2,8 @@
 //! [`fixtures::bench::overhead`].
 //!
 //! `cargo bench -p tests --bench fit` first measures `Trainer::fit` and the bare loop with
-//! criterion. Then it prints for each model how many µs per step the trainer adds to the bare loop.
+//! criterion. The bare loop calls the same operations of libtorch without the trainer. Then the
+//! benchmark prints for each model how many µs per step the trainer adds to the bare loop.
 
 use amp_core::tch::set_num_threads;
 use criterion::Criterion;

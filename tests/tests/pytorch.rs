@@ -230,8 +230,8 @@ fn pytorch_reads_our_weights() {
                 .expect("weights are saved");
         }
     }
-    // `cargo amp test` sets the variable to a folder in which it has installed torch. Without the
-    // variable, the torch that Python itself finds is used.
+    // `cargo amp test` sets `AMP_TEST_PYTHON` to a folder in which it has installed torch. Without
+    // this variable, the torch that Python itself finds is used.
     let site = std::env::var("AMP_TEST_PYTHON").unwrap_or_default();
     let out = Command::new("python3")
         .args(["-B", "read_weights.py", "."])

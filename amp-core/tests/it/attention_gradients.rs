@@ -26,8 +26,8 @@ enum Layout {
     ByHead,
 }
 
-/// Returns the gradient of the tensor `[N, L, 3·heads·width]`, which contains queries, keys and
-/// values.
+/// Returns the gradient with respect to the tensor `[N, L, 3·heads·width]`, which contains queries,
+/// keys and values.
 fn gradient(
     [product, weights]: [&Tensor; 2],
     mask: Option<&Tensor>,
@@ -40,8 +40,8 @@ fn gradient(
         [0, 1, 2].map(|part: usize| parts[part].view([n, length, heads, width]).transpose(1, 2));
     let options = AttentionOptions { attn_mask: mask, ..Default::default() };
     let output = scaled_dot_product_attention(&q, &k, &v, &options)?;
-    // The gradient of the flat tensor is contiguous, so the order of the dimensions before
-    // `reshape` sets the layout of the output's gradient.
+    // The gradient of the result of `flat` is contiguous. The order of the dimensions before
+    // `reshape` therefore sets the memory layout of the output's gradient.
     let flat = |x: &Tensor| match layout {
         Layout::ByWord => x.transpose(1, 2).reshape([n, length * heads * width]),
         Layout::ByHead => x.reshape([n, length * heads * width]),

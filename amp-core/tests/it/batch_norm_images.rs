@@ -51,7 +51,7 @@ fn run(
 }
 
 /// The expected results: libtorch computes the batch normalization and the addition of the residual
-/// in f64 on the CPU. `values` applies ReLU.
+/// in f64 on the CPU. The method `values` then applies ReLU.
 struct Exact {
     leaves: [Tensor; 4],
     statistics: [Tensor; 2],
@@ -72,10 +72,10 @@ impl Exact {
         Self { leaves, statistics, sum }
     }
 
-    /// Returns the output, the gradients and the batch statistics by name. A sum close to zero may
-    /// have another sign in f64 than in the dtype under test. In the expected results, the ReLU
-    /// therefore passes the gradient of exactly those elements at which `seen`, the output under
-    /// test, is above zero.
+    /// Returns the output, the gradients and the batch statistics by name. If the input of the ReLU
+    /// is close to zero, it may have another sign in f64 than in the dtype under test. In the
+    /// expected results, the ReLU therefore passes the gradient of exactly those elements at which
+    /// `seen`, the output under test, is above zero.
     fn values(
         &self,
         after: After,

@@ -180,7 +180,7 @@ fn images_that_do_not_fit_are_refused(
 }
 
 /// The rectangles that `CutMix` pastes, and the fractions by which it mixes the classes, equal
-/// those of torchvision 0.26. The recording script gave torchvision the fractions and positions in
+/// those of torchvision 0.26. In the recording, torchvision got the fractions and positions in
 /// fixtures/oracles/images.json instead of random numbers. This test passes the same fractions and
 /// positions to `CutMix`.
 #[test]

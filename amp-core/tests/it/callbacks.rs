@@ -256,8 +256,8 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     let text = message(Trainer::new(config(1)).fit(&mut model, &same(constant(2, 3, 9.0)?, 1)?));
     assert!(text.contains("cannot monitor `val_acc`"), "{text}");
     assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
-    // Whether the model logs a name that begins with `train_` is known only after training steps,
-    // so the error occurs at the end of an epoch.
+    // Names that begin with `train_` are logged only in training steps. A wrong name of this kind
+    // is therefore reported only at the end of an epoch.
     let own = EarlyStopping::new("train_typo", Mode::Max);
     let text = message(trained(&[1.0], Trainer::new(config(1)).callback(own)));
     assert!(text.contains("cannot monitor `train_typo`"), "{text}");

@@ -16,7 +16,7 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// Which of the two uses of the input contribute to the loss.
+/// The uses of the input that contribute to the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Uses {
     Both,

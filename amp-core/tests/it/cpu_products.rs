@@ -1,5 +1,6 @@
 //! Tests of matrix products and convolutions of f16 and bf16 tensors on CPUs. If libtorch has no
-//! fast kernels for the CPU, they are computed in f32 and the result is rounded once.
+//! fast kernels for the CPU, products and convolutions are computed in f32, and their results are
+//! rounded once.
 
 use amp_core::{
     hardware::Fingerprint,

@@ -26,8 +26,8 @@ fn plain(count: i64, batch_size: i64) -> Result<DataLoader> {
     loader(count, batch_size, Loading::default())
 }
 
-/// Returns, for each batch, the numbers of its examples. Asserts that the input and the target of
-/// each example are the same number.
+/// Returns the batches of an epoch, each as a list of the numbers of its examples. Asserts that the
+/// input and the target of an example both are its number.
 fn order(loader: &DataLoader, epoch: u64) -> Result<Vec<Vec<i64>>> {
     order_from(loader, epoch, 0)
 }

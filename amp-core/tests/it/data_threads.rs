@@ -100,7 +100,7 @@ fn a_dataset_from_disk_equals_one_in_memory(
     Ok(())
 }
 
-/// How the test's data set fails when it reads the faulty example.
+/// The fault of the data set when it reads the faulty example.
 #[derive(Clone, Copy)]
 enum Fault {
     Error,

@@ -85,7 +85,8 @@ impl Dataset for Disturbed {
 }
 
 /// If another thread uses random numbers, the loader does not attribute them to the data set. The
-/// batches are therefore still loaded ahead.
+/// batches are therefore still loaded ahead, which is not done for a data set that uses libtorch's
+/// generator.
 #[test]
 fn draws_of_another_thread_are_not_the_sets() -> Result<()> {
     // The other thread draws from libtorch's generator. Until `_section` is dropped, no other test

@@ -20,9 +20,9 @@ use crate::support::{
 };
 
 /// The results of a layer norm equal those in f64, for the norm alone and for the norm followed by
-/// GELU and dropout. The cases have rows that a single vector load covers, rows that are longer
-/// than what a block processes at once, and more rows than one kernel launch sums for weight and
-/// bias.
+/// GELU and dropout. In some cases, a single vector load covers a row. In others, a row is longer
+/// than what a block processes at once, or there are more rows than one kernel launch sums for
+/// weight and bias.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_norm_with_gelu_and_dropout_equals_f64(

@@ -52,9 +52,9 @@ fn layers(shape: [i64; 2], bias: bool, behind: Behind, p: f64) -> Result<Sequent
 
 /// The results of a linear layer that is fused with its activation and dropout equal those in f64,
 /// and so do the results of the separate layers. The separate layers may use another kernel for the
-/// matrix product, which adds in another order. The cases include more rows than one kernel launch
-/// sums for the bias, numbers of columns that no vector load fits, and so many elements that the
-/// kernel with vector loads of 16 bytes computes the sum for the bias.
+/// matrix product, which adds in another order. In some cases, there are more rows than one kernel
+/// launch sums for the bias, or no vector load fits the number of columns. In one case, there are
+/// so many elements that the kernel with vector loads of 16 bytes computes the sum for the bias.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn activation_and_dropout_go_along(

@@ -42,10 +42,10 @@ struct Block {
     outer: Linear,
 }
 
-/// The results of fused and of separate layers equal those in f64. The cases have few rows, more
-/// rows than the blocks of a kernel sum at once, the largest number of columns that the kernels
-/// support, a larger number of columns, and so many elements that the gradient of a bias is summed
-/// by several kernel launches.
+/// The results of fused and of separate layers equal those in f64. In some cases there are few
+/// rows, or more rows than the blocks of a kernel sum at once. The number of columns is at most the
+/// largest number that the kernels support, or exceeds it. In one case there are so many elements
+/// that several kernel launches sum the gradient of a bias.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn residuals_and_activations_equal_f64(

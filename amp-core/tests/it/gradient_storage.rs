@@ -116,8 +116,8 @@ fn state_in_8_bits_works_with_16_bit_gradients(
     Ok(())
 }
 
-/// A callback that records the gradients of the first step as hooks receive them, multiplied by the
-/// loss scale.
+/// A callback that records the gradients of the first step. It gets unscaled gradients, and
+/// multiplies them by the loss scale again.
 struct First {
     seen: Rc<RefCell<Vec<Tensor>>>,
 }

@@ -144,8 +144,8 @@ impl Module for Own {
     }
 }
 
-/// `causal_attention` offers its intermediate tensors, and computes the same values and gradients as
-/// the fused kernel.
+/// `causal_attention` offers its intermediate tensors to an observer. It then computes the same
+/// values and gradients as the fused kernel.
 #[test]
 fn causal_attention_offers_its_intermediate_tensors() -> Result<()> {
     let _generator = seeded(0);

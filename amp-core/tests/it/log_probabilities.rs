@@ -30,8 +30,8 @@ fn ctc(output: &Tensor) -> Result<Tensor> {
     Ctc::default().compute(&output.f_unsqueeze(1)?.f_expand([3, 5, 4], false)?, &labels)
 }
 
-/// Losses of log probabilities refuse outputs that are logits or probabilities. torch computes a
-/// loss from such outputs, which may be negative.
+/// Losses of log probabilities refuse outputs that are logits or probabilities. From such outputs,
+/// torch computes a loss that may be negative.
 #[rstest]
 fn logits_and_probabilities_are_refused(
     #[values(nll, divergence, divergence_of_logs, ctc)] loss: fn(&Tensor) -> Result<Tensor>,

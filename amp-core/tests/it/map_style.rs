@@ -24,7 +24,7 @@ use tempfile::tempdir;
 
 use crate::support::{bits::values, device, message, seeded};
 
-/// What a data set does when one particular example is read.
+/// The fault of a data set when one particular example is read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     None,

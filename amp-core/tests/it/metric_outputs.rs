@@ -1,4 +1,5 @@
-//! Tests `output = …` of a metric: a field of the output, or a new tensor computed from it.
+//! Tests the option `output = …` of a metric. The value of the option is a part of the model's
+//! output, or a new tensor that is computed from the output.
 
 use amp_core::prelude::*;
 

@@ -14,7 +14,7 @@ struct Sentences {
     next: Tensor,
 }
 
-/// What a prediction reads: sentences without their next words.
+/// The input of a prediction: sentences without their next words.
 #[derive(Batch)]
 struct Beginnings {
     #[batch(ids)]

@@ -42,8 +42,8 @@ impl Visit for Gain {
 impl Module for Gain {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let fixed = input.f_detach()?;
-        // The second term is zero, so it does not change the output. The gradient flows only
-        // through this term and is multiplied by `backward`.
+        // `traced` is zero, so it does not change the output. The gradient flows only through
+        // `traced`, and is multiplied by `backward`.
         let traced = input.f_sub(&fixed)?.f_mul_scalar(self.backward)?;
         Ok(fixed.f_mul_scalar(self.forward)?.f_add(&traced)?)
     }

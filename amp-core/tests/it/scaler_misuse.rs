@@ -87,7 +87,7 @@ fn misuse_that_torch_refuses_is_refused(#[case] name: &str, #[case] says: &str) 
 
 /// Rule 9 of docs/SEMANTICS.md: the remaining wrong uses that torch refuses cannot be written in
 /// Rust. A step accepts no closure, so LBFGS does not exist; a loss is always a tensor; an update
-/// accepts no scale. The test checks that every recorded case is in one of the two tests.
+/// accepts no scale. The test checks that this test and the test above cover every recorded case.
 #[test]
 fn the_types_exclude_all_other_misuse() {
     const REFUSED: usize = 19;
@@ -276,7 +276,8 @@ fn a_restored_scaler_continues_like_the_saved_one() -> Result<()> {
     iterate(&mut second, oracle, "after")
 }
 
-/// Runs one iteration for each recorded flag, and asserts that the states equal torch's.
+/// Runs one iteration for each recorded flag. If the flag is 1, the gradients are infinite. Asserts
+/// that the state after each iteration equals torch's.
 fn iterate(scaler: &mut GradScaler, oracle: &serde_json::Value, part: &str) -> Result<()> {
     let mut optimizer = optimizer(&[Kind::Float])?;
     let states = list(oracle, &format!("states_{part}"));

@@ -10,7 +10,8 @@ import os
 import sys
 import time
 
-# Libraries print to standard output. The answers get its descriptor, and everything else goes to standard error.
+# Libraries print to standard output. The answers therefore use a copy of the descriptor of standard output, and
+# everything else goes to standard error.
 ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 

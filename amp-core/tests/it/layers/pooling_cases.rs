@@ -71,8 +71,8 @@ fn unpool<const N: usize>(
     })
 }
 
-/// Builds a case of fractional max pooling, whose random numbers are computed from the second
-/// input.
+/// Builds a case of fractional max pooling. The random numbers that determine the windows are
+/// computed from the second input.
 fn fractional<const N: usize>(pool: Result<FractionalMaxPool<N>>) -> Result<Box<dyn Runs>> {
     case(pool, |pool, x, cx| {
         let samples = x[1].detach().abs().frac();

@@ -276,8 +276,8 @@ fn sdpa(options: AttentionOptions<'static>) -> Result<Box<dyn Runs>> {
     })
 }
 
-/// Builds a case of a decoder. The inputs after target and memory are their attention masks, and
-/// then their padding masks.
+/// Builds a case of a decoder. The inputs are target and memory, then the attention masks of both,
+/// and then the padding masks of both.
 fn decoder<M>(module: Result<M>) -> Result<Box<dyn Runs>>
 where
     M: 'static,

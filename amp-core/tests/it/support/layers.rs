@@ -52,8 +52,9 @@ pub(crate) fn factors(p: f64, shape: [i64; 2], seed: i64) -> Result<Tensor> {
     Ok(wide(&Dropout::new(p)?.forward(&Tensor::ones(shape, (Kind::Double, device())), &cx)?))
 }
 
-/// Places the layers under the policy, and fills their parameters with normally distributed numbers
-/// with mean `shift` and this standard deviation. Returns the parameters.
+/// Moves the layers to the device and the dtypes of the policy. Fills their parameters with
+/// normally distributed numbers with mean `shift` and this standard deviation. Returns the
+/// parameters.
 pub(crate) fn fill(
     layers: &impl Module,
     policy: Policy,

@@ -17,8 +17,8 @@ fn amp(folder: &TempDir, arguments: &[&str]) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_amp"));
     command.current_dir(folder.path()).env("AMP_PROJECT", folder.path());
     // By default, the threads of one operation wait for each other in a busy loop. If other
-    // processes use the cores, this takes many times as long. The setting does not change the
-    // results.
+    // processes use the cores, the operation then takes many times as long. The setting does not
+    // change the results.
     command.env("OMP_WAIT_POLICY", "passive");
     Said::of(command.args(arguments))
 }
@@ -238,8 +238,8 @@ fn layers_measures_each_layer_of_both() {
     }
 }
 
-/// With a limit of 1, no layer must stay in FP32, because no layer has an error that is as large as
-/// its values. With a tiny limit, some layers must stay in FP32, because every layer has some
+/// With a limit of 1, no layer has to stay in FP32, because no layer has an error that is as large
+/// as its values. With a tiny limit, some layers have to stay in FP32, because every layer has some
 /// rounding error.
 #[test]
 fn diagnose_tells_layers_that_hold_from_layers_that_do_not() {

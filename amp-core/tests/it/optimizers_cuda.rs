@@ -93,21 +93,26 @@ const CENTERED: RmsProp =
     RmsProp { lr: 1e-2, alpha: 0.99, eps: 1e-8, weight_decay: 0.01, momentum: 0.9, centered: true };
 
 /// Twenty steps on CUDA equal twenty steps on the CPU. The learning rates change, and the gradients
-/// change their absolute value and sign. Each step rounds a weight twice (for the decay and for the
-/// update), and an average twice (for the decay and for the new value), so two units in the last
-/// place are allowed per step. If the decay is added to the gradient, the sum may be rounded once
-/// or twice, and squaring it doubles the error, so one more unit is allowed. Lion's update is the
-/// sign of an average of momentum and gradient. The absolute value of this average is at least 0.05
-/// times that of the gradient, so rounding never changes the sign.
+/// change their absolute value and sign. The tolerance is counted in units in the last place:
 ///
-/// Adafactor computes means of squares over rows and columns, of at most n = 123 numbers. The
-/// devices add these numbers in different orders. Let u be half a unit in the last place. In any
+/// - In each step, two units are allowed. A step rounds a weight twice (for the decay and for the
+///   update), and an average twice (for the decay and for the new value).
+/// - In each step, one more unit is allowed, because some optimizers add the decay to the gradient.
+///   This sum may be rounded once or twice, and squaring the sum doubles its error.
+/// - Lion's update is the sign of an average of momentum and gradient, and needs no further
+///   tolerance. The absolute value of this average is at least 0.05 times that of the gradient, so
+///   rounding never changes the sign.
+/// - The state of Adafactor may differ by n + 4 further units, where n = 123 is the largest number
+///   of squares in a sum.
+///
+/// The last bound is derived as follows. Adafactor computes means of squares over rows and columns.
+/// The devices add the squares in different orders. Let u be half a unit in the last place. In any
 /// order, a sum of n squares has an error of at most n·u: each square has the error u, and n − 1
 /// additions of positive numbers have the error (n − 1)·u (Higham, Accuracy and Stability, 4.2).
-/// The square root of the sum has the error n/2·u + u. The square of this root has the error
-/// (n + 3)·u. After the division by n, the mean has the error (n + 4)·u. The difference between two
-/// devices is then at most n + 4 units. Later steps do not increase it, because a running mean of
-/// positive numbers has at most the error of its inputs and of the roundings above.
+/// The square root of the sum has the error n/2·u + u. The square of this root has the error (n +
+/// 3)·u. After the division by n, the mean has the error (n + 4)·u. The difference between two
+/// devices is then at most n + 4 units. Later steps do not increase the difference, because a
+/// running mean of positive numbers has at most the error of its inputs and of the roundings above.
 #[rstest]
 #[case::adamw(&AdamW { weight_decay: 0.1, ..Default::default() }, 0)]
 #[case::adamw_plain(&AdamW { weight_decay: 0.0, ..Default::default() }, 0)]

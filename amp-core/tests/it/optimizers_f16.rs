@@ -39,14 +39,16 @@ impl Reference {
     }
 }
 
-/// With the default eps, f16 parameters follow Adam in f64, for gradients from the smallest f16
-/// number to the largest that occur in training. The tolerance is four units in the last place of a
-/// parameter below 1: one unit is lost wherever f32 and f64 round to different neighbours.
+/// With the default eps, f16 parameters follow Adam in f64. The gradients are as small as the
+/// smallest f16 number, and as large as the largest gradients that occur in training. The tolerance
+/// is four units in the last place of a parameter below 1: one unit is lost wherever f32 and f64
+/// round to different neighbours.
 ///
-/// With state in f16 the parameters do not follow Adam for very small and very large gradients. The
-/// running square of gradients under 5e-3 is zero, so the update is divided by eps. The running
-/// square of gradients above 256 is infinite, so the parameter does not change any more. State in
-/// f16 that is multiplied by 2⁸ is already infinite at gradients of 1.
+/// If the optimizer state were f16, the parameters would not follow Adam for very small and very
+/// large gradients. The running square of gradients under 5e-3 would be zero, so the update would
+/// be divided by eps. The running square of gradients above 256 would be infinite, so the parameter
+/// would not change any more. If the state were multiplied by 2⁸, it would already be infinite at
+/// gradients of 1.
 #[rstest]
 fn f16_parameters_follow_adam_in_f64(
     #[values(6e-8, 1e-5, 1e-3, 0.1, 1.0, 2.0, 40.0, 300.0, 3e4)] size: f64,

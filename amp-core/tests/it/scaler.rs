@@ -28,13 +28,13 @@ struct Part(
     Option<Vec<String>>,
 );
 
-/// Compares every step of a family of recorded runs (traces): the scale's bits on the device and in
-/// the host's copy, the growth tracker, the skipped steps, the unscaled gradients and the
-/// parameters.
+/// Compares every step of a family of recorded runs (traces). These values are compared: the
+/// scale's bits on the device and in the host's copy, the growth tracker, the skipped steps, the
+/// unscaled gradients and the parameters.
 ///
-/// The recorded traces cover rules 3 (reciprocal in f64), 4 (skip if any gradient is not finite), 5
-/// (growth, backoff, the limits of f32) and 6 (one update for several optimizers) of
-/// docs/SEMANTICS.md.
+/// The recorded traces cover these rules of docs/SEMANTICS.md: 3 (reciprocal in f64), 4 (skip if
+/// any gradient is not finite), 5 (growth, backoff, the limits of f32) and 6 (one update for
+/// several optimizers).
 #[rstest]
 #[case::random("random", 512)]
 #[case::top("top", 80)]

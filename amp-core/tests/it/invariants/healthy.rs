@@ -82,9 +82,12 @@ fn no_optimizer_breaks_a_rule_in_any_precision(
     })
 }
 
-/// Training runs with learning rates near 0 violate no invariant. The cases are a rate of 0, a rate
-/// whose updates are too small to change a weight in any dtype, a rate that is 0 for longer than
-/// the invariant waits for a weight to change, and a rate of 0 in one parameter group.
+/// Training runs with learning rates near 0 violate no invariant. The cases are:
+///
+/// - a rate of 0
+/// - a rate whose updates are too small to change a weight in any dtype
+/// - a rate that is 0 for longer than the invariant waits for a weight to change
+/// - a rate of 0 in one parameter group
 #[rstest]
 #[case::no_rate(|| OptimizerConfig::new(AdamW { lr: 0.0, ..AdamW::default() }))]
 #[case::no_rate_but_decay(|| {

@@ -1,4 +1,5 @@
-//! An optimizer and a schedule with a planted fault.
+//! An optimizer and a schedule that contain a fault on purpose, so that the invariants have
+//! something to find.
 
 use std::rc::Rc;
 
@@ -13,7 +14,7 @@ use amp_core::{
     tch::{Tensor, no_grad},
 };
 
-/// The fault that is planted in an optimizer or in its schedule.
+/// The fault that an optimizer or its schedule contains on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Odd {
     Nothing,

@@ -1,4 +1,4 @@
-//! A model that contains a planted fault.
+//! A model that contains a fault on purpose, so that the invariants have something to find.
 
 use std::cell::{Cell, RefCell};
 

@@ -109,8 +109,8 @@ const CENTERED: RmsProp =
 /// The devices add the squares in different orders. Let u be half a unit in the last place. In any
 /// order, a sum of n squares has an error of at most n·u: each square has the error u, and n − 1
 /// additions of positive numbers have the error (n − 1)·u (Higham, Accuracy and Stability, 4.2).
-/// The square root of the sum has the error n/2·u + u. The square of this root has the error (n +
-/// 3)·u. After the division by n, the mean has the error (n + 4)·u. The difference between two
+/// The square root of the sum has the error n/2·u + u. The square of this root has the error
+/// (n + 3)·u. After the division by n, the mean has the error (n + 4)·u. The difference between two
 /// devices is then at most n + 4 units. Later steps do not increase the difference, because a
 /// running mean of positive numbers has at most the error of its inputs and of the roundings above.
 #[rstest]

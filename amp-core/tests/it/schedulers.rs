@@ -191,10 +191,10 @@ fn one_cycle_leaves_an_optimizer_without_momentum() -> Result<()> {
     Ok(())
 }
 
-/// The schedule is that of transformers' `get_cosine_schedule_with_warmup`: the factor t /
-/// warmup_steps during the warm-up, then half a cosine. The warm-up that was recorded from torch
-/// has the factor (t + 1) / warmup_steps, so the two differ during the warm-up. After the warm-up,
-/// they are equal up to rounding.
+/// The schedule is that of transformers' `get_cosine_schedule_with_warmup`. In the warm-up, the
+/// rate has the factor t / warmup_steps. Half a cosine follows. The warm-up that was recorded from
+/// torch has the factor (t + 1) / warmup_steps, so the two differ in the warm-up. After it, they
+/// are equal up to rounding.
 #[test]
 fn warmup_cosine_follows_its_formula() -> Result<()> {
     let schedule = WarmupCosine { warmup_steps: 10, total_steps: 100 };

@@ -46,8 +46,8 @@ pub struct BenchArgs {
     /// skipped ones
     #[arg(long, value_name = "SECONDS")]
     pub time_limit: Option<u64>,
-    /// Also measure Lightning, PyTorch loops and torch.compile, if the Python of --python has these
-    /// packages
+    /// Also measure Lightning, PyTorch loops and torch.compile, if the interpreter of --python has
+    /// PyTorch and Lightning
     #[arg(long, group = "compared")]
     pub peers: bool,
     /// As --peers, but measure only these peers, separated by commas: lightning, torch-loop,
@@ -61,7 +61,7 @@ pub struct BenchArgs {
     /// names
     #[arg(long, value_name = "FILE", requires = "compared")]
     pub peers_script: Option<PathBuf>,
-    /// Threads of one CPU operation [default: all cores]
+    /// Number of threads that one CPU operation uses [default: all cores]
     #[arg(long)]
     pub threads: Option<i32>,
     /// Write the report as JSON to this file

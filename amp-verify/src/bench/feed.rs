@@ -1,5 +1,5 @@
-//! Measures how fast training is with a large data set in host memory, and how fast it is with the
-//! same data set in the device's memory.
+//! Compares two training speeds with the same large data set: with the data in host memory, and
+//! with the data in the device's memory.
 
 use super::{
     interleaved::Engine,
@@ -44,8 +44,8 @@ fn data(workload: &Task, bytes: u64) -> Result<DataModule> {
 
 /// Trains in each round `steps` steps with the data in host memory, and `steps` steps with the data
 /// in the device's memory. Each measured time is the time of a long run minus the time of a short
-/// run. So it does not include the time to start a run. The examples are read in random order from
-/// the whole data set.
+/// run. So the measured time does not include the start of a run. The examples are read in random
+/// order from the whole data set.
 ///
 /// # Errors
 /// When a run fails, or the data set does not fit into memory.

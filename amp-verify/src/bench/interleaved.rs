@@ -55,7 +55,8 @@ pub trait Candidate {
 }
 
 /// Prepares the engines to compare: first those of this trainer, one after another, then all other
-/// engines at the same time. Returns for each engine a measurement that does not have rates yet.
+/// engines at the same time. Returns one measurement for each engine, still without rates (steps
+/// per second).
 fn prepare(candidates: &mut [Box<dyn Candidate + '_>]) -> Vec<Measurement> {
     let mut failures = vec![None; candidates.len()];
     let text = |error: Error| one_line(&error.to_string());

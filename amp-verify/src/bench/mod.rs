@@ -115,7 +115,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
     drop((peers, python));
     if plan.feed_bytes > 0 {
         for (workload, precision) in fed(&plan) {
-            let name = format!("{} under {precision}, fed from the host", workload.name());
+            let name = format!("{} under {precision}, data in host memory", workload.name());
             let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
             let Plan { device, feed_bytes, rounds, .. } = plan;
             let fed = clock.run(&name, || {
@@ -142,7 +142,8 @@ fn compare(
 ) -> Result<Vec<Row>> {
     let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
     let ours: &[Engine] = match plan.device.is_cuda() {
-        // This workload is also measured with 16-bit gradients and 8-bit optimizer state.
+        // Such a workload is also measured with 16-bit gradients, and with 16-bit gradients and
+        // 8-bit optimizer state.
         true if workload.has_reduced_state() && precision != Precision::F32True => {
             &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }

@@ -30,8 +30,8 @@ pub(super) struct Ours<'a> {
     config: TrainerConfig,
     ready: Option<(Box<dyn LightningModule>, DataModule)>,
     first_step_seconds: Option<f64>,
-    /// The largest number of bytes that tensors occupied while the model was built and trained for
-    /// the first time.
+    /// The largest number of bytes that tensors occupied in [`prepare`](Candidate::prepare), which
+    /// builds the model and trains it for two epochs.
     peak_memory_bytes: Option<u64>,
 }
 
@@ -73,9 +73,9 @@ impl<'a> Ours<'a> {
     }
 }
 
-/// Trains `model` and returns two numbers. The first is the seconds of all epochs except the first
-/// `first` epochs. An epoch lasts until its last kernel has ended. The second is the number of
-/// steps that ran as CUDA graphs.
+/// Trains `model` and returns two numbers. One is the total time in seconds of the epochs from
+/// number `first` on, counted from 0. An epoch lasts until its last kernel has ended. The other is
+/// the number of steps that ran as CUDA graphs.
 pub(super) fn seconds_of(
     config: &TrainerConfig,
     first: i64,

@@ -5,7 +5,8 @@
 //! The program is called as `program --engine NAME --device cpu|cuda:N --threads N`. [`engines`]
 //! lists the names of the engines. The process reads one JSON request per line from standard input,
 //! and writes one JSON answer per line to standard output. If a request fails, the answer's field
-//! `error` contains the error message, and the task that was prepared has ended:
+//! `error` contains the error message, and the process no longer trains the workload that it has
+//! prepared. These are the requests and their answers:
 //!
 //! ```text
 //! (at the start)                               -> {"versions": {"torch": "2.11.0"}}
@@ -21,8 +22,8 @@
 //! (examples in a batch), `batches`, `clip` (the norm to which gradients are clipped) and `warm_up`
 //! (a number of steps). If the examples are random, it also contains `classes`, and either
 //! `features` (the number of values in an example) or `tokens` (the number of ids in an example). A
-//! field that does not apply is null. If all three fields are null, the program must know from the
-//! model's name which examples to make.
+//! field that does not apply is null. If `classes`, `features` and `tokens` are all null, the
+//! program must know from the model's name which examples to make.
 
 use std::{
     collections::BTreeMap,
@@ -139,13 +140,12 @@ pub struct Entry<'a> {
     stage: Stage,
 }
 
-/// What a peer's process does at the moment. A peer is another engine, such as Lightning. The task
-/// is the workload to train.
+/// What the process of a peer (another engine, such as Lightning) does at the moment.
 #[derive(PartialEq, Eq)]
 enum Stage {
     /// The process has no workload to prepare or to train.
     Idle,
-    /// The process prepares to train the workload. Its answer to the request was not read yet.
+    /// The process has received the request to prepare a workload. Its answer was not read yet.
     Begun,
     /// The process is ready to train the workload. It waits for a request to train the next steps.
     Running,
@@ -213,8 +213,8 @@ impl Candidate for Entry<'_> {
     }
 
     fn chunk(&mut self) -> Result<Chunk> {
-        // If the answer is an error, the process has ended the task. So the stage becomes `Running`
-        // again only after an answer without an error.
+        // If the answer is an error, the process no longer trains the workload. So the stage
+        // becomes `Running` again only after an answer without an error.
         self.stage = Stage::Idle;
         let answer = self.peer.process.ask(&json!({ "go": self.steps }))?;
         self.stage = Stage::Running;

@@ -7,12 +7,14 @@ use amp_core::{
     tch::{Cuda, Device, Kind, Tensor, no_grad},
 };
 
-/// Returns the number of rows and columns of the matrices: large enough to occupy any device.
+/// Returns the number of rows and columns of the matrices. It is so large that one product keeps
+/// any device busy.
 fn side(device: Device) -> i64 {
     if device.is_cuda() { 8192 } else { 1024 }
 }
 
-/// Returns floating-point operations per second of a sequence of products of square bf16 matrices.
+/// Multiplies square bf16 matrices several times. Returns the number of floating-point operations
+/// per second.
 ///
 /// # Errors
 /// When there is not enough memory.

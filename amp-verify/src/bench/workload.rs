@@ -251,7 +251,8 @@ impl Task {
         !self.workload.mixed_alone || precision != Precision::F32True
     }
 
-    /// Returns whether each mode of torch.compile is measured.
+    /// Returns whether torch.compile is also measured in two further modes, `default` and
+    /// `max-autotune-no-cudagraphs`.
     pub fn has_compiler_modes(&self) -> bool {
         self.workload.compiler_modes
     }
@@ -320,11 +321,11 @@ impl Task {
         Ok(DataModule::new(self.name(), all, one, batch))
     }
 
-    /// Returns the number of floating-point operations in the matrix products of a step. If the
-    /// workload declares this number, it is valid only for the declared size. At another size,
-    /// returns `None`. If the workload does not declare it, computes it from the weight matrices:
-    /// for each weight and each example, 2 operations in the forward pass and 4 in the backward
-    /// pass.
+    /// Returns the number of floating-point operations in the matrix products of a step. A number
+    /// that the workload declares is valid only for the declared size, so at another size this
+    /// function returns `None`. If the workload declares no number, computes it from the weight
+    /// matrices: for each weight and each example, 2 operations in the forward pass and 4 in the
+    /// backward pass.
     pub fn matrix_operations(&self, model: &dyn LightningModule) -> Option<f64> {
         if let Some(operations) = self.workload.operations {
             return (!self.workload.resized).then_some(operations);
@@ -335,8 +336,9 @@ impl Task {
     }
 }
 
-/// Returns which random examples the tiny version of the model is trained on: examples as in
-/// `input`, but with so few values that tensor operations take almost no time.
+/// Returns which random examples the tiny version of the model is trained on. They are examples of
+/// the same kind as `input`, but with only [`TINY`] values or ids. Examples that a function of the
+/// workload generates keep their size.
 fn tiny(input: Option<NoiseInput>) -> NoiseInput {
     match input {
         Some(NoiseInput::Features { classes, .. }) => {

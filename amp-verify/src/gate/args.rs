@@ -73,12 +73,12 @@ pub struct GateArgs {
     #[arg(long)]
     pub equivalence: bool,
     /// The margin: how much worse than the baseline the metric may be, for the model that --model
-    /// names [default: the declared or recorded margin; a model that is changed by one of the
-    /// options below has no default margin]
+    /// names [default: the declared or recorded margin; for a model that is changed by one of the
+    /// options below, the margin recorded with the same change]
     #[arg(long, value_name = "DELTA")]
     pub margin: Option<f64>,
-    /// Time limit: the gate stops checking rules at this time, runs one seed after another, and
-    /// starts no seed that might exceed the limit; give seconds, 10m, 2h or HH:MM:SS
+    /// Time limit, in seconds or as 10m, 2h or HH:MM:SS: after this time the gate stops checking
+    /// rules; it trains with one seed after another, and starts no seed that might exceed the limit
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub time_limit: Option<Duration>,
     #[command(flatten)]
@@ -106,7 +106,8 @@ pub struct GateArgs {
     /// Number of processes that share the work on a CPU [default: one per core]
     #[arg(long, value_name = "N")]
     pub processes: Option<usize>,
-    /// Threads of one operation on a CPU, in each process; the last digits of results depend on it
+    /// Number of threads that each process uses for one operation on a CPU; the last digits of
+    /// results depend on this number
     #[arg(long, value_name = "N", value_parser = positive, default_value_t = 1)]
     pub threads: u64,
     /// Ignore cached results and run everything again

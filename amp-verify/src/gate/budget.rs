@@ -57,8 +57,9 @@ pub(super) struct Budget {
 
 impl Budget {
     /// Computes the budget for the model of `case`. For this, the model runs once on a few
-    /// examples. If it cannot run on so few, it runs on a whole batch, and is judged on whole
-    /// batches. `steps` is the number of first steps that the gate compares with 32-true.
+    /// examples. If the model cannot run on so few, it runs on a whole batch, and the gate judges
+    /// it on whole batches. `steps` is the number of first steps that the gate compares with
+    /// 32-true.
     ///
     /// # Errors
     /// When the model does not run on a batch.
@@ -137,7 +138,8 @@ mod tests {
     ) {
         let found = Budget::for_work(products, (batch.min(2), batch), 1, 6);
         assert_eq!(found, Budget { examples, draws, epoch_steps });
-        // With gradient accumulation over two batches, each step takes twice as long.
+        // With gradient accumulation over two batches, each step needs twice as many
+        // multiplications, so the budget has no more draws and steps than before.
         let twice = Budget::for_work(products, (batch.min(2), batch), 2, 6);
         assert!(twice.draws <= draws && twice.epoch_steps <= epoch_steps);
     }

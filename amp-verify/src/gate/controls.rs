@@ -2,9 +2,9 @@
 //! that does not learn.
 //!
 //! This metric depends on the random weights: with two classes, the accuracy of a newly built model
-//! may be far above one half. So if 32-true with the first seed seems no better than the control
-//! run of this seed, control runs with the other seeds follow, and 32-true is compared with the
-//! mean of all control runs.
+//! may be far above one half. So if 32-true seems no better than the control run of the first seed,
+//! control runs with the other seeds follow, and 32-true is compared with the mean of all control
+//! runs.
 
 use std::rc::Rc;
 
@@ -41,7 +41,7 @@ pub(super) fn complete(plan: &Plan, pool: &mut Pool) -> Result<()> {
 
 impl Plan {
     /// Returns the metric of a model that does not learn: the mean over the control runs that have
-    /// ended. If no control run has ended, or if one failed, returns the cause.
+    /// ended. If no control run has ended, or if a control run failed, returns the cause.
     pub(super) fn untrained(&self, pool: &Pool, model: &Subject) -> Untrained {
         let control = |seed| pool.outcome(&self.job(model, Precision::F32True, seed, Task::Frozen));
         let runs = self.seeds(self.first.max(1)).filter_map(control);
@@ -53,7 +53,7 @@ impl Plan {
     }
 }
 
-/// The metric of a model that does not learn, or why its run gave none.
+/// The metric of a model that does not learn, or the reason why a control run has no metric.
 pub(super) type Untrained = std::result::Result<f64, String>;
 
 fn metric_or_cause(outcome: &Outcome) -> Untrained {
@@ -89,7 +89,7 @@ impl BuildOptimizer for NoStep {
     }
 }
 
-/// An optimizer that keeps the rates that its schedule sets, and changes no parameter.
+/// An optimizer that stores the learning rates that its schedule sets, but changes no parameter.
 struct Frozen {
     parameters: Rc<[Parameter]>,
     rates: Vec<Rates>,
@@ -196,8 +196,8 @@ mod tests {
     }
 
     /// Checks that the gate compares 32-true with the mean over the control runs of all four seeds,
-    /// not with the first control run. `Guess` does not learn, and has another accuracy with each
-    /// seed.
+    /// not with the first control run. The model `Guess` does not learn, and its accuracy differs
+    /// between seeds.
     #[test]
     fn the_control_is_the_mean_over_the_seeds() -> Result<()> {
         let guess = model!(Guess).margin(0.01).batch_size(16);

@@ -22,7 +22,7 @@ use crate::{
 /// checked.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Coverage {
-    /// Properties of the runs, each with its name: the path, the modes, the size and the seeds.
+    /// Properties of the runs, each with its name: metric, changes, memory, path, modes and size.
     pub ran: Vec<(&'static str, String)>,
     /// The comparisons of measured values with their bounds, ordered by rule.
     pub rows: Vec<Row>,
@@ -30,7 +30,7 @@ pub struct Coverage {
     pub missing: Vec<Missing>,
     /// The number of the gate's rules that were checked.
     pub rules: usize,
-    /// The number of the gate's rules that could have been checked, including those that were not.
+    /// The number of the gate's rules that the jobs reported, whether checked or not.
     pub of_rules: usize,
 }
 
@@ -39,7 +39,7 @@ pub struct Coverage {
 pub struct Row {
     /// The title of the gate's rule that was checked.
     pub rule: &'static str,
-    /// What the gate's rule compares with what, in words.
+    /// A description of the two things that the gate's rule compares.
     pub compares: &'static str,
     /// The quantity that was compared for this model and precision.
     pub what: String,

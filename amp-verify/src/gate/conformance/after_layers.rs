@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{reset::ResetModel, rounding::is_narrow};
 
-/// Records which modules return after the last module has begun. Their outputs go to the code after
-/// the layers.
+/// Records which modules return an output after the last module has received its input: the last
+/// module, and modules that contain it. Their outputs go to the code after the layers.
 #[derive(Default)]
 struct Last(RefCell<BTreeSet<String>>);
 
@@ -49,12 +49,12 @@ impl Substitute for Widened {
     }
 }
 
-/// Runs the steps again with the output of the last layers converted to f32. Returns a sentence for
-/// the report if `is_within` then accepts the differences from 32-true, but not if the output is
-/// kept in 16 bits. Both runs are observed between the layers, so no fused kernel runs in either of
-/// them. The sentence is empty in all other cases, if the precision does not compute in 16 bits, and
-/// if the model does not run in this way. `config` returns the options of a run with a number of
-/// steps.
+/// Tests whether the code after the last layer causes the differences from 32-true. Runs the steps
+/// twice: with the outputs of the last layers in 16 bits, and with these outputs converted to f32.
+/// If `is_within` accepts the differences of the second run only, returns a sentence for the
+/// report. Otherwise, or if the precision does not compute in 16 bits, or if a run fails, returns
+/// an empty text. In both runs, the tensors between the layers are observed, so no fused kernel
+/// runs. `config` returns the trainer's options for a number of steps.
 pub(super) fn blame(
     steps: &Steps<'_>,
     model: &mut ResetModel,
@@ -103,8 +103,8 @@ mod tests {
         rounding::is_narrow,
     };
 
-    /// A model of the order of the examples. Adding a number to all outputs does not change its
-    /// loss, so the exact gradient of the bias is 0.
+    /// A model that learns to rank the examples. Adding the same number to all outputs does not
+    /// change the loss, so the exact gradient of the bias is 0.
     #[derive(LightningModule)]
     #[loss(with = |output, _| ranked(&if self.wide { loss::at_least_f32(output)? } else { output.shallow_clone() }))]
     #[optimizer(sgd, lr = 0.1)]
@@ -130,8 +130,8 @@ mod tests {
         head: Linear,
     }
 
-    /// Computes the mean of the logarithm of each example's share in the sum over itself and the
-    /// examples before it.
+    /// Returns the mean of −ln(share) over the examples. The share of example i with output xᵢ is
+    /// exp(xᵢ), divided by the sum of exp(xⱼ) over all j ≤ i.
     fn ranked(output: &Tensor) -> Result<Tensor> {
         let share = output.f_sub(&output.f_logcumsumexp(0)?)?;
         Ok(share.f_mean(Kind::Float)?.f_neg()?)
@@ -163,8 +163,8 @@ mod tests {
         Ok(())
     }
 
-    /// Checks that the report does not name the loss if the loss computes in f32, and the cause of the
-    /// differences is before the last layer.
+    /// Checks that the report does not name the loss as the cause if the loss computes in f32, and
+    /// an error before the last layer causes the differences.
     #[rstest]
     fn a_loss_in_f32_is_not_blamed(
         #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,

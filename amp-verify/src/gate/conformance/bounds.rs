@@ -35,8 +35,8 @@ pub(super) struct Least {
 /// the mean and s are computed from distance^(2/3). This power is nearly normal, because the square
 /// of a distance is a sum of squares (Wilson and Hilferty 1931). A signed difference has a limit on
 /// each side of zero, each with half of the risk. The gradients of all parameters share the risk
-/// [`RISK`] equally. The limits assume that the values beyond the measured ones are normally
-/// distributed, too.
+/// [`RISK`] equally. The limits assume that the normal distribution also holds for values larger
+/// than all measured ones.
 pub(super) struct Bounds<'a> {
     runs: &'a [Figures],
     least: Least,
@@ -125,10 +125,11 @@ mod tests {
     }
 
     /// Checks that the bounds from forty runs are mean + k·s, with tolerance factors k for 95 %
-    /// confidence. The factors were computed in Python from the noncentral t distribution. For one
-    /// distance the risk is 1e-5, and k is 5.297515. A difference has two sides with a risk of 5e-6
-    /// each, and k is 5.483708. Each of three gradients has a third of the risk. Distances are
-    /// raised to the power 2/3, and s is at least a tenth of the mean.
+    /// confidence. The factors were computed in Python from the noncentral t distribution. A
+    /// distance has the risk 1e-5, and k is 5.297515. A signed difference has the risk 5e-6 on each
+    /// side of zero, and k is 5.483708. Each of the three gradients has a third of the risk 1e-5.
+    /// The bounds of distances are computed from distance^(2/3), and s is at least a tenth of the
+    /// mean.
     #[test]
     fn a_bound_is_a_tolerance_limit() {
         assert_eq!(RISK, 1e-5);

@@ -92,7 +92,7 @@ pub(super) type Masks = BTreeMap<String, Tensor>;
 /// differs from its gradient in the run `exact` by at least the absolute value of the exact
 /// gradient. An example is the bias of attention's keys, whose exact gradient is 0. Adam normalizes
 /// gradients by their absolute values. So the updates of these weights are as large as those of
-/// other weights, but they say nothing about the precision.
+/// other weights, but these updates say nothing about the precision.
 pub(super) fn noisy(exact: &Ran, rounded: &Ran) -> Result<Masks> {
     let found = by_name(rounded);
     let mut masks = Masks::new();

@@ -59,8 +59,9 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     let exact = match exact_steps.run(&mut model, exact_steps.config(STEPS, LOW_SCALE)) {
         Err(error) if deadline.has_ended() => return Err(error),
         Ok(exact) if exact.finite => exact,
-        // In a deep model, activations may overflow with running statistics, because nothing
-        // normalizes them. The model then runs again with batch statistics.
+        // With the initial running statistics (mean 0, variance 1), batch norms do not normalize,
+        // so the activations of a deep model may overflow. The model then runs again with batch
+        // statistics.
         _ => {
             exact_steps.batch_statistics = true;
             exact_steps.run(&mut model, exact_steps.config(STEPS, LOW_SCALE))?
@@ -163,9 +164,9 @@ fn unchanged(
     Ok(Unchanged { runs, least, noisy })
 }
 
-/// Compares each measured difference from 32-true with its bound. Of the gradients of all
-/// parameters, returns only the one that is largest relative to its bound. Also returns a text for
-/// each value that exceeds its bound.
+/// Compares each measured difference from 32-true with its bound, and returns the results. For the
+/// gradients, returns one result: that of the parameter whose difference is largest relative to its
+/// bound. Also returns a text for each of these results that exceeds its bound.
 fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Vec<String>) {
     let all: Vec<(&What, f64, f64)> =
         found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();

@@ -18,8 +18,9 @@ pub(super) struct Between {
     emulation: Rc<Emulation>,
     draws: Rc<Draws>,
     moves: bool,
-    /// For each weight, its latest alias, which the next use of the weight gets in place of the
-    /// weight, see [`weight`](Self::weight). The key is the address of the weight's elements.
+    /// For each weight, the last alias of a chain that begins at the weight. Each use of the weight
+    /// adds an alias to the chain, see [`weight`](Self::weight). The key is the address of the
+    /// weight's elements.
     used: RefCell<BTreeMap<usize, Tensor>>,
 }
 
@@ -61,8 +62,8 @@ impl Substitute for Between {
     }
 
     fn within(&self, path: &str, name: &str, inner: &Tensor) -> Result<Tensor> {
-        // In a fused operation there is no intermediate tensor. If the operation is computed in
-        // 16 bits, so are its intermediate results.
+        // If the precision ran this operation fused, no dtype of the intermediate tensor was
+        // recorded. The tensor then has the dtype in which the module computes.
         let seen = self.emulation.inner.get(&(path.to_owned(), name.to_owned())).copied();
         self.round(inner, seen.or_else(|| self.computed(path)))
     }
@@ -75,8 +76,9 @@ impl Substitute for Between {
     }
 
     /// Rounds the gradient of each use of a weight. If several operations use the same cast weight,
-    /// autograd adds up their gradients in 16 bits. Therefore each use gets an alias of the alias
-    /// of the previous use, so that the backward pass also rounds the sum after each addition.
+    /// autograd adds up their gradients in 16 bits. Therefore each use adds an alias to the chain
+    /// in `used`, and gets an alias of the chain's end. So the backward pass also rounds the sum
+    /// after each addition.
     fn weight(&self, path: &str, weight: &Tensor, casts: Casts) -> Result<Tensor> {
         let Some(kind) = self.computed(path).filter(|kind| is_narrow(*kind)) else {
             return Ok(weight.shallow_clone());

@@ -34,9 +34,9 @@ use crate::{
     rounding::{is_narrow, moved, rounded, rounded_stochastically, rounding_of},
 };
 
-/// The relative error with which values between modules are perturbed when the rounding of 32-true
-/// itself is emulated. It is the error of f32 sums with several hundred terms, as modules compute
-/// them.
+/// The relative size of the random perturbation of values between modules when the rounding of
+/// 32-true itself is emulated. It is the error of an f32 sum with several hundred terms, as modules
+/// compute it.
 pub(in crate::gate) const SUMS: f64 = 1.0 / 1_048_576.0;
 /// The relative error of the mean in a loss that is computed in f32.
 const MEANS: f64 = 1.0 / 8_388_608.0;
@@ -93,8 +93,8 @@ impl Emulation {
             // Autograd stays on, because the loss may have a gradient penalty.
             first_loss(model, &batch, &mut step)?.kind()
         };
-        // A run in 64-true counts as exact. It is compared with 32-true, so the rounding of 32-true
-        // is emulated.
+        // A run under 64-true counts as exact. So the rounding of 32-true explains its difference
+        // from 32-true, and this rounding is emulated.
         let (wide, rounds) = match precision {
             Precision::F64True => (Precision::F64True, Precision::F32True),
             other => (Precision::F32True, other),
@@ -152,9 +152,9 @@ impl Emulation {
     }
 }
 
-/// Corrects the input dtypes of modules that compute in FP32 under a 16-bit `*-true` precision. The
-/// inputs of these modules have 16 bits. They are cast to the wider dtype only when the module is
-/// called.
+/// Corrects the recorded input dtypes of modules that compute in FP32 under a 16-bit `*-true`
+/// precision. The inputs of these modules have 16 bits, but were recorded after the cast to the
+/// wider dtype.
 fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
     let computed: BTreeMap<String, Kind> =
         modules.iter().map(|(path, kinds)| (path.clone(), kinds.computed)).collect();
@@ -244,9 +244,9 @@ impl Rounding {
         }
     }
 
-    /// Perturbs the values between modules as well, before they are rounded. Weights that are
-    /// stored in 16 bits cannot be perturbed. So without these perturbations, all emulated runs of
-    /// a step would round in the same way.
+    /// Makes the rounding perturb the values between modules as well, before they are rounded.
+    /// Weights that are stored in 16 bits cannot be perturbed. So without these perturbations, all
+    /// emulated runs of a step would round in the same way.
     pub(in crate::gate) fn moving_between_modules(self) -> Self {
         Self { moves_between: true, ..self }
     }

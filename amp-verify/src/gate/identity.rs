@@ -26,7 +26,7 @@ const VALUES: i64 = 64;
 /// The largest number of examples of a data set whose digests are computed. It is limited because a
 /// data set may be larger than memory.
 const MOST_EXAMPLES: i64 = 1 << 16;
-/// The largest number of elements in these examples together.
+/// The largest number of elements in all examples of a data set whose digests are computed.
 const MOST_NUMBERS: i64 = 1 << 27;
 /// The number of examples that are read at once.
 const AT_ONCE: usize = 256;
@@ -152,11 +152,11 @@ fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
         true => (0..count).collect(),
         false => (0..count).map(spaced).collect(),
     };
-    // A batch may have shared tensors that hold rows of all its examples, such as the nodes of
-    // graphs, and the other examples decide how far an example is padded. Only a batch of one
-    // example shows the example alone. A set that returns whole batches may be slow to read in this
-    // way, so it is read in larger batches unless they have such shared tensors. A stream copies its
-    // state for each batch, but this state is small.
+    // In a larger batch, an example may depend on the other examples: the batch may pad it to the
+    // length of the longest example, or store all examples in one shared tensor, as the nodes of
+    // graphs. So examples are read one at a time. A data set that returns whole batches may be slow
+    // to read in this way, so it is read in larger batches, unless they have shared tensors. A
+    // stream copies its state for each example, but this state is small.
     let alone = set.reads_single_examples() || set.is_stream() || !first.is_divisible();
     let at_once = if alone { 1 } else { AT_ONCE };
     for places in places.chunks(at_once) {
@@ -255,8 +255,8 @@ mod tests {
         Ok(())
     }
 
-    /// Graphs with as many nodes as `nodes` has numbers. A batch has the nodes of all its graphs,
-    /// one after the other. Each graph has the class 0.
+    /// A data set of graphs. A graph is stored as one number for each of its nodes. A batch
+    /// contains the nodes of all its graphs, one after the other. Each graph has the class 0.
     struct Graphs(Vec<Vec<f32>>);
 
     impl MapDataset for Graphs {
@@ -281,7 +281,7 @@ mod tests {
         }
     }
 
-    /// Sentences, padded to the longest one of a batch.
+    /// A data set of sentences. A batch pads its sentences to the length of the longest one.
     struct Sentences(Vec<Vec<i64>>);
 
     impl MapDataset for Sentences {
@@ -301,7 +301,7 @@ mod tests {
         }
     }
 
-    /// The sentences as a stream, from the one with this number on.
+    /// A stream of the sentences, which begins with the sentence of the given index.
     struct Spoken(Sentences, i64);
 
     impl IterableDataset for Spoken {
@@ -346,8 +346,8 @@ mod tests {
         Ok(())
     }
 
-    /// Checks that graphs are compared by their nodes, also if a batch holds the nodes of all graphs
-    /// in one shared tensor.
+    /// Checks that graphs are compared by their nodes even if a batch stores the nodes of all its
+    /// graphs in one shared tensor.
     #[test]
     fn graphs_are_compared_by_their_nodes() -> Result<()> {
         let of = |train: &[&[f32]], val: &[&[f32]]| {

@@ -197,14 +197,17 @@ impl Job {
         }
     }
 
-    /// Returns the trainer's options for a run under `precision`, without a self-test's fault.
+    /// Returns the trainer's options for a run under `precision`, without the fault of the
+    /// self-test.
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };
         config.recovery.provenance = false;
-        // A control run breaks the invariant that training changes the weights.
+        // A control run breaks the invariant that training changes the weights, so its invariants
+        // are not checked.
         config.checks.level = if self.task == Task::Frozen { Check::Off } else { self.check };
-        // These tasks train for a few steps, or for one epoch at most. Parameters that are frozen
-        // for longer are trained from the first step, because otherwise no rule would look at them.
+        // These tasks train for a few steps, or for one epoch at most. If a parameter is frozen
+        // until a later step or epoch, these tasks train it from the first step, because otherwise
+        // no rule would check it.
         if matches!(self.task, Task::Conformance | Task::Path) {
             config.optimization.freeze.retain(|freeze| !freeze.ends_after(conformance::STEPS));
         }
@@ -257,8 +260,8 @@ impl Job {
         let memory = meter.read()?;
         let validation = identity::Validation::of(&case.data)?;
         let is_baseline = self.precision == Precision::F32True;
-        // Every run of a precision is judged by its overlap, so the runs under 32-true, which use
-        // the same data, need not read the training set for it.
+        // The overlap of training and validation examples is judged in the runs under a precision.
+        // The runs under 32-true use the same data, so they do not compute the overlap again.
         let overlap = match is_baseline {
             true => None,
             false => Some(validation.overlap(&case.data.train)?),

@@ -131,7 +131,8 @@ impl Plan {
             resolution: model.judge.resolution(own.first().map_or(1, |outcome| outcome.examples)),
             equivalence: self.equivalence,
         };
-        // One difference has no standard deviation, so a test needs at least two.
+        // A single difference has no standard deviation, so the statistical test needs at least two
+        // differences.
         let enough = differences.filter(|differences| differences.len() > 1);
         let judgement = enough.map(|differences| design.judge(&differences));
         let plain = own.iter().chain(&baseline).map(|run| run.peak_memory_bytes).max();
@@ -250,8 +251,8 @@ fn left_out(plan: &Plan) -> Vec<String> {
 /// Starts the processes that run the jobs. On a GPU the jobs run in this process, and operations on
 /// the host use all cores. On a CPU, `processes` processes are started. By default, there are as
 /// many as fit on the cores if each process uses `threads` threads. The number of threads does not
-/// depend on the number of processes. This matters because sums are split among threads, so another
-/// number of threads changes the last digits of results.
+/// depend on the number of processes. Otherwise, another number of processes would change the last
+/// digits of results, because sums are split among threads.
 ///
 /// # Errors
 /// When a process cannot be started or the cache cannot be opened.

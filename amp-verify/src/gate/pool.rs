@@ -260,7 +260,8 @@ fn outcome(output: &mut impl BufRead, other: &mut impl Write) -> std::io::Result
         }
         match line.strip_prefix(OUTCOME.as_bytes()) {
             Some(outcome) => return Ok(serde_json::from_slice(outcome)?),
-            // `sent` begins with a line break.
+            // The function `sent` writes a line break before each outcome. If this gives an empty
+            // line, the line is dropped.
             None if line == b"\n" => {}
             None => other.write_all(&line)?,
         }

@@ -169,7 +169,7 @@ impl Reason {
         }
     }
 
-    /// Describes in one line what the gate compares with what to check this rule.
+    /// Describes in one line what the gate compares to check this rule.
     pub fn compares(self) -> &'static str {
         match self {
             Self::NonFinite => "loss, metric and weights are finite",

@@ -29,8 +29,8 @@ const HEADER: [&str; 11] = [
     "first failure",
 ];
 
-/// Formats a difference between two metrics: of fractions, such as an accuracy, in percentage points,
-/// and of other metrics in the unit of the metric.
+/// Formats a difference between two values of a metric: in percentage points if the metric is a
+/// fraction, such as an accuracy, and otherwise in the unit of the metric.
 fn difference(direction: Direction, value: f64) -> String {
     match direction.is_share() {
         true => format!("{:+.2}", 100.0 * value),
@@ -72,7 +72,7 @@ fn tier(report: &Report) -> &'static str {
     }
 }
 
-/// Formats the lines above the table: the tier, the machine, and the meaning of d and α.
+/// Formats the lines above the table: the tier, the machine, and the meaning of d, δ and α.
 fn heading(report: &Report) -> String {
     let machine = report.fingerprint.as_ref().map_or("no run ended".into(), |machine| {
         let tf32 = if machine.tf32 { ", TF32 on" } else { "" };
@@ -227,7 +227,7 @@ fn comparison(row: &Row) -> [String; 6] {
     ]
 }
 
-/// Formats the table in Markdown, for a job summary.
+/// Formats the report in Markdown, for a job summary of GitHub.
 pub fn markdown(report: &Report) -> String {
     let line = |cells: &[String]| {
         let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();

@@ -181,8 +181,8 @@ pub struct PrecisionResult {
 }
 
 impl ModelReport {
-    /// Returns a note for the report if the model is judged by a fraction, but a value of its metric
-    /// is none.
+    /// Returns a note for the report if the registry declares the model's metric as a fraction, but
+    /// a measured value is no fraction.
     pub fn no_share(&self) -> Option<String> {
         let of = |result: &PrecisionResult| [result.baseline.clone(), result.metric.clone()];
         let values = self.results.iter().flat_map(of).flatten().flatten();

@@ -191,7 +191,7 @@ pub(super) fn learning(
 }
 
 /// Returns the relative error of a matrix product in f32 on this device: about 1e-7 in f32 and 1e-4
-/// in TF32. It shows whether TF32 was used, whichever switch selected it.
+/// in TF32. The error shows whether TF32 was used, whichever setting turned it on.
 ///
 /// # Errors
 /// When libtorch fails.

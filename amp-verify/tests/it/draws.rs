@@ -1,5 +1,5 @@
-//! Tests that reports name the random numbers that a model draws in another dtype than under the
-//! precision that it is compared with.
+//! Tests of a model that draws random numbers in different dtypes under the two precisions that are
+//! compared: reports must name these random numbers.
 
 use amp_core::{event::Event, prelude::*};
 use amp_verify::{
@@ -85,8 +85,8 @@ fn runs_with_other_numbers_have_a_note() -> Result<()> {
     Ok(())
 }
 
-/// Checks that the report on layers names the random numbers that differ. The errors of the
-/// layers contain the difference of these numbers.
+/// Checks that the report on layers names the random numbers that differ. These random numbers
+/// differ from those of the exact run, and this difference is part of the layers' errors.
 #[test]
 fn the_errors_of_layers_name_other_numbers() -> Result<()> {
     let measured =

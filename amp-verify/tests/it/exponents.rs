@@ -38,9 +38,9 @@ fn the_low_exponent_leaves_the_share_below() {
 }
 
 /// Returns the values at which a cast to the format changes its behaviour, and for each value the
-/// numbers just below and just above it. The values are the largest value of the format, the value
-/// halfway between it and the number that would follow it, the smallest value, and half of the
-/// smallest value. Every second number is negative.
+/// numbers just below and just above it. The values are the format's largest number, the middle
+/// between this number and the number that would follow it, the format's smallest number, and half
+/// of the smallest number. Every second number is negative.
 fn edges(format: Format) -> Vec<f64> {
     let largest = match format {
         Format::F16 => 65504.0,

@@ -119,7 +119,7 @@ fn a_margin_is_declared_or_recorded_or_asked_for() {
 }
 
 /// Checks that a regression is positive if the value is worse than the baseline's, whether higher
-/// or lower values are better. Also checks the smallest step of a metric and of a loss.
+/// or lower values are better. Also checks the smallest possible change of a metric and of a loss.
 #[test]
 fn a_regression_is_what_is_worse() {
     assert_eq!(Direction::HigherIsBetter.regression(0.75, 0.5), 0.25);
@@ -131,9 +131,9 @@ fn a_regression_is_what_is_worse() {
     assert_eq!(model!(Line).score("val_psnr").judge(), Judge::score("val_psnr"));
 }
 
-/// Checks by which value a callback compares epochs. It is the value by which the model is judged.
-/// If the model declares none and logs no accuracy, it is the validation loss, and a note says so.
-/// If the model does not log the declared value, the run is refused.
+/// Checks that a callback compares epochs by the value by which the model is judged. If the model
+/// declares no such value and logs no accuracy, this is the validation loss, and a note says so. If
+/// the model does not log the declared value, the run is refused.
 #[rstest]
 #[case::none(model!(Line), Ok(Judge::loss()), 1)]
 #[case::loss(model!(Line).judged_by_loss(), Ok(Judge::loss()), 0)]

@@ -58,8 +58,8 @@ pub struct Finding {
     /// explains. If there is none, the path of the layer that makes the largest error on exact
     /// inputs. The errors are measured in the first forward pass. Null if they were not measured.
     pub layer: Option<String>,
-    /// The error of this layer on exact inputs, relative to its exact output. Null if it is not
-    /// finite.
+    /// The error of `layer` on exact inputs, relative to the layer's exact output. Null if it is
+    /// not finite.
     pub layer_error: Option<f64>,
     /// Whether `layer_error` is larger than rounding explains.
     #[serde(default)]
@@ -67,7 +67,7 @@ pub struct Finding {
     /// The paths of the modules that must stay in FP32. With these modules in FP32 the run passes.
     /// Empty if FP32 does not help.
     pub modules: Vec<String>,
-    /// Whether the search has shown that the run fails if any one of these modules is not in FP32.
+    /// Whether the search has shown that the run fails if any one of `modules` is not in FP32.
     pub one_minimal: bool,
     /// How many sets of modules the search tested.
     pub tests: usize,
@@ -159,13 +159,13 @@ struct Suspect<'a> {
     in_training: bool,
     /// Whether 32-true failed as well.
     baseline_fails: bool,
-    /// Whether 32-true gives other results than the recorded ones (its golden). `None` if none are
-    /// recorded.
+    /// Whether the results of 32-true differ from its golden (the recorded results). `None` if they
+    /// cannot be compared.
     baseline_moved: Option<bool>,
     /// How badly the run failed, as a number, as in [`Finding::figure`]. It is above 1 if the
     /// precision failed.
     known: f64,
-    /// The outcome of the gate's run with this seed. `None` if there is none.
+    /// The outcome of the gate's full training run with this seed. `None` if there was no such run.
     recorded: Option<Outcome>,
 }
 
@@ -382,8 +382,8 @@ fn of_training(model: &gate::Subject, outcome: &Outcome, baseline: f64) -> f64 {
     }
 }
 
-/// Returns how badly a check of rules failed: the number of broken rules plus one, or 0 if no rule
-/// is broken.
+/// Returns how badly a job that checks rules failed: the number of broken rules plus one, or 0 if
+/// no rule is broken.
 fn of_steps(outcome: &Outcome) -> f64 {
     match outcome.failures.len() {
         0 => 0.0,

@@ -27,14 +27,15 @@ pub(super) struct Change {
 }
 
 impl Kept {
-    /// Copies the tensors of this role.
+    /// Copies the model's tensors of this role (parameters or buffers).
     pub(super) fn of(model: &dyn LightningModule, role: Role) -> Result<Self> {
         let own = named_tensors(model).into_iter().filter(|(.., one)| *one == role);
         let copies = own.map(|(name, tensor, _)| Ok((name, copy_of(&tensor)?)));
         Ok(Self { role, copies: copies.collect::<Result<_>>()? })
     }
 
-    /// Returns the tensors of the model whose values are not those of the copies.
+    /// Returns the tensors of the model that differ from their copies, with the values before and
+    /// after the change.
     pub(super) fn changes(&self, model: &dyn LightningModule) -> Result<Vec<Change>> {
         let own = named_tensors(model).into_iter().filter(|(.., role)| *role == self.role);
         let pairs = own.filter_map(|(name, after, _)| {

@@ -83,8 +83,9 @@ fn loss_dtype(precision: Precision) -> Kind {
 
 /// Computes the bound of each step. Returns the difference that is largest relative to its bound,
 /// together with this bound. `figure` returns the difference to judge. `size` returns the effect of
-/// rounding (e in the module's documentation). `not_emulated` is the constant for the rounding that
-/// is not emulated.
+/// rounding in a pass, for example ‖g − r‖/‖r‖. The root mean square of `size` over the passes of a
+/// step is e in the module's documentation. `not_emulated` is the constant for the rounding that is
+/// not emulated.
 fn worst(
     steps: &[Compared],
     figure: impl Fn(&Figures) -> f64,
@@ -171,10 +172,10 @@ mod tests {
     ///
     /// In all 64 passes, the difference divided by the step's error is 0.5. The bound of step 7 is
     /// the tolerance limit of these ratios, times the step's error of 1. The limit is computed from
-    /// the ratios to the power of 2/3. Their standard deviation is taken as a tenth of their mean,
-    /// because they are equal. The bound of every other step is the tolerance limit of the
-    /// differences in all 64 passes. The two differences in step 7 are a hundred times as large as
-    /// the others.
+    /// the ratios to the power of 2/3. These powers are equal, so a tenth of their mean is used as
+    /// their standard deviation. The bound of every other step is the tolerance limit of the
+    /// differences in all 64 passes. In the two passes of step 7, the differences are a hundred
+    /// times as large as in the other passes.
     #[rstest]
     #[case::sensitive(7, 0.5 * (1.0 + 0.1 * k()).powf(1.5))]
     #[case::calm(0, limit_of_all())]
@@ -204,7 +205,7 @@ mod tests {
         (mean + k() * (square / 63.0).sqrt()).powf(1.5)
     }
 
-    /// Checks which step is reported: the one whose difference is largest relative to its bound.
+    /// Checks that the reported step is the step whose difference is largest relative to its bound.
     /// The difference 0.05 in the sensitive step is within its bound. The smaller difference 0.04
     /// in another step exceeds its bound.
     #[test]

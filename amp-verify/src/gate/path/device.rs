@@ -1,6 +1,6 @@
 //! Compares the kernels of a GPU, including those of fused layers, with the kernels of the CPU.
-//! What is compared is one gradient under 32-true in training mode. Dropout is off, because its
-//! random numbers differ between devices.
+//! Both devices compute the gradient of the same batch, under 32-true and in training mode. Dropout
+//! is off, because its random numbers differ between devices.
 
 use std::collections::BTreeMap;
 
@@ -81,8 +81,8 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
 type Gradients = BTreeMap<String, Tensor>;
 
 /// Computes the gradient of a batch under 32-true, with layers fused as in `fit`, and `draws`
-/// further gradients with perturbed weights. Returns the first gradient, and the difference of each
-/// further gradient from it.
+/// further gradients with perturbed weights. Returns the first gradient, and the differences
+/// between each further gradient and the first one.
 fn gradients(
     setup: &Setup<'_>,
     device: Device,

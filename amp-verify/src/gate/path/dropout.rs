@@ -49,7 +49,8 @@ struct Drops {
 }
 
 impl Counter {
-    /// Ends the counting. It is called after one batch.
+    /// Ends the counting. The caller calls this function after each batch, so only the first batch
+    /// is counted.
     pub(super) fn end(&self) {
         self.0.borrow_mut().done = true;
     }
@@ -94,7 +95,7 @@ impl Counter {
 impl Probe for Counter {
     fn ran(&self, call: &Call<'_>) {
         // Ignores errors. If counting fails for a layer, for example because of its shapes, the
-        // layer is not dropout.
+        // layer does not count as dropout.
         let _ = no_grad(|| self.count(call));
     }
 }

@@ -120,8 +120,8 @@ impl FinalState {
     }
 
     /// Returns how far the final states of other runs with the same steps may differ from this one.
-    /// `again` is the final state of a repetition of this run. If it has the same bits as this one,
-    /// no bit may differ.
+    /// `again` is the final state of a repetition of this run. If the two final states have the
+    /// same bits, no bit may differ. Otherwise the tolerance is computed from their difference.
     pub(super) fn repeated(&self, again: &Self) -> Result<Tolerance> {
         match self.difference(again, &Tolerance::default())? {
             None => Ok(Tolerance::default()),
@@ -183,8 +183,8 @@ impl FinalState {
     }
 }
 
-/// A copy of a model's tensors may take 1/8 of a GPU's free memory. A larger copy is made on the
-/// host.
+/// A copy of a model's tensors may take up to 1/8 of a GPU's free memory. A larger copy is made on
+/// the host.
 const SHARE: u64 = 8;
 
 /// Copies tensors: on their device, or to the host if the copy would take too much of the GPU's

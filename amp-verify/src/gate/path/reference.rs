@@ -112,9 +112,9 @@ impl Reference {
         Self { rounding: Some(rounding), ..self }
     }
 
-    /// Copies the run's weights before the first batch of a step. A parameter is frozen in this model
-    /// only if the run froze it from its beginning and has not trained it since. So the comparison
-    /// detects a parameter that the run freezes later by mistake.
+    /// Copies the run's weights before the first batch of a step. A parameter is frozen in this
+    /// model only if the run has never trained it so far. So the comparison detects a parameter
+    /// that the run freezes by mistake after it was trained.
     fn begin(&mut self, run: &dyn LightningModule) -> Result<()> {
         let is_first = !std::mem::replace(&mut self.has_begun, true);
         let own = named_tensors(self.model.as_ref());

@@ -108,7 +108,8 @@ impl Replay {
             .iter()
             .map(|parameter| Ok((parameter.name.clone(), copy_of(&parameter.tensor)?)))
             .collect::<Result<_>>()?;
-        // A frozen parameter may belong to no optimizer, so it is frozen here as in the run.
+        // The run's optimizers may leave out frozen parameters. So the parameters that are frozen
+        // in the run are frozen here too while the optimizers are built.
         let frozen: Vec<Tensor> = nn::parameters(model.as_ref())
             .into_iter()
             .zip(nn::parameters(run))
@@ -150,7 +151,8 @@ impl Replay {
         Ok(())
     }
 
-    /// Keeps the run's weights of the end of a step, to find what hooks change afterwards.
+    /// Copies the run's weights at the end of a step, to find later which weights hooks have
+    /// changed.
     pub(super) fn keep(&mut self, run: &dyn LightningModule) -> Result<()> {
         self.kept = Kept::of(run, Role::Parameter)?;
         Ok(())

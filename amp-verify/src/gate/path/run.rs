@@ -82,9 +82,9 @@ impl Setup<'_> {
         Ok(loader.limited(config.loops.limit_train_batches).batches())
     }
 
-    /// Returns by how many bytes the batches in memory can differ between steps. Batches have
-    /// different sizes if their sequences have different lengths. Returns 0 if all full batches are
-    /// equally large.
+    /// Returns by how many bytes the memory of the loaded batches can differ between steps. Batches
+    /// have different sizes if their sequences have different lengths. Returns 0 if all full
+    /// batches are equally large.
     pub(super) fn varying_bytes(&self, scenario: Scenario) -> Result<u64> {
         let config = self.config(scenario)?;
         let (data, mut sizes) = (&self.case.data, Vec::new());

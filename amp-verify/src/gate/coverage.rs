@@ -273,7 +273,7 @@ fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
     );
     Row {
         rule: METRIC,
-        compares: "how much worse the precision is than 32-true, with the same seeds",
+        compares: "compares the metric with that of 32-true with the same seeds",
         what: format!(
             "{}: upper limit of how much worse it is, at significance level {}",
             model.metric, judgement.alpha

@@ -83,8 +83,8 @@ impl Case<'_> {
             || !golden.runs.contains_key(precision)
         {
             return Err(format!(
-                "NOT COMPARABLE: {name} has another seed, length, batch size or \
-                precision, or other hyperparameters"
+                "NOT COMPARABLE: the golden {name} was recorded with another seed, length, batch \
+                 size or precision, or with other hyperparameters"
             ));
         }
         let only = |golden: &Golden| {

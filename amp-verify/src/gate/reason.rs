@@ -169,62 +169,76 @@ impl Reason {
         }
     }
 
-    /// Describes in one line what the gate compares to check this rule.
+    /// Describes in one line how the gate checks this rule. The HTML report shows the line below the
+    /// title of the rule.
     pub fn compares(self) -> &'static str {
         match self {
-            Self::NonFinite => "loss, metric and weights are finite",
-            Self::AllSkipped => "at least one step is applied",
-            Self::DidNotLearn => "the metric with the metric of the same model without training",
+            Self::NonFinite => "loss, metric and weights must be finite",
+            Self::AllSkipped => "at least one step must be applied",
+            Self::DidNotLearn => "compares the metric with that of the same model without training",
             Self::PrecisionDidNotRun => {
-                "the dtypes in which layers compute with those that the precision prescribes"
+                "compares the dtypes in which layers compute with those that the precision \
+                 prescribes"
             }
             Self::NotPaired => {
-                "initial weights, order of examples, validation set and random numbers with \
-                 32-true's"
+                "compares initial weights, order of examples, validation set and random numbers \
+                 with 32-true's"
             }
-            Self::Contaminated => "validation examples with training examples",
-            Self::NotConformant => "the first steps and the validation loss with those of 32-true",
-            Self::Watching => "an unobserved run with a run that is observed in each step",
+            Self::Contaminated => "looks for training examples in the validation set",
+            Self::NotConformant => {
+                "compares the first steps and the validation loss with those of 32-true"
+            }
+            Self::Watching => "compares an unobserved run with a run that is observed in each step",
             Self::Gradient => {
-                "each step's gradient with the gradient under 32-true at the same weights"
+                "compares each step's gradient with the gradient under 32-true at the same weights"
             }
-            Self::Update => "weights and optimizer state with the optimizer's rule in float64",
+            Self::Update => {
+                "compares weights and optimizer state with the optimizer's rule in float64"
+            }
             Self::Schedule => {
-                "the learning rates of each step with those that the schedule prescribes"
+                "compares the learning rates of each step with those that the schedule prescribes"
             }
-            Self::Scale => "the loss scale after each step with the rule of the loss scaler",
+            Self::Scale => {
+                "compares the loss scale after each step with the rule of the loss scaler"
+            }
             Self::Skip => {
-                "skipped steps with the steps whose gradients overflow; the weights before a \
-                 skipped step with those after it"
+                "compares the skipped steps with the steps whose gradients overflow, and the \
+                 weights before a skipped step with those after it"
             }
-            Self::Buffers => "the running statistics of batch norms with those of 32-true",
+            Self::Buffers => "compares the running statistics of batch norms with those of 32-true",
             Self::Validation => {
-                "two validations of the same weights; the tensors before \
-                validation with those after it"
+                "compares two validations of the same weights, and the tensors before validation \
+                 with those after it"
             }
-            Self::Resume => "a run that is saved and resumed with an uninterrupted run",
+            Self::Resume => "compares a saved and resumed run with an uninterrupted run",
             Self::Dropout => {
-                "the fraction of elements that dropout sets to zero with the factor on the kept elements"
+                "compares the fraction of elements that dropout sets to zero with the factor by \
+                 which dropout scales the other elements"
             }
             Self::Rounding => {
-                "the errors of each 16-bit layer on exact inputs with what rounding explains"
+                "compares the errors of each 16-bit layer on exact inputs with what rounding \
+                 explains"
             }
             Self::Width => {
-                "the significant digits of values and gradients with those of their dtype"
+                "compares the significant digits of values and gradients with those of their dtype"
             }
-            Self::Fusion => "fused layers with the same layers run one at a time",
+            Self::Fusion => "compares fused layers with the same layers run one at a time",
             Self::Batches => {
-                "the batches and steps that an epoch ran with those that the data \
-                and options prescribe"
+                "compares the batches and steps of an epoch with those that the data and options \
+                 prescribe"
             }
             Self::Memory => {
-                "the memory of later steps with that of earlier steps; the peak memory with \
-                 32-true's"
+                "compares the memory of later steps with that of earlier steps, and the peak \
+                 memory with 32-true's"
             }
-            Self::Invariant => "each run with the invariants of training",
-            Self::Moved => "the results of the first seed with the golden (the recorded results)",
-            Self::NotComparable => "this machine with the machine on which the golden was recorded",
-            Self::Crashed => "the run ends without an error",
+            Self::Invariant => "checks the invariants of training in each run",
+            Self::Moved => {
+                "compares the results of the first seed with the golden (the recorded results)"
+            }
+            Self::NotComparable => {
+                "compares this machine with the machine on which the golden was recorded"
+            }
+            Self::Crashed => "the run must end without an error",
         }
     }
 

@@ -207,7 +207,7 @@ impl<'a> Checks<'a> {
         let plain = self.setup.plain(Scenario::Overflowing)?;
         let (observed, observation, model) = self.setup.observed(Scenario::Overflowing)?;
         let what = format!(
-            "{} applied and {} skipped steps from a loss scale of 2^{}",
+            "{} applied and {} skipped steps, starting at a loss scale of 2^{}",
             observation.applied,
             observation.skipped,
             HIGH_SCALE.log2()
@@ -367,7 +367,10 @@ impl<'a> Checks<'a> {
                 "component along 32-true's gradient, relative difference from its norm",
                 judged.projection,
             ),
-            ("relative error of a single parameter's gradient along 32-true's", judged.parameter),
+            (
+                "component of one parameter's gradient along 32-true's, relative difference from its norm",
+                judged.parameter,
+            ),
             ("distance from 32-true's gradient, relative to its norm", (error, f64::INFINITY)),
             ("the loss, relative difference from 32-true's", judged.loss),
         ] {

@@ -25,7 +25,7 @@ pub struct BenchArgs {
     /// option is repeated, each workload is measured at each size
     #[arg(long, value_name = "CHANGES", value_parser = Changes::from_str)]
     pub size: Vec<Changes>,
-    /// Precisions, separated by commas [default: 32-true and bf16-mixed, on CUDA 16-mixed too]
+    /// Precisions, separated by commas [default: 32-true and bf16-mixed, and 16-mixed on CUDA]
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str)]
     pub precision: Vec<Precision>,
     /// auto, cpu, cuda or cuda:N

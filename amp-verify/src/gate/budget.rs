@@ -46,8 +46,8 @@ const OF_RULES: f64 = 128.0 * OF_PASS;
 /// model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Budget {
-    /// The number of examples in the batch with which the gate compares first steps, layers, fused
-    /// layers and devices.
+    /// The number of examples in the batch with which the gate checks the first steps, the layers,
+    /// the fused layers and the device's kernels.
     pub(super) examples: i64,
     /// The number of runs of the first steps with emulated rounding.
     pub(super) draws: u64,

@@ -64,9 +64,10 @@ fn metric_or_cause(outcome: &Outcome) -> Untrained {
     outcome.metric.ok_or_else(cause)
 }
 
-/// An interceptor whose optimizers do nothing. Everything else runs as usual, including forward
-/// and backward passes. The run shows the metric of a model that does not learn. This metric may be
-/// better than the metric of a newly built model, because batch norms still collect statistics.
+/// An interceptor whose optimizers do nothing. Everything else runs as usual, including forward and
+/// backward passes. A run with this interceptor shows the metric of a model that does not learn.
+/// This metric may be better than the metric of a newly built model, because batch norms still
+/// collect statistics.
 pub(super) struct Freeze;
 
 impl Interceptor for Freeze {

@@ -14,8 +14,8 @@ use crate::{
     length::Length,
 };
 
-/// Which results are compared with recorded results (a golden): those of a model with one seed,
-/// under one precision.
+/// The run whose results are compared with a golden (recorded results): a model, a seed and a
+/// precision.
 pub(super) struct Case<'a> {
     pub(super) model: &'a str,
     pub(super) length: Length,

@@ -80,8 +80,8 @@ fn heading(report: &Report) -> String {
     });
     let alpha = report.alpha;
     format!(
-        "{} tier on {machine}\nd = how much worse the precision is than 32-true, δ = the margin: in \
-         percentage points of a fraction, or else in the metric's unit; α = {alpha}",
+        "{} tier on {machine}\nd = how much worse the precision is than 32-true, δ = the margin; both in \
+         percentage points for a fraction, else in the metric's unit; α = {alpha}",
         tier(report)
     )
 }

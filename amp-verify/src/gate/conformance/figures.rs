@@ -20,8 +20,8 @@ use crate::{
 const SHARE: f64 = 1e-2;
 
 /// The measures of difference between the first steps of two runs. In the formulas, l is the loss,
-/// g a gradient and w the weights in the run under the precision. l₃₂, g₃₂ and w₃₂ are the same in
-/// the run under 32-true.
+/// g a gradient and w the weights in the run under the precision. l₃₂, g₃₂ and w₃₂ are the loss,
+/// the gradient and the weights in the run under 32-true.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
     /// (l − l₃₂)/l₃₂, where l is the first loss.
@@ -53,7 +53,7 @@ impl fmt::Display for What {
 /// The measured differences between the first steps of a run and those of the run under 32-true.
 pub(super) type Figures = BTreeMap<What, f64>;
 
-/// Returns the square roots of scalar tensors. Copies all tensors from the device together.
+/// Returns the square roots of scalar tensors. Copies all tensors from the device in one transfer.
 fn roots(squares: impl Iterator<Item = Result<Tensor>>) -> Result<Vec<f64>> {
     let squares = squares.collect::<Result<Vec<_>>>()?;
     Ok(read(&squares)?.into_iter().map(f64::sqrt).collect())

@@ -308,7 +308,7 @@ mod tests {
         Ok(())
     }
 
-    /// A model whose first loss hardly depends on its output, only on the targets.
+    /// A model whose first loss depends on the targets, but hardly on the model's output.
     #[derive(LightningModule)]
     #[forward(|x| Ok(head(x)?.f_mul_scalar(1e-4)?))]
     #[loss(with = |output, target| {

@@ -234,8 +234,8 @@ mod tests {
     }
 
     /// Checks that the bound is the constant alone if emulated rounding changes nothing. The
-    /// constant depends on the dtypes of the loss and of the logits. It is larger under 64-true
-    /// because of ReLU units that switch.
+    /// constant depends on the dtypes of the loss and of the logits. Under 64-true, the constant of
+    /// the gradients is larger because of ReLU units that switch.
     #[rstest]
     #[case::f16(Precision::F16Mixed, [24.0 / 16_777_216.0, 4.0 / 2048.0])]
     #[case::bf16(Precision::Bf16Mixed, [24.0 / 16_777_216.0, 4.0 / 256.0])]

@@ -59,7 +59,7 @@ pub(super) struct Replay {
 /// The update rule of one of the model's optimizers, and the state that the rule needs.
 struct Ruled {
     rule: Rule,
-    /// For each parameter, the number of steps that it has made so far, and its optimizer state.
+    /// For each parameter, the number of its updates so far, and its optimizer state.
     kept: BTreeMap<String, (u64, Slots)>,
 }
 
@@ -275,8 +275,8 @@ impl Replay {
         }
         let distance = |(slot, (off, size)): (String, (f64, f64))| {
             let (off, of) = (off.sqrt(), size.sqrt());
-            // 3 unit roundoffs cover the rounding of the gradients, which squaring doubles. Each
-            // step adds 1, because it rounds the average.
+            // 3 unit roundoffs cover the rounding of the gradients. (Squaring a gradient doubles
+            // its relative error.) Each step adds 1 unit roundoff, because it rounds the average.
             let allowed = (ROUNDING + (3.0 + self.steps as f64) * eps) * of;
             Distance { what: format!("the optimizer's `{slot}`"), off, of, allowed }
         };

@@ -48,7 +48,7 @@ impl Checks<'_> {
                 false => Tolerance::default(),
             };
             let difference = match Fault::loses_state(self.setup.job.fault) {
-                // The fault under test makes the resumed run start its counters at zero, so only
+                // The self-test's fault makes the resumed run start its counters at zero, so only
                 // its tensors are compared.
                 true => plain.tensors_differ(state, &tolerance)?,
                 false => plain.difference(state, &tolerance)?,

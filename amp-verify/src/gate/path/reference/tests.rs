@@ -51,8 +51,9 @@ fn frozen_parameters_are_not_compared(#[case] freeze: Freeze) -> Result<()> {
     passes(model, Precision::Bf16Mixed)
 }
 
-/// Checks that the rules look at parameters that the user's run freezes until a later epoch or step,
-/// because the runs of these rules end before it.
+/// Checks that the rules also apply to parameters that the user's run freezes until a later epoch
+/// or step. The gate trains these parameters from the first step, because its runs end before this
+/// epoch or step.
 #[rstest]
 #[case::until_an_epoch(Freeze::new("first.*").until_epoch(2), true)]
 #[case::until_a_late_step(Freeze::new("first.*").until_step(1000), true)]

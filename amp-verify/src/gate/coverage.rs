@@ -18,7 +18,7 @@ use crate::{
     verdict::{Judgement, Verdict},
 };
 
-/// The comparisons that were made for one model under one precision, and the rules that were not
+/// The comparisons that were made for one model under one precision, and a list of what was not
 /// checked.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Coverage {
@@ -26,7 +26,7 @@ pub struct Coverage {
     pub ran: Vec<(&'static str, String)>,
     /// The comparisons of measured values with their bounds, ordered by rule.
     pub rows: Vec<Row>,
-    /// The rules that were not checked, with the reasons.
+    /// What was not checked, for example a rule of the gate or CUDA graphs, with the reasons.
     pub missing: Vec<Missing>,
     /// The number of the gate's rules that were checked.
     pub rules: usize,
@@ -56,12 +56,12 @@ pub struct Row {
     pub result: Comparison,
 }
 
-/// Rules of the gate that were not checked, and the reason.
+/// An entry of the list of what was not checked, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    /// The names of the gate's rules that were not checked.
+    /// The title of a rule of the gate, or a description of what was not checked.
     pub what: String,
-    /// The reason why these rules were not checked. Empty if no reason is known.
+    /// The reason why `what` was not checked. Empty if no reason is known.
     pub why: String,
 }
 
@@ -123,7 +123,7 @@ impl Coverage {
         };
         let why = match result.seeds.len() {
             0 | 1 if result.cut_short || result.rules_cut_short => OVER,
-            0 => "a rule was broken before the first seed",
+            0 => "a rule is broken, so there were no full training runs",
             _ => "a run failed",
         };
         if let Some(judgement) = &result.judgement {
@@ -228,7 +228,7 @@ impl Coverage {
         if path.followed < path.batches {
             self.missing.push(Missing::new(
                 format!(
-                    "rules after the first {} of an epoch's {} batches",
+                    "the batches after the first {} of an epoch's {} batches",
                     path.followed, path.batches
                 ),
                 "",

@@ -301,5 +301,5 @@ fn length(changes: &Changes, tier: Tier, model: &Model) -> Length {
 }
 
 fn for_one_model(option: &str) -> Error {
-    Error::config(format!("{option}: a policy applies to one model; name it with --model"))
+    Error::config(format!("{option}: a policy applies to one model: name this model with --model"))
 }

@@ -69,11 +69,12 @@ pub(super) struct Figures {
     /// |⟨g, r⟩/⟨r, r⟩ − 1| of the whole gradient.
     pub(super) projection: f64,
     /// |⟨g, r⟩/⟨r, r⟩ − 1| for the gradient of a single parameter: the largest value of all
-    /// parameters.
+    /// parameters that are compared separately, see [`SHARE`].
     pub(super) parameter: f64,
     /// ‖g − r‖/‖r‖ for the whole gradient.
     pub(super) error: f64,
-    /// ‖g − r‖/‖r‖ for the gradient of a single parameter: the largest value of all parameters.
+    /// ‖g − r‖/‖r‖ for the gradient of a single parameter: the largest value of the same
+    /// parameters.
     pub(super) parameter_error: f64,
     /// |l − m|/|m| for the losses of a batch: the largest value of all batches of the step.
     pub(super) loss: f64,

@@ -215,8 +215,8 @@ impl Case {
             logging: LoggingConfig { profile_every_n_steps, ..choices.logging },
             ..TrainerConfig::new(Precision::F32True, device)
         };
-        // If the model's length is a number of steps, `max_steps` replaces it, even if it is
-        // larger.
+        // If the model's length is a number of steps, `max_steps` replaces the model's length, even
+        // if `max_steps` is larger.
         let length = match (choices.length, model.length, choices.max_steps) {
             (Some(length), ..) => length,
             (None, Length::Steps(_), Some(steps)) => Length::Steps(steps),
@@ -272,8 +272,8 @@ impl Case {
 const PATIENCE: u32 = 3;
 
 /// Returns the logged value by which early stopping decides, and the patience. The user's choices
-/// replace those of the registry. If the user chooses another logged value, the patience of the
-/// registry is not used for it.
+/// replace those of the registry. If the user chooses another logged value, the patience is the
+/// user's or [`PATIENCE`], and not the registry's.
 fn stopping(
     model: &Model,
     monitor: Option<String>,
@@ -301,8 +301,9 @@ pub(crate) fn counting_loader(data: &DataModule) -> Result<DataLoader> {
     data.train_loader(Policy::new(Precision::F32True, Device::Cpu), 0)
 }
 
-/// If the length of a run is a number of steps, `max_epochs` has enough batches for this many
-/// additional steps. They replace skipped steps, which do not count towards `max_steps`.
+/// If the length of a run is a number of steps, `max_epochs` is large enough for this many
+/// additional steps. The additional steps replace skipped steps, which do not count towards
+/// `max_steps`.
 const SPARE: u64 = 32;
 
 /// Computes `max_epochs` and `max_steps` of the trainer from the length of the run.

@@ -29,7 +29,7 @@ pub struct Comparison {
     pub batch_size: i64,
     /// The name of the validation metric that the fields `accuracy` contain.
     pub metric: String,
-    /// Whether larger or smaller values are better.
+    /// Whether larger or smaller values of the metric are better.
     #[serde(default)]
     pub direction: Direction,
     /// The seeds of the runs. The values in [`Run`] are those of the first seed.
@@ -58,8 +58,8 @@ pub struct Run {
     /// The first parameter whose gradient was not finite in the first skipped step; null if no step
     /// was skipped.
     pub first_culprit: Option<String>,
-    /// Where the first value that was not finite came from in the first skipped step: a module, the
-    /// loss or a gradient. Null if no step was skipped.
+    /// The module, the loss or the gradient that produced the first NaN or infinity in the first
+    /// skipped step. Null if no step was skipped.
     pub first_cause: Option<String>,
     /// The loss scale at the end of training; null if the precision has no loss scale.
     pub final_scale: Option<f64>,
@@ -105,9 +105,9 @@ pub struct Sample {
 
 /// Student's 95 % confidence interval of a mean: mean ± t(0.975, n − 1)·s/√n, where s is the
 /// standard deviation of the n values. With N validation examples, an accuracy is a multiple of the
-/// step 1/N. So a few values may be equal by chance, and the interval would be too narrow. To
-/// prevent this, s is at least the standard deviation that rounding to a multiple of the step
-/// causes: step/√12 for a metric, and step/√6 for the difference of two metrics.
+/// step 1/N. With few seeds, all values may therefore be equal by chance, and the interval would be
+/// too narrow. To prevent this, s is at least the standard deviation that rounding to a multiple of
+/// the step causes: step/√12 for a metric, and step/√6 for the difference of two metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The mean of the values.
@@ -138,7 +138,7 @@ pub struct Delta {
     pub accuracy: Option<f64>,
     /// The validation loss minus the loss of the baseline; null if one of the two is not finite.
     pub loss: Option<f64>,
-    /// The number of skipped steps minus the number of the baseline.
+    /// The number of skipped steps minus the number of skipped steps of the baseline.
     pub skipped_steps: i64,
     /// The peak memory divided by the peak memory of the baseline.
     pub peak_memory_ratio: f64,
@@ -266,7 +266,7 @@ impl Run {
     }
 
     /// Describes the random numbers that this run drew in another dtype than the baseline. Returns
-    /// `None` if there are none, or if a note of the run already reports 16-bit draws.
+    /// `None` if there are no such numbers, or if a note of the run already reports 16-bit draws.
     fn draws_otherwise(&self, baseline: &Self) -> Option<String> {
         if self.observed.draws.iter().any(Drawn::is_narrow) {
             return None;

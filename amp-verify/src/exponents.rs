@@ -89,15 +89,17 @@ impl Format {
         }
     }
 
-    /// Returns the lowest class whose values overflow if they have the format's largest exponent.
-    /// The class of a value is the number of formats whose limit is below the value's significand.
+    /// Returns the lowest class whose values overflow in this format if they have the format's
+    /// largest exponent. The class of a value is the number of formats in which a value with the
+    /// same significand overflows at the format's largest exponent.
     fn class(self) -> usize {
         let last = self.last_significand();
         Self::ALL.into_iter().filter(|other| other.last_significand() <= last).count()
     }
 
     /// Returns whether a value exactly at the limit is rounded down to the largest finite value.
-    /// Rounding to even does this if the largest finite value is even, as 448 is in E4M3.
+    /// Rounding to nearest even rounds down if the last bit of the largest finite value is 0, as
+    /// for 448 in E4M3.
     fn keeps_halfway(self) -> bool {
         self == Self::E4M3
     }
@@ -137,10 +139,11 @@ pub struct Losses {
 
 /// The smallest exponent that is counted. It is below the exponent of every f64 number except zero.
 const LOWEST: i64 = -1100;
-/// The number of exponents that are counted, from `LOWEST` on. It covers all finite f64 numbers.
+/// The number of exponents that are counted, from `LOWEST` on. These exponents cover all finite f64
+/// numbers.
 const EXPONENTS: i64 = 2200;
-/// The number of classes of values with one exponent. Classes 0 to 4 are the number of formats
-/// whose limit is below the value's significand. Class 5 has the exact powers of 2.
+/// The number of classes into which values with the same exponent are divided. Class 5 contains the
+/// exact powers of 2. [`Format::class`] explains classes 0 to 4.
 const CLASSES: i64 = 6;
 const OF_POWERS: usize = 5;
 
@@ -160,7 +163,8 @@ impl Histogram {
             // frexp returns a mantissa in [1/2, 1).
             let (mantissa, exponent) = values.f_frexp()?;
             let significand = mantissa.f_mul_scalar(2.0)?;
-            // Computes the index of each value's counter. Each exponent and class has a counter.
+            // Computes for each value the index of its counter. There is one counter for each
+            // exponent and class.
             let place = exponent.f_to_kind(Kind::Int64)?.f_sub_scalar(1 + LOWEST)?;
             let mut place = place.f_mul_scalar(CLASSES)?;
             for format in Format::ALL {

@@ -8,7 +8,8 @@ pub(super) const FAILED: u8 = 1;
 pub(super) const USAGE: u8 = 2;
 /// There are too few seeds for a verdict. `gate` uses the same exit code.
 pub(super) const INCONCLUSIVE: u8 = 3;
-/// The recorded values, with which a result is to be compared, are from another kind of machine.
+/// A result cannot be compared with recorded values, because the recorded values are from another
+/// kind of machine.
 const NOT_COMPARABLE: u8 = 4;
 
 /// Returns the exit code of a command that fails with this error.

@@ -7,7 +7,7 @@ use amp_core::{
 };
 use clap::Args;
 
-/// Options for the shortest and the longest run, for test runs, and for when a run validates.
+/// Options that limit the length of a run, shorten it for a test, and choose when it validates.
 #[derive(Debug, Args)]
 pub struct LoopArgs {
     /// Train at least N epochs, even if early stopping would end the run
@@ -40,8 +40,8 @@ pub struct LoopArgs {
 }
 
 impl LoopArgs {
-    /// Converts these options into the trainer's options. The limits on the batches of each epoch
-    /// are those of `own`.
+    /// Converts these options into the trainer's options. Copies the numbers of training and
+    /// validation batches per epoch from `own`.
     pub fn loops(&self, own: &Loops) -> Loops {
         Loops {
             min_epochs: self.min_epochs,

@@ -48,8 +48,8 @@ impl Cli {
     /// as the option's value, so that the error message is about the option.
     ///
     /// # Errors
-    /// When the command line is invalid or has an option without effect, or when it asks for the
-    /// help text.
+    /// When the command line is invalid or has an option without effect, or when the user asks for
+    /// the help text.
     pub fn read() -> Result<Self, clap::Error> {
         let mut grammar = grammar();
         let matches = grammar.try_get_matches_from_mut(std::env::args_os())?;
@@ -179,12 +179,12 @@ pub struct TrainArgs {
     /// encoder.*=epoch:3 or encoder.*=step:500. May be repeated or separated by commas
     #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
     pub freeze: Vec<Freeze>,
-    /// Validate and save the exponential moving average of the weights, with this decay, for
-    /// example 0.999
+    /// Average the weights exponentially with this decay, for example 0.999; validation and
+    /// checkpoints use the averaged weights
     #[arg(long, value_name = "DECAY", conflicts_with = "swa_start_epoch")]
     pub ema_decay: Option<f64>,
-    /// Validate and save the mean of the weights over the ends of epochs, starting with this epoch
-    /// (counted from 0)
+    /// Average the weights at the ends of epochs, starting with this epoch (counted from 0);
+    /// validation and checkpoints use the averaged weights
     #[arg(long, value_name = "EPOCH")]
     pub swa_start_epoch: Option<i64>,
     #[command(flatten)]

@@ -19,7 +19,7 @@ pub struct MonitorArgs {
     pub monitor: Vec<Monitor>,
 }
 
-/// The choices of `--monitor`: each one is a callback that logs additional values.
+/// The choices of `--monitor`. Each choice adds a callback that logs additional values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Monitor {
     /// [`MemoryMonitor`]

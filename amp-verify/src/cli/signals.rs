@@ -17,8 +17,9 @@ use signal_hook::{
     flag,
 };
 
-/// Installs handlers for SIGTERM, SIGINT and SIGUSR1. Returns a number that is 0 until the first
-/// signal arrives and then has the number of this signal. A second signal ends the process at once.
+/// Installs handlers for SIGTERM, SIGINT and SIGUSR1. Returns a variable that is 0 until the first
+/// signal arrives, and then contains the number of this signal. A second signal ends the process at
+/// once.
 ///
 /// # Errors
 /// When the system refuses to install a handler.
@@ -36,9 +37,9 @@ pub(super) fn noted() -> Result<Arc<AtomicUsize>> {
     Ok(signal)
 }
 
-/// Asks SLURM to start this job again, as Lightning does. SLURM sends SIGUSR1 to jobs with `#SBATCH
-/// --signal=USR1@90` before their time ends. Does nothing outside SLURM, or if the job received
-/// another signal.
+/// Asks SLURM to start this job again, as Lightning does. SLURM sends SIGUSR1 to a job with
+/// `#SBATCH --signal=USR1@90` 90 seconds before the job's time limit. Does nothing outside SLURM,
+/// or if the job received another signal.
 pub(super) fn requeue(signal: u32) {
     let Some(job) = env::var_os("SLURM_JOB_ID").filter(|_| signal == SIGUSR1.unsigned_abs()) else {
         return;

@@ -29,7 +29,8 @@ const OF_TRAINING: &[&str] = &[
 const OF_STEPS: &[&str] =
     &["accumulate_grad_batches", "weight_update", "moments", "gradients", "memory_budget"];
 
-/// Options that write logged values, of which `summary` has none.
+/// Options for the logged values and for the checks of a run. They have no effect in `summary`,
+/// which does not train.
 const OF_LOGS: &[&str] = &[
     "log_jsonl",
     "log_csv",
@@ -40,8 +41,8 @@ const OF_LOGS: &[&str] = &[
     "check",
 ];
 
-/// Returns the reason why the option `id` has no effect in a command. Returns `None` if it has an
-/// effect.
+/// Returns the reason why the option `id` has no effect in a command. Returns `None` if the option
+/// has an effect.
 fn reason(command: &str, id: &str) -> Option<&'static str> {
     let is_in = |lists: &[&[&str]]| lists.iter().any(|list| list.contains(&id));
     match command {
@@ -65,9 +66,9 @@ pub(super) fn hide(command: Command) -> Command {
     })
 }
 
-/// Checks that the command line has no option that has no effect.
+/// Checks that every option on the command line has an effect.
 /// # Errors
-/// When there is such an option. The error names the option and the reason.
+/// When an option has no effect. The error names the option and the reason.
 pub(super) fn check(grammar: &mut Command, matches: &ArgMatches) -> Result<(), clap::Error> {
     let Some((name, given)) = matches.subcommand() else { return Ok(()) };
     let is_given = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);

@@ -35,9 +35,10 @@ pub struct DiagnoseArgs {
     /// The measurement that decides whether a set of FP32 modules is good enough
     #[arg(long, value_enum, default_value_t = Search::Metric)]
     pub search: Search,
-    /// How much worse than under 32-true the metric may be [default: the declared or recorded
-    /// margin; a model that an option changes has no default margin]; with --search layers, the
-    /// largest accepted relative error that a layer makes by itself [default: 0.05]
+    /// With --search metric, how much worse than under 32-true the metric may be [default: the
+    /// declared or recorded margin; if options change the model, the margin recorded with these
+    /// options]. With --search layers, the largest accepted relative error that a layer makes by
+    /// itself [default: 0.05]
     #[arg(long, value_name = "X", visible_alias = "margin")]
     pub limit: Option<f64>,
     /// Number of seeds to train with, starting with --seed
@@ -135,8 +136,8 @@ impl DiagnoseArgs {
             let seconds = record.epochs.iter().map(|epoch| epoch.train_seconds).sum();
             Ok((seconds, record.memory.unwrap_or_default().peak_allocated as f64))
         };
-        // Both runs train only one epoch, because a longer run without FP32 modules might end early
-        // with an error.
+        // The run with and the run without the FP32 modules train only one epoch, because a longer
+        // run without these modules might end early with an error.
         let brief = |overrides| {
             let mut case = with(case, case.trainer.seed, overrides);
             case.trainer.max_epochs = 1;

@@ -112,8 +112,8 @@ impl Check for MetricLoss<'_> {
 /// Measures the relative error that each layer makes by itself in one step: the inputs of the layer
 /// are exact. The result is the largest of these errors.
 pub struct LayerError<'a> {
-    /// The model and the batch with which the errors are measured. For each check, the search sets
-    /// other precisions of single modules.
+    /// The model and the batch with which the errors are measured. Each check replaces the
+    /// precisions of its single modules by those that the search tries.
     pub subject: Subject<'a>,
     /// The options with which the errors are measured.
     pub options: Options,

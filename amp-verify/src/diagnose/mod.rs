@@ -71,8 +71,8 @@ pub struct Fix {
     pub after: Outcome,
     /// The fields of the model's struct that contain the modules in `modules`.
     pub fields: Vec<String>,
-    /// The result of the check with all of `fields` in FP32. This is what the attribute
-    /// `#[precision(fp32)]` on these fields does.
+    /// The result of the check with all of `fields` in FP32, as the attribute `#[precision(fp32)]`
+    /// on these fields would set them.
     pub with_fields: Outcome,
     /// How much time and memory these modules cost in FP32. Null if the check does not train.
     pub cost: Option<Cost>,

@@ -280,7 +280,7 @@ impl Fault {
         Ok(())
     }
 
-    /// Changes the trainer's options, if the fault consists of a wrong option. It must be called
+    /// Changes the trainer's options, if the fault consists of a wrong option. Call this function
     /// after all other code that sets options.
     pub(crate) fn config(fault: Option<Self>, config: &mut TrainerConfig) {
         let Some(fault) = fault.filter(|fault| fault.strikes(config.precision)) else { return };

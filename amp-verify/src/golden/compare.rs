@@ -52,7 +52,8 @@ pub struct Agreement {
     pub spread: Option<Spread>,
     /// Whether to compare peak memory. Even if this is true, peak memory is compared only if the
     /// run used the same kernels as the recorded run. Before the run there must be a warm-up run,
-    /// as there was before the recorded run.
+    /// as before the recorded run, because the first run of a process also allocates memory that is
+    /// needed only once.
     pub memory: bool,
 }
 
@@ -69,14 +70,14 @@ pub struct Tolerances {
     pub loss: f64,
     /// By how much peak memory may differ, in bytes.
     pub peak_memory_bytes: f64,
-    /// By how much the number of skipped steps may differ. If this is n, the final loss scale may
-    /// differ by a factor of 2^n.
+    /// By how much the number of skipped steps may differ. If this number is n, the final loss
+    /// scale may differ by a factor of 2^n.
     pub skips: u64,
 }
 
 /// By how much the number of skipped steps may differ between two kernel sets. The gradients of the
 /// two kernel sets differ only by rounding. So it is rare that a gradient overflows with one kernel
-/// set and not with the other: the gradient must be next to the largest f16 number. After one
+/// set and not with the other: the gradient must be very close to the largest f16 number. After one
 /// halving of the loss scale, this gradient is far from overflow with both kernel sets. Therefore
 /// the numbers of skipped steps differ by at most one.
 const SKIPS_OF_OTHER_KERNELS: u64 = 1;

@@ -217,8 +217,9 @@ impl Order {
 }
 
 /// Returns whether other tests of this process may change the results of `test`. On a CPU, tests
-/// that run at the same time may do so. On a GPU, tests that ran earlier may do so as well. `args`
-/// are the arguments of the process. They decide which tests run, and how many at a time.
+/// that run at the same time may change them. On a GPU, tests that ran earlier may change them as
+/// well. `args` are the arguments of the process, which decide which tests run, and how many at a
+/// time.
 fn other_tests_may_interfere(test: &str, args: &[String], is_on_gpu: bool) -> bool {
     const THREADS: &str = "--test-threads";
     let joined = args.iter().filter_map(|arg| arg.strip_prefix(THREADS)?.strip_prefix('='));
@@ -316,7 +317,7 @@ mod tests {
     }
 
     /// Checks that `--test-threads=1` is not enough on a GPU: tests that ran earlier in the same
-    /// process may interfere. None interfere if the process runs only this test.
+    /// process may interfere. No test interferes if the process runs only this test.
     #[test]
     fn on_a_gpu_earlier_tests_interfere() {
         let has = |test: &str, line: &str| {

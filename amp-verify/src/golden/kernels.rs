@@ -2,7 +2,7 @@
 //! instructions than the golden's CPU.
 //!
 //! Kernels for other instructions round differently. The metric and the loss then still agree
-//! within their tolerances. But a scaled gradient next to the largest f16 number may overflow with
+//! within their tolerances. But a scaled gradient close to the largest f16 number may overflow with
 //! only one of the two kernel sets, and peak memory differs by a fifth. A CPU with more
 //! instructions can run the golden's kernels. With them, the comparison is as strict as on the
 //! golden's CPU.

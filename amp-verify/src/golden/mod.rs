@@ -41,8 +41,8 @@ pub struct Golden {
     /// The seeds of the training runs. The values in `runs` are those of the first seed. Only
     /// [`Figures::paired`] is computed from all seeds.
     pub seeds: Vec<u64>,
-    /// The description of the machine on which the results were recorded. They cannot be compared
-    /// with results of another kind of machine.
+    /// The description of the machine on which the results were recorded. The results cannot be
+    /// compared with results of another kind of machine.
     pub fingerprint: Option<Fingerprint>,
     /// The model's margin: the gate fails a precision whose metric is worse than that of 32-true by
     /// this much or more.

@@ -59,7 +59,7 @@ impl LayersArgs {
 /// weights.
 ///
 /// # Errors
-/// When a step fails, or other layers run under one precision than under another.
+/// When a step fails, or the model does not run the same layers under every precision.
 pub fn measure_case(case: &Case, options: Options) -> Result<Report> {
     case_with(case, None, options)
 }

@@ -107,9 +107,10 @@ pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
 }
 
 /// Computes on the device the sums from which a mean and its standard error are computed. The first
-/// sum is that of all values. If there are several examples, two sums of squares follow: of the
-/// sums of each example, and of the sums of each feature. The last sum is that of the squares of
-/// all values.
+/// one is the sum of all values, and the last one is the sum of their squares. If there are several
+/// examples, two more are between them: the values of each example are summed, and the squares of
+/// these sums are added; the values of each feature are summed, and the squares of these sums are
+/// added.
 fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     if values.numel() == 0 {
         return Ok(Vec::new());

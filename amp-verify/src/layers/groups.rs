@@ -1,6 +1,6 @@
 //! Compares each group of fused layers with the same layers run one after another, on the same
 //! input and with the same weights. This comparison is needed because `Trainer::fit` runs the fused
-//! groups, while the other modules of `layers` measure each layer separately.
+//! groups, while the rest of the command `layers` measures each layer separately.
 
 use std::{cell::RefCell, rc::Rc};
 

@@ -53,7 +53,7 @@ impl Options {
 /// Measures the errors of every layer of the model.
 ///
 /// # Errors
-/// When a step fails, or other layers run under one precision than under another.
+/// When a step fails, or the model does not run the same layers under every precision.
 pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
     let (report, _) = in_parts(subject, options, None)?;
     Ok(Report { groups: groups(subject, options.precision)?, ..report })
@@ -63,7 +63,7 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
 /// error that each 16-bit layer makes on exact inputs with what rounding explains.
 ///
 /// # Errors
-/// When a step fails, or other layers run under one precision than under another.
+/// When a step fails, or the model does not run the same layers under every precision.
 pub fn audit(subject: &Subject<'_>, options: Options) -> Result<(Report, Vec<Own>)> {
     let compute = options.precision.compute();
     in_parts(subject, options, is_narrow(compute).then_some(compute))
@@ -127,7 +127,7 @@ fn is_layer(calls: &[Ran], call: &Ran) -> bool {
     is_floating(call.output.kind()) && (call.op == Op::Matmul || !calls.iter().any(inside))
 }
 
-/// What is measured once for the whole step, and not for each layer.
+/// The values that are measured once for the whole step, and not for each layer.
 struct Ends {
     log2_scale: i32,
     dropout: bool,
@@ -143,9 +143,9 @@ pub(super) struct Passes {
     pub(super) reference: Pass,
     baseline: Pass,
     pub(super) actual: Pass,
-    /// A second step in 64-true, in which each layer also runs by itself: on exact inputs, on
-    /// rounded inputs, on the inputs under the precision, and on rounded inputs with rounded
-    /// parameters.
+    /// A second step in 64-true. In this step, each layer also runs separately: on its exact
+    /// inputs, on its rounded inputs, on the inputs that it has under the precision, and on its
+    /// rounded inputs with rounded parameters.
     pub(super) alone: Pass,
     pub(super) log2_scale: i32,
     dropout: bool,
@@ -167,9 +167,10 @@ struct Values {
     exact: Tensor,
     baseline: Tensor,
     actual: Tensor,
-    /// The tensor as computed under the precision and in 64-true, on the same rounded inputs.
+    /// The tensor computed twice on the same rounded inputs: under the precision, and in 64-true.
     local: Option<[Tensor; 2]>,
-    /// The tensor as computed in 64-true, on the inputs under the precision and on exact inputs.
+    /// The tensor computed in 64-true on two inputs: on those under the precision, and on the exact
+    /// ones.
     inherited: Option<[Tensor; 2]>,
 }
 
@@ -209,8 +210,8 @@ impl Passes {
                 |pass: &Pass| pass.calls.iter().map(|call| call.path.clone()).collect::<Vec<_>>();
             if paths(other) != paths(&reference) {
                 return Err(Error::config(format!(
-                    "`{}` runs other layers in 64-true, so its layers cannot be compared between \
-                     precisions",
+                    "`{}` does not run the same layers under every precision, so its layers cannot be \
+                     compared",
                     model.name()
                 )));
             }

@@ -154,8 +154,8 @@ pub struct Report {
     /// 16-bit gradients.
     pub window: Option<CommonWindow>,
     /// Describes the random numbers that the model draws in another dtype than under 64-true. If
-    /// there are any, the errors of the layers contain the differences between these numbers. Null
-    /// if all random numbers are the same.
+    /// there are any, the errors of the layers also contain the differences between these numbers
+    /// and those of 64-true. Null if all random numbers are the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draws: Option<String>,
 }
@@ -233,8 +233,9 @@ pub struct Flow {
     /// output does not have 16 bits.
     pub predicted: Option<Losses>,
     /// Counts two kinds of values: those that are finite in the 32-true step but not under the
-    /// precision, and those that are not zero in the 32-true step but zero under the precision. A
-    /// ReLU unit that is active only in 32-true counts as zero.
+    /// precision, and those that are not zero in the 32-true step but zero under the precision. For
+    /// example, the output of a ReLU that is positive only in the 32-true step belongs to the
+    /// second kind.
     pub observed: Losses,
     /// The exponents of the values in the 32-true step.
     pub histogram: Histogram,

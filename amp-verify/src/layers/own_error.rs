@@ -65,13 +65,13 @@ impl Lost {
 /// its parameters and results once causes. It is above 1, because some layers round several times
 /// inside.
 pub const WITHIN: f64 = 3.0;
-/// Decides whether a layer counts as computing in a wider dtype. Two tensors are compared with the
-/// exact results, rounded to the layer's dtype: the layer's results, and results that are computed
-/// with rounded parameters. The layer counts as computing in a wider dtype if fewer than 1/`FEWER`
-/// times as many elements of the first tensor differ as of the second.
+/// Decides whether a layer counts as computing in a wider dtype. Let e be the results of 64-true,
+/// rounded to the layer's dtype. Let m be the number of the layer's results that differ from e, and
+/// n the number of results with rounded parameters that differ from e. The layer counts as
+/// computing in a wider dtype if `FEWER`·m < n.
 const FEWER: f64 = 4.0;
-/// If fewer results than this differ with rounded parameters, it is not judged whether the layer
-/// computes in a wider dtype.
+/// If fewer results than this number differ with rounded parameters, it is not judged whether the
+/// layer computes in a wider dtype.
 const LEAST_DIFFERING: f64 = 40.0;
 /// An f16 tensor has too few binary digits if at least this fraction of its elements have no more
 /// digits than bf16.
@@ -84,7 +84,8 @@ const BY_CHANCE: f64 = 0.75;
 /// number. The last rounding has an error of at most half of this number, which is an eighth of the
 /// value. So the other errors must be at least 7/8 of the value.
 const LOSES: f64 = 7.0 / 8.0;
-/// If a tensor has fewer elements, it is not judged whether it has too few digits.
+/// If a tensor has fewer elements than this number, it is not judged whether its elements have too
+/// few digits.
 const LEAST_ELEMENTS: usize = 64;
 
 impl Own {
@@ -203,13 +204,13 @@ fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
 /// Counts the different values of a tensor. Values that are equal in f32 count once, because equal
 /// examples give equal values.
 fn distinct(values: &Tensor) -> Result<u64> {
-    // Unlike `f_unique_dim`, this function makes no tensor of each single value.
+    // Unlike `f_unique_dim`, this function does not create a tensor for each value.
     let (different, ..) = values.f_to_kind(Dtype::Float)?.f_internal_unique2(true, false, false)?;
     Ok(different.numel() as u64)
 }
 
-/// One kind of tensor of a layer (its output or a gradient), computed in several ways. All are
-/// multiplied by the same factor.
+/// One kind of tensor of a layer (its output or a gradient), computed in several ways. All results
+/// are multiplied by the same factor.
 struct Otherwise {
     /// The layer's results under the precision.
     found: Tensor,

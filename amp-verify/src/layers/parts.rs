@@ -53,7 +53,8 @@ pub(super) fn parts(calls: &[Ran], budget: usize) -> Vec<Range<usize>> {
 }
 
 /// Returns how many of `all` examples are used, so that the tensors of the largest layer fit into
-/// `budget` bytes. There are at least two, because batch statistics need two examples.
+/// `budget` bytes. Returns at least 2 if there are 2 examples, because batch statistics need two
+/// examples.
 pub(super) fn examples(calls: &[Ran], all: i64, budget: usize) -> i64 {
     let largest = calls.iter().map(bytes).max().unwrap_or_default();
     match largest > budget {

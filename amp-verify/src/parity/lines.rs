@@ -78,9 +78,9 @@ impl Part {
         Self { owner, name: name.to_string(), mentions, lines }
     }
 
-    /// Returns whether the lines of this piece are counted. They are counted if its name and its
-    /// owner are in `known`, the names that the counted code mentions. A piece without a name needs
-    /// only its owner in `known`, and a piece without an owner only its name.
+    /// Returns whether the lines of this piece are counted: whether `known`, the set of names that
+    /// the counted code mentions, contains the piece's name and the piece's owner. For a piece
+    /// without a name only the owner matters, and for a piece without an owner only the name.
     fn is_of(&self, known: &BTreeSet<String>) -> bool {
         let is_known = |name: &String| known.contains(name);
         self.owner.as_ref().is_none_or(is_known) && (self.name.is_empty() || is_known(&self.name))

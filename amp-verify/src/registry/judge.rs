@@ -44,8 +44,8 @@ impl Direction {
         *self == Self::HigherIsBetter
     }
 
-    /// Describes that a model is judged by a fraction, but that one of `values`, the values of its
-    /// metric `name`, is none. Otherwise returns `None`.
+    /// Returns an error message if the metric `name` is declared as a fraction, but one of its
+    /// `values` is not between 0 and 1. Otherwise returns `None`.
     pub(crate) fn no_share(
         self,
         name: &str,

@@ -33,7 +33,7 @@ fn unit(dtype: amp_core::tch::Kind) -> f64 {
 /// measures them under 32-true. For 16-mixed, uses the loss scale from the end of the run.
 ///
 /// # Errors
-/// When a step fails, or other layers run under one precision than under another.
+/// When a step fails, or the model does not run the same layers under every precision.
 pub fn measure_steps(case: &Case, comparison: &Comparison) -> Result<Vec<Report>> {
     let precisions = comparison.runs.iter().map(|run| run.precision);
     let mut measured: Vec<Precision> =

@@ -37,7 +37,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     let is_cuda = hardware::parse_device(&args.device)?.is_cuda();
     let changes = args.changes.changes();
     if !changes.is_empty() && args.model.is_none() {
-        return Err(Error::config("selftest: name the model that the options change with --model"));
+        return Err(Error::config("selftest: the options change one model: name it with --model"));
     }
     let chosen_model = args.model.as_deref().map(|name| registry.find(Some(name))).transpose()?;
     let mut pool = gate::pool(registry, &args.device, args.processes, 1, None)?;

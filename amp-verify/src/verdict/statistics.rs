@@ -87,9 +87,9 @@ pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
 
 /// Returns the upper tolerance limit of a count. With probability `confidence`, at most the
 /// fraction `risk` of further counts of the same Poisson distribution is larger. `seen` is the sum
-/// of `draws` counts. From it follows, with the same confidence, that the mean of the distribution
-/// is at most χ²(confidence; 2·seen + 2)/(2·draws) (Garwood 1936). If `draws` is 0, there is no
-/// limit, and the result is `u64::MAX`.
+/// of `draws` counts. With the same confidence, the mean of the distribution is then at most
+/// χ²(confidence; 2·seen + 2)/(2·draws) (Garwood 1936). If `draws` is 0, there is no limit, and the
+/// result is `u64::MAX`.
 pub fn count_limit(seen: u64, draws: usize, risk: f64, confidence: f64) -> u64 {
     let freedom = 2.0 * seen as f64 + 2.0;
     let most = ChiSquared::new(freedom).map(|chi| chi.inverse_cdf(confidence));
@@ -111,8 +111,8 @@ pub fn count_limit(seen: u64, draws: usize, risk: f64, confidence: f64) -> u64 {
     high
 }
 
-/// The points and weights with which probabilities of noncentral t distributions with the same
-/// degrees of freedom are integrated.
+/// Computes probabilities of noncentral t distributions with `freedom` degrees of freedom by
+/// numerical integration.
 struct NoncentralT {
     normal: Normal,
     freedom: f64,

@@ -108,8 +108,8 @@ impl Model {
         self
     }
 
-    /// Sets the data set that the model is trained on by default. If this method is not called, it
-    /// is the registry's first data set.
+    /// Sets the data set that the model is trained on by default. If this method is not called, the
+    /// model is trained on the registry's first data set.
     #[must_use]
     pub fn data(mut self, name: &'static str) -> Self {
         self.data = Some(name);

@@ -77,9 +77,9 @@ impl Format {
         self.min_exponent() - fraction_bits
     }
 
-    /// Returns a limit for the significands, in `[1, 2)`, of values with the format's largest
-    /// exponent. Values above the limit are rounded to infinity. The limit is half a step above the
-    /// largest finite value.
+    /// Returns a limit for the significands, from 1 to 2, of values with the format's largest
+    /// exponent. Such a value overflows if its significand is above the limit. The limit is halfway
+    /// between the largest finite value and the value that would follow it.
     fn last_significand(self) -> f64 {
         match self {
             Self::F16 => 65520.0 / 32768.0,

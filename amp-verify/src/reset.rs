@@ -56,7 +56,8 @@ impl ResetModel {
         Ok(Self { model, seed, device, initial, state, random })
     }
 
-    /// Builds the model again if the seed of `case` differs from the seed with which it was built.
+    /// Builds the model again if the seed of `case` differs from the seed with which the model was
+    /// built.
     pub(crate) fn follow(&mut self, case: &Case) -> Result<()> {
         if self.seed != case.trainer.seed {
             *self = Self::of(case)?;

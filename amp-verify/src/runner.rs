@@ -44,8 +44,8 @@ pub struct Extras {
     pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
     /// The file in which a run that ends with an error saves its state.
     pub save_on_error: Option<PathBuf>,
-    /// Whether the results of the run are compared with those of other runs. If they are, the run
-    /// fails if the model does not log the value by which the model is judged.
+    /// Whether the results of the run are compared with those of other runs. A compared run fails
+    /// if the model does not log the value by which the model is judged.
     pub is_compared: bool,
 }
 

@@ -176,8 +176,8 @@ impl Optimizer for Broken {
 
     fn write_rates(&mut self) -> Result<()> {
         match self.fault {
-            // Does nothing, so that a step that is replayed as a CUDA graph uses the learning rates
-            // from the time of its capture. In other steps this call is not needed.
+            // Does nothing. A step that is replayed as a CUDA graph therefore keeps the learning
+            // rates that it had when it was captured. In other steps this call is not needed.
             Fault::CapturedRatesStale => Ok(()),
             _ => self.inner.write_rates(),
         }

@@ -48,7 +48,8 @@ const MAIN_THREAD: &str = "main";
 /// How many lines from the end of a failed process's output are shown.
 const SHOWN: usize = 15;
 
-/// Locked while a process of a golden test trains on a GPU, so that only one trains at a time.
+/// Locked while a process of a golden test trains on a GPU, so that only one such process trains at
+/// a time.
 static ON_GPU: Mutex<()> = Mutex::new(());
 
 /// Where a call of [`verify!`](crate::verify) is in the source, and in which folder its goldens

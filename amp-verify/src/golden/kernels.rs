@@ -32,9 +32,9 @@ pub(super) fn environment(golden: &Fingerprint, found: &Fingerprint) -> Vec<Vari
     variables.into_iter().filter(|(name, _)| env::var_os(name).is_none()).collect()
 }
 
-/// Returns the environment variables that select, on the machine `found`, the CPU kernels with
-/// which the golden was recorded, without regard to variables that are already set. Returns `None`
-/// if the golden's kernels cannot be selected.
+/// Returns the environment variables that select the golden's CPU kernels on the machine `found`,
+/// including variables that are already set. Returns `None` if the golden's kernels cannot be
+/// selected.
 fn variables(golden: &Fingerprint, found: &Fingerprint) -> Option<Vec<Variable>> {
     let rank = |machine: &Fingerprint| {
         let is_cpu = machine.threads > 0;

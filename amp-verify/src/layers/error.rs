@@ -133,8 +133,8 @@ fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     Ok(sums)
 }
 
-/// Computes the mean of values from their sums, and z, which is the mean divided by the standard
-/// error that the mean would have if the true mean were zero.
+/// Computes the mean of values from their sums, and z: the mean divided by its standard error. The
+/// standard error is computed as if the true mean were zero.
 fn mean_and_z(sums: &[f64], count: f64) -> (f64, f64) {
     let (sum, variance) = match *sums {
         [sum, examples, features, single] => (sum, (examples + features - single).max(single)),

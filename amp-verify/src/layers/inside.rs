@@ -15,8 +15,8 @@ use crate::rounding::{is_narrow, rounded, rounded_stochastically};
 /// name.
 pub(super) type Inner = BTreeMap<(String, String), Kind>;
 
-/// How to round parameters to the dtype `to`: stochastically with a seed, or else to nearest. The
-/// layer's intermediate tensors are rounded, too.
+/// How to round a layer's parameters and intermediate tensors to the dtype `to`. If `seed` is
+/// given, the parameters are rounded stochastically, and otherwise to nearest.
 #[derive(Debug, Clone)]
 pub(super) struct Rounded {
     pub(super) to: Kind,

@@ -159,7 +159,7 @@ pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
 pub(super) const OF_ROUNDED: usize = 3;
 /// How many times each layer runs with stochastically rounded parameters. For a 16-bit norm, the
-/// inputs are perturbed as well.
+/// inputs are perturbed as well, because such a norm also rounds its statistics.
 const RUNS_OTHERWISE: u64 = 3;
 
 /// One tensor of a layer, for example its output, under the precision, 32-true and 64-true.

@@ -355,10 +355,11 @@ mod tests {
         Ok(())
     }
 
-    /// Checks the bound of the number of values that a layer may turn into zero: the number of
-    /// values that are so small that rounding can change them by their own absolute value. These
-    /// are the values below 3·8/7 times the error that rounded parameters cause, or 3·8/7 times the
-    /// error of rounding a value that is as large as the root mean square.
+    /// Checks the bound of the number of values that a layer may turn into zero. The bound is
+    /// computed from the number of values that are so small that rounding alone can turn them into
+    /// zero. These values are below 3·8/7 times the larger of two errors: the error that rounded
+    /// parameters cause, and the error of rounding a value that is as large as the root mean
+    /// square.
     #[rstest]
     #[case::inside(0.0, 2.0_f64.powi(-11))]
     #[case::parameters(0.01, 0.01)]

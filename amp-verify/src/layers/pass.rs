@@ -90,7 +90,7 @@ impl Rerun {
 
 /// What was recorded in one training step.
 pub(super) struct Pass {
-    /// What was recorded of each layer, in the order in which the layers ended.
+    /// The records of the layers, in the order in which the layers ended.
     pub(super) calls: Vec<Ran>,
     /// The gradients of the unscaled loss in f64, by parameter, for the layers whose tensors are
     /// kept.

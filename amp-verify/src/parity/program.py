@@ -119,8 +119,8 @@ def load(net, path):
     found = net.load_state_dict(state, strict=False)
     own = net.state_dict()
     loaded = {own[name].data_ptr() for name in state if name in own}
-    # Two kinds of names may be missing in the file: further names of a tied tensor, and the batch counters of
-    # batch norms, because the counters have no effect on the results.
+    # Two kinds of names may be missing in the file: further names of a tied tensor, and the names of batch norms' batch
+    # counters, which have no effect on the results.
     is_there = lambda name: own[name].data_ptr() in loaded or name.endswith("num_batches_tracked")
     missing = [name for name in found.missing_keys if not is_there(name)]
     for what, names in [("not in the model", missing), ("not in the PyTorch version", found.unexpected_keys)]:

@@ -207,10 +207,10 @@ impl Again {
 /// explanation, or `None` if rounding does not explain the step.
 ///
 /// Rounding explains the step under two conditions. First, up to this step the losses of the two
-/// sides must not differ by more than rounding explains. Second, either some of our runs skip this
-/// step while others apply it, or rounding may make a gradient overflow: the largest gradient of
-/// the side that applies the step, increased by as much as rounding may change it, reaches the
-/// largest f16 number.
+/// sides must not differ by more than rounding explains. Second, one of two facts must show that
+/// the step is near to overflow. Either some of our runs skip this step while others apply it. Or
+/// rounding may make a gradient of the side that applies the step overflow: the largest gradient,
+/// increased by as much as rounding may change it, reaches the largest f16 number.
 fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option<String> {
     let (ours, other) = parting(own, theirs)?;
     let applied = if ours.skipped { other } else { ours };
@@ -381,7 +381,8 @@ mod tests {
         assert_eq!(found(&[2.0, 2.001, 2.001, 2.07], 1).parted, None);
     }
 
-    /// Checks that different skips have no explanation if the model was not trained again.
+    /// Checks that rounding does not explain different skipped steps if the model in Rust was not
+    /// trained again.
     #[test]
     fn other_skips_need_an_explanation() {
         let mut seed = seed(&[Some(1.4)], &[None], &[None]);
@@ -389,8 +390,9 @@ mod tests {
         assert!(matches!(seed.skips(100), Skips::Differ(_)));
     }
 
-    /// Checks that different skipped steps have no explanation if the model in Rust, trained again,
-    /// skips the same first steps as the PyTorch version, but ends with another loss scale.
+    /// Checks that rounding does not explain different skipped steps if the final loss scales
+    /// differ. The model in Rust, trained again, skips the same first steps as the PyTorch version,
+    /// but ends with another loss scale.
     #[test]
     fn the_second_run_must_end_near_the_twins_scale() {
         let mut seed = seed(&[Some(0.4)], &[None], &[None]);

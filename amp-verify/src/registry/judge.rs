@@ -54,8 +54,9 @@ impl Direction {
         let mut values = values.into_iter().filter(|_| self.is_share());
         let value = values.find(|value| value.is_finite() && !(0.0..=1.0).contains(value))?;
         Some(format!(
-            "`{name}` is {value:.4}, which is no fraction: it is shown in percent, and intervals \
-             assume steps of one example; declare it with `.score(\"{name}\")` in the registry"
+            "`{name}` is {value:.4}, which is no fraction, but is declared as one (shown in \
+             percent, with intervals for steps of one example): declare it with \
+             `.score(\"{name}\")` in the registry"
         ))
     }
 }

@@ -263,8 +263,8 @@ impl Registry {
         Ok(recorded.margin)
     }
 
-    /// Merges the hyperparameters of the model, those that follow from its data set, and those in
-    /// `changes`.
+    /// Merges hyperparameters, in increasing priority: those of the model, those that follow from
+    /// its data set, and those in `changes`.
     fn hyperparameters(&self, model: &Model, changes: &Changes) -> Result<Hyperparameters> {
         let data = match &changes.data {
             Some(name) => name.as_str(),

@@ -18,19 +18,19 @@ const fn color(variable: &'static str, light: (u8, u8, u8), dark: (u8, u8, u8)) 
     ChartColor { variable, light, dark }
 }
 
-/// The background of a chart.
+/// The color of a chart's background.
 pub(super) const PAPER: ChartColor = color("paper", (255, 255, 255), (24, 26, 27));
-/// Axes and text.
+/// The color of axes and text.
 pub(super) const TEXT: ChartColor = color("text", (51, 51, 51), (220, 220, 220));
-/// Grid lines.
+/// The color of grid lines.
 pub(super) const GRID: ChartColor = color("grid", (225, 225, 225), (58, 61, 63));
-/// Limits and zero lines.
+/// The color of lines at limits and at zero.
 pub(super) const LIMIT: ChartColor = color("limit", (130, 130, 130), (150, 150, 150));
-/// Skipped steps and values that are not finite.
+/// The color of skipped steps, and of values that are not finite.
 pub(super) const ALARM: ChartColor = color("alarm", (190, 20, 20), (255, 110, 110));
-/// The exponents of a format's normal values.
+/// The color of the exponents of a format's normal numbers.
 pub(super) const NORMAL: ChartColor = color("normal", (86, 140, 180), (60, 120, 165));
-/// The exponents of a format's subnormal values.
+/// The color of the exponents of a format's subnormal numbers.
 pub(super) const SUBNORMAL: ChartColor = color("subnormal", (196, 218, 234), (38, 68, 92));
 
 /// The colors of the series. They are based on the colors of Okabe and Ito, which most color-blind

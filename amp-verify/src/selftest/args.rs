@@ -32,8 +32,8 @@ pub struct SelftestArgs {
     /// Test only these faults, separated by commas; --list prints their names [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub fault: Vec<String>,
-    /// The model for the faults [default: for each fault a model that declares that it reveals the
-    /// fault] and for the runs without a fault [default: all models in turn]
+    /// The model into which the faults are put [default: for each fault, a model that declares the
+    /// fault with `reveals`] and which the runs without a fault train [default: all models in turn]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// Search for the cause of each fault that a rule or the first steps reveal, as `gate` does

@@ -8,9 +8,9 @@ use crate::{
 };
 
 impl Fault {
-    /// Returns the model into whose training the fault is put: the first model whose registration
-    /// declares that it reveals the fault. If there is none, and the fault changes the results of
-    /// every model, returns the registry's first model.
+    /// Returns the model into whose training the fault is put: the first model that declares the
+    /// fault with [`Model::reveals`]. If there is no such model, and the fault changes the results
+    /// of every model, returns the registry's first model.
     pub fn subject(self, registry: &Registry) -> Option<&Arc<Model>> {
         let declared = registry.all_models().find(|model| model.faults().contains(&self));
         declared.or_else(|| registry.models().next().filter(|_| self.needs().is_none()))

@@ -88,6 +88,6 @@ pub struct Measurement {
     /// The time in seconds from building the model to the end of the first training step. `None` if
     /// it is not measured.
     pub first_step_seconds: Option<f64>,
-    /// The reason why the engine was not measured. `None` if it was.
+    /// The reason why the engine was not measured. `None` if the engine was measured.
     pub failure: Option<String>,
 }

@@ -78,7 +78,7 @@ pub struct Row {
     /// The number of floating-point operations in the matrix products of a step. Null if the number
     /// is not known for this size of the workload.
     pub matrix_operations: Option<f64>,
-    /// The reason why this row has no measurements; null if it has.
+    /// The reason why this row has no measurements; null if it has measurements.
     pub failure: Option<String>,
 }
 
@@ -109,8 +109,8 @@ impl Row {
 }
 
 impl Report {
-    /// Returns the row of this engine on this workload under this precision. Returns `None` if it
-    /// was not measured.
+    /// Returns the row of this engine on this workload under this precision. Returns `None` if the
+    /// engine was not measured.
     pub fn row(&self, workload: &str, precision: Precision, engine: Engine) -> Option<&Row> {
         self.rows.iter().find(|row| {
             row.workload == workload

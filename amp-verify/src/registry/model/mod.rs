@@ -131,8 +131,8 @@ impl Model {
         self
     }
 
-    /// Sets the validation metric by which the model is judged, if it is a number in a unit of its
-    /// own, such as a reward or a peak signal-to-noise ratio. Higher values must be better.
+    /// Sets the validation metric by which the model is judged, if the metric is a number in a unit
+    /// of its own, such as a reward or a peak signal-to-noise ratio. Higher values must be better.
     #[must_use]
     pub fn score(mut self, name: &'static str) -> Self {
         self.judge = Judge::score(name);

@@ -202,9 +202,9 @@ impl Comparison {
         }
     }
 
-    /// Adds the results of further seeds. Each comparison in `others` is of the same model and data
-    /// with another seed. `step` is the distance between neighbouring values of the metric (1/N for
-    /// an accuracy of N examples).
+    /// Adds the results of further seeds. Each comparison in `others` compares runs of the same
+    /// model on the same data with another seed. `step` is the distance between neighbouring values
+    /// of the metric (1/N for an accuracy of N examples).
     #[must_use]
     pub fn with_seeds(mut self, others: &[Self], step: f64) -> Self {
         if others.is_empty() {
@@ -223,8 +223,8 @@ impl Comparison {
 }
 
 impl OverSeeds {
-    /// Collects the results of all seeds for one precision. `all` has one comparison for each seed,
-    /// in which the precision has the index `at`.
+    /// Collects the results of all seeds for one precision. `all` has one comparison for each seed.
+    /// In each comparison, the run under this precision has the index `at`.
     fn of(all: &[&Comparison], at: usize, step: f64) -> Self {
         let runs = || all.iter().map(|comparison| &comparison.runs[at]);
         let delta = |of: fn(&Delta) -> Option<f64>, least: f64| {

@@ -157,7 +157,8 @@ impl Histogram {
             let values = tensor.f_detach()?.f_flatten(0, -1)?;
             let finite = values.f_isfinite()?;
             let present = values.f_ne(0.0)?.f_logical_and(&finite)?;
-            // Counts on the device, as a copy to the host takes longer than a training step.
+            // Counts on the device, because copying the values to the host takes longer than a
+            // training step.
             let values = values.f_to_kind(Kind::Double)?.f_abs()?;
             let values = values.f_masked_fill(&present.f_logical_not()?, 1.0)?;
             // frexp returns a mantissa in [1/2, 1).
@@ -365,7 +366,8 @@ impl Window {
 pub struct CommonWindow {
     /// The loss scales that are safe for all layers.
     pub window: Window,
-    /// The layer with the highest `low`: if the loss scale falls, its values become zero first.
+    /// The layer that needs the largest loss scale: if the scale falls, its values become zero
+    /// first.
     pub lowest: String,
     /// The layer that needs the smallest loss scale: if the scale rises, its values overflow first.
     pub highest: String,

@@ -16,9 +16,10 @@ use amp_core::{
 /// Intercepts the calls of the trainer to a model. By default each method calls the model.
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
 pub trait Interceptor {
-    /// Returns at what time the interceptor must read the values of a step. The trainer can use
-    /// CUDA graphs and other optimizations only if the returned value allows this. The default
-    /// allows all optimizations that the trainer would use without an interceptor.
+    /// Returns when the interceptor runs: within a step, after each step, or while later steps
+    /// already run. The trainer can use CUDA graphs and other optimizations only if the returned
+    /// value allows this. The default allows all optimizations that the trainer would use without
+    /// an interceptor.
     fn step_access(&self) -> StepAccess {
         StepAccess::Deferred
     }

@@ -41,7 +41,7 @@ impl ResetModel {
         Self::new(case.build()?, case.trainer.device, case.trainer.seed)
     }
 
-    /// Keeps the values of a model that was just built with this seed.
+    /// Wraps a model that was just built with this seed, and keeps its initial values.
     pub(crate) fn new(model: Box<dyn LightningModule>, device: Device, seed: u64) -> Result<Self> {
         let random = RandomState::read(device)?;
         let (mut own, mut state) = (State::default(), State::default());

@@ -39,7 +39,7 @@ pub struct PredictArgs {
     pub evaluate: EvaluateArgs,
 }
 
-/// Which data sets a model is evaluated on: its validation sets or its test sets.
+/// The data sets on which a model is evaluated: its validation sets or its test sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loop {
     Validate,

@@ -16,7 +16,7 @@ use crate::{
     registry::Registry,
 };
 
-/// Which measurement decides whether enough modules are in FP32.
+/// The measurement that decides whether enough modules are in FP32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Search {
     /// How much worse the validation metric is than that of 32-true

@@ -109,8 +109,9 @@ impl Check for MetricLoss<'_> {
     }
 }
 
-/// Measures the relative error that each layer makes by itself in one step: the inputs of the layer
-/// are exact. The result is the largest of these errors.
+/// Measures the relative error that each layer makes by itself in one step. Each layer runs on
+/// exact inputs, so that errors of earlier layers do not count. The result is the largest error of
+/// all layers.
 pub struct LayerError<'a> {
     /// The model and the batch with which the errors are measured. Each check replaces the
     /// precisions of its single modules by those that the search tries.

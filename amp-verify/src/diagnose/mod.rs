@@ -22,8 +22,9 @@ use crate::layers::Group;
 pub enum Attribution {
     /// The precision passes the check.
     Passes,
-    /// Training is not deterministic. The check was repeated with the same seeds, and the measured
-    /// value changed by at least the distance between the first value and the limit.
+    /// Training is not deterministic, which may explain the failure. The check was repeated with
+    /// the same seeds, and the measured value changed by at least the difference between the first
+    /// value and the limit.
     Determinism {
         /// The result of the repeated check.
         again: Outcome,

@@ -83,7 +83,7 @@ pub struct Tolerances {
 const SKIPS_OF_OTHER_KERNELS: u64 = 1;
 
 impl Tolerances {
-    /// No tolerance: every value must be equal to the golden's (the recorded value).
+    /// No tolerance: every value must be equal to the recorded value.
     const NONE: Self =
         Self { accuracy: 0.0, accuracy_delta: 0.0, loss: 0.0, peak_memory_bytes: 0.0, skips: 0 };
 }

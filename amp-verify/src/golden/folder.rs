@@ -51,8 +51,8 @@ impl Folder {
         }
     }
 
-    /// Returns the recorded results (the golden) of this model for this kind of machine. The
-    /// results of the first seed are compared with it before the other seeds are trained. Returns
+    /// Returns the recorded results (the golden) of this model for this kind of machine. A new
+    /// run's first seed is compared with these results before the other seeds are trained. Returns
     /// `None` if the golden does not exist, or if every seed must be trained.
     pub(super) fn known(&self, target: &Target, found: &Golden) -> Option<Golden> {
         if self.whole { None } else { target.known(found, &self.path) }

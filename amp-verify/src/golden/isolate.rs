@@ -8,11 +8,12 @@
 //! then compares the results with the golden.
 //!
 //! On a GPU, even tests that ran earlier in the process change the results, because they change the
-//! order in which gradients are added. Autograd runs the backward pass of a GPU on a separate
-//! thread. This thread executes the node with the largest sequence number first, and each thread
-//! numbers the nodes that it creates. A second derivative, for example of a gradient penalty, has
-//! nodes from two threads. The order of these nodes depends on how many nodes each thread has
-//! created before.
+//! order in which autograd adds gradients. Autograd runs the backward pass of a GPU on a thread of
+//! its own. This thread executes the node with the largest sequence number first. Each thread
+//! numbers the nodes that it creates, one after another. In a second derivative, for example of a
+//! gradient penalty, some nodes are from the test's thread and some from autograd's thread. The
+//! order of these nodes depends on how many nodes each of the two threads has created in earlier
+//! tests.
 //!
 //! If the CPU has more instructions than the CPU on which the golden was recorded, the new process
 //! uses the golden's [kernels]. The test's own process cannot do this, because libtorch chooses its
@@ -64,8 +65,8 @@ pub struct Site {
     pub is_test: bool,
 }
 
-/// What a call of [`verify!`](crate::verify) has to do in this process. It usually trains in a new
-/// process.
+/// What a call of [`verify!`](crate::verify) has to do in this process. In most cases, a new
+/// process trains, and this process compares.
 pub enum Turn {
     /// Create the data and train in this process.
     Train(Training),
@@ -85,7 +86,7 @@ pub struct Training {
     _section: random::Section,
 }
 
-/// What a new process is told: for which golden test to train, and where to write the results.
+/// The order for a new process: for which golden test to train, and where to write the results.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     /// The id of the process that waits for the results. Processes that the new process starts
@@ -191,8 +192,8 @@ impl Training {
 }
 
 impl Order {
-    /// Returns what to train, as the environment variable says. Returns `None` if this process was
-    /// not started by `verify!`.
+    /// Reads from the environment variable what to train. Returns `None` if this process was not
+    /// started by `verify!`.
     fn given() -> Result<Option<Self>> {
         let Ok(text) = env::var(ORDER) else { return Ok(None) };
         let order: Self = serde_json::from_str(&text)
@@ -272,7 +273,7 @@ fn trained_elsewhere(
             kernels.iter().map(|(name, value)| format!("{name}={value}")).collect();
         println!("{golden}: trained with the golden's CPU kernels: {}", chosen.join(" "));
     }
-    // libtest captures what is printed here. It shows the output if the test fails.
+    // libtest captures what is printed here, and shows it if the test fails.
     print!("{said}");
     match fs::read_to_string(&order.answer) {
         Ok(text) => match serde_json::from_str(&text) {

@@ -96,8 +96,8 @@ pub struct Paired {
     /// The number of seeds.
     pub n: usize,
     /// The mean of the regression over the seeds. The regression is the metric of 32-true minus the
-    /// metric of the precision. If lower is better, it is the metric of the precision minus the
-    /// metric of 32-true.
+    /// metric of the precision. If lower values of the metric are better, the regression has the
+    /// opposite sign.
     pub mean: f64,
     /// The standard deviation of the regression over the seeds, or the standard deviation that
     /// rounding of the metric alone would cause, whichever is larger.

@@ -80,8 +80,8 @@ impl Spread {
 const RISK: f64 = 1e-3;
 
 /// Returns the accepted difference between the values of two machines. `samples` has the values of
-/// K machines with the standard deviation s. The result is half of the prediction interval for the
-/// difference of two further values: t(1 − risk/2, K − 1)·s·√2.
+/// K machines with the standard deviation s. The result is half of the width of the prediction
+/// interval for the difference of two further values: t(1 − risk/2, K − 1)·s·√2.
 pub(super) fn tolerance(samples: &[f64]) -> f64 {
     tolerance_of(samples.len(), standard_deviation(samples))
 }

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::scalars;
 
-/// The mean of the errors of a tensor, computed in two ways. For each mean there is a z value: the
-/// mean divided by its standard error.
+/// The mean of the errors of a tensor, computed in two ways (`magnitude` and `shift`). Each of the
+/// two means has a z value: the mean divided by its standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bias {
     /// The mean of the errors, each multiplied by the sign of the exact value. It is negative if
-    /// magnitudes shrink, for example through truncation.
+    /// the errors make values smaller in magnitude, as truncation does.
     pub magnitude: f64,
     /// `magnitude` divided by its standard error. If there is no bias, this is between about −3 and
     /// 3.

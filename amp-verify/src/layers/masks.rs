@@ -5,9 +5,9 @@ use amp_core::{
     tch::{Device, Kind, Tensor},
 };
 
-/// Returns whether dropout drops the same elements in these dtypes for equal seeds. It does on the
-/// CPU. On CUDA it does not, because the number of elements that one thread draws depends on the
-/// dtype.
+/// Returns whether dropout drops the same elements in these dtypes for equal seeds. On the CPU,
+/// dropout drops the same elements. On CUDA it does not, because the number of elements that one
+/// thread draws depends on the dtype.
 pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     let draw = |kind: Kind| -> Result<Tensor> {
         let _section = random::seeded(0)?;

@@ -1,5 +1,6 @@
-//! Compares each layer in a training step under a precision with the same step under 32-true and
-//! 64-true. Also runs each layer separately, to tell its own error from the error of its inputs.
+//! Compares each layer of a training step under a precision with the same layer of this step under
+//! 32-true and 64-true. Also runs each layer separately, to distinguish its own error from the
+//! error of its inputs.
 
 use std::ops::Range;
 
@@ -36,9 +37,10 @@ pub struct Options {
     /// What is required of a safe loss scale.
     pub window: WindowOptions,
     /// The largest number of bytes that the recorded tensors of layers may occupy at once. On a
-    /// GPU, the limit is half of the free memory if that is more. If all layers together need more,
-    /// they are measured in parts. If a single layer needs more, all layers are measured on fewer
-    /// examples, and the report contains the number of these examples.
+    /// GPU, the limit is half of the free memory if half of the free memory is more than this
+    /// number. If all layers together need more, they are measured in parts. If a single layer
+    /// needs more, all layers are measured on fewer examples, and the report contains the number of
+    /// these examples.
     pub budget: usize,
 }
 
@@ -60,7 +62,7 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
 }
 
 /// Measures every layer as [`measure`] does, but does not compare fused layers. Also compares the
-/// error that each 16-bit layer makes on exact inputs with what rounding explains.
+/// error that each 16-bit layer makes on exact inputs with the error that rounding explains.
 ///
 /// # Errors
 /// When a step fails, or the model does not run the same layers under every precision.
@@ -245,7 +247,8 @@ impl Passes {
         Ok(Self { part, reference, baseline, actual, alone, log2_scale, dropout, options })
     }
 
-    /// Returns the indices, among the modules that ran, of the layers of this part of the model.
+    /// Returns the indices of the layers of this part of the model in the list of all modules that
+    /// ran.
     pub(super) fn places(&self) -> impl Iterator<Item = usize> {
         let calls = &self.reference.calls;
         self.part.clone().filter(|at| is_layer(calls, &calls[*at]))

@@ -248,7 +248,8 @@ impl Otherwise {
             (power(format.min_subnormal_exponent() + 2), power(format.max_exponent()));
         let size = self.exact.f_abs()?;
         let held = size.f_ge(least)?.f_logical_and(&size.f_le(most)?)?;
-        // The error of a rounding inside the layer, for a value as large as the root mean square.
+        // The error that one rounding inside the layer causes if the rounded value is as large as
+        // the root mean square.
         let squares = size.f_square()?.f_masked_fill(&held.f_logical_not()?, 0.0)?;
         let rms = squares.f_mean(Dtype::Double)?.f_sqrt()?;
         let (inside, reached) = (rms.f_mul_scalar(rounding_of(to))?, size.f_mul_scalar(LOSES)?);
@@ -270,8 +271,8 @@ impl Otherwise {
         Ok(Lost { found, bound: count_limit(seen, self.others.len(), risk, CONFIDENCE) })
     }
 
-    /// Returns whether the layer computes in a wider dtype: its results are equal to the results
-    /// with unrounded parameters, and differ from the results with rounded parameters.
+    /// Returns whether the layer computes in a wider dtype: nearly all of its results equal the
+    /// results with unrounded parameters, although many results with rounded parameters do not.
     fn is_wide(&self) -> Result<bool> {
         let differing = |other: &Tensor| -> Result<Tensor> {
             Ok(other.f_ne_tensor(&self.rounded)?.f_sum(Dtype::Int64)?)

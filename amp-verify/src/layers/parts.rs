@@ -16,7 +16,8 @@ const OF_PARAMETERS: usize = 12;
 
 /// The default of `Options::budget`, in bytes.
 pub(super) const BUDGET: usize = 4 << 30;
-/// The budget on a GPU is the free memory divided by this number, if that is more than the default.
+/// On a GPU, the budget is the free memory divided by this number, if the quotient is more than the
+/// default.
 const SHARE: usize = 2;
 
 /// Returns how many bytes of layers' tensors may be kept at once. On a GPU this is a large part of

@@ -18,8 +18,8 @@ use super::{ParityArgs, Row, args::Subject};
 /// model, and the options. The digest does not cover the files of data sets.
 pub(super) struct Cache {
     folder: PathBuf,
-    /// The digest of the running binary. The binary contains the models, so it changes if a model
-    /// changes.
+    /// The digest of the running binary. The binary contains the models, so the digest changes if a
+    /// model changes.
     binary: String,
 }
 

@@ -16,8 +16,8 @@ use super::{Pair, Seed, bound, ours::Traced};
 
 /// The largest finite f16 number.
 pub(super) const LARGEST: f64 = 65504.0;
-/// The relative difference between the largest gradient of one run and that of another run is
-/// compared with a bound. This is the smallest value of the bound: two unit roundoffs of f16.
+/// The smallest bound for the relative difference between the largest gradients of two runs: two
+/// unit roundoffs of f16.
 const LEAST: f64 = 1.0 / 1024.0;
 
 /// One attempt at an optimizer step. For a model that optimizes manually, all steps on one batch
@@ -70,11 +70,12 @@ pub struct Rounding {
 }
 
 impl Rounding {
-    /// Computes the effect of rounding from the unperturbed run's attempts (`own`), both versions'
-    /// losses, and the perturbed runs (`moved`). Each optimizer step has `window` batches.
+    /// Computes the effect of rounding from the unperturbed run's attempts (`own`), the losses of
+    /// the model and its PyTorch version, and the perturbed runs (`moved`). Each optimizer step has
+    /// `window` batches.
     pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
-        // Returns the largest gradient of an attempt at the unperturbed run's loss scale. A
-        // perturbed run has a smaller scale after a step that only the perturbed run skipped.
+        // Returns the largest gradient of an attempt, converted to the loss scale of the
+        // unperturbed run. The two scales differ after a step that only one of the runs skipped.
         let size = |attempt: &Attempt, scale: f64| {
             attempt.largest.map_or(f64::NAN, |largest| largest * scale / attempt.scale)
         };
@@ -104,14 +105,16 @@ impl Rounding {
     }
 }
 
-/// What the comparison of the skipped steps of the two versions of a model shows, for one seed.
+/// The result of comparing the steps that a model and its PyTorch version skip, for one seed.
 #[derive(Debug, PartialEq)]
 pub(super) enum Skips {
     /// The model and its PyTorch version skip the same steps.
     Same,
-    /// The two versions skip different steps because of rounding. The text explains this.
+    /// The model and its PyTorch version skip different steps because of rounding. The text
+    /// explains the difference.
     Rounding(String),
-    /// The two versions skip different steps, and rounding does not explain it. Names these steps.
+    /// The model and its PyTorch version skip different steps, and rounding does not explain the
+    /// difference. The text names the steps.
     Differ(String),
 }
 
@@ -360,8 +363,9 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// Checks that the bound comes from a perturbed run. That run's gradient in step 2 is 1.1 times
-    /// the unperturbed one at the same loss scale, so from step 2 on the bound is 4 · 0.1.
+    /// Checks that the bound comes from a perturbed run. At the same loss scale, the gradient of
+    /// the perturbed run in step 2 is 1.1 times the gradient of the unperturbed run. So from step 2
+    /// on, the bound is 4 · 0.1.
     #[test]
     fn moved_runs_say_what_rounding_does() {
         let own = attempts(&[Some(0.5), Some(0.5), Some(0.5), Some(0.5)]);

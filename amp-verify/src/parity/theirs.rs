@@ -128,8 +128,8 @@ impl Theirs {
             "scaler": config.numerics.scaler,
         });
         self.process.ask(&json!({ "prepare": prepare }))?;
-        // Reads the same examples again, on which the model in Rust has already trained. The
-        // tensors stay on the host and in f32, because the PyTorch version's process converts them.
+        // Reads again the examples on which the model in Rust has already trained. The tensors stay
+        // on the host and in f32, because the PyTorch version's process converts them.
         let host = TrainerConfig { precision: Precision::F32True, device: Device::Cpu, ..config };
         let loader = host.train_loader(&case.data)?;
         let model = case.build()?;
@@ -236,7 +236,7 @@ impl Ran {
 #[derive(Default)]
 struct Chunk {
     batches: Vec<AnyBatch>,
-    /// For each optimizer step, the weight that each of its batches has in the mean of their
+    /// For each optimizer step, the weights of the step's batches in the mean of the batches'
     /// losses.
     shares: Vec<Vec<f64>>,
     bytes: usize,

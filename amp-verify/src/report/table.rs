@@ -150,9 +150,9 @@ pub(super) fn power(exponent: i32) -> String {
     format!("2{}", superscript(f64::from(exponent)))
 }
 
-/// Returns a note that names two layers. At the loss scale, the first has the largest fraction of
-/// values that would overflow in f16, and the second has the largest fraction of values that would
-/// become zero.
+/// Returns a note that names two layers. If all values are multiplied by 2^`log2_scale`, the first
+/// layer has the largest fraction of values that would overflow in f16, and the second layer has
+/// the largest fraction of values that would become zero.
 fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     let flows =
         report.layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.flow(kind)?)));

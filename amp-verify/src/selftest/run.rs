@@ -19,8 +19,8 @@ use crate::{
     verdict::Verdict,
 };
 
-/// The precision of the runs with faults. Of all precisions, it uses the most parts of training,
-/// for example the loss scaler.
+/// The precision of the runs with faults. 16-mixed uses more parts of training than any other
+/// precision, for example the loss scaler.
 const PRECISION: Precision = Precision::F16Mixed;
 
 /// The number of seeds with which the gate judges a fault that breaks no rule.
@@ -141,8 +141,8 @@ fn plan(
     changes: &Changes,
 ) -> Result<Plan> {
     let (first, most) = Tier::Quick.seeds();
-    // A model with changes has no margin. Any margin will do, because such a model is judged only
-    // by rules, and rules use no margin.
+    // A model with changes may have no recorded margin, so it gets a margin without meaning. The
+    // rules need no margin.
     let margin = (!changes.is_empty()).then_some(f64::MAX);
     Ok(Plan {
         registry: registry.clone(),

@@ -55,16 +55,16 @@ impl Model {
         self
     }
 
-    /// Sets how many training batches of each shuffled epoch are used: the first ones. By default
-    /// all batches are used.
+    /// Limits training to the first batches of each shuffled epoch. By default all batches are
+    /// used.
     #[must_use]
     pub fn limit_train_batches(mut self, limit: Limit) -> Self {
         self.limit_train_batches = limit;
         self
     }
 
-    /// Sets how many batches of each validation set are used: the first ones. By default all
-    /// batches are used.
+    /// Limits validation to the first batches of each validation set. By default all batches are
+    /// used.
     #[must_use]
     pub fn limit_val_batches(mut self, limit: Limit) -> Self {
         self.limit_val_batches = limit;

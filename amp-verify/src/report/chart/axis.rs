@@ -109,8 +109,9 @@ impl Axis {
         self.plane_beside(y, y.room, area)
     }
 
-    /// Draws the chart area as `plane` does, but leaves `room` pixels to its left for the labels of
-    /// `y`. Charts above one another get the same left edge if they are drawn with the same `room`.
+    /// Draws the chart area as `plane` does, but leaves `room` pixels to the left of the chart area
+    /// for the labels of `y`. Charts above one another get the same left edge if they are drawn
+    /// with the same `room`.
     pub(super) fn plane_beside<'a, 'b>(
         &self,
         y: &Self,

@@ -6,7 +6,8 @@ use amp_core::Error;
 pub(super) const FAILED: u8 = 1;
 /// The command line is invalid or cannot be carried out. clap uses the same exit code.
 pub(super) const USAGE: u8 = 2;
-/// There are too few seeds for a verdict. `parity` uses this constant, and `gate` an equal exit code.
+/// There are too few seeds for a verdict. `parity` uses this constant, and `gate` uses an equal
+/// exit code.
 pub(super) const INCONCLUSIVE: u8 = 3;
 /// A result cannot be compared with recorded values, because the recorded values are from another
 /// kind of machine.

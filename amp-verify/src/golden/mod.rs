@@ -47,7 +47,7 @@ pub struct Golden {
     /// The model's margin: the gate fails a precision whose metric is worse than that of 32-true by
     /// this much or more.
     pub margin: f64,
-    /// Whether larger or smaller values are better.
+    /// Whether larger or smaller values of the metric are better.
     #[serde(default, skip_serializing_if = "Direction::is_share")]
     pub direction: Direction,
     /// The accepted relative difference of peak memory.

@@ -375,7 +375,8 @@ mod tests {
         let found = &nearest * exact.abs().ge(3.0 * 8.0 / 7.0 * reach);
         let values = Otherwise { found, rounded: nearest, exact, others };
         let lost = values.lost(Dtype::Half, 1e-7)?;
-        // The density of a normal distribution at 0 is 0.4.
+        // The density of the standard normal distribution at 0 is 0.4. So the fraction of the
+        // values between −x and x is about 0.8·x for a small x.
         let expected = 65_536.0 * 0.8 * 3.0 * 8.0 / 7.0 * reach;
         assert!((lost.found as f64 / expected - 1.0).abs() < 0.1, "{lost:?}, not {expected}");
         assert_eq!(lost.bound, count_limit(4 * lost.found, 4, 1e-7, 0.95));

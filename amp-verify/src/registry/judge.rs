@@ -3,7 +3,7 @@
 use amp_core::callback::Mode;
 use serde::{Deserialize, Serialize};
 
-/// Whether larger or smaller values are better.
+/// Whether larger or smaller values of a metric are better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
@@ -78,7 +78,7 @@ impl Direction {
 pub struct Judge {
     /// The name under which the value is logged, for example `val_acc`.
     pub name: &'static str,
-    /// Whether larger or smaller values are better.
+    /// Whether larger or smaller numbers are better.
     pub direction: Direction,
 }
 

@@ -33,9 +33,9 @@ pub(super) const NORMAL: ChartColor = color("normal", (86, 140, 180), (60, 120, 
 /// The color of the exponents of a format's subnormal numbers.
 pub(super) const SUBNORMAL: ChartColor = color("subnormal", (196, 218, 234), (38, 68, 92));
 
-/// The colors of the series. They are based on the colors of Okabe and Ito, which most color-blind
-/// readers can distinguish. Each color has a darker value for a white background, and a lighter
-/// value for a dark background.
+/// The colors of the lines and bars of charts. They are based on the colors of Okabe and Ito, which
+/// most color-blind readers can distinguish. Each color has a darker value for a white background,
+/// and a lighter value for a dark background.
 const SERIES: [ChartColor; 6] = [
     color("s0", (20, 20, 20), (240, 240, 240)),
     color("s1", (213, 94, 0), (255, 150, 60)),

@@ -212,8 +212,8 @@ impl Passes {
                 |pass: &Pass| pass.calls.iter().map(|call| call.path.clone()).collect::<Vec<_>>();
             if paths(other) != paths(&reference) {
                 return Err(Error::config(format!(
-                    "`{}` does not run the same layers under every precision, so its layers cannot be \
-                     compared",
+                    "`{}` does not run the same layers under every precision, so its layers cannot \
+                     be compared",
                     model.name()
                 )));
             }

@@ -109,7 +109,7 @@ pub(crate) struct Invocation {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Help,
-    /// Fetch libtorch, with this variant if given.
+    /// Fetches libtorch, in this variant if one is given.
     Setup(Option<Variant>),
     New {
         name: String,
@@ -128,7 +128,7 @@ pub(crate) enum Request {
         output: Option<PathBuf>,
         bin_only: bool,
     },
-    /// Run the project's `amp` binary with these arguments. The first argument is the subcommand,
+    /// Runs the project's `amp` binary with these arguments. The first argument is the subcommand,
     /// for example `verify`.
     Amp(Vec<OsString>),
 }

@@ -67,14 +67,16 @@ pub(crate) fn test(
     if parts.len() < 2 || cores < 2 || options.device == Some(Device::Cuda) {
         return replace_process(test_command(libtorch, package, &[], options));
     }
-    // Each part would build its own tests, while the next part waits for the lock of the folder.
+    // Builds all tests first. Otherwise each part would build its own tests, while the other part
+    // waits for cargo's lock on the build folder.
     if let ControlFlow::Break(code) = cargo::build(test_build::command(libtorch, package))? {
         return Ok(code);
     }
     test_parts::run(&parts, |part| test_command(libtorch, package, &part.options, options))
 }
 
-/// Creates the command that runs the tests which `selection`, options of `cargo test`, selects.
+/// Creates the command that runs some of the tests. `selection` contains the options of `cargo test`
+/// that select these tests.
 fn test_command(
     libtorch: &Libtorch,
     package: Option<&Package>,

@@ -1,4 +1,4 @@
-//! Builds the tests, also while pip fetches the Python packages that they need.
+//! Builds the tests. The build may run while pip fetches the Python packages that the tests need.
 
 use std::io;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,7 +12,8 @@ use crate::project::Package;
 pub(crate) fn command(libtorch: &Libtorch, package: Option<&Package>) -> Command {
     let mut command = cargo::test(package.map(|package| package.name.as_str()));
     command.arg("--no-run");
-    // The same variables as for the run of the tests, so that cargo builds nothing twice.
+    // Sets the same environment variables as for the run of the tests, so that cargo builds nothing
+    // twice.
     libtorch.apply_to_run(&mut command);
     command
 }
@@ -39,7 +40,7 @@ impl TestBuild {
 
 impl Drop for TestBuild {
     fn drop(&mut self) {
-        // Both fail if cargo has ended already.
+        // Both calls fail if cargo has already ended. These errors are ignored.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -28,7 +28,7 @@ const LEFT_OPEN: Duration = Duration::from_secs(1);
 /// The variable that says whether cargo prints colours. By default cargo prints none into a pipe.
 const COLOR: &str = "CARGO_TERM_COLOR";
 
-/// Tests that one cargo runs.
+/// The tests that one run of cargo runs.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     name: String,
@@ -42,7 +42,7 @@ impl Part {
     }
 }
 
-/// What the threads of a part report.
+/// A message from the threads that run and read a part.
 enum Report {
     Output(Vec<u8>),
     End(io::Result<ExitStatus>),
@@ -135,8 +135,8 @@ fn run_part(
     mut command: Command,
     reports: &Sender<(usize, Report)>,
 ) -> io::Result<ExitStatus> {
-    // Each cargo first locks files of the project. If two did so at once, one would print that it
-    // waits for the other.
+    // Each cargo process first locks files of the project. If two processes did so at the same time,
+    // one of them would print that it waits for the lock.
     static STARTS: Mutex<()> = Mutex::new(());
     let starts = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut from, to) = io::pipe()?;
@@ -145,7 +145,8 @@ fn run_part(
     }
     // Both streams share one pipe, which keeps their lines in order.
     let mut child = command.stdin(Stdio::null()).stdout(to.try_clone()?).stderr(to).spawn()?;
-    // The command holds both ends that write. The pipe ends only when they are closed.
+    // `command` owns both writing ends of the pipe. The reading end finds the end of the output only
+    // when all writing ends are closed.
     drop(command);
     let reports = reports.clone();
     let ((reads, first_read), (ends, end_read)) = (mpsc::channel(), mpsc::channel());
@@ -155,7 +156,7 @@ fn run_part(
             let _ = reports.send((at, Report::Output(buffer[..count].to_vec())));
             let _ = reads.send(());
         }
-        // Also ends the wait for the first output if there is none.
+        // If the command printed nothing, this ends the wait for its first output.
         drop(reads);
         let _ = ends.send(());
     });

@@ -1,4 +1,4 @@
-//! The folder with libtorch. Each user has one, for all projects.
+//! The cache folder with libtorch. All projects of a user share one cache folder.
 
 use std::env;
 use std::ffi::OsString;

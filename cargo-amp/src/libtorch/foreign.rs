@@ -7,7 +7,7 @@ use std::process::Command;
 use super::version::{self, REQUIRED};
 use crate::error::Error;
 
-/// A Python program that prints the folder of torch. It does not import torch, because an import
+/// A Python program that prints the folder of torch. The program does not import torch, because an import
 /// takes seconds.
 const FIND_TORCH: &str = "\
 import importlib.util, os
@@ -29,15 +29,16 @@ pub(super) fn of_variable(folder: &Path) -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
-/// Returns the torch of the user's Python, if `LIBTORCH_USE_PYTORCH` is set.
+/// Returns the folder of the torch package of the user's Python. Called if `LIBTORCH_USE_PYTORCH` is
+/// set.
 pub(super) fn of_python() -> Result<PathBuf, Error> {
-    // The build script of the bindings calls the Python of this name, so this function must call
-    // the same one.
+    // The build script of the bindings calls the Python with this name, so this function must call
+    // the same Python.
     let python = if env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
     let asked = "LIBTORCH_USE_PYTORCH is set";
     let fix = format!(
         "run `{python} -m pip install torch=={REQUIRED}`, or unset LIBTORCH_USE_PYTORCH to have \
-         libtorch fetched into .libtorch"
+         libtorch fetched"
     );
     let output = Command::new(python)
         .args(["-c", FIND_TORCH])

@@ -76,7 +76,7 @@ const CUDA_RULES: &[&str] = &[
     "+nvidia/*/lib/*.so*",
 ];
 
-/// The files that every libtorch must contain.
+/// The files that a libtorch with CUDA must contain. A libtorch for CPUs needs only the first seven.
 const NEEDED: [&str; 8] = [
     "torch/version.py",
     "torch/include/ATen/ATen.h",

@@ -21,7 +21,7 @@ use folder::Folder;
 /// Names in the packed folder that a package must not use.
 const RESERVED: [&str; 2] = ["run.sh", "bin"];
 
-/// What to pack. It was checked as far as possible before anything is downloaded or built.
+/// A request to pack. It is checked as far as possible before anything is downloaded or built.
 pub(crate) struct Pack<'a> {
     project: &'a Project,
     package: &'a Package,
@@ -30,7 +30,8 @@ pub(crate) struct Pack<'a> {
 }
 
 impl<'a> Pack<'a> {
-    /// Packs the amp binary of `package` into `output`, or into `dist` in the project's root.
+    /// Checks a request to pack the amp binary of `package` into `output`, or into `dist` in the
+    /// project's root.
     pub(crate) fn new(
         project: &'a Project,
         package: &'a Package,

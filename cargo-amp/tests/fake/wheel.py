@@ -27,7 +27,7 @@ torch/lib/libtorch_cuda.so
 torch/lib/libtorch_cuda_linalg.so
 torch/lib/libtorch_nvshmem.so
 """.split()
-# The files of some of NVIDIA's wheels. Each other wheel has one library, named after the wheel.
+# The files of some of NVIDIA's wheels. Every other wheel has one library, named after the wheel.
 NVIDIA = {
     "nvidia-cuda-runtime": ["cu13/include/cuda_runtime.h", "cu13/lib/libcudart.so.13",
                             "cu13/lib/libcudart_static.a"],

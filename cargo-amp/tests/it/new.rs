@@ -68,8 +68,8 @@ fn the_new_crate_is_valid_for_cargo_and_formatted() {
     for name in ["amp-core", "amp-verify"] {
         assert_eq!(dependency(name)["path"], format!("{source}/{name}"));
     }
-    // No dependency that only tests need enables features of other dependencies. Therefore `cargo
-    // test` can reuse what `cargo build` has built.
+    // The crate has no dev-dependencies. A dev-dependency could enable features of other
+    // dependencies, and `cargo test` could then not reuse what `cargo build` has built.
     let dependencies = package["dependencies"].as_array().expect("a list");
     assert!(dependencies.iter().all(|dependency| dependency["kind"].is_null()));
     let targets = package["targets"].as_array().expect("a list");

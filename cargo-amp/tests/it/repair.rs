@@ -1,4 +1,4 @@
-//! Tests with an incomplete libtorch in the cache, and with one that the user installed there.
+//! Tests with an incomplete libtorch in the cache, and with a libtorch that the user installed there.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -37,7 +37,7 @@ fn a_complete_folder_without_a_manifest_is_accepted() {
     assert!(stdout(&run).ends_with("(with CUDA)\n"), "{}", stdout(&run));
     assert!(checkout.is_provisioned());
     assert_eq!(checkout.pip_runs(), CUDA_WHEELS);
-    // From now on the manifest lists the libraries, but not Python's own files.
+    // The new manifest lists libtorch's libraries, but no Python packages such as sympy.
     fs::remove_dir_all(checkout.home().join("sympy")).expect("there");
     assert_eq!(stderr(&output(&mut checkout.cargo_amp(&["setup"]))), "");
 }

@@ -14,8 +14,8 @@ fn divisible() -> Checkout {
     project
 }
 
-/// Returns the arguments of each cargo of a project with the folder `parts`, without those that all
-/// have in common.
+/// Returns the arguments of each run of cargo, as logged in the project's folder `parts`. Leaves out
+/// the arguments that several runs have in common.
 fn calls(project: &Checkout) -> Vec<String> {
     let log = fs::read_to_string(project.path("parts/log")).unwrap_or_default();
     let short = |line: &str| {
@@ -39,7 +39,7 @@ fn parts_run_two_at_a_time_and_are_printed_in_order() {
     wait_until("cargo-amp ends", || child.try_wait().is_ok_and(|status| status.is_some()));
     let run = child.wait_with_output().expect("it has ended");
     project.write("parts/end", "");
-    // Cargo fails with 3 for the first of the two parts that fail, and cargo-amp exits with it.
+    // Two parts fail. cargo-amp exits with cargo's exit code for the first of them, which is 3.
     assert_eq!(run.status.code(), Some(3), "{}", stderr(&run));
     let last = "error: tests failed in second, documentation tests";
     assert_eq!(stderr(&run).lines().last(), Some(last));

@@ -7,8 +7,8 @@ use std::process::Command;
 use super::version::{self, REQUIRED};
 use crate::error::Error;
 
-/// A Python program that prints the folder of torch. The program does not import torch, because an import
-/// takes seconds.
+/// A Python program that prints the folder of torch. The program does not import torch, because an
+/// import takes seconds.
 const FIND_TORCH: &str = "\
 import importlib.util, os
 spec = importlib.util.find_spec('torch')

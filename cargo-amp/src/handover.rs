@@ -37,7 +37,8 @@ fn wait_asleep(command: &mut Command) {
 }
 
 /// Returns whether other processes use at least half of the cores. `load` is the content of
-/// `/proc/loadavg`, as in `0.20 0.18 0.12 3/80 11206`: 3 threads run, of which this is one.
+/// `/proc/loadavg`, as in `0.20 0.18 0.12 3/80 11206`: 3 threads are running, and this thread
+/// is one of them.
 fn are_shared(cores: usize, load: &str) -> bool {
     let running = load.split_whitespace().nth(3).and_then(|tasks| tasks.split_once('/'));
     let running = running.and_then(|(running, _)| running.parse::<usize>().ok()).unwrap_or(1);

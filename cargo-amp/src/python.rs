@@ -13,7 +13,7 @@ use crate::project::Project;
 const WANTED: Wanted = Wanted {
     name: "the tests' Python packages",
     package: "tested version of these packages",
-    otherwise: "or run `cargo test --workspace`, where the tests that need them fail",
+    otherwise: "or run `cargo test --workspace`, where the tests that need these packages fail",
 };
 
 /// Returns whether the project lists packages that are not installed.

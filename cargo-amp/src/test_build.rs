@@ -26,7 +26,7 @@ impl TestBuild {
     /// for the network and the disk, so cargo builds in the meantime. Cargo prints only
     /// warnings and errors, because pip shows its progress on the same terminal.
     pub(crate) fn start(libtorch: &Libtorch, package: Option<&Package>) -> Result<Self, Error> {
-        note!("building the tests at the same time");
+        note!("building the tests while pip fetches Python packages");
         let mut command = command(libtorch, package);
         command.arg("--quiet").stdin(Stdio::null()).stdout(Stdio::from(io::stderr()));
         command.spawn().map(Self).map_err(|error| cargo::could_not_start(&error))

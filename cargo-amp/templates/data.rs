@@ -30,8 +30,8 @@ fn points(count: usize, random: &mut fastrand::Rng) -> Result<Batch> {
     let mut spirals = Vec::with_capacity(count);
     for point in 0..count {
         let spiral = point % 2;
-        // A spiral leads from near the centre outwards in one and a quarter turns. The second one
-        // is rotated by half a turn.
+        // A spiral leads from near the centre outwards in one and a quarter turns. The second
+        // spiral is rotated by half a turn.
         let distance = 0.1 + 0.9 * random.f32();
         let angle = TAU * (1.25 * distance + 0.5 * spiral as f32);
         let mut noise = || 0.05 * (random.f32() - 0.5);

@@ -54,7 +54,7 @@ impl Cache {
         let fix = if error.kind() == io::ErrorKind::StorageFull {
             "make room there"
         } else {
-            "make it writable, or set XDG_CACHE_HOME to a folder that is"
+            "make it writable, or set XDG_CACHE_HOME to a writable folder"
         };
         Error::new(format!("libtorch could not be put into {} ({error}): {fix}", self.0.display()))
     }

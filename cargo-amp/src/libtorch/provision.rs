@@ -127,7 +127,7 @@ fn check_room(
     match disk::free_mb(cache.folder()) {
         Some(free) if free < needed => Err(Error::new(format!(
             "fetching libtorch {variant} needs {} and {} has {} free: make room, set \
-             XDG_CACHE_HOME to a folder that has it, or set LIBTORCH to a libtorch {REQUIRED} \
+             XDG_CACHE_HOME to a folder with enough space, or set LIBTORCH to a libtorch {REQUIRED} \
              folder",
             gigabytes(needed),
             cache.folder().display(),

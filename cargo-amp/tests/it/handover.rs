@@ -95,7 +95,7 @@ fn amp_test_runs_cargo_test_of_the_workspace() {
         "test threads unset",
         // Several tests run at the same time, so each operation of libtorch gets one thread.
         "threads 1",
-        // `.cargo/config.toml` sets the variable, as for a plain cargo.
+        // cargo-amp does not set LIBTORCH, because `.cargo/config.toml` does, as for a plain cargo.
         "LIBTORCH unset",
         &search(""),
     ] {

@@ -21,7 +21,8 @@ use crate::{
     suggest, symbol,
 };
 
-/// What the tensors of a field contain, which decides how amp-core treats them.
+/// The kind of data in the tensors of a field. The loader and the trainer of amp-core treat each
+/// kind of data differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Value,

@@ -130,9 +130,9 @@ fn is_argument(field: &Field) -> bool {
     })
 }
 
-/// Returns whether the builder has a setter for the field: the field has an `#[hparam(…)]` with
-/// arguments, that is, with a default. There is no setter if the field has the name of a method of
-/// the builder, because the two would clash.
+/// Returns whether the builder has a setter for the field. This is so if the field has an
+/// `#[hparam(…)]` with arguments, that is, with a default. There is no setter if the builder has a
+/// method with the name of the field, because the two names would clash.
 fn has_setter(field: &Field) -> bool {
     let is_own = field.ident == "build" || field.ident == "hyperparameters";
     let mut hparams = named(&field.attrs, symbol::HPARAM);

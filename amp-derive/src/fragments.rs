@@ -102,7 +102,7 @@ fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
         | Expr::Repeat(_)
         | Expr::Try(_)
         | Expr::Tuple(_)
-        // A `let` counts as a statement and gets no parentheses.
+        // A `let` condition, as in `if let`, must not be in parentheses.
         | Expr::Let(_) => false,
         // `(self.function)(x)` calls the function in the field, while `self.function(x)` calls a
         // method.
@@ -128,7 +128,7 @@ fn has_a_sum(ty: &Type) -> bool {
     }
 }
 
-/// Returns whether `before` ends without an operator that would apply to the next tokens.
+/// Returns whether no operator at the end of `before` would apply to the next tokens.
 fn ends_before(before: &[TokenTree]) -> bool {
     let (last, last_but_one) = match before {
         [] => return true,

@@ -20,8 +20,8 @@ pub(crate) fn read() -> Manifest {
     match crate_name(PACKAGE) {
         Ok(FoundCrate::Name(name)) => Manifest::Named(name),
         Err(Error::CrateNotFound { .. }) => Manifest::Missing,
-        // amp-core refers to itself by the name `amp_core`. So do its examples and doc tests,
-        // although they are separate crates.
+        // amp-core refers to itself by the name `amp_core`. Its examples and doc tests are separate
+        // crates, but use the same name.
         Ok(FoundCrate::Itself) => Manifest::Named(LIBRARY.to_owned()),
         // A build without Cargo has no manifest, so the usual name is assumed.
         Err(_) => Manifest::Named(LIBRARY.to_owned()),

@@ -172,8 +172,8 @@ pub(crate) enum Forward {
 }
 
 impl Forward {
-    /// Returns the body if the trait `Module` does not support the inputs or outputs of the
-    /// `#[forward]`.
+    /// Returns the closure of `#[forward]` if the trait `Module` does not support its inputs or its
+    /// output.
     pub(crate) fn of_any_inputs(&self) -> Option<&Body> {
         match self {
             Self::Body(body) if !body.is_of_one_tensor() => Some(body),
@@ -228,7 +228,7 @@ pub(crate) struct BatchOf {
     pub(crate) target: Part,
 }
 
-/// What is selected from a batch.
+/// A part of a batch: the whole batch, or one of its fields.
 #[derive(Clone)]
 pub(crate) enum Part {
     Whole,
@@ -269,7 +269,7 @@ pub(crate) enum Step {
         path: ExprPath,
         /// Whether the step may run as a CUDA graph.
         captured: bool,
-        /// What the attribute says about the loss that the function returns.
+        /// The options of the attribute that describe the loss which the function returns.
         own: Own,
     },
     /// The path of a function that itself runs the backward passes and optimizer steps.
@@ -285,7 +285,8 @@ pub(crate) enum Loss {
     Closure(ExprClosure, Own),
 }
 
-/// What the attribute says about a loss that the user has written, alone or in a training step.
+/// The options `of` and `counts`, which describe a loss that the user has written in `#[loss]` or
+/// in `#[training_step]`.
 #[derive(Clone)]
 pub(crate) struct Own {
     pub(crate) scope: Scope,
@@ -294,7 +295,7 @@ pub(crate) struct Own {
     pub(crate) counts: Option<Expr>,
 }
 
-/// The set of examples over which a loss takes its mean.
+/// Whether a loss is a mean over the examples of a batch, as the option `of` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
     Examples,
@@ -313,11 +314,11 @@ pub(crate) struct Metric {
     pub(crate) log: LogOptions,
 }
 
-/// What a metric is computed from.
+/// The values from which a metric is computed.
 #[derive(Clone, Default)]
 pub(crate) struct Measured {
-    /// The expression that computes what the metric measures from `output`, the result of
-    /// `forward`. `None` means that the metric measures `output` itself.
+    /// An expression that contains `output`, the result of `forward`. The metric measures the value
+    /// of this expression. `None` means that the metric measures `output` itself.
     pub(crate) output: Option<Expr>,
     /// The field of the batch with which the metric compares the output. `None` means the target of
     /// the loss.

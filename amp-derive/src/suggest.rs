@@ -1,7 +1,7 @@
 //! Suggests the known name that is closest to an unknown name.
 
 /// Formats an error message "unknown `what` `word`". The message suggests the closest name of
-/// `known`. If no name is close, it lists all of them.
+/// `known`. If no name is close, the message lists all names.
 pub(crate) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
     match (closest(word, known), known) {
         (Some(meant), _) => format!("unknown {what} `{word}`: did you mean `{meant}`?"),

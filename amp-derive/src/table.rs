@@ -126,7 +126,8 @@ pub(crate) struct Layer {
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     pub(crate) entry: Entry,
-    /// The unit in which the scheduler counts (step or epoch), unless the user gives `interval`.
+    /// The interval (step or epoch) at which the scheduler advances, unless the user gives another
+    /// `interval`.
     pub(crate) interval: Interval,
 }
 
@@ -199,7 +200,7 @@ const fn choice(name: &'static str, words: &'static [(&'static str, &'static str
     Key { name, range: Range::Choice(words) }
 }
 
-/// Keywords of PyTorch's layers that are not supported here. For each, the reason why it is not
+/// Keywords of PyTorch's layers that are not supported here, each with the reason why it is not
 /// needed.
 pub(crate) const NOT_NEEDED: &[(&str, &str)] = &[
     ("batch_first", "batches always have the batch dimension first: leave it out"),

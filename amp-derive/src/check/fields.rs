@@ -54,8 +54,8 @@ fn check_field(spec: &Spec, field: &Field, diag: &Diagnostics) -> Option<model::
 }
 
 /// Checks the rule: every field has exactly one kind: hyperparameter, layer, parameter, buffer,
-/// state or transient. Otherwise a field could be missing in the weights, the saved hyperparameters
-/// or a checkpoint by mistake.
+/// state or transient. Otherwise the weights, the saved hyperparameters or a checkpoint could lack
+/// a field by mistake.
 fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut kinds = symbol::FIELD_KINDS.iter().filter_map(|kind| only(&field.attrs, kind, diag));
     let Some(first) = kinds.next() else {

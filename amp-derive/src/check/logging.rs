@@ -19,9 +19,9 @@ pub(super) struct Names {
     /// Whether all metrics could be read. If a metric had an error, an unknown name may be the name
     /// of this metric, and is not reported.
     complete: bool,
-    /// The metrics whose `stage` restricts them to one stage. For each: the name that the metric
-    /// would have in the other stage, the metric's name, and its stage. Used to explain why a name
-    /// is unknown.
+    /// The metrics whose `stage` restricts them to one stage. Each entry is the name that the
+    /// metric would have in the other stage, the metric's name, and its stage. An error message
+    /// uses these entries to explain why a name is unknown.
     left_out: Vec<(String, String, Stage)>,
     /// The stages (training, validation) for which the user has written the step.
     own: Vec<Stage>,
@@ -54,9 +54,9 @@ impl Names {
     }
 }
 
-/// Returns the default flags for a logged value, which are Lightning's except for metrics in
-/// training. Such a metric is logged once per epoch, and computed from the counts of the whole
-/// epoch, unless `on_step` is given.
+/// Returns the default flags for a logged value. They are Lightning's defaults, except for metrics
+/// in training: unless `on_step` is given, such a metric is logged once per epoch, and computed
+/// from the counts of the whole epoch.
 fn defaults(stage: Stage, is_loss: bool) -> LogOptions {
     let on_step = stage == Stage::Train && is_loss;
     LogOptions { on_step, on_epoch: !on_step, prog_bar: false }

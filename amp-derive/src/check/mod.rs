@@ -104,7 +104,7 @@ fn has_a_layer(spec: &Spec, diag: &Diagnostics) {
 }
 
 /// Checks the rule: an attribute that may be given once is given at most once. Returns the first
-/// one.
+/// attribute with this name.
 pub(crate) fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut all = named(attrs, name);
     let first = all.next();
@@ -178,9 +178,9 @@ fn keys_of(name: &str) -> &'static [&'static str] {
     }
 }
 
-/// Returns the word that may follow the function in the attribute `name`, if there is one. After a
-/// hook, the word means that the trainer may call the hook after later steps have started. After a
-/// training step, the word means that the step may run as a CUDA graph.
+/// Returns the word that may follow the function in the attribute `name`, if there is such a word.
+/// After a hook, the word means that the trainer may call the hook after later steps have started.
+/// After a training step, the word means that the step may run as a CUDA graph.
 fn mark_of(name: &str) -> Option<&'static str> {
     match name {
         symbol::ON_TRAIN_BATCH_END => Some(symbol::LATE),

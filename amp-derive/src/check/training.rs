@@ -57,8 +57,8 @@ impl Stage {
     }
 }
 
-/// Returns the description of what only `LightningModule` has: loss, steps, optimizers, hooks.
-/// Returns `None` if an error was reported.
+/// Returns the parts of the model that only `LightningModule` has: loss, steps, optimizers and
+/// hooks. Returns `None` if an error was reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     let train = own_function(
         spec,
@@ -251,9 +251,9 @@ fn own_loss(pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<OwnLoss> {
 }
 
 /// Copies the options `ignore_index` and `classes` of a loss of classes to all metrics of classes,
-/// so that they read targets and logits in the same way. An option that a metric sets itself stays.
-/// A metric that names its own target gets neither option. A metric that names only its own output
-/// gets `ignore_index`, but not `classes`.
+/// so that the metrics read targets and logits in the same way as the loss. An option that a metric
+/// sets itself stays. A metric that names its own target gets neither option. A metric that names
+/// only its own output gets `ignore_index`, but not `classes`.
 fn read_as_the_loss(loss: &Loss, metrics: &mut [Declared]) {
     let Loss::Value(Value::Known { row, keys, .. }) = loss else { return };
     for Declared { value, of, .. } in metrics {

@@ -90,8 +90,8 @@ pub(super) fn compared(model: &Model, of: Option<&Part>, locals: &Locals) -> Tok
     quote_spanned!(span=> __amp::Compared::tensor(&#value))
 }
 
-/// Generates the expression for what a metric measures: the model's output, or what the user
-/// computes from this output.
+/// Generates the expression for the value that a metric measures. This value is the model's output,
+/// or the value that the user's expression computes from this output.
 pub(super) fn measured(
     output: Option<&Expr>,
     locals: &Locals,

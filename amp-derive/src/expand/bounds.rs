@@ -10,8 +10,8 @@ use crate::model::Model;
 /// Containers of amp-core and std that are modules if their elements are.
 const CONTAINERS: &[&str] = &["Option", "Vec", "Box", "Arc", "Checkpoint"];
 
-/// Returns the struct's generics. For every type parameter that is a layer, `M: Module` is added,
-/// unless the struct already has the bound `Forward`.
+/// Returns the struct's generics. Adds the bound `M: Module` for every type parameter `M` that is
+/// the type of a layer, unless the struct already has a bound `M: Forward<…>`.
 pub(super) fn with_modules(model: &Model) -> Generics {
     let mut generics = model.generics.clone();
     let mut modules: Vec<Ident> = Vec::new();
@@ -50,7 +50,8 @@ fn is_forward(generics: &Generics, param: &Ident) -> bool {
         })
 }
 
-/// Returns the type parameter `M` in a type such as `M`, `Vec<M>` or `Option<Box<M>>`.
+/// Returns the innermost type of a container, for example `M` for `M`, `Vec<M>` and
+/// `Option<Box<M>>`.
 fn held(ty: &Type) -> Option<&Ident> {
     let Type::Path(path) = ty else {
         return None;

@@ -115,8 +115,8 @@ pub(super) fn reads(model: &Model) -> Option<TokenStream> {
     })
 }
 
-/// Returns whether the builder needs a marker field (`PhantomData`). If the struct has generic
-/// parameters, the builder needs one, because its other fields may not use every parameter.
+/// Returns whether the builder needs a marker field (`PhantomData`). A builder with generic
+/// parameters needs the marker, because its other fields may not use every parameter.
 fn has_marker(model: &Model) -> bool {
     !model.generics.params.is_empty()
 }
@@ -223,8 +223,8 @@ fn build(model: &Model, inputs: &[&Field]) -> TokenStream {
     let taken = inputs.iter().map(|field| &field.ident);
     let rest = has_marker(model).then(|| quote!(..));
     let taken = (!inputs.is_empty()).then(|| quote!(let #name { #(#taken,)* #rest } = #builder;));
-    // Fields are created in the order of their declaration. Initial weights therefore use the
-    // random numbers in this order, and each expression can use the fields above it.
+    // Fields are created in the order of their declaration. The initial weights are therefore drawn
+    // in this order, and each expression can use the fields above it.
     let made = model.fields.iter().filter_map(|Field { ident, kind, .. }| {
         let value = match kind {
             Kind::Layer { source: Source::Built(build), .. } => layer::expand(build),

@@ -14,7 +14,7 @@ use crate::{
     symbol, tokens,
 };
 
-/// The form in which the body of `#[forward]` uses a field.
+/// The type of the variable that stands for a field in the body of `#[forward]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum View {
     /// One `Child`, for a field that is a layer.
@@ -184,8 +184,8 @@ fn variable(name: &str, view: View) -> String {
     }
 }
 
-/// Returns the form in which the body uses a container of layers of this type. Returns `None` if
-/// `ty` is not a container.
+/// Returns the [`View`] of a field whose type is a container of layers. Returns `None` if `ty` is
+/// not a container.
 fn container(ty: &Type) -> Option<View> {
     match last(ty)?.to_string().as_str() {
         "Vec" => Some(View::List),

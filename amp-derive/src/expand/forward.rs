@@ -122,8 +122,10 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     let called: Vec<_> = model
         .layers()
         .filter(|(field, _)| {
-            // Other layers become closures with their names. Calls of a layer with several inputs
-            // were already replaced, so a remaining mention of its name can only be a variable.
+            // A layer that the body calls with one input becomes a closure with the layer's name.
+            // Calls with several inputs were already replaced. If a layer is called with several
+            // inputs, a remaining mention of its name can only be a variable, so it needs no
+            // closure.
             !children.has_several_inputs(field)
                 && tokens::mentions(statements.clone(), &field.ident)
         })

@@ -157,8 +157,9 @@ pub(super) fn step_counts(model: &Model, own: &Own) -> TokenStream {
     quote! { #scope #weight }
 }
 
-/// Returns the variant of `LossScope` that follows from what the user has declared, if there is a
-/// declaration. A loss with a declared weight is a weighted mean over the examples.
+/// Returns the variant of `LossScope` that follows from the options `of` and `counts` that the user
+/// has given, or `None` without these options. A loss with `counts` and without `of` is a weighted
+/// mean over the examples.
 fn own_scope(own: &Own) -> Option<TokenStream> {
     match own.scope {
         Scope::Examples => Some(quote!(Examples)),
@@ -175,8 +176,9 @@ fn loss_scope(scope: &TokenStream) -> TokenStream {
     }
 }
 
-/// Generates the step access that a loss of the table or a loss value declares: whether a step with
-/// this loss may run as a CUDA graph. A function or a closure declares none.
+/// Generates the `StepAccess` of the loss, which says whether a step with this loss may run as a
+/// CUDA graph. Returns `None` if the loss is a function or a closure, because only a type that
+/// implements `Loss` declares a `StepAccess`.
 pub(super) fn loss_access(loss: &Loss) -> Option<TokenStream> {
     match loss {
         Loss::Value(value) => {

@@ -1,7 +1,7 @@
-//! Finds the layer that computes the model's output, so that a cross-entropy loss can call this
-//! layer in place of the model. If the output has many logits, the loss computes some rows of them
-//! at a time, and the memory never holds all rows together. A step does so if its metrics can be
-//! computed from some rows at a time, too.
+//! Finds the output layer, which computes the model's logits, so that the cross-entropy loss can
+//! run this layer itself. If there are many logits, the loss computes a few rows of them at a time,
+//! so that the memory never contains all logits at once. This is possible only if all metrics of
+//! the step can be computed from a few rows at a time, too.
 
 use proc_macro2::{Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
@@ -13,8 +13,8 @@ use crate::{
     symbol,
 };
 
-/// Returns whether a step with this loss and these metrics requests the output layer (the layer
-/// that computes the logits).
+/// Returns whether a step with this loss and these metrics lets the loss run the output layer (the
+/// layer that computes the logits).
 pub(super) fn is_requested(model: &Model, loss: &Loss, metrics: &[Metric]) -> bool {
     let is_cross_entropy =
         matches!(loss, Loss::Value(Value::Known { row, .. }) if row.ty == "CrossEntropy");
@@ -100,8 +100,8 @@ fn class_dim_of(build: &Build) -> Option<&'static str> {
     }
 }
 
-/// Returns whether a step of the model requests the output layer (the layer that computes the
-/// logits).
+/// Returns whether a step of the model lets the loss run the output layer (the layer that computes
+/// the logits).
 fn has_request(model: &Model) -> bool {
     let Some(lightning) = &model.lightning else { return false };
     [Some(&lightning.training), lightning.validation.as_ref()].into_iter().flatten().any(|step| {
@@ -129,7 +129,7 @@ fn is_tensor(ty: &Type) -> bool {
     matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == "Tensor"))
 }
 
-/// Returns the last layer if the model runs its layers in order and a step requests the output
+/// Returns the last layer if the model runs its layers in order and a step lets the loss run this
 /// layer.
 pub(super) fn of_layers(model: &Model) -> Option<&Field> {
     last_in_order(model).filter(|_| has_request(model))
@@ -154,7 +154,7 @@ enum Call<'m> {
 }
 
 /// Finds the call that computes the model's output in the statements of a `#[forward]`, and marks
-/// the call if a step requests the output layer. Returns the declarations that the marked
+/// the call if a step lets the loss run the output layer. Returns the declarations that the marked
 /// statements need.
 pub(super) fn mark(model: &Model, statements: &mut [Stmt]) -> Option<TokenStream> {
     let (call, expr) = last_call(model, statements).filter(|_| has_request(model))?;

@@ -1,6 +1,6 @@
-//! Rewrites how a `#[forward]` uses layers inside layers. If `block` is a child, `block.head` in
-//! `block.head.forward(x, cx)` becomes a child of `block`. The layer `head` then runs under the
-//! path `block.head`, and under the precision regions of both fields.
+//! Rewrites the expressions of a `#[forward]` that use a layer inside another layer. If `block` is
+//! a `Child`, `block.head` in `block.head.forward(x, cx)` becomes a `Child` of `block`. The layer
+//! `head` then runs under the path `block.head`, and in the precision regions of both fields.
 
 use quote::{quote, quote_spanned};
 use syn::{

@@ -9,8 +9,9 @@ use crate::model::{Lightning, Model, Step};
 
 pub(super) fn expand(model: &Model, lightning: &Lightning) -> TokenStream {
     let own = |name: &str| lightning.hooks.iter().find(|own| own.hook.name == name);
-    // A hook marked `late` may run after later steps have started. But if the training step reads
-    // `#[state]`, the hook is called after each step, because it may change this state.
+    // A hook marked `late` may run after later steps have started. But if the training step reads a
+    // `#[state]` field, the hook must run before the next step starts, because the hook may change
+    // this field.
     let reads_values = values_in_step::reads_state(model, &lightning.training);
     let access = if matches!(lightning.training, Step::Manual(_)) {
         quote!(InStep("the model optimizes manually"))

@@ -26,8 +26,8 @@ pub(super) fn expand(model: &Model, training: &Step) -> TokenStream {
     }
 }
 
-/// Returns whether the training step reads a `#[transient]` field. The value of such a field cannot
-/// be compared with its value in an earlier step.
+/// Returns whether the training step reads a `#[transient]` field. The value of such a field is not
+/// serialized, so it cannot be compared with the value in an earlier step.
 pub(super) fn reads_transient(model: &Model, training: &Step) -> bool {
     let code = code_of_step(model, training);
     let transient = |field: &&Field| matches!(field.kind, Kind::State { saved: false, .. });
@@ -40,8 +40,9 @@ pub(super) fn reads_state(model: &Model, training: &Step) -> bool {
     fields_read(model, training).iter().any(is_state)
 }
 
-/// Returns the state and hyperparameters that occur in the code of the step, or all of them if that
-/// code passes `self` to other code.
+/// Returns the saved state fields and the hyperparameters that occur in the code of the step.
+/// Returns all state fields and hyperparameters if the user has written the step, or if the code
+/// passes `self` to other code.
 fn fields_read<'m>(model: &'m Model, training: &Step) -> Vec<&'m Field> {
     let code = code_of_step(model, training);
     let names: Vec<&Ident> = model.fields.iter().map(|field| &field.ident).collect();

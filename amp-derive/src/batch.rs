@@ -79,7 +79,7 @@ fn fields(input: &DeriveInput, attrs: &[Attr], diag: &Diagnostics) -> Option<Vec
         diag.error(&attr.path, "`#[batch]` belongs on a field of the batch, not on the struct");
     }
     let Data::Struct(data) = &input.data else {
-        diag.error(&input.ident, "Batch is derived for structs of tensors");
+        diag.error(&input.ident, "only structs can derive `Batch`: put the tensors into a struct");
         return None;
     };
     let named = match &data.fields {

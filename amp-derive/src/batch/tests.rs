@@ -57,7 +57,7 @@ fn batches_are_structs_with_named_fields() {
             "name the fields, as in `{ ids: Tensor }`: tensors are named after them",
         ),
         ("struct B;", "`B` has no tensors: give it a field such as `ids: Tensor`"),
-        ("enum B { A }", "Batch is derived for structs of tensors"),
+        ("enum B { A }", "only structs can derive `Batch`: put the tensors into a struct"),
     ] {
         assert_eq!(errors(source), [expected], "{source}");
     }

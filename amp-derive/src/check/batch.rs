@@ -107,7 +107,7 @@ fn part(expr: &Expr, diag: &Diagnostics) -> Option<Part> {
     if found.is_none() {
         diag.error(
             expr,
-            "name a field of the batch, `ids` or `source.ids`, or `batch` for all of it",
+            "name a field of the batch, `ids` or `source.ids`, or `batch` for the whole batch",
         );
     }
     found.map(Part::Field)

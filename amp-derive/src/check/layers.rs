@@ -276,7 +276,7 @@ pub(super) fn arguments(
 /// Checks the rule: positional arguments come before named arguments, as in Python.
 fn stands_before_keywords(arg: &Expr, late: bool, diag: &Diagnostics) -> bool {
     if late {
-        diag.error(arg, "positional arguments come first: name this one too");
+        diag.error(arg, "positional arguments come before named arguments: name this argument too");
     }
     !late
 }

@@ -102,7 +102,7 @@ pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
     if let Some(last) = last.and_then(layer)
         && let Some(sigmoid) = last_of(&last).filter(|name| *name == "sigmoid")
     {
-        diag.error(sigmoid, format!("`{loss}` applies the sigmoid itself: remove this one"));
+        diag.error(sigmoid, format!("`{loss}` applies the sigmoid itself: remove this sigmoid"));
     }
 }
 

@@ -49,7 +49,7 @@ fn wrong_keywords_are_refused() {
     );
     layer(
         "linear(out_features = 10, 64)",
-        &[("64", "positional arguments come first: name this one too")],
+        &[("64", "positional arguments come before named arguments: name this argument too")],
     );
     layer(
         "relu(inplace = true)",

@@ -92,7 +92,7 @@ fn a_second_sigmoid_is_refused() {
         Derive::LightningModule,
         &[(
             "sigmoid",
-            "`binary_cross_entropy_with_logits` applies the sigmoid itself: remove this one",
+            "`binary_cross_entropy_with_logits` applies the sigmoid itself: remove this sigmoid",
         )],
     );
     refuses(&source("identity"), Derive::LightningModule, &[]);

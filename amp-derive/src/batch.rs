@@ -100,8 +100,8 @@ fn fields(input: &DeriveInput, attrs: &[Attr], diag: &Diagnostics) -> Option<Vec
             return None;
         }
     };
-    // The fields are read before the errors are evaluated, so that the errors of all fields are
-    // reported, not only the first.
+    // Reads all fields before it returns `None`, so that the errors of all fields are reported, not
+    // only the first.
     let fields: Vec<Option<Field>> = named.iter().map(|found| field(found, diag)).collect();
     let fields: Vec<Field> = fields.into_iter().collect::<Option<_>>()?;
     let mut weights = fields.iter().filter(|field| field.role == Some(Role::Weights));
@@ -258,8 +258,8 @@ fn bounded(generics: &Generics) -> Generics {
     generics
 }
 
-/// Returns implementations of the traits whose methods do nothing useful. They are emitted together
-/// with the errors, so that rustc does not also report missing implementations.
+/// Returns implementations of the traits with methods that do nothing useful. The derive macro
+/// emits them together with the errors, so that rustc does not also report missing implementations.
 fn stubs(input: &DeriveInput, amp_core: &Path) -> TokenStream {
     let ident = &input.ident;
     let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();

@@ -1,10 +1,11 @@
-//! The derive macros of amp-core. They turn an annotated struct into a model that can be trained.
+//! The derive macros of amp-core, which turn an annotated struct into a model, a layer or a type of
+//! batch.
 //!
-//! The modules work one after the other, and none of them needs torch. `fragments` removes the
-//! traces of a surrounding macro. `parse` reads the struct into a `spec`. `check` applies the rules
-//! and makes the `model`. `expand` writes the code. All modules report their errors to `diag`. If
-//! there are errors, `fallback` emits empty implementations, so that rustc does not also report
-//! missing implementations.
+//! The modules work one after the other, and no module needs torch. `fragments` removes the traces
+//! of a surrounding `macro_rules!` macro. `parse` reads the struct into a `spec`. `check` applies
+//! the rules and makes the `model`. `expand` generates the code. All modules report their errors to
+//! `diag`. If there are errors, `fallback` emits empty implementations, so that rustc does not also
+//! report missing implementations.
 
 mod batch;
 mod check;

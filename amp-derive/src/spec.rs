@@ -28,7 +28,7 @@ pub(crate) struct Spec {
     pub(crate) builder: Ident,
     pub(crate) vis: Visibility,
     pub(crate) generics: Generics,
-    /// `#[allow]` and `#[expect]` attributes of the struct. They also apply to the warnings of the
+    /// `#[allow]` and `#[expect]` attributes of the struct, which also apply to the warnings of the
     /// derive macro.
     pub(crate) allows: Vec<Attribute>,
     pub(crate) attrs: Vec<Attr>,

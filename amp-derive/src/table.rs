@@ -68,7 +68,8 @@ impl Range {
         }
     }
 
-    /// Returns the description of the range. It ends the sentence "takes a value …".
+    /// Returns the description of the range, which ends the sentence "takes a value …" in error
+    /// messages.
     pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Any

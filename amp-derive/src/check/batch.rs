@@ -47,8 +47,8 @@ pub(super) fn check(
             (_, Expr::Call(ExprCall { func, args, .. }))
                 if word(func).is_some_and(|name| name == symbol::INPUTS) && own.is_none() =>
             {
-                // All inputs are read before the errors are evaluated, so that every error is
-                // reported, not only the first.
+                // Reads all arguments before it looks for a `None`, so that the errors of all
+                // arguments are reported, not only the first.
                 let parts: Vec<Option<Part>> = args.iter().map(|arg| part(arg, diag)).collect();
                 let parts: Option<Vec<Part>> = parts.into_iter().collect();
                 fits &= parts.is_some();

@@ -14,7 +14,7 @@ use crate::{
 
 /// Returns all fields, or `None` if an error was reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Vec<model::Field>> {
-    // All fields are read before the errors are evaluated, so that every error is reported, not
+    // Reads all fields before it returns `None`, so that the errors of all fields are reported, not
     // only the first.
     let fields: Vec<Option<model::Field>> =
         spec.fields.iter().map(|field| check_field(spec, field, diag)).collect();

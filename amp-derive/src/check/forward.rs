@@ -82,7 +82,7 @@ fn inputs_have_names(closure: &ExprClosure, diag: &Diagnostics) -> Option<Vec<In
             }
         }
     };
-    // All inputs are read before the errors are evaluated, so that every error is reported, not
+    // Reads all inputs before it returns `None`, so that the errors of all inputs are reported, not
     // only the first.
     let inputs: Vec<Option<Input>> = closure.inputs.iter().map(input).collect();
     inputs.into_iter().collect()
@@ -133,8 +133,8 @@ fn inputs_hide_nothing(spec: &Spec, inputs: &[Input], diag: &Diagnostics) -> Opt
     fits
 }
 
-/// Returns the layers and parameters that neither `forward` nor the loss mentions. They are never
-/// trained. Returns an empty list if a function may use every field: if `forward` or the loss
+/// Returns the layers and parameters that neither `forward` nor the loss mentions, so that they are
+/// never trained. Returns an empty list if a function may use every field: if `forward` or the loss
 /// passes `self` to a function, or if the user has written the training step.
 fn untrained<'a>(
     spec: &'a Spec,

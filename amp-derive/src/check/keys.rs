@@ -36,7 +36,7 @@ pub(super) fn pairs(
 }
 
 /// Returns the `key = value` pairs in `args`. The keys are not checked here: they become fields of
-/// a struct, and rustc checks those.
+/// a struct, and rustc checks the fields.
 pub(super) fn any_pairs(args: &[Expr], diag: &Diagnostics) -> Option<Vec<Pair>> {
     let mut pairs: Vec<Pair> = Vec::new();
     let mut complete = true;
@@ -183,7 +183,7 @@ pub(super) fn words_to_values(
         }
         _ => Some(pair.value.clone()),
     };
-    // All values are read before the errors are evaluated, so that every error is reported, not
+    // Reads all values before it returns `None`, so that the errors of all values are reported, not
     // only the first.
     let values: Vec<Option<Expr>> = pairs.iter().map(value).collect();
     let pair = |(pair, value): (Pair, Option<Expr>)| Some(Pair { value: value?, ..pair });

@@ -111,7 +111,7 @@ fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
         return None;
     };
     let name = text.value();
-    // The logged name is `train_` or `val_` followed by this name, so this name may begin with a
+    // `train_` or `val_` precedes this name in the logged name, so this name may begin with a
     // digit.
     let fits = !name.is_empty() && syn::parse_str::<Ident>(&format!("train_{name}")).is_ok();
     if !fits {

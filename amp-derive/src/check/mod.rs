@@ -170,7 +170,7 @@ fn takes_a_path(attr: &Attr, name: &str, signature: &str, diag: &Diagnostics) ->
 }
 
 /// Returns the keys that may follow the function in the attribute `name`. Only `#[training_step]`
-/// has such keys: they say over what the loss is a mean.
+/// has such keys: `of` and `counts`, which describe the mean that the loss computes.
 fn keys_of(name: &str) -> &'static [&'static str] {
     match name {
         symbol::TRAINING_STEP => &[symbol::OF, symbol::COUNTS],

@@ -141,7 +141,7 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
     }
     let base = own_options(spec, owner, &args, diag);
     let groups = calls.iter().map(|call| check_group(spec, owner, call, diag));
-    // All groups are read before the errors are evaluated, so that every error is reported, not
+    // Reads all groups before it returns `None`, so that the errors of all groups are reported, not
     // only the first.
     let groups: Vec<Option<Group>> = groups.collect();
     let (params, pairs) = base?;
@@ -173,7 +173,7 @@ enum Owner<'a> {
     Known { at: &'a Ident, row: &'static Entry },
     /// A struct that the user has written. Each key must be a field of this struct.
     Own,
-    /// An expression for the whole optimizer. It accepts no keys.
+    /// An expression for the whole optimizer, which accepts no keys.
     Value,
 }
 

@@ -187,8 +187,8 @@ fn further_steps(spec: &Spec, diag: &Diagnostics) -> Option<(Option<ExprPath>, O
 
 /// Returns the user's functions for hooks, or `None` if an error was reported.
 fn hooks(spec: &Spec, diag: &Diagnostics) -> Option<Vec<OwnHook>> {
-    // All hooks are read before the errors are evaluated, so that every error is reported, not only
-    // the first.
+    // Reads all hooks before it returns `None`, so that the errors of all hooks are reported, not
+    // only the first.
     let found: Vec<(&'static Hook, Own)> = HOOKS
         .iter()
         .map(|hook| (hook, own_function(spec, hook.name, hook.signature, diag)))

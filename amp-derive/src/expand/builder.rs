@@ -172,8 +172,8 @@ fn setter(field: &Field) -> Option<TokenStream> {
     })
 }
 
-/// Generates the method `hyperparameters`. It sets hyperparameters by name, from the names and
-/// values that `LightningModule::hyperparameters` has saved.
+/// Generates the builder's method `hyperparameters`, which sets hyperparameters by name. The names
+/// and values are those that `LightningModule::hyperparameters` has saved.
 fn by_name(model: &Model) -> TokenStream {
     let (values, name, value) = (local("values"), local("name"), local("value"));
     let keys: Vec<String> = model.hparams().map(|field| key(&field.ident)).collect();

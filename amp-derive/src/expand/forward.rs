@@ -124,7 +124,7 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
         .filter(|(field, _)| {
             // A layer that the body calls with one input becomes a closure with the layer's name.
             // Calls with several inputs were already replaced. If a layer is called with several
-            // inputs, a remaining mention of its name can only be a variable, so it needs no
+            // inputs, a remaining mention of its name can only be a variable, so the layer needs no
             // closure.
             !children.has_several_inputs(field)
                 && tokens::mentions(statements.clone(), &field.ident)

@@ -1,10 +1,10 @@
 //! Generates the Rust code for a [`Model`].
 //!
-//! Three measures prevent the generated code from clashing with the user's names. All code is
-//! inside `const _`. It refers to amp-core only as `__amp`. Its local variables have the hygiene of
-//! the derive macro ([`local`]), so that the user's code cannot see them. Names that the user's
-//! code may use (`self`, hyperparameters, layers, `cx`, `plan`) have the hygiene of the user's
-//! code.
+//! Three measures prevent the generated code from clashing with the user's names. All generated
+//! code is inside `const _`. The generated code refers to amp-core only as `__amp`. Its local
+//! variables have the hygiene of the derive macro ([`local`]), so that the user's code cannot see
+//! these variables. Names that the user's code may use (`self`, hyperparameters, layers, `cx`,
+//! `plan`) have the hygiene of the user's code.
 
 mod batch;
 mod bounds;

@@ -15,7 +15,7 @@ fn expanded(source: &str) -> String {
     });
     let mut input: DeriveInput = syn::parse2(quote!(#input)).expect("a struct");
     // rustc removes the attribute `#[derive(…)]` before it calls a derive macro, so this function
-    // removes it too.
+    // removes the attribute too.
     let derive_attr = input.attrs.iter().position(|attr| attr.path().is_ident("derive"));
     let which = input.attrs.remove(derive_attr.expect("a derive"));
     let which = if quote!(#which).to_string().contains("LightningModule") {

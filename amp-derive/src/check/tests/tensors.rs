@@ -115,8 +115,7 @@ fn a_parameter_of_the_loss_is_used() {
     ] {
         refuses(&source(attrs), Derive::LightningModule, &[]);
     }
-    // `weight` is a key of the loss here, so this text does not count as a use of the field
-    // `weight`.
+    // Here `weight = …` is a key of the loss. This is not a use of the field `weight`.
     refuses(
         &source("#[loss(cross_entropy, weight = self.own.weight())]"),
         Derive::LightningModule,

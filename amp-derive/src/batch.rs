@@ -43,8 +43,8 @@ const ROLES: &[(&str, Role)] = &[
 struct Field {
     ident: Ident,
     ty: Type,
-    /// The field's role, given as a variant of amp-core's `Role`. `None` means that the dtype of
-    /// the tensor decides.
+    /// The field's role, which generated code names as a variant of amp-core's `FieldRole`. `None`
+    /// means that the dtype of the tensor decides.
     role: Option<Role>,
 }
 

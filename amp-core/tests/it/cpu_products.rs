@@ -206,3 +206,63 @@ fn different_dtypes_are_errors() {
     let error = a.f_mm(&b).expect_err("two dtypes");
     assert!(error.to_string().contains("expected m1 and m2 to have the same dtype"), "{error}");
 }
+
+/// Returns the output of attention and the gradients of queries, keys and values.
+fn attend([q, k, v, gradient]: &[Tensor; 4], mask: Option<&Tensor>) -> Result<Vec<Tensor>> {
+    let leaf = |tensor: &Tensor| tensor.copy().set_requires_grad(true);
+    let (q, k, v) = (leaf(q), leaf(k), leaf(v));
+    let is_causal = mask.is_none();
+    let output =
+        Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, is_causal, None, false)?;
+    let loss = output.f_mul(gradient)?.sum(Kind::Float);
+    let gradients = Tensor::f_run_backward(&[loss], &[&q, &k, &v], false, false)?;
+    Ok([output.detach()].into_iter().chain(gradients).collect())
+}
+
+/// On a CPU without kernels for a 16-bit dtype, the output of attention equals the output in f32,
+/// rounded once, also with a mask. The gradients equal those in f64, except for two errors: the
+/// gradients are rounded once, and the backward pass reads the rounded output O. From
+/// dS = P·(dO·Vᵀ − D) with D = Σ dO·O follows how far the rounding of O moves the gradients.
+#[rstest]
+fn attention_is_computed_in_f32(
+    #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
+    #[values(false, true)] is_masked: bool,
+) -> Result<()> {
+    if !widens(kind)? {
+        return Ok(());
+    }
+    let _generator = seeded(8);
+    let draw = || Tensor::randn([2, 3, 17, 8], (Kind::Float, Device::Cpu)).to_kind(kind);
+    let narrow = [draw(), draw(), draw(), draw()];
+    let mask = is_masked.then(|| Tensor::randn([17, 17], (Kind::Float, Device::Cpu)).to_kind(kind));
+    let all_in = |kind: Kind| {
+        let mask = mask.as_ref().map(|mask| mask.to_kind(kind));
+        attend(&narrow.each_ref().map(|tensor| tensor.to_kind(kind)), mask.as_ref())
+    };
+    let (found, wide, exact) = (all_in(kind)?, all_in(Kind::Float)?, all_in(Kind::Double)?);
+    assert!(found[0].equal(&wide[0].to_kind(kind)), "the output");
+
+    let [q, k, v, gradient] = narrow.each_ref().map(|tensor| tensor.to_kind(Kind::Double));
+    let scale = 8f64.sqrt().recip();
+    let added = mask.as_ref().map_or_else(
+        || Tensor::full([17, 17], f64::NEG_INFINITY, (Kind::Double, Device::Cpu)).triu(1),
+        |mask| mask.to_kind(Kind::Double),
+    );
+    let p = (scale * q.matmul(&k.transpose(2, 3)) + added).softmax(-1, Kind::Double);
+    let moved = (gradient.abs() * p.matmul(&v).abs() * rounding(kind)).sum_dim_intlist(
+        -1,
+        true,
+        Kind::Double,
+    );
+    let of_query = scale * &moved * p.matmul(&k.abs());
+    let of_key = scale * p.transpose(2, 3).matmul(&(moved * q.abs()));
+    let bounds = [of_query.shallow_clone(), of_key, of_query.zeros_like()];
+    for (at, bound) in bounds.into_iter().enumerate() {
+        let exact = &exact[at + 1];
+        let bound = bound + exact.abs() * rounding(kind) * (1.0 + 2f64.powi(-6)) + 1e-5;
+        let error = (found[at + 1].to_kind(Kind::Double) - exact).abs();
+        let worst = (error / bound).max().double_value(&[]);
+        assert!(worst <= 1.0, "{} in {kind:?}: {worst} times the bound", ["q", "k", "v"][at]);
+    }
+    Ok(())
+}

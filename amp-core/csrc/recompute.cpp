@@ -163,8 +163,10 @@ void amp_surroundings_drop(void* surroundings) {
 int amp_checkpoint(void* surroundings, void* state, at::Tensor* (*run)(void*, const at::Tensor*),
                    void (*drop)(void*), const at::Tensor* input, const at::Tensor* output) {
   std::unique_ptr<Surroundings> noted(static_cast<Surroundings*>(surroundings));
-  auto module = std::make_unique<Module>(state, run, drop);
+  std::unique_ptr<void, void (*)(void*)> closure(state, drop);
   return amp::guarded([&] {
+    auto module = std::make_unique<Module>(closure.get(), run, drop);
+    closure.release();
     noted->end_forward();
     auto node = std::shared_ptr<CheckpointNode>(
         new CheckpointNode(std::move(module), *input, std::move(*noted)),

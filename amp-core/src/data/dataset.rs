@@ -7,6 +7,7 @@ use tch::Tensor;
 
 use super::{
     AnyBatch, BatchTransform, BatchType, IterableDataset, MapDataset,
+    epochs_differ::differs_between_epochs,
     map_style::{AnyMapDataset, Watch, counted},
     stream::{AnyStream, Stream},
     transformed::Transforms,
@@ -347,16 +348,21 @@ impl SharedDataset {
     /// apply the batch transforms.
     ///
     /// # Errors
-    /// When the dataset fails or is a stream. When it is a map-style set that uses random numbers,
-    /// and therefore returns other examples in each epoch. When the batch of all examples is not
+    /// When the dataset fails or is a stream. When it uses random numbers, and therefore returns
+    /// other examples in each epoch. When the batch of all examples is not
     /// [divisible](AnyBatch::is_divisible).
     pub(super) fn whole(&self) -> Result<AnyBatch> {
         let indices: Vec<i64> = (0..self.len).collect();
-        let (watch, draws) = (Watch::default(), Draws::new(0, 0));
-        let all = match &self.reader {
-            Reader::Batches(_) => self.first(&indices, draws)?,
+        let draws = Draws::new(0, 0);
+        let (all, drew) = match &self.reader {
+            Reader::Batches(_) => {
+                let drew = self.in_memory()?.is_none() && differs_between_epochs(self)?;
+                (self.first(&indices, draws)?, drew)
+            }
             Reader::Examples(set) => {
-                counted(set.gather(&indices, draws, &watch)?, indices.len(), "collate")?
+                let watch = Watch::default();
+                let all = set.gather(&indices, draws, &watch)?;
+                (counted(all, indices.len(), "collate")?, watch.drew())
             }
             Reader::Stream(_) => {
                 return Err(Error::config(
@@ -365,7 +371,7 @@ impl SharedDataset {
                 ));
             }
         };
-        if watch.drew() {
+        if drew {
             return Err(Error::config(
                 "`placement = device` copies the dataset once, but this dataset draws other random \
                  numbers in each epoch: choose `auto` or `host`",

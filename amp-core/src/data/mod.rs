@@ -2,6 +2,7 @@
 
 mod batch;
 mod dataset;
+mod epochs_differ;
 mod example_indices;
 mod image;
 mod limit;

@@ -46,7 +46,12 @@ impl fmt::Display for Recovery {
                 write!(f, "the step is repeated with the same examples at the loss scale {scale}")
             }
             Self::Restored { global_step } => {
-                write!(f, "the run is restored to its state after step {global_step}")
+                let plural = if *global_step == 1 { "" } else { "s" };
+                write!(
+                    f,
+                    "the run is restored to its state after {global_step} applied optimizer \
+                     step{plural}"
+                )
             }
             Self::FellBack { precision } => write!(f, "the run continues in {precision}"),
             Self::HeldScale { scale } => {

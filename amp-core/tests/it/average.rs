@@ -97,6 +97,22 @@ fn net() -> Result<Net> {
     Net::builder().build()
 }
 
+/// The summary counts the averages of 16-bit tensors as f32, which is how they are stored.
+#[rstest]
+#[case(Precision::F32True, 1)]
+#[case(Precision::Bf16True, 2)]
+fn the_summary_counts_averages_in_their_dtype(
+    #[case] precision: Precision,
+    #[case] factor: u64,
+) -> Result<()> {
+    let summary = Trainer::new(config(precision, EMA)).summary(&mut net()?, &data()?)?;
+    // Batch norm's count of batches is an i64 in every precision.
+    let count = 8;
+    let floats = summary.memory.parameters + summary.memory.buffers - count;
+    assert_eq!(summary.memory.averages, factor * floats + count);
+    Ok(())
+}
+
 const EMA: Averaging = Averaging::Ema { decay: 0.8 };
 const SWA: Averaging = Averaging::Swa { start_epoch: 1 };
 

@@ -3,7 +3,10 @@
 //! examples and the shapes.
 
 use amp_core::{
-    data::{AnyBatch, BatchField, Collate, FieldRole, MapDataset, Pad},
+    data::{
+        AnyBatch, BatchField, Collate, DataLoader, FieldRole, Loading, MapDataset, Pad, Placement,
+    },
+    precision::Policy,
     prelude::*,
     random::Rng,
 };
@@ -205,10 +208,6 @@ impl MapDataset for Mixed {
 /// A batch's random numbers depend only on seed, epoch and the batch's examples.
 #[test]
 fn a_batch_has_its_own_random_numbers() -> Result<()> {
-    use amp_core::{
-        data::{DataLoader, Loading, Placement},
-        precision::Policy,
-    };
     let shares = |workers, epoch, first| -> Result<Vec<f64>> {
         let loading =
             Loading { num_workers: workers, placement: Placement::Host, ..Loading::default() };
@@ -223,5 +222,9 @@ fn a_batch_has_its_own_random_numbers() -> Result<()> {
     all.sort_by(f64::total_cmp);
     all.dedup();
     assert_eq!(all.len(), 8, "each batch of each epoch has another number");
+    let loading = Loading { placement: Placement::Device, ..Loading::default() };
+    let policy = Policy::new(Precision::F64True, Device::Cpu);
+    let text = message(DataLoader::new(&Mixed.shared(), 2, loading, policy).map(drop));
+    assert!(text.contains("copies the dataset once, but this dataset draws"), "{text}");
     Ok(())
 }

@@ -19,6 +19,7 @@ use amp_core::{
     memory::MemoryMeter,
     optim::{AdamW, OptimizerConfig},
     precision::{Policy, Precision},
+    random::Draws,
     record::RunRecord,
     tch::{Device, Kind, Tensor},
 };
@@ -98,6 +99,50 @@ fn a_dataset_from_disk_equals_one_in_memory(
         assert!(disk.input.equal(&memory.input) && disk.target.equal(&memory.target));
     }
     Ok(())
+}
+
+/// A data set of numbers with noise. The noise is from a generator that is seeded with the draws of
+/// the epoch, or from libtorch's generator.
+struct Noisy {
+    seeds: bool,
+}
+
+impl Dataset for Noisy {
+    type Batch = Batch;
+
+    fn len(&self) -> i64 {
+        100
+    }
+
+    fn gather(&mut self, indices: &[i64]) -> Result<Batch> {
+        let x = Tensor::f_from_slice(indices)?.f_to_kind(Kind::Float)?.f_unsqueeze(1)?;
+        let noise = x.f_rand_like()?;
+        Batch::new(x + noise, Tensor::f_from_slice(indices)?)
+    }
+
+    fn gather_drawing(&mut self, indices: &[i64], draws: Draws) -> Result<Batch> {
+        if !self.seeds {
+            return self.gather(indices);
+        }
+        let noise: Vec<f64> = indices.iter().map(|index| draws.rng(*index).normal()).collect();
+        Batch::new(Tensor::f_from_slice(&noise)?.f_unsqueeze(1)?, Tensor::f_from_slice(indices)?)
+    }
+}
+
+/// A data set that uses random numbers returns other examples in each epoch. It cannot be copied to
+/// the device once, wherever its random numbers come from.
+#[rstest]
+fn a_dataset_with_random_numbers_is_refused_on_the_device(
+    #[values(false, true)] seeds: bool,
+) -> Result<()> {
+    let load = |placement| {
+        let loading = Loading { placement, ..Loading::default() };
+        DataLoader::new(&Noisy { seeds }.into(), 8, loading, policy()).map(drop)
+    };
+    let text = message(load(Placement::Device));
+    let says = "`placement = device` copies the dataset once, but this dataset draws";
+    assert!(text.starts_with(says), "{text}");
+    load(Placement::Auto)
 }
 
 /// The fault of the data set when it reads the faulty example.

@@ -150,8 +150,9 @@ impl Seed {
         let seed = self.seed;
         let what = match own == other {
             true => format!(
-                "seed {seed}: Rust ends with the scale {:?}, PyTorch with {:?}",
-                self.scale.ours, self.scale.theirs
+                "seed {seed}: Rust ends with the scale {}, PyTorch with {}",
+                named(self.scale.ours),
+                named(self.scale.theirs)
             ),
             false => format!(
                 "seed {seed}: Rust skips the steps {own:?} of the first {count}, PyTorch {other:?}"
@@ -179,11 +180,16 @@ impl Seed {
         match beyond().or_else(by_libtorch) {
             Some(text) => Skips::Rounding(format!("{what}; {text}{seen}")),
             None => Skips::Differ(format!(
-                "{what}, and with libtorch's kernels, Rust skips {plain:?}, with the scale {:?} at the end{seen}",
-                again.scale
+                "{what}, and with libtorch's kernels, Rust skips {plain:?}, with the scale {} at the end{seen}",
+                named(again.scale)
             )),
         }
     }
+}
+
+/// Returns the loss scale as text, or `none` if the loss is not scaled.
+fn named(scale: Option<f64>) -> String {
+    scale.map_or_else(|| "none".to_owned(), |scale| scale.to_string())
 }
 
 impl Again {

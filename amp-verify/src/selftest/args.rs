@@ -20,7 +20,8 @@ pub struct SelftestArgs {
     /// Put no fault into training: only count the false alarms of the runs without a fault
     #[arg(long, conflicts_with_all = ["fault", "diagnose"])]
     pub unchanged: bool,
-    /// Check only the rules in the runs without a fault, without full training runs
+    /// Check only the rules and the first steps, without full training runs; needed for a changed
+    /// model that has no margin
     #[arg(long)]
     pub rules: bool,
     /// Precisions of the runs without a fault, separated by commas [default: the quick tier's]

@@ -64,7 +64,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             )),
         }
     }
-    let mut results = results(&plans, &mut pool)?;
+    let mut results = results(&plans, args.rules, &mut pool)?;
     if args.diagnose {
         for (result, (_, plan)) in
             results.iter_mut().zip(&plans).filter(|(result, _)| !result.trained)
@@ -141,12 +141,12 @@ fn plan(
     changes: &Changes,
 ) -> Result<Plan> {
     let (first, most) = Tier::Quick.seeds();
-    // A model with changes may have no recorded margin, so it gets a margin without meaning. The
-    // rules need no margin.
-    let margin = (!changes.is_empty()).then_some(f64::MAX);
+    let length = changes.length.unwrap_or(model.quick());
+    // The rules need no margin. Any margin does, because no metric is compared with it.
+    let margin = args.rules.then_some(f64::MAX);
     Ok(Plan {
         registry: registry.clone(),
-        models: vec![Subject::with(registry, model, changes, model.quick(), margin)?],
+        models: vec![Subject::with(registry, model, changes, length, margin)?],
         changes: changes.clone(),
         time_limit: None,
         rules_only: false,
@@ -180,8 +180,8 @@ type Case<'a> = ((&'a (Fault, Plan), Vec<Failure>), &'a Job);
 
 /// Runs the gate's checks for each fault and returns the results. First come the rules of the
 /// training path, then the first steps. Full training runs follow only for faults that no rule and
-/// no first step reported.
-fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>> {
+/// no first step reported. With `rules_only` there are no full training runs.
+fn results(plans: &[(Fault, Plan)], rules_only: bool, pool: &mut Pool) -> Result<Vec<FaultResult>> {
     let mut seen: Vec<Vec<Failure>> = vec![Vec::new(); plans.len()];
     for task in STAGES {
         let job = |plan: &Plan| plan.job(&plan.models[0], PRECISION, plan.first_seed, task);
@@ -198,13 +198,14 @@ fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>>
         .map(|(_, plan)| plan.job(&plan.models[0], PRECISION, plan.first_seed, Task::Invariants))
         .collect();
     pool.run(invariants.clone())?;
-    let whole = plans.iter().zip(&seen).filter(|(_, seen)| seen.is_empty());
+    let is_trained = |failures: &[Failure]| failures.is_empty() && !rules_only;
+    let whole = plans.iter().zip(&seen).filter(|(_, seen)| is_trained(seen));
     // The jobs of all faults are submitted together, so that no process must wait until the jobs of
     // one fault have ended.
     let jobs = whole.flat_map(|((_, plan), _)| plan.first_look());
     pool.run(jobs.collect::<Vec<_>>())?;
     let result = |(((fault, plan), mut failures), job): Case<'_>| {
-        let (mut by_seeds, trained) = (false, failures.is_empty());
+        let (mut by_seeds, trained) = (false, is_trained(&failures));
         let mut reported = failures.first().map(|failure| failure.text.clone()).unwrap_or_default();
         if trained {
             let report = gate::run(plan, pool)?;

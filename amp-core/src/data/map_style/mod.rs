@@ -124,7 +124,7 @@ impl Watch {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether an example has used random numbers.
+    /// Returns whether an example or its batch has used random numbers.
     pub(super) fn drew(&self) -> bool {
         self.drew.load(Ordering::Relaxed)
     }
@@ -144,6 +144,11 @@ impl<D: MapDataset> AnyMapDataset for D {
                 watch.drew.store(true, Ordering::Relaxed);
             }
         }
-        self.collate(&examples, &mut draws.batch_rng(indices))
+        let mut rng = draws.batch_rng(indices);
+        let batch = self.collate(&examples, &mut rng);
+        if rng != draws.batch_rng(indices) {
+            watch.drew.store(true, Ordering::Relaxed);
+        }
+        batch
     }
 }

@@ -165,9 +165,9 @@ impl Shared {
                 self.changed.notify_all();
                 Some(batch)
             }
-            None if given < queue.begun => {
-                Some(Err(Error::config("a data worker ended before it finished its batch")))
-            }
+            None if given < queue.begun => Some(Err(Error::Thread(
+                "a data worker ended before it finished its batch".to_owned(),
+            ))),
             None => None,
         }
     }

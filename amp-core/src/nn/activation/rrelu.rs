@@ -42,7 +42,8 @@ impl Rrelu {
         match lower <= upper && (upper - lower).is_finite() {
             true => Ok(Self { config }),
             false => Err(Error::config(format!(
-                "rrelu: lower is {lower} and upper {upper}, but lower must be at most upper"
+                "rrelu: lower is {lower} and upper {upper}, but both must be finite, and lower must \
+                 be at most upper"
             ))),
         }
     }

@@ -60,7 +60,8 @@ pub(in crate::nn) fn forward<M: Module>(
         let Range { start, end } = segment;
         let (Some(before), Some(within)) = (layers.get(done..start), layers.get(start..end)) else {
             return Err(Error::config(format!(
-                "the layers {start} to {end} cannot be checkpointed: the container has {} layers",
+                "the segment {start}..{end} cannot be checkpointed: segments must be in order, must \
+                 not overlap, and must end at the container's {} layers or before",
                 layers.len()
             )));
         };

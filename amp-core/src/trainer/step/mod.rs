@@ -43,6 +43,7 @@ pub(super) use self::{
     rollback::StateBackup,
     run_length::Length,
     state::{Counts, StepState},
+    weight_average::average_bytes,
 };
 
 pub use self::invariants::Invariant;

@@ -33,12 +33,25 @@ struct Averaged {
     aside: RefCell<Option<Tensor>>,
 }
 
+/// Returns the dtype of the average of a tensor.
+fn average_kind(live: &Tensor) -> Kind {
+    match live.kind() {
+        Kind::Half | Kind::BFloat16 => Kind::Float,
+        kind => kind,
+    }
+}
+
+/// Returns the number of bytes of the average of a tensor of the model.
+pub(in crate::trainer) fn average_bytes(live: &Tensor) -> u64 {
+    live.numel() as u64 * average_kind(live).elt_size_in_bytes() as u64
+}
+
 impl Averaged {
     /// Creates the average of a tensor of the model. The first average is a copy of the tensor.
     fn new((name, live): (String, Tensor)) -> Result<Self> {
-        let average = match live.kind() {
-            Kind::Half | Kind::BFloat16 => live.f_detach()?.f_to_kind(Kind::Float)?,
-            _ => copy_of(&live)?,
+        let average = match average_kind(&live) {
+            kind if kind == live.kind() => copy_of(&live)?,
+            wider => live.f_detach()?.f_to_kind(wider)?,
         };
         Ok(Self { name, live, average, aside: RefCell::default() })
     }

@@ -14,7 +14,7 @@ use crate::{
     module::first_loss,
     nn::{self, Context},
     optim::Scheduled,
-    trainer::TrainerConfig,
+    trainer::{TrainerConfig, step::average_bytes},
     weights,
 };
 
@@ -67,7 +67,9 @@ pub(super) fn of(
     let tensors = parameters.iter().map(|parameter| &parameter.tensor);
     let of_parameters = tensors.clone().map(tensor_bytes).sum::<u64>();
     let gradients = tensors.filter(|tensor| tensor.requires_grad()).map(tensor_bytes).sum();
-    let all: u64 = weights::distinct(model).iter().map(|(_, tensor)| tensor_bytes(tensor)).sum();
+    let distinct = weights::distinct(model);
+    let all: u64 = distinct.iter().map(|(_, tensor)| tensor_bytes(tensor)).sum();
+    let of_averages = || distinct.iter().map(|(_, tensor)| average_bytes(tensor)).sum();
     let mut seen: HashSet<usize> =
         parameters.iter().map(|parameter| ffi::identity(&parameter.tensor)).collect();
     let mut optimizer_state = 0;
@@ -82,7 +84,7 @@ pub(super) fn of(
         buffers: all - of_parameters,
         gradients,
         optimizer_state,
-        averages: config.optimization.averaging.map_or(0, |_| all),
+        averages: config.optimization.averaging.map_or(0, |_| of_averages()),
         activations: activations(model, batch, config)?,
         batch: batch.bytes(),
     })

@@ -134,10 +134,10 @@ fn options_that_give_no_layer_are_refused() -> Result<()> {
         let text = message(layer);
         assert!(text.contains(says), "{text}");
     };
-    refused(
-        Rrelu::new(RreluConfig { lower: 0.5, upper: 0.2 }).map(drop),
-        "lower must be at most upper",
-    );
+    for (lower, upper) in [(0.5, 0.2), (0.1, f64::INFINITY)] {
+        let layer = Rrelu::new(RreluConfig { lower, upper });
+        refused(layer.map(drop), "both must be finite, and lower must be at most upper");
+    }
     refused(LpPool2d::new(LpPool2dConfig::new(0.0, 2)).map(drop), "must be a number above 0");
     let pool = |output_size, output_ratio| {
         let windows = FractionalMaxPool2dConfig::new(2);

@@ -196,7 +196,7 @@ impl<'a> Checks<'a> {
         let least = |held: &[i64]| held.iter().copied().min().unwrap_or_default();
         let figure = (least(second) - least(first)).max(0) as f64;
         let what = "smallest memory in the second half of the steps, minus that in the first half";
-        let over = format!("unobserved run, the last {} steps", second.len());
+        let over = format!("unobserved run, the last {} steps", later.len());
         let figure = (figure, self.setup.varying_bytes(Scenario::Epoch)? as f64);
         self.findings.measured(Reason::Memory, what, &over, Unit::Bytes, figure);
         Ok(())

@@ -1,0 +1,33 @@
+//! Finds out whether a data set returns other examples in each epoch.
+
+use super::{SharedDataset, batch::AnyBatch};
+use crate::{Result, precision::is_floating, random::Draws};
+
+/// The number of examples that are read in two epochs and compared.
+const COMPARED: i64 = 64;
+
+/// Reads the first examples of two epochs, and returns whether the batches differ. They differ if
+/// the set seeds a generator with its [`Draws`], or takes random numbers from libtorch's generator.
+/// A set that changes less than one in 64 examples at random may be missed.
+///
+/// # Errors
+/// When the set fails.
+pub(super) fn differs_between_epochs(set: &SharedDataset) -> Result<bool> {
+    let indices: Vec<i64> = (0..COMPARED.min(set.len())).collect();
+    let epoch = |epoch: u64| -> Result<AnyBatch> {
+        let draws = Draws::new(0, epoch);
+        draws.apart(0, || set.gather_drawing(&indices, draws))?
+    };
+    let (one, two) = (epoch(0)?, epoch(1)?);
+    for ((_, one), (_, two)) in one.tensors().zip(two.tensors()) {
+        // A missing value of a table is NaN, and is equal in both epochs.
+        let is_equal = match one.size() == two.size() && is_floating(one.kind()) {
+            true => one.f_allclose(two, 0.0, 0.0, true)?,
+            false => one.f_equal(two)?,
+        };
+        if !is_equal {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -181,8 +181,8 @@ impl Loss for CrossEntropy {
 /// weights.
 ///
 /// # Errors
-/// The errors of [`CrossEntropy`]. On the CPU, a log probability above 0 is an error too: for logits,
-/// use [`CrossEntropy`].
+/// The errors of [`CrossEntropy`]. On the CPU, a log probability above 0.001 is an error too. For
+/// logits, use [`CrossEntropy`].
 #[derive(Debug)]
 pub struct Nll {
     /// The weight of each class, a floating-point tensor of shape `[C]`. The loss of a target is

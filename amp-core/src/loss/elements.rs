@@ -208,7 +208,7 @@ of_elements!(BinaryCrossEntropyWithLogits "binary_cross_entropy_with_logits", |o
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
 ///
-/// On the CPU, a log probability above 0 is an error. The tensor then contains logits or
+/// On the CPU, a log probability above 0.001 is an error. The tensor then contains logits or
 /// probabilities: apply a log softmax first. torch does not check this and returns a number without
 /// meaning. On CUDA the values are not checked.
 #[derive(Debug, Clone, Copy, Default)]

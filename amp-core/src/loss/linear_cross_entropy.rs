@@ -59,9 +59,9 @@ impl CrossEntropy {
     /// computed at once. Up to rounding, the loss and the gradients are the same as without chunks,
     /// because sums over chunks are f32 or wider.
     ///
-    /// The forward pass also computes the gradients, as if the gradient of the loss were 1. The
-    /// backward pass multiplies these gradients by the gradient of the loss. Therefore the f16
-    /// gradients of the logits do not depend on the loss scale.
+    /// The forward pass also computes the gradients of the sum of the losses. The backward pass
+    /// multiplies them by the gradient of the loss, which contains the loss scale and the divisor
+    /// of a mean. Therefore the f16 gradients of the logits do not depend on either.
     ///
     /// | tensor | shape |
     /// | --- | --- |

@@ -33,8 +33,8 @@ const NAME: &str = "ctc_loss";
 ///
 /// A step that runs as a CUDA graph cannot report wrong values of labels and lengths, so the loss
 /// of the example is NaN instead. The trainer then repeats the step without a graph, and the
-/// repeated step reports the error. On the CPU, a log probability above 0 is an error too, because
-/// the output then contains logits; torch would return a number without meaning.
+/// repeated step reports the error. On the CPU, a log probability above 0.001 is an error too,
+/// because the output then contains logits; torch would return a number without meaning.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ctc {
     /// The number of the blank class. The default is 0.

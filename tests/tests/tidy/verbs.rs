@@ -30,6 +30,7 @@ const NO_VERBS: &[&str] = &[
     "Examples",
     "Factors",
     "Gradients",
+    "Graphs",
     "Handles",
     "Images",
     "Its",

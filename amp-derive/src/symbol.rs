@@ -13,7 +13,8 @@ pub(crate) const VALIDATION_STEP: &str = "validation_step";
 pub(crate) const TEST_STEP: &str = "test_step";
 pub(crate) const PREDICT_STEP: &str = "predict_step";
 pub(crate) const MANUAL_STEP: &str = "manual_step";
-/// The word after the path of a training step which says that the step may run as a CUDA graph.
+/// The keyword `captured`. Written after a training step's function path in the attribute, it says
+/// that the step may run as a CUDA graph.
 pub(crate) const CAPTURED: &str = "captured";
 pub(crate) const CONFIGURE_OPTIMIZERS: &str = "configure_optimizers";
 
@@ -21,8 +22,8 @@ pub(crate) const ON_TRAIN_START: &str = "on_train_start";
 pub(crate) const ON_TRAIN_EPOCH_START: &str = "on_train_epoch_start";
 pub(crate) const ON_BEFORE_OPTIMIZER_STEP: &str = "on_before_optimizer_step";
 pub(crate) const ON_TRAIN_BATCH_END: &str = "on_train_batch_end";
-/// The word after the path of a hook which says that the trainer may call the hook after later
-/// steps have started.
+/// The keyword `late`. Written after a hook's function path in the attribute, it says that the
+/// trainer may call the hook when later steps have already started.
 pub(crate) const LATE: &str = "late";
 pub(crate) const ON_TRAIN_EPOCH_END: &str = "on_train_epoch_end";
 pub(crate) const ON_VALIDATION_EPOCH_END: &str = "on_validation_epoch_end";

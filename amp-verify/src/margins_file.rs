@@ -68,7 +68,8 @@ pub struct ModelMargin {
     /// The length of each training run from which the differences were measured.
     #[serde(flatten)]
     pub length: Length,
-    /// The changes to the registered model in these training runs, without the length.
+    /// The changes to the registered model in these training runs, except a changed length of
+    /// training.
     #[serde(default, skip_serializing_if = "Changes::is_empty")]
     pub changes: Changes,
     /// The values of all hyperparameters of the model in these training runs. `None` in files that

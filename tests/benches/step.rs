@@ -90,8 +90,8 @@ fn step(model: &mut dyn LightningModule, batch: &AnyBatch, cx: &Context, log: &m
     model.training_step(batch, &mut step).expect("a step")
 }
 
-/// Computes the forward pass, the loss, and the two operations of logging, only with calls of
-/// libtorch.
+/// Calls libtorch directly, without amp-core. Computes the forward pass and the loss, and the two
+/// operations with which a step logs its loss: detach and add.
 fn bare(weights: &[(Tensor, Tensor)], batch: &Batch, sum: &mut Tensor) -> Result<Tensor> {
     let mut x = batch.input.shallow_clone();
     for (at, (weight, bias)) in weights.iter().enumerate() {

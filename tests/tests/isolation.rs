@@ -379,8 +379,9 @@ fn an_anchor_has_its_budget_from_the_spread() {
     assert!(of_its_seeds < 10.0 && recorded > 1e3, "{of_its_seeds}, {recorded}");
 }
 
-/// A damaged spread file is reported before training, with its path and the remedy. If training
-/// began, it would abort the process when it loads the data.
+/// A damaged file of recorded differences between CPUs (the spread) is reported before training,
+/// with its path and the remedy. The data set of this test aborts the process when it is loaded, so
+/// the test fails if training begins.
 #[rstest]
 #[case("{", "recorded spread: EOF")]
 #[case(&spread([1.0; 3]).replace("1.0,", ""), "32-true has fewer than three samples")]

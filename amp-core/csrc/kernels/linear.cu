@@ -94,7 +94,8 @@ __device__ W gelu_tanh_slope(W x) {
          W(0.5) * x * (1 - share * share) * beta * (1 + 3 * kappa * x * x);
 }
 
-// Computes the factors of dropout for the line at index `place`, a multiple of the line's length.
+// Computes the dropout factors (0 or `scale`) of `Line::length` consecutive elements. `place` is the index of the first
+// of these elements, and a multiple of `Line::length`.
 __device__ void factors_of(const Factors& factors, long long place, float (&out)[Line::length]) {
   for (int k = 0; k < Line::length; ++k) out[k] = factors.scale;
   if (factors.threshold == 0) return;

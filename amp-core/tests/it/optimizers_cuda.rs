@@ -284,11 +284,11 @@ fn each_optimizer_declares_its_capabilities(
     Ok(())
 }
 
-/// The 8-bit codes that are computed on CUDA equal those of the CPU. With betas of zero, the
-/// running averages are the gradient and its square. The averages and the scales of blocks then
-/// have the same bits on both devices. A code may differ only if its value is within a rounding of
-/// the middle between two codes. The cases cover all decades, full and partial blocks, zeros, and
-/// gradients that are transposed or not aligned.
+/// CUDA computes the same 8-bit codes as the CPU, except for values that are halfway between two
+/// codes up to one rounding error. The betas are zero, so that the running averages are the
+/// gradient and its square, and the averages and the scales of blocks have the same bits on both
+/// devices. The cases cover all decades, full and partial blocks, zeros, and gradients that are
+/// transposed or not aligned.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn codes_equal_the_cpus() -> Result<()> {

@@ -192,8 +192,8 @@ impl Fault {
     pub fn needs(self) -> Option<&'static str> {
         match self {
             Self::SkipUnscale | Self::UnscaleTwice => Some(
-                "an optimizer whose step depends on the absolute values of gradients, for example \
-                 AdamW with a large epsilon",
+                "an optimizer whose step changes if all gradients are multiplied by a constant, for \
+                 example AdamW with a large epsilon",
             ),
             Self::ClipBeforeUnscale => Some("gradient clipping that takes effect"),
             Self::SchedulerMovesOnSkip

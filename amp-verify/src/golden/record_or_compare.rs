@@ -136,10 +136,10 @@ impl Target {
         Ok(target)
     }
 
-    /// Reads the recorded results (the golden) of this model from the folder. The name of the
-    /// golden depends on the kind of machine in `found`. Returns `None` if the golden does not
-    /// exist, or has an older format that cannot be parsed. If the format is older, insta shows the
-    /// old and the new text.
+    /// Reads the recorded results (the golden) of this model from the folder. `found` contains the
+    /// new results; the kind of its machine is part of the golden's file name. Returns `None` if
+    /// there is no golden, or if its format is too old to be parsed. In the latter case, insta
+    /// compares the texts later, and shows both.
     pub(super) fn known(&self, found: &Golden, folder: &Path) -> Option<Golden> {
         let name = self.file_name(found.fingerprint.as_ref());
         let text = fs::read_to_string(folder.join(format!("{name}.snap"))).ok()?;

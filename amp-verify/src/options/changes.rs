@@ -33,9 +33,9 @@ pub struct ChangeArgs {
     /// Clip gradients to this global norm
     #[arg(long, value_name = "NORM")]
     pub gradient_clip_val: Option<f64>,
-    /// End training when this logged value, for example val_loss, no longer improves. A metric for
-    /// which the model declares that higher is better improves if it rises; any other value
-    /// improves if it falls [default: each model's own]
+    /// End training when this logged value, for example val_loss, no longer improves. To improve
+    /// means to fall, except for a metric that the model declares as better when higher: it must
+    /// rise [default: each model's own]
     #[arg(long, value_name = "NAME")]
     pub early_stopping: Option<String>,
     /// Number of epochs without improvement after which training ends [default: each model's own,

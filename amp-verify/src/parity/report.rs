@@ -261,8 +261,9 @@ mod tests {
         row
     }
 
-    /// Checks that the metrics of three seeds agree if the interval m ± 2.92·s/√3 is within ±0.02.
-    /// Here m is the mean of the three differences, and s is their standard deviation.
+    /// Compares the metrics of the model and of its PyTorch version with three seeds. Checks that
+    /// they agree if the interval m ± 2.92·s/√3 is within ±0.02. Here m is the mean of the three
+    /// differences between model and PyTorch version, and s is their standard deviation.
     #[rstest]
     #[case::alike([0.9, 0.9, 0.9], Status::Agree, "")]
     #[case::near([0.895, 0.9, 0.905], Status::Agree, "")]

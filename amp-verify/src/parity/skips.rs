@@ -61,11 +61,12 @@ pub struct Rounding {
     /// times the largest relative difference between the gradients of a perturbed and the
     /// unperturbed run at the same loss scale, over all steps so far.
     pub largest: Vec<f64>,
-    /// The steps that some runs of the model, perturbed or not, skip and others apply.
+    /// The steps that some runs of the model skip and others apply. The runs are the unperturbed
+    /// run and the perturbed ones.
     pub either: Vec<u64>,
     /// The first step in which the losses of the model and its PyTorch version differ by more than
-    /// four times the largest difference between a perturbed and the unperturbed run. From this
-    /// step on, rounding alone does not explain the difference. Null if there is no such step.
+    /// rounding alone explains. The limit is four times the largest difference in loss between a
+    /// perturbed and the unperturbed run of the model. Null if no step exceeds the limit.
     pub parted: Option<u64>,
 }
 

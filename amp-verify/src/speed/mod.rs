@@ -1,5 +1,5 @@
-//! What the benchmark measures, and what a registry declares for the benchmark: workloads and
-//! targets.
+//! The benchmark's measurements, and the types with which a project's registry declares what the
+//! benchmark measures (workloads) and which speed to reach (targets).
 
 mod feed;
 mod measurement;

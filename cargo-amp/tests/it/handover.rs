@@ -1,4 +1,5 @@
-//! Tests of the command line, and of the program that runs when libtorch is ready.
+//! Tests of how `cargo amp` reads its command line, and of the cargo commands and the amp binary that
+//! it starts after it has found libtorch.
 
 use std::env;
 use std::fs;

@@ -202,7 +202,7 @@ impl Executor for Replay {
         examples: Examples,
     ) -> Result<()> {
         let Captured::Graph(graph) = &mut self.graph else {
-            unreachable!("only a captured step is accepted");
+            unreachable!("the step was captured before it is replayed");
         };
         if !self.entered {
             // Some parameters may have no gradient in the graph. Without this call, the optimizer

@@ -48,9 +48,10 @@ enum Report {
     End(io::Result<ExitStatus>),
 }
 
-/// Divides the tests of `packages` into parts that run the same tests as a plain `cargo test`. The
-/// parts are the unit tests, the integration tests of each name, and the documentation tests.
-/// Returns no parts if options cannot select the same tests as a plain `cargo test`.
+/// Divides the tests of `packages` into parts that together run the same tests as a plain `cargo
+/// test`. One part has all unit tests, one part has all documentation tests, and for each name of
+/// an integration test target, one part has the targets of this name. Returns no parts if options
+/// cannot select the same tests as a plain `cargo test`.
 pub(crate) fn parts(packages: &[Package]) -> Vec<Part> {
     let targets: Vec<_> = packages.iter().flat_map(|package| &package.targets).collect();
     // `--lib` also runs the tests of libraries with `test = false`. If an option names a target

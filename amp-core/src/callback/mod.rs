@@ -102,8 +102,8 @@ pub trait Callback {
         Ok(Vec::new())
     }
 
-    /// Returns when this callback must run: after a step, or within it. The trainer runs steps as
-    /// CUDA graphs only if no callback runs within a step.
+    /// Returns whether this callback runs after a training step or within the step. The trainer runs
+    /// steps as CUDA graphs only if no callback runs within a step.
     fn step_access(&self) -> StepAccess {
         StepAccess::InStep("a callback does not declare a step_access that allows CUDA graphs")
     }

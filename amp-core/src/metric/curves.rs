@@ -165,7 +165,8 @@ fn classes_of(
     Ok((scores, of.f_reshape([-1])?))
 }
 
-/// Returns the scores and the int64 labels 0, 1 and -100, both in the shape of the logits.
+/// Returns the scores and the int64 labels (0, 1, or -100 for an ignored element), both in the shape
+/// of the logits.
 fn scores_of_labels(
     what: &str,
     thresholds: Option<i64>,

@@ -124,8 +124,9 @@ impl Agreement {
     }
 
     /// Returns by how much the results of another machine with the same kernels may differ from the
-    /// recorded ones. The tolerance of the metric is at most the gate's margin. So every regression
-    /// that fails the gate also fails the comparison with the golden.
+    /// recorded results (the golden). The tolerance of the metric is at most the model's margin, with
+    /// which `cargo amp gate` judges it. So every regression that fails the gate also fails the
+    /// comparison with the golden.
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
         // The smallest tolerance of an accuracy corresponds to one and a quarter examples. So a

@@ -53,9 +53,9 @@ pub struct ParityArgs {
     /// Number of batches at the start whose losses are compared with the PyTorch version's
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
     pub losses: u64,
-    /// Kernels of the Rust model's layers and losses on CUDA: own, or libtorch. If the model and
-    /// its PyTorch version skip different steps, the model runs again with libtorch's kernels,
-    /// which round as PyTorch does
+    /// Kernels of the Rust model's layers and losses on CUDA: own (amp-core's), or libtorch. If the
+    /// loss scaler skips different steps in the model and in its PyTorch version, the model runs
+    /// again with libtorch's kernels, which round as PyTorch does
     #[arg(long, value_name = "WHOSE", value_parser = Kernels::from_str,
           default_value_t = Kernels::default())]
     pub kernels: Kernels,

@@ -276,8 +276,8 @@ impl Run<'_, '_> {
         }
         let plan = state.get::<TrainingPlan>("plan");
         if let (Ok(plan), Ok(there)) = (&plan, state.get::<Vec<Option<u64>>>("courses")) {
-            // The saved digests are compared with those of the schedules that the current code
-            // builds for the length of the saved run.
+            // Builds the schedules with the current code, for the length of the saved run. Their
+            // digests must equal the saved ones.
             let schedules = self.model.configure_optimizers(plan)?.into_schedules();
             let here = self.state.optim.scheduled.iter().zip(schedules);
             let here = here.map(|(one, schedule)| {

@@ -139,8 +139,7 @@ pub struct Losses {
 
 /// The smallest exponent that is counted. It is below the exponent of every f64 number except zero.
 const LOWEST: i64 = -1100;
-/// The number of exponents that are counted, from `LOWEST` on. These exponents cover all finite f64
-/// numbers.
+/// The number of counted exponents, from `LOWEST` on. They cover all finite f64 numbers.
 const EXPONENTS: i64 = 2200;
 /// The number of classes into which values with the same exponent are divided. Class 5 contains the
 /// exact powers of 2. [`Format::class`] explains classes 0 to 4.
@@ -157,8 +156,7 @@ impl Histogram {
             let values = tensor.f_detach()?.f_flatten(0, -1)?;
             let finite = values.f_isfinite()?;
             let present = values.f_ne(0.0)?.f_logical_and(&finite)?;
-            // Counts on the device, because copying the values to the host takes longer than a
-            // training step.
+            // Counts on the device, because a copy to the host takes longer than a training step.
             let values = values.f_to_kind(Kind::Double)?.f_abs()?;
             let values = values.f_masked_fill(&present.f_logical_not()?, 1.0)?;
             // frexp returns a mantissa in [1/2, 1).
@@ -366,8 +364,7 @@ impl Window {
 pub struct CommonWindow {
     /// The loss scales that are safe for all layers.
     pub window: Window,
-    /// The layer that needs the largest loss scale: if the scale falls, its values become zero
-    /// first.
+    /// The layer whose values become zero first if the loss scale falls.
     pub lowest: String,
     /// The layer that needs the smallest loss scale: if the scale rises, its values overflow first.
     pub highest: String,

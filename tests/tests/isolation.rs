@@ -380,8 +380,7 @@ fn an_anchor_has_its_budget_from_the_spread() {
 }
 
 /// A damaged file of recorded differences between CPUs (the spread) is reported before training,
-/// with its path and the remedy. The data set of this test aborts the process when it is loaded, so
-/// the test fails if training begins.
+/// with its path and the remedy. If training began, its data set would abort the process.
 #[rstest]
 #[case("{", "recorded spread: EOF")]
 #[case(&spread([1.0; 3]).replace("1.0,", ""), "32-true has fewer than three samples")]

@@ -58,8 +58,7 @@ impl Interval {
         }
     }
 
-    /// If code in `batch` has asked whether values are reported, remembers this for the whole step,
-    /// too.
+    /// Remembers for the whole step whether code in `batch` has asked if values are reported.
     pub(super) fn follow(&mut self, batch: &Self) {
         self.asked.set(self.asked.get() || batch.asked.get());
     }

@@ -38,7 +38,7 @@ impl OptimizerConfig {
         self
     }
 
-    /// If there is a schedule, replaces it by the result of `wrap`.
+    /// Replaces the schedule, if there is one, by the result of `wrap`.
     #[must_use]
     pub fn wrap_scheduler(
         mut self,

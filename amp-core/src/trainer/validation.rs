@@ -73,8 +73,8 @@ impl Run<'_, '_> {
         Ok(values)
     }
 
-    /// If a validation loss is not finite, searches the validation sets for the first tensor that
-    /// is not finite, and names this tensor in a note. Searches only once in a run.
+    /// Searches the validation sets for the first tensor that is not finite, if a validation loss is
+    /// not finite, and names this tensor in a note. Searches only once in a run.
     fn explain_once(&mut self, values: &[Logged]) -> Result<()> {
         let is_loss = |logged: &&Logged| logged.name.starts_with("val_loss");
         let Some(loss) = values.iter().filter(is_loss).find(|logged| !logged.value.is_finite())

@@ -84,8 +84,7 @@ const BY_CHANCE: f64 = 0.75;
 /// number. The last rounding has an error of at most half of this number, which is an eighth of the
 /// value. So the other errors must be at least 7/8 of the value.
 const LOSES: f64 = 7.0 / 8.0;
-/// If a tensor has fewer elements than this number, it is not judged whether its elements have too
-/// few digits.
+/// A tensor with fewer elements is not judged by the digits of its elements.
 const LEAST_ELEMENTS: usize = 64;
 
 impl Own {
@@ -248,8 +247,7 @@ impl Otherwise {
             (power(format.min_subnormal_exponent() + 2), power(format.max_exponent()));
         let size = self.exact.f_abs()?;
         let held = size.f_ge(least)?.f_logical_and(&size.f_le(most)?)?;
-        // The error that one rounding inside the layer causes if the rounded value is as large as
-        // the root mean square.
+        // The error of rounding once, inside the layer, a value as large as the root mean square.
         let squares = size.f_square()?.f_masked_fill(&held.f_logical_not()?, 0.0)?;
         let rms = squares.f_mean(Dtype::Double)?.f_sqrt()?;
         let (inside, reached) = (rms.f_mul_scalar(rounding_of(to))?, size.f_mul_scalar(LOSES)?);

@@ -61,8 +61,7 @@ pub struct Rounding {
     /// times the largest relative difference between the gradients of a perturbed and the
     /// unperturbed run at the same loss scale, over all steps so far.
     pub largest: Vec<f64>,
-    /// The steps that some runs of the model skip and others apply. The runs are the unperturbed
-    /// run and the perturbed ones.
+    /// The steps that some runs of the model skip and others apply. Perturbed runs count too.
     pub either: Vec<u64>,
     /// The first step in which the losses of the model and its PyTorch version differ by more than
     /// rounding alone explains. The limit is four times the largest difference in loss between a
@@ -72,8 +71,7 @@ pub struct Rounding {
 
 impl Rounding {
     /// Computes the effect of rounding from the unperturbed run's attempts (`own`), the losses of
-    /// the model and its PyTorch version, and the perturbed runs (`moved`). Each optimizer step has
-    /// `window` batches.
+    /// both versions, and the perturbed runs (`moved`). Each optimizer step has `window` batches.
     pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
         // Returns the largest gradient of an attempt, converted to the loss scale of the
         // unperturbed run. The two scales differ after a step that only one of the runs skipped.
@@ -111,11 +109,9 @@ impl Rounding {
 pub(super) enum Skips {
     /// The model and its PyTorch version skip the same steps.
     Same,
-    /// The model and its PyTorch version skip different steps because of rounding. The text
-    /// explains the difference.
+    /// The two skip different steps because of rounding. The text explains the difference.
     Rounding(String),
-    /// The model and its PyTorch version skip different steps, and rounding does not explain the
-    /// difference. The text names the steps.
+    /// The two skip different steps, and rounding does not explain this. The text names the steps.
     Differ(String),
 }
 
@@ -149,12 +145,9 @@ impl Seed {
         }
         let [own, other] = [&self.skipped.ours, &self.skipped.theirs].map(|all| first(all, count));
         let seed = self.seed;
+        let [scale, to] = [self.scale.ours, self.scale.theirs].map(|scale| scale.unwrap_or(1.0));
         let what = match own == other {
-            true => format!(
-                "seed {seed}: Rust ends with the scale {}, PyTorch with {}",
-                named(self.scale.ours),
-                named(self.scale.theirs)
-            ),
+            true => format!("seed {seed}: Rust ends with the scale {scale}, PyTorch with {to}"),
             false => format!(
                 "seed {seed}: Rust skips the steps {own:?} of the first {count}, PyTorch {other:?}"
             ),
@@ -182,15 +175,10 @@ impl Seed {
             Some(text) => Skips::Rounding(format!("{what}; {text}{seen}")),
             None => Skips::Differ(format!(
                 "{what}, and with libtorch's kernels, Rust skips {plain:?}, with the scale {} at the end{seen}",
-                named(again.scale)
+                again.scale.unwrap_or(1.0)
             )),
         }
     }
-}
-
-/// Returns the loss scale as text, or `none` if the loss is not scaled.
-fn named(scale: Option<f64>) -> String {
-    scale.map_or_else(|| "none".to_owned(), |scale| scale.to_string())
 }
 
 impl Again {
@@ -318,11 +306,11 @@ mod tests {
     )]
     #[case::too_small(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.5), None], "differ",
-        "and with libtorch's kernels, Rust skips [], with the scale Some(65536.0) at the end"
+        "and with libtorch's kernels, Rust skips [], with the scale 65536 at the end"
     )]
     #[case::apart_before(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.9), None], "differ",
-        "and with libtorch's kernels, Rust skips [], with the scale Some(65536.0) at the end"
+        "and with libtorch's kernels, Rust skips [], with the scale 65536 at the end"
     )]
     #[case::beyond_f16(
         &[Some(0.5), Some(1.08)], &[Some(0.4), Some(0.3)], &[Some(0.5), None], "rounding",
@@ -392,8 +380,7 @@ mod tests {
         assert_eq!(found(&[2.0, 2.001, 2.001, 2.07], 1).parted, None);
     }
 
-    /// Checks that rounding does not explain different skipped steps if the model in Rust was not
-    /// trained again.
+    /// Checks that different skips have no explanation if the model in Rust was not trained again.
     #[test]
     fn other_skips_need_an_explanation() {
         let mut seed = seed(&[Some(1.4)], &[None], &[None]);
@@ -401,9 +388,8 @@ mod tests {
         assert!(matches!(seed.skips(100), Skips::Differ(_)));
     }
 
-    /// Checks that rounding does not explain different skipped steps if the final loss scales
-    /// differ. The model in Rust, trained again, skips the same first steps as the PyTorch version,
-    /// but ends with another loss scale.
+    /// Checks that different skips have no explanation if the model in Rust, trained again, skips the
+    /// same first steps as the PyTorch version, but ends with another loss scale.
     #[test]
     fn the_second_run_must_end_near_the_twins_scale() {
         let mut seed = seed(&[Some(0.4)], &[None], &[None]);

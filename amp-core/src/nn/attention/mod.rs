@@ -29,8 +29,7 @@ use super::{
 };
 use crate::{Error, Result, ffi};
 
-/// Multi-head attention, computed by scaled_dot_product_attention; nn.MultiheadAttention with
-/// batch_first.
+/// nn.MultiheadAttention with batch_first, computed by scaled_dot_product_attention.
 ///
 /// As a [`Module`] it is self-attention on `[N, L, embed_dim]`. For other inputs or with a mask,
 /// call [`attend`](Self::attend): in a derived `#[forward]`, `self.attention.attend(…, cx)`.
@@ -78,8 +77,7 @@ impl MultiheadAttention {
     /// projections' weights (Xavier uniform), `bias_k` and `bias_v` (Xavier normal). Biases are 0.
     ///
     /// # Errors
-    /// - When `num_heads` does not divide `embed_dim`, or `num_kv_heads` does not divide
-    ///   `num_heads`.
+    /// - When `num_heads` does not divide `embed_dim`, or `num_kv_heads` not `num_heads`.
     /// - When a number of features or heads is not positive, or `dropout` is not in [0, 1].
     /// - When `causal` is set together with `add_bias_kv` or `add_zero_attn`.
     /// - When `rotary` is set and a head's number of features, `embed_dim / num_heads`, is odd.

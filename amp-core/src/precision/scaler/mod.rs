@@ -129,8 +129,7 @@ enum Mode {
     Scale,
 }
 
-/// An optimizer whose gradients were unscaled since the last update, and whether these gradients
-/// overflowed.
+/// An optimizer whose gradients were unscaled since the last update, and whether they overflowed.
 #[derive(Debug)]
 struct Use {
     owner: usize,
@@ -160,8 +159,8 @@ impl GradScaler {
         })
     }
 
-    /// Creates a scaler that neither scales losses nor skips steps. With such a scaler, the same
-    /// training code works for every precision.
+    /// Creates a scaler that neither scales losses nor skips steps, so that the same training code
+    /// works for every precision.
     ///
     /// # Errors
     /// When libtorch does not have this device.
@@ -198,9 +197,8 @@ impl GradScaler {
     ///
     /// PyTorch has no lower limit for the scale. With a scale of 2⁻¹²⁸ or less, finite gradients
     /// become infinite or NaN when they are unscaled. They are unscaled after the check for
-    /// overflows, so the step is not skipped, and makes parameters infinite or NaN. Call this
-    /// method after [`update`](Self::update), and end the training if it returns true. The trainer
-    /// does so.
+    /// overflows, so the step is not skipped, and makes parameters infinite or NaN. The trainer calls
+    /// this method after [`update`](Self::update), and ends the training if it returns true.
     pub fn has_collapsed(&self) -> bool {
         !((1.0 / f64::from(self.mirror.0)) as f32).is_finite()
     }
@@ -221,8 +219,7 @@ impl GradScaler {
     }
 
     /// Multiplies a loss by the scale. If the loss is not finite, the step is skipped even if all
-    /// gradients are finite, for example if a squared error overflows. PyTorch would apply such a
-    /// step.
+    /// gradients are finite, as with a squared error that overflows. PyTorch applies such a step.
     ///
     /// # Errors
     /// When `loss` is not a scalar.
@@ -293,8 +290,7 @@ impl GradScaler {
         }
         let overflowed = match uses.iter().map(|seen| seen.overflowed).collect::<Option<Vec<_>>>() {
             Some(known) => known.contains(&true),
-            // The gradients were unscaled, but no step has read from the device whether the
-            // gradients overflowed.
+            // No step has read from the device whether the unscaled gradients overflowed.
             None => total.f_double_value(&[])? != 0.0,
         };
         let _ = self.scale.f_internal_amp_update_scale_(
@@ -324,8 +320,7 @@ impl GradScaler {
     }
 
     /// Undoes the last [`update`](Self::update): returns to the scale and the growth tracker of
-    /// `state`, which was read before that update. The values are written to the existing tensors,
-    /// because captured steps use these tensors.
+    /// `state`, which was read before that update. Captured steps keep using the same tensors.
     pub(crate) fn return_to(&mut self, state: ScalerState) -> Result<()> {
         let _ = self.scale.f_fill_(state.scale)?;
         let _ = self.growth_tracker.f_fill_(i64::from(state.growth_tracker))?;
@@ -389,8 +384,8 @@ impl GradScaler {
     fn refuse_second_use(&self, owner: usize) -> Result<()> {
         if self.iteration.iter().any(|seen| seen.owner == owner) {
             return Err(Error::Scaler(
-                "this optimizer's gradients were already unscaled since the last update: unscale \
-                 them once, and call `update` after the step"
+                "this optimizer's gradients were already unscaled since the last update: call \
+                 `update` after each step"
                     .into(),
             ));
         }

@@ -376,8 +376,7 @@ fn in_words(name: &str) -> &str {
     }
 }
 
-/// Returns a limit as the number that users write: 10 for 10 batches, or 0.5 for half of the
-/// batches.
+/// Returns a limit as users write it: 10 for 10 batches, or 0.5 for half of the batches.
 fn limit_value(limit: Limit) -> Value {
     match limit {
         Limit::Batches(most) => most.into(),

@@ -57,8 +57,7 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) does_more: bool,
     /// Whether the dtypes of the first step were reported.
     pub(super) probed: bool,
-    /// Whether a step over several batches was already checked: a note says if its gradients may
-    /// differ from the gradients of one large batch.
+    /// Whether it was checked if accumulated gradients may differ from those of one large batch.
     pub(super) looked_at_windows: bool,
     /// Whether a note about a step without targets was written.
     pub(super) told_left_out: bool,
@@ -297,8 +296,7 @@ impl<'a> StepState<'a> {
         Ok(outcome)
     }
 
-    /// Counts an applied step, updates the averages of the weights, and copies the state for a
-    /// later recovery if a copy is due.
+    /// Counts an applied step, updates averages of weights, and copies the state if a copy is due.
     pub(super) fn count_applied(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.changing = true;
         self.counts.applied += 1;
@@ -339,8 +337,7 @@ impl<'a> StepState<'a> {
     }
 
     /// Updates the state after parameters were unfrozen: creates their optimizer state, drops the
-    /// memory plan, and replaces the last copy of the state, because the plan and the copy were
-    /// made without this optimizer state.
+    /// memory plan, and replaces the last copy, because both were made without this state.
     pub(in crate::trainer) fn extend(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.optim.extend()?;
         self.start_over(model)

@@ -367,10 +367,7 @@ impl<'a> Checks<'a> {
                 "component along 32-true's gradient, relative difference from its norm",
                 judged.projection,
             ),
-            (
-                "component of one parameter's gradient along 32-true's, relative difference from its norm",
-                judged.parameter,
-            ),
+            ("a gradient's component along 32-true's, relative difference", judged.parameter),
             ("distance from 32-true's gradient, relative to its norm", (error, f64::INFINITY)),
             ("the loss, relative difference from 32-true's", judged.loss),
         ] {

@@ -108,8 +108,7 @@ impl Replay {
             .iter()
             .map(|parameter| Ok((parameter.name.clone(), copy_of(&parameter.tensor)?)))
             .collect::<Result<_>>()?;
-        // The run's optimizers may leave out frozen parameters. So the parameters that are frozen
-        // in the run are frozen here too while the optimizers are built.
+        // The run's optimizers may leave out frozen parameters, so these are frozen here too.
         let frozen: Vec<Tensor> = nn::parameters(model.as_ref())
             .into_iter()
             .zip(nn::parameters(run))
@@ -151,8 +150,7 @@ impl Replay {
         Ok(())
     }
 
-    /// Copies the run's weights at the end of a step, to find later which weights hooks have
-    /// changed.
+    /// Copies the run's weights at the end of a step, to find later which ones hooks change.
     pub(super) fn keep(&mut self, run: &dyn LightningModule) -> Result<()> {
         self.kept = Kept::of(run, Role::Parameter)?;
         Ok(())

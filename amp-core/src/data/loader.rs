@@ -185,6 +185,11 @@ impl DataLoader {
         matches!(self.source, Source::Resident(_))
     }
 
+    /// Returns the number of bytes of the copy of the set that the loader keeps on the device.
+    pub(super) fn copied_bytes(&self) -> u64 {
+        self.copied
+    }
+
     /// Returns the number of bytes of the tensors that the loader itself keeps on the device: the
     /// copy of the set, and the order of an epoch's examples.
     pub(crate) fn held_bytes(&self) -> u64 {

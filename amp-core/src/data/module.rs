@@ -193,6 +193,20 @@ impl DataModule {
         DataLoader::new(set, self.batch_size, loading, policy)
     }
 
+    /// Returns the number of bytes of the copies of the training set and of the validation sets that
+    /// a run keeps on the device. A set has no copy if it is read batch by batch, or if it is
+    /// already on the device in the precision's dtype.
+    ///
+    /// # Errors
+    /// The errors of [`train_loader`](Self::train_loader) and [`loader`](Self::loader).
+    pub fn copied_bytes(&self, policy: Policy) -> Result<u64> {
+        let mut bytes = self.train_loader(policy, 0)?.copied_bytes();
+        for (_, set) in self.val.iter() {
+            bytes += self.loader(set, policy)?.copied_bytes();
+        }
+        Ok(bytes)
+    }
+
     /// Returns a data module with only the first `batches` batches of each set. An order that a
     /// sampler determines is replaced by [`Order::Shuffled`], because the sampler was made for the
     /// complete set.

@@ -1,49 +1,18 @@
 //! Lints: warnings about code that compiles but trains poorly.
 
 use proc_macro2::Ident;
-use syn::{Expr, spanned::Spanned};
+use syn::Expr;
 
-use super::keys;
 use crate::{
     diag::Diagnostics,
-    model::{Build, Config, Forward, Kind, Model, Optimizers, Region, Source},
+    model::{Build, Forward, Kind, Model, Region, Source},
     spec::{Attr, Field, Spec, has, named, word},
     symbol,
 };
 
 /// Adds warnings for a struct in which no errors were found.
 pub(super) fn advise(model: &Model, diag: &Diagnostics) {
-    eps_is_representable_in_half_precision(model, diag);
     batch_norm_is_not_fed_low_precision(model, diag);
-}
-
-/// Warns if Adam's eps is too small for f16. Adam divides by √v + eps. The smallest positive f16
-/// number is 2⁻²⁴ ≈ 6e-8, so a smaller eps becomes zero under `16-true` (Lightning #20619).
-fn eps_is_representable_in_half_precision(model: &Model, diag: &Diagnostics) {
-    let Some(lightning) = &model.lightning else {
-        return;
-    };
-    let Optimizers::Generated(optimizers) = &lightning.optimizers else {
-        return;
-    };
-    let pairs = optimizers.iter().flat_map(|optimizer| {
-        let keys = match &optimizer.config {
-            Config::Known { keys, .. } => keys.as_slice(),
-            Config::Own { .. } | Config::Value(_) => return Vec::new(),
-        };
-        let groups = optimizer.groups.iter().flat_map(|group| &group.keys);
-        keys.iter().chain(groups).collect()
-    });
-    for eps in pairs.filter(|pair| pair.key == "eps") {
-        if keys::number(&eps.value).is_some_and(|eps| eps < 1e-7) {
-            diag.warn(
-                eps.value.span(),
-                "EPS_UNDERFLOWS_IN_HALF_PRECISION",
-                "float16 has no numbers this small, so under 16-true a larger eps is used; write \
-                 `eps = 1e-4` to use the same eps in every precision",
-            );
-        }
-    }
 }
 
 /// Warns if a layer before a batch norm computes in half precision. The batch norm's input is then

@@ -252,12 +252,14 @@ impl Job {
         if self.task == Task::Frozen {
             model = Box::new(Intercepted::new(model, controls::Freeze));
         }
+        let policy = config.policy();
         let mut trainer = Trainer::new(config);
         if let Some(stopping) = case.stopping() {
             trainer = trainer.callback(stopping);
         }
         let record = trainer.fit(model.as_mut(), &case.data)?;
         let memory = meter.read()?;
+        let data_bytes = case.data.copied_bytes(policy)?;
         let validation = identity::Validation::of(&case.data)?;
         let is_baseline = self.precision == Precision::F32True;
         // The overlap of training and validation examples is judged in the runs under a precision.
@@ -294,6 +296,7 @@ impl Job {
             skipped_steps: record.end.skipped,
             final_scale: record.end.scale,
             peak_memory_bytes: memory.peak_allocated,
+            data_bytes,
             observed: record.observed,
             examples: case.data.val.examples(),
             pairing: identity::digest(&[&weights, &order.digest(), &validation]),

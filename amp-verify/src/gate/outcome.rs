@@ -26,6 +26,9 @@ pub struct Outcome {
     pub final_scale: Option<f64>,
     /// The largest number of bytes that tensors occupied at one time, including the gate's tensors.
     pub peak_memory_bytes: u64,
+    /// How many of these bytes are copies of the data sets in the precision's dtype.
+    #[serde(default)]
+    pub data_bytes: u64,
     /// The dtypes of matrix products, loss and weights, as observed in the first step.
     pub observed: Observed,
     /// The number of examples in the validation set.
@@ -91,6 +94,7 @@ impl Outcome {
             skipped_steps: 0,
             final_scale: None,
             peak_memory_bytes: 0,
+            data_bytes: 0,
             observed: Observed::default(),
             examples: 0,
             pairing: String::new(),

@@ -17,11 +17,11 @@ pub struct ChangeArgs {
     /// Examples per batch [default: each model's own]
     #[arg(long)]
     pub batch_size: Option<i64>,
-    /// Epochs [default: each model's own epochs or steps]
+    /// Epochs [default: each model's own epochs or steps; the gate's quick tier, `margins` and
+    /// `selftest` use each model's quick length]
     #[arg(long)]
     pub epochs: Option<i64>,
-    /// Train N optimizer steps, in as many epochs as needed [default: each model's own epochs or
-    /// steps]
+    /// Train N optimizer steps, in as many epochs as needed [default: as for --epochs]
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "epochs")]
     pub steps: Option<u64>,
     /// End training after N optimizer steps, if this is before the end of the last epoch

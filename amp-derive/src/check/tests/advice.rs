@@ -3,18 +3,6 @@
 use super::*;
 
 #[test]
-fn an_eps_that_underflows_in_f16_is_warned_about() {
-    let source = |eps| {
-        format!(
-            "#[loss(mse_loss)] #[optimizer(adamw, lr = 0.1, eps = {eps})] struct Net {{ {LAYER} }}"
-        )
-    };
-    advises(&source("1e-8"), &[("1e-8", "EPS_UNDERFLOWS_IN_HALF_PRECISION")]);
-    advises(&source("1e-4"), &[]);
-    advises(&source("self.eps"), &[]);
-}
-
-#[test]
 fn batch_norm_after_half_precision_is_warned_about() {
     let source = |first, second| {
         format!(

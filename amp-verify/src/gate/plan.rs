@@ -16,6 +16,7 @@ use crate::{
     diagnose::{Overrides, PolicyFile},
     faults::Fault,
     length::Length,
+    options::check_margin,
     registry::{Model, Registry},
 };
 
@@ -138,9 +139,7 @@ impl Plan {
                  --model"
             )));
         }
-        if let Some(margin) = args.margin.filter(|margin| !(*margin > 0.0 && margin.is_finite())) {
-            return Err(Error::config(format!("margin {margin}: it must be above 0")));
-        }
+        check_margin(args.margin)?;
         let subject = |model: &Arc<Model>| {
             let length = length(&changes, args.tier, model);
             Subject::with(registry, model, &changes, length, args.margin)

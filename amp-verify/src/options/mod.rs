@@ -11,7 +11,7 @@ pub use recovery::RecoveryArgs;
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use amp_core::{
-    Error,
+    Error, Result,
     data::{Loading, Placement},
     memory::parse_bytes,
     optim::{Moments, WeightUpdate},
@@ -22,6 +22,19 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::case::Choices;
+
+/// Checks the option `--margin`.
+///
+/// # Errors
+/// When the margin is not a finite number above 0.
+pub(crate) fn check_margin(margin: Option<f64>) -> Result<()> {
+    match margin {
+        Some(margin) if !(margin > 0.0 && margin.is_finite()) => {
+            Err(Error::config(format!("margin {margin}: it must be above 0")))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// The options that all training commands share.
 #[derive(Debug, Args)]

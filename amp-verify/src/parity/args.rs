@@ -13,7 +13,7 @@ use clap::Args;
 use crate::{
     changes::Changes,
     length::Length,
-    options::positive,
+    options::{check_margin, positive},
     registry::{Model, Registry, Twin},
 };
 
@@ -98,9 +98,7 @@ impl ParityArgs {
             let text = "it must be at least 2, to distinguish a difference from chance";
             return Err(Error::config(format!("seeds {}: {text}", self.seeds)));
         }
-        if let Some(margin) = self.margin.filter(|margin| !(*margin > 0.0 && margin.is_finite())) {
-            return Err(Error::config(format!("margin {margin}: it must be above 0")));
-        }
+        check_margin(self.margin)?;
         if let Some(threads) = self.threads {
             if threads < 1 {
                 return Err(Error::config(format!("threads {threads}: it must be at least 1")));

@@ -26,7 +26,8 @@ pub struct Outcome {
     pub final_scale: Option<f64>,
     /// The largest number of bytes that tensors occupied at one time, including the gate's tensors.
     pub peak_memory_bytes: u64,
-    /// How many of these bytes are copies of the data sets in the precision's dtype.
+    /// How many of these bytes are copies of the data sets in the precision's dtype. Not counted (0)
+    /// on CUDA and under the mixed precisions.
     #[serde(default)]
     pub data_bytes: u64,
     /// The dtypes of matrix products, loss and weights, as observed in the first step.

@@ -99,8 +99,8 @@ impl Callback for EarlyStopping {
 
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         if epoch.ended_early {
-            // The run ends in the middle of the epoch, so the epoch does not count now. A resumed
-            // run completes the epoch and counts it.
+            // The run ends before this epoch is complete, so the epoch does not count as one
+            // without improvement. A resumed run completes the epoch and judges it.
             return Ok(Vec::new());
         }
         let Self { monitor, mode, patience, min_delta, .. } = self;

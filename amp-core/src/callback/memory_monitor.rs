@@ -34,8 +34,8 @@ impl Callback for MemoryMonitor {
     }
 
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        // A run that was resumed in the middle of an epoch has no meter until the next epoch
-        // begins. The peak of a part of an epoch would be misleading, so nothing is logged.
+        // If the run was resumed in the middle of this epoch, the epoch's start was not measured.
+        // The peak of only a part of the epoch would be misleading, so nothing is logged.
         let Some(meter) = self.meter.take() else { return Ok(()) };
         let memory = meter.read()?;
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);

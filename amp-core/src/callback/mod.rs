@@ -59,12 +59,13 @@ use crate::{
 /// ```
 #[expect(clippy::missing_errors_doc, reason = "stated once, in the comment of the trait")]
 pub trait Callback {
-    /// Returns the callback's name in a checkpoint. Two callbacks of one run need different names.
+    /// Returns the name under which checkpoints store the callback's state. Two callbacks of one
+    /// run need different names.
     fn name(&self) -> String;
 
-    /// Returns the name of the logged value that the callback reads, if it reads one. If the
-    /// validation before the first epoch shows that the run does not log this value, the run ends
-    /// with an error before any training step.
+    /// Returns the name of the logged value that the callback reads, if it reads one. If the sanity
+    /// check (the validation before the first epoch) shows that the run does not log this value,
+    /// the run ends with an error before any training step.
     fn monitors(&self) -> Option<&str> {
         None
     }
@@ -102,8 +103,9 @@ pub trait Callback {
         Ok(Vec::new())
     }
 
-    /// Returns whether this callback runs after a training step or within the step. The trainer runs
-    /// steps as CUDA graphs only if no callback runs within a step.
+    /// Returns when the trainer must call this callback: within a training step, for example to
+    /// read gradients, or only after the step. The trainer runs steps as CUDA graphs only if no
+    /// callback must be called within a step.
     fn step_access(&self) -> StepAccess {
         StepAccess::InStep("a callback does not declare a step_access that allows CUDA graphs")
     }
@@ -220,10 +222,10 @@ pub struct Epoch<'a> {
     /// epoch, and false at the end of the epoch.
     pub goes_on: bool,
     /// Whether the run ends before the last batch of the epoch. A resumed run completes the epoch,
-    /// so a callback must not count the epoch now.
+    /// so a callback must not count the epoch yet.
     pub ended_early: bool,
-    /// Whether a value that `end` does not contain may be reported at another moment of the run: at
-    /// a validation or at the end of an epoch.
+    /// Whether the run reports values at several moments: at validations and at the ends of epochs.
+    /// A value that `end` does not contain may then be reported at another of these moments.
     pub(crate) more_to_come: bool,
 }
 

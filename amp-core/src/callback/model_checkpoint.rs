@@ -38,7 +38,7 @@ const LONGEST: usize = 150;
 
 impl ModelCheckpoint {
     /// Creates a callback that keeps the file of the best epoch in `folder`. Creates the folder if
-    /// it is missing, and removes unfinished files of processes that no longer run.
+    /// it is missing, and removes partly written files that terminated processes left there.
     ///
     /// # Errors
     /// When the folder cannot be created, when another running process saves its run there, or when
@@ -153,7 +153,7 @@ impl ModelCheckpoint {
         actions
     }
 
-    /// Removes the file of an epoch that ended early.
+    /// Returns the actions that delete the checkpoint that was saved when an epoch ended early.
     fn forget_early(&mut self) -> Vec<Action> {
         let Some(early) = self.early.take() else { return Vec::new() };
         let kept = self.best.len();
@@ -249,8 +249,8 @@ impl Callback for ModelCheckpoint {
         self.best = state.get("best")?;
         self.early =
             state.values().contains_key("early").then(|| state.get("early")).transpose()?;
-        // A file in another folder than this callback's does not belong to this run. A file in this
-        // folder may have been deleted after the state was saved.
+        // Keeps only files that exist in this callback's folder. Files in another folder belong to
+        // the run that was resumed. Other files may have been deleted after the state was saved.
         let here = |path: &Path| path.parent() == Some(self.folder.as_path()) && path.exists();
         self.best.retain(|(_, path)| here(path));
         Ok(())

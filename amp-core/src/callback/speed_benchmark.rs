@@ -71,8 +71,8 @@ impl Callback for SpeedBenchmark {
     }
 }
 
-/// Returns the quantile by the nearest-rank method: the smallest value in `sorted` for which at
-/// least the fraction `quantile` of all values are less than or equal to this value.
+/// Returns the quantile by the nearest-rank method: the smallest value in `sorted` that is not
+/// exceeded by at least the fraction `quantile` of all values.
 fn nearest_rank(sorted: &[f64], quantile: f64) -> Option<f64> {
     let rank = (quantile * sorted.len() as f64).ceil().max(1.0) as usize;
     sorted.get(rank - 1).copied()
@@ -82,7 +82,7 @@ fn nearest_rank(sorted: &[f64], quantile: f64) -> Option<f64> {
 mod tests {
     use super::nearest_rank;
 
-    /// Checks the median and the 95th percentile of ten values, and the cases of one and of no value.
+    /// Checks the median and the 95th percentile of ten values, of one value and of no values.
     #[test]
     fn ranks_are_those_of_the_definition() {
         let ten: Vec<f64> = (1..=10).map(f64::from).collect();

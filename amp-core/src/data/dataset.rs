@@ -74,15 +74,16 @@ pub trait Dataset: Send {
     /// When an example cannot be read. The training loop then ends the epoch and returns the error.
     fn gather(&mut self, indices: &[i64]) -> Result<Self::Batch>;
 
-    /// Returns the examples at `indices` as [`gather`](Self::gather) does. Implement this method if
-    /// the set uses random numbers, for example for augmentation. Seed a generator with
-    /// [`draws.seed(index)`](Draws::seed) for each example. The random numbers of an example then
-    /// do not depend on the number of threads or the batch size. The loader calls this method
-    /// instead of `gather`. The default implementation calls `gather`.
+    /// Returns the examples at `indices`, as [`gather`](Self::gather) does. The loader calls only
+    /// this method; by default, it calls `gather`. Implement it if the set uses random numbers, for
+    /// example for augmentation. Seed a generator with [`draws.seed(index)`](Draws::seed) for each
+    /// example. The random numbers of an example then do not depend on the number of threads or the
+    /// batch size.
     ///
-    /// If `gather` instead takes random numbers from libtorch's CPU generator, these numbers depend
-    /// on the examples of the batch, but not on the random numbers that the model uses. The loader
-    /// then reads the set in the training loop, even with `prefetch`.
+    /// If `gather` instead takes random numbers from libtorch's CPU generator, the loader seeds
+    /// this generator before each batch with a seed that depends on the batch's first index, and
+    /// restores the generator's state afterwards. The random numbers of the set and of the model
+    /// then do not affect each other. Such a set is not prefetched.
     ///
     /// # Errors
     /// When an example cannot be read, as for [`gather`](Self::gather).
@@ -108,7 +109,7 @@ impl<B: BatchType + Send> Dataset for B {
     type Batch = AnyBatch;
 
     fn len(&self) -> i64 {
-        // If the batch is not valid, `in_memory` reports the error.
+        // `in_memory` reports the error of an invalid batch, which `len` cannot.
         self.to_any().map_or(0, |batch| batch.len())
     }
 
@@ -227,21 +228,20 @@ impl SharedDataset {
         matches!(self.reader, Reader::Stream(_))
     }
 
-    /// Returns whether the set can read a single example without reading others. An example then
-    /// costs no more in a batch of one example than in a larger batch. A stream is not such a set,
-    /// because it also copies its state for each batch.
+    /// Returns whether the set reads each example by itself, so that small batches are as fast per
+    /// example as large ones. False for a stream: it copies its state for each batch.
     pub fn reads_single_examples(&self) -> bool {
         matches!(self.reader, Reader::Examples(_))
     }
 
-    /// Returns the state in which the stream was before it returned the example `number`. Returns
-    /// `None` if the set is not a stream.
+    /// Returns the stream's state before it reads example `number` (counted from 0). Returns `None`
+    /// if the set is not a stream.
     pub(super) fn stream_state(&self, number: i64) -> Result<Option<State>> {
         self.stream().map(|stream| stream.state_before(number)).transpose()
     }
 
-    /// Sets the position of a stream, so that the next example gets this number. If `state` is
-    /// `None`, the stream starts from its beginning.
+    /// Moves a stream to `state` or, if `state` is `None`, to its beginning. `number` is the number
+    /// of the example that the stream then reads first.
     pub(super) fn set_stream(&self, number: i64, state: Option<State>) -> Result<()> {
         self.stream().map_or(Ok(()), |mut stream| stream.set(number, state))
     }
@@ -276,7 +276,8 @@ impl SharedDataset {
     /// Returns a batch of the examples at `indices`, in the order of `indices`.
     ///
     /// # Errors
-    /// When the dataset fails, or returns a batch with another number of examples.
+    /// When an example cannot be read, or the dataset returns more or fewer examples than there are
+    /// indices.
     pub fn gather(&self, indices: &[i64]) -> Result<AnyBatch> {
         let draws = Draws::new(0, 0);
         self.transforms().apply(self.gather_drawing(indices, draws)?, indices, draws)
@@ -317,17 +318,16 @@ impl SharedDataset {
     /// Returns the first `count` examples, or all examples if there are fewer.
     ///
     /// # Errors
-    /// When the dataset or a transform fails.
+    /// When an example cannot be read or transformed.
     pub fn head(&self, count: i64) -> Result<AnyBatch> {
         let indices: Vec<i64> = (0..count.min(self.len)).collect();
-        // The generator is seeded independently of the run's seed, so that this call does not
-        // change the random numbers of the run.
+        // These seeds do not depend on the run's seed: every call returns the same examples.
         let draws = Draws::new(0, 0);
         self.transforms().apply(self.first(&indices, draws)?, &indices, draws)
     }
 
-    /// Returns a set of the first `count` examples, or of all examples if there are fewer. Examples
-    /// that are not in memory are read when their batch is requested, as for the whole set.
+    /// Returns a set of the first `count` examples, or of all examples if there are fewer. If the
+    /// examples are not in memory, each is read when its batch is requested.
     pub(super) fn first_only(&self, count: i64) -> Result<Self> {
         if self.in_memory()?.is_some() {
             return Ok(self.head(count)?.into());
@@ -335,8 +335,8 @@ impl SharedDataset {
         Ok(Self { len: count.min(self.len), draws: Arc::default(), ..self.clone() })
     }
 
-    /// Returns the first examples of the set, without applying the batch transforms. `indices` are
-    /// the indices of these examples.
+    /// Returns the examples at `indices`, which must be 0, 1, 2 and so on. Does not apply the batch
+    /// transforms.
     fn first(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         match self.in_memory()? {
             Some(all) => all.narrow(0, indices.len() as i64),
@@ -348,9 +348,9 @@ impl SharedDataset {
     /// apply the batch transforms.
     ///
     /// # Errors
-    /// When the dataset fails or is a stream. When it uses random numbers, and therefore returns
-    /// other examples in each epoch. When the batch of all examples is not
-    /// [divisible](AnyBatch::is_divisible).
+    /// When an example cannot be read, or the dataset is a stream. When the dataset uses random
+    /// numbers, and therefore returns different examples in each epoch. When the batch of all
+    /// examples is not [divisible](AnyBatch::is_divisible).
     pub(super) fn whole(&self) -> Result<AnyBatch> {
         let indices: Vec<i64> = (0..self.len).collect();
         let draws = Draws::new(0, 0);
@@ -373,7 +373,7 @@ impl SharedDataset {
         };
         if drew {
             return Err(Error::config(
-                "`placement = device` copies the dataset once, but this dataset draws other random \
+                "`placement = device` copies the dataset once, but this dataset draws new random \
                  numbers in each epoch: choose `auto` or `host`",
             ));
         }

@@ -6,9 +6,9 @@ use super::{DataModule, Order};
 use crate::Result;
 
 impl DataModule {
-    /// Describes a shared tensor that may contain indices of training examples, if shuffling or
-    /// splitting the set into batches makes the indices wrong. Returns `None` if there is no such
-    /// tensor, or if the training set is not in memory.
+    /// Returns a warning about a shared tensor that may contain indices of training examples, if
+    /// shuffling the set or splitting it into batches makes these indices wrong. Returns `None` if
+    /// there is no such tensor, or if the training set is not in memory.
     pub(crate) fn misleading_numbers(&self) -> Result<Option<String>> {
         let Some(all) = self.train.in_memory()? else { return Ok(None) };
         let examples = self.train.len();

@@ -11,12 +11,12 @@ use super::{
 };
 use crate::{Error, Result, precision::Policy, random::Draws, state::State};
 
-/// Splits a dataset into batches, moves the batches to the policy's device and casts them to the
-/// policy's dtype.
+/// Splits a dataset into batches, moves the batches to the device of a [`Policy`] and casts them to
+/// its dtype.
 ///
-/// The batches of an epoch depend only on the dataset, the seed and the number of the epoch. A
-/// resumed run therefore needs only the numbers of the epoch and the batch to continue with the
-/// same batches.
+/// The batches of an epoch depend only on the dataset, the seed and the index of the epoch. A
+/// resumed run therefore needs only the indices of the epoch and of the next batch to continue with
+/// the same batches.
 #[derive(Debug)]
 pub struct DataLoader {
     source: Source,
@@ -141,7 +141,7 @@ impl DataLoader {
         };
         if self.is_stream() {
             return Err(Error::config(format!(
-                "a stream has its own order, but the sampler is `{}`: leave the sampler out",
+                "a stream cannot be read in the order of a sampler, but the sampler `{}` is set: leave it out",
                 sampler.name()
             )));
         }
@@ -203,16 +203,14 @@ impl DataLoader {
         matches!(&self.source, Source::Host { data, .. } if data.is_stream())
     }
 
-    /// Returns the number of a batch's first example in a stream, counted from the beginning of the
-    /// stream.
+    /// Returns the position in the stream, counted from 0, of the batch's first example.
     fn stream_number(&self, epoch: u64, batch: i64) -> i64 {
         let read = |batches: i64| (batches * self.batch_size).min(self.len);
         let before = if self.repeats { 0 } else { epoch.cast_signed() * read(self.batches()) };
         before + read(batch)
     }
 
-    /// Returns the state in which a stream is before it returns this batch. Returns `None` if the
-    /// set is not a stream.
+    /// Returns the state of a stream before this batch. Returns `None` if the set is not a stream.
     pub(crate) fn stream_state(&self, epoch: u64, batch: i64) -> Result<Option<State>> {
         match &self.source {
             Source::Resident(_) => Ok(None),
@@ -245,13 +243,13 @@ impl DataLoader {
         self.batch_size.min(self.len - index * self.batch_size)
     }
 
-    /// Returns the batches of one epoch, from the batch `first` on. The batches have the policy's
-    /// device and dtype. After an error the iterator ends. Dropping the iterator ends the threads
-    /// that read ahead.
+    /// Returns the batches of one epoch, from the batch `first` on. The batches are on the policy's
+    /// device, in the policy's dtype. After an error the iterator ends. Dropping the iterator ends
+    /// the threads that read ahead.
     ///
     /// # Errors
-    /// When an epoch has no batch `first`, the device has not enough memory, or no thread can be
-    /// started.
+    /// When an epoch has fewer than `first` batches, the device has not enough memory, or no thread
+    /// can be started.
     pub fn epoch(&self, epoch: u64, first: i64) -> Result<Batches<'_>> {
         let order = self.order(epoch, first)?;
         let placed = self.placed(epoch, first, order.clone())?;
@@ -271,7 +269,7 @@ impl DataLoader {
         let batches = self.batches();
         if !(0..=batches).contains(&first) {
             return Err(Error::config(format!(
-                "an epoch of {batches} batches cannot begin at batch {first}: have the data or \
+                "cannot start at batch {first} of an epoch of {batches} batches: have the data or \
                  the batch size changed?"
             )));
         }
@@ -293,9 +291,8 @@ impl DataLoader {
         Ok(self.order_of(epoch, batch_size)? == self.order_of(epoch, self.batch_size)?)
     }
 
-    /// Returns the range of each batch in the order of the examples, from the batch `first` on. A
-    /// range consists of the position of the batch's first example and the batch's number of
-    /// examples.
+    /// Returns two numbers for each batch from `first` on: the position of its first example in the
+    /// epoch's order, and its number of examples.
     fn ranges(&self, first: i64) -> impl Iterator<Item = (i64, i64)> + Send + use<> {
         let (len, batch_size) = (self.len, self.batch_size);
         (first..self.batches()).map(move |index| {

@@ -207,9 +207,9 @@ impl DataModule {
         Ok(bytes)
     }
 
-    /// Returns a data module with only the first `batches` batches of each set. An order that a
-    /// sampler determines is replaced by [`Order::Shuffled`], because the sampler was made for the
-    /// complete set.
+    /// Returns a data module with only the first `batches` batches of each set. If a sampler
+    /// determines the order of the training examples, [`Order::Shuffled`] replaces it, because the
+    /// sampler was made for the complete set.
     ///
     /// # Errors
     /// When the first examples of a dataset cannot be read.

@@ -5,8 +5,8 @@ use tch::Device;
 use super::{AnyBatch, SharedDataset};
 use crate::{Error, Result, memory, precision::Policy};
 
-/// The largest fraction of a CUDA device's free memory that a data set may take, if
-/// [`Placement::Auto`] stores the data set on the device.
+/// [`Placement::Auto`] stores a data set on a CUDA device if it takes at most this fraction of the
+/// device's free memory.
 pub const DEVICE_SHARE: f64 = 0.25;
 
 /// Where a data set is stored during training. The batches are bit-identical for all placements.
@@ -15,9 +15,9 @@ pub const DEVICE_SHARE: f64 = 0.25;
 pub enum Placement {
     /// Chooses the faster placement. If training runs on a CUDA device, a data set in memory is
     /// copied to the device, provided that it takes at most the fraction [`DEVICE_SHARE`] of the
-    /// device's free memory. If training runs on the CPU, a data set in memory is cast once before
-    /// training, unless prefetching is requested. Every other data set stays on the host, and its
-    /// batches are moved to the device one by one.
+    /// device's free memory. If training runs on the CPU, a data set in memory is cast to the
+    /// precision's dtype once, before training, unless prefetching is requested. Every other data
+    /// set stays on the host, and its batches are moved to the device one by one.
     #[default]
     Auto,
     /// On the training device. The whole data set is read before the first batch.
@@ -110,8 +110,8 @@ impl Loading {
         }
     }
 
-    /// Returns the whole data set as one batch on the device that trains, if the placement stores
-    /// the data set there. Otherwise returns `None`: the data set stays on the host.
+    /// Returns the whole data set as one batch on the training device, if the placement stores the
+    /// data set there. Returns `None` if the data set stays on the host.
     pub(super) fn resident(
         &self,
         data: &SharedDataset,
@@ -131,7 +131,7 @@ impl Loading {
         all.map(|all| all.place(policy)).transpose()
     }
 
-    /// Returns whether [`Placement::Auto`] stores the data set `all` on the device that trains.
+    /// Returns whether [`Placement::Auto`] stores the data set `all` on the training device.
     fn fits(&self, all: &AnyBatch, policy: Policy) -> Result<bool> {
         if !policy.device.is_cuda() {
             return Ok(self.prefetch_for(policy.device) == 0);

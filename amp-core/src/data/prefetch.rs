@@ -46,9 +46,9 @@ impl Prefetch {
         let context = ffi::DebugInfo::current()?;
         let inherited = random::Inherited::current();
         let body = move || {
-            // The training loop may wait for this thread within a section of `random::seeded`.
-            // Without the guard, this thread could wait for the end of that section, and neither
-            // thread would continue.
+            // The training loop may wait for this thread while it holds the lock of
+            // `random::seeded`. With this guard, the thread never waits for that lock. Otherwise
+            // each thread could wait for the other.
             let _guest = inherited.enter();
             let loaded = context.enter().and_then(|()| {
                 let stream = match policy.device {
@@ -98,9 +98,9 @@ impl Drop for Prefetch {
     }
 }
 
-/// Reads the examples at `indices` on a separate thread, and stores whether the set took random
-/// numbers from libtorch's generator. Waits for the thread, so that no other code of the run uses
-/// the generator at the same time.
+/// Reads the examples at `indices` on a separate thread. Stores in `data` whether the set took
+/// random numbers from libtorch's generator. Waits for the thread, so that no other code of the run
+/// uses the generator at the same time.
 pub(super) fn watched(data: &SharedDataset, draws: Draws, indices: &[i64]) -> Result<AnyBatch> {
     let (context, inherited) = (ffi::DebugInfo::current()?, random::Inherited::current());
     let gather = move || {

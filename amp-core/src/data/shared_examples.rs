@@ -10,8 +10,8 @@ use tch::{Device, Kind, Tensor};
 use super::{AnyBatch, SharedDataset};
 use crate::Result;
 
-/// Returns whether `one` and `other` are handles of the same set, or examples of the two sets share
-/// memory.
+/// Returns whether the two sets have examples in common. This is so if they are the same set, or if
+/// in every field at least one row of `one` is at the same memory address as a row of `other`.
 ///
 /// # Errors
 /// When examples in memory do not form a batch.
@@ -89,8 +89,8 @@ impl Rows {
     }
 }
 
-/// Returns a hash for each example. Equal examples have equal hashes. The shared tensors are part of
-/// each example.
+/// Returns a hash for each example, which covers the example's rows and the shared tensors. Equal
+/// examples have equal hashes.
 fn hashes(batch: &AnyBatch, keys: &RandomState) -> Result<Vec<u64>> {
     let length = batch.len();
     let shared = batch.tensors().filter(|(name, _)| batch.is_shared(name));
@@ -124,7 +124,8 @@ mod tests {
         Batch::new(input.view([count, 1]), target).expect("a batch").into()
     }
 
-    /// Checks that two parts of one table share memory only if they have a row in common.
+    /// Checks that two sets of rows of one tensor count as sharing memory only if they have a row
+    /// in common.
     #[test]
     fn parts_of_one_table_are_told_apart() -> Result<()> {
         let input = Tensor::arange(10, (Kind::Float, Device::Cpu)).view([10, 1]);
@@ -137,7 +138,10 @@ mod tests {
         assert!(!share_memory(&train, &part(7, 3)?)?);
         assert!(share_memory(&train, &part(6, 3)?)?);
         assert!(share_memory(&train, &train.clone())?);
-        assert!(!share_memory(&train, &rows(0, 7))?, "a copy has other memory");
+        assert!(
+            !share_memory(&train, &rows(0, 7))?,
+            "equal sets with separate tensors share no memory"
+        );
         let every_other = |start| -> Result<SharedDataset> {
             let half = |tensor: &Tensor| tensor.slice(0, start, None, 2);
             Ok(Batch::new(half(&input), half(&target))?.into())
@@ -155,8 +159,9 @@ mod tests {
         Ok(())
     }
 
-    /// Checks that examples with equal rows differ if their shared tensors differ. The shared tensor
-    /// has as many rows as there are examples.
+    /// Checks that examples with equal rows count as different if the shared tensors of their sets
+    /// differ. The shared tensor happens to have as many rows as there are examples, but is
+    /// compared as a whole.
     #[test]
     fn shared_tensors_are_part_of_each_example() -> Result<()> {
         let set = |shared: i64, target: i64| -> Result<SharedDataset> {

@@ -63,8 +63,8 @@ pub trait IterableDataset: Send {
     /// One example.
     type Example: BatchField;
 
-    /// Returns the number of examples that count as one epoch. The next epoch continues after these
-    /// examples. The number must be the same in every call.
+    /// Returns the length of an epoch in examples. The next epoch continues with the examples that
+    /// follow. Every call must return the same number.
     fn epoch_len(&self) -> i64;
 
     /// Returns the next example. After the last example, the stream continues with the first one.
@@ -75,8 +75,8 @@ pub trait IterableDataset: Send {
     fn next(&mut self, rng: &mut Rng) -> Result<Self::Example>;
 
     /// Returns the position of the stream, so that [`load_state`](Self::load_state) can continue
-    /// with the same examples. The position is read after each batch and is saved in checkpoints,
-    /// so it must be small.
+    /// with the same examples. This method is called after each batch, and checkpoints contain its
+    /// result, so the state must be small.
     ///
     /// # Errors
     /// When the position cannot be determined.
@@ -89,7 +89,7 @@ pub trait IterableDataset: Send {
     /// When the stream does not have the position that `state` describes.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
-    /// Combines examples into a batch. Each example comes with its number in the stream. The
+    /// Combines examples into a batch. Each example comes with its position in the stream. The
     /// default implementation stacks the tensors of a field, which must have the same shape in all
     /// examples.
     ///
@@ -112,22 +112,22 @@ pub trait IterableDataset: Send {
     }
 }
 
-/// A stream with examples of any type. Examples are numbered from the start of the run, over all
-/// epochs.
+/// A stream with examples of any type. Examples are numbered from 0 at the stream's beginning. The
+/// numbers continue in the next epoch.
 pub(super) trait AnyStream: Send {
     /// Returns the batch of the examples at `indices`, which are consecutive.
     fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch>;
-    /// Returns the state of the stream before the example with this number. This example must be
-    /// the next one, or the first example of a batch that was read.
+    /// Returns the state of the stream before the example with this number. The state is known only
+    /// if the example is the next one or was the first of a recent batch.
     fn state_before(&self, number: i64) -> Result<State>;
     /// Moves the stream to `state` or, if `state` is `None`, to the stream's beginning. The next
     /// example gets this number.
     fn set(&mut self, number: i64, state: Option<State>) -> Result<()>;
 }
 
-/// The number of states that are kept. A checkpoint needs the state after the last batch that the
-/// model was trained on, but a thread may have read more batches since. This number is larger than
-/// any usual number of batches that are read ahead.
+/// The number of stream states that are kept. A checkpoint needs the state after the last batch on
+/// which the model was trained. A prefetching thread may have read later batches, but far fewer
+/// than this number.
 const REMEMBERED: usize = 4096;
 
 /// A state from which several copies can be made.
@@ -148,7 +148,7 @@ impl Kept {
     }
 }
 
-/// A stream, and its states after the latest batches.
+/// A stream, with the states that it had after each of the latest batches.
 pub(super) struct Stream<D> {
     set: D,
     /// The number of the next example; `None` if the stream's position is not known.
@@ -169,7 +169,9 @@ impl<D: IterableDataset> Stream<D> {
     fn known(&self, number: i64) -> Result<State> {
         let first = (number == 0).then_some(&self.first);
         self.states.get(&number).or(first).map(Kept::state).ok_or_else(|| {
-            Error::config(format!("the stream has no saved state of its example {number}"))
+            Error::config(format!(
+                "the stream has no saved state of its example {number}: read its examples in order"
+            ))
         })
     }
 
@@ -206,8 +208,8 @@ impl<D: IterableDataset> AnyStream for Stream<D> {
 
     fn set(&mut self, number: i64, state: Option<State>) -> Result<()> {
         let state = state.unwrap_or_else(|| self.first.state());
-        // The states before earlier examples are removed, because the numbers of these examples are
-        // no longer valid.
+        // This call numbers the examples anew, so the states that were stored under the old numbers
+        // are removed.
         self.states.clear();
         self.states.insert(number, Kept::of(state)?);
         self.next = None;

@@ -100,7 +100,7 @@ impl Tokenizer {
     pub fn padded(mut self, token: &str) -> Result<Self> {
         let Some(id) = self.inner.token_to_id(token) else {
             return Err(Error::config(format!(
-                "{}: there is no token `{token}`",
+                "{}: the tokenizer has no token `{token}`",
                 self.path.display()
             )));
         };
@@ -109,20 +109,22 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// Pads every batch to this length. Has an effect only after padding is declared.
+    /// Pads every batch to this length. Has an effect only if the file or [`padded`](Self::padded)
+    /// has declared padding before.
     #[must_use]
     pub fn padded_to(self, length: usize) -> Self {
         self.with_padding(|padding| padding.strategy = PaddingStrategy::Fixed(length))
     }
 
-    /// Pads batches to a multiple of this length. Has an effect only after padding is declared.
+    /// Pads batches to a multiple of this length. Has an effect only if the file or
+    /// [`padded`](Self::padded) has declared padding before.
     #[must_use]
     pub fn padded_to_multiple_of(self, length: usize) -> Self {
         self.with_padding(|padding| padding.pad_to_multiple_of = Some(length))
     }
 
-    /// Adds padding before the text instead of after it, as generation needs it. Has an effect only
-    /// if padding was declared before.
+    /// Adds padding before the text instead of after it, as text generation needs it. Has an effect
+    /// only if the file or [`padded`](Self::padded) has declared padding before.
     #[must_use]
     pub fn padded_left(self) -> Self {
         self.with_padding(|padding| padding.direction = PaddingDirection::Left)
@@ -182,12 +184,12 @@ impl Tokenizer {
     /// token ids.
     ///
     /// # Errors
-    /// When [`batch`](Self::batch) would fail for such texts.
+    /// For the same reasons as [`batch`](Self::batch).
     pub fn batch_of_pairs(&self, pairs: &[(impl AsRef<str>, impl AsRef<str>)]) -> Result<Tokens> {
         self.encode(pairs.iter().map(|(one, two)| (one.as_ref(), two.as_ref()).into()).collect())
     }
 
-    /// Returns the declaration by which [`Collate`](super::Collate) pads a field of token ids.
+    /// Returns the [`Pad`] with which [`Collate`](super::Collate) pads a field of token ids.
     ///
     /// # Errors
     /// When no padding is declared.

@@ -1,4 +1,4 @@
-//! Transforms of whole batches on their device.
+//! Transforms of whole batches that run on the device of the model.
 
 use std::{fmt, sync::Arc};
 
@@ -40,10 +40,10 @@ pub trait BatchTransform: Send + Sync {
     fn apply(&self, batch: AnyBatch, random: &mut BatchRandom) -> Result<AnyBatch>;
 }
 
-/// The random numbers of a batch and of its examples. The random numbers of an example depend only
-/// on the run's seed, the epoch and the example's index. The random numbers of the batch depend on
-/// the indices of its examples, too. Both are independent of the random numbers that the data set
-/// itself uses for the same examples.
+/// The random numbers of a batch and of its examples. An example's numbers depend only on the run's
+/// seed, the epoch and the example's index. The batch's numbers depend only on the seed, the epoch
+/// and the indices of all its examples. The data set draws its own random numbers from other
+/// generators.
 #[derive(Debug)]
 pub struct BatchRandom {
     examples: Vec<Rng>,
@@ -91,9 +91,9 @@ impl Transforms {
         self.0.is_empty()
     }
 
-    /// Returns the policy by which batches are moved to the device before the transforms. It is
-    /// `policy`, except that batches are f32 if there are transforms and the precision's dtype has
-    /// 16 bits.
+    /// Returns the policy (precision and device) that is used to move batches to the device. If
+    /// there are transforms and `policy` would convert batches to 16 bits, the returned policy
+    /// leaves them in f32: they are converted after the transforms.
     pub(super) fn placing(&self, policy: Policy) -> Policy {
         let wide = matches!(policy.precision.storage(), Kind::Float | Kind::Double);
         match self.is_empty() || wide {

@@ -35,7 +35,7 @@ pub enum Event {
         /// The text of the note, one line.
         text: String,
     },
-    /// The dtypes in which the first step computed.
+    /// The dtypes in which the first step ran its operations.
     Observed(Observed),
     /// The trainer has chosen the modules whose activations are recomputed in the backward pass to
     /// stay within the memory budget. Emitted before the first step.
@@ -52,16 +52,16 @@ pub enum Event {
         examples: i64,
         /// The loss scale; `None` if the precision does not scale the loss.
         scale: Option<f64>,
-        /// The completed fraction of the run, from 0 to 1. It is the fraction of the run's epochs
-        /// or of the run's largest number of steps, whichever fraction is larger. If a run ends
-        /// earlier, for example because of a callback, the last fraction is below 1.
+        /// The completed fraction of the run, from 0 to 1. If the run is limited to a number of
+        /// epochs and to a number of steps, this is the larger of the two fractions. If a callback,
+        /// for example, ends the run earlier, the last fraction is below 1.
         done: f64,
     },
     /// A step was skipped, because a gradient or the loss was not finite.
     Skipped(Skipped),
     /// A problem occurred, and the trainer took an action so that the run could continue.
     Recovered {
-        /// Optimizer steps attempted so far.
+        /// Optimizer steps attempted so far, including skipped ones.
         attempt: u64,
         /// The action.
         #[serde(flatten)]
@@ -69,7 +69,7 @@ pub enum Event {
     },
     /// The loss scale has changed.
     Scale {
-        /// Optimizer steps attempted so far.
+        /// Optimizer steps attempted so far, including skipped ones.
         attempt: u64,
         /// The new scale.
         scale: f64,
@@ -99,12 +99,12 @@ pub enum Event {
     Validated(Validated),
     /// An epoch has ended. If a validation was due at its end, the validation has ended too.
     EpochEnd(EpochEnd),
-    /// A checkpoint of the current state is being written, while training continues.
+    /// A checkpoint of the current state is being written to disk. Training continues meanwhile.
     Saving {
         /// The file.
         path: PathBuf,
     },
-    /// A checkpoint has been written to the disk.
+    /// A checkpoint has been written to disk.
     Saved {
         /// The file.
         path: PathBuf,
@@ -156,7 +156,7 @@ impl Event {
 /// An optimizer step that was skipped because a gradient or the loss was not finite.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// Optimizer steps attempted before this one.
+    /// Optimizer steps attempted before this one, including skipped ones.
     pub attempt: u64,
     /// The name of the first parameter, in order of declaration, whose gradient is not finite.
     /// `None` if no gradient was found to be the cause.
@@ -244,7 +244,7 @@ pub enum Stage {
     Validate,
     /// Evaluates the model on the test sets.
     Test,
-    /// Computes predictions for the sets to predict.
+    /// Computes predictions for the prediction sets.
     Predict,
 }
 
@@ -297,7 +297,7 @@ pub struct FitEnd {
     pub global_step: u64,
     /// Optimizer steps skipped.
     pub skipped: u64,
-    /// The number of applied steps that ran as a CUDA graph.
+    /// The number of applied steps that ran by replaying a CUDA graph.
     #[serde(default)]
     pub replayed: u64,
     /// The loss scale at the end of the run; `None` if the precision does not scale the loss.

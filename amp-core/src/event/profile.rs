@@ -58,8 +58,8 @@ pub struct Interval {
     pub seconds: f64,
 }
 
-/// One interval in which a step was in a phase. A step that accumulates several batches has several
-/// intervals of some phases.
+/// An interval that a step spent in one phase. A step that accumulates the gradients of several
+/// batches goes through the forward phase, for example, several times.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Span {
     /// The phase.
@@ -76,17 +76,17 @@ pub struct Span {
 pub struct Profile {
     /// The epoch, counted from 0.
     pub epoch: i64,
-    /// The number of the step's first batch, counted from 0 in the epoch.
+    /// The index of the step's first batch, counted from 0 in the epoch.
     pub batch: i64,
     /// The intervals of the step's phases, in the order in which the phases ran.
     pub spans: Vec<Span>,
-    /// The largest number of bytes that tensors occupied on the CUDA device, measured at the end of
-    /// each phase. `None` without CUDA.
+    /// The largest number of bytes that all tensors on the CUDA device occupied at the end of a
+    /// phase. `None` without CUDA.
     pub memory: Option<u64>,
 }
 
 impl Profile {
-    /// Returns the seconds that the step was in a phase. On CUDA they are measured on the device,
+    /// Returns the seconds that the step spent in a phase. On CUDA they are measured on the device,
     /// otherwise on the host.
     pub fn seconds(&self, phase: Phase) -> f64 {
         let spans = self.spans.iter().filter(|span| span.phase == phase);

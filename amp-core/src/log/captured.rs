@@ -42,7 +42,8 @@ impl LogRoom {
         (needed > self.numbers.numel() as i64).then(larger).transpose()
     }
 
-    /// Returns, for each tensor of `counts`, the part of this memory that holds the tensor's sum.
+    /// Returns, for each tensor of `counts`, the part of this memory in which the replays sum the
+    /// tensor up.
     ///
     /// # Errors
     /// When the sums do not fit into this memory. In this case, use [`larger`](Self::larger)
@@ -51,7 +52,10 @@ impl LogRoom {
         let numbers = counts.iter().map(|counts| counts.numel() as i64);
         self.needed.set(numbers.clone().sum());
         if self.needed.get() > self.numbers.numel() as i64 {
-            return Err(Error::config(format!("a step logs {} numbers", self.needed.get())));
+            return Err(Error::config(format!(
+                "the step logs {} numbers, more than its memory can hold",
+                self.needed.get()
+            )));
         }
         let mut used = 0;
         let slots = counts.iter().zip(numbers).map(|(counts, numbers)| {
@@ -67,8 +71,8 @@ impl LogRoom {
 #[derive(Debug)]
 pub(crate) struct CapturedLog {
     entries: Vec<Captured>,
-    /// The number of counted steps since [`take_over`](CapturedLog::take_over) copied the sums of
-    /// the log.
+    /// The number of calls of [`count_step`](CapturedLog::count_step) since
+    /// [`take_over`](CapturedLog::take_over).
     steps: u64,
     device: Device,
 }
@@ -78,16 +82,16 @@ struct Captured {
     /// The values of the captured step. Each replay of the CUDA graph overwrites the tensors in
     /// `latest`.
     step: Entry,
-    /// The sum or the rows that the replays of the CUDA graph have accumulated for each part of the
-    /// value's state.
+    /// For each tensor or list of rows in the value's metric state, what the replays of the CUDA
+    /// graph have accumulated.
     kept: Vec<Kept>,
-    /// The number of batches in the log's entry when [`take_over`](CapturedLog::take_over) copied
-    /// the entry's sums.
+    /// The number of batches in the log's entry at [`take_over`](CapturedLog::take_over). If the
+    /// number is different at [`give_back`](CapturedLog::give_back), a hook has logged the same
+    /// name.
     before: u64,
 }
 
-/// The sum or the rows that the replays of the CUDA graph have accumulated for one part of a
-/// value's state.
+/// What the replays of the CUDA graph have accumulated for one part of a metric's state.
 #[derive(Debug)]
 enum Kept {
     Sum(Tensor),
@@ -95,8 +99,8 @@ enum Kept {
     Rows(Vec<Tensor>),
 }
 
-/// Returns the tensor whose elements each replay adds to a sum. Returns `None` if the rows of each
-/// step are kept instead.
+/// Returns the tensor of `part` that each replay adds to a sum. Returns `None` if the rows of each
+/// step are collected instead of summed.
 fn summed(part: &Part) -> Option<&Tensor> {
     match (part.merge, &*part.pieces) {
         (Merge::Sum, [counts]) => Some(counts),
@@ -122,7 +126,7 @@ impl CapturedLog {
         let mut slots = slots.into_iter();
         let entries = step.entries.into_iter().map(|entry| {
             let parts = entry.state.parts.iter().map(|part| match summed(part) {
-                Some(_) => Kept::Sum(slots.next().expect("one slot for each sum")),
+                Some(_) => Kept::Sum(slots.next().expect("each sum has a slot")),
                 None => Kept::Rows(Vec::new()),
             });
             let kept = parts.collect();
@@ -160,7 +164,7 @@ impl CapturedLog {
                         batches: 0,
                         ..*step
                     });
-                    log.entries.last_mut().expect("one value was just added")
+                    log.entries.last_mut().expect("an entry was just added")
                 }
             };
             if !entry.state.is_like(&step.state) {
@@ -182,8 +186,7 @@ impl CapturedLog {
         Ok(())
     }
 
-    /// Copies the rows that the last started replay writes, before the next replay overwrites the
-    /// rows.
+    /// Copies the rows of the replay that was started last, before the next replay overwrites them.
     ///
     /// # Errors
     /// When there is not enough device memory.
@@ -193,8 +196,8 @@ impl CapturedLog {
         rows.map(|rows| Ok(rows.f_detach_copy()?)).collect()
     }
 
-    /// Counts a step whose values the device has added to the sums, and keeps the step's
-    /// [rows](Self::rows).
+    /// Counts a replayed step, whose values the device has already added to the sums, and keeps the
+    /// step's [rows](Self::rows).
     pub(crate) fn count_step(&mut self, rows: Vec<Tensor>) {
         self.steps += 1;
         let mut rows = rows.into_iter();
@@ -309,7 +312,8 @@ mod tests {
         let mut captured = CapturedLog::capture(logged(9)?, &room)?;
         for replays in [2..5, 5..6] {
             captured.take_over(&mut log)?;
-            // The second replay starts before the outcome of the first is known.
+            // All replays start before the first step is counted, as on a device that runs ahead of
+            // the host.
             let mut queue = Vec::new();
             for step in replays {
                 replay(&captured, step)?;

@@ -13,8 +13,8 @@ use crate::{
 pub(super) struct Entry {
     pub(super) name: String,
     pub(super) options: LogOptions,
-    /// How the reported value is computed from the state, for example as a mean. In a log that was
-    /// restored from a checkpoint it is `None` until the model provides it.
+    /// How the reported value is computed from the state, for example as a mean. A log that is
+    /// restored from a checkpoint has `None` here until the model provides the function.
     pub(super) reduction: Option<Reduction>,
     /// The sums over the steps of the epoch. Until a second step is added, the sums share their
     /// tensors with `latest`.
@@ -24,8 +24,8 @@ pub(super) struct Entry {
     /// Whether a hook logs the value (true) or a step (false). `None` in a log from an older
     /// checkpoint, which does not contain this information.
     pub(super) of_hook: Option<bool>,
-    /// The number of batches in the sums. The number is 0 as long as all steps that logged a value
-    /// were skipped.
+    /// The number of batches in the sums. Skipped steps do not count, so the number is 0 if all
+    /// steps that logged a value were skipped.
     pub(super) batches: u64,
 }
 
@@ -59,7 +59,7 @@ impl Entry {
         }
     }
 
-    /// Empties the sums if all steps that contributed to them were skipped.
+    /// Empties the sums if they contain only values of skipped steps.
     pub(super) fn forget_left_out(&mut self) -> Result<()> {
         if self.batches == 0 {
             self.state = self.state.nothing_like()?;
@@ -70,9 +70,8 @@ impl Entry {
     pub(super) fn add(&mut self, reduction: Option<&Reduction>, state: MetricState) -> Result<()> {
         let state = match (&self.reduction, reduction) {
             (Some(Reduction::Ratio), Some(Reduction::Mean)) => as_ratio(&state)?,
-            // The entry is a mean. The weights of the earlier batches were on the host, and the
-            // weight of this batch is on the device. Therefore the sum of the weights is moved to
-            // the device.
+            // So far the entry summed the weights of its mean on the host. This batch has its
+            // weight on the device, so the sum of the weights is moved there.
             (Some(Reduction::Mean), Some(Reduction::Ratio)) => {
                 self.state = as_ratio(&self.state)?;
                 self.reduction = reduction.cloned();
@@ -152,7 +151,7 @@ impl Entry {
 
     pub(super) fn from_state(from: &State, name: String, device: Device) -> Result<Self> {
         let (weight, latest, batches) = from.get("weights")?;
-        // Older files have one sum and no field `merges`.
+        // Checkpoints of older versions have no field `merges`. Their entries have one sum.
         let merges: Vec<Merge> = from.get("merges").unwrap_or_else(|_| vec![Merge::Sum]);
         let state = |key: &str, weight: f64| -> Result<MetricState> {
             let parts = merges.iter().zip(0..).map(|(merge, at)| {

@@ -4,15 +4,14 @@ use std::cell::Cell;
 
 use crate::{Error, Result};
 
-/// The position of a batch in the logging interval: whether its values are reported, and whether
-/// the batch runs within a CUDA graph.
+/// Whether the values of a batch are reported, and whether the batch runs within a CUDA graph.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Interval {
     is_logged: bool,
     is_captured: bool,
-    /// Whether code of the model has asked if the batch's values are reported. Code that asks may
-    /// do additional work in the batches whose values are reported, so the steps of these batches
-    /// may differ from other steps.
+    /// Whether the model has called `step.at_logging_interval()`. Such a model may do additional
+    /// work in the batches whose values are reported, so the steps of these batches may differ from
+    /// other steps.
     asked: Cell<bool>,
     /// The name of a number that code of the model has read and that differs in every step, such as
     /// the step count. `None` if no such number was read.
@@ -30,8 +29,7 @@ impl Interval {
         Self { is_captured: true, ..Self::default() }
     }
 
-    /// Returns whether the batch's values are reported, and remembers that code has asked. Code
-    /// that asks may do additional work in batches whose values are reported.
+    /// Returns whether the batch's values are reported, and remembers that the model has asked.
     pub(crate) fn ask(&self) -> bool {
         self.asked.set(true);
         self.is_logged
@@ -41,13 +39,13 @@ impl Interval {
         self.asked.get()
     }
 
-    /// Remembers that code reads the number of this name, which differs in every step.
+    /// Remembers that the model has read the number called `name`, which differs in every step.
     pub(crate) fn reads(&self, name: &'static str) {
         self.read.set(Some(name));
     }
 
     /// Returns an error if code within a CUDA graph has read a number that differs in every step,
-    /// because each replay of the graph would use the number of the capture.
+    /// because each replay of the graph would use the number that was read during the capture.
     pub(crate) fn may_repeat(&self) -> Result<()> {
         match self.read.get().filter(|_| self.is_captured) {
             None => Ok(()),
@@ -58,7 +56,7 @@ impl Interval {
         }
     }
 
-    /// Remembers for the whole step whether code in `batch` has asked if values are reported.
+    /// Copies from a batch to its step that the model has asked whether values are reported.
     pub(super) fn follow(&mut self, batch: &Self) {
         self.asked.set(self.asked.get() || batch.asked.get());
     }

@@ -130,7 +130,9 @@ impl Histogram {
         ];
         let figures = Vec::<f64>::try_from(&Tensor::f_stack(&figures, 0)?)?;
         let counts = Vec::<i64>::try_from(&counts)?;
-        // `counts[i]` belongs to the bucket that ends at `limits[i]`.
+        // `counts[i]` is the number of values in the bucket whose right edge is `limits[i]`. One
+        // empty bucket before the first value is kept, because its right edge is the left edge of
+        // the next.
         let first = counts.iter().position(|count| *count > 0).unwrap_or(0).saturating_sub(1);
         let last = counts.iter().rposition(|count| *count > 0).unwrap_or(0);
         Ok(Some(Self {

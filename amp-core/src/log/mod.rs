@@ -69,7 +69,8 @@ pub struct Log {
 
 impl Log {
     /// Adds a scalar that belongs to a batch of `batch_size` examples. The value of the epoch is
-    /// the mean of these scalars, weighted by `batch_size`. Its sums are f64 under every precision.
+    /// the mean of these scalars, weighted by `batch_size`. The mean is computed in f64 under every
+    /// precision.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -83,7 +84,7 @@ impl Log {
         self.weighed(name, value, batch_size as f64, options)
     }
 
-    /// Adds a value that a hook logs. The values of hooks are separate from the values of steps.
+    /// Adds a value that a hook logs. A name may be logged by hooks or by steps, not by both.
     pub(crate) fn of_hook(
         &mut self,
         name: &str,
@@ -114,8 +115,8 @@ impl Log {
         self.add(name, options, Reduction::Mean, MetricState::mean(&sum, weight)?)
     }
 
-    /// Adds the loss of a batch to the mean of the epoch, with the weight `counted`. If the weight
-    /// is 0, the loss is NaN and is not added.
+    /// Adds the loss of a batch to the mean of the epoch, with the weight `counted`. A batch of
+    /// weight 0 has a loss of NaN, which is left out of the mean.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -187,8 +188,8 @@ impl Log {
         self.metric_state(name, metric, state, options)
     }
 
-    /// Adds the state of a metric for a batch to the state of the epoch. The caller has computed
-    /// the state, whereas [`metric`](Self::metric) computes it itself.
+    /// Adds the state of a metric to the state of the epoch. The caller has computed the state for
+    /// one batch.
     pub(crate) fn metric_state(
         &mut self,
         name: &str,
@@ -222,9 +223,9 @@ impl Log {
         Ok(())
     }
 
-    /// Adds the values of a skipped step. These values are reported as the values of the latest
-    /// step. The value of the epoch includes them only while all steps of the epoch so far were
-    /// skipped.
+    /// Adds the values of a skipped step. They are reported as the values of the latest step, but
+    /// are not part of the epoch's value. Only if all steps of the epoch are skipped is the epoch's
+    /// value computed from them.
     pub(crate) fn merge_left_out(&mut self, mut step: Self) -> Result<()> {
         self.take_over(&mut step);
         for entry in step.entries {
@@ -278,8 +279,8 @@ impl Log {
         Ok(state)
     }
 
-    /// Restores a saved log on `device`. The functions that compute metrics are added by
-    /// [`take_reductions`](Self::take_reductions).
+    /// Restores a saved log on `device`. Call [`take_reductions`](Self::take_reductions) afterwards
+    /// to set the functions that compute metrics from their states.
     pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
         let names: Vec<String> = state.get("names")?;
         let entry = |name: String| Entry::from_state(&state.part(&name), name, device);
@@ -287,8 +288,8 @@ impl Log {
         Ok(Self { entries, ..Self::default() })
     }
 
-    /// Sets the functions that compute metrics in a restored log. `of` returns the model's function
-    /// for a name.
+    /// Sets the functions that compute metrics from their states, in a restored log. `of` returns
+    /// the model's function for the metric of a name.
     pub(crate) fn take_reductions(&mut self, of: impl Fn(&str) -> Option<Reduction>) {
         for entry in self.entries.iter_mut().filter(|entry| entry.reduction.is_none()) {
             entry.reduction = of(&entry.name);
@@ -319,7 +320,7 @@ impl Log {
         read(epoch.map(|entry| entry.read(&entry.state)))
     }
 
-    /// Returns the values of steps first, then values of hooks.
+    /// Returns the entries that steps have logged, then the entries that hooks have logged.
     fn in_order(&self) -> impl Iterator<Item = &Entry> {
         let of_hook = |entry: &&Entry| entry.of_hook == Some(true);
         let steps = self.entries.iter().filter(move |entry| !of_hook(entry));

@@ -43,7 +43,8 @@ pub struct Background {
 
 enum Message {
     Event(Box<Event>),
-    /// Asks the thread for an answer, which it sends after it has written all earlier events.
+    /// Asks the thread to write all earlier events, and then to send an answer through this
+    /// channel.
     Flush(SyncSender<()>),
 }
 

@@ -16,10 +16,10 @@ use crate::{
 /// Event Format: a JSON array of complete events (`"ph": "X"`). Times are in microseconds since the
 /// first profiled step of the run.
 ///
-/// The trace shows each run as one process for the host. On CUDA it shows a second process for the
-/// device, because host and device have different clocks. In a process, each event `step` contains
-/// the events of the step's phases. The events of steps and phases have the arguments `epoch` and
-/// `batch`. The counter `memory` shows the largest number of tensor bytes in each profiled step.
+/// The trace shows each run as a process `host`. A run on CUDA also has a process `device`, because
+/// host and device have different clocks. In both, each event `step` contains the events of the
+/// step's phases. The events of steps and phases have the arguments `epoch` and `batch`. The
+/// counter `memory` shows the largest number of tensor bytes in each profiled step.
 ///
 /// [`profile_every_n_steps`](crate::trainer::LoggingConfig::profile_every_n_steps) selects the
 /// profiled steps. The trainer reports these steps at the end of an epoch. After each write the
@@ -60,7 +60,7 @@ struct Array {
     buffer: Vec<u8>,
     /// The number of the run in this file, counted from 1, and the name of the run.
     run: (u64, String),
-    /// The number of the last run for which the name of the device's process was written.
+    /// The number of the last run for which the file contains the name of the device process.
     device_named: u64,
 }
 
@@ -100,7 +100,7 @@ impl Array {
         }
     }
 
-    /// Returns the number of the run's host process. Each run has two process numbers.
+    /// Returns the process number of the run's host events. Its device events have the next number.
     fn host(&self) -> u64 {
         2 * self.run.0
     }

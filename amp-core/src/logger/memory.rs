@@ -6,7 +6,7 @@ use crate::{
     event::{Event, Subscriber},
 };
 
-/// Keeps the numbers that a run reports in memory, under tags.
+/// Keeps in memory, under tags, the numbers that a run reports.
 ///
 /// | tag | value | step |
 /// |---|---|---|

@@ -1,14 +1,14 @@
 use crate::{event::Event, log::Logged};
 
-/// A number that a run reported, under a tag. [`MemoryLogger`](super::MemoryLogger) documents the
-/// tags.
+/// A number that a run reported, and its tag. The tags are those of
+/// [`MemoryLogger`](super::MemoryLogger).
 pub(super) struct Scalar {
     pub(super) tag: String,
     pub(super) step: u64,
     pub(super) value: f64,
 }
 
-/// Returns the numbers that an event contains, each under its tag.
+/// Returns the numbers that an event contains, with their tags.
 pub(super) fn scalars(event: &Event) -> Vec<Scalar> {
     let scalar = |tag: &str, step: u64, value: f64| Scalar { tag: tag.to_owned(), step, value };
     match event {

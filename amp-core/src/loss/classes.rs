@@ -53,10 +53,10 @@ pub struct CrossEntropy {
     pub weight: Option<Tensor>,
     /// The class whose targets are ignored. The default is -100.
     pub ignore_index: i64,
-    /// The factor z of the additional term, at least 0. The default is 0, which adds nothing.
+    /// The factor z of the term z·log²(Σ exp xᵢ), at least 0. The default is 0, which adds nothing.
     pub z_loss: f64,
-    /// The dimension that holds the classes if the shapes allow two readings. By default such
-    /// shapes are an error.
+    /// The dimension of the logits that holds the classes, for shapes in which it may be either the
+    /// second or the last dimension. By default such shapes are an error.
     pub classes: ClassDim,
 }
 
@@ -190,8 +190,8 @@ pub struct Nll {
     pub weight: Option<Tensor>,
     /// The class whose targets are ignored. The default is -100.
     pub ignore_index: i64,
-    /// The dimension that holds the classes if the shapes allow two readings. By default such
-    /// shapes are an error.
+    /// The dimension of the logits that holds the classes, for shapes in which it may be either the
+    /// second or the last dimension. By default such shapes are an error.
     pub classes: ClassDim,
 }
 
@@ -238,9 +238,10 @@ impl Loss for Nll {
     }
 }
 
-/// Computes the loss by `of_reduction`. If the logits have more than two dimensions, first computes
-/// the loss of every position and then adds up these losses. The reason is that libtorch's CUDA
-/// kernel for such logits (nll_loss2d) adds up the losses in an order that differs from run to run.
+/// Computes the loss by calling `of_reduction` with the reduction. If the logits have more than two
+/// dimensions, calls `of_reduction` without reduction and reduces the losses itself, because
+/// libtorch's CUDA kernel for such logits (nll_loss2d) adds up the losses in an order that differs
+/// from run to run.
 fn in_fixed_order(
     logits: &Tensor,
     of: &Tensor,
@@ -277,8 +278,8 @@ fn weights_of(of: &Tensor, weight: Option<&Tensor>, ignored: i64, kind: Kind) ->
     })
 }
 
-/// Reshapes a loss without reduction to the shape of the targets, because logits with the classes
-/// in the last dimension were flattened.
+/// Reshapes an unreduced loss to the shape of the targets. If the logits have their classes in the
+/// last dimension, the loss was computed from logits flattened to `[M, C]`.
 fn like_target(loss: Tensor, reduction: Reduction, target: &Tensor) -> Result<Tensor> {
     match reduction {
         Reduction::None => Ok(loss.f_reshape(target.size())?),

@@ -24,19 +24,18 @@ pub enum MeanOver<'a> {
         /// has the weight 1.
         weight: Option<&'a Tensor>,
     },
-    /// The result of this function. The function gets the targets, and returns a scalar on the
-    /// targets' device.
+    /// The scalar that this function computes from the targets, on the targets' device.
     Weights(WeightOf<'a>),
-    /// There is no denominator, because the loss compares the examples of a batch with each other.
-    /// Therefore the batch is never split into micro-batches.
+    /// The loss compares the examples of a batch with each other, so it is not a mean of
+    /// independent losses. The batch is never split into micro-batches.
     Batch,
 }
 
 impl MeanOver<'_> {
     /// Computes the denominator for a batch from its targets, as an f64 scalar on the targets'
-    /// device. Returns `None` if the denominator is the number of examples. The caller sets
-    /// `none_left_out` if no target is -100. If -100 is the ignored class, every target then
-    /// counts, and no counting is needed.
+    /// device. Returns `None` if batches are weighted by their numbers of examples. `none_left_out`
+    /// states that no target is -100. If -100 is the ignored class and there are no class weights,
+    /// the result is then `None`, too.
     pub(crate) fn counts(&self, target: &Tensor, none_left_out: bool) -> Result<Option<Counted>> {
         let counted = match self {
             Self::Examples | Self::Batch => return Ok(None),
@@ -65,8 +64,8 @@ impl fmt::Debug for MeanOver<'_> {
     }
 }
 
-/// The factor by which a batch's loss counts in the mean over several batches. It is the
-/// denominator of the mean over the batch.
+/// The weight of a batch's loss in the mean over several batches: the denominator of the mean over
+/// the batch.
 #[derive(Debug)]
 pub enum Counted {
     /// The number of examples.
@@ -77,10 +76,10 @@ pub enum Counted {
 }
 
 impl Counted {
-    /// Returns the number. If it is on the device, waits for the device.
+    /// Returns the weight. If it is on the device, waits for the device.
     ///
     /// # Errors
-    /// When the device reports an earlier failure.
+    /// When an earlier operation on the device failed.
     pub fn read(&self) -> Result<f64> {
         match self {
             Self::Examples(count) => Ok(*count),

@@ -142,8 +142,8 @@ of_elements!(SmoothL1 "smooth_l1_loss", |own, x, y, reduction| {
 /// autocast is on.
 #[derive(Debug, Default)]
 pub struct BinaryCrossEntropy {
-    /// The weight w: a single number, or a tensor with the shape of one example. If a size of the
-    /// tensor is 1, the weight is the same for the whole dimension.
+    /// The weight w: a single number, or a tensor with the shape of one example. Dimensions of size
+    /// 1 are broadcast.
     pub weight: Option<Tensor>,
 }
 

@@ -10,14 +10,14 @@ use super::{
 };
 use crate::{Error, Result, ffi, precision::autocast_state};
 
-/// The smallest number of rows in a chunk. Each further chunk reads and writes the gradient of the
-/// weight once more, and matrix products with few rows do not use the whole device. An example with
-/// 16384 rows, 50304 classes and 768 features was measured on an H200. Compared with computing all
-/// rows at once, the matrix products take 2 % longer in chunks of 8192 rows, 5 % longer in chunks
-/// of 4096 rows and 14 % longer in chunks of 2048 rows.
+/// The smallest number of rows in a chunk. Small chunks are slow: each chunk reads and writes the
+/// gradient of the weight once more, and matrix products with few rows do not use the whole device.
+/// On an H200, with 16384 rows, 50304 classes and 768 features, the matrix products take 2 % longer
+/// in chunks of 8192 rows than without chunks, 5 % longer in chunks of 4096 rows and 14 % longer in
+/// chunks of 2048 rows.
 const ROWS: i64 = 8192;
 
-/// The smallest number of logits in a chunk, if the layer has that many logits.
+/// The smallest number of logits in a chunk. With fewer logits in all, no chunks are used.
 const LOGITS: i64 = 1 << 27;
 
 /// The largest number of logits in a chunk. In 16 bits they take 1 GiB.
@@ -27,9 +27,9 @@ thread_local! {
     static CHOSEN: Cell<Option<i64>> = const { Cell::new(None) };
 }
 
-/// A guard for tests. While it exists, the losses on this thread compute every linear output layer
-/// in chunks of this number of rows, if the layer can be computed in chunks. A test of the chunks
-/// therefore does not need a large layer.
+/// A guard for tests, so that they can test chunks with a small layer. While it exists, the losses
+/// on this thread compute every linear output layer that allows it in chunks of the given number of
+/// rows.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct ChunksOf(());
@@ -50,18 +50,20 @@ impl Drop for ChunksOf {
 
 impl CrossEntropy {
     /// Computes the loss of the logits `input`·`weight`ᵀ + `bias`, without storing all logits at
-    /// once. The logits are those of [`nn::linear`](crate::nn::linear). A row is the input for one
-    /// element of the target. The logits are computed in chunks of rows.
+    /// once. The logits are those of [`nn::linear`](crate::nn::linear). The input is treated as a
+    /// matrix with one row for each element of the target, and the logits are computed for some of
+    /// these rows (a chunk) at a time.
     ///
     /// If `rows` is given, each chunk has this number of rows. Without `rows`, a chunk has about
     /// 8192 rows: more if 8192 rows have fewer than 2²⁷ logits, and fewer if 8192 rows have more
-    /// than 2²⁹ logits. If there would then be less than one and a half chunks, all logits are
-    /// computed at once. Up to rounding, the loss and the gradients are the same as without chunks,
-    /// because sums over chunks are f32 or wider.
+    /// than 2²⁹ logits. If the input has less than one and a half times that number of rows, all
+    /// logits are computed at once. Up to rounding, the loss and the gradients are the same as
+    /// without chunks, because sums over chunks are f32 or wider.
     ///
-    /// The forward pass also computes the gradients of the sum of the losses. The backward pass
-    /// multiplies them by the gradient of the loss, which contains the loss scale and the divisor
-    /// of a mean. Therefore the f16 gradients of the logits do not depend on either.
+    /// The forward pass already computes the gradients, for the sum of the losses without a loss
+    /// scale. The backward pass only multiplies them by the gradient of the loss, which contains
+    /// the loss scale and the division for a mean. The f16 gradients of the logits therefore depend
+    /// on neither.
     ///
     /// | tensor | shape |
     /// | --- | --- |
@@ -119,7 +121,8 @@ impl CrossEntropy {
     }
 
     /// Computes [`of_linear`](Self::of_linear) in chunks, and calls `each` with the logits of each
-    /// chunk. Returns `None` if the logits are to be computed all at once instead.
+    /// chunk. Returns `None` if the loss cannot be computed in chunks, or if chunks would be too
+    /// small.
     pub(crate) fn in_chunks(
         &self,
         input: &Tensor,
@@ -161,7 +164,8 @@ impl CrossEntropy {
     fn are_classes_of(&self, target: &Tensor, input: &Tensor, classes: i64) -> bool {
         let (sizes, of_target) = (input.size(), target.size());
         let leading = &sizes[..sizes.len() - 1];
-        // For logits `[N, L, C]` with L = C, the classes may also be in the second dimension.
+        // With `ClassDim::Second`, logits `[N, L, C]` with L = C have their classes in dimension 1,
+        // so a row does not contain the logits of one element.
         let is_second = self.classes == ClassDim::Second
             && leading.len() > 1
             && [&leading[2..], &[classes]].concat() == of_target[1..];

@@ -47,7 +47,7 @@ use tch::{Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// The class of targets that losses and metrics ignore, as in PyTorch.
+/// The default of PyTorch's `ignore_index`: losses and metrics ignore targets with this value.
 pub(crate) const IGNORED: i64 = -100;
 
 /// A loss with its options. To use your own loss, implement this trait, and name the loss in
@@ -94,9 +94,10 @@ pub trait Loss {
     }
 }
 
-/// Converts a 16-bit tensor to f32, and returns every other tensor unchanged. A loss of your own
-/// calls this function for the model's output, because the output has 16 bits under most precisions,
-/// and autocast runs only some operations in f32. Losses of this module do so themselves.
+/// Converts a 16-bit tensor to f32, and returns every other tensor unchanged. If you write a loss,
+/// call this function for the model's output: under most precisions the output has 16 bits, and
+/// autocast runs only some operations in f32. The losses of this module convert their inputs
+/// themselves.
 ///
 /// ```
 /// use amp_core::{loss, tch::{Kind, Tensor}};
@@ -137,9 +138,9 @@ pub fn cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     CrossEntropy::default().compute(output, target)
 }
 
-/// Computes [`CrossEntropy`] in which each target counts with the weight of its class. `weight`
-/// contains the weight of each class, as floating-point numbers of shape `[C]`. If several batches
-/// are averaged, each batch counts in proportion to its [`sum_of_weights`].
+/// Computes [`CrossEntropy`] with class weights: `weight` contains the weight of each class, as
+/// floating-point numbers of shape `[C]`. When the losses of several batches are averaged, weight
+/// each batch by its [`sum_of_weights`].
 ///
 /// # Errors
 /// When output, target and weights are not as [`CrossEntropy`] requires.
@@ -196,7 +197,8 @@ pub fn binary_cross_entropy_with_logits(output: &Tensor, target: &Tensor) -> Res
     BinaryCrossEntropyWithLogits::default().compute(output, target)
 }
 
-/// Adds the name of the loss and the shapes to libtorch's error about a class that is out of range.
+/// Adds the name of the loss, the shapes and the range of classes to an error from libtorch, which
+/// is most often about a class that is out of range.
 fn explained(what: &str, ignored: i64, error: Error, output: &Tensor, target: &Tensor) -> Error {
     match &error {
         Error::Torch(text) if !error.is_out_of_memory() => {
@@ -222,8 +224,9 @@ pub fn own(loss: Result<Tensor>, output: &Tensor, target: &Tensor) -> Result<Ten
     })
 }
 
-/// Adds the remedy to an error from the backward pass of a loss. If output and target have
-/// different dtypes, libtorch computes some losses, but cannot differentiate them.
+/// Says in a dtype error from a loss's backward pass which tensors to convert. For some losses
+/// libtorch accepts an output and a target of different dtypes in the forward pass, and fails in
+/// the backward pass.
 pub(crate) fn in_backward(error: Error) -> Error {
     match &error {
         Error::Torch(text) if text.contains("dtype") && !error.is_out_of_memory() => {

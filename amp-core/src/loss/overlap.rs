@@ -74,8 +74,8 @@ impl Dice {
             return Err(misfit(NAME, output, target, why));
         }
         let counted = ffi::counted_classes(target, sizes[1]);
-        // CUDA does not report a class that is out of range. `nothing` is then NaN, so that the
-        // loss is NaN; otherwise `nothing` is 0.
+        // `nothing` is 0. It is NaN if a class is out of range on CUDA, where this is no error. The
+        // loss is then NaN, too.
         let nothing = counted
             .and_then(|counted| Ok(counted.f_mul_scalar(0.0)?))
             .map_err(|error| misfit(NAME, output, target, &error.to_string()))?;

@@ -18,7 +18,8 @@ use crate::Result;
 /// When the shapes differ, there is no dimension 1, or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy)]
 pub struct CosineSimilarity {
-    /// The smallest norm that is used as a divisor. The default is 1e-8.
+    /// The lower limit of the norms by which the dot product of x and y is divided. The default is
+    /// 1e-8.
     pub eps: f64,
 }
 
@@ -207,15 +208,14 @@ impl GaussianNll {
 /// If the model computes both vectors of each pair, its output has the shape `[N, 2, D]`, and the
 /// target is not used.
 ///
-/// The loss compares all examples of a batch with each other, so half a batch has only half the
-/// negatives. Therefore a batch is never split into micro-batches. If gradients are accumulated,
-/// the losses of the batches are averaged, which differs from the loss of one large batch. Under
-/// autocast the loss and its matrix products are computed in f32, because rounding a cosine to bf16
-/// changes its logit by up to 1/(512 τ).
+/// A batch is never split into micro-batches, because each of them would have fewer negatives. With
+/// gradient accumulation, the losses of the batches are averaged. The result differs from the loss
+/// of one large batch. Under autocast the loss, including its matrix products, is computed in f32,
+/// because rounding a cosine to bf16 changes its logit by up to 1/(512 τ).
 ///
 /// # Errors
-/// When output and target do not have the shape `[N, D]` and the output does not have the shape
-/// `[N, 2, D]`. When a dtype is not floating-point, or τ is not above 0.
+/// When the shapes are neither `[N, D]` for output and target nor `[N, 2, D]` for the output, a
+/// dtype is not floating-point, or τ is not above 0.
 #[derive(Debug, Clone, Copy)]
 pub struct InfoNce {
     /// The temperature τ, above 0. The default is 0.07.

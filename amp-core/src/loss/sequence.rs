@@ -1,4 +1,4 @@
-//! Losses of sequences whose alignment with the labels is not known.
+//! A loss for label sequences whose time steps are not known (CTC).
 
 use tch::{Kind, Reduction, Tensor};
 
@@ -15,29 +15,29 @@ const NAME: &str = "ctc_loss";
 
 /// Connectionist temporal classification (Graves et al. 2006). The output contains log
 /// probabilities of shape `[N, T, C]` for N examples, T time steps and C classes. The target
-/// contains int64 labels of shape `[N, S]`, without blanks. Each row is padded at its end with
-/// -100.
+/// contains int64 labels of shape `[N, S]`, without blanks. Rows with fewer than S labels are
+/// padded at their end with -100.
 ///
 /// As in torch, the mean divides the loss of each example by the example's number of labels, and
 /// then averages over the examples. The log probabilities must come from a log softmax: as in
-/// torch, the gradient contains a part of the derivative of the log softmax. As in torch, second
-/// derivatives are not supported.
+/// torch, the gradient is correct only for such probabilities. As in torch, second derivatives are
+/// not supported.
 ///
-/// On CUDA the lengths are read on the device, so that steps can run as CUDA graphs. With
-/// [`Kernels::Libtorch`](crate::precision::Kernels::Libtorch) the host reads the lengths, and steps
-/// run without CUDA graphs.
+/// On CUDA this crate's kernels read the lengths of outputs and labels on the device, so that steps
+/// can run as CUDA graphs. With [`Kernels::Libtorch`](crate::precision::Kernels::Libtorch) the host
+/// reads them, and steps run without CUDA graphs.
 ///
 /// # Errors
-/// When shapes or dtypes are invalid, a label is not a class or is the blank, -100 stands before a
-/// label, or a length is not from 0 to T.
+/// When shapes or dtypes are invalid, a label is below 0, at least C or equal to `blank`, -100
+/// occurs before a label of its row, or a length is not between 0 and T. On the CPU also when a log
+/// probability is above 0.001: the output then contains logits, for which torch would return a
+/// number without meaning.
 ///
-/// A step that runs as a CUDA graph cannot report wrong values of labels and lengths, so the loss
-/// of the example is NaN instead. The trainer then repeats the step without a graph, and the
-/// repeated step reports the error. On the CPU, a log probability above 0.001 is an error too,
-/// because the output then contains logits; torch would return a number without meaning.
+/// In a step that runs as a CUDA graph, an invalid label or length makes the loss of its example
+/// NaN. The trainer then repeats the step without a graph, and the repeated step reports the error.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ctc {
-    /// The number of the blank class. The default is 0.
+    /// The index of the blank class. The default is 0.
     pub blank: i64,
     /// Whether an infinite loss is replaced by 0 with a gradient of 0. The loss is infinite if an
     /// example has too few time steps for its labels.
@@ -45,9 +45,9 @@ pub struct Ctc {
 }
 
 impl Ctc {
-    /// Computes the loss. `lengths` contains the number of time steps of each output, as int64 of
-    /// shape `[N]` on the output's device. With `Reduction::None` of `amp_core::tch`, returns the
-    /// loss of each example, of shape `[N]`.
+    /// Computes the loss with the given reduction. `lengths` contains the number of time steps of
+    /// each example, as int64 of shape `[N]` on the output's device. With `Reduction::None` the
+    /// result is the loss of each example, of shape `[N]`.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{prelude::*, tch::Reduction};
@@ -156,10 +156,13 @@ impl Ctc {
         ];
         let faults = Vec::<bool>::try_from(Tensor::f_stack(&faults, 0)?)?;
         let whys = [
-            format!("a label is outside the classes, 0 to {}", classes - 1),
-            format!("a label is the blank, class {}; pad labels with -100", self.blank),
+            format!("a label is out of range: classes are numbered from 0 to {}", classes - 1),
+            format!(
+                "a label is {}, the class that is reserved for the blank; pad labels with -100",
+                self.blank
+            ),
             "-100 stands before a label, but may only pad the end of a row".to_owned(),
-            format!("a length is not from 0 to the number of steps, {steps}"),
+            format!("a length is not between 0 and the number of time steps, {steps}"),
         ];
         match faults.iter().position(|fault| *fault) {
             Some(at) => Err(misfit(NAME, output, target, &whys[at])),

@@ -20,9 +20,9 @@ pub(crate) fn misfit(what: &str, output: &Tensor, target: &Tensor, why: &str) ->
     Error::config(format!("{what}: the output is {output} and the target {target}: {why}"))
 }
 
-/// Checks on the CPU that `values` are logarithms of probabilities, and so at most 0. `which` names
-/// the tensor in the error, and `given` are the output and the target of the loss `what`. Values up
-/// to 0.001 are accepted as rounding errors.
+/// Checks on the CPU that `values` are log probabilities: at most 0, or up to 0.001 because of
+/// rounding errors. The error calls the tensor `which`, and describes output and target (`given`)
+/// of the loss `what`.
 pub(super) fn are_log_probabilities(
     what: &str,
     which: &str,
@@ -42,8 +42,9 @@ pub(super) fn are_log_probabilities(
     Ok(())
 }
 
-/// The dimension of logits that holds the classes, for shapes that allow two readings, such as
-/// logits `[N, 5, 5]` for classes `[N, 5]`. For all other shapes this option has no effect.
+/// The dimension of logits that holds the classes. The option matters only if by their shapes the
+/// logits may have their classes in the second or in the last dimension, such as logits `[N, 5, 5]`
+/// for targets `[N, 5]`.
 ///
 /// ```
 /// use amp_core::{loss::{ClassDim, CrossEntropy, Loss}, tch::{Device, Kind, Tensor}};
@@ -59,7 +60,7 @@ pub(super) fn are_log_probabilities(
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ClassDim {
-    /// Either dimension: shapes that allow two readings are refused.
+    /// Found from the shapes. If both dimensions are possible, the loss is an error.
     #[default]
     Either,
     /// The second dimension, as in torch.
@@ -69,8 +70,8 @@ pub enum ClassDim {
 }
 
 impl ClassDim {
-    /// Reshapes the logits to `[M, C]` and the classes to `[M]` if their shapes allow two readings.
-    /// Returns logits and classes of other shapes unchanged.
+    /// Reshapes the logits to `[M, C]` and the targets to `[M]` if by their shapes the classes may
+    /// be in either dimension and this option names one. Otherwise returns both unchanged.
     pub(crate) fn resolve(self, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
         let sizes = output.size();
         let is_ambiguous = target.kind() == Kind::Int64
@@ -123,8 +124,8 @@ pub(crate) fn classes(what: &str, output: &Tensor, target: &Tensor) -> Result<(T
         (true, true) if !rest.is_empty() => {
             return refused(
                 "with these shapes the classes may be in dimension 1, as in torch, or in the last \
-                 dimension: choose one with `classes = second` or `classes = last` beside the loss \
-                 or metric in its attribute, or in Rust with `ClassDim`",
+                 dimension: choose one with `classes = second` or `classes = last` in the attribute \
+                 of the loss or metric, or in Rust with `ClassDim`",
             );
         }
         (true, _) => (output.shallow_clone(), target.shallow_clone(), *second),
@@ -211,8 +212,8 @@ pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
 
 /// Calls `compute` in the dtype in which torch computes losses. If autocast is on for the tensors'
 /// device, 16-bit tensors are first converted to f32, and autocast is switched off during the call.
-/// The dtypes of the loss's matrix products are not recorded, because they do not depend on the
-/// model's precision.
+/// Probes that record the dtypes of matrix products do not see those of the loss, because their
+/// dtypes do not depend on the model's precision.
 pub(super) fn in_f32<const N: usize>(
     tensors: [&Tensor; N],
     compute: impl FnOnce([Tensor; N]) -> Result<Tensor>,
@@ -222,8 +223,6 @@ pub(super) fn in_f32<const N: usize>(
         return compute(tensors.map(Tensor::shallow_clone));
     }
     let _off = AutocastGuard::off(device)?;
-    // The loss determines the dtypes of its matrix products, whatever the precision of the model
-    // is. Therefore these dtypes are not recorded as dtypes of the model.
     let _apart = PausedProducts::pause();
     let wide = tensors.map(|tensor| match tensor.kind() {
         Kind::Half | Kind::BFloat16 => tensor.f_to_kind(Kind::Float),
@@ -236,8 +235,8 @@ pub(super) fn in_f32<const N: usize>(
     compute(all.try_into().expect("all N tensors were converted"))
 }
 
-/// Checks weights and converts them to the dtype in which the loss is computed. Weights have the
-/// shape of one example of the output, or are a single number.
+/// Checks weights and converts them to the dtype in which the loss is computed. Weights are a
+/// single number, or have the shape of the output or of one example of it.
 pub(super) fn of_one_example(
     what: &str,
     key: &str,

@@ -1,4 +1,4 @@
-//! Metrics that count correct examples, and the mean of a function.
+//! Accuracy metrics, the F1 score, and the mean of a user's function.
 
 use tch::{Kind, Tensor};
 
@@ -122,7 +122,7 @@ impl Metric for BinaryAccuracy {
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct TopK {
-    /// The number k of classes with the largest logits that count as predicted.
+    /// The number k: the classes with the k largest logits count as predicted.
     pub k: i64,
 }
 

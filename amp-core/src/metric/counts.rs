@@ -27,10 +27,10 @@ pub(super) fn class_counts(
     Ok(Tensor::f_stack(&counts, 0)?)
 }
 
-/// Returns three flat tensors and the number of classes. The tensors are the predicted classes, the
-/// target classes and the weights of the positions. The weight of a position is 0 if the position
-/// is ignored, NaN if a class is out of range or a logit is NaN, and otherwise 1. An ignored target
-/// becomes class 0.
+/// Returns three flat tensors with one element per target, and the number of classes. The tensors
+/// are the predicted classes, the target classes and the weights of the targets. The weight is 0
+/// for an ignored target, NaN for a target out of range or with a NaN logit, and otherwise 1. In
+/// the returned target classes, an ignored target is class 0.
 pub(super) fn predictions(
     what: &str,
     output: &Tensor,
@@ -39,14 +39,14 @@ pub(super) fn predictions(
     ignored: i64,
 ) -> Result<(Tensor, Tensor, Tensor, i64)> {
     if output.dim() > 1 && output.size() == target.size() {
-        let why = "targets must be classes, without the logits' dimension of classes: for \
+        let why = "targets must be class indices, with one dimension less than the logits: for \
                    several labels per example use multilabel_ metrics, and for masks binary_ metrics";
         return Err(misfit(what, output, target, why));
     }
     let (logits, of) = classes(what, output, target)?;
     let count = logits.size()[1];
     if let Some(expected) = num_classes.filter(|expected| *expected != count) {
-        let why = format!("num_classes is {expected}, but there are {count} logits");
+        let why = format!("num_classes is {expected}, but the output has {count} classes");
         return Err(misfit(what, output, target, &why));
     }
     let of = match ignored {
@@ -63,7 +63,7 @@ pub(super) fn predictions(
     Ok((predicted, of, kept.f_reshape([-1])?, count))
 }
 
-/// Returns which examples have a NaN logit. Ignored examples are left out.
+/// Returns a mask that is true for the examples with a NaN logit, unless they are ignored.
 pub(super) fn have_nan(logits: &Tensor, of: &Tensor) -> Result<Tensor> {
     let nan = logits.f_amax([1].as_slice(), false)?.f_isnan()?;
     Ok(nan.f_logical_and(&of.f_ne(IGNORED)?)?)
@@ -126,9 +126,9 @@ pub(super) fn rows_of_labels(
     Ok(values.f_movedim([1].as_slice(), [-1].as_slice())?.f_reshape([-1, *labels])?)
 }
 
-/// Returns four f64 tensors in the shape of the logits: 1 where an element is a true positive, a
-/// false positive, a true negative and a false negative, and 0 elsewhere. All four are 0 for an
-/// ignored element, and NaN for a NaN logit or label.
+/// Returns four f64 tensors in the shape of the logits, which mark the true positives, the false
+/// positives, the true negatives and the false negatives with 1, and all other elements with 0. For
+/// an ignored element all four are 0, and for a NaN logit or label all four are NaN.
 fn outcomes(
     what: &str,
     output: &Tensor,

@@ -28,10 +28,10 @@ macro_rules! curve {
         $(#[$doc])*
         ///
         /// For logits of shape `[N, C, …]` and int64 classes of shape `[N, …]`, the score of a
-        /// class is its softmax probability. The areas of all classes that occur in the targets are
-        /// averaged. If the targets are labels 0 and 1 in the shape of the logits, there is one
-        /// area. Targets that are -100 are ignored. The area is NaN if there is no positive label,
-        /// if a logit or a label is NaN, or, for [`Auroc`], if there is no negative label.
+        /// class is its softmax probability, and the areas of all classes that occur in the targets
+        /// are averaged. For labels 0 and 1 in the shape of the logits, there is one area over all
+        /// elements. Targets that are -100 are ignored. The area is NaN if a logit or a label is
+        /// NaN. It is also NaN if no label is positive or, for [`Auroc`], if no label is negative.
         ///
         /// If `thresholds` is `None`, the area is exact, and the scores of all examples stay on the
         /// device until the end of the epoch. If `thresholds` is a number T, the curve has T
@@ -43,9 +43,10 @@ macro_rules! curve {
         /// When each example has several labels and `average` is not [`Average::Micro`].
         #[derive(Debug, Clone, Copy, Default)]
         pub struct $metric {
-            /// How the areas of the classes are averaged. The default is [`Average::Macro`]. If each
-            /// example has several labels 0 and 1, only [`Average::Micro`] is possible: one area of
-            /// all labels together. If each example has a single label, the option has no effect.
+            /// How the areas of the classes are averaged. The default is [`Average::Macro`]. If
+            /// each example has several labels 0 and 1, only [`Average::Micro`] is possible: one
+            /// area over all labels. If each example has one label 0 or 1, the option has no
+            /// effect.
             pub average: Average,
             /// T, the number of thresholds, at least 2.
             pub thresholds: Option<i64>,
@@ -141,7 +142,8 @@ fn of_classes(output: &Tensor, target: &Tensor) -> bool {
     target.kind() == Kind::Int64 && target.size() != output.size()
 }
 
-/// Returns the softmax probabilities, of shape `[n, C]`, and the int64 classes, of shape `[n]`.
+/// Returns the softmax probabilities, of shape `[n, C]`, and the int64 classes, of shape `[n]`,
+/// where n is the number of targets.
 fn classes_of(
     what: &str,
     average: Average,
@@ -157,8 +159,8 @@ fn classes_of(
     let counted = ffi::counted_classes(&of, count);
     let counted = counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
     let kind = f32_or_f64(logits.kind());
-    // CUDA does not report a class that is out of range. `nothing` is then NaN, so that the
-    // scores are NaN; otherwise `nothing` is 0.
+    // `nothing` is 0. It is NaN if a class is out of range on CUDA, where this is no error. All
+    // scores are then NaN, too.
     let nothing = counted.f_mul_scalar(0.0)?.f_to_kind(kind)?;
     let scores = logits.f_softmax(1, kind)?.f_add(&nothing)?;
     let scores = scores.f_movedim([1].as_slice(), [-1].as_slice())?.f_reshape([-1, count])?;
@@ -177,7 +179,7 @@ fn scores_of_labels(
     let kind = f32_or_f64(logits.kind());
     let label = of.f_gt(0.5)?.f_to_kind(Kind::Int64)?;
     let label = label.f_masked_fill(&of.f_eq(IGNORED)?, IGNORED)?;
-    // The score of a NaN label is NaN, so that the area is NaN.
+    // An element with a NaN label gets a NaN score, so that the area is NaN.
     let logits = logits.f_to_kind(kind)?.f_masked_fill(&of.f_isnan()?, f64::NAN)?;
     // Sigmoids of different large logits are equal in floating point, so the logits
     // themselves are compared. Sigmoids are used only with given thresholds.
@@ -185,12 +187,12 @@ fn scores_of_labels(
 }
 
 /// Computes the metric's state for a batch from scores of shape `[n, C]` and int64 labels. The
-/// labels are classes of shape `[n]`, or 0 and 1 of shape `[n, C]`. If C is 1, the shape `[n]` is
-/// also possible for 0 and 1. Labels that are -100 are ignored.
+/// labels are classes of shape `[n]`, or 0 and 1 of shape `[n, C]`, or of shape `[n]` if C is 1.
+/// Labels that are -100 are ignored.
 ///
 /// Without thresholds, the state consists of the scores and the labels. With T thresholds, the
-/// state consists of counts of shape `[C, T + 1, 2]`. For each column and each k from 0 to T, the
-/// state has the numbers of negatives and of positives whose scores reach exactly k thresholds.
+/// state consists of counts of shape `[C, T + 1, 2]`. Element `[c, k]` contains the number of
+/// negatives and the number of positives of column c whose scores reach exactly k thresholds.
 fn state(
     what: &str,
     thresholds: Option<i64>,
@@ -214,7 +216,7 @@ fn state(
         Tensor::f_arange(columns, (Kind::Int64, scores.device()))?.f_mul_scalar(bins)?;
     let places = reached.f_add(&of_column)?.f_mul_scalar(2)?.f_add(&positive)?.f_reshape([-1])?;
     let kept = kept(labels)?.f_expand(scores.size(), false)?;
-    // A NaN score is counted as NaN, so that the metric is NaN.
+    // A NaN score adds NaN instead of 1 to its count, so that the metric is NaN.
     let nan = scores.f_isnan()?.f_logical_and(&kept)?;
     let kept = kept.f_to_kind(Kind::Double)?.f_masked_fill(&nan, f64::NAN)?;
     let counts = Tensor::f_zeros([columns * bins * 2], (Kind::Double, scores.device()))?;
@@ -229,8 +231,9 @@ fn kept(labels: &Tensor) -> Result<Tensor> {
     if labels.dim() == 1 { Ok(kept.f_unsqueeze(1)?) } else { Ok(kept) }
 }
 
-/// Returns a mask of shape `[n, C]`. It is true where the label of the column is 1 or, if there is one
-/// label per row, where the label is the class of the column. A single column stands for label 1.
+/// Returns a mask of shape `[n, C]`. For labels `[n, C]`, it is true where the label is 1. For
+/// labels `[n]`, it is true in the column of each row's label or, if C is 1, in the rows with label
+/// 1.
 fn positives(labels: &Tensor, columns: i64) -> Result<Tensor> {
     if labels.dim() == 2 {
         return Ok(labels.f_eq(1)?);
@@ -263,8 +266,8 @@ fn compute(
     if let [one] = areas.as_slice() {
         return Ok(Tensor::from(*one));
     }
-    // The area of a class is not defined if the class has no positives or, for the ROC curve, no
-    // negatives. Such a class is left out of the average. A NaN score makes the area NaN.
+    // A class without positives or, for the ROC curve, without negatives is left out of the
+    // average.
     let present: Vec<usize> =
         (0..areas.len()).filter(|at| !curves[*at].is_undefined(area)).collect();
     let weight = |at: usize| if average == Average::Weighted { positives[at] } else { 1.0 };
@@ -281,8 +284,7 @@ fn compute(
 struct Curve {
     tp: Vec<f64>,
     fp: Vec<f64>,
-    /// Whether the curve is computed from counts at given thresholds. If so, the curve begins with
-    /// the counts at the highest threshold. Otherwise the curve is exact and begins at zero.
+    /// Whether the curve is computed from counts at given thresholds.
     binned: bool,
 }
 
@@ -296,7 +298,8 @@ impl Curve {
     }
 
     /// Returns whether the curve has no area, because there are no positives or, for the ROC curve,
-    /// no negatives. A curve with a NaN has an area, which is NaN.
+    /// no negatives. Returns false if a count is NaN: such a curve is not left out of averages, but
+    /// makes them NaN.
     fn is_undefined(&self, area: Area) -> bool {
         let (positives, negatives) = (self.positives(), self.negatives());
         let is_empty = positives == 0.0 || matches!(area, Area::Roc) && negatives == 0.0;
@@ -309,7 +312,8 @@ impl Curve {
             return Ok(f64::NAN);
         }
         let mut sum = 0.0;
-        // As in torchmetrics, a curve at given thresholds begins at the highest threshold.
+        // As in torchmetrics, a ROC curve at given thresholds begins with the counts at the highest
+        // threshold. All other curves begin with zero positives and zero negatives.
         let first = match (area, self.binned) {
             (Area::Roc, true) => (self.tp[0], self.fp[0]),
             _ => (0.0, 0.0),

@@ -12,9 +12,10 @@ use crate::{Result, loss::IGNORED};
 ///
 /// With `per_example`, the score is computed for each example and class. The scores are averaged
 /// over the classes of each example, and then over the examples. Without `per_example`, the score
-/// is computed from all positions together. It then equals [`FBeta`](super::FBeta) with β = 1. A
-/// class that occurs neither in the targets nor in the predictions of an example is left out of the
-/// average. An example without any class is left out, too.
+/// is computed from all positions together. The result equals that of [`FBeta`](super::FBeta) with
+/// β = 1. A class that occurs neither in the targets nor in the predictions of an example is left
+/// out of the example's average. An example without any remaining class is left out of the average
+/// over examples.
 #[derive(Debug, Clone, Copy)]
 pub struct Dice {
     /// How the scores of the classes are averaged. The default is [`Average::Macro`].
@@ -50,13 +51,14 @@ impl Metric for Dice {
             predictions("dice", output, target, num_classes, ignore_index)?;
         let examples = target.size().first().copied().unwrap_or(1).max(1);
         let positions = (of.numel() as i64 / examples).max(1);
-        // Each pair of an example and a class has its own index into the counts: the number of the
-        // example times the number of classes (`example`), plus the class.
+        // The counts have an element for each pair of an example and a class, at the example's
+        // index times the number of classes (`example`), plus the class.
         let example = Tensor::f_arange(of.numel() as i64, (Kind::Int64, of.device()))?
             .f_div_scalar_mode(positions, "floor")?
             .f_mul_scalar(classes)?;
-        // `nothing` is NaN if a logit is NaN, and otherwise 0. All counts start from `nothing`,
-        // because the average may leave out the class at which the NaN is counted.
+        // `nothing` is NaN if a logit is NaN or, on CUDA, a class is out of range, and otherwise 0.
+        // All counts start from `nothing` and become NaN with it, because the average may leave out
+        // the one class whose count is NaN.
         let nothing = kept.f_sum(Kind::Double)?.f_mul_scalar(0.0)?;
         let counted = |places: &Tensor, counts: &Tensor| -> Result<Tensor> {
             let zeros = nothing.f_expand([examples * classes], false)?.f_contiguous()?;

@@ -9,7 +9,7 @@
 //! The values equal those of torchmetrics, with two differences. If all targets are ignored, or a
 //! class that the metric needs does not occur, the value is NaN, where torchmetrics returns 0. If
 //! an output or a target that is not ignored is NaN, the value is NaN, where many metrics of
-//! torchmetrics treat the NaN as a class or a rank.
+//! torchmetrics return a number.
 //!
 //! ```
 //! use amp_core::{metric::{FBeta, Metric}, tch::Tensor};
@@ -133,13 +133,14 @@ impl Reduction {
     /// is NaN.
     ///
     /// # Errors
-    /// When the device reports an earlier failure.
+    /// When an earlier operation on the device failed.
     pub fn compute(&self, state: &MetricState) -> Result<Tensor> {
         let on_host =
             |tensor: &Tensor| tensor.f_to_device_(Device::Cpu, Kind::Double, false, false);
         let mut tensors = state.tensors()?;
-        // On a GPU, libtorch multiplies by a reciprocal instead of dividing, and adds up in another
-        // order. Sums are moved to the host, so that the last digit does not depend on the device.
+        // Moves sums to the host, so that the last digit of the value is the same for CPU and GPU.
+        // On a GPU, libtorch divides by multiplying by the reciprocal, and adds numbers in another
+        // order than on the CPU.
         for (tensor, part) in tensors.iter_mut().zip(&state.parts) {
             if part.merge == Merge::Sum {
                 *tensor = on_host(tensor)?;
@@ -195,10 +196,11 @@ impl fmt::Debug for Reduction {
     }
 }
 
-/// Builds the error for a state that another metric, or another version of this metric, has saved.
+/// Builds the error for a state that does not have the `expected` number of tensors, for example
+/// because another metric of the same name saved it in a checkpoint.
 fn other_state(expected: usize, state: &[Tensor]) -> Error {
     Error::config(format!(
-        "the metric is computed from {expected} tensors, but its state has {}: another metric has the same name",
+        "the metric is computed from {expected} tensors, but its state has {}: another metric has the same name; rename one of them",
         state.len()
     ))
 }

@@ -1,4 +1,4 @@
-//! A wrapper with which a metric of classes reads output and target like a loss with options.
+//! A wrapper that gives a classification metric the options `ignore_index` and `classes` of a loss.
 
 use tch::{Kind, Tensor};
 
@@ -8,9 +8,9 @@ use crate::{
     loss::{ClassDim, IGNORED},
 };
 
-/// A wrapper with which a metric of classes reads output and target like a loss with the options
-/// `ignore_index` and `classes`. The derive macro wraps metrics that do not have an option
-/// `ignore_index`, and metrics for which `classes` names the dimension of the classes.
+/// A classification metric with the options `ignore_index` and `classes`, which have the same
+/// meaning as in [`CrossEntropy`](crate::loss::CrossEntropy). The derive macro wraps a metric for
+/// which one of these options is set, if the metric itself does not have the option.
 ///
 /// ```
 /// use amp_core::{metric::{Accuracy, Metric, ReadAs}, tch::Tensor};
@@ -28,7 +28,8 @@ pub struct ReadAs<M> {
     pub metric: M,
     /// A class whose targets are ignored, in addition to -100.
     pub ignore_index: i64,
-    /// The dimension that holds the classes if the shapes allow two readings.
+    /// The dimension of the logits that holds the classes, for shapes in which it may be either the
+    /// second or the last dimension.
     pub classes: ClassDim,
 }
 
@@ -45,8 +46,8 @@ impl<M: Metric> Metric for ReadAs<M> {
             return self.metric.update(&output, &target);
         }
         let ignored = target.f_eq(self.ignore_index)?;
-        // Labels 0 and 1 may have a dtype that cannot represent -100, such as bool. Such labels
-        // become floating-point numbers.
+        // Labels 0 and 1 of a dtype such as bool, which cannot represent -100, are converted to
+        // floating-point numbers.
         let target = if target.kind() == Kind::Int64 { target } else { as_floating(&target)? };
         self.metric.update(&output, &target.f_masked_fill(&ignored, IGNORED)?)
     }

@@ -110,8 +110,7 @@ impl Metric for R2 {
             let [errors, sum, squares, count] = [0, 1, 2, 3].map(|at| counts.f_get(at));
             let (errors, sum, squares, count) = (errors?, sum?, squares?, count?);
             let spread = squares.f_sub(&sum.f_square()?.f_div(&count)?)?.f_clamp_min(0.0)?;
-            // If all targets are equal, the computed variance of the targets may be a rounding
-            // error instead of 0.
+            // If all targets are equal, rounding errors may make `spread` slightly larger than 0.
             let constant = spread.f_le_tensor(&squares.f_mul_scalar(1e-14)?)?;
             let exact = errors.f_eq(0.0)?.f_to_kind(Kind::Double)?;
             let exact = exact.f_masked_fill(&errors.f_isnan()?, f64::NAN)?;

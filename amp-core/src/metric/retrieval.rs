@@ -12,10 +12,10 @@ use crate::{
 /// The number of queries whose similarities to all keys are computed at a time, to limit memory.
 const ROWS: i64 = 1024;
 
-/// Recall at k: the fraction of queries whose own key is among the `k` keys with the largest cosine
-/// similarity. The output contains the queries and the target contains the keys, both of shape `[N,
-/// D]`. The own key of query i is key i. If the model computes queries and keys, its output has the
-/// shape `[N, 2, D]`, and the target is not used.
+/// Recall at k: the fraction of queries whose own key (key i for query i) is among the `k` keys
+/// with the largest cosine similarity to the query. The output contains the queries and the target
+/// contains the keys, both of shape `[N, D]`. If the model computes queries and keys, its output
+/// has the shape `[N, 2, D]`, and the target is not used.
 ///
 /// The keys of all batches are compared, so the value does not depend on the batch size. A key with
 /// the same similarity as the query's own key counts as more similar. A model whose outputs are all

@@ -52,14 +52,15 @@ impl Score {
         })
     }
 
-    /// Returns the reduction to the average score of the classes. The state is the result of
-    /// [`class_counts`], in which the class `ignored` has no targets.
+    /// Returns the reduction that computes the average score of the classes from the counts of
+    /// [`class_counts`], to which the targets of the class `ignored` were not added.
     pub(super) fn over_classes(self, average: Average, ignored: i64) -> Reduction {
         Reduction::of(move |state| {
             let [counts] = state else { return Err(super::other_state(1, state)) };
             let [tp, predicted, actual] = [0, 1, 2].map(|at| counts.f_get(at));
             let (tp, predicted, actual) = (tp?, predicted?, actual?);
-            // As in torchmetrics, the union does not contain predictions of the ignored class.
+            // As in torchmetrics, the IoU of the ignored class does not count predictions of this
+            // class.
             let predicted = match self {
                 Self::Jaccard => {
                     let classes = (Kind::Int64, predicted.device());
@@ -82,8 +83,8 @@ impl Score {
             if average == Average::Micro {
                 return Ok(each);
             }
-            // Only a NaN from a denominator of 0 is replaced. Other NaNs stay, for example that of
-            // a class that is out of range.
+            // Replaces only a NaN that comes from a denominator of 0. NaN counts, for example
+            // because a class is out of range, give a NaN score.
             let each = each.f_masked_fill(&whole.f_eq(0.0)?, 0.0)?;
             let weight = match average {
                 Average::Weighted => actual,
@@ -97,7 +98,7 @@ impl Score {
         })
     }
 
-    /// Returns the reduction to the score. The state is the result of [`binary_counts`].
+    /// Returns the reduction that computes the score from the counts of [`binary_counts`].
     fn of_two(self) -> Reduction {
         Reduction::of(move |state| {
             let [counts] = state else { return Err(super::other_state(1, state)) };
@@ -109,7 +110,7 @@ impl Score {
         })
     }
 
-    /// Returns the reduction to the average score of the labels. The state is the result of
+    /// Returns the reduction that computes the average score of the labels from the counts of
     /// [`counts_of_labels`]. As in torchmetrics, a label that occurs in neither targets nor
     /// predictions has the score 0, which is part of the mean.
     fn over_labels(self, average: Average) -> Reduction {
@@ -145,8 +146,9 @@ fn in_order(numbers: &Tensor) -> Result<f64> {
     Ok(Vec::<f64>::try_from(numbers)?.iter().sum())
 }
 
-/// Defines three metrics of one score: for classes; for labels 0 and 1, with one score of all
-/// labels together; and for several labels per example, with one score for each label.
+/// Defines three metrics from one score. The first is for classes. The second is for labels 0 and
+/// 1, with one score over all labels. The third is for several labels per example, with one score
+/// for each label.
 macro_rules! score {
     (
         $(#[$doc:meta])* $of_classes:ident $class_name:literal,
@@ -309,8 +311,8 @@ score!(
     Specificity "specificity",
     /// TN / (TN + FP): the fraction of the elements with label 0 that are predicted as 0.
     BinarySpecificity "binary_specificity",
-    /// TN / (TN + FP) of each label: the fraction of the examples without the label for which it is not
-    /// predicted.
+    /// TN / (TN + FP) of each label: of the examples without the label, the fraction for which it
+    /// is not predicted.
     MultilabelSpecificity "multilabel_specificity",
     |_own| Score::Specificity
 );
@@ -383,7 +385,8 @@ impl Metric for BinaryConfusionMatrix {
         let Self { threshold, ignore_index } = *self;
         let counts =
             binary_counts("binary_confusion_matrix", output, target, threshold, ignore_index)?;
-        // The order: true negatives, false positives, false negatives, true positives.
+        // The entries 0_0, 0_1, 1_0 and 1_1: true negatives, false positives, false negatives and
+        // true positives.
         let order = Tensor::f_stack(
             &[counts.f_get(2)?, counts.f_get(1)?, counts.f_get(3)?, counts.f_get(0)?],
             0,

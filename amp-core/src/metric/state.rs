@@ -121,15 +121,15 @@ impl MetricState {
     }
 
     /// Merges the state of a later batch into this state. The two states must have the same kinds
-    /// of tensors in the same order. If `owned` is true, the sums of this state are used nowhere
-    /// else, and are updated in place.
+    /// of tensors in the same order. `owned` states that no other state shares the tensors of this
+    /// state, so that its sums can be updated in place.
     pub(crate) fn add(&mut self, later: &Self, owned: bool) -> Result<()> {
         for (part, later) in self.parts.iter_mut().zip(&later.parts) {
             match (part.merge, part.pieces.as_mut_slice(), later.pieces.as_slice()) {
                 (Merge::Sum, [sum], [counts]) => {
-                    // A value that a hook logs may be on the host in one step and on the device in
-                    // another, depending on how the step ran. The counts are moved to the device of
-                    // the sum.
+                    // The counts may be on another device than the sum: if a hook logs the loss,
+                    // the loss is on the host after steps that ran as CUDA graphs, and on the
+                    // device after other steps.
                     let counts = counts.f_to_device(sum.device())?;
                     match owned {
                         true => _ = sum.f_add_(&counts)?,

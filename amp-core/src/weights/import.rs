@@ -30,9 +30,9 @@ use crate::{
 /// matches any text, as short as possible. In a new name, each `*` stands for the text that the
 /// pattern's `*` matched.
 ///
-/// A step that matches no tensor, for example because of a misspelling, is an error. A tensor of
-/// the file that the model does not have is an error too, and so is a tensor of the model that the
-/// file does not have. As in torch, the `num_batches_tracked` of a batch norm may be missing.
+/// It is an error if a step matches no tensor, for example because of a misspelling, if the model
+/// does not have a tensor of the file, or if the file does not have a tensor of the model. As in
+/// torch, the `num_batches_tracked` of a batch norm may be missing.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -91,15 +91,14 @@ impl Import {
     /// folder that contains one of them.
     ///
     /// # Errors
-    /// When a file is missing or damaged, has a dtype that libtorch lacks, or does not have the
-    /// tensors that the index lists.
+    /// When a file is missing or damaged, has values that no dtype of libtorch represents, or does
+    /// not have the tensors that the index lists.
     pub fn open(path: &Path) -> Result<Self> {
         let file = source::read(path)?;
         Ok(Self { path: path.to_owned(), file, steps: Vec::new(), kept: Vec::new() })
     }
 
-    /// Returns the names and shapes of the file's tensors, which you need to write the import
-    /// steps.
+    /// Returns the names and shapes of the file's tensors. You need them to write the import steps.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<i64>)> {
         self.file.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size()))
     }
@@ -129,8 +128,8 @@ impl Import {
         self.then(Step::Ignore(Pattern::new(pattern)))
     }
 
-    /// Lets the model's tensors that match the pattern keep their initial values if the file has no
-    /// tensor with their name and shape. An example is a head for other classes.
+    /// Lets the model's tensors that match the pattern, such as a head for other classes, keep
+    /// their initial values if the file has no tensor with their name and shape.
     pub fn keep(mut self, pattern: &str) -> Self {
         self.kept.push(Pattern::new(pattern));
         self
@@ -258,7 +257,7 @@ impl Step {
         Ok(())
     }
 
-    /// Returns the pattern of this step. The step is an error if no tensor matches the pattern.
+    /// Returns the pattern that must match at least one tensor.
     fn pattern(&self) -> &Pattern {
         match self {
             Self::Rename { from, .. } => from,
@@ -267,7 +266,7 @@ impl Step {
         }
     }
 
-    /// Returns the step as written in the code.
+    /// Returns the call that added this step to the import, for error messages.
     fn written(&self) -> String {
         match self {
             Self::Rename { from, to } => format!("rename(`{}`, `{}`)", from.as_str(), to.as_str()),
@@ -278,8 +277,8 @@ impl Step {
     }
 }
 
-/// Concatenates each tensor that matches the first pattern of `parts` with the tensors that match
-/// the other patterns and have the same texts in place of the `*`. The new tensor takes the
+/// Concatenates each tensor that matches the first pattern of `parts` with one tensor for each
+/// other pattern: the one whose name has the same text at each `*`. The new tensor takes the
 /// position of its first part.
 fn stack(entries: &mut Vec<Entry>, parts: &[Pattern], into: &Pattern) -> Result<(), String> {
     let (first, others) = parts.split_first().ok_or("there is nothing to stack")?;

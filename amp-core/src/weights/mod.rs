@@ -1,9 +1,9 @@
 //! Weights in safetensors files, with PyTorch's names.
 //!
 //! Loading reads and checks a file completely before it changes the first tensor. A run's
-//! [`checkpoint`](crate::checkpoint) can be loaded as a weights file. Its entries that are not
-//! weights have a `/` in their names, which weights never have, so loading ignores them. [`Import`]
-//! reads files with other names, layouts or heads.
+//! [`checkpoint`](crate::checkpoint) can be loaded as a weights file. Besides weights, a checkpoint
+//! contains entries with a `/` in their names, which loading ignores. [`Import`] reads files with
+//! other names, layouts or heads.
 
 mod import;
 mod pairs;
@@ -25,9 +25,9 @@ use crate::{
     tensor_file::{self, TensorFile},
 };
 
-/// Saves every tensor of `module`, and the texts in `metadata` under their names. A tied tensor
-/// (one tensor with several names) is saved only once, as in `safetensors.torch.save_model`, under
-/// the name that is declared first.
+/// Saves every tensor of `module`, and `metadata`, a map from names to texts. A tied tensor (one
+/// tensor with several names) is saved only once, as by `safetensors.torch.save_model`. Its name in
+/// the file is the one that is declared first.
 ///
 /// # Errors
 /// When two tensors have the same name, or the folder is missing or cannot be written to.
@@ -42,8 +42,8 @@ pub fn save(
     tensor_file::write(path, named, metadata)
 }
 
-/// Saves these tensors, and the texts in `metadata` under their names. Supports every dtype that
-/// both safetensors and libtorch have.
+/// Saves these tensors, and `metadata`, a map from names to texts. Supports every dtype that both
+/// safetensors and libtorch have.
 ///
 /// # Errors
 /// When a dtype is not supported, or the folder is missing or cannot be written to.
@@ -56,10 +56,10 @@ pub fn save_tensors<'t>(
 }
 
 /// Loads every tensor of `module` from a file that has exactly the same names and shapes. Converts
-/// dtypes if they differ. As in torch, the `num_batches_tracked` of a batch norm may be missing. For
-/// a tied tensor (one tensor with several names) the file needs only one of the names, because
-/// `safetensors.torch.save_model` writes only the alphabetically first one.
-/// Returns the file's metadata: texts by name.
+/// dtypes if they differ. As in torch, the `num_batches_tracked` of a batch norm may be missing.
+/// For a tied tensor (one tensor with several names) the file needs only one of the names, because
+/// `safetensors.torch.save_model` writes only the alphabetically first one. Returns the file's
+/// metadata, a map from names to texts.
 ///
 /// # Errors
 /// When the file is missing or damaged, or contains the weights of another model. After an error

@@ -33,8 +33,8 @@ fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
     all
 }
 
-/// Returns whether a tensor of a file is a weight, given its name. A checkpoint also contains
-/// tensors that are not weights, for example optimizer state; their names contain a `/`.
+/// Returns whether a tensor of a file is a weight. In a checkpoint, the names of other tensors,
+/// such as optimizer state, contain a `/`.
 pub(super) fn is_weight(name: &str) -> bool {
     !name.contains('/')
 }
@@ -46,8 +46,9 @@ fn is_float8(kind: Kind) -> bool {
     )
 }
 
-/// Returns the reason why `values` cannot be loaded into `tensor`, or `None` if the dtype of
-/// `tensor` can represent them.
+/// Returns the reason why `values` cannot be loaded into `tensor`, or `None` if they can. If the
+/// tensor is floating-point, the cast may round, but a finite value must not become infinite. If
+/// the tensor is an integer tensor, the values must be integers and the cast must not change any.
 fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>> {
     let (there, here) = (values.kind(), tensor.kind());
     let has_fractions = is_floating(there) || is_float8(there);
@@ -97,22 +98,22 @@ pub(super) struct Pair {
     pub(super) name: String,
     /// The values from the file; `None` if the tensor keeps its initial values.
     pub(super) values: Option<Tensor>,
-    /// The shape of the file's tensor of this name, if that shape differs from the model's tensor.
-    /// The values of the file's tensor are then not used.
+    /// The shape of the file's tensor of this name, if the model's tensor has another shape. The
+    /// file's values are then not used.
     pub(super) other_shape: Option<Vec<i64>>,
 }
 
-/// Returns whether `name` is a batch norm's count of batches. Files of old versions of torch, and of
-/// other programs, do not have this tensor, and torch loads them without an error.
+/// Returns whether `name` is a batch norm's count of batches. Files of old versions of torch and of
+/// other programs lack it, and torch accepts them.
 fn is_count_of_batches(name: &str) -> bool {
     name.rsplit('.').next() == Some("num_batches_tracked")
 }
 
-/// Finds the values of `tensors` for every tensor of a model. If `tensors` has no tensor with the
-/// name and shape of the model's tensor, and `keeps` returns true for its name, the model's tensor
-/// keeps its initial values. If `keeps` returns false, the model's tensor is a mismatch. A batch
-/// norm's count of batches may be missing and then also keeps its initial value. Returns the pairs,
-/// and one text for each mismatch. If there are mismatches, some pairs are missing.
+/// Pairs every tensor of a model with its values in `tensors`, the tensors of a file. It is a
+/// mismatch if the file has no tensor with the same name and shape. There are two exceptions: names
+/// for which `keeps` returns true, and the count of batches of a batch norm. Such tensors keep their
+/// initial values. Returns the pairs, and one text for each mismatch. The pairs are complete only if
+/// there is no mismatch.
 pub(super) fn pair(
     module: &(impl Visit + ?Sized),
     tensors: &BTreeMap<String, Tensor>,

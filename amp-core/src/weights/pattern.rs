@@ -68,7 +68,8 @@ mod tests {
 
     use super::*;
 
-    /// Checks the texts that `*` matches. With these texts inserted, the pattern must give the name.
+    /// Checks which texts each `*` matches, and that the pattern filled with these texts is the
+    /// name.
     #[rstest]
     #[case("weight", "weight", Some(vec![]))]
     #[case("weight", "weights", None)]

@@ -15,8 +15,8 @@ pub enum Origin {
     File(Vec<String>),
     /// From the model's initialization, because the file has no tensor of this name.
     Missing,
-    /// From the model's initialization, because the file's tensor of this name has another shape.
-    /// The value is the shape of the file's tensor.
+    /// From the model's initialization, because the file's tensor of this name has another shape,
+    /// which this variant contains.
     OtherShape(Vec<i64>),
 }
 
@@ -28,15 +28,15 @@ pub struct ImportedTensor {
     pub name: String,
     /// The tensor's shape.
     pub shape: Vec<i64>,
-    /// The dtype of the tensor in the model, and its dtype in the file. The dtype in the file is
-    /// `None` if the values do not come from the file.
+    /// The dtype of the tensor in the model, and its dtype in the file, which is `None` if the
+    /// values do not come from the file.
     pub kinds: (Kind, Option<Kind>),
     /// Where the tensor's values come from.
     pub origin: Origin,
 }
 
-/// The result of an import, for each tensor of the file and of the model. Printed with `{}`, the
-/// result is a table.
+/// The result of an import, for each tensor of the file and of the model. `{}` prints it as a
+/// table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Imported {
@@ -44,7 +44,7 @@ pub struct Imported {
     pub tensors: Vec<ImportedTensor>,
     /// The names, in the file, of the tensors that the import ignored.
     pub ignored: Vec<String>,
-    /// The file's metadata: texts by name.
+    /// The file's metadata, a map from names to texts.
     pub metadata: BTreeMap<String, String>,
 }
 

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The files that `save_pretrained` of `transformers` writes to a folder, in the order in which
-/// they are searched.
+/// they are searched for.
 const FILES: [&str; 2] = ["model.safetensors.index.json", "model.safetensors"];
 
 /// The content of `model.safetensors.index.json`: for each tensor, the file that contains it.
@@ -55,7 +55,7 @@ fn sharded(path: &Path) -> Result<TensorFile> {
     let files: BTreeSet<&String> = weight_map.values().collect();
     let mut whole = TensorFile { tensors: BTreeMap::new(), metadata: BTreeMap::new() };
     for file in files {
-        // A file outside of the index's folder cannot belong to this model.
+        // The file must be in the index's folder.
         if Path::new(file).components().count() != 1 {
             return Err(Error::config(format!(
                 "{}: the shard `{file}` is not in the index's folder",

@@ -51,11 +51,12 @@ pub struct AnyBatch {
     /// tensors are moved from the CPU to a device, the sum is computed before the move, because
     /// reading it later would wait for the device.
     pub(super) weight: OnceCell<f64>,
-    /// Whether a check has shown that no target has the class that losses ignore, `IGNORED`.
+    /// Whether a check has shown that no target is -100, the class that losses ignore.
     pub(super) complete: bool,
     /// Whether this is a single example, whose tensors have no batch dimension.
     single: bool,
-    /// Whether each part of the batch has the same shared tensors ([`FieldRole::Shared`]).
+    /// Whether every part of a divided batch is known to need the same shared tensors
+    /// ([`FieldRole::Shared`]), unchanged.
     pub(super) common: bool,
 }
 
@@ -117,8 +118,8 @@ impl AnyBatch {
                 return refused(format!("{there} examples in `{other}`, but {count} in `{name}`"));
             }
         }
-        // A new shared tensor may contain rows of single examples, so it is not known whether each
-        // part of the batch has the same shared tensor.
+        // A new shared tensor may contain rows of all examples, for example the nodes of all
+        // graphs. Then a part of the batch needs only some of the rows.
         self.common &= role != FieldRole::Shared;
         self.fields.push(Field { name, tensor: tensor.shallow_clone(), role });
         Ok(())
@@ -205,7 +206,8 @@ impl AnyBatch {
         self.weights().is_some()
     }
 
-    /// Returns what [`weight`](Self::weight) returns, but does not read from the device.
+    /// Returns the same number as [`weight`](Self::weight) without reading it from the device: a
+    /// sum of weights stays a tensor on the device.
     ///
     /// # Errors
     /// When weights cannot be added up.
@@ -216,9 +218,9 @@ impl AnyBatch {
         }
     }
 
-    /// Returns the weight of this batch in an average of losses. `over` says by what the mean of
-    /// the loss is divided, and `target` contains the targets of the loss. Does not read from the
-    /// device.
+    /// Returns the weight of this batch in an average of losses. `over` says over which elements
+    /// the loss takes its mean, and `target` contains the targets of the loss. Does not read from
+    /// the device.
     ///
     /// # Errors
     /// When targets cannot be counted.
@@ -232,14 +234,14 @@ impl AnyBatch {
         self.counted()
     }
 
-    /// Returns whether a check has shown that no target has the class that losses ignore. If so, a
-    /// loss need not count the ignored targets.
+    /// Returns whether a check has shown that no target is -100, the class that losses ignore. If
+    /// so, a loss need not count the ignored targets.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// Checks whether an int64 tensor contains the class that losses ignore, and stores the result.
-    /// Waits for the device.
+    /// Checks whether an int64 tensor of the batch contains -100, the class that losses ignore, and
+    /// stores the result. Waits for the device.
     pub(crate) fn noting_ignored(mut self) -> Result<Self> {
         let mut complete = true;
         for field in self.per_example() {
@@ -340,8 +342,8 @@ impl AnyBatch {
         self.with_tensors(self.fields.iter().map(|field| field.tensor.shallow_clone()).collect())
     }
 
-    /// Returns whether the two batches have the same `complete`, and tensors of the same names,
-    /// shapes and dtypes in the same order.
+    /// Returns whether the two batches have tensors of the same names, shapes and dtypes in the
+    /// same order, and give the same answer to [`is_complete`](Self::is_complete).
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         let alike = |own: &Field, other: &Field| {
             own.name == other.name

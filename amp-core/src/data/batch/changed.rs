@@ -18,7 +18,7 @@ impl AnyBatch {
         let _ = self.required(name)?;
         let (count, of) = (self.len(), self.of());
         for field in self.fields.iter_mut().filter(|field| field.name == name) {
-            // `push` returns an error if the tensor does not fit the role.
+            // A `push` to an empty batch checks that the tensor fits the role.
             Self::new(of).push(field.name.clone(), tensor, field.role)?;
             let given = tensor.size().first().copied().unwrap_or(0);
             if field.role != FieldRole::Shared && given != count {
@@ -31,7 +31,7 @@ impl AnyBatch {
                 self.weight = OnceCell::new();
             }
             if tensor.kind() == Kind::Int64 {
-                // The new tensor may contain the class that losses ignore.
+                // The new tensor may contain -100, the class that losses ignore.
                 self.complete = false;
             }
             field.tensor = tensor.shallow_clone();
@@ -48,7 +48,7 @@ impl AnyBatch {
     /// When `batches` is empty, or the fields of two batches differ.
     pub(in crate::data) fn joined(batches: &[Self]) -> Result<Self> {
         let Some(first) = batches.first() else {
-            return Err(Error::config("there are no rows to make a batch of"));
+            return Err(Error::config("the batch would be empty, because no row was read"));
         };
         let mut joined = Self::new(first.of());
         for (name, tensor, role) in first.fields() {

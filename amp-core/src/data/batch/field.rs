@@ -55,15 +55,14 @@ pub fn predictions(output: &impl BatchField) -> Result<AnyBatch> {
     Ok(predictions)
 }
 
-/// Returns the field with this dotted name. `of` is never called: the compiler infers the type of
-/// the result from it.
+/// Makes the field with this dotted name from the tensors of `batch`. `of` is never called: it only
+/// tells the compiler the type of the field.
 #[doc(hidden)]
 pub fn take_field<B, F: BatchField>(
     name: &str,
     batch: &AnyBatch,
     of: impl Fn(&B) -> &F,
 ) -> Result<F> {
-    // `of` is not called: the compiler only infers the field's type from it.
     let _ = of;
     F::take(name, batch)
 }
@@ -78,7 +77,7 @@ pub fn field_name(parent: &str, field: &str) -> String {
     }
 }
 
-/// The target of a loss or a metric that compares the output with a tensor.
+/// A type that can be the target of a loss or a metric that compares the output with a tensor.
 #[doc(hidden)]
 #[diagnostic::on_unimplemented(
     message = "a target of the type `{Self}`, but this loss or metric compares the output with a `Tensor`",
@@ -97,7 +96,7 @@ impl Compared for Tensor {
     }
 }
 
-/// An input of `forward` that is a tensor.
+/// A type that can be an input of `forward` if this input must be a tensor.
 #[doc(hidden)]
 #[diagnostic::on_unimplemented(
     message = "an input of the type `{Self}`, but this input of `forward` must be a `Tensor`",
@@ -145,7 +144,7 @@ pub trait BatchField: Sized {
     /// When a tensor is missing.
     fn take(name: &str, batch: &AnyBatch) -> Result<Self>;
 
-    /// Returns whether `batch` has a tensor of the field that is called `name`.
+    /// Returns whether `batch` has at least one tensor that belongs to the field `name`.
     fn is_in(name: &str, batch: &AnyBatch) -> bool {
         batch.tensors().any(|(found, _)| {
             let rest = found.strip_prefix(name);

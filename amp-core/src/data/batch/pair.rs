@@ -47,8 +47,8 @@ impl Batch {
         self.input.size().first().copied().unwrap_or(0)
     }
 
-    /// Returns the examples on the policy's device, with floating-point tensors in the policy's
-    /// dtype.
+    /// Returns a copy of the batch on the policy's device, with floating-point tensors cast to the
+    /// policy's dtype.
     ///
     /// # Errors
     /// When the device has not enough memory.

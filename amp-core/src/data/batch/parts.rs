@@ -5,9 +5,9 @@ use crate::{Error, Result};
 
 impl AnyBatch {
     /// Returns whether the batch can be divided into batches of fewer examples. A batch with shared
-    /// tensors ([`FieldRole::Shared`]) is divisible only if every part is known to have the same
-    /// shared tensors. Other shared tensors may contain rows of all examples, for example the nodes
-    /// of several graphs.
+    /// tensors ([`FieldRole::Shared`]) is divisible only if every part is known to need the same,
+    /// complete shared tensors. This is unknown if the tensors may contain rows of all examples,
+    /// for example the nodes of several graphs.
     pub fn is_divisible(&self) -> bool {
         self.common || self.shared_field().is_none()
     }
@@ -29,8 +29,8 @@ impl AnyBatch {
         }
     }
 
-    /// Returns the batch, marked as one in which every part has the same shared tensors, so that it
-    /// is [divisible](Self::is_divisible).
+    /// Returns the batch marked as [divisible](Self::is_divisible): every part needs the complete
+    /// shared tensors.
     pub(in crate::data) fn with_common(mut self) -> Self {
         self.common = true;
         self

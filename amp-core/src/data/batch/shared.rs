@@ -8,8 +8,8 @@ use crate::Result;
 impl AnyBatch {
     /// Returns the name and the largest value of the first shared int64 tensor that may contain
     /// indices of examples. `examples` is the number of examples. A tensor may contain indices if
-    /// it meets two conditions: all its values are valid indices of examples, and it has at least
-    /// as many values as there are examples, as the list of a graph's edges does.
+    /// all its values are valid indices of examples, and if it has at least as many values as there
+    /// are examples. The list of a graph's edges usually meets both conditions.
     pub(in crate::data) fn numbering(&self, examples: i64) -> Result<Option<(String, i64)>> {
         let shared = self.fields.iter().filter(|field| field.role == FieldRole::Shared);
         for field in shared.filter(|field| field.tensor.kind() == Kind::Int64) {

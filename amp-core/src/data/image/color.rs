@@ -40,7 +40,8 @@ impl From<(f64, f64)> for Jitter {
 
 impl Jitter {
     /// Returns the lowest and the highest value of the range, or `None` if the range contains only
-    /// `center`, the value that does not change an image. `bounds` are the allowed values.
+    /// `center`, the value that does not change an image. `bounds` are the lowest and the highest
+    /// allowed value.
     fn range(self, name: &str, center: f64, bounds: (f64, f64)) -> Result<Option<(f64, f64)>> {
         let (least, most) = match self {
             Self::By(by) => ((center - by).max(if center > 0.0 { 0.0 } else { -by }), center + by),
@@ -48,7 +49,7 @@ impl Jitter {
         };
         if !(bounds.0 <= least && least <= most && most <= bounds.1 && most.is_finite()) {
             return Err(Error::config(format!(
-                "{name} from {least} to {most}: both limits must be from {} to {}, the lower one first",
+                "the range of {name} is {least} to {most}, but both limits must be from {} to {}, the lower one first",
                 bounds.0, bounds.1
             )));
         }
@@ -68,7 +69,7 @@ impl ColorJitter {
     /// `max(0, 1 - by)` to `1 + by`; a range gives the factors directly.
     ///
     /// # Errors
-    /// When a factor may be negative.
+    /// When the range contains a negative factor.
     pub fn brightness(mut self, by: impl Into<Jitter>) -> Result<Self> {
         self.brightness = by.into().range("brightness", 1.0, FACTORS)?;
         Ok(self)
@@ -78,7 +79,7 @@ impl ColorJitter {
     /// `max(0, 1 - by)` to `1 + by`; a range gives the factors directly.
     ///
     /// # Errors
-    /// When a factor may be negative.
+    /// When the range contains a negative factor.
     pub fn contrast(mut self, by: impl Into<Jitter>) -> Result<Self> {
         self.contrast = by.into().range("contrast", 1.0, FACTORS)?;
         Ok(self)
@@ -88,14 +89,14 @@ impl ColorJitter {
     /// `max(0, 1 - by)` to `1 + by`; a range gives the factors directly.
     ///
     /// # Errors
-    /// When a factor may be negative.
+    /// When the range contains a negative factor.
     pub fn saturation(mut self, by: impl Into<Jitter>) -> Result<Self> {
         self.saturation = by.into().range("saturation", 1.0, FACTORS)?;
         Ok(self)
     }
 
     /// Turns the hue by a random angle. A number `by` stands for angles from `-by` to `by`; a range
-    /// gives the angles directly. The unit is a full circle.
+    /// gives the angles directly. The angle 1 is a full circle.
     ///
     /// # Errors
     /// When the hue may turn by more than half a circle.
@@ -121,8 +122,9 @@ impl Transform for ColorJitter {
             )));
         }
         let ranges = [self.brightness, self.contrast, self.saturation, self.hue];
-        // For each image, the changes in random order. A change consists of its index in `CHANGES`
-        // and its factor. A change is `None` if no range was set for it.
+        // Draws a random order of the four changes for each image. An entry has the index of the
+        // change in `CHANGES` and its random factor, or is `None` if no range was set for the
+        // change.
         let drawn = rngs.iter_mut().map(|rng| {
             let mut order = [0, 1, 2, 3];
             rng.shuffle(&mut order);

@@ -113,8 +113,8 @@ impl ImageFolder {
     }
 
     /// Checks that this set has the same classes as `other`, and returns this set. Call it on a
-    /// validation set with the training set as `other`, because a class must have the same number
-    /// in each set.
+    /// validation set with the training set as `other`, because a class must have the same index in
+    /// both sets.
     ///
     /// # Errors
     /// When the two sets have different classes.
@@ -133,7 +133,7 @@ impl ImageFolder {
         Ok(self)
     }
 
-    /// Returns the names of the classes. The position of a name is the number of the class.
+    /// Returns the names of the classes. The position of a name is the index of its class.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }

@@ -12,8 +12,8 @@ use crate::{
 /// images in the same proportion (torchvision.transforms.v2.MixUp;
 /// <https://arxiv.org/abs/1710.09412>). As a [`BatchTransform`], `MixUp` mixes the fields `input`
 /// and `target` on the device. [`apply`](Self::apply) can also be called in
-/// [`MapDataset::collate`](super::super::MapDataset::collate), which receives random numbers for
-/// the batch.
+/// [`MapDataset::collate`](super::super::MapDataset::collate), which gets a random number generator
+/// for the batch.
 ///
 /// ```
 /// use amp_core::{Result, data::{Batch, MixUp}, random::Rng, tch::{Device, Kind, Tensor}};
@@ -49,7 +49,7 @@ impl MixUp {
     ///
     /// # Errors
     /// When the inputs are not floating-point, or a class is out of range. On CUDA a class out of
-    /// range is a device error.
+    /// range fails as a device-side assert.
     pub fn apply(&self, batch: &Batch, rng: &mut Rng) -> Result<Batch> {
         self.mixed(batch, rng.beta(self.alpha, self.alpha))
     }
@@ -95,7 +95,7 @@ impl CutMix {
     ///
     /// # Errors
     /// When the inputs do not have the shape `[N, …, H, W]`, or a class is out of range. On CUDA a
-    /// class out of range is a device error.
+    /// class out of range fails as a device-side assert.
     pub fn apply(&self, batch: &Batch, rng: &mut Rng) -> Result<Batch> {
         let (h, w) = height_and_width(&batch.input)?;
         let share = rng.beta(self.alpha, self.alpha);
@@ -201,8 +201,8 @@ fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
     if target.dim() == 2 {
         return Ok(target.f_to_kind(Kind::Float)?);
     }
-    // The range of the classes is checked here only on the CPU. On another device, reading the
-    // classes would make the host wait, so the device's kernel checks the range.
+    // On CUDA, reading the smallest and the largest class would make the host wait for the device.
+    // There, libtorch's scatter kernel checks the range.
     if target.device() == Device::Cpu {
         let (least, most) =
             (target.f_min()?.f_int64_value(&[])?, target.f_max()?.f_int64_value(&[])?);

@@ -95,8 +95,8 @@ impl Transform for RandomResizedCrop {
         resized(&cropped(&image, top, left, height, width)?, self.size, self.size)
     }
 
-    /// Transforms all images of a batch at once if they are on CUDA. Each pixel differs by at most
-    /// one rounding error from the pixel that [`apply`](Transform::apply) returns.
+    /// Transforms all images of a batch at once if they are on CUDA. Up to rounding, the pixels
+    /// equal those that [`apply`](Transform::apply) returns.
     fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
         let (_, h, w) = sizes_of_batch(&images, rngs)?;
         self.check()?;
@@ -127,8 +127,8 @@ fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Ten
         let (start, own) = (column(|part| part.0)?, column(|part| part.1)?);
         let scale = own.f_div_scalar(size as f64)?;
         let steps = |count| Tensor::f_arange(count, options)?.f_add_scalar(0.5);
-        // The positions of the centers of the new pixels and of the old pixels, relative to the
-        // start of the rectangle. The unit is an old pixel.
+        // `middles` are the centers of the new pixels, and `places` the centers of the old pixels.
+        // Both are relative to the start of the rectangle, in units of old pixels.
         let middles = scale.f_mul(&steps(size)?.f_view([1, -1, 1])?)?;
         let places = steps(length)?.f_view([1, 1, -1])?.f_sub(&start)?;
         let far = places.f_sub(&middles)?.f_abs()?.f_div(&scale.f_clamp_min(1.0)?)?;
@@ -140,7 +140,7 @@ fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Ten
     let (n, (c, h, w)) = (regions.len() as i64, sizes(&images.f_get(0)?)?);
     let rows = weights(regions.iter().map(|part| (part.top, part.height)).collect(), h)?;
     let columns = weights(regions.iter().map(|part| (part.left, part.width)).collect(), w)?;
-    // An image has one matrix for all its channels, so one product scales all channels.
+    // All channels of an image are scaled by the same matrix, so that one product suffices.
     let narrow = pixels.f_reshape([n, c * h, w])?.f_bmm(&columns.f_transpose(1, 2)?)?;
     let narrow = narrow.f_view([n, c, h, size])?.f_transpose(1, 2)?;
     let scaled = rows.f_bmm(&narrow.f_reshape([n, h, c * size])?)?;
@@ -192,13 +192,16 @@ mod tests {
         for (at, Region { top, left, height, width }) in regions.into_iter().enumerate() {
             let part = cropped(&images.get(at as i64), top, left, height, width)?;
             let off = (together.get(at as i64) - resized(&part, 17, 17)?).abs().max();
-            assert!(off.double_value(&[]) < 1e-12, "{off} of {height} x {width} at {top}, {left}");
+            assert!(
+                off.double_value(&[]) < 1e-12,
+                "pixels differ by {off} for {height} x {width} at {top}, {left}"
+            );
         }
         Ok(())
     }
 
-    /// Checks the result if no random rectangle fits into the image. As in torchvision, it must be
-    /// the middle of the image, in the nearest allowed aspect ratio.
+    /// Checks that the crop is the middle of the image, in the nearest allowed aspect ratio, if no
+    /// random rectangle fits into the image (as in torchvision).
     #[test]
     fn images_of_another_proportion_give_their_middle() {
         let crop = RandomResizedCrop::new(8).scale(1.0, 1.0);

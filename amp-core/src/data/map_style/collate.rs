@@ -61,8 +61,8 @@ pub struct Collate {
     padded: Vec<Pad>,
 }
 
-/// How a field is padded at the end, if the examples of a batch have different lengths (dimension
-/// 0) in this field.
+/// How a field is padded if its lengths (dimension 0) differ between the examples of a batch. The
+/// padding comes after the values.
 #[derive(Debug, Clone)]
 pub struct Pad {
     field: String,
@@ -154,14 +154,14 @@ impl Collate {
         self
     }
 
-    /// Combines examples into a batch. Each example comes with its index in the data set, for error
-    /// messages.
+    /// Combines examples into a batch. Each element of `examples` is an example's index in the data
+    /// set, for error messages, and the example.
     ///
     /// # Errors
-    /// When there is no example, the examples differ in their fields or dtypes, or the shapes of a
-    /// field without padding differ. When padding is declared for a field that no example has, an
-    /// example is longer than the length to which its field is padded, or the field's dtype cannot
-    /// represent the padding value.
+    /// When there is no example. When the examples differ in their fields or dtypes, or in the
+    /// shape of a field without padding. When no example has a field for which padding is declared.
+    /// When an example is longer than the length to which its field is padded. When the dtype of a
+    /// padded field cannot represent the padding value.
     pub fn batch<E: BatchField>(&self, examples: &[(i64, E)]) -> Result<AnyBatch> {
         let name = std::any::type_name::<E>().split('<').next().unwrap_or_default();
         let of = name.rsplit("::").next().unwrap_or_default();
@@ -215,7 +215,7 @@ impl Collate {
         let (first, model) = tensors[0];
         let differs = |what: &str, index: i64, here: String, there: String, fix: &str| {
             Error::config(format!(
-                "`{name}` of example {first} has {what} {here}, but of example {index} {there}: {fix}"
+                "`{name}` has {what} {here} in example {first}, but {there} in example {index}: {fix}"
             ))
         };
         let kind = model.kind();
@@ -227,8 +227,8 @@ impl Collate {
             }
         }
         let pad = self.padded.iter().find(|pad| pad.field == name);
-        // The sizes that must be the same in all examples. These are all sizes of the tensor,
-        // except the first one if the field is padded.
+        // Returns the sizes that must be equal in all examples: all sizes of the tensor or, if the
+        // field is padded, all except the first. A scalar cannot be padded.
         let fixed = |tensor: &Tensor| match pad {
             Some(_) => tensor.size().get(1..).map(<[i64]>::to_vec),
             None => Some(tensor.size()),
@@ -238,8 +238,9 @@ impl Collate {
             let shapes = || (format!("{:?}", model.size()), format!("{:?}", tensor.size()));
             let own = fixed(tensor);
             if own.is_none() {
-                let text =
-                    format!("`{name}` of example {index} is a scalar, which has no length to pad");
+                let text = format!(
+                    "`{name}` of example {index} is a scalar, which has no length to pad: leave out its Pad"
+                );
                 return Err(Error::config(text));
             }
             if own != of_model {

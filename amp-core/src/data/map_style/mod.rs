@@ -84,10 +84,10 @@ pub trait MapDataset: Send + Sync {
     /// error, which names the example's index.
     fn get(&self, index: i64, rng: &mut Rng) -> Result<Self::Example>;
 
-    /// Combines examples into a batch, as PyTorch's `collate_fn` does. Each example comes with its
-    /// index. The default implementation stacks the tensors of a field, which must have the same
-    /// shape in all examples. To pad tensors of different lengths, use [`Collate`]. Take random
-    /// numbers for the whole batch, for example for mixup, from `rng`.
+    /// Combines examples into a batch, as PyTorch's `collate_fn` does. Each element of `examples`
+    /// is an example's index and the example. The default implementation stacks the tensors of a
+    /// field, which must have the same shape in all examples. To pad tensors of different lengths,
+    /// use [`Collate`]. Take random numbers for the whole batch, for example for mixup, from `rng`.
     ///
     /// # Errors
     /// When the examples cannot form a batch.
@@ -124,7 +124,7 @@ impl Watch {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether an example or its batch has used random numbers.
+    /// Returns whether the data set used random numbers, for an example or for a whole batch.
     pub(super) fn drew(&self) -> bool {
         self.drew.load(Ordering::Relaxed)
     }

@@ -16,8 +16,8 @@ use tch::Tensor;
 pub struct SharedTensor(Mutex<Tensor>);
 
 impl SharedTensor {
-    /// Takes the tensor. Do not change it in place afterwards, because other threads may be reading
-    /// it.
+    /// Takes ownership of the tensor. Do not change it in place afterwards, because other threads
+    /// may be reading it.
     pub fn new(tensor: Tensor) -> Self {
         Self(Mutex::new(tensor))
     }

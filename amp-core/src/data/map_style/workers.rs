@@ -31,8 +31,8 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     watch: Watch,
-    /// The largest number of batches that are begun but not yet returned. When this number is
-    /// reached, the threads begin no further batch.
+    /// How many batches may be begun but not yet returned. When there are so many, the threads
+    /// begin no further batch.
     ahead: u64,
 }
 
@@ -49,7 +49,7 @@ struct Queue {
     begun: u64,
     /// The number of batches that were returned.
     given: u64,
-    /// The finished batches that were not yet returned, by their number in the epoch.
+    /// The finished batches that were not yet returned, by their position in `indices`.
     ready: BTreeMap<u64, Result<AnyBatch>>,
     /// The number of threads that may still finish a batch.
     alive: usize,
@@ -91,9 +91,9 @@ impl Workers {
             let living = Living(shared.clone());
             let body = move || {
                 let living = living;
-                // The training loop may wait for this thread within a section of `random::seeded`.
-                // Without the guard, this thread could wait for the end of that section, and
-                // neither thread would continue.
+                // The training loop may wait for this thread while it holds the lock of
+                // `random::seeded`. With this guard, the thread never waits for that lock.
+                // Otherwise each thread could wait for the other.
                 let _guest = inherited.enter();
                 let _no_grad = tch::no_grad_guard();
                 match context.enter() {
@@ -193,8 +193,8 @@ impl Shared {
             counted(batch, indices.len(), "collate")?.place(*policy)
         });
         let mut queue = self.queue();
-        // After an error the threads begin no further batch. Each thread still finishes a batch
-        // that comes before the failed batch in the order.
+        // After an error the threads begin no further batch. Each thread still finishes the batch
+        // that it has begun. In the sampler's order, this batch may come before the failed batch.
         queue.stopped |= batch.is_err();
         queue.ready.insert(place, batch);
         drop(queue);

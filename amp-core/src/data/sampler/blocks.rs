@@ -25,8 +25,8 @@ pub struct ShuffledBlocks {
 
 impl ShuffledBlocks {
     /// Creates a sampler for a set of consecutive blocks. `lengths` contains the number of examples
-    /// of each block. After the blocks are shuffled, the examples of every `together` consecutive
-    /// blocks are shuffled together.
+    /// of each block. After the order of the blocks is shuffled, each group of `together`
+    /// consecutive blocks is taken as one, and its examples are shuffled.
     ///
     /// # Errors
     /// When a length is negative, or `together` is 0.

@@ -87,7 +87,7 @@ pub struct Epoch {
 impl Epoch {
     /// Returns a random number generator whose seed depends on the run's seed and the epoch.
     pub fn rng(&self) -> Rng {
-        // The run's seed is first replaced by a random number that follows from it. If seed and
+        // The run's seed is first replaced by a random number that is computed from it. If seed and
         // epoch were added up instead, the pairs (seed, epoch) and (seed + 1, epoch - 1) would give
         // the same random numbers.
         Rng::with_seed(Rng::with_seed(self.seed).bits() ^ self.epoch)
@@ -191,8 +191,8 @@ pub(super) fn checked_order(sampler: &dyn Sampler, epoch: &Epoch) -> Result<Vec<
     }
 }
 
-/// Returns a checksum of a list. As part of a sampler's name, it distinguishes samplers with
-/// different lists.
+/// Returns a checksum of a sampler's list, for example of its weights. As part of the sampler's
+/// name, it distinguishes samplers of one type with different lists.
 fn digest(bytes: impl Iterator<Item = [u8; 8]>) -> String {
     format!("{:08x}", bytes.fold(0, |digest, bytes| crc32c::crc32c_append(digest, &bytes)))
 }

@@ -41,7 +41,7 @@ impl<S: Sampler> Sampler for Subset<S> {
     }
 }
 
-/// The way in which all processes get equally many examples if the number of examples is not a
+/// How all processes get the same number of examples, even if the number of examples is not a
 /// multiple of the number of processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tail {

@@ -138,7 +138,7 @@ fn kind_of(descr: &str) -> Result<Kind, String> {
         "|b1" => Kind::Bool,
         _ => {
             return Err(format!(
-                "an array of dtype `{descr}`, which is not supported: save it as little-endian float16 to \
+                "the array has the dtype `{descr}`, which is not supported: save it as little-endian float16 to \
                  float64, int8 to int64, uint8 or bool"
             ));
         }

@@ -138,6 +138,6 @@ impl MapDataset for Windows {
             }
             at -= windows;
         }
-        Err(Error::config(format!("no window {index} of {}", self.len())))
+        Err(Error::config(format!("there is no window {index} in a set of {} windows", self.len())))
     }
 }

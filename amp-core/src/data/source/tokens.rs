@@ -54,7 +54,7 @@ pub struct TokenFile {
 enum Starts {
     /// A window begins at every multiple of this number of tokens.
     Every(i64),
-    /// Windows begin at random positions. The number is the number of windows in an epoch.
+    /// An epoch has this number of windows, which begin at random positions.
     Anywhere(i64),
 }
 
@@ -112,7 +112,7 @@ impl TokenFile {
 
     /// Lets each window begin at a random position, as nanoGPT does. An epoch then has `windows`
     /// windows. The position of a window depends only on the run's seed, the epoch and the window's
-    /// number, so a resumed run continues with the same windows.
+    /// index, so a resumed run continues with the same windows.
     ///
     /// # Errors
     /// When `windows` is below 1.
@@ -126,8 +126,8 @@ impl TokenFile {
         Ok(self)
     }
 
-    /// Sets the size of the vocabulary. A token of the file that is not below this size is an
-    /// error. Such tokens occur, for example, if the file was written with another token width.
+    /// Sets the size of the vocabulary. Reading a window then fails if a token is not below this
+    /// size, for example because the file was written with another token width.
     #[must_use]
     pub fn vocabulary(mut self, tokens: i64) -> Self {
         self.vocabulary = Some(tokens);

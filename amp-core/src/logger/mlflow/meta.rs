@@ -142,7 +142,7 @@ fn uri(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    /// Checks that names are read back unchanged, and that a path becomes a valid URI.
+    /// Checks that quoted names are read back unchanged, and that a path becomes a valid URI.
     #[test]
     fn names_and_paths_are_written_so_that_they_are_read_again() {
         for name in ["Net", "it's: a # name", "'", ""] {

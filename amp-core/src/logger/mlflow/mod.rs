@@ -48,7 +48,7 @@ impl MlflowLogger {
         let failed = |error| Error::io(&folder, error);
         file::create_folder(&folder)?;
         tempfile::tempfile_in(&folder).map_err(failed)?;
-        // The URIs of artifacts in `meta.yaml` contain absolute paths.
+        // The path must be absolute, because `meta.yaml` contains URIs of artifacts.
         let folder = folder.canonicalize().map_err(failed)?;
         Background::start(Store { folder, run: None }).map(Self)
     }
@@ -72,7 +72,7 @@ struct Store {
 struct Run {
     folder: PathBuf,
     meta: RunMeta,
-    /// For each metric, the lines that were not yet written to the metric's file.
+    /// For each metric, the lines that are still to be written to the metric's file.
     metrics: BTreeMap<String, Vec<u8>>,
 }
 
@@ -152,7 +152,7 @@ impl Run {
 }
 
 impl Store {
-    /// Marks a run that did not finish as failed.
+    /// Gives the current run, which did not finish, the status failed.
     fn fail(&mut self) -> Result<()> {
         self.run.take().map_or(Ok(()), |run| run.end(Status::Failed))
     }

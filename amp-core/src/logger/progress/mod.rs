@@ -20,10 +20,10 @@ use crate::{
 /// Shows the progress of a run on standard error: epoch, batch and step, optimizer steps and examples per
 /// second, the remaining time, the loss scale, and logged values.
 ///
-/// On a terminal it draws a bar at most 10 times a second, without colors if `NO_COLOR` is set.
-/// Without a terminal it writes a line of text every 30 seconds, and no line for a shorter run. It
-/// reads only the values in events, which are already on the host, so the progress bar never waits
-/// for the device.
+/// On a terminal it draws a bar at most 10 times a second, without colors if `NO_COLOR` is set. If
+/// standard error is not a terminal, it writes a line of text every 30 seconds. A run that ends
+/// before the first line is due writes nothing. The display uses only the values that the trainer's
+/// events contain. These values are already on the host, so the display never waits for the device.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{logger::ProgressBar, prelude::*};
@@ -40,18 +40,19 @@ use crate::{
 ///
 /// | shown | meaning |
 /// | --- | --- |
-/// | `12.3 steps/s` | optimizer steps, over about the last 10 seconds of training, without validation |
-/// | `394 examples/s` | training examples, over the same time |
-/// | `left 00:01:10` | the remaining time, estimated from the time that the run has taken so far, including validation. The estimate assumes that the run does not end before its largest number of epochs or steps |
-/// | `train_loss 0.1234` | the value that was reported last. Shown are values that are logged with `prog_bar` or [named](Self::showing) |
+/// | `12.3 steps/s` | optimizer steps per second, averaged over about the last 10 seconds of training, not counting validation |
+/// | `394 examples/s` | training examples per second, averaged over the same time |
+/// | `left 00:01:10` | the remaining time, estimated from the time that the run has taken so far, including validation. The estimate assumes that the run reaches `max_epochs` or `max_steps` |
+/// | `train_loss 0.1234` | the last logged value. Shown are values that are logged with `prog_bar`, and values whose names are given to [`showing`](Self::showing) |
 pub struct ProgressBar {
     output: Output,
     progress: RunProgress,
-    /// The number of runs that one bar shows.
+    /// The number of consecutive runs for which one bar is drawn.
     runs: u64,
     /// The number of runs that have begun.
     begun: u64,
-    /// No bar is drawn, and no line is written, before this time. `None` before the first drawing.
+    /// The earliest time at which the bar is drawn or a line is written again. `None` before the
+    /// first time.
     next: Option<Instant>,
 }
 
@@ -74,7 +75,7 @@ enum Output {
 const REDRAW: Duration = Duration::from_millis(100);
 /// The time between two lines of text.
 const LINE: Duration = Duration::from_secs(30);
-/// The resolution of the bar: the number of its positions per run.
+/// The number of positions of the bar for each run.
 const PARTS: u64 = 10_000;
 
 impl fmt::Debug for ProgressBar {
@@ -94,8 +95,8 @@ impl ProgressBar {
     /// terminal. Otherwise it is a line of text every 30 seconds.
     pub fn new() -> Self {
         match io::stderr().is_terminal() {
-            // indicatif gets the highest drawing rate that it accepts, 255 Hz, because
-            // [`ProgressBar`] itself already limits drawing to 10 times a second.
+            // 255 Hz is the highest drawing rate that indicatif accepts. [`ProgressBar`] itself
+            // limits drawing to 10 times a second.
             true => Self::on(ProgressDrawTarget::stderr_with_hz(255)),
             false => Self::lines(io::stderr(), LINE),
         }
@@ -115,8 +116,8 @@ impl ProgressBar {
             bar.set_style(style.with_key(
                 "details",
                 move |_: &ProgressState, out: &mut dyn fmt::Write| {
-                    // A thread that held the lock may have panicked. The text is complete even
-                    // then, because it is replaced as a whole.
+                    // The text is usable even if a thread panicked while it held the lock, because
+                    // every write replaces the whole text.
                     let shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
                     let _ = out.write_str(&shown);
                 },
@@ -139,7 +140,8 @@ impl ProgressBar {
         self
     }
 
-    /// Shows the logged values with these names, too.
+    /// Shows the logged values with these names as well, even if they are not logged with
+    /// `prog_bar`.
     #[must_use]
     pub fn showing<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.progress.show(names.into_iter().map(Into::into));
@@ -153,7 +155,7 @@ impl ProgressBar {
         self
     }
 
-    /// Runs `print`, which writes to the terminal, while the bar is hidden.
+    /// Hides the bar while `print` runs, so that `print` can write to the terminal.
     pub fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
         match &self.output {
             Output::Bar { bar, .. } => bar.suspend(print),
@@ -184,7 +186,7 @@ impl ProgressBar {
             }
             Event::Batch { .. } if self.next.is_none_or(|next| now >= next) => self.show(now),
             Event::EpochEnd(_) if !matches!(self.output, Output::Lines { .. }) => self.show(now),
-            // If the run ends before its first line of text is due, no line is written.
+            // A run that ends before its first line is due writes no line.
             Event::FitEnd(_) if matches!(self.output, Output::Lines { is_used: false, .. }) => {}
             Event::FitEnd(_) => {
                 self.show(now);

@@ -87,7 +87,8 @@ fn lines_come_at_their_interval_and_say_where_the_run_is() {
         bar.follow(&event, began + Duration::from_secs_f64(seconds));
     };
     at(&mut bar, 0.0, start(None));
-    // The run completes a batch every half second. The first batch does not count for the rate.
+    // The run completes a batch every half second. The rate is measured from the end of the first
+    // batch.
     for place in 0..70 {
         at(&mut bar, 0.5 * (place + 1) as f64, batch(place));
         if place == 40 {
@@ -104,8 +105,8 @@ fn lines_come_at_their_interval_and_say_where_the_run_is() {
     assert_eq!(written.text().lines().count(), 2);
 }
 
-/// Checks that runs of a few seconds write no progress lines. The commands that start such runs
-/// print tables instead.
+/// Checks that runs write nothing if they end before the first line is due, so that the tables of
+/// commands with short runs contain no progress lines.
 #[test]
 fn runs_that_end_before_a_line_is_due_write_none() {
     let written = Written::default();

@@ -15,7 +15,7 @@ use crate::{
 /// The time over which rates are averaged.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// The position of a run, its speed, and the values to show.
+/// How far a run has come, its speed, and the values to show.
 #[derive(Debug, Default)]
 pub(super) struct RunProgress {
     /// The names of values that are shown even if they are not logged with `prog_bar`.
@@ -55,8 +55,8 @@ impl RunProgress {
                     Self { names, epochs, batches, epoch, batch, done, began, ..Self::default() };
             }
             Event::Batch { epoch, batch, global_step, examples, scale, done } => {
-                // The first batch counts as one step. In a resumed run, `global_step` also counts
-                // the steps before the checkpoint, so the difference would be too large.
+                // The first batch is counted as one step, because in a resumed run its
+                // `global_step` includes the steps before the checkpoint.
                 let steps = global_step.saturating_sub(self.global_step);
                 let steps = if self.speed.last.is_some() { steps } else { 1 };
                 self.speed.count(now, steps, *examples);
@@ -135,10 +135,10 @@ impl RunProgress {
 /// The optimizer steps and examples per second, averaged over the last seconds.
 #[derive(Debug, Default)]
 struct Speed {
-    /// When the current measurement of the speed started. `None` before the first batch, and after
-    /// a pause.
+    /// The start of the time in which `steps` and `examples` were counted. `None` before the first
+    /// batch, and during a pause of training.
     last: Option<Instant>,
-    /// When the last batch ended. `None` before the first batch.
+    /// When the most recent batch ended. `None` before the first batch.
     seen: Option<Instant>,
     steps: u64,
     examples: i64,
@@ -150,8 +150,8 @@ impl Speed {
     fn count(&mut self, now: Instant, steps: u64, examples: i64) {
         self.seen = Some(now);
         if self.last.is_none() {
-            // The first batch only starts the measurement, because it is not known when the batch
-            // began.
+            // The first batch after a start or a pause is not counted, because its start time is
+            // not known.
             self.last = Some(now);
             return;
         }
@@ -159,8 +159,8 @@ impl Speed {
         self.examples += examples;
     }
 
-    /// Ends the measurement at the end of the last batch, because training pauses after it. The
-    /// batch after the pause starts a new measurement.
+    /// Updates the rates at the end of the most recent batch, because validation or the end of an
+    /// epoch follows. This pause does not lower the rates.
     fn pause(&mut self) {
         if let Some(seen) = self.seen {
             let _ = self.rates(seen);
@@ -169,8 +169,7 @@ impl Speed {
         (self.steps, self.examples) = (0, 0);
     }
 
-    /// Returns optimizer steps and examples per second. Returns `None` until a second batch was
-    /// measured.
+    /// Returns optimizer steps and examples per second, or `None` before the second batch.
     fn rates(&mut self, now: Instant) -> Option<(f64, f64)> {
         let Some(last) = self.last else { return self.rates };
         let passed = now.saturating_duration_since(last);

@@ -44,8 +44,8 @@ fn counts(histogram: &log::Histogram) -> Histogram {
     }
 }
 
-/// Makes a text summary. In version 0 of tensorboard/plugins/text/plugin_data.proto, the data of
-/// the text plugin are empty.
+/// Makes a text summary. Its `content` is empty, which means version 0 in
+/// tensorboard/plugins/text/plugin_data.proto.
 fn text_value(name: &str, text: &str) -> Value {
     let plugin_data = PluginData { plugin_name: "text".to_owned(), content: Vec::new() };
     Value {

@@ -1,4 +1,4 @@
-//! The parts of tensorboard/compat/proto/{event,summary,tensor}.proto that are used.
+//! The messages of tensorboard/compat/proto/{event,summary,tensor}.proto that the logger writes.
 
 /// The message Event of event.proto.
 #[derive(Clone, PartialEq, prost::Message)]

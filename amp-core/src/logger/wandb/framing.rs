@@ -1,7 +1,7 @@
-//! The framing of records in W&B's file: LevelDB's log format (leveldb/doc/log_format.md) with
-//! W&B's header, and CRC-32 without a mask.
+//! How records are stored in a `.wandb` file: in LevelDB's log format (leveldb/doc/log_format.md),
+//! but with W&B's header, and with CRC-32 without a mask.
 
-/// The bytes `:W&B`, 0xBEE1 as little-endian u16, and version 0.
+/// The beginning of a file: the bytes `:W&B`, 0xBEE1 as little-endian u16, and version 0.
 pub(super) const HEADER: [u8; 7] = *b":W&B\xe1\xbe\x00";
 
 /// The size of a block in bytes. No chunk crosses the end of a block.
@@ -9,7 +9,7 @@ const BLOCK: usize = 32768;
 /// The size of a chunk's CRC, length and kind in bytes.
 const CHUNK_HEADER: usize = 7;
 
-/// Frames records for the file. The first record follows the [header](HEADER).
+/// Divides records into chunks. The first record of a file follows the [header](HEADER).
 #[derive(Debug)]
 pub(super) struct Framing {
     /// The position in the current block, in bytes.
@@ -23,8 +23,8 @@ impl Default for Framing {
 }
 
 impl Framing {
-    /// Returns the bytes of the next record. A record is one chunk, or a first chunk, any number of
-    /// middle chunks, and a last chunk.
+    /// Encodes `data` as the next record of the file. A record is one chunk, or a first chunk, any
+    /// number of middle chunks, and a last chunk.
     pub(super) fn framed(&mut self, mut data: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(data.len() + CHUNK_HEADER);
         let mut is_first = true;

@@ -40,12 +40,12 @@ use crate::{
 /// | W&B | what the logger writes there |
 /// | --- | --- |
 /// | config | hyperparameters, data, precision and seed |
-/// | history | the values that [`MemoryLogger`](super::MemoryLogger) keeps, under the same tags, with one row per applied optimizer step. Also images, texts and histograms (of at most 512 buckets). W&B requires that the step grows from row to row. Tags that count attempted steps, such as the loss scale, are therefore in the row of the optimizer step that was applied last |
+/// | history | the values that [`MemoryLogger`](super::MemoryLogger) keeps, under the same tags, with one row per applied optimizer step. Also images, texts and histograms (of at most 512 buckets). A value that is logged per attempted step, such as the loss scale, is in the row of the last applied optimizer step, because W&B requires that the step grows from row to row |
 /// | summary | the last value of each key |
 /// | files | images |
 ///
-/// The files have the format of wandb 0.31. Their header requires a reader of version 0.70 or
-/// later.
+/// The files have the format of wandb 0.31. Their header's `min_consumer`, the lowest version of
+/// the W&B server that accepts them, is 0.70.0.
 #[derive(Debug)]
 pub struct WandbLogger(Background);
 
@@ -84,13 +84,13 @@ struct Offline {
     folder: PathBuf,
     file: RecordFile,
     framing: Framing,
-    /// The number of records that were written so far.
+    /// The number of records written to the file.
     records: i64,
     started: Instant,
     row: Row,
-    /// The last value of each key. A key is a path of names.
+    /// The last value of each key, as JSON. A key is a path of names.
     summary: BTreeMap<Vec<String>, String>,
-    /// The number of attempted steps that were not applied.
+    /// The number of optimizer steps that were skipped.
     skipped: u64,
 }
 
@@ -148,7 +148,8 @@ impl Offline {
         self.file.write(&self.framing.framed(&record.encode_to_vec()))
     }
 
-    /// Returns the row of this step. Writes the previous row first.
+    /// Returns the row to which values of `step` are added. If a new row begins, writes the
+    /// previous row first.
     fn row(&mut self, step: u64) -> Result<&mut Row> {
         if let Some((step, row)) = self.row.begin(step) {
             self.write_row(step, row)?;

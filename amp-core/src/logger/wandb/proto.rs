@@ -1,4 +1,4 @@
-//! The parts of wandb/proto/wandb_internal.proto that are used.
+//! The messages of wandb/proto/wandb_internal.proto that the logger writes, without unused fields.
 
 /// The message Record.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -20,8 +20,8 @@ pub(super) struct Row {
 impl Row {
     /// Begins the row of `step` and returns the values of the previous row, if `step` is larger
     /// than the step of the current row. If `step` is not larger, returns `None` and the current
-    /// row continues. A value that comes late is added to the current row, because W&B requires
-    /// that steps never decrease.
+    /// row continues. A value of an earlier step is thus added to the current row, because W&B
+    /// requires that steps never decrease.
     pub(super) fn begin(&mut self, step: u64) -> Option<(u64, Values)> {
         if step <= self.step {
             return None;
@@ -38,8 +38,8 @@ impl Row {
         (!values.is_empty()).then_some((self.step, values))
     }
 
-    /// Adds a value to the current row. If the value is a JSON object, each of its innermost values
-    /// is added under the path of its keys.
+    /// Adds a value to the current row. A JSON object is flattened: each value in it is added under
+    /// the path of keys that leads to it.
     pub(super) fn put(&mut self, key: &str, value: &Value) {
         self.flatten(vec![key.to_owned()], value);
     }
@@ -66,7 +66,8 @@ const BUCKETS: usize = 512;
 /// Returns the counts and the edges of at most 512 buckets. If the histogram has more, neighbouring
 /// buckets are merged. There is one more edge than there are counts.
 pub(super) fn buckets(histogram: &Histogram) -> (Vec<u64>, Vec<f64>) {
-    // The first bucket is always empty. Its limit is the left edge of the second bucket.
+    // The first bucket is left out. It is always empty, and its limit is the left edge of the
+    // second bucket.
     let counts = &histogram.counts[1..];
     let together = counts.len().div_ceil(BUCKETS).max(1);
     let edges = histogram.limits.iter().step_by(together).copied();

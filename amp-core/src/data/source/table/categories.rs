@@ -45,7 +45,8 @@ impl Categories {
         Self { names, unknown: false }
     }
 
-    /// Adds one id, the largest, for all names that are not among the categories.
+    /// Adds one id for all names that are not among the categories. It is larger than the other
+    /// ids.
     #[must_use]
     pub fn with_unknown(mut self) -> Self {
         self.unknown = true;
@@ -106,7 +107,7 @@ impl Categories {
         let Some(fill) = fill else { return Ok(None) };
         self.id(fill).map(Some).ok_or_else(|| {
             Error::config(format!(
-                "missing values of `{column}` are to be replaced by `{fill}`, which is not one of \
+                "the replacement for missing values of `{column}` is `{fill}`, which is not one of \
                  the column's categories: add it to the categories, or use \
                  Categories::with_unknown"
             ))

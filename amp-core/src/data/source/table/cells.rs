@@ -34,7 +34,7 @@ pub(super) trait Rows<'c> {
         self.refused(
             row,
             column,
-            "is missing: fill the table, or declare a replacement for missing values",
+            "is missing: fill in the cell, or declare a replacement for missing values",
         )
     }
 
@@ -44,9 +44,9 @@ pub(super) trait Rows<'c> {
     }
 }
 
-/// The elements of a field of shape `[N, width]` into which one column of the table is written.
+/// One column of a field of shape `[N, width]`, to which one column of the table is written.
 pub(super) struct Column<'t> {
-    /// The elements of all columns of the field, row by row.
+    /// The field's elements in row-major order, including those of its other columns.
     values: &'t mut [f32],
     at: usize,
     width: usize,
@@ -71,7 +71,7 @@ impl Column<'_> {
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut f32> {
-        // A table without rows has no elements, not even for the first row.
+        // Without rows, `values` is empty, and `at` may be larger than its length.
         let from_column = self.values.get_mut(self.at..).unwrap_or_default();
         from_column.iter_mut().step_by(self.width)
     }
@@ -124,7 +124,7 @@ impl<'c> Content<'c> {
             (Self::Ids { column, known, missing }, Places::I64(to)) => {
                 rows.ids(column, known, missing, to)
             }
-            _ => unreachable!("a content is read into elements of its own dtype"),
+            _ => unreachable!("the field's tensor has the dtype of its content"),
         }
     }
 }

@@ -168,13 +168,15 @@ impl Columns {
 
     pub(super) fn check(&self) -> Result<()> {
         if self.fields.is_empty() {
-            return Err(Error::config("no columns: a batch needs at least one field"));
+            return Err(Error::config(
+                "no columns: a batch needs at least one field, for example of `numbers`",
+            ));
         }
         for Field { name, content } in &self.fields {
             match content {
                 Content::Numbers { missing: Some(missing), .. } if !missing.is_finite() => {
                     return Err(Error::config(format!(
-                        "missing values of `{name}` are to be replaced by {missing}, which is not \
+                        "the replacement for missing values of `{name}` is {missing}, which is not \
                          finite: choose a finite number"
                     )));
                 }
@@ -194,7 +196,8 @@ impl Columns {
         Fields::new(contents.collect::<Result<Vec<_>>>()?, rows)
     }
 
-    /// Makes a batch of `filled`, the tensors that [`fields`](Self::fields) created.
+    /// Makes a batch from `filled`: the tensors that [`fields`](Self::fields) created, after their
+    /// values were written.
     pub(super) fn batch(&self, filled: Fields<'_>) -> Result<AnyBatch> {
         let mut batch = AnyBatch::new("Columns");
         for (Field { name, content }, tensor) in self.fields.iter().zip(filled.tensors()) {
@@ -211,8 +214,8 @@ impl Columns {
 }
 
 impl Content {
-    /// Returns the same content, with the id instead of the name of the category that replaces
-    /// missing values.
+    /// Returns the same content, but replaces the name of the category for missing values by its
+    /// id.
     fn resolved(&self) -> Result<cells::Content<'_>> {
         Ok(match self {
             Self::Numbers { columns, missing } => {

@@ -38,7 +38,7 @@ impl<'c> Fields<'c> {
         fields.collect::<Result<_>>().map(Self)
     }
 
-    /// Returns the elements of all rows.
+    /// Returns the part that consists of all rows.
     pub(super) fn part(&mut self) -> Part<'_, 'c> {
         let fields = self.0.iter_mut().map(|(content, values)| {
             let places = match values {

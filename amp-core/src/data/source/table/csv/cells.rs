@@ -153,8 +153,8 @@ pub(super) fn line(text: &[u8], at: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Returns the rows. If a row has more or fewer cells than the rows before it, returns the number
-    /// of the first such row as an error.
+    /// Returns the rows. If a row has more or fewer cells than the rows before it, the error is the
+    /// number of the first such row (from 0), as the csv crate counts it.
     fn own(text: &str) -> Result<Vec<Vec<String>>, usize> {
         let cells = Cells::new(text.to_owned(), b',').map_err(|error| {
             let record =

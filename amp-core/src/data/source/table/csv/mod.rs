@@ -169,8 +169,8 @@ impl Table {
         self.field(Content::Ids { column, known: categories, missing: None })
     }
 
-    /// Converts all rows to a batch with the fields that `columns` declares. The batch is a data
-    /// set in memory.
+    /// Converts all rows to a batch with the fields that `columns` declares. The batch can be used
+    /// as a data set in memory.
     ///
     /// # Errors
     /// When the table lacks a column, or a cell does not fit the field for which it is used.
@@ -197,12 +197,12 @@ impl Table {
     /// Reads all rows and writes them to `part`, which holds the tensors' elements for all rows.
     fn fill<'c>(&self, mut part: Part<'_, 'c>) -> Result<()> {
         let mut rows = SomeRows { table: self, first: 0, count: 0, ids: Vec::new() };
-        // `read` is also called once for a table without rows, because it reports an error if a
-        // column is missing.
+        // The loop runs once even for a table without rows, so that `read` reports a column that
+        // does not exist.
         loop {
             rows.count = ROWS.min(self.rows() - rows.first);
             let Some(places) = part.first(rows.count) else {
-                unreachable!("there are places for all rows");
+                unreachable!("the fields have an element for each row");
             };
             places.read(&mut rows)?;
             rows.first += rows.count;
@@ -234,13 +234,13 @@ struct SomeRows<'t, 'c> {
     table: &'t Table,
     first: usize,
     count: usize,
-    /// The ids of the categories that were used so far.
+    /// For each list of categories that was used so far, the map from names to ids.
     ids: Vec<Ids<'c>>,
 }
 
 impl SomeRows<'_, '_> {
-    /// Calls `convert` with each row's number and its cell in a column, and writes the results. An
-    /// empty cell and the result `None` are missing values.
+    /// Converts a column: calls `convert` with the index and the text of each cell, and writes the
+    /// results to `to`. If a cell is empty or `convert` returns `None`, the value is missing.
     fn each<'o, T: Copy + 'o>(
         &self,
         column: &str,

@@ -31,9 +31,9 @@ pub(super) enum Unfit {
     Unknown(usize, String),
 }
 
-/// Selects the line that lists the array's type, runs the code of this line with the array as
-/// `own`, and returns its value from the calling function. If no line lists the type, the code
-/// after the macro runs.
+/// Matches the array's type against the types before each `=>`. For the first match, binds the
+/// typed array to `own` and makes the calling function return the value of the code after `|own|`.
+/// If nothing matches, the calling function continues after the macro.
 macro_rules! primitive {
     ($array:expr, $($($kind:ty)|+ => |$own:ident| $code:expr;)*) => {
         $($(if let Some($own) = $array.as_primitive_opt::<$kind>() {
@@ -42,8 +42,8 @@ macro_rules! primitive {
     };
 }
 
-/// Writes an array of numbers or booleans as f32 to `to`. Each number is rounded only once.
-/// `missing` replaces nulls and NaN.
+/// Writes an array of numbers or booleans as f32 to `to`. Each number is converted to f32 in one
+/// step, so that it is rounded only once. `missing` replaces nulls and NaN.
 pub(super) fn floats(array: &dyn Array, missing: Option<f32>, to: Column<'_>) -> Result<(), Unfit> {
     primitive!(array,
         Float64Type | Int8Type | Int16Type | Int32Type | Int64Type | UInt8Type | UInt16Type | UInt32Type
@@ -55,8 +55,8 @@ pub(super) fn floats(array: &dyn Array, missing: Option<f32>, to: Column<'_>) ->
     numbers(own, own.values().iter().map(|own| f32::from(u8::from(own))), missing, to)
 }
 
-/// Writes `values`, the numbers of an array, to `to`. The array may contain any number in a row
-/// that is null. `missing` replaces nulls and NaN.
+/// Writes `values`, the numbers of an array, to `to`. In rows that are null, these numbers are
+/// arbitrary. `missing` replaces nulls and NaN.
 fn numbers(
     array: &dyn Array,
     values: impl Iterator<Item = f32>,
@@ -80,15 +80,16 @@ fn numbers(
     Ok(())
 }
 
-/// Calls `found` with each row that is null.
+/// Calls `found` with the index of each null.
 fn nulls(array: &dyn Array, found: impl FnMut(usize)) {
     if let Some(valid) = array.nulls().filter(|valid| valid.null_count() > 0) {
         (!valid.inner()).set_indices().for_each(found);
     }
 }
 
-/// Writes an array of whole numbers, booleans, dates or times to `to`. Dates are converted to days,
-/// and times to the unit of the column. `missing` replaces nulls.
+/// Writes an array of whole numbers, booleans, dates or times to `to`. Dates and times are written
+/// as Arrow stores them: a date, for example, as the number of days since 1970, a timestamp as the
+/// number of the column's time units since then. `missing` replaces nulls.
 pub(super) fn integers(
     array: &dyn Array,
     missing: Option<i64>,
@@ -106,7 +107,8 @@ pub(super) fn integers(
     Ok(())
 }
 
-/// Writes the whole numbers of an array. The number that is written for a null is arbitrary.
+/// Writes the numbers of an array to `to`, without regard to nulls: what is written for a null is
+/// arbitrary.
 fn written(array: &dyn Array, to: &mut [i64]) -> Result<(), Unfit> {
     fn all(values: impl Iterator<Item = i64>, to: &mut [i64]) -> Result<(), Unfit> {
         to.iter_mut().zip(values).for_each(|(to, value)| *to = value);
@@ -129,8 +131,8 @@ fn written(array: &dyn Array, to: &mut [i64]) -> Result<(), Unfit> {
     all(own.values().iter().map(i64::from), to)
 }
 
-/// Writes `values` to `to`. A value is an int64 integer, or an error with the text of a number that
-/// is not one. An error in a row that is null is ignored.
+/// Writes `values` to `to`. An `Err` contains, as text, a number that is not an int64 integer. Such
+/// a number is an error unless its row is null.
 fn checked(
     array: &dyn Array,
     values: impl Iterator<Item = Result<i64, String>>,
@@ -146,9 +148,9 @@ fn checked(
     Ok(())
 }
 
-/// Converts a floating-point number to an integer if it is a whole number. Programs without
-/// nullable integers, such as pandas, store integers as floating-point numbers if a value is
-/// missing.
+/// Converts a floating-point number to an integer if it is a whole number up to 2⁵³, and to text
+/// otherwise. Programs without nullable integers, such as pandas, store integers as floating-point
+/// numbers if a value is missing.
 fn whole(number: f64) -> Result<i64, String> {
     // Above 2⁵³ neighbouring f64 values are more than 1 apart, so the number may have been rounded.
     let exact = number.abs() <= 2.0_f64.powi(53);
@@ -159,7 +161,8 @@ fn whole(number: f64) -> Result<i64, String> {
 }
 
 /// The category ids of the names in a column's Arrow dictionary. Consecutive arrays of a column
-/// often have the same dictionary. A name is then looked up only once for all their rows.
+/// often share one dictionary. The ids are kept so that its names are not looked up again for each
+/// array.
 pub(super) struct Dictionary<'c> {
     column: String,
     known: &'c Categories,
@@ -203,8 +206,8 @@ fn id(known: &Categories, name: &str) -> i64 {
 }
 
 /// Writes the category ids of text, whole numbers or booleans to `to`. Whole numbers and booleans
-/// are converted to text. `missing` replaces nulls. `dictionaries` contains the dictionaries of the
-/// rows that were read before.
+/// are converted to text. `missing` replaces nulls. `dictionaries` keeps the ids of the most recent
+/// dictionaries for the next call.
 pub(super) fn ids<'c>(
     array: &dyn Array,
     column: &str,

@@ -28,8 +28,8 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// The number of rows that are decoded at once. The values of so many rows stay in the cache of a
-/// core until they are converted.
+/// The number of rows that are decoded at once: few enough that their values are still in the CPU
+/// cache when they are converted.
 const ROWS: usize = 4096;
 
 /// The number of rows that are decoded at once to find the distinct texts of a column.
@@ -42,7 +42,7 @@ const TEXT: &str = "of text or whole numbers";
 pub(super) struct File {
     pub(super) path: PathBuf,
     file: Positioned,
-    /// The names of the columns, and the types that error messages show.
+    /// The columns' names and their types without dictionaries, which error messages show.
     types: SchemaRef,
     /// The metadata in the file's footer, and the types to which the columns are decoded.
     footer: ArrowReaderMetadata,
@@ -53,8 +53,8 @@ impl File {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = fs::File::open(path).map_err(|error| Error::io(path, error))?;
         let file = Positioned::new(file);
-        // The types that pandas and arrow store in the file are ignored, so that categories are
-        // read as text.
+        // The Arrow schema that pandas and arrow add to the file is ignored, so that categorical
+        // columns are read as text.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let footer =
             ArrowReaderMetadata::load(&file, options).map_err(|error| damaged(path, &error))?;
@@ -69,7 +69,7 @@ impl File {
         });
         match all {
             Some(_) => Ok(own),
-            None => Err(incomplete(path, "a row group has an impossible number of rows")),
+            None => Err(incomplete(path, "the footer states a negative or too large row count")),
         }
     }
 
@@ -99,7 +99,7 @@ impl File {
         })
     }
 
-    /// Reads a row group and writes its rows to `part`, which holds the tensors' elements for these
+    /// Reads a row group and writes its rows to `part`, the slice of the batch's tensors for these
     /// rows.
     pub(super) fn fill<'c>(
         &self,
@@ -155,7 +155,7 @@ impl File {
     }
 
     fn another_count(&self, group: usize) -> Error {
-        let why = format!("row group {group} has another number of rows than the footer says");
+        let why = format!("row group {group} has fewer or more rows than the footer says");
         incomplete(&self.path, &why)
     }
 
@@ -175,8 +175,8 @@ fn with_dictionaries(footer: &ArrowReaderMetadata) -> Schema {
     let types = footer.schema();
     let stored = footer.parquet_schema().root_schema().get_fields();
     let fields = types.fields().iter().enumerate().map(|(at, field)| {
-        // The parquet crate can read only columns of type UTF8 as a dictionary, not other text such
-        // as JSON.
+        // The parquet crate decodes a column to a dictionary only if the file declares its type as
+        // UTF8, not if it declares another type of text, such as JSON.
         let text = stored.get(at).is_some_and(|stored| {
             let kind = stored.get_basic_info().converted_type();
             stored.name() == field.name() && kind == ConvertedType::UTF8
@@ -211,7 +211,7 @@ fn incomplete(path: &Path, why: &str) -> Error {
 /// The rows of an Arrow record batch, which was read from a row group.
 struct BatchRows<'f, 'c> {
     file: &'f File,
-    /// The number of the batch's first row, counted from the start of the file.
+    /// The index of the batch's first row in the file, counted from 0.
     first: i64,
     batch: RecordBatch,
     dictionaries: Dictionaries<'c>,

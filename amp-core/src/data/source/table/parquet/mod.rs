@@ -20,8 +20,8 @@ use super::{Categories, Columns};
 use crate::{Error, Result, data::AnyBatch};
 
 /// A Parquet file, or several files with the same columns that are read as one table. Opening a
-/// file reads only its footer. Rows are read by row group, which is the unit in which the file was
-/// written. Only the requested columns are read. Up to [`threads`](Self::threads) row groups are
+/// file reads only its footer. Rows are read in row groups, the blocks into which a Parquet file is
+/// divided. Only the requested columns are read. Up to [`threads`](Self::threads) row groups are
 /// decoded at once.
 ///
 /// A column may contain integers, floating-point numbers, booleans, dates, times or text. It may be
@@ -153,8 +153,8 @@ impl ParquetTable {
     /// a data set.
     ///
     /// # Errors
-    /// When the table lacks a column, a value does not fit the field for which it is used, or there
-    /// is no row.
+    /// When the table lacks a column, a value does not fit the field for which it is used, or the
+    /// table has no rows.
     pub fn batch(&self, columns: &Columns) -> Result<AnyBatch> {
         self.read(&self.groups().collect::<Vec<_>>(), columns)
     }
@@ -177,13 +177,13 @@ impl ParquetTable {
         let rows = |(file, group): Group| self.files[file].rows_of(group);
         let all = groups.iter().map(|group| rows(*group)).sum();
         if all == 0 {
-            return Err(Error::config("there are no rows to make a batch of"));
+            return Err(Error::config("the batch would be empty, because no row was read"));
         }
         let mut fields = columns.fields(all)?;
         let mut rest = fields.part();
         let parts = groups.iter().map(|group| {
             let Some(part) = rest.first(rows(*group)) else {
-                unreachable!("there are places for all rows");
+                unreachable!("the fields have an element for each row");
             };
             (*group, part)
         });

@@ -1,5 +1,5 @@
-//! Reads from given offsets of a file, so that several threads can read at once. Copies of a
-//! [`fs::File`] share one offset, so a thread that changes the offset would make other threads read
+//! Reads from given offsets of a file, so that several threads can read at once. Clones of a
+//! [`fs::File`] share one offset, so a thread that moves the offset would make other threads read
 //! the wrong bytes.
 
 use std::{
@@ -41,14 +41,14 @@ impl ChunkReader for Positioned {
         let mut bytes = vec![0; length];
         match self.0.read_exact_at(&mut bytes, start) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(ParquetError::EOF(
-                format!("the file ends within the {length} bytes from byte {start} on"),
+                format!("the file ends before the {length} bytes at offset {start} are complete"),
             )),
             outcome => Ok(outcome.map(|()| bytes.into())?),
         }
     }
 }
 
-/// The bytes of a file from an offset on.
+/// A reader of a file that begins at an offset.
 #[derive(Debug)]
 pub(super) struct BytesFrom {
     file: Arc<fs::File>,

@@ -22,7 +22,8 @@ pub struct ParquetSet {
     table: ParquetTable,
     columns: Columns,
     groups: Vec<Group>,
-    /// The number of the first row of each row group, followed by the number of rows of the table.
+    /// For each row group, the index of its first row in the table. The last element is the number
+    /// of rows of the table.
     starts: Vec<i64>,
     kept: usize,
     read: u64,
@@ -115,8 +116,8 @@ impl Dataset for ParquetSet {
     }
 
     fn gather(&mut self, indices: &[i64]) -> Result<AnyBatch> {
-        // Each row group that the batch needs, and the positions of its rows in the batch. Each row
-        // group is in this list once, so it is requested only once.
+        // Each row group that the batch needs, with the positions of its rows in the batch. A row
+        // group is listed only once, so that it is read only once.
         let mut wanted: Vec<(usize, Vec<usize>)> = Vec::new();
         for (place, row) in indices.iter().enumerate() {
             let group = self.group_of(*row)?;

@@ -74,8 +74,8 @@ fn integers(batch: &AnyBatch, name: &str) -> Vec<i64> {
     Vec::try_from(batch.required(name).expect("the field")).expect("integers")
 }
 
-/// Checks the values of all rows. The text is stored with a dictionary, without a dictionary, or
-/// with a dictionary that became too large in the middle of a row group.
+/// Checks the values of all rows for three ways in which the file stores text: with a dictionary,
+/// without one, and with a dictionary that becomes too large in the middle of a row group.
 #[test]
 fn rows_of_several_batches_are_in_their_places() -> Result<()> {
     for (options, kind) in [
@@ -128,8 +128,8 @@ fn rows_of_several_batches_are_in_their_places() -> Result<()> {
     Ok(())
 }
 
-/// Checks that an error names the first bad row, counted from the start of the file, for any number
-/// of threads.
+/// Checks that an error states the number of the first bad row, counted from the start of the file
+/// and not of the row group, whatever the number of threads.
 #[test]
 fn errors_name_the_row_of_the_file() -> Result<()> {
     let (_folder, path) = written(WriterProperties::builder());
@@ -215,9 +215,9 @@ fn another_number_of_rows_is_refused() -> Result<()> {
     let reader =
         SerializedFileReader::new(prost::bytes::Bytes::from(whole.clone())).expect("a file");
     for (rows, says) in [
-        (8_999, "FILE: not a complete Parquet file: row group 0 has another number of rows than"),
-        (9_001, "FILE: not a complete Parquet file: row group 0 has another number of rows than"),
-        (-1, "FILE: not a complete Parquet file: a row group has an impossible number of rows"),
+        (8_999, "FILE: not a complete Parquet file: row group 0 has fewer or more rows than"),
+        (9_001, "FILE: not a complete Parquet file: row group 0 has fewer or more rows than"),
+        (-1, "FILE: not a complete Parquet file: the footer states a negative or too large"),
     ] {
         let mut footer = reader.metadata().clone().into_builder();
         let mut groups = footer.take_row_groups();

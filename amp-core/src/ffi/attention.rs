@@ -1,5 +1,5 @@
-//! Operations before and after attention (`csrc/attention.cpp`, `csrc/heads.cpp`,
-//! `csrc/masked_rows.cpp`).
+//! Splits the query-key-value projection into heads, and masks the output of attention
+//! (`csrc/attention.cpp`, `csrc/heads.cpp`, `csrc/masked_rows.cpp`).
 
 use std::ffi::c_int;
 
@@ -15,8 +15,8 @@ unsafe extern "C" {
     fn amp_masked_rows(attended: Handle, masked: Handle, out: *mut *mut C_tensor) -> c_int;
 }
 
-/// Splits a product `[batch, length, 3·heads·width]` into queries, keys and values, each `[batch,
-/// heads, length, width]`.
+/// Splits `product`, the output `[batch, length, 3·heads·width]` of the query-key-value projection,
+/// into queries, keys and values, each `[batch, heads, length, width]`.
 pub(crate) fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     let mut out = [std::ptr::null_mut(); 3];
     checked!(amp_split_heads(product.as_ptr(), heads, out.as_mut_ptr()))?;
@@ -24,9 +24,9 @@ pub(crate) fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     Ok(out.map(|one| unsafe { Tensor::from_ptr(one) }))
 }
 
-/// Makes the gradient of `attended` have the same memory layout in every backward pass, if
-/// `attended` is the output of an attention that cuDNN computed. If the layout differed between two
-/// backward passes, libtorch 2.11 would return wrong gradients.
+/// Gives the gradient of `attended`, the output of attention, the same memory layout in every
+/// backward pass, if cuDNN computed `attended`. If the layout differed between two backward passes,
+/// libtorch 2.11 would return wrong gradients.
 pub(crate) fn attention_gradient_layout(attended: &Tensor) -> Result<()> {
     checked!(amp_attention_gradient_layout(attended.as_ptr()))
 }

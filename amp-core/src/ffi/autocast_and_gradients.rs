@@ -132,10 +132,10 @@ pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result
     Ok(norms.into_iter().map(|norm| unsafe { Tensor::from_ptr(norm) }).collect())
 }
 
-/// Returns the norm of all gradients together, and the factor min(1, `max_norm` / (norm / `scale` +
-/// 1e-6)) / `scale`. The gradients must be on one CUDA device. Norm and factor are scalars on this
-/// device, in f64 if a gradient is f64 and otherwise in f32. `found_inf` becomes NaN if the norm is
-/// not finite.
+/// Returns the norm of all gradients together, and the factor that unscales and clips them: min(1,
+/// `max_norm` / (norm / `scale` + 1e-6)) / `scale`. The gradients must be on one CUDA device. Norm
+/// and factor are scalars on this device, in f64 if a gradient is f64 and otherwise in f32.
+/// `found_inf` becomes NaN if the norm is not finite.
 pub(crate) fn clip_factor(
     grads: &[Tensor],
     scale: Option<&Tensor>,
@@ -174,7 +174,7 @@ pub(crate) fn copy_each(pairs: &[[&Tensor; 2]]) -> Result<()> {
 /// Adds each tensor of `from` to the tensor at the same index of `to`. The additions are not part
 /// of an autograd graph.
 pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
-    assert_eq!(to.len(), from.len(), "one addend for each tensor");
+    assert_eq!(to.len(), from.len(), "`to` and `from` need the same length");
     if to.is_empty() {
         return Ok(());
     }
@@ -245,7 +245,8 @@ impl Deref for Grads {
 
 impl Drop for Grads {
     fn drop(&mut self) {
-        // SAFETY: none of the handles is dropped; the list was made by `amp_grads` and is freed once.
+        // SAFETY: the handles in `tensors` are not dropped. `amp_grads` made `list`, which is freed
+        // only here.
         unsafe {
             self.tensors.set_len(0);
             amp_grads_drop(self.list);
@@ -291,17 +292,17 @@ mod tests {
             (Kind::Double, f64::MAX),
         ];
         for (kind, largest) in largest {
-            // One vector instruction of the CPU processes several elements. Some of these lengths
-            // are shorter than a vector, others consist of several vectors and a rest.
+            // A vector instruction of the CPU processes several elements at once. Some of these
+            // lengths are less than one vector, others are several vectors and a remainder.
             for length in [1, 7, 33, 300] {
                 let finite = Tensor::f_full([length], -largest, (kind, Device::Cpu))?;
-                assert!(all_finite(slice::from_ref(&finite))?, "{length} of {kind:?}");
+                assert!(all_finite(slice::from_ref(&finite))?, "{length} elements of {kind:?}");
                 for at in [0, length / 2, length - 1] {
                     for bad in [f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
                         let spoilt = finite.f_detach_copy()?;
                         let _ = spoilt.f_narrow(0, at, 1)?.f_fill_(bad)?;
                         let all = all_finite(&[finite.shallow_clone(), spoilt])?;
-                        assert!(!all, "{bad} at {at} of {length} of {kind:?}");
+                        assert!(!all, "{bad} at index {at} of {length} elements of {kind:?}");
                     }
                 }
             }

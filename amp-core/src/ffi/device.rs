@@ -69,15 +69,17 @@ impl Drop for HostMemory {
     }
 }
 
-/// Returns three numbers of bytes: the bytes that the existing tensors have requested, the peak of
-/// this number, and the peak of the bytes that the caching allocator has reserved.
+/// Returns three numbers of bytes: what the existing tensors have requested from the caching
+/// allocator, the peak of this number, and the peak of the memory that the allocator has reserved
+/// on the device.
 pub(crate) fn cuda_memory(index: usize) -> Result<(i64, i64, i64)> {
     let (mut requested, mut peak, mut reserved) = (0, 0, 0);
     checked!(amp_cuda_memory(index as c_int, &mut requested, &mut peak, &mut reserved))?;
     Ok((requested, peak, reserved))
 }
 
-/// Waits for the device, so that [`cuda_memory`] then counts no tensor that has been freed.
+/// Waits for the device, because until then [`cuda_memory`] still counts freed tensors that a
+/// second stream has used.
 pub(crate) fn cuda_memory_settle(index: usize) -> Result<()> {
     let _between = between_captures();
     checked!(amp_cuda_memory_settle(index as c_int))
@@ -104,7 +106,7 @@ pub(crate) fn numerics() -> Result<(bool, bool)> {
     Ok((tf32 != 0, deterministic != 0))
 }
 
-/// Returns the name of the CPU kernels that ATen chose, such as `AVX2`.
+/// Returns the instruction set for which ATen chose its CPU kernels, such as `AVX2`.
 pub(crate) fn cpu_capability() -> Result<String> {
     let mut name = [0; 32];
     checked!(amp_cpu_capability(name.as_mut_ptr(), name.len()))?;
@@ -112,8 +114,8 @@ pub(crate) fn cpu_capability() -> Result<String> {
 }
 
 /// Returns whether oneDNN multiplies f16 numbers with instructions of this CPU
-/// (`csrc/cpu_products.cpp`): the CPU must have such instructions, and the environment must not
-/// exclude them.
+/// (`csrc/cpu_products.cpp`): the CPU must have such instructions, and the environment variable
+/// `ONEDNN_MAX_CPU_ISA` must not exclude them.
 pub(crate) fn cpu_multiplies_f16() -> Result<bool> {
     let mut multiplies = 0;
     checked!(amp_cpu_multiplies_f16(&mut multiplies))?;

@@ -45,9 +45,9 @@ pub(crate) fn round_gradient(tensor: &Tensor, to: Kind) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// Drops the cached 16-bit cast of `tensor`. The kernel that made `tensor` wrote this cast as well.
-/// Without this call, matrix products under autocast would read the cast, and their gradients would
-/// not pass through `tensor`. The values are the same with and without the cached cast.
+/// Drops the 16-bit copy of `tensor` that the kernel wrote together with `tensor`. Otherwise matrix
+/// products under autocast would read this copy, and their gradients would bypass `tensor`. After
+/// this call autocast casts `tensor` itself, to the same values.
 pub(crate) fn drop_cached_cast(tensor: &Tensor) -> Result<()> {
     checked!(amp_forget_twin(tensor.as_ptr()))
 }

@@ -25,8 +25,8 @@ unsafe extern "C" {
     fn amp_set_grads(parameters: *const Handle, grads: *const Handle, count: usize) -> c_int;
 }
 
-/// Locked for writing while a thread captures a graph, and for reading by work of other threads that
-/// must not run during a capture.
+/// Locked for writing while a thread captures a graph. Other threads lock it for reading while they
+/// do work that must not run during a capture.
 static CAPTURE: RwLock<()> = RwLock::new(());
 
 thread_local! {
@@ -35,8 +35,8 @@ thread_local! {
     static GUARDS: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Returns whether this thread's work on the device is being captured, so that the host cannot read
-/// its results.
+/// Returns whether this thread is capturing a graph. Captured work does not run yet, so the host
+/// cannot read its results.
 pub(crate) fn is_capturing() -> bool {
     CAPTURING.get()
 }
@@ -54,9 +54,9 @@ impl Drop for BetweenCaptures {
 }
 
 /// Waits until no other thread captures a graph, and prevents captures while the guard exists. Hold
-/// the guard during two kinds of work, which would fail or make the capture invalid while another
-/// thread captures: work that waits for the whole device, and work that draws random numbers on the
-/// device, because a capture changes the state of the device's generator for all threads.
+/// the guard while you wait for the whole device, or draw random numbers on the device. During a
+/// capture, both would fail or make the capture invalid. (A capture changes the state of the
+/// device's random generator for all threads.)
 pub(crate) fn between_captures() -> BetweenCaptures {
     // A thread takes the read lock only once. If another thread waits for the write lock, a second
     // read lock would have to wait for that thread, which itself waits for the first read lock.
@@ -72,7 +72,7 @@ pub(crate) fn between_captures_on(device: Device) -> Option<BetweenCaptures> {
     device.is_cuda().then(between_captures)
 }
 
-/// A guard. When it is dropped, also after a panic, [`is_capturing`] returns false again.
+/// A guard that makes [`is_capturing`] return false again when it is dropped, also after a panic.
 struct Capturing;
 
 impl Drop for Capturing {
@@ -99,7 +99,9 @@ impl CudaGraph {
     /// When this thread itself holds [`BetweenCaptures`], or the work cannot be captured.
     pub(crate) fn capture<T>(index: usize, body: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
         if GUARDS.get() > 0 {
-            return Err(Error::config("the run was started within a step of another run"));
+            return Err(Error::config(
+                "the run was started within a step of another run: start it between two steps",
+            ));
         }
         let _alone = CAPTURE.write().unwrap_or_else(PoisonError::into_inner);
         let mut handle = std::ptr::null_mut();
@@ -118,8 +120,8 @@ impl CudaGraph {
         Ok((graph, noted))
     }
 
-    /// Launches the graph and then copies `from` to `to`, which is in pinned memory. The returned
-    /// event marks the end of the copy.
+    /// Launches the graph and then copies `from`, a tensor on the device, to `to`, which is in
+    /// pinned memory. The returned event marks the end of the copy.
     pub(crate) fn launch(&self, from: &Tensor, to: &Tensor) -> Result<CudaEvent> {
         let mut event = std::ptr::null_mut();
         checked!(amp_graph_launch(self.handle, from.as_ptr(), to.as_ptr(), &mut event))?;
@@ -140,7 +142,7 @@ pub(crate) fn set_grads<'a>(
     grads: &[Tensor],
 ) -> Result<()> {
     let (parameters, grads) = (handles(parameters), handles(grads));
-    assert_eq!(parameters.len(), grads.len(), "a gradient for each parameter");
+    assert_eq!(parameters.len(), grads.len(), "each parameter needs one gradient");
     checked!(amp_set_grads(parameters.as_ptr(), grads.as_ptr(), grads.len()))
 }
 
@@ -148,8 +150,8 @@ pub(crate) fn set_grads<'a>(
 mod tests {
     use super::*;
 
-    /// Checks that no thread can capture while a thread holds guards. If the thread with the guard
-    /// tries to capture, it gets an error at once, because it would otherwise wait for itself.
+    /// Checks that no thread can capture while a thread holds guards. The thread with the guard
+    /// gets an error if it tries to capture. Otherwise it would wait for itself forever.
     #[test]
     fn guards_exclude_captures() {
         let _outer = between_captures();

@@ -40,8 +40,8 @@ pub(crate) struct ImageNormOptions {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LayerNormOptions {
     pub(crate) eps: c_double,
-    /// The probability, below 1, of dropout on the input. The dropout runs before the input is
-    /// added to a residual.
+    /// The probability, below 1, of dropout on the input. Dropout runs first, then the residual, if
+    /// given, is added.
     pub(crate) before: c_double,
     /// The probability of the dropout after the layer norm and GELU.
     pub(crate) after: c_double,
@@ -58,7 +58,7 @@ struct LinearOptions {
 }
 
 impl LinearOptions {
-    /// The options of a layer that computes all outputs, without a following operation.
+    /// The options of a layer that computes all outputs, without an activation or dropout.
     const PLAIN: Self = Self { first: 0, count: 0, p: 0.0, activation: 0 };
 }
 
@@ -181,7 +181,7 @@ fn optional_pair(
 
 /// Calls `call`, which writes a new tensor, and returns the tensor.
 pub(super) fn made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Tensor> {
-    Ok(optional_tensor(call)?.expect("on success there is a tensor"))
+    Ok(optional_tensor(call)?.expect("a successful call writes a tensor"))
 }
 
 /// Computes a linear layer, `input`·Wᵀ + b.
@@ -335,10 +335,10 @@ pub(crate) fn layer_norm(
     })
 }
 
-/// Computes the layer norm of `input` along the last dimension. Returns an alias of `input` for a
-/// second use by [`residual_add`], and the layer norm's output. With `narrow` the output has the
-/// dtype of autocast. In the backward pass, one kernel adds up the gradients of both uses of
-/// `input`. Returns `None` if the kernels do not support these tensors.
+/// Computes the layer norm of `input` along the last dimension. Returns an alias of `input`, to be
+/// passed to [`residual_add`], and the layer norm's output. If `narrow` is true, the output has the
+/// autocast dtype. In the backward pass, the layer norm's kernel also adds the gradient of the
+/// alias to the gradient of `input`. Returns `None` if the kernels do not support these tensors.
 pub(crate) fn residual_norm(
     input: &Tensor,
     [weight, bias]: [&Tensor; 2],
@@ -382,10 +382,10 @@ pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> 
     made(|out| checked!(amp_counted_classes(targets.as_ptr(), classes, out)))
 }
 
-/// Counts the correct predictions. The first element of the result is the number of examples whose
-/// largest logit, along the second dimension, is the logit of the target's class. This element is
-/// NaN if an example whose target is not -100 has a NaN logit. The second element is the number of
-/// targets that [`counted_classes`] returns. Returns f64 `[2]` on the device.
+/// Counts the correct predictions. Returns two numbers, f64 `[2]` on the device. The first is the
+/// number of examples whose largest logit, along the second dimension, is that of the target's
+/// class. If an example has a NaN logit and its target is not -100, this number is NaN. The second
+/// is the number of targets other than -100.
 pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }

@@ -38,8 +38,8 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Reads the logits of one chunk, `[rows, classes]`. The second argument is the index of the
-/// chunk's first row. After the call, the memory of the logits is overwritten.
+/// A function that reads the logits of one chunk, `[rows, classes]`. The second argument is the
+/// index of the chunk's first row. The next chunk overwrites the logits.
 pub(crate) type EachChunk<'a> = dyn FnMut(&Tensor, i64) -> Result<()> + 'a;
 
 /// The state of [`read_chunk`]: the caller's function, and its first error. C++ passes a pointer to
@@ -77,8 +77,8 @@ pub(crate) fn linear_cross_entropy(
     let loss = made(|out| {
         checked!(amp_linear_cross_entropy(input, weight, bias, targets, options, run, state, out))
     });
-    // If a target is not a class, the loss fails, and `each` may fail because of the same target.
-    // The caller gets the error of the loss.
+    // If a target is not a valid class index, both the loss and `each` may fail. The error of the
+    // loss is returned, because it names the cause.
     let loss = loss?;
     match chunks.error {
         Some(error) => Err(error),
@@ -100,6 +100,6 @@ unsafe extern "C" fn read_chunk(state: *mut c_void, logits: Handle, first: i64) 
     }
     chunks.error = match catch_unwind(AssertUnwindSafe(|| (chunks.each)(&logits, first))) {
         Ok(outcome) => outcome.err(),
-        Err(_) => Some(Error::config("a metric of the logits panicked")),
+        Err(_) => Some(Error::config("the computation of a metric from the logits panicked")),
     };
 }

@@ -59,7 +59,8 @@ pub(crate) struct PausedProducts {
 
 impl PausedProducts {
     pub(crate) fn pause() -> Self {
-        // The call only increments a counter. If it fails, the recording is not paused.
+        // If the call fails, recording continues. This is unlikely, because the call only
+        // increments a counter of pauses.
         let paused = WATCHED.get() && checked!(amp_products_pause(1)).is_ok();
         Self { paused, _thread: PhantomData }
     }

@@ -19,8 +19,8 @@ pub(crate) struct AdamStep {
     pub(crate) beta2: c_double,
     pub(crate) eps: c_double,
     pub(crate) weight_decay: c_double,
-    /// Whether the weight decay is decoupled, as in AdamW: 0 or 1. The integers in the options of
-    /// the other optimizers are 0 or 1 as well.
+    /// Whether the weight decay is decoupled, as in AdamW: 0 or 1. The integer fields of the other
+    /// optimizers' options are booleans, 0 or 1, too.
     pub(crate) decoupled: c_int,
 }
 
@@ -146,7 +146,7 @@ fn with_lists(
     let handles = handles(lists.iter().copied().flatten().copied());
     let (mut pointers, mut rest) = ([std::ptr::null(); LISTS], handles.as_slice());
     for (pointer, list) in pointers.iter_mut().zip(lists).filter(|(_, list)| !list.is_empty()) {
-        assert_eq!(list.len(), count, "one gradient and one state per parameter");
+        assert_eq!(list.len(), count, "each parameter needs a gradient and its states");
         *pointer = rest.as_ptr();
         rest = &rest[count..];
     }
@@ -158,8 +158,8 @@ fn with_lists(
 pub(crate) enum Kernels<'a> {
     /// This crate's kernel for the whole step, on a CUDA device.
     Ours(DeviceValues<'a>),
-    /// libtorch's kernel for the whole step. The argument is an f32 scalar on the device. If its
-    /// value is 1, the step changes nothing.
+    /// libtorch's kernel for the whole step (PyTorch's `fused=True`). The argument is `found_inf`,
+    /// an f32 scalar on the device: if it is 1, the step changes nothing.
     Fused(Option<&'a Tensor>),
     /// Several kernels of libtorch, each over all parameters (PyTorch's `foreach=True`).
     Foreach,
@@ -183,7 +183,7 @@ pub(crate) fn adam(
 ) -> Result<()> {
     assert!(
         [5, 6].iter().all(|at| lists[*at].is_empty() == code.is_none()),
-        "scales and codes are given together"
+        "state in u8 needs both its scales and its code tables"
     );
     let code = code.map(|tables| tables.map(Tensor::as_ptr));
     let step = &raw const *step;
@@ -238,5 +238,5 @@ pub(crate) fn lion(lists: [&[&Tensor]; 3], step: &LionStep, kernels: Kernels<'_>
 }
 
 fn assert_kept(wanted: bool, lists: &[&[&Tensor]], at: usize) {
-    assert!(!wanted || lists[at].len() == lists[0].len(), "the state fits the options");
+    assert!(!wanted || lists[at].len() == lists[0].len(), "the options need this state");
 }

@@ -18,9 +18,9 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Decodes optimizer state. For each code in `codes` (u8), writes to `out` (f32) the element of
-/// `values` (f32 `[256]`) whose index is the code, multiplied by the scale of the code's block of
-/// 256 elements. All tensors are contiguous.
+/// Decodes optimizer state: for each code in `codes` (u8), writes `values[code]` multiplied by the
+/// scale of the code's block of 256 elements. `values` is f32 `[256]`, and `out` is f32. All
+/// tensors are contiguous.
 pub(crate) fn moments_decode(
     codes: &Tensor,
     scales: &Tensor,

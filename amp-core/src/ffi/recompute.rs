@@ -1,4 +1,4 @@
-//! Recomputes activations in the backward pass, as activation checkpointing (`csrc/recompute.cpp`).
+//! Activation checkpointing: recomputes activations in the backward pass (`csrc/recompute.cpp`).
 
 use std::ffi::{c_int, c_void};
 
@@ -32,9 +32,9 @@ struct Recompute {
 }
 
 /// Runs `first` on `input` without keeping activations, and adds a node to the autograd graph. In
-/// the backward pass, the node runs `again` with the same autocast state and random numbers.
-/// `again` may share values with the caller only through an `Arc`, because on CUDA libtorch's
-/// threads run and free `again`.
+/// the backward pass, the node runs `again` with the same autocast state and random numbers. On
+/// CUDA, threads of libtorch run and free `again`, so it may share values with the caller only
+/// through an `Arc`.
 pub(crate) fn checkpoint(
     input: &Tensor,
     first: impl FnOnce() -> Result<Tensor>,
@@ -42,8 +42,8 @@ pub(crate) fn checkpoint(
 ) -> Result<Tensor> {
     let mut surroundings = std::ptr::null_mut();
     checked!(amp_surroundings(input.as_ptr(), &mut surroundings))?;
-    // The output is detached, because a module may return its input itself: the new node must not
-    // become the autograd history of the input.
+    // A module may return its input unchanged. The output is detached, so that the new node becomes
+    // the `grad_fn` of the output but not of the input.
     let output = match tch::no_grad(|| Ok(first()?.f_detach()?)) {
         Ok(output) => output,
         Err(error) => {

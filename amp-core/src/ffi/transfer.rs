@@ -1,4 +1,4 @@
-//! Copies to and from a device, and the thread state that loader threads inherit
+//! Copies tensors to and from a device, and passes a thread's debug info on to loader threads
 //! (`csrc/transfer.cpp`).
 
 use std::ffi::{c_int, c_void};

@@ -68,7 +68,7 @@ use crate::{
 pub struct Generation {
     /// The largest number of tokens that are added to the prompt.
     pub max_new_tokens: i64,
-    /// The largest number of tokens that the model can read, which is the number of its positions.
+    /// The largest number of tokens that the model can read at once (GPT-2's `n_positions`).
     pub context: i64,
     /// How the next token is chosen from its probabilities. The default chooses the most likely
     /// token.
@@ -96,7 +96,7 @@ impl Generation {
     /// new]`. The result is int64 on the CPU.
     ///
     /// # Errors
-    /// When [`run_with`](Self::run_with) would fail.
+    /// For the same reasons as [`run_with`](Self::run_with).
     pub fn run<M>(&self, model: &M, prompt: &Tensor, policy: Policy) -> Result<Tensor>
     where
         M: Forward<Input = (&'static Tensor,), Output = Tensor> + ?Sized,

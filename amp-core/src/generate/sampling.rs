@@ -12,13 +12,12 @@ pub struct Sampling {
     /// likely. At 0 the most likely token is chosen. Of several most likely tokens, the token with
     /// the lowest id is chosen.
     pub temperature: f64,
-    /// The number of most likely tokens from which the token is chosen. Tokens that are exactly as
-    /// likely as the last of these tokens are candidates too. `None` allows all tokens.
+    /// The token is chosen from this number of most likely tokens. Tokens that are exactly as
+    /// likely as the last of them are candidates too. `None` allows all tokens.
     pub top_k: Option<i64>,
-    /// The probability that the candidates must have together (nucleus sampling, Holtzman et al.,
-    /// arXiv:1904.09751). The candidates are the most likely tokens. There are only as many
-    /// candidates as are needed for their probabilities to add up to at least this number. `None`
-    /// allows all tokens.
+    /// Nucleus sampling (Holtzman et al., arXiv:1904.09751): the token is chosen from the smallest
+    /// set of most likely tokens whose probabilities add up to at least this number. `None` allows
+    /// all tokens.
     pub top_p: Option<f64>,
 }
 
@@ -48,7 +47,7 @@ impl Sampling {
         let logits = logits.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
         let Some(vocabulary) = logits.size().last().copied().filter(|count| *count > 0) else {
             return Err(refused(format!(
-                "the logits have the shape {:?}, which holds no token",
+                "the logits have the shape {:?}, but need a last dimension with one logit for each token",
                 logits.size()
             )));
         };
@@ -87,8 +86,8 @@ impl Sampling {
         let vocabulary = probabilities.size()[1] as usize;
         let values = Vec::<f64>::try_from(&probabilities.f_view(-1)?)?;
         let choose = |(row, stream): (&[f64], &mut Rng)| {
-            // The probabilities of a row add up to 1 only up to rounding, so the upper limit is
-            // their actual sum.
+            // Because of rounding, the probabilities of a row do not add up to exactly 1, so the
+            // random number is drawn below their actual sum.
             let mut rest = stream.uniform(0.0, row.iter().sum());
             let mut last = 0;
             for (token, probability) in (0..).zip(row) {

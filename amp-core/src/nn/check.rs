@@ -1,4 +1,5 @@
-//! Checks of hand-written `visit` methods and of precision overrides by path.
+//! Checks that hand-written `visit` methods list sound tensors, and that every precision override
+//! names an existing module.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,7 +24,7 @@ pub(super) fn overrides_name_modules(
     Err(Error::config(format!("the model has no module `{unknown}`: {instead}")))
 }
 
-/// Checks that all `sizes` in the option `name` of a layer are positive.
+/// Checks that all `sizes` are positive. The error names the layer `layer` and its option `name`.
 pub(in crate::nn) fn are_positive(layer: &str, name: &str, sizes: &[i64]) -> Result<()> {
     match sizes.iter().find(|size| **size < 1) {
         Some(size) => {
@@ -33,8 +34,9 @@ pub(in crate::nn) fn are_positive(layer: &str, name: &str, sizes: &[i64]) -> Res
     }
 }
 
-/// Checks that each name belongs to one tensor, that a tensor with several names has one dtype and
-/// one role, and that parameters have a floating-point dtype.
+/// Checks that each name belongs to one tensor, that a tensor with several names has the same dtype
+/// and role (parameter or buffer) under each of them, and that parameters have a floating-point
+/// dtype.
 pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
     names_are_unique(found.iter().map(|found| (found.name.as_str(), &found.tensor)))?;
     tied_tensors_have_one_place(found)?;
@@ -123,8 +125,8 @@ fn closest<'p>(path: &str, known: &'p [String]) -> Option<&'p str> {
     }
 }
 
-/// Returns the Levenshtein distance of `a` and `b`: the number of letters to insert, remove or
-/// replace to get from `a` to `b`.
+/// Returns the Levenshtein distance of `a` and `b`: the smallest number of letters to insert,
+/// remove or replace to get from `a` to `b`.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

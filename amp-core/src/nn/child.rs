@@ -8,24 +8,28 @@ use crate::{
     precision::{Arguments, Region},
 };
 
-/// A step in the path of a module: a child by its name, or an element of a container by name and
-/// index.
+/// A component of a module path: a child, identified by its name, or an element of a container,
+/// identified by the container's name and an index.
 #[derive(Debug, Clone)]
 pub(in crate::nn) struct Place<'m> {
-    /// The module's name in its parent. The name contains dots if containers are nested.
+    /// The module's name in its parent. In nested containers it contains the name and the index of
+    /// each outer container, separated by dots: `blocks.0` for the modules `blocks.0.1` and
+    /// `blocks.0.2`.
     pub(in crate::nn) path: Cow<'m, str>,
     /// The index of the module in the container at `path`; `None` if the module is not in a
     /// container.
     pub(in crate::nn) index: Option<usize>,
-    /// The precision region that the parent declares for the first name of `path`.
+    /// The precision region that the parent declares for its field, which is the first component of
+    /// `path`.
     pub(in crate::nn) region: Option<Region>,
 }
 
 /// A module together with its name in the parent module, and with the precision region that the
 /// parent declares for it. When the module runs, its path is the parent's path followed by its
-/// name, and its precision region applies. [`Context::call`] does the same for modules whose input
-/// is one tensor. In a derived `#[forward]` every layer field is a `Child`. For example,
-/// `self.head.forward(x, cx)` runs under the path `head` and in that field's precision region.
+/// name, and its precision region applies. For a module whose input is one tensor,
+/// [`Context::call`] does this without a `Child`. In a derived `#[forward]` every layer field is a
+/// `Child`. For example, `self.head.forward(x, cx)` runs under the path `head` and in that field's
+/// precision region.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::Child, prelude::*};
@@ -89,8 +93,8 @@ impl<'m, M: ?Sized> Child<'m, M> {
         self.module
     }
 
-    /// Runs `view`, a wrapper of the module that takes other inputs than the module, under the
-    /// child's path and in the child's precision region.
+    /// Runs `view`, which wraps the module to give it other inputs. Adds the child's name to the
+    /// module path, and computes in the precision chosen for the child.
     pub(super) fn run_as<V: Forward>(
         &self,
         view: &V,
@@ -100,17 +104,18 @@ impl<'m, M: ?Sized> Child<'m, M> {
         cx.call_at(self.places(), view, inputs)
     }
 
-    /// Returns the steps of the child's path, from the running module inwards.
+    /// Returns the components of the child's path, from the running module inwards.
     fn places(&self) -> impl Iterator<Item = &Place<'m>> {
         self.parents.iter().chain([&self.place])
     }
 }
 
 impl<'m, M: Visit + ?Sized> Child<'m, M> {
-    /// Returns a child of this module, for example `block.head` of `block`. When it runs, its path
-    /// contains the names of both modules, and the precision regions of both apply. `name` is the
-    /// name that the module gives to the child in [`Visit`]. If the module lists no child of this
-    /// name in [`Visit`], the path does not contain the name.
+    /// Returns a child of this module, for example `block.head` of `block`. When the child runs,
+    /// both names are added to the path, and the precision regions of both apply, the child's
+    /// within that of this module. `name` is the name that this module gives to the child in
+    /// [`Visit`]. If the module lists no child of this name in [`Visit`], the path does not contain
+    /// the name.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Child, prelude::*};
@@ -168,10 +173,11 @@ fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>
 }
 
 impl<M: Module> Child<'_, M> {
-    /// Calls `run`, which computes the module fused with neighbouring operations that are not
-    /// modules. Calls `apart` instead, which computes the operations one by one, in three cases: a
-    /// probe reads the tensors between the operations, the module has its own precision region, or
-    /// `run` returns `None`.
+    /// Runs the module together with operations before or after it that are not modules. Usually
+    /// calls `run`, which computes them in one fused call. Calls `apart`, which computes them one
+    /// by one, if `run` returns `None`, if fusion is not allowed (for example because a probe reads
+    /// the tensors between them), or if the child has its own precision region, is an element of a
+    /// container, or is a child of a child.
     pub(super) fn run_with<const N: usize>(
         &self,
         cx: &Context,
@@ -230,7 +236,7 @@ impl<'m, M> Child<'m, Vec<M>> {
         }
     }
 
-    /// Returns the step of the path that names the container itself, without an index.
+    /// Returns the path component of the container itself, without an index.
     fn list_place(&self) -> Place<'m> {
         let Place { path, index, region } = &self.place;
         let path = match index {

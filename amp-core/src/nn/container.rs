@@ -37,8 +37,8 @@ impl Module for Sequential {
     }
 }
 
-/// Runs `layers`, which are consecutive layers of a container, one after the other. The first of
-/// `layers` has the index `place` in the container.
+/// Runs consecutive layers of a container one after the other. `place` is the index of the first of
+/// these layers in the container.
 pub(super) fn run<M: Module>(
     layers: &[M],
     place: usize,
@@ -54,8 +54,8 @@ pub(super) fn run<M: Module>(
     Ok(x)
 }
 
-/// Runs the first of `layers`, whose index in the container is `place`. If possible, runs it fused
-/// with the layers that follow. Returns the number of layers that ran and the output.
+/// Runs the first of `layers`, if possible fused with the layers that follow. `place` is the index
+/// of the first layer in its container. Returns the number of layers that ran, and the output.
 pub(super) fn run_first<M: Module>(
     layers: &[M],
     place: usize,

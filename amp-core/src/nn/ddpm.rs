@@ -23,7 +23,7 @@ use crate::{Error, Result, precision::is_floating};
 #[derive(Debug, Clone, PartialEq)]
 pub struct DdpmSchedule {
     betas: Vec<f64>,
-    /// The value of ᾱ_t for each step t.
+    /// ᾱ_t, for each step t.
     kept: Vec<f64>,
 }
 
@@ -57,9 +57,9 @@ impl DdpmSchedule {
         self.betas.len() as i64
     }
 
-    /// Adds noise to images: computes √ᾱ_t x + √(1 − ᾱ_t) ε. Here x are the images `original`,
-    /// `[N, …]`, ε is `noise` of the same shape, and t are the steps `timesteps`, int64 `[N]`. For
-    /// a single image, `original` has the shape `[…]` and `timesteps` has the shape `[]`.
+    /// Adds noise to images: returns √ᾱ_t x + √(1 − ᾱ_t) ε, where x is `original`, `[N, …]`, ε is
+    /// `noise`, of the same shape, and t is the image's step in `timesteps`, int64 `[N]`. For a
+    /// single image, `original` has the shape `[…]` and `timesteps` the shape `[]`.
     ///
     /// # Errors
     /// When shapes or dtypes are invalid, or, on the CPU, a step is out of range.
@@ -73,9 +73,9 @@ impl DdpmSchedule {
         let fits = size.starts_with(&steps) && steps.len() <= 1 && size == noise.size();
         if !fits || timesteps.kind() != Kind::Int64 || !is_floating(original.kind()) {
             return Err(Error::config(format!(
-                "add_noise: noise {:?}, images {size:?} and steps {steps:?} of {:?} do not fit \
-                 together: images and noise must be floating-point tensors of the same shape [N, \
-                 …], and steps must be int64 [N]",
+                "add_noise: the noise has the shape {:?}, the images {size:?} and the steps \
+                 {steps:?} with the dtype {:?}, but images and noise must be floating-point \
+                 tensors of the same shape [N, …], and steps must be int64 [N]",
                 noise.size(),
                 timesteps.kind()
             )));
@@ -96,11 +96,11 @@ impl DdpmSchedule {
         Ok(image.f_add(&noise.f_mul(&root(kept.f_neg()?.f_add_scalar(1.0)?)?)?)?)
     }
 
-    /// Takes one step of sampling: computes the images of step `timestep` − 1 from the images
-    /// `sample` of step `timestep` and from the noise `predicted` that the model predicts for them.
-    /// From the images and the noise, estimates the images without noise, and clips their values to
-    /// the range from −1 to 1. The result is the mean of the posterior for these clipped images,
-    /// plus `noise` scaled to the posterior's variance. Step 0 adds no noise.
+    /// Takes one step of sampling: computes the images of step `timestep` − 1 from `sample`, the
+    /// images of step `timestep`. First estimates the images without noise from `sample` and from
+    /// `predicted`, the noise that the model predicts for `sample`, and clips the estimate to the
+    /// range from −1 to 1. Then returns the mean of the posterior for this estimate, plus `noise`
+    /// multiplied by the posterior's standard deviation. Step 0 adds no noise.
     ///
     /// # Errors
     /// When shapes differ, or the step is out of range.
@@ -158,7 +158,10 @@ impl DdpmSchedule {
 
     fn check(&self, step: i64) -> Result<usize> {
         usize::try_from(step).ok().filter(|at| *at < self.betas.len()).ok_or_else(|| {
-            Error::config(format!("a diffusion of {} steps has no step {step}", self.betas.len()))
+            Error::config(format!(
+                "a diffusion of {} steps has no step {step}: steps are numbered from 0",
+                self.betas.len()
+            ))
         })
     }
 }

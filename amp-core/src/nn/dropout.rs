@@ -48,8 +48,8 @@ impl Module for Dropout {
 }
 
 /// Dropout that preserves the mean and the variance of the outputs of [`Selu`](super::Selu);
-/// nn.AlphaDropout. In training, an element becomes −1.7581, the lowest value of SELU, with
-/// probability p. Then all elements are scaled and shifted.
+/// nn.AlphaDropout. In training, sets each element to −1.7581, the lowest value of SELU, with
+/// probability p. Then scales and shifts all elements, which restores the mean and the variance.
 #[derive(Debug, Clone, Copy)]
 pub struct AlphaDropout(Dropout);
 
@@ -99,10 +99,10 @@ impl Module for FeatureAlphaDropout {
     }
 }
 
-/// Drops the branch of a residual block for some of the examples, before the branch is added to the
-/// block's input (Huang et al., arXiv:1603.09382). In training, sets each example of `[N, …]` to
-/// zero with probability p, and multiplies all other examples by 1/(1−p). Equals torchvision's
-/// `StochasticDepth(p, "row")` and timm's `DropPath(p)`.
+/// In training, drops the branch of a residual block for random examples, before the branch is
+/// added to the block's input (Huang et al., arXiv:1603.09382). Sets each example of the branch's
+/// output `[N, …]` to zero with probability p, and multiplies all other examples by 1/(1−p). Equals
+/// torchvision's `StochasticDepth(p, "row")` and timm's `DropPath(p)`.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;

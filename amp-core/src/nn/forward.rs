@@ -7,12 +7,13 @@ use crate::{
 };
 
 /// A module with any inputs and outputs. Every [`Module`] is a `Forward` with one tensor as input
-/// and one as output. The derives implement `Forward` for a struct with an attribute such as
+/// and one as output. `derive(Module)` and `derive(LightningModule)` implement `Forward` for a
+/// struct with an attribute such as
 /// `#[forward(|x, mask: Option<&Tensor>| -> Result<(Tensor, Tensor)> { … })]`.
 ///
-/// The inputs are a tuple. [`Input`](Self::Input) lists the types of the inputs. The lifetime
-/// `'static` in this list stands for any lifetime. A module that runs another module wraps the
-/// other module in a [`Child`](super::Child).
+/// The inputs are passed as a tuple, whose types are in [`Input`](Self::Input). The lifetime
+/// `'static` in `Input` is a placeholder: inputs may have any lifetime. To run another module, a
+/// module wraps it in a [`Child`](super::Child).
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -51,8 +52,7 @@ use crate::{
     note = "derive `Module` for a struct of layers, or implement `Visit` and `Module`"
 )]
 pub trait Forward: Visit {
-    /// The tuple of inputs. Each reference has the lifetime `'static`, which stands for any
-    /// lifetime.
+    /// The tuple of inputs. References are written with `'static`, but may have any lifetime.
     type Input: Arguments;
     /// The type of the module's output.
     type Output: Tensors;

@@ -69,7 +69,7 @@ impl<const N: usize> FractionalMaxPool<N> {
     }
 
     /// Returns the largest value of each window, and its index as int64, as torch's layer with
-    /// `return_indices` does. An index counts the elements of the flattened spatial dimensions.
+    /// `return_indices` does. An index is a position in the flattened spatial dimensions.
     ///
     /// # Errors
     /// When the input's shape is invalid.
@@ -80,8 +80,8 @@ impl<const N: usize> FractionalMaxPool<N> {
         self.at(input, &size, &Tensor::f_rand([examples, channels, N as i64], options)?)
     }
 
-    /// Returns the same as [`forward_with_indices`](Self::forward_with_indices), but computes the
-    /// positions of the windows from the random numbers `samples`. Like torch's `_random_samples`,
+    /// Does the same as [`forward_with_indices`](Self::forward_with_indices), with the random
+    /// numbers `samples` for the positions of the windows. Like torch's `_random_samples`,
     /// `samples` contains numbers from 0 to 1, and has the shape `[N, C, number of spatial
     /// dimensions]`.
     ///

@@ -30,10 +30,10 @@ pub enum Fusable<'a> {
 }
 
 /// Runs the first of `layers` fused with the layers after it. `place` is the index of the first
-/// layer in its container. Returns the number of layers that ran and the output. Returns `None` if
-/// the first layer must run alone, for one of four reasons: no layer follows that can be fused with
-/// it, a probe reads the tensors between layers, a precision override names one of the layers, or
-/// no kernel supports the input.
+/// layer in its container. Returns the number of layers that ran and their output. Returns `None`
+/// if the first layer must run alone: if no layer follows that can be fused with it, a probe reads
+/// the tensors between layers, a precision override names one of the layers, or no kernel supports
+/// the input.
 pub(super) fn run<M: Module>(
     layers: &[M],
     place: usize,
@@ -90,7 +90,8 @@ pub(super) fn run<M: Module>(
     Ok(output.map(|output| (count, output)))
 }
 
-/// Runs the layers of a group one by one, because a CPU has no kernels for fused layers.
+/// Runs the layers of a group one by one. On a CPU, which has no kernels for fused layers, the
+/// self-test uses this function as the fused operation.
 fn one_by_one<M: Module>(layers: &[M], input: &Tensor, cx: &Context) -> Result<Tensor> {
     layers.iter().try_fold(input.shallow_clone(), |x, layer| layer.forward(&x, cx))
 }

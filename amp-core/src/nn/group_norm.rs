@@ -165,8 +165,7 @@ impl Module for InstanceNorm {
             )));
         }
         let [weight, bias] = both(self.affine.as_ref());
-        // A recomputation must not update the running statistics, because the first forward pass
-        // has already updated them.
+        // In a recomputation the running statistics must not be updated again.
         let running = self.running.as_ref().filter(|_| !(is_of_input && cx.is_recomputing()));
         let (mean, variance) = (running.map(|own| &own[0]), running.map(|own| &own[1]));
         let (momentum, eps) = (self.momentum, self.eps);
@@ -261,7 +260,7 @@ pub(super) fn momentum_is_a_fraction(norm: &str, momentum: f64) -> Result<()> {
     }
 }
 
-/// Returns running mean 0, running variance 1 and a count of 0 batches.
+/// Returns the running mean (zeros), the running variance (ones) and the number of batches (0).
 pub(super) fn running_statistics(num_features: i64) -> Result<[Tensor; 3]> {
     let batches = Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?;
     Ok([init::buffer(&[num_features], 0.0)?, init::buffer(&[num_features], 1.0)?, batches])

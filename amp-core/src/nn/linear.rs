@@ -59,8 +59,8 @@ impl Linear {
         self.bias.as_ref()
     }
 
-    /// Computes the layer, then the activation `behind`, then dropout with probability `p`, in one
-    /// fused operation. Returns `None` outside training, on the CPU, or if `p` is 1.
+    /// Computes the layer, then the activation `behind`, and then dropout with probability `p`, in
+    /// one fused operation. Returns `None` outside training, on the CPU, or if `p` is 1.
     pub(super) fn forward_activated(
         &self,
         input: &Tensor,
@@ -122,9 +122,9 @@ pub enum Activation {
 }
 
 impl Child<'_, Linear> {
-    /// Computes the layer and then an activation. In training on CUDA, the gradients of the
-    /// activation and of the bias are computed together. With GELU, double backward works only on
-    /// the CPU.
+    /// Computes the layer and then an activation. In training on CUDA, one fused operation
+    /// computes the gradients of the activation and of the bias. With GELU, double backward works
+    /// only on the CPU.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Activation, prelude::*};

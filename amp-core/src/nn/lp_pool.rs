@@ -78,8 +78,8 @@ impl<const N: usize> Module for LpPool<N> {
             _ => powers.f_avg_pool3d(size.0, stride, [0, 0, 0], ceil_mode, true, None)?,
         };
         let means = cx.within("means", &means)?;
-        // As in torch: if a sum is 0, the factors sign and relu make its gradient 0. Without them,
-        // the gradient of the root would be infinite.
+        // The sums are computed as in torch: if a sum is 0, multiplying sign(x) by relu(|x|) makes
+        // its gradient 0. Otherwise the gradient of the root would be infinite.
         let sums =
             means.f_sign()?.f_mul(&means.f_abs()?.f_relu()?)?.f_mul_scalar(size.product())?;
         Ok(cx.within("sums", &sums)?.f_pow_tensor_scalar(1.0 / norm_type)?)

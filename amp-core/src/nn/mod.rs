@@ -155,12 +155,11 @@ use tch::Tensor;
 pub use crate::precision::{Arguments, Kept, Tensors};
 use crate::{Result, precision::Region};
 
-/// The kind of computation that a layer itself does, without its children. [`DtypeProbe`] uses this
-/// kind to check the dtypes of a run.
+/// The kind of computation that a layer itself does, without its children. A [`DtypeProbe`] needs
+/// it to check the dtypes of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// A matrix product or a convolution. The dtype of its output shows in which dtype it was
-    /// computed.
+    /// A matrix product or a convolution. Its output has the dtype in which it was computed.
     Matmul,
     /// Any other computation.
     Other,
@@ -203,8 +202,8 @@ pub trait Visit {
 /// [`derive(LightningModule)`](derive@crate::LightningModule) implement this trait for structs
 /// whose fields are modules.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a module of one tensor: `Module` is not implemented for it",
-    note = "a module with other inputs is called in a `#[forward(|x, mask| …)]` closure"
+    message = "`{Self}` is not a module with one input and one output: `Module` is not implemented for it",
+    note = "to run a module with other inputs, call it in a `#[forward(|x, mask| …)]` closure"
 )]
 pub trait Module: Visit {
     /// Runs the module on `input`. Run child modules by [`Context::call`], which applies their
@@ -232,9 +231,9 @@ pub trait Module: Visit {
         std::any::type_name::<Self>()
     }
 
-    /// Returns a second handle of the module, with which the backward pass can run the module
-    /// again. Returns `None` if the module cannot be shared. Under a memory budget, only layers
-    /// that return a handle can be recomputed.
+    /// Returns another `Arc` of the module, so that the backward pass can run the module again.
+    /// Returns `None` if the module cannot be shared. Under a memory budget, a layer can be
+    /// recomputed only if this method returns an `Arc`.
     fn shared(&self) -> Option<Arc<dyn Module>> {
         None
     }
@@ -253,13 +252,14 @@ pub trait Visitor {
     fn tensor(&mut self, name: &str, tensor: &Tensor, role: Role);
     /// Receives a parameter that the forward pass itself changes in training, as an embedding with
     /// `max_norm` does. When the trainer skips or repeats a step, it restores such a parameter. The
-    /// default calls [`tensor`](Self::tensor).
+    /// default implementation calls [`tensor`](Self::tensor).
     fn changed_in_forward(&mut self, name: &str, tensor: &Tensor) {
         self.tensor(name, tensor, Role::Parameter);
     }
 }
 
-/// Visits a child module, between `enter` and `leave` with the child's name.
+/// Visits a child module: calls `enter` with the child's name, visits the child's tensors and
+/// children, and calls `leave`.
 pub fn visit_child<M: Visit + ?Sized>(
     visitor: &mut dyn Visitor,
     name: &str,
@@ -271,7 +271,8 @@ pub fn visit_child<M: Visit + ?Sized>(
     visitor.leave();
 }
 
-/// Defines the methods of [`Module`] for a pointer: each calls the same method of the module.
+/// Implements the methods of [`Module`] for a smart pointer by calling those of the module to which
+/// it points.
 macro_rules! as_the_module {
     () => {
         fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {

@@ -47,7 +47,7 @@ impl BatchNormConfig {
     }
 }
 
-/// Checks that `eps` is above zero. If the variance is zero, the divisor is √eps.
+/// Checks that `eps` is above zero, because √eps is the divisor if the variance is zero.
 pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     match eps > 0.0 && eps.is_finite() {
         true => Ok(()),
@@ -70,7 +70,8 @@ fn has_a_variance(input: &Tensor) -> Result<()> {
     )))
 }
 
-/// Normalizes each feature over the batch. Inputs are `[N, C]`, `[N, C, L]` or `[N, C, H, W]`.
+/// Normalizes each feature over the batch; nn.BatchNorm1d, nn.BatchNorm2d and nn.BatchNorm3d. The
+/// input is `[N, C]`, `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`.
 #[derive(Debug)]
 pub struct BatchNorm {
     affine: Option<[Tensor; 2]>,
@@ -158,10 +159,9 @@ impl BatchNorm {
         ImageNormOptions { momentum: self.momentum, eps: self.eps, relu: relu.into() }
     }
 
-    /// Returns the running statistics to use or update, or `None` if the layer has none. Returns
-    /// `None` also in a recomputation in training, because the first forward pass has already
-    /// updated the statistics. In evaluation, a recomputation uses the running statistics as the
-    /// first pass did.
+    /// Returns the running statistics to use or update. Returns `None` if the layer has none, and
+    /// for a recomputation in training, because the first forward pass has already updated them. A
+    /// recomputation in evaluation gets the statistics that the first pass used.
     fn statistics(&self, cx: &Context) -> Option<Statistics<'_>> {
         let running = self.running.as_ref();
         running.filter(|_| !(self.is_of_batch(cx) && cx.is_recomputing())).map(<[_; 3]>::each_ref)
@@ -302,8 +302,8 @@ impl LayerNorm {
     }
 
     /// Runs the layer in training, with GELU if `gelu` is set and dropout of probability `p`, in
-    /// one fused operation. Returns `None` if the kernel does not support this input, or outside
-    /// training.
+    /// one fused operation. Returns `None` outside training, or if the kernel does not support this
+    /// input.
     pub(super) fn forward_with(
         &self,
         input: &Tensor,
@@ -320,7 +320,7 @@ impl LayerNorm {
     }
 
     /// Computes the layer norm of residual + dropout(branch, p) in training, in one kernel. Returns
-    /// `None` if the kernel does not support this input.
+    /// `None` outside training, or if the kernel does not support this input.
     pub(super) fn forward_sum(
         &self,
         residual: &Tensor,
@@ -331,10 +331,11 @@ impl LayerNorm {
         self.kernel(branch, Some(residual), cx, LayerNormOptions { before: p, ..self.options() })
     }
 
-    /// Normalizes the input x of a residual block. Returns x and the normalized x. The block
-    /// computes its output from the normalized x, and [`ffi::residual_add`] then adds x to this
-    /// output. With `narrow`, the normalized x has the 16-bit dtype of autocast. Returns `None` if
-    /// the kernel does not support this input, and outside of training on CUDA.
+    /// Computes norm(x) for a residual block x + branch(norm(x)). Returns an alias of x, and
+    /// norm(x). The block must pass the alias, and not its input, to [`ffi::residual_add`]. Then the
+    /// norm's backward kernel also adds the gradient of the skip connection. With `narrow`, norm(x)
+    /// has the 16-bit dtype of autocast. Returns `None` unless the model trains on CUDA and the
+    /// kernel supports the input.
     pub(super) fn forward_residual(
         &self,
         input: &Tensor,

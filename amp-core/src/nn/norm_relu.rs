@@ -1,4 +1,4 @@
-//! Batch norm followed by ReLU, or by the sum with a residual and ReLU.
+//! Batch norm followed by ReLU, or by the addition of a residual and then ReLU.
 
 use tch::Tensor;
 
@@ -8,12 +8,12 @@ use crate::Result;
 impl BatchNorm {
     /// Computes max(norm(input), 0).
     ///
-    /// In training on CUDA, one fused operation computes the norm and ReLU. This operation reads
-    /// the input twice: for the statistics, and for the result. The fused operation supports inputs
-    /// `[N, C]`, and 16-bit images `[N, C, H, W]` in channels_last with a multiple of eight
-    /// channels, as a [`Conv2d`](super::Conv2d) in f16 or bf16 returns them. In all other cases the
-    /// norm and ReLU run one after the other. In a [`Sequential`](super::Sequential), a
-    /// `batch_norm2d` with a following `relu` is fused in the same way.
+    /// In training on CUDA, one fused operation computes the norm and ReLU. It reads the input
+    /// twice: for the statistics, and for the result. It supports inputs `[N, C]`, and 16-bit
+    /// images `[N, C, H, W]` in channels_last with a multiple of eight channels, as a
+    /// [`Conv2d`](super::Conv2d) in f16 or bf16 returns them. In all other cases the norm and ReLU
+    /// run one after the other. In a [`Sequential`](super::Sequential), a `batch_norm2d` with a
+    /// following `relu` is fused in the same way.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -83,8 +83,8 @@ impl BatchNorm {
 }
 
 impl Child<'_, BatchNorm> {
-    /// Calls [`BatchNorm::forward_relu`] under the child's path and in the child's precision
-    /// region.
+    /// Calls [`BatchNorm::forward_relu`] as a child module: adds the child's name to the module
+    /// path, and computes in the precision chosen for the child.
     ///
     /// # Errors
     /// When the layer fails; the error contains the path of the module that failed.
@@ -95,8 +95,8 @@ impl Child<'_, BatchNorm> {
         self.run_with(cx, [input], together, apart)
     }
 
-    /// Calls [`BatchNorm::forward_add_relu`] under the child's path and in the child's precision
-    /// region.
+    /// Calls [`BatchNorm::forward_add_relu`] as a child module: adds the child's name to the module
+    /// path, and computes in the precision chosen for the child.
     ///
     /// # Errors
     /// When the layer fails; the error contains the path of the module that failed.

@@ -1,6 +1,6 @@
-//! Operators for interpolation and padding layers that add up gradients in a fixed order. On CUDA,
-//! libtorch's kernels for these layers add up by atomic operations. Therefore the order of the
-//! additions differs from run to run, even if deterministic algorithms are requested.
+//! Interpolation and padding operators that add up gradients in a fixed order. libtorch's CUDA
+//! kernels for these layers add up by atomic operations, in an order that differs from run to run
+//! even if deterministic algorithms are requested.
 
 use tch::{Kind, Tensor};
 
@@ -14,9 +14,9 @@ pub(super) fn applies(input: &Tensor) -> Result<bool> {
 }
 
 /// Resizes each dimension after the first two to its size in `out`, by linear interpolation. `by`
-/// contains the scale factor of each dimension, from which the positions in the input are computed.
-/// For a dimension without a scale factor, or with `align_corners`, the positions are computed from
-/// the sizes of input and output. As in libtorch, 16-bit values are computed in f32.
+/// contains each dimension's scale factor, which maps positions in the output to positions in the
+/// input. Without a scale factor, or with `align_corners`, the two sizes of the dimension determine
+/// this mapping. As in libtorch, 16-bit values are computed in f32.
 pub(super) fn linear(
     input: &Tensor,
     out: &[i64],
@@ -52,9 +52,9 @@ fn linear_along(x: &Tensor, dim: usize, to: i64, by: Option<f64>, align: bool) -
     Ok(first.f_add(&next.f_sub(&first)?.f_mul(&share)?)?)
 }
 
-/// Pads each of the last dimensions with values of the input: `before` elements at its start and
-/// `after` elements at its end. Returns `None` for modes other than `Replicate` and `Reflect`, and
-/// for sizes that libtorch refuses.
+/// Pads each of the last dimensions with values of the input: with `before` elements at the
+/// dimension's start and `after` elements at its end. Returns `None` for modes other than
+/// `Replicate` and `Reflect`, and for numbers of elements that libtorch refuses.
 pub(super) fn padded(
     input: &Tensor,
     mode: PaddingMode,
@@ -71,8 +71,8 @@ pub(super) fn padded(
         let places = match mode {
             PaddingMode::Replicate if last >= 0 => places.f_clamp(0, last)?,
             PaddingMode::Reflect if *before.max(after) <= last => {
-                // Positions before the start are mirrored at 0, and positions after the end are
-                // then mirrored at the last element.
+                // abs() mirrors positions before the start at index 0. The same operation, counted
+                // from the end, then mirrors positions after the end at the last index.
                 let from_end = places.f_abs()?.f_neg()?.f_add_scalar(last)?;
                 from_end.f_abs()?.f_neg()?.f_add_scalar(last)?
             }
@@ -143,8 +143,8 @@ mod tests {
         Ok(())
     }
 
-    /// If libtorch refuses a padding, `padded` must return `None`, so that libtorch reports the
-    /// error.
+    /// Checks that `padded` returns `None` for a padding that libtorch refuses, so that libtorch
+    /// reports the error.
     #[test]
     fn sides_that_libtorch_refuses_are_left_to_it() -> Result<()> {
         let x = sample(&[1, 1, 4]);

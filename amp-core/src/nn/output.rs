@@ -1,7 +1,7 @@
-//! Lets the loss compute the output layer of a model, in chunks of rows, so that not all logits
-//! have to be in memory at once. The derive marks a model's output layer. If the loss of a step is
-//! a cross entropy, the loss requests this layer. If the chunks save time or memory, a requested
-//! layer does not run, but hands its input and its weights to the loss.
+//! Lets the loss compute the output layer of a model in chunks of rows, so that not all logits are
+//! in memory at once. Before the forward pass, the cross entropy requests the model's output layer.
+//! The derive marks the call of this layer in the forward pass. If chunks save time or memory, the
+//! marked layer does not run, but passes its input and its weights to the loss.
 
 use std::{any::TypeId, cell::RefCell};
 
@@ -18,7 +18,7 @@ thread_local! {
     static STATE: RefCell<State> = const { RefCell::new(State::Unrequested) };
 }
 
-/// The state of the output layer of the model that runs on this thread.
+/// What is known about the output layer of the model that runs on this thread.
 #[derive(Debug)]
 enum State {
     Unrequested,
@@ -139,9 +139,9 @@ pub(super) fn is_requested<M: ?Sized>(model: &M) -> bool {
     STATE.with_borrow(|state| matches!(state, State::Requested(of) if *of == identity(model)))
 }
 
-/// Hands the tensors of a requested output layer to the loss if that saves time or memory. In this
-/// case returns the dtype of the layer's output, and the layer must return an undefined tensor.
-/// Otherwise returns `None`.
+/// Passes the tensors of a requested output layer to the loss if that saves time or memory. If so,
+/// returns the dtype of the layer's output, and the layer must return an undefined tensor.
+/// Otherwise returns `None`, and the layer must run.
 pub(super) fn defer(
     input: &Tensor,
     weight: &Tensor,
@@ -184,8 +184,8 @@ impl AtOutput {
 
 impl Drop for AtOutput {
     fn drop(&mut self) {
-        // If the call of `linear` panicked or failed, the state may still be `Called`. Restores the
-        // state from before the call.
+        // After a call of `linear` that failed or panicked, the state is still `Called`. Restores
+        // the state from before the call.
         if let Some(model) = self.0
             && STATE.with_borrow(|state| matches!(state, State::Called(_)))
         {
@@ -198,8 +198,9 @@ fn type_of<F: 'static>(_: &F) -> TypeId {
     TypeId::of::<F>()
 }
 
-/// Returns whether this call of [`linear`] is the model's output layer and hands its tensors to the
-/// loss. Within a call of the output layer, only the first call of this function can return true.
+/// Passes the tensors of a call of [`linear`] to the loss if the call is the model's output layer
+/// and this saves time or memory. Returns whether it did so, in which case [`linear`] must compute
+/// nothing. If the output layer calls [`linear`] several times, only the first call can be passed.
 pub(super) fn is_deferred(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<bool> {
     let model = STATE.with_borrow(|state| match state {
         State::Called(model) => Some(*model),

@@ -72,7 +72,8 @@ pub(crate) fn parameters_in_regions(
 /// Moves every tensor to the policy's device. Casts every floating-point tensor to the dtype of the
 /// innermost precision region around it or, outside of precision regions, to the policy's dtype.
 /// `overrides` contains precision regions by the paths of modules; they replace the regions that
-/// the structs declare. Existing handles of the tensors refer to the moved tensors afterwards.
+/// the structs declare. Each tensor is replaced in place, so that its shallow clones are moved,
+/// too.
 ///
 /// # Errors
 /// - When no module has the path of an override.
@@ -124,8 +125,8 @@ struct Walk<'a> {
     overrides: &'a BTreeMap<String, Region>,
     path: String,
     plan: RegionPlan,
-    /// For each module that the walk has entered and not left: the length of the path before the
-    /// module's name was added, and the dtypes (the plan) of the surrounding module.
+    /// One entry for each module whose visit has begun and not ended: the length of the path
+    /// without the module's name, and the dtypes (the plan) of the surrounding module.
     scopes: Vec<(usize, RegionPlan)>,
     found: Vec<Found>,
     /// The paths of all modules. Collected only if there are overrides, to check that a module

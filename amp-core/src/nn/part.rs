@@ -1,8 +1,8 @@
 //! Implements expressions such as `block.head` in a derived `#[forward]`. The derive writes
-//! `(&Within(&block)).part("head", |block| &block.head)`. If `block` is a [`Child`], that is a layer
-//! with its path, [`PartOfChild`] returns `head` as a `Child`, too. Otherwise, [`PartOfAny`] returns
-//! a reference to the field. Both traits have a method `part`. The method of `PartOfChild` needs one
-//! reference less, so method resolution tries it first.
+//! `(&Within(&block)).part("head", |block| &block.head)`. Two traits have the method `part`.
+//! [`PartOfChild`] applies if `block` is a [`Child`] (a layer with its path), and returns `head` as
+//! a `Child`, too. [`PartOfAny`] applies to everything else, and returns a reference to the field.
+//! The method of `PartOfChild` needs one reference less, so method resolution tries it first.
 
 use std::ops::Index;
 

@@ -1,6 +1,6 @@
-//! Deliberate faults in the outputs of fused layers and of single layers. Public hooks cannot cause
-//! these faults. Only the self-test of the gate (`cargo amp selftest`) plants them, to show which
-//! check reports them.
+//! Deliberate faults in the outputs of fused layers and of single layers. No public API can cause
+//! these faults. The self-test of the gate (`cargo amp selftest`) plants them, to show which check
+//! reports them.
 
 use std::cell::{Cell, RefCell};
 
@@ -13,9 +13,9 @@ thread_local! {
     static LAYER: RefCell<Option<(String, LayerFault)>> = const { RefCell::new(None) };
 }
 
-/// A guard. While it exists, the output of fused layers on this thread is multiplied by a factor. A
-/// CPU has no kernels for fused layers. On a CPU, layers that a GPU would fuse run one by one, and
-/// their output is multiplied as if they were fused.
+/// A guard. While it exists, the output of each group of fused layers on this thread is multiplied
+/// by a factor. A CPU has no kernels for fused layers. There, the layers that a GPU would fuse run
+/// one by one, and the output of the last of them is multiplied.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct FusedTimes(());
@@ -64,8 +64,8 @@ impl Planted {
     }
 }
 
-/// Returns whether groups of layers count as fused on a CPU, because a fault in fused layers is
-/// planted.
+/// Returns whether a CPU treats as fused the layers that a GPU would fuse, because a fault in fused
+/// layers is planted.
 pub(super) fn fuses_on_host() -> bool {
     FACTOR.get().is_some()
 }
@@ -131,8 +131,8 @@ pub(super) fn of_layer<T: Tensors>(path: &str, output: T) -> Result<T> {
         match fault {
             LayerFault::LosesDigits => {
                 let bits = exact.f_view_dtype(Kind::Int16)?.f_bitwise_and(-4)?;
-                // Both the difference and the sum are exact. The detached difference leaves the
-                // gradient unchanged.
+                // The difference and the sum below are exact. `lost` is detached, so the gradient
+                // is unchanged.
                 let lost = bits.f_view_dtype(tensor.kind())?.f_sub(&exact)?;
                 Ok(tensor.f_add(&lost)?)
             }

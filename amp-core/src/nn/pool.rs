@@ -77,7 +77,7 @@ impl<const N: usize> MaxPool<N> {
     }
 
     /// Returns the largest value of each window, and its index as int64, as torch's layer with
-    /// `return_indices` does. An index counts the elements of the flattened spatial dimensions. A
+    /// `return_indices` does. An index is a position in the flattened spatial dimensions. A
     /// [`MaxUnpool`](super::MaxUnpool) takes the values and the indices.
     ///
     /// # Errors
@@ -273,7 +273,7 @@ impl<const N: usize> AdaptiveMaxPool<N> {
 
 impl<const N: usize> AdaptiveMaxPool<N> {
     /// Returns the largest value of each window, and its index as int64, as torch's layer with
-    /// `return_indices` does. An index counts the elements of the flattened spatial dimensions.
+    /// `return_indices` does. An index is a position in the flattened spatial dimensions.
     ///
     /// # Errors
     /// When libtorch refuses the input.

@@ -10,11 +10,11 @@ use crate::{Result, precision::RegionPlan};
 /// Observes the tensors of every module in a forward pass. In an observed pass, layers are not
 /// fused, but run one by one. A probe does not slow down forward passes that it does not observe.
 pub trait Probe {
-    /// Receives a module after the module, and all modules within it, have run.
+    /// Receives a module that has run, after all modules within it.
     fn ran(&self, call: &Call<'_>);
 
-    /// Receives an intermediate tensor of the module at this dotted path, if the module passes it
-    /// to [`Context::within`](super::Context::within) under this name.
+    /// Receives an intermediate tensor that the module at this dotted path passes to
+    /// [`Context::within`](super::Context::within) under the name `name`.
     fn inner(&self, path: &str, name: &str, inner: &Tensor) {
         let _ = (path, name, inner);
     }
@@ -26,8 +26,8 @@ pub trait Probe {
     }
 }
 
-/// A module that has run in the observed forward pass, with one input and one output. A module with
-/// several outputs is reported once for each output.
+/// A module that has run in the observed forward pass, with one of its inputs and one of its
+/// outputs. A module with several outputs is reported once for each output.
 pub struct Call<'a> {
     /// The module's dotted path.
     pub path: &'a str,
@@ -77,9 +77,9 @@ pub trait Substitute {
         Ok(inner.shallow_clone())
     }
 
-    /// Replaces an intermediate tensor of the module at this dotted path where the module uses the
-    /// tensor a second or a later time. The backward pass adds up the gradients of all uses,
-    /// beginning with the last use. The gradient of the replacement is the sum of the gradients of
+    /// Replaces an intermediate tensor of the module at this dotted path for its second or a later
+    /// use. The backward pass adds up the gradients of the uses from the last to the first.
+    /// Therefore, when the gradient of the replacement is computed, it contains the gradients of
     /// this use and of all later uses.
     ///
     /// # Errors
@@ -132,7 +132,8 @@ pub trait DtypeProbe {
 }
 
 /// A call of a libtorch operator that draws floating-point random numbers anywhere in a forward
-/// pass. For another dtype the operator draws other numbers from the same state of the generator.
+/// pass. From the same state of the generator, the operator draws different numbers in different
+/// dtypes.
 #[derive(Debug, Clone, Copy)]
 pub struct Draw<'a> {
     /// The dotted path of the innermost module that was running.
@@ -191,8 +192,7 @@ pub(crate) trait Trace {
     /// shapes of its inputs.
     fn began(&self, path: &str, type_name: &'static str, inputs: Vec<Vec<i64>>);
 
-    /// Receives the end of the module that began last among those that are still running, with the
-    /// shapes of its outputs.
+    /// Receives the end of the innermost running module, with the shapes of its outputs.
     fn ended(&self, outputs: Vec<Vec<i64>>);
 }
 

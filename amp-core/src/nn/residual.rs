@@ -8,9 +8,9 @@ use super::{Child, Context, LayerNorm};
 use crate::{Result, ffi};
 
 impl Child<'_, LayerNorm> {
-    /// Computes x + branch(norm(x)), with the shape of x. Since x is used in the norm and in the
-    /// sum, the backward pass adds two gradients of x. In training on CUDA, the kernel for the
-    /// gradient of the norm also adds these two gradients, if the size of the last dimension is a
+    /// Computes x + branch(norm(x)), with the shape of x. The gradient of x is the sum of two
+    /// gradients, one from the norm and one from the addition. In training on CUDA, the kernel for
+    /// the gradient of the norm also computes this sum, if the size of the last dimension is a
     /// multiple of 128 and at most 1024.
     ///
     /// ```no_run,standalone_crate
@@ -49,10 +49,10 @@ impl Child<'_, LayerNorm> {
     }
 
     /// Computes what [`residual`](Self::residual) computes, for a branch that uses the output of
-    /// the norm only in matrix products, such as attention or a perceptron. Under autocast, the
-    /// matrix products round the output of the norm to the autocast dtype. Therefore the kernel
-    /// writes the output in this dtype, and not in f32. The results are the same, unless the branch
-    /// has its own `#[precision(…)]`; in this case use [`residual`](Self::residual).
+    /// the norm only in matrix products, such as attention or a feed-forward network. Under
+    /// autocast, these products round their input to the autocast dtype. Therefore the kernel of
+    /// the norm writes its output in this dtype instead of f32. The results are the same, unless
+    /// the branch has its own `#[precision(…)]`; in this case use [`residual`](Self::residual).
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;

@@ -8,8 +8,8 @@ use crate::{Error, Result};
 /// How the output's values are computed from the neighbouring values of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Interpolation {
-    /// The value of the input at the position of the output element, rounded down to an index, as
-    /// in torch's `nearest`.
+    /// The input element at the output element's position, scaled to the input's size and rounded
+    /// down, as in torch's `nearest`.
     #[default]
     Nearest,
     /// The input element whose center is nearest to the center of the output element, as in Pillow,
@@ -97,7 +97,8 @@ macro_rules! from_numbers {
     )*};
 }
 
-// `From<i32>` accepts integer literals, because a literal without a type is an i32.
+// `From<i32>` accepts integer literals: a literal such as `2` has the type i32 if nothing else
+// determines its type.
 from_numbers! {
     i64 => i64;
     i32 => i64;
@@ -181,9 +182,10 @@ impl Upsample {
         Ok(Self { config })
     }
 
-    /// Returns the output's size, and for each dimension the factor from which positions in the
-    /// input are computed. The factor is `None` if the positions are computed from the sizes of
-    /// input and output. Returns `None` if the options are for another number of dimensions.
+    /// Returns the output's size, and the factor of each dimension that maps positions in the
+    /// output to positions in the input. A factor is `None` if the sizes of input and output
+    /// determine this mapping. The result is `None` if the options are for another number of
+    /// dimensions.
     fn output(&self, spatial: &[i64]) -> Option<(Vec<i64>, Vec<Option<f64>>)> {
         let UpsampleConfig { size, scale_factor, recompute_scale_factor, .. } = self.config;
         if size.is_given() {
@@ -210,7 +212,9 @@ impl Module for Upsample {
             let UpsampleConfig { size: to, scale_factor, .. } = self.config;
             let by = if to.is_given() { format!("{to:?}") } else { format!("{scale_factor:?}") };
             Error::config(format!(
-                "upsample: {mode:?} with size or scale_factor {by} does not take an input of shape {size:?}"
+                "upsample: {mode:?} with size or scale_factor {by} does not support an input of \
+                 shape {size:?}: give size or scale_factor one value, or one for each dimension \
+                 after [N, C]; Bicubic needs [N, C, H, W]"
             ))
         };
         let (out, by) = self.output(spatial).ok_or_else(refused)?;
@@ -253,8 +257,8 @@ macro_rules! shuffles {
         }
 
         impl $name {
-            /// Creates a layer whose factor r is the ratio of the larger to the smaller height and
-            /// width.
+            /// Creates a layer with r = `factor`, the factor between the smaller and the larger
+            /// height and width.
             ///
             /// # Errors
             /// When the factor is not positive.

@@ -6,7 +6,7 @@ use crate::{Error, Result};
 /// The options of a [`LocalResponseNorm`]; the defaults are nn.LocalResponseNorm's.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalResponseNormConfig {
-    /// The number of neighbouring channels whose squares are averaged.
+    /// The number of channels in the window over which the squares are averaged.
     pub size: i64,
     /// The factor α by which the mean square is multiplied.
     pub alpha: f64,
@@ -24,9 +24,9 @@ impl LocalResponseNormConfig {
     }
 }
 
-/// Computes x / (k + α·m)^β for `[N, C, …]`; nn.LocalResponseNorm. Here m is the mean of x² over
-/// `size` neighbouring channels. Before the first and after the last channel, x counts as zero.
-/// AlexNet and GoogLeNet use this layer.
+/// Computes x / (k + α·m)^β for `[N, C, …]`; nn.LocalResponseNorm. For each channel, m is the mean
+/// of x² over a window of `size` channels around it. x counts as zero before the first and after
+/// the last channel. AlexNet and GoogLeNet use this layer.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalResponseNorm {
     config: LocalResponseNormConfig,

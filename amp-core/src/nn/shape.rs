@@ -29,8 +29,7 @@ impl Default for FlattenConfig {
     }
 }
 
-/// Joins consecutive dimensions to one, by default `[N, …]` to `[N, product of the sizes]`;
-/// nn.Flatten.
+/// Joins consecutive dimensions into one, by default all except the batch dimension; nn.Flatten.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Flatten {
     config: FlattenConfig,
@@ -82,8 +81,8 @@ impl Unflatten {
         match !sizes.is_empty() && fits && open < 2 {
             true => Ok(Self { dim, sizes }),
             false => Err(Error::config(format!(
-                "unflatten: the sizes are {sizes:?}, but each must be at least 1; one of them may \
-                 be -1, which stands for the remaining elements"
+                "unflatten: the sizes are {sizes:?}, but each must be at least 1, except that one \
+                 may be -1 (computed from the others)"
             ))),
         }
     }
@@ -147,7 +146,7 @@ pub struct UnfoldConfig {
 }
 
 impl UnfoldConfig {
-    /// Returns options for windows of this size, one window at each pixel, without padding.
+    /// Returns options for windows of this size, with stride 1, dilation 1 and no padding.
     pub fn new(kernel_size: impl Into<Sizes<2>>) -> Self {
         let [dilation, stride] = [Sizes([1; 2]); 2];
         Self { kernel_size: kernel_size.into(), dilation, padding: Sizes([0; 2]), stride }
@@ -197,8 +196,8 @@ pub struct FoldConfig {
 }
 
 impl FoldConfig {
-    /// Returns options for images of this output size and windows of this kernel size, one window
-    /// at each pixel, without padding.
+    /// Returns options for images of this output size and windows of this kernel size, with stride
+    /// 1, dilation 1 and no padding.
     pub fn new(output_size: impl Into<Sizes<2>>, kernel_size: impl Into<Sizes<2>>) -> Self {
         let UnfoldConfig { kernel_size, dilation, padding, stride } =
             UnfoldConfig::new(kernel_size);
@@ -206,9 +205,9 @@ impl FoldConfig {
     }
 }
 
-/// Adds up columns to images `[N, C, H, W]`: adds each column of the input at the position of its
-/// window; nn.Fold. The input has the shape `[N, C·K, L]`, where K is the number of pixels of a
-/// window and L is the number of windows.
+/// Builds images `[N, C, H, W]` from windows: adds each column of the input to the pixels of its
+/// window, and sums where windows overlap; nn.Fold. The input has the shape `[N, C·K, L]`, where K
+/// is the number of pixels of a window and L is the number of windows.
 #[derive(Debug, Clone, Copy)]
 pub struct Fold {
     config: FoldConfig,

@@ -3,15 +3,16 @@ use tch::{Kind, Tensor};
 use super::{Context, Module, Visit, Visitor};
 use crate::{Error, Result, precision::is_floating};
 
-/// Embeds numbers, for example diffusion steps or text positions, as sines and cosines. Numbers
-/// `[…]` become `[…, dim]`. The first half of the last dimension is sin(x · max_period^(−2k/dim))
-/// for k from 0 to dim/2 − 1; the second half contains the cosines of the same angles.
+/// Embeds each number x of the input, for example a diffusion step or a text position, as a vector
+/// of sines and cosines: an input `[…]` gives an output `[…, dim]`. The first half of the vector is
+/// sin(x · max_period^(−2k/dim)) for k from 0 to dim/2 − 1. The second half contains the cosines of
+/// the same angles.
 ///
 /// The values equal those of diffusers' `Timesteps(dim, flip_sin_to_cos=False,
-/// downscale_freq_shift=0)`. Except for their order, they also equal those of Vaswani et al.
-/// (arXiv:1706.03762, section 3.5), where sines and cosines alternate. The values are computed in
-/// f64. If the input is floating-point, the result has its dtype; if the input consists of
-/// integers, the result has the dtype of the run's parameters.
+/// downscale_freq_shift=0)`. Vaswani et al. (arXiv:1706.03762, section 3.5) use the same values in
+/// another order: sines and cosines alternate. The values are computed in f64. If the input is
+/// floating-point, the result has its dtype; for integers, the result has the dtype in which the
+/// run's precision stores parameters.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::SinusoidalEmbedding, prelude::*};
@@ -33,7 +34,7 @@ pub struct SinusoidalEmbedding {
 }
 
 impl SinusoidalEmbedding {
-    /// Creates the embedding with this width and a max_period of 10000.
+    /// Creates an embedding with vectors of `dim` elements and a `max_period` of 10000.
     ///
     /// # Errors
     /// When `dim` is odd or below 2.
@@ -49,11 +50,11 @@ impl SinusoidalEmbedding {
     /// Sets `max_period`, the base of the frequencies max_period^(−2k/dim).
     ///
     /// # Errors
-    /// When `max_period` is not above 0.
+    /// When `max_period` is not positive and finite.
     pub fn max_period(mut self, max_period: f64) -> Result<Self> {
         if !(max_period > 0.0 && max_period.is_finite()) {
             return Err(Error::config(format!(
-                "sinusoidal embedding: max_period {max_period} is not above 0"
+                "sinusoidal embedding: max_period is {max_period}, but must be positive and finite"
             )));
         }
         self.max_period = max_period;

@@ -34,7 +34,8 @@ pub struct Bilinear {
 }
 
 impl Bilinear {
-    /// Creates the layer. Draws the weight, and then the bias, from U(±1/√in1_features).
+    /// Creates the layer. Draws the weight, and then the bias, from the uniform distribution
+    /// between −1/√in1_features and 1/√in1_features.
     ///
     /// # Errors
     /// When a size is not positive.
@@ -76,9 +77,10 @@ impl Forward for Bilinear {
 /// The options of a [`CosineSimilarity`]. The defaults are those of nn.CosineSimilarity.
 #[derive(Debug, Clone, Copy)]
 pub struct CosineSimilarityConfig {
-    /// The dimension along which the vectors lie.
+    /// The dimension along which the cosine is computed.
     pub dim: i64,
-    /// The lower bound for the length of each vector in the divisor.
+    /// The lower limit of the norms in the divisor: if the norm of a vector is smaller, `eps` is
+    /// used instead.
     pub eps: f64,
 }
 
@@ -90,8 +92,9 @@ impl CosineSimilarityConfig {
     }
 }
 
-/// Computes the cosine of the angle between the vectors of two tensors; nn.CosineSimilarity. The
-/// loss of the same name is [`loss::CosineSimilarity`](crate::loss::CosineSimilarity).
+/// Computes the cosine of the angle between each vector of one tensor and the vector at the same
+/// position of the other; nn.CosineSimilarity. The loss of the same name is
+/// [`loss::CosineSimilarity`](crate::loss::CosineSimilarity).
 #[derive(Debug, Clone, Copy)]
 pub struct CosineSimilarity {
     config: CosineSimilarityConfig,
@@ -129,7 +132,7 @@ pub struct PairwiseDistanceConfig {
     pub p: f64,
     /// The number that is added to each difference.
     pub eps: f64,
-    /// Whether the output keeps the last dimension, of size 1.
+    /// Whether the output keeps the last dimension, with size 1.
     pub keepdim: bool,
 }
 

@@ -13,7 +13,8 @@ pub struct MaxUnpoolConfig<const N: usize> {
     pub kernel_size: Sizes<N>,
     /// The distance between the starts of neighbouring windows, in elements of the output.
     pub stride: Sizes<N>,
-    /// The padding at the start and at the end of each dimension.
+    /// The padding of the max pooling at the start and at the end of each dimension. The output
+    /// does not contain it.
     pub padding: Sizes<N>,
 }
 
@@ -38,10 +39,9 @@ impl<const N: usize> MaxUnpoolConfig<N> {
 ///
 /// The inputs are the values and indices that
 /// [`MaxPool::forward_with_indices`](super::MaxPool::forward_with_indices) returns, and optionally
-/// the spatial size of the output. A pool maps inputs of several sizes to the same size. If no size
-/// is given, the output has the smallest of these sizes. If windows overlap, two values may have
-/// the same index. In this case only one of the two values is kept, and on CUDA it is not always
-/// the same value.
+/// the spatial size of the output. Max pooling gives the same output size for several input sizes;
+/// without a given size, the smallest of these is restored. If windows overlap, two values may have
+/// the same index. Only one of the two is then kept, and on CUDA not always the same one.
 ///
 /// ```
 /// use amp_core::{
@@ -80,9 +80,8 @@ impl<const N: usize> MaxUnpool<N> {
         Ok(Self { config })
     }
 
-    /// Returns the spatial size of the output. If the caller gives no size, returns the smallest
-    /// size that the pool maps to the size of `input`. A given size must differ from this smallest
-    /// size by less than a stride.
+    /// Returns the spatial size of the output. If the caller gives no size, this is the smallest
+    /// size from which max pooling gives the size of `input`.
     fn output_size(&self, input: &Tensor, given: Option<&[i64]>) -> Result<[i64; N]> {
         let MaxUnpoolConfig { kernel_size, stride, padding } = self.config;
         let size = input.size();
@@ -97,7 +96,8 @@ impl<const N: usize> MaxUnpool<N> {
             (spatial[at] - 1) * stride.0[at] - 2 * padding.0[at] + kernel_size.0[at]
         });
         let Some(given) = given else { return Ok(least) };
-        // As in torch, the given size must differ from the smallest one by less than a stride.
+        // As in torch, a given size must differ from the smallest possible size by less than a
+        // stride.
         let fits = |at: usize| (given[at] - least[at]).abs() < stride.0[at];
         match <[i64; N]>::try_from(given) {
             Ok(output) if (0..N).all(fits) => Ok(output),
@@ -127,7 +127,7 @@ impl<const N: usize> Forward for MaxUnpool<N> {
         let size = self.output_size(input, output_size)?;
         Ok(match N {
             1 => {
-                // A sequence is processed as an image with one column.
+                // `[N, C, L]` is processed as the images `[N, C, L, 1]`.
                 let [input, places] = [input.f_unsqueeze(-1)?, places.f_unsqueeze(-1)?];
                 input.f_max_unpool2d(&places, [size[0], 1])?.f_squeeze_dim(-1)?
             }

@@ -63,7 +63,7 @@ with_options! {
         /// The factor by which negative values are multiplied.
         negative_slope: f64 = 0.01,
     } => |x, options| {
-        // libtorch's function is not used, because it supports only a slope of 0.01.
+        // tch's `leaky_relu` is not used, because it supports only a slope of 0.01.
         x.f_where_self(&x.f_gt(0.0)?, &x.f_mul_scalar(options.negative_slope)?)?
     };
     /// x where x is positive, and α·(eˣ - 1) elsewhere; nn.ELU.
@@ -90,8 +90,8 @@ with_options! {
         threshold: f64 = 20.0,
     } => |x, options| {
         let scaled = x.f_mul_scalar(options.beta)?;
-        // In f16, e^(β·x) overflows if β·x is above 11.09. For β·x of 11 or more, log(1 + e^(β·x))
-        // rounds to β·x in f16.
+        // In f16, e^(β·x) overflows if β·x is above 11.09. From β·x = 11 on, log(1 + e^(β·x))
+        // equals β·x in f16, so a threshold of 11 changes no value.
         let limit = if x.kind() == Kind::Half { 11.0 } else { f64::INFINITY };
         let threshold = options.threshold.min(limit);
         let soft = scaled.f_clamp_max(threshold)?.f_exp()?.f_log1p()?;
@@ -105,8 +105,8 @@ with_options! {
         max_val: f64 = 1.0,
     } => |x, options| {
         let HardtanhConfig { min_val, max_val } = options;
-        // As in torch, the gradient is 0 where x equals a bound. The gradient of `clamp` would be 1
-        // there.
+        // `clamp` is not used on x itself, because its gradient is 1 where x equals a bound. In
+        // torch the gradient of Hardtanh is 0 there.
         let within = x.f_gt(min_val)?.f_logical_and(&x.f_lt(max_val)?)?;
         x.f_where_self(&within, &x.f_detach()?.f_clamp(min_val, max_val)?)?
     };
@@ -137,7 +137,8 @@ macro_rules! over_a_dimension {
         }
 
         impl $name {
-            /// Creates a layer that normalizes over the dimension `dim`; -1 is the last dimension.
+            /// Creates a layer that computes its sums over the dimension `dim`; -1 is the last
+            /// dimension.
             ///
             /// # Errors
             /// At present this function returns no error. It returns a `Result` like the

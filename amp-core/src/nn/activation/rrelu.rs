@@ -25,8 +25,8 @@ impl RreluConfig {
 }
 
 /// x where x is positive, and slope·x elsewhere; nn.RReLU. In training, each slope is drawn from
-/// U(lower, upper). In evaluation, all slopes are (lower + upper)/2. With the same seed, PyTorch
-/// draws other slopes.
+/// U(lower, upper). In evaluation, all slopes are (lower + upper)/2. With the same seed, the slopes
+/// differ from PyTorch's.
 #[derive(Debug, Clone, Copy)]
 pub struct Rrelu {
     config: RreluConfig,

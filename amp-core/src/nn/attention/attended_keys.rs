@@ -15,8 +15,8 @@ pub(super) struct AttendedKeys {
     pub(super) values: Tensor,
     /// See [`AttentionOptions::attn_mask`].
     pub(super) mask: Option<Tensor>,
-    /// The mask after its preparation, if several layers share one mask (see
-    /// `AttentionMask::for_layers`). In this case the field `mask` is `None`.
+    /// The prepared mask, if several layers share one mask (see `AttentionMask::for_layers`). The
+    /// field `mask` is then `None`.
     pub(super) open: Option<OpenMask>,
     /// Whether libtorch applies its causal mask, so that a query attends only to the keys up to its
     /// own position. Requires as many keys as queries.
@@ -29,10 +29,10 @@ impl AttendedKeys {
         Self { keys, values, mask: None, open: None, is_causal: false }
     }
 
-    /// Returns the keys and values of all tokens, and the causal mask combined with `mask`. If `cx`
-    /// has a cache, appends the keys and values `[N, heads, L, E]` of this forward pass to the
-    /// cached ones. `mask` is as in [`AttentionOptions::attn_mask`], and covers all keys, including
-    /// the cached ones.
+    /// Returns the keys and values for causal attention, and combines `mask` with the causal mask.
+    /// If `cx` has a cache, first appends the given keys and values `[N, heads, L, E]` to the
+    /// cached ones, and returns all of them. `mask` is as in [`AttentionOptions::attn_mask`], and
+    /// covers all keys, including the cached ones.
     pub(super) fn extend(
         query: &Tensor,
         keys: Tensor,
@@ -91,8 +91,8 @@ impl AttendedKeys {
 /// | `value` | `[N, kv_heads, L, V]` |
 /// | output | `[N, heads, L, V]` |
 ///
-/// The cache stores the keys and values under the path of the module that calls this function.
-/// Therefore a module can call the function only once in a forward pass.
+/// With a cache, a module can call this function only once in a forward pass, because the cache
+/// stores the keys and values under the module's path.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{

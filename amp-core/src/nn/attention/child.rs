@@ -1,5 +1,4 @@
-//! Calls the methods of an attention layer that take several inputs, if the layer is a child of
-//! another module.
+//! [`Child`] methods that call an attention layer with queries, keys, values and a mask.
 
 use tch::Tensor;
 
@@ -9,7 +8,7 @@ use crate::{
     nn::{Child, Context, Forward, Op, Visit, Visitor},
 };
 
-/// An attention layer as a module whose inputs are queries, keys, values and mask.
+/// Wraps an attention layer as a module whose forward pass is [`MultiheadAttention::attend`].
 struct Attending<'m>(&'m MultiheadAttention);
 
 impl Visit for Attending<'_> {
@@ -39,8 +38,8 @@ impl Forward for Attending<'_> {
     }
 }
 
-/// An attention layer as a module whose inputs are queries, keys, values and mask, and which also
-/// returns the attention weights.
+/// Wraps an attention layer as a module whose forward pass is
+/// [`MultiheadAttention::attend_with_weights`].
 struct AttendingWithWeights<'m>(&'m MultiheadAttention);
 
 impl Visit for AttendingWithWeights<'_> {
@@ -71,8 +70,8 @@ impl Forward for AttendingWithWeights<'_> {
 }
 
 impl Child<'_, MultiheadAttention> {
-    /// Calls [`MultiheadAttention::attend_with_weights`] under the child's path and in the child's
-    /// precision region.
+    /// Calls [`MultiheadAttention::attend_with_weights`] as a child module: adds the child's name
+    /// to the module path, and computes in the precision chosen for the child.
     ///
     /// # Errors
     /// When that method fails; the error contains the path of the innermost module that failed.
@@ -87,8 +86,8 @@ impl Child<'_, MultiheadAttention> {
         self.run_as(&AttendingWithWeights(self.module()), (query, key, value, mask), cx)
     }
 
-    /// Calls [`MultiheadAttention::attend`] under the child's path and in the child's precision
-    /// region.
+    /// Calls [`MultiheadAttention::attend`] as a child module: adds the child's name to the module
+    /// path, and computes in the precision chosen for the child.
     ///
     /// # Errors
     /// When that method fails; the error contains the path of the innermost module that failed.

@@ -61,7 +61,7 @@ use crate::{
 #[derive(Default)]
 pub struct KvCache(Rc<Entries>);
 
-/// The contents of a cache. The context of a forward pass also refers to these contents.
+/// The contents of a cache, shared by the cache and the context of a forward pass.
 #[derive(Default)]
 pub(in crate::nn) struct Entries {
     /// The number of tokens whose keys and values are cached.
@@ -97,8 +97,8 @@ impl KvCache {
         Self::default()
     }
 
-    /// Makes an empty cache. Its first forward pass allocates memory for this number of tokens, so
-    /// that the cache need not grow before it has more tokens.
+    /// Creates an empty cache whose first forward pass allocates memory for this number of tokens.
+    /// More memory is allocated only when the cache has more tokens.
     pub fn with_room(tokens: i64) -> Self {
         let cache = Self::default();
         cache.0.room.set(tokens);
@@ -212,10 +212,10 @@ impl Entries {
         Ok(())
     }
 
-    /// Removes the keys and values that a failed forward pass has added. If tokens were cached
-    /// before, the pass has only written after the cached tokens, into memory that the next pass
-    /// overwrites. Otherwise the pass was the first, and the entries of its layers are removed, so
-    /// that the next pass may have another batch size or dtype.
+    /// Removes the keys and values that a failed forward pass has added. After a failed first pass,
+    /// removes the entries of all layers, so that the next pass may have another batch size or
+    /// dtype. After a later pass there is nothing to remove, because `past` does not count the
+    /// added tokens, and the next pass overwrites them.
     fn undo(&self) {
         if self.past.get() == 0 {
             self.layers.borrow_mut().clear();

@@ -7,21 +7,21 @@ use tch::{Kind, Tensor};
 use super::scores::{Shapes, is_mask, refused};
 use crate::Result;
 
-/// A mask that leaves at least one key unmasked for each query. It is made from the user's mask by
-/// unmasking every row in which all keys are masked. For a row in which all keys are masked,
-/// libtorch's kernels differ in their results, and some return NaN.
+/// A mask without fully masked rows, for libtorch's kernels: if a mask masks all keys of a query,
+/// the kernels return different results, and some return NaN. Therefore such rows of the user's
+/// mask are unmasked, and the output for these queries is set to zero afterwards.
 #[derive(Debug)]
 pub(super) struct OpenMask {
     /// The mask, in which no row is fully masked. It is boolean, or floating-point in the dtype of
     /// the scores. A floating-point mask is added to the scores.
     pub(super) mask: Tensor,
-    /// Has the shape `[…, 1]`, and is true for the queries for which all keys were masked. The
-    /// caller sets the output for these queries to zero.
+    /// True for the queries whose keys were all masked, of shape `[…, 1]`. The caller sets the
+    /// output for these queries to zero.
     pub(super) masked: Tensor,
 }
 
 impl OpenMask {
-    /// Unmasks the rows of `mask` in which every key is masked, and remembers which rows these are.
+    /// Unmasks the rows of `mask` in which every key is masked, and stores which rows these are.
     /// `mask` is as in [`scaled_dot_product_attention`](super::scaled_dot_product_attention);
     /// `kind` is the dtype of the scores.
     pub(super) fn of(mask: &Tensor, kind: Kind) -> Result<Self> {
@@ -34,7 +34,7 @@ impl OpenMask {
         Ok(Self { mask, masked })
     }
 
-    /// Returns a second handle of this mask, which shares its tensors.
+    /// Returns a shallow clone, which shares the tensors.
     pub(super) fn shared(&self) -> Self {
         Self { mask: self.mask.shallow_clone(), masked: self.masked.shallow_clone() }
     }
@@ -47,7 +47,7 @@ impl OpenMask {
 /// and so are its gradients.
 ///
 /// If you call several layers in a loop that you write yourself, give all of them the result of
-/// [`for_layers`](Self::for_layers). In this way the mask is prepared only once, which is faster.
+/// [`for_layers`](Self::for_layers), so that the mask is prepared only once.
 #[derive(Debug, Default)]
 pub struct AttentionMask {
     /// A mask for single pairs of query and key. Its shape is `[L, S]`, `[N·heads, L, S]`, or a 4-D
@@ -58,8 +58,8 @@ pub struct AttentionMask {
     /// A mask for whole keys, `[N, S]`. If it is boolean, true marks a key as padding. If it is
     /// floating-point, it is added to the scores of all queries.
     pub key_padding_mask: Option<Tensor>,
-    /// `Some` if several layers share this mask. The first of these layers that runs stores the
-    /// prepared mask in this field.
+    /// The prepared mask, if several layers share this mask. The first layer that runs stores it.
+    /// `None` if each layer prepares the mask itself.
     opened: Option<Arc<Mutex<Option<Opened>>>>,
 }
 
@@ -89,9 +89,9 @@ impl AttentionMask {
     }
 
     /// Returns the same mask for use in several layers of one forward pass. The first layer checks
-    /// and prepares the mask. Each later layer reuses the prepared mask, and so launches four
-    /// kernels fewer. [`TransformerEncoder`](crate::nn::TransformerEncoder) calls this function
-    /// itself. Do not write to the mask's tensors between the layers.
+    /// and prepares the mask. Each later layer reuses the prepared mask, which saves four kernels
+    /// per layer. [`TransformerEncoder`](crate::nn::TransformerEncoder) calls this function itself.
+    /// Do not write to the mask's tensors between the layers.
     ///
     /// ```
     /// use amp_core::{nn::AttentionMask, tch::Tensor};
@@ -107,7 +107,7 @@ impl AttentionMask {
         Self { opened: Some(self.opened.clone().unwrap_or_default()), ..self.shared() }
     }
 
-    /// Returns a second handle of this mask, which shares its tensors.
+    /// Returns a shallow clone, which shares the tensors and the prepared mask.
     pub(in crate::nn) fn shared(&self) -> Self {
         let handle = |mask: &Option<Tensor>| mask.as_ref().map(Tensor::shallow_clone);
         Self {
@@ -146,8 +146,8 @@ impl AttentionMask {
         self.attn_mask.is_none() && self.key_padding_mask.is_none()
     }
 
-    /// Combines `attn_mask` and `key_padding_mask` into one mask for scores
-    /// `[n, heads, queries, keys]`. In the result true means attended to, as in
+    /// Combines `attn_mask` and `key_padding_mask` into one mask for scores `[n, heads, queries,
+    /// keys]`. In a boolean result, true lets a query attend to a key, as in
     /// [`scaled_dot_product_attention`](super::scaled_dot_product_attention).
     pub(super) fn joined(&self, scores: [i64; 4]) -> Result<Option<Tensor>> {
         let [n, heads, queries, keys] = scores;
@@ -173,7 +173,7 @@ impl AttentionMask {
             match mask.size().as_slice() {
                 [batch, s] if [*batch, *s] == [n, keys] => Ok(mask.f_view([n, 1, 1, keys])?),
                 other => Err(refused(format!(
-                    "key_padding_mask is {other:?}, but must be [batch, keys], here [{n}, {keys}]"
+                    "key_padding_mask is {other:?}, but must be [batch, keys], which is [{n}, {keys}]"
                 ))),
             }
         });
@@ -191,7 +191,7 @@ impl AttentionMask {
     }
 }
 
-/// Converts a mask to the values that are added to the scores.
+/// Converts a mask to values that are added to the scores: −∞ where a boolean mask is true.
 fn added(mask: &Tensor) -> Result<Tensor> {
     if mask.kind() != Kind::Bool {
         return Ok(mask.shallow_clone());
@@ -224,10 +224,9 @@ mod tests {
     use super::*;
     use crate::precision::Tensors;
 
-    /// Checks that the second layer reuses the mask that the first layer prepared. For scores of
-    /// another dtype, the mask must be prepared again. Scores of another batch size must be an
-    /// error. If the values of the mask were changed between the layers, the prepared mask must not
-    /// be reused.
+    /// Checks that a second layer reuses the mask that the first layer prepared, but not for scores
+    /// of another dtype, and not if the mask's values changed between the layers. Scores of another
+    /// batch size are an error.
     #[test]
     fn layers_open_a_shared_mask_once() -> Result<()> {
         let scores = |batch: i64| -> Result<Shapes> {

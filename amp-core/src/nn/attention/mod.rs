@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{Error, Result, ffi};
 
-/// nn.MultiheadAttention with batch_first, computed by scaled_dot_product_attention.
+/// Multi-head attention: nn.MultiheadAttention with batch_first and torch's fused kernels.
 ///
 /// As a [`Module`] it is self-attention on `[N, L, embed_dim]`. For other inputs or with a mask,
 /// call [`attend`](Self::attend): in a derived `#[forward]`, `self.attention.attend(…, cx)`.
@@ -138,7 +138,7 @@ impl MultiheadAttention {
     }
 
     /// Computes the attention of `query` to `key` and `value`, with a mask, as torch's
-    /// `forward(query, key, value)` does, but returns no weights. The option `causal` applies in
+    /// `forward(query, key, value)` does with need_weights = false. The option `causal` applies in
     /// addition to the mask. If the model runs through a [`KvCache`], the masks cover the cached
     /// keys too, and a rotary embedding counts positions from the first cached token.
     ///
@@ -149,9 +149,9 @@ impl MultiheadAttention {
     /// | `value` | `[N, S, vdim]` |
     /// | output | `[N, L, embed_dim]` |
     ///
-    /// If `query`, `key` and `value` are one tensor, one matrix product projects them. In a
-    /// hand-written module call this method through a [`Child`](crate::nn::Child), which sets the
-    /// path and the precision region: `Child::new("attn", None, &self.attn).attend(…, cx)`.
+    /// If `query`, `key` and `value` are the same tensor, one matrix product projects them. In a
+    /// hand-written `forward`, call `Child::new("attn", None, &self.attn).attend(…, cx)`:
+    /// [`Child`](crate::nn::Child) adds `attn` to the module path and applies its precision.
     ///
     /// # Errors
     /// When the shapes do not match, or a mask has an integer dtype.
@@ -264,8 +264,8 @@ impl MultiheadAttention {
         Ok((q, AttendedKeys { mask, ..AttendedKeys::all(keys, values) }))
     }
 
-    /// Appends the additional keys and values of the options `add_bias_kv` and `add_zero_attn`.
-    /// Extends the mask so that every query attends to these keys.
+    /// Appends the keys and values for which `add_bias_kv` and `add_zero_attn` ask. Extends the
+    /// mask so that every query attends to these keys.
     fn with_added_keys(
         &self,
         mut k: Tensor,
@@ -318,9 +318,9 @@ impl MultiheadAttention {
 }
 
 impl MultiheadAttention {
-    /// Computes only the values, for sequences of one token. The attention weight of such a token
-    /// is always 1, so the gradients of query and key are zero. libtorch's fused kernels would be
-    /// slower, and would return rounding errors instead of zero gradients.
+    /// Computes only the values, for sequences of one token. The attention weight is always 1, so
+    /// the gradients of query and key are zero. libtorch's fused kernels would be slower, and would
+    /// return rounding errors in place of zeros.
     fn project_values(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let d = self.config.embed_dim;
         ffi::linear_part(input, weight, self.in_proj_bias.as_ref(), 2 * d..3 * d)

@@ -13,8 +13,8 @@ use crate::{
 pub(super) enum Projection {
     /// `in_proj_weight`, `[3·embed_dim, embed_dim]`.
     Packed(Tensor),
-    /// `q_proj_weight`, `k_proj_weight` and `v_proj_weight`, if the inputs have different widths,
-    /// or there are fewer heads of keys and values than of queries.
+    /// `q_proj_weight`, `k_proj_weight` and `v_proj_weight`, if `kdim` or `vdim` differs from
+    /// `embed_dim`, or `num_kv_heads` from `num_heads`.
     Apart([Tensor; 3]),
 }
 

@@ -69,8 +69,8 @@ pub fn scaled_dot_product_attention(
     attend(query, key, value, options, None)
 }
 
-/// Computes [`scaled_dot_product_attention`]. If the caller has already prepared the mask from
-/// `options`, the caller passes the prepared mask as `open`.
+/// Computes [`scaled_dot_product_attention`]. If `open` is given, it is the prepared mask, and
+/// replaces the mask of `options`.
 pub(super) fn attend(
     query: &Tensor,
     key: &Tensor,
@@ -82,8 +82,8 @@ pub(super) fn attend(
     let Some(OpenMask { mask, masked }) = shapes.mask(query, options, open)? else {
         return by_libtorch([query, key, value], &AttentionOptions { attn_mask: None, ..*options });
     };
-    // libtorch's fused kernels do not accept a mask together with grouped queries. Therefore each
-    // head of keys and values is repeated, once for each head of queries that uses it.
+    // Repeats each head of keys and values for the heads of queries that use it, because libtorch's
+    // fused kernels do not accept a mask together with grouped queries.
     let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
     let masked_scores = AttentionOptions { attn_mask: Some(&mask), is_causal: false, ..*options };
     let output = by_libtorch([query, &key, &value], &masked_scores)?;
@@ -128,8 +128,8 @@ pub fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     }
 }
 
-/// Computes [`scaled_dot_product_attention`] one operation at a time, and offers the intermediate
-/// tensors to the observer. Also returns the attention weights, after dropout.
+/// Computes [`scaled_dot_product_attention`] one operation at a time, and passes the intermediate
+/// tensors to [`Context::within`]. Also returns the attention weights, after dropout.
 pub(super) fn attend_with_weights(
     query: &Tensor,
     key: &Tensor,
@@ -175,12 +175,12 @@ pub(super) fn attend_with_weights(
     Ok((output, weights))
 }
 
-/// Returns `output` with the gradient that a fused kernel computes. `output` is `exact` after
-/// rounding. To compute the gradient of the scores, a fused kernel subtracts Σ ∇output · output, a
-/// sum over the width of a head. The kernel computes this sum from the rounded output (D in Dao et
-/// al., arXiv:2205.14135, algorithm 4). Compared with the exact output, this adds −weight · Σ
-/// ∇output · (output − exact) to the gradient of each score. Therefore this function adds to
-/// `output` a term whose value is 0 and whose gradient is this difference.
+/// Returns `output`, which is `exact` after rounding, with the gradient that a fused kernel
+/// computes. In the gradient of the scores, a fused kernel subtracts Σ ∇output · output (a sum over
+/// the width of a head, D in algorithm 4 of Dao et al., arXiv:2205.14135), and takes the rounded
+/// output for it. In comparison with the exact output, the gradient of each score differs by
+/// −weight · Σ ∇output · (output − exact). This function adds to `output` a term whose value is 0
+/// and whose gradient is this difference.
 fn with_kernel_gradient(
     output: &Tensor,
     exact: &Tensor,
@@ -244,8 +244,8 @@ impl Shapes {
     }
 
     /// Combines the mask of the options with the causal mask, and unmasks rows in which every key
-    /// is masked. Returns `None` if no mask tensor is needed. If the caller has already prepared
-    /// the mask in this way and passes it as `open`, returns `open`. Also checks the options.
+    /// is masked. Returns `None` if no mask tensor is needed. If `open`, an already prepared mask,
+    /// is given, returns it. Also checks the options.
     fn mask(
         &self,
         query: &Tensor,
@@ -309,8 +309,8 @@ pub(super) fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
         return Ok(());
     }
     Err(refused(format!(
-        "{name} is {}: to make it boolean, compare it with a number; to add it to the scores, \
-         convert it to a floating-point dtype",
+        "{name} is {}, but must be boolean or floating-point: compare it with a number to make it \
+         boolean, or convert it to a floating-point dtype to add it to the scores",
         dtype_name(kind)
     )))
 }
@@ -326,7 +326,7 @@ mod tests {
     use super::*;
 
     /// Checks that the gradient of the scores is weight · (∇output · value − Σ ∇output · output),
-    /// with the rounded output, and that the gradient is 0 in a row whose keys are all masked.
+    /// where `output` is the rounded output, and that it is 0 in a row whose keys are all masked.
     #[test]
     fn the_gradient_of_scores_is_computed_from_the_rounded_output() -> Result<()> {
         let wave = |rows: i64, columns: i64, phase: f64| {

@@ -1,4 +1,4 @@
-//! Runs the modules of a forward pass under their paths and in their precision regions.
+//! Runs the modules of a forward pass: tracks their paths, and applies their precision regions.
 
 use tch::Tensor;
 
@@ -49,8 +49,8 @@ impl Context {
         self.run(self.plan_of(outer, None), outer, module, (input,), parent)
     }
 
-    /// Runs `module` under the path that consists of `places`. Each place is a child of the
-    /// previous place.
+    /// Runs `module` after appending the names of all `places` to the current path. Each place is a
+    /// child of the previous place.
     pub(in crate::nn) fn call_at<'p, M: Forward + ?Sized>(
         &self,
         places: impl Iterator<Item = &'p Place<'p>>,
@@ -115,8 +115,8 @@ impl Context {
         output
     }
 
-    /// Runs the module at the current path under `plan`, and then removes the module's name from
-    /// the path.
+    /// Runs the module at the current path in the dtypes of `plan`, and then removes the module's
+    /// name from the path.
     fn run<M: Forward + ?Sized>(
         &self,
         plan: RegionPlan,
@@ -163,18 +163,19 @@ impl Context {
         result
     }
 
-    /// Returns a hint for errors about operands of different dtypes. The hint says how such an
+    /// Returns a hint for errors about an operation on tensors of different dtypes: how such an
     /// error arises and how to avoid it.
     fn dtype_hint(&self) -> String {
         format!(
-            "; under {} give each tensor that you create the dtype of the other operand, as in \
-             `.f_to_kind(x.kind())`: an operation on two dtypes returns the wider one",
+            "; under {} give each tensor that you create the dtype of the tensor that you combine \
+             it with, as in `.f_to_kind(x.kind())`: an operation on tensors of two dtypes returns \
+             the wider dtype",
             self.policy.precision
         )
     }
 
-    /// Runs the module at the current path, and returns its output. If the self-test of the gate
-    /// has planted a fault in this module (see `planted`), changes the output accordingly.
+    /// Runs the module at the current path, and returns its output. If `cargo amp selftest` has
+    /// planted a fault in this module, the fault changes the output (see `planted`).
     fn forward<M: Forward + ?Sized>(&self, module: &M, inputs: Inputs<'_, M>) -> Result<M::Output> {
         let output = module.forward_with(inputs, self)?;
         planted::of_layer(&self.path.borrow(), output)
@@ -196,8 +197,8 @@ impl Context {
         Ok(())
     }
 
-    /// Runs the module at the current path. Reports each of its outputs, together with its first
-    /// floating-point input, to the probe.
+    /// Runs the module at the current path, and calls the probe once for each output of the module.
+    /// Each call also gets the module's first floating-point input.
     fn report_call<M: Forward + ?Sized>(
         &self,
         probe: &dyn Probe,
@@ -225,7 +226,8 @@ impl Context {
                 match at < outputs.len() {
                     true => Ok(outputs.swap_remove(at)),
                     false => Err(Error::config(format!(
-                        "`{path}` returned fewer tensors when it ran again on another input"
+                        "`{path}` returned fewer tensors when a probe ran it again on another \
+                         input: return the same number of tensors for every input"
                     ))),
                 }
             };
@@ -272,7 +274,7 @@ impl Context {
     }
 }
 
-/// Returns handles of the tensors that `value` holds.
+/// Returns shallow clones of the tensors that `value` holds.
 fn all(value: &impl Tensors) -> Result<Vec<Tensor>> {
     let mut tensors = Vec::new();
     value.each(&mut |tensor| {

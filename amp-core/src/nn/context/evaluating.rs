@@ -42,7 +42,8 @@ pub(crate) fn take_trained_in_evaluation() -> bool {
     TRAINED.replace(false)
 }
 
-/// A guard. When it is dropped, the context has its former mode again.
+/// A guard. When it is dropped, the context returns to the mode (training or evaluation) that it
+/// had before.
 struct Former<'c> {
     cx: &'c Context,
     training: bool,

@@ -11,8 +11,9 @@ use crate::{
 };
 
 impl Context {
-    /// Returns whether the children at `places` may be fused. They may not be fused if a probe
-    /// reads the tensors between them, or if a precision override names one of them.
+    /// Returns whether the children with the indices `places` of a container may be fused. They may
+    /// not be fused if a probe reads the tensors between them, or if a precision override names one
+    /// of them.
     pub(in crate::nn) fn is_plain(&self, mut places: Range<usize>) -> bool {
         let has_override = |place| {
             let parent = self.enter_nth(place);
@@ -32,9 +33,9 @@ impl Context {
         self.fuses && ffi::own_kernels() && !self.is_watched()
     }
 
-    /// Calls `run`, which computes `layers` in one fused call, under the path of the first layer.
-    /// The index of this layer in the container is `place`. If a dtype probe observes the forward
-    /// pass, reports the dtype of the output for each of the layers. Returns `None` if `run`
+    /// Runs `layers` by one fused call of `run`, under the path of the first layer. `place` is the
+    /// index of the first layer in its container. If a dtype probe observes the forward pass, it
+    /// receives the dtype of the group's output once for each layer. Returns `None` if `run`
     /// returns `None`.
     pub(in crate::nn) fn call_fused<M: Module>(
         &self,
@@ -71,10 +72,11 @@ impl Context {
         Ok(output)
     }
 
-    /// Calls `run`, which computes the child `name` fused with neighbouring operations. These
-    /// operations are not modules, so they have no names. Calls `apart` instead, which computes the
-    /// operations one by one, in three cases: a probe reads the tensors between them, a precision
-    /// override names the child, or `run` returns `None`.
+    /// Runs the child `name` together with operations before or after it that are not modules and
+    /// so have no names. Usually calls `run`, which computes them in one fused call. Calls `apart`,
+    /// which computes them one by one, if `run` returns `None`, if fusion is not allowed (for
+    /// example because a probe reads the tensors between them), or if a precision override names
+    /// the child.
     pub(in crate::nn) fn call_with<M: Module, const N: usize>(
         &self,
         name: &str,
@@ -126,7 +128,7 @@ impl Context {
 fn given<'a, const N: usize>(inputs: &[&'a Tensor]) -> Result<[&'a Tensor; N]> {
     let count = inputs.len();
     <[&Tensor; N]>::try_from(inputs)
-        .map_err(|_| Error::config(format!("fused layers take {N} inputs, not {count}")))
+        .map_err(|_| Error::config(format!("fused layers need {N} inputs, but got {count}")))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Offers the intermediate tensors and the weights of a module to the observer of the forward pass.
+//! Passes the intermediate tensors and weights of a module to the observer of the forward pass: a
+//! probe reads the tensors, and a substitute replaces tensors and weights.
 
 use std::ops::Deref;
 
@@ -11,7 +12,7 @@ use crate::{Result, ffi, nn::Casts};
 pub(in crate::nn) enum Weight<'t> {
     /// The module's own tensor.
     Own(&'t Tensor),
-    /// The tensor by which the observer replaces the weight.
+    /// The tensor by which a substitute replaces the weight.
     Replaced(Tensor),
 }
 
@@ -34,9 +35,10 @@ impl Context {
         matches!(self.observer, Observer::Substitutes(_))
     }
 
-    /// Offers an intermediate tensor of the running module to the observer, and returns the tensor
-    /// with which the module must continue. Without an observer this is the same tensor. `name`
-    /// must be the same in each forward pass.
+    /// Passes an intermediate tensor of the running module to the observer, and returns the tensor
+    /// with which the module must continue. This is the same tensor, unless the observer is a
+    /// [`Substitute`](crate::nn::Substitute) that replaces it. `name` must be the same in each
+    /// forward pass.
     ///
     /// To learn how far rounding may change a model, the gate (`cargo amp gate`) runs the model in
     /// 32-true and rounds the tensors that a 16-bit precision rounds: inputs and outputs of
@@ -75,12 +77,11 @@ impl Context {
         }
     }
 
-    /// Returns the tensor that the running module must use instead of `inner` in its second and in
-    /// each later use of `inner`; see [`Substitute::next_use`](crate::nn::Substitute::next_use).
-    /// The module must call this method in the order of these uses. If the gradient of one
-    /// operation must be rounded before it is added to the gradients of other uses, the module
-    /// calls this method twice. The operation uses the first result, and the other uses take the
-    /// second result.
+    /// Returns the tensor that the running module must use in place of `inner` when it uses `inner`
+    /// once more; see [`Substitute::next_use`](crate::nn::Substitute::next_use). Call this method
+    /// in the order of the uses. If the gradient of one use must be rounded before the gradients of
+    /// later uses are added to it, call this method twice: once for this use, and once for the
+    /// later uses.
     pub(in crate::nn) fn next_use(&self, inner: &Tensor) -> Result<Tensor> {
         match &self.observer {
             Observer::Substitutes(other) => other.next_use(&self.path.borrow(), inner),
@@ -89,7 +90,7 @@ impl Context {
     }
 
     /// Returns the weight with which the running module must compute one matrix product or
-    /// convolution: `weight` itself, or the tensor by which the observer replaces it.
+    /// convolution: `weight` itself, or the tensor by which a substitute replaces it.
     pub(in crate::nn) fn weight<'t>(&self, weight: &'t Tensor, casts: Casts) -> Result<Weight<'t>> {
         match &self.observer {
             Observer::Substitutes(other) => {
@@ -99,8 +100,8 @@ impl Context {
         }
     }
 
-    /// Calls [`weight`](Self::weight) for the weight and for the bias of a layer, and returns both
-    /// results. Autocast casts each of the two tensors once in a forward pass.
+    /// Returns the weight and the bias of a layer as [`weight`](Self::weight) returns them for
+    /// [`Casts::Once`], that is, if all calls of the layer share one cast to 16 bits.
     pub(in crate::nn) fn weight_and_bias<'t>(
         &self,
         weight: &'t Tensor,

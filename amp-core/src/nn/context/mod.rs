@@ -65,8 +65,8 @@ pub struct Context {
 }
 
 impl Context {
-    /// Creates the context of a forward pass under `policy`. With `training`, dropout and batch
-    /// statistics are active.
+    /// Creates the context of a forward pass under `policy`. If `training` is true, dropout is
+    /// active, and batch norms use the batch's statistics.
     pub fn new(policy: Policy, training: bool) -> Self {
         evaluating::note(training);
         Self {
@@ -124,9 +124,9 @@ impl Context {
         self.without_fusion()
     }
 
-    /// Sets precision regions by the paths of modules. These regions replace those that the structs
-    /// declare. Call [`place`](super::place) with the same map, so that the parameters have the
-    /// dtypes of these regions.
+    /// Sets the precision regions of the modules with these paths. They replace the regions that
+    /// the structs declare. Call [`place`](super::place) with the same map, so that the parameters
+    /// have the dtypes of these regions.
     #[must_use]
     pub fn with_overrides(mut self, overrides: Rc<BTreeMap<String, Region>>) -> Self {
         self.overrides = overrides;
@@ -170,8 +170,8 @@ impl Context {
         self
     }
 
-    /// Marks the forward pass as a repetition of an earlier one, so that norms do not update their
-    /// running statistics a second time.
+    /// Marks a forward pass that only measures, or that repeats another one. In such a pass, norms
+    /// do not update their running statistics.
     #[must_use]
     pub(crate) fn again(mut self) -> Self {
         self.recomputing = true;
@@ -233,9 +233,8 @@ impl Context {
         self.recomputing
     }
 
-    /// Returns a context with which the current module can be run a second time later, under the
-    /// current path and in the current precision region. The new context has no observer and no
-    /// cache.
+    /// Returns a context in which the current module can be run once more later, under the same
+    /// path and in the same precision region. The new context has no observer and no cache.
     pub(in crate::nn) fn recomputing(&self) -> Self {
         Self {
             policy: self.policy,

@@ -1,4 +1,4 @@
-//! Runs the output layer of a model, or leaves it to the loss.
+//! Runs the output layer of a model, unless the loss computes this layer.
 
 use tch::{Device, Kind, Tensor};
 
@@ -15,9 +15,9 @@ use crate::{
 };
 
 impl Context {
-    /// Runs the child `name`, whose output is the output of `model`, as [`call`](Self::call) does.
-    /// The child must declare no precision region. If the loss computes this layer itself, fused
-    /// with the loss, this function does not run the layer, and returns an undefined tensor.
+    /// Runs the child `name`, which is the output layer of `model`, as [`call`](Self::call) does.
+    /// The model must declare no precision region for the child. If the loss computes this layer,
+    /// fused with the loss, this function does not run it, and returns an undefined tensor.
     ///
     /// # Errors
     /// When the child fails; the error contains the child's path.
@@ -50,9 +50,9 @@ impl Context {
         self.call(name, None, module, input)
     }
 
-    /// Returns a guard for a call of `function`, if the result of the call is the output of
-    /// `model`. While the guard exists, [`linear`](crate::nn::linear) may leave its computation to
-    /// the loss.
+    /// Prepares a call of `function` whose result is the output of `model`. While the returned
+    /// guard exists and `function` is [`linear`](crate::nn::linear), the function may hand its
+    /// tensors to the loss, which then computes the product.
     #[doc(hidden)]
     pub fn at_output<R: ?Sized, F: 'static>(&self, model: &R, function: &F) -> AtOutput {
         match self.may_defer() {
@@ -63,7 +63,7 @@ impl Context {
 
     /// Returns whether the loss may compute the output layer. This requires that fused layers are
     /// allowed, that the model is not part of another model, that no precision region applies, that
-    /// no observer reads the output of the layer, and that no fault is planted.
+    /// no observer reads the output of the layer, and that the self-test has planted no fault.
     fn may_defer(&self) -> bool {
         self.fuses
             && matches!(self.observer, Observer::Nobody | Observer::Dtypes(_))

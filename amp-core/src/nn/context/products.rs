@@ -19,7 +19,7 @@ pub(crate) struct ProductsOf<'c> {
 impl Context {
     /// Starts reporting to the probe of this context. A `DtypeProbe` receives every matrix product
     /// and every draw of random numbers, and a `Probe` receives every draw. Returns `None` if the
-    /// context has neither.
+    /// context has no probe of these two kinds.
     ///
     /// # Errors
     /// When libtorch does not accept a callback.
@@ -32,9 +32,9 @@ impl Context {
         Ok(Some(ProductsOf { context: self, _watched: watched }))
     }
 
-    /// Stops the recording of matrix products until the result is dropped, unless this context
-    /// started the recording. Without this pause, the probe of another context would receive this
-    /// context's products.
+    /// Stops the reporting of matrix products until the result is dropped, so that the products of
+    /// this context do not reach the probe of another context. Does nothing if the products are
+    /// reported to the probe of this context.
     pub(crate) fn pause_others_products(&self) -> Option<PausedProducts> {
         (!self.watches_products.get()).then(PausedProducts::pause)
     }

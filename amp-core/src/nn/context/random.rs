@@ -12,9 +12,9 @@ impl Context {
     /// Draws numbers from the uniform distribution on [0, 1), in f32 under every precision, on the
     /// device of the forward pass.
     ///
-    /// libtorch draws other numbers for another dtype. Runs under several precisions can be
-    /// compared only if they draw the same numbers. Therefore draw with this function, `randn`,
-    /// `rand_like` or `randn_like`.
+    /// With the same seed, libtorch draws different numbers in different dtypes. Runs under several
+    /// precisions can be compared only if they draw the same numbers. Therefore use this function,
+    /// `randn`, `rand_like` or `randn_like`.
     ///
     /// # Errors
     /// When a size is negative, or there is not enough memory.
@@ -50,8 +50,8 @@ impl Context {
     }
 
     /// Draws numbers from the uniform distribution on [0, 1), with the shape, dtype and device of
-    /// `like`. The numbers are drawn in f32 and then rounded to nearest, but never up to 1. See
-    /// [`rand`](Self::rand).
+    /// `like`. The numbers are drawn in f32 and then rounded to the nearest number of this dtype
+    /// below 1. See [`rand`](Self::rand).
     ///
     /// # Errors
     /// When `like` is not floating-point, or there is not enough memory.
@@ -99,14 +99,14 @@ impl Context {
     }
 }
 
-/// Refuses a tensor of whole numbers before anything is drawn, because a draw changes the random
-/// numbers that follow.
+/// Returns an error for an integer tensor. Functions call it before they draw, because each draw
+/// advances the generator.
 fn must_be_floating(like: &Tensor) -> Result<()> {
     if is_floating(like.kind()) {
         return Ok(());
     }
     Err(Error::config(format!(
-        "random numbers of dtype {} cannot be drawn: the tensor must be floating-point",
+        "random numbers of dtype {} cannot be drawn: `like` must be a floating-point tensor",
         dtype_name(like.kind())
     )))
 }

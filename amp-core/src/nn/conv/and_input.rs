@@ -11,14 +11,13 @@ use crate::{
 };
 
 impl Child<'_, Conv2d> {
-    /// Computes the convolution of x, and returns x again for a second use, as at the start of a
-    /// residual block.
+    /// Computes the convolution of x, and also returns x for the shortcut of a residual block that
+    /// begins with this convolution.
     ///
-    /// The first result is the output of the convolution, and the second is x. In the backward
-    /// pass, the gradient of x is the sum of two gradients, one for each result. In training on
-    /// CUDA in f16 or bf16, one matrix product computes this sum, if the convolution has no bias, a
-    /// 1 × 1 kernel and stride 1. In other cases the two gradients are computed separately and then
-    /// added.
+    /// The first result is the output of the convolution, and the second is x. The gradient of x is
+    /// the sum of the gradients from these two results. In training on CUDA in f16 or bf16, one
+    /// matrix product computes the sum, if the convolution has stride 1, a 1 × 1 kernel and no
+    /// bias. In other cases the two gradients are computed separately and then added.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;

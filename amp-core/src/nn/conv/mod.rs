@@ -104,7 +104,7 @@ impl<const N: usize> Conv<N> {
     ///
     /// # Errors
     /// When a size is not positive, `groups` does not divide the numbers of channels, or the
-    /// padding is `Same` and the output would not have the input's size.
+    /// padding is `Same` and the stride is not 1.
     pub fn new(config: ConvConfig<N>) -> Result<Self> {
         let ConvConfig { in_channels, out_channels, kernel_size, groups, .. } = config;
         groups_divide("conv", groups, in_channels, out_channels)?;
@@ -137,8 +137,8 @@ impl<const N: usize> Conv<N> {
     }
 }
 
-/// Creates a weight of this shape and then a bias of this size, with the random initial values of
-/// torch.nn's convolutions.
+/// Creates a weight of this shape and then, unless `bias` is `None`, a bias with `bias` elements.
+/// The initial values are random, as in torch.nn's convolutions.
 fn weights(shape: &[i64], fan_in: i64, bias: Option<i64>) -> Result<(Tensor, Option<Tensor>)> {
     let weight = init::uniform(shape, init::kaiming_bound(fan_in))?;
     let bias = bias.map(|size| init::uniform(&[size], init::bias_bound(fan_in))).transpose()?;

@@ -33,7 +33,8 @@ impl<const N: usize> Padding<N> {
         }
     }
 
-    /// Returns the padding before and after each dimension.
+    /// Returns the numbers of elements that are added at the start and at the end of each
+    /// dimension.
     pub(super) fn sides(self, kernel_size: Sizes<N>, dilation: Sizes<N>) -> [Sizes<N>; 2] {
         match self {
             Self::Sizes(sizes) => [sizes, sizes],
@@ -82,8 +83,8 @@ impl PaddingMode {
     }
 }
 
-/// Returns the padding as libtorch's list: before and after each dimension, beginning with the last
-/// dimension.
+/// Returns the padding in the order of torch.nn.functional.pad: first the start and the end of the
+/// last dimension, then those of the dimension before it, and so on.
 pub(in crate::nn) fn sides<const N: usize>(before: Sizes<N>, after: Sizes<N>) -> Vec<i64> {
     (0..N).rev().flat_map(|at| [before.0[at], after.0[at]]).collect()
 }

@@ -96,8 +96,8 @@ fn a_layout_changes_no_value() -> Result<()> {
     Ok(())
 }
 
-/// Checks that convolutions in wider dtypes, and convolutions of inputs without a batch dimension,
-/// give the same bits and the same layout as libtorch's convolution.
+/// Checks that a convolution in f32 or f64, and a convolution of an input without a batch
+/// dimension, return the same bits and the same memory layout as libtorch's convolution.
 #[test]
 fn other_convolutions_are_left_alone() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -117,10 +117,9 @@ fn other_convolutions_are_left_alone() -> Result<()> {
     same(&[input.f_select(0, 0)?, weight, bias])
 }
 
-/// Checks that an autocast region converts the weight to channels_last only once, as autocast casts
-/// a weight only once: a write to the weight inside the region must take effect only in the next
-/// region. Also checks that the weight gets the gradients of both forward passes, although the
-/// first pass in the region ran without gradients.
+/// Checks that an autocast region converts the weight to channels_last only once: a write to the
+/// weight has no effect before the next region. Also checks that the gradients of two forward
+/// passes in one region add up, even if a pass without gradients ran before them.
 #[test]
 fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -149,7 +148,7 @@ fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
     Ok(())
 }
 
-/// Checks that the second derivative of Σ conv(x, w)³ by w in bf16 equals the second derivative in
+/// Checks that the second derivative of Σ conv(x, w)³ with respect to w is the same in bf16 as in
 /// f64, up to rounding.
 #[test]
 fn a_weight_has_second_derivatives() -> Result<()> {

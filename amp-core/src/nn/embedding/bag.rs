@@ -66,13 +66,13 @@ impl EmbeddingBagConfig {
 /// nn.EmbeddingBag. An empty bag gives zeros. There is no option `sparse`: gradients are dense.
 ///
 /// With `scale_grad_by_freq` the vectors are looked up one by one before they are combined. The
-/// reason is an error of libtorch 2.11: on the CPU its operator divides the gradients by the counts
-/// of wrong indices.
+/// reason is a bug of libtorch 2.11: on the CPU its operator divides the gradient of a vector by
+/// the count of another index.
 ///
-/// | input | shape |
+/// | tensor | shape |
 /// | --- | --- |
-/// | indices | `[N, L]` for N bags of L indices, or `[all]` for concatenated bags |
-/// | offsets, for indices `[all]` | `[N]`: the start of each bag |
+/// | indices | `[N, L]` for N bags of L indices, or `[total]`: all bags, concatenated |
+/// | offsets, for indices `[total]` | `[N]`: the position of the first index of each bag |
 /// | weights, for sums | the shape of the indices |
 /// | output | `[N, embedding_dim]` |
 ///
@@ -130,7 +130,8 @@ impl EmbeddingBag {
         let kind = indices.kind();
         if !integers(kind) || offsets.is_some_and(|offsets| offsets.kind() != kind) {
             return Err(refused(format!(
-                "indices are {}, but indices and offsets must have the same dtype, int64 or int32",
+                "the indices are {}, but indices and offsets must have the same dtype, int64 or \
+                 int32",
                 dtype_name(kind)
             )));
         }
@@ -154,10 +155,10 @@ impl EmbeddingBag {
         }
     }
 
-    /// Returns a table of vectors, the indices to look up in this table, and the index that stands
-    /// for padding in this table. The table is usually the layer's weight. If vectors are rescaled
-    /// in evaluation, or gradients are divided by frequency, the table instead contains one
-    /// looked-up vector for each index.
+    /// Returns the arguments of the lookup: a table of vectors, the indices to look up in it, and
+    /// the padding index. Usually these are the layer's weight, the indices `all` and the layer's
+    /// padding index. If the output must be rescaled, or gradients are divided by frequency, looks
+    /// the vectors up first, and returns them as the table, with the indices 0, 1, 2 and so on.
     fn rows(&self, all: Tensor, cx: &Context) -> Result<(Tensor, Tensor, Option<i64>)> {
         let (scales, limit) = (self.config.scale_grad_by_freq, self.max_norm);
         if let (Some(limit), true) = (limit, changes_table(cx)) {
@@ -176,8 +177,8 @@ impl EmbeddingBag {
         let places = Tensor::f_arange(count, (all.kind(), all.device()))?;
         match self.padding_idx {
             None => Ok((rows, places, None)),
-            // A row of zeros is appended to the looked-up vectors, and the index of this row
-            // replaces the padding index.
+            // Padding vectors must not count in the bag. Therefore they get the index of an
+            // appended row of zeros, which becomes the padding index.
             Some(index) => {
                 let (kind, device) = (rows.kind(), rows.device());
                 let none = Tensor::f_zeros([1, rows.size()[1]], (kind, device))?;

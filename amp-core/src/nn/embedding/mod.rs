@@ -107,14 +107,14 @@ fn table(shape: [i64; 2], std: f64, padding_idx: Option<i64>) -> Result<Tensor> 
     Ok(weight)
 }
 
-/// Returns whether a vector whose norm exceeds `max_norm` is rescaled in the table. If not, only
-/// the output is rescaled.
+/// Returns whether a vector whose norm exceeds `max_norm` is rescaled in the table itself, and not
+/// only in the output.
 fn changes_table(cx: &Context) -> bool {
     cx.is_training() && !cx.is_recomputing()
 }
 
-/// Visits a table of vectors. If `max_norm` limits the norm of the vectors, reports the table as a
-/// parameter that the forward pass changes.
+/// Passes the table of vectors to `visitor`. If `max_norm` is set, also says that the forward pass
+/// changes the table.
 fn visit_table(visitor: &mut dyn Visitor, weight: &Tensor, max_norm: Option<MaxNorm>) {
     match max_norm {
         Some(_) => visitor.changed_in_forward("weight", weight),

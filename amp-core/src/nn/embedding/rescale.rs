@@ -25,8 +25,8 @@ impl MaxNorm {
         Ok(Some(Self { most, p: norm_type }))
     }
 
-    /// Looks at the rows `indices` of `table`, and rescales in place the rows whose norm is too
-    /// large. As in torch, gradients are computed for the rescaled rows.
+    /// Rescales in place the rows of `table` at `indices` whose norm is too large. Call it before
+    /// the lookup: as in torch, gradients are those of the rescaled rows.
     pub(super) fn rescale(self, table: &Tensor, indices: &Tensor) -> Result<()> {
         if indices.numel() == 0 {
             return Ok(());
@@ -43,8 +43,8 @@ impl MaxNorm {
     }
 
     /// Computes the factor by which each row of `table` is rescaled, `[num_embeddings, 1]`, by the
-    /// formula that libtorch uses on the CPU. libtorch's `embedding_renorm_` on CUDA is wrong for
-    /// the maximum norm: it computes Σ|x|^∞, so every vector with elements below 1 gets the norm 1.
+    /// formula that libtorch uses on the CPU. For p = ∞, libtorch's `embedding_renorm_` on CUDA is
+    /// wrong: it computes (Σ|x|^p)^(1/p), which is 0⁰ = 1 if all |x| are below 1.
     fn factors(self, table: &Tensor, indices: &Tensor) -> Result<Tensor> {
         let lengths = table.f_norm_scalaropt_dim(self.p, [1_i64], true)?;
         let shorter = lengths.f_add_scalar(1e-7)?.f_reciprocal()?.f_mul_scalar(self.most)?;

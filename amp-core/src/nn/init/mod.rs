@@ -1,8 +1,8 @@
 //! Functions with the names of torch.nn.init, which fill tensors with initial values. For an f32
-//! tensor on the CPU, the same seed gives the same values as torch. For another dtype or device,
-//! these values are rounded to the dtype or copied to the device.
+//! tensor on the CPU, the same seed gives the same values as torch. A tensor of another dtype or on
+//! another device gets these values, rounded to its dtype.
 //!
-//! The functions fill a tensor in place, for example a parameter that was found by its name:
+//! The functions fill a tensor in place, for example a parameter with a certain name:
 //!
 //! ```no_run,standalone_crate
 //! use amp_core::{
@@ -23,7 +23,7 @@
 //! # fn main() {}
 //! ```
 //!
-//! [`Init`] is an initializer as a value, for use in attributes:
+//! Attributes of layers accept the initializers of [`Init`]:
 //! `linear(64, 10, weight_init = orthogonal)`.
 
 mod remembered;
@@ -88,8 +88,8 @@ in_place! {
     eye_() = Init::Eye;
 }
 
-/// Initializes some parameters of a layer again. `draws` contains the name of each of these
-/// parameters and its initializer.
+/// Replaces the initial values of some parameters of a layer. `draws` contains the name of each of
+/// these parameters and its initializer.
 #[doc(hidden)]
 pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Result<M> {
     let tensors = named_tensors(&module);
@@ -108,8 +108,8 @@ pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Resu
     Ok(module)
 }
 
-/// Converts a tensor that the user made to a tensor of a module. The result has no autograd
-/// history. If the tensor is a parameter, the result requires a gradient.
+/// Turns a tensor that the user created into a parameter or buffer of a module. The result has no
+/// autograd history. A parameter requires a gradient.
 #[doc(hidden)]
 pub fn own_tensor(name: &str, tensor: Tensor, role: Role) -> Result<Tensor> {
     let tensor = tensor.f_detach()?;

@@ -45,8 +45,8 @@ struct Kept {
 /// ```
 #[derive(Debug)]
 pub struct Remembering {
-    /// Whether another guard existed when this one was created. In this case the cache is cleared
-    /// only when the other guard is dropped.
+    /// Whether another guard existed when this one was created. If so, dropping this guard does not
+    /// clear the cache.
     is_inner: bool,
 }
 
@@ -120,8 +120,8 @@ mod tests {
         random,
     };
 
-    /// Returns a large random tensor, a small one, another large one, and eight numbers, all
-    /// computed one after the other from one seed.
+    /// Returns a large random tensor, a small one, another large one, and a tensor of eight random
+    /// numbers, all drawn one after the other from one seed.
     fn drawn(seed: u64, std: f64) -> Result<Vec<Tensor>> {
         let _section = random::seeded(seed)?;
         let init = Init::Normal { mean: 0.0, std };
@@ -132,10 +132,10 @@ mod tests {
         Ok(all)
     }
 
-    /// Checks that cached random values, and the random values after them, are bit-identical to
-    /// values that are computed without the cache. This must hold for the first and for every later
-    /// request, for each seed, and for each distribution. Changing a returned tensor in place must
-    /// not change the values that are returned later.
+    /// Checks that cached random values, and the random values drawn after them, are bit-identical
+    /// to those drawn without the cache. This must hold for the first and for every later request,
+    /// for each seed, and for each distribution. Changing a returned tensor in place must not
+    /// change the values that are returned later.
     #[rstest]
     #[case::again(&[(1, 1.0), (1, 1.0), (1, 1.0)])]
     #[case::other_seed(&[(1, 1.0), (2, 1.0), (1, 1.0)])]

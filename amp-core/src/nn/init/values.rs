@@ -87,15 +87,15 @@ pub enum Init {
     Eye,
 }
 
-/// The number of connections (fan) from which the standard deviation of the values is computed.
+/// Whether the standard deviation of the values is computed from fan_in or from fan_out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FanMode {
-    /// fan_in, the number of inputs of each output. The forward pass preserves the variance of the
-    /// activations.
+    /// fan_in, the number of inputs of each output. With it, activations keep their variance in the
+    /// forward pass.
     #[default]
     FanIn,
-    /// fan_out, the number of outputs of each input. The backward pass preserves the variance of
-    /// the gradients.
+    /// fan_out, the number of outputs of each input. With it, gradients keep their variance in the
+    /// backward pass.
     FanOut,
 }
 
@@ -135,7 +135,8 @@ impl Init {
     ///
     /// # Errors
     /// When a size is negative, the bounds or the standard deviation are invalid, or the shape has
-    /// too few dimensions to compute fans or a matrix (`Eye` needs exactly two).
+    /// too few dimensions: Xavier, Kaiming and orthogonal initial values need at least two, and
+    /// `Eye` needs exactly two.
     pub fn tensor(self, shape: &[i64], role: Role) -> Result<Tensor> {
         let tensor = self.draw(shape)?;
         Ok(tensor.f_set_requires_grad(role == Role::Parameter)?)
@@ -201,9 +202,9 @@ pub(super) enum Draw {
     Uniform(f64, f64),
     /// The normal distribution with this mean and this standard deviation.
     Normal(f64, f64),
-    /// The normal distribution whose mean and standard deviation are `moments`, restricted to the
-    /// range `ends`. The values are computed by the inverse of the distribution function from
-    /// random numbers that are uniform in the range `uniform`.
+    /// A normal distribution that is restricted to the range `ends`. `moments` are the mean and the
+    /// standard deviation of the unrestricted distribution. The values are computed by the inverse
+    /// error function from uniform random numbers in the range `uniform`.
     Truncated { uniform: [f64; 2], moments: [f64; 2], ends: [f64; 2] },
 }
 
@@ -250,13 +251,15 @@ fn fans(init: &str, shape: &[i64]) -> Result<[i64; 2]> {
     }
 }
 
-/// Computes Xavier's standard deviation, in torch's order of operations.
+/// Returns the standard deviation of Xavier's initial values. The operations have torch's order, so
+/// the result is bit-identical.
 fn xavier(init: &str, gain: f64, shape: &[i64]) -> Result<f64> {
     let [fan_in, fan_out] = fans(init, shape)?;
     Ok(gain * (2.0 / (fan_in + fan_out) as f64).sqrt())
 }
 
-/// Computes Kaiming's standard deviation, in torch's order of operations.
+/// Returns the standard deviation of Kaiming's initial values. The operations have torch's order,
+/// so the result is bit-identical.
 fn kaiming(init: &str, gain: f64, mode: FanMode, shape: &[i64]) -> Result<f64> {
     let [fan_in, fan_out] = fans(init, shape)?;
     let fan = match mode {
@@ -266,8 +269,8 @@ fn kaiming(init: &str, gain: f64, mode: FanMode, shape: &[i64]) -> Result<f64> {
     Ok(gain / (fan as f64).sqrt())
 }
 
-/// Returns random values from a truncated normal distribution. As torch does, computes them from
-/// uniform random numbers by the inverse of the distribution function.
+/// Returns random values from a truncated normal distribution. As in torch, computes them from
+/// uniform random numbers by the inverse error function.
 fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<Tensor> {
     let refused = |why| Err(Error::config(format!("trunc_normal({mean}, {std}, {a}, {b}): {why}")));
     if std.is_nan() || std <= 0.0 || a.is_nan() || b.is_nan() || a >= b {
@@ -275,7 +278,8 @@ fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<T
     }
     if mean < a - 2.0 * std || mean > b + 2.0 * std {
         return refused(
-            "the mean is more than 2 std outside [a, b], so the values cannot be drawn accurately",
+            "the mean is more than 2 standard deviations outside [a, b], so the values cannot be \
+             drawn accurately: choose a mean closer to [a, b]",
         );
     }
     let below = |x: f64| -> Result<f64> {

@@ -35,8 +35,8 @@ pub(crate) struct Cell {
     pub(crate) within: Vec<Cell>,
 }
 
-/// Measures the modules of a forward pass that can be recomputed, and the modules within them. Use
-/// a survey in a forward pass without gradients, with a context that `Context::again` returned.
+/// Measures, in a forward pass, the modules that can be recomputed and the modules within them. The
+/// pass must run without gradients, in a context that `Context::again` returned.
 pub(crate) struct Survey {
     device: Device,
     meter: MemoryMeter,
@@ -99,8 +99,8 @@ impl Survey {
         Ok(output)
     }
 
-    /// Returns the measurements of the layers that `run` runs, and does not add them to the
-    /// survey's other measurements.
+    /// Returns the measurements of the layers that `run` runs. They are not added to the other
+    /// measurements of the survey.
     fn within<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<Vec<Cell>> {
         let before = self.cells.take();
         run()?;
@@ -130,8 +130,8 @@ impl Survey {
         let bytes = tensor_bytes(input);
         let history = history_for(input)?;
         let before = self.meter.allocated()?;
-        // The module gets an input that is not a leaf of the autograd graph. A graph keeps its
-        // leaves even if no operation needs their values, so a leaf would always be counted.
+        // Makes an input that is not a leaf of the autograd graph: a graph keeps its leaves even if
+        // no operation needs their values, so a leaf would always be counted.
         let own_input = match &history {
             Some(history) => tch::with_grad(|| input.f_detach()?.f_add(history))?,
             None => input.f_detach_copy()?,
@@ -156,8 +156,8 @@ impl Survey {
         let (seconds, output) = self.timed(|| run(input))?;
         let cell = Cell {
             segment: Segment { path: String::new(), layers: None },
-            // If the output is a view of the input, their common bytes are subtracted twice, and
-            // the difference may be negative.
+            // If the output is a view of the input, both share the same bytes, which are then
+            // subtracted twice. The difference may be negative.
             own: (graph - ends as i64).max(0).cast_unsigned(),
             input: bytes,
             output: output_bytes,
@@ -182,8 +182,8 @@ impl Survey {
     }
 }
 
-/// Returns a zero of shape `[1]` that requires a gradient. If this zero is added to `input`, the
-/// sum requires a gradient, too. Returns `None` if `input` is not floating-point.
+/// Returns a zero of shape `[1]` that requires a gradient, or `None` if `input` is not
+/// floating-point. The sum of `input` and this zero equals `input`, but requires a gradient.
 fn history_for(input: &Tensor) -> Result<Option<Tensor>> {
     if !is_floating(input.kind()) {
         return Ok(None);

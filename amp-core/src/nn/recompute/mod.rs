@@ -46,8 +46,8 @@ impl<M> Checkpoint<M> {
 }
 
 impl<M> Checkpoint<M> {
-    /// Returns a checkpoint of `view(module)`, where `view` wraps the module, with the same value
-    /// of `enabled`.
+    /// Returns a checkpoint of `view(module)`, a wrapper of the module, with the same value of
+    /// `enabled`.
     pub(in crate::nn) fn viewed<V>(&self, view: impl FnOnce(&M) -> V) -> Checkpoint<V> {
         Checkpoint::new(view(&self.module), self.enabled)
     }
@@ -59,8 +59,8 @@ impl<M: Visit> Visit for Checkpoint<M> {
     }
 }
 
-/// Returns whether the backward pass reaches this module: the input or a parameter requires a
-/// gradient. Otherwise nothing needs to be recomputed.
+/// Returns whether the input or a parameter requires a gradient, so that the backward pass reaches
+/// this module. Otherwise nothing needs to be recomputed.
 fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
     struct Look(bool);
 
@@ -81,18 +81,18 @@ fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
     look.0
 }
 
-/// Waits until no other thread is in a section with its own seed, in which it draws random numbers
-/// from the generator that all threads share. A checkpoint compares the state of the generator
-/// before and after its module, to find out whether the module uses random numbers. If another
-/// thread changed the state between the two reads, the backward pass would reset the generator for
-/// a module that uses no random numbers, and would disturb the other thread. A recomputation does
-/// not wait, because the thread that waits for its result may itself be in such a section.
+/// Waits until no other thread draws random numbers from the global generator (in a seeded
+/// section). A checkpoint compares the state of the generator before and after its module, to find
+/// out whether the module draws random numbers. If another thread drew numbers meanwhile, the
+/// backward pass would reset the generator for nothing, and disturb the other thread. A
+/// recomputation does not wait: it could wait for the very thread that waits for its result.
 fn without_sections(cx: &Context) -> Option<Place> {
     (!cx.is_recomputing()).then(random::place)
 }
 
-/// Calls `first` now, without keeping activations, and calls `again` in the backward pass. Faults
-/// that the self-test (`cargo amp selftest`) has planted on this thread apply to `again`, too.
+/// Calls `first` in this forward pass, without keeping activations, and calls `again` in the
+/// backward pass. Faults that the self-test (`cargo amp selftest`) has planted on this thread apply
+/// to `again`, too.
 fn run(
     input: &Tensor,
     first: impl FnOnce() -> Result<Tensor>,

@@ -22,7 +22,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Returns whether the segment `behind` begins where this segment ends, in the same container.
+    /// Returns whether the segment `behind` begins at the layer after the last layer of this
+    /// segment, in the same container.
     pub(crate) fn meets(&self, behind: &Self) -> bool {
         match (&self.layers, &behind.layers) {
             (Some(own), Some(other)) => self.path == behind.path && own.end == other.start,
@@ -45,7 +46,7 @@ impl fmt::Display for Segment {
     }
 }
 
-/// Runs the layers of a container. If a layer is in one of the `segments`, its activations are
+/// Runs the layers of a container. The activations of layers in one of the `segments` are
 /// recomputed in the backward pass.
 pub(in crate::nn) fn forward<M: Module>(
     layers: &[M],
@@ -72,8 +73,8 @@ pub(in crate::nn) fn forward<M: Module>(
     container::run(&layers[done..], done, &x, cx)
 }
 
-/// Runs consecutive layers without keeping their activations. The first of `layers` has the index
-/// `place` in the container.
+/// Runs consecutive layers of a container without keeping their activations. `place` is the index
+/// of the first of these layers in the container.
 fn checkpointed<M: Module>(
     layers: &[M],
     place: usize,

@@ -45,7 +45,7 @@ pub struct RnnCellConfig {
     pub hidden_size: i64,
     /// See [`LstmCellConfig`].
     pub bias: bool,
-    /// The function that is applied to compute the next state.
+    /// The activation function.
     pub nonlinearity: RnnNonlinearity,
 }
 
@@ -58,7 +58,7 @@ impl RnnCellConfig {
 
 /// Computes one step of an [`Lstm`](super::Lstm) with one layer, by the same formula; nn.LSTMCell.
 ///
-/// | input | shape |
+/// | tensor | shape |
 /// | --- | --- |
 /// | input | `[N, input_size]`, or `[input_size]` |
 /// | states h and c, default zeros | `[N, hidden_size]`, or `[hidden_size]` |
@@ -157,8 +157,8 @@ impl Weights {
         let device = input.device();
         let autocast = autocast_kind(input, &self.weight_ih)?;
         let kind = autocast.unwrap_or(input.kind());
-        // This function itself casts all tensors to the autocast dtype, as the layers for sequences
-        // do. Therefore autocast is switched off.
+        // Autocast is switched off, because this function itself casts all tensors to the autocast
+        // dtype, as the layers for sequences do.
         let _off = autocast.map(|_| AutocastGuard::off(device)).transpose()?;
         let is_single = size.len() == 1;
         let batched = |tensor: &Tensor| -> Result<Tensor> {
@@ -211,7 +211,7 @@ impl Weights {
             }
         }
         <[Tensor; STATES]>::try_from(next)
-            .map_err(|next| refused(format!("the cell has {} states", next.len())))
+            .map_err(|next| refused(format!("a step gave {} states, not {STATES}", next.len())))
     }
 }
 

@@ -66,7 +66,7 @@ pub struct RnnConfig {
     pub hidden_size: i64,
     /// See [`LstmConfig`].
     pub num_layers: i64,
-    /// The function that is applied to compute the next state.
+    /// The activation function.
     pub nonlinearity: RnnNonlinearity,
     /// See [`LstmConfig`].
     pub bias: bool,
@@ -78,7 +78,7 @@ pub struct RnnConfig {
     pub bidirectional: bool,
 }
 
-/// The function that an [`Rnn`] applies to the hidden state in each step.
+/// The activation function of an [`Rnn`], which is applied to W·x + U·h + b in each step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RnnNonlinearity {
     /// tanh(x).
@@ -200,14 +200,14 @@ pub struct Lstm(Stack);
 /// h ← (1 − z)·n + z·h
 /// ```
 ///
-/// W, U and b, and the input, initial state, lengths, output and last state are as in an [`Lstm`],
-/// but there is no cell state c and no projection.
+/// W, U, b, the inputs and the outputs are as in an [`Lstm`], but there is no cell state c and no
+/// projection.
 #[derive(Debug)]
 pub struct Gru(Stack);
 
-/// A plain recurrent network, h ← tanh(W·x + U·h + b), or with ReLU instead of tanh; nn.RNN. W, U
-/// and b, and the input, initial state, lengths, output and last state are as in an [`Lstm`], but
-/// there is no cell state c and no projection.
+/// A plain recurrent network, h ← tanh(W·x + U·h + b), or with ReLU instead of tanh; nn.RNN. W, U,
+/// b, the inputs and the outputs are as in an [`Lstm`], but there is no cell state c and no
+/// projection.
 #[derive(Debug)]
 pub struct Rnn(Stack);
 

@@ -21,8 +21,8 @@ impl Cell {
         }
     }
 
-    /// Returns the number of gates, which is the number of rows of a weight for each element of the
-    /// state.
+    /// Returns the number of gates. `weight_ih` and `weight_hh` have this number times
+    /// `hidden_size` rows.
     pub(super) fn gates(self) -> i64 {
         match self {
             Self::Lstm => 4,

@@ -70,9 +70,9 @@ impl Stack {
         let device = input.device();
         let autocast = autocast_kind(input, &self.weights[0])?;
         let kind = autocast.unwrap_or(input.kind());
-        // This function itself casts all tensors, and switches autocast off: on CUDA libtorch's
-        // autocast of recurrent layers always uses f16, and on the CPU it casts to bf16 even if
-        // oneDNN has no kernel for bf16.
+        // Autocast is switched off, because this function itself casts all tensors. On CUDA,
+        // libtorch's autocast of recurrent layers always uses f16, and on the CPU it casts to bf16
+        // even if oneDNN has no kernel for bf16.
         let _off = autocast.map(|_| AutocastGuard::off(device)).transpose()?;
         let mut x = input.f_to_kind(kind)?;
         let mut states = self.initial(initial, batch, (kind, device))?;
@@ -137,8 +137,8 @@ impl Stack {
         Ok(states)
     }
 
-    /// Runs the layers on a padded or packed batch. The dropout between the layers is this crate's,
-    /// and not cuDNN's: cuDNN does not use libtorch's generator, so a resumed run could not
+    /// Runs the layers on a padded or packed batch. This crate computes the dropout between the
+    /// layers itself. cuDNN's dropout does not use libtorch's generator, so a resumed run could not
     /// continue with the same random numbers.
     fn layers<const STATES: usize>(
         &self,
@@ -235,12 +235,12 @@ impl Stack {
             }
         };
         let last = <[Tensor; STATES]>::try_from(last)
-            .map_err(|last| refused(format!("the cell has {} states", last.len())))?;
+            .map_err(|last| refused(format!("the cell has {} states, not {STATES}", last.len())))?;
         Ok((output, last))
     }
 
-    /// Returns the layers' weights in the input's dtype. For cuDNN the weights are copied into one
-    /// block of memory; otherwise cuDNN would do this at each call, with a warning.
+    /// Returns the layers' weights in the input's dtype. For cuDNN, also copies them into one block
+    /// of memory. Otherwise cuDNN would copy them at each call, and print a warning.
     fn ready(&self, layers: Range<i64>, input: &Tensor) -> Result<Vec<Tensor>> {
         let (shape, per_layer) = (self.shape, self.shape.directions() * self.shape.per_direction());
         let places = layers.start * per_layer..layers.end * per_layer;

@@ -1,7 +1,7 @@
 //! Computes recurrent layers step by step and one operation at a time, so that an observer can
 //! replace the result of each operation. Without an observer, libtorch's fused operations compute
-//! the same. In 16 bits, libtorch's operations round the same tensors that the code of this file
-//! passes to [`Context::within`] and [`Context::weight`].
+//! the same. In 16 bits, libtorch rounds exactly those tensors that the code of this file passes to
+//! [`Context::within`] and [`Context::weight`].
 
 use tch::Tensor;
 
@@ -20,8 +20,8 @@ use crate::{
 /// A weight, and a bias if the layer has biases.
 pub(super) type Factors = (Tensor, Option<Tensor>);
 
-/// Returns the weight and the bias with which one call of a layer computes. The layer casts both in
-/// each call.
+/// Returns the weight and the bias for one call of a layer, or the tensors by which a substitute
+/// replaces them. In each call, both are cast to the dtype in which the layer computes.
 pub(super) fn factors(weight: &Tensor, bias: Option<&Tensor>, cx: &Context) -> Result<Factors> {
     let used = |tensor: &Tensor| -> Result<Tensor> {
         Ok(cx.weight(tensor, Casts::EachCall)?.shallow_clone())
@@ -42,7 +42,10 @@ impl Weights {
     fn of(weights: &[Tensor], shape: &Shape, cx: &Context) -> Result<Self> {
         let bias = |at: usize| weights.get(at).filter(|_| shape.bias);
         let [ih, hh, ..] = weights else {
-            return Err(refused(format!("{} weights in one direction", weights.len())));
+            return Err(refused(format!(
+                "{} weights in one direction, but at least 2 are needed",
+                weights.len()
+            )));
         };
         let hr = weights.last().filter(|_| shape.proj_size > 0);
         Ok(Self {
@@ -53,7 +56,7 @@ impl Weights {
     }
 }
 
-/// Replaces a weight and a bias by those for the next step; see [`Context::next_use`].
+/// Prepares a weight and a bias for their use in the next step; see [`Context::next_use`].
 fn advance((weight, bias): &mut Factors, cx: &Context) -> Result<()> {
     *weight = cx.next_use(weight)?;
     if let Some(bias) = bias {
@@ -62,24 +65,24 @@ fn advance((weight, bias): &mut Factors, cx: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Computes the product of x with a weight, plus a bias. Offers the result to the observer under
-/// `name`.
+/// Computes the product of x with a weight, plus a bias. Passes the result to [`Context::within`]
+/// under `name`.
 pub(super) fn product(
     name: &str,
     x: &Tensor,
     (weight, bias): &Factors,
     cx: &Context,
 ) -> Result<Tensor> {
-    // Each of x, the weight and the bias is also used elsewhere. The gradient of each use is
-    // rounded before the gradients are added.
+    // x, the weight and the bias have other uses, too. Each gradient is rounded before the
+    // gradients of all uses are added.
     let bias = bias.as_ref().map(|bias| cx.next_use(bias)).transpose()?;
     cx.within(name, &cx.next_use(x)?.f_linear(&cx.next_use(weight)?, bias)?)
 }
 
-/// Computes the states after a step, without the projection of the hidden state. `input` and
-/// `hidden` are the products of the input and of the hidden state with their weights. `states` are
-/// the states before the step. The operations and their order are those of libtorch on the CPU
-/// (aten/src/ATen/native/RNN.cpp).
+/// Computes the states after a step. If the layer projects its hidden state, the caller does this
+/// afterwards. `input` and `hidden` are the products of the input and of the hidden state with
+/// their weights. `states` are the states before the step. The operations and their order are those
+/// of libtorch on the CPU (aten/src/ATen/native/RNN.cpp).
 pub(super) fn next_states(
     cell: Cell,
     [input, hidden]: [&Tensor; 2],
@@ -120,12 +123,12 @@ pub(super) fn next_states(
             Ok(vec![Tanh.run("hidden state", &sum, cx)?])
         }
         (Cell::Relu, [_]) => Ok(vec![cx.within("sums", &hidden.f_add(input)?)?.f_relu()?]),
-        _ => Err(refused(format!("the cell has {} states", states.len()))),
+        _ => Err(refused(format!("the cell cannot start from {} states", states.len()))),
     }
 }
 
 /// Computes what libtorch's fused operation computes for several consecutive layers. `weights` are
-/// the weights of these layers in torch's order, and `states` are their initial states.
+/// the weights of these layers in torch's order, and `states` are the layers' initial states.
 pub(super) fn run<const STATES: usize>(
     shape: &Shape,
     weights: &[Tensor],
@@ -134,7 +137,8 @@ pub(super) fn run<const STATES: usize>(
     states: &[Tensor; STATES],
     cx: &Context,
 ) -> Result<(Tensor, [Tensor; STATES])> {
-    // From here on, x has one row for each step of each sequence, in the order of the steps.
+    // From here on, x is time-major: the rows of step 0 of all sequences, then those of step 1, and
+    // so on.
     let is_transposed = shape.batch_first && batch_sizes.is_none();
     let by_step = match is_transposed {
         true => input.f_transpose(0, 1)?,
@@ -171,9 +175,10 @@ pub(super) fn run<const STATES: usize>(
     Ok((x, states))
 }
 
-/// Reads sequences in one direction. `x` has the rows of the first step, then those of the second
-/// step, and so on. `counts` contains the number of sequences that have each step. Returns the
-/// hidden states after all steps, in the same order, and the last states of all sequences.
+/// Runs one layer over the sequences in one direction. `x` is time-major: the rows of the first
+/// step, then those of the second step, and so on. `counts` contains for each step the number of
+/// sequences that have this step. Returns the hidden states of all steps, in the order of `x`, and
+/// the last states of all sequences.
 fn read(
     cell: Cell,
     mut weights: Weights,
@@ -214,15 +219,16 @@ fn read(
     if is_reverse {
         outputs.reverse();
     }
-    // The packed sequences are sorted by length, so the sequences that ended last come first.
+    // The shortest sequences, which are last in the batch, end first. Reversing the saved states
+    // restores the batch's order.
     ended.push(states);
     ended.reverse();
     Ok((Tensor::f_cat(&outputs, 0)?, joined(&ended)?.split_off(1)))
 }
 
-/// Inserts a tensor into `states` after the hidden state, which is the first state. This tensor is
-/// the hidden state for its second use; see [`Context::next_use`]. The first use of the hidden
-/// state is its product with the weight.
+/// Makes two uses of the hidden state, `states[0]`: the product with the weight takes `states[0]`,
+/// and all other operations take the alias that is inserted at `states[1]`; see
+/// [`Context::next_use`].
 pub(super) fn with_uses(mut states: Vec<Tensor>, cx: &Context) -> Result<Vec<Tensor>> {
     let again = cx.next_use(&states[0])?;
     states.insert(1, again);

@@ -24,7 +24,8 @@ use crate::{
 /// | mask of the memory (memory_mask, memory_key_padding_mask) | [`AttentionMask`] |
 /// | output | `[N, L, d_model]` |
 ///
-/// The option `causal` applies only to the self-attention of the target, in addition to its mask.
+/// The option `causal` applies only to the target's self-attention, in addition to the mask of that
+/// attention.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -57,7 +58,7 @@ pub struct TransformerDecoderLayer {
 
 impl TransformerDecoderLayer {
     /// Creates the layer. Draws the weights of the attentions and of the feed-forward network in
-    /// PyTorch's order.
+    /// PyTorch's order, so that equal seeds give equal weights.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.

@@ -18,7 +18,7 @@ use crate::{
 /// two has a residual connection, and a layer norm before or after it; nn.TransformerEncoderLayer
 /// with batch_first.
 ///
-/// As a [`Module`] the layer has no mask. To give a mask, call
+/// [`Module::forward`] runs the layer without a mask. To pass a mask, call
 /// [`forward_masked`](Self::forward_masked):
 ///
 /// ```no_run,standalone_crate
@@ -53,7 +53,7 @@ struct Parts {
 
 impl TransformerEncoderLayer {
     /// Creates the layer. Draws the weights of the attention and of the feed-forward network in
-    /// PyTorch's order.
+    /// PyTorch's order, so that equal seeds give equal weights.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
@@ -88,14 +88,14 @@ impl TransformerEncoderLayer {
         }))
     }
 
-    /// Returns the layer together with `mask` as a module with one input.
+    /// Returns a module with one input, which runs this layer with `mask`.
     fn masked(&self, mask: &AttentionMask) -> Masked {
         Masked { parts: self.0.clone(), mask: mask.shared() }
     }
 
     /// Runs the layer with `mask` in its attention. The mask combines torch's src_mask and
-    /// src_key_padding_mask. In a model, call the method of the same name of [`Child`], which runs
-    /// the layer under its path and in its precision region.
+    /// src_key_padding_mask. In a model, call `forward_masked` of the layer's [`Child`] instead. It
+    /// adds the layer's name to the module path and computes in the precision chosen for the layer.
     ///
     /// # Errors
     /// When the input is not `[N, L, d_model]`, or the mask's shape does not match the input.
@@ -194,8 +194,8 @@ impl Module for Masked {
 }
 
 impl Checkpoint<TransformerEncoderLayer> {
-    /// Runs [`TransformerEncoderLayer::forward_masked`] with activation checkpointing. [`Child`]
-    /// has a method of the same name.
+    /// Runs [`TransformerEncoderLayer::forward_masked`] with activation checkpointing. In a model,
+    /// call `forward_masked` of the [`Child`] instead.
     ///
     /// # Errors
     /// When [`TransformerEncoderLayer::forward_masked`] would fail.
@@ -232,7 +232,7 @@ impl TransformerEncoder {
     }
 
     /// Runs the layers with `mask` in the attention of each layer. The mask combines torch's mask
-    /// and src_key_padding_mask. [`Child`] has a method of the same name.
+    /// and src_key_padding_mask. In a model, call `forward_masked` of the [`Child`] instead.
     ///
     /// # Errors
     /// When the input is not `[N, L, d_model]`, or the mask's shape does not match the input.
@@ -271,8 +271,9 @@ impl Module for TransformerEncoder {
     }
 }
 
-/// Defines for a layer type a module with two inputs, a tensor and a mask, which calls the layer's
-/// `forward_masked`. Also defines the method `forward_masked` of a [`Child`] with this layer type.
+/// Defines `forward_masked` for a [`Child`] that contains a layer of the given type. For this, also
+/// defines a module `$view` with two inputs, a tensor and a mask, that calls the layer's own
+/// `forward_masked`.
 macro_rules! masked {
     ($($layer:ty, $view:ident;)*) => {$(
         struct $view<'m>(&'m $layer);
@@ -301,8 +302,8 @@ macro_rules! masked {
         }
 
         impl Child<'_, $layer> {
-            /// Calls `forward_masked` of the layer, under the child's path and in the child's
-            /// precision region.
+            /// Calls `forward_masked` of the layer as a child module: adds the child's name to the
+            /// module path, and computes in the precision chosen for the child.
             ///
             /// # Errors
             /// When the layer fails; the error contains the path of the innermost module that

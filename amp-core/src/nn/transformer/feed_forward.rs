@@ -22,8 +22,8 @@ pub enum FeedForward {
     SwiGlu,
 }
 
-/// Computes linear2(dropout(activation(linear1(x)))). As in torch, the names of the parameters are
-/// those of fields `linear1` and `linear2` of the transformer layer.
+/// Computes linear2(dropout(activation(linear1(x)))). As in torch, its parameters are named as if
+/// `linear1` and `linear2` were fields of the transformer layer.
 #[derive(Debug)]
 pub(super) struct Perceptron {
     linear1: Linear,
@@ -59,8 +59,8 @@ impl Perceptron {
         })
     }
 
-    /// Runs the network. `cx` must have the path of the transformer layer, so that the network's
-    /// linear layers are its children.
+    /// Runs the network. `cx` must have the path of the transformer layer, so that `linear1` and
+    /// `linear2` run as children of that layer.
     pub(super) fn forward(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         cx.call("linear2", None, &self.linear2, &self.expand(x, cx)?)
     }

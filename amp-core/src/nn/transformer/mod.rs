@@ -86,8 +86,8 @@ impl TransformerLayerConfig {
     }
 }
 
-/// The options of a [`TransformerEncoder`] or [`TransformerDecoder`]; the defaults of the layers
-/// are PyTorch's.
+/// The options of a [`TransformerEncoder`] or [`TransformerDecoder`]. The defaults are those of
+/// PyTorch's layers.
 #[derive(Debug, Clone, Copy)]
 pub struct TransformerStackConfig {
     /// The number of features of each position.
@@ -121,7 +121,8 @@ pub type TransformerEncoderConfig = TransformerStackConfig;
 pub type TransformerDecoderConfig = TransformerStackConfig;
 
 impl TransformerStackConfig {
-    /// Returns options for layers with default options, without a layer norm after the last layer.
+    /// Returns options with the defaults of [`TransformerLayerConfig::new`] for each layer, and
+    /// without a layer norm after the last layer.
     pub fn new(d_model: i64, nhead: i64, num_layers: i64) -> Self {
         let layer = TransformerLayerConfig::new(d_model, nhead);
         Self {
@@ -153,9 +154,8 @@ impl TransformerStackConfig {
         }
     }
 
-    /// Builds `num_layers` layers and, if the options ask for it, a final layer norm. The first
-    /// layer is new. The other layers are copies of the first one, as in torch, which clones a
-    /// given layer.
+    /// Builds `num_layers` layers and, if the options ask for it, a final layer norm. As in torch,
+    /// all layers after the first are copies of it, with equal weights.
     fn build<L>(
         &self,
         layer: impl FnOnce(TransformerLayerConfig) -> Result<L>,

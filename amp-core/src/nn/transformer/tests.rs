@@ -12,9 +12,9 @@ use crate::{
     random,
 };
 
-/// Checks that the layers of a stack with a mask can be recomputed in the backward pass like the
-/// layers of any container, with the same gradients. The recomputation must use the mask as it was
-/// in the forward pass, even if the mask has changed since then.
+/// Checks that activation checkpointing works for the layers of an encoder that gets a mask, and
+/// gives the same gradients as without it. The recomputation must use the mask of the forward pass,
+/// even if the mask tensor is changed before the backward pass.
 #[test]
 fn a_masked_stack_can_be_checkpointed() -> Result<()> {
     let _section = random::seeded(0)?;

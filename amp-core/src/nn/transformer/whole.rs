@@ -38,8 +38,8 @@ pub struct TransformerConfig {
 }
 
 impl TransformerConfig {
-    /// Returns options with 512 features, 8 heads, 6 layers in the encoder and in the decoder, and
-    /// default options of the layers.
+    /// Returns options with 512 features, 8 heads, 6 layers each in the encoder and the decoder,
+    /// and PyTorch's defaults for the layers.
     pub fn new() -> Self {
         let TransformerLayerConfig {
             d_model,
@@ -173,14 +173,14 @@ impl Transformer {
 }
 
 impl<'m> Child<'m, Transformer> {
-    /// Returns the encoder as a child module, which runs under its path and in its precision
-    /// region.
+    /// Returns the encoder as a child module: a call adds `encoder` to the module path and computes
+    /// in the precision chosen for the encoder.
     pub fn encoder(&self) -> Child<'m, TransformerEncoder> {
         self.part("encoder", |transformer| &transformer.encoder)
     }
 
-    /// Returns the decoder as a child module, which runs under its path and in its precision
-    /// region.
+    /// Returns the decoder as a child module: a call adds `decoder` to the module path and computes
+    /// in the precision chosen for the decoder.
     pub fn decoder(&self) -> Child<'m, TransformerDecoder> {
         self.part("decoder", |transformer| &transformer.decoder)
     }

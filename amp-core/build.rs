@@ -9,8 +9,8 @@ use std::{
 
 fn main() {
     println!("cargo:rerun-if-changed=csrc");
-    // Clippy does not link, so it needs no shim. Cargo keeps the outputs of clippy's builds
-    // separate, so no other build uses clippy's output, which lacks the shim.
+    // Clippy does not link, so it needs no shim. Cargo keeps the outputs of clippy apart from those
+    // of `cargo build`, which therefore still compiles the shim.
     println!("cargo:rerun-if-env-changed=RUSTC_WORKSPACE_WRAPPER");
     let wrapper = env::var("RUSTC_WORKSPACE_WRAPPER").unwrap_or_default();
     if cfg!(feature = "doc-only") || wrapper.ends_with("clippy-driver") {
@@ -29,7 +29,7 @@ fn main() {
         // Debug info is off, because writing it for libtorch's headers takes longer than compiling
         // the code.
         .debug(false)
-        // The shim's loops run in each training step, so they are optimized in the tests' profile too.
+        // The shim's loops run in each training step, so they are optimized in debug builds too.
         .opt_level(3)
         // libtorch was built with NDEBUG. Without NDEBUG, some headers of libtorch declare classes
         // with another memory layout than in the built library.

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The version of libtorch that tch 0.24 binds.
+/// The version of libtorch that tch 0.24 needs.
 const VERSION: &str = "2.11.0";
 
 /// The environment variables that torch-sys's build script reads.
@@ -65,7 +65,8 @@ fn check() -> Result<(), String> {
 
 /// Returns the version from the folder's own version file, without a suffix such as `+cu130`.
 fn version(folder: &Path) -> Option<String> {
-    // PyTorch's C++ archive has `build-version`, its Python wheel has `version.py`.
+    // The version is in the file `build-version` of PyTorch's C++ archive, and in `version.py` of
+    // its Python wheel.
     let plain = fs::read_to_string(folder.join("build-version")).ok();
     let python = || {
         let text = fs::read_to_string(folder.join("version.py")).ok()?;

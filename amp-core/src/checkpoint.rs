@@ -75,8 +75,8 @@ pub(crate) fn read(path: &Path) -> Result<Saved> {
     let TensorFile { tensors, metadata } = tensor_file::read(path)?;
     let Some(state) = metadata.get(STATE) else {
         return Err(Error::config(format!(
-            "{}: holds only weights: a run can be resumed only from a checkpoint that a run has \
-             saved",
+            "{}: holds only weights, so no run can be resumed from it: give a checkpoint that \
+             contains the state of the run",
             path.display()
         )));
     };
@@ -241,7 +241,7 @@ pub fn summary(path: &Path) -> Result<Summary> {
 fn header(path: &Path) -> Result<BTreeMap<String, String>> {
     let failed = |error| Error::io(path, error);
     let damaged = |why: String| {
-        Error::config(format!("{}: not a whole safetensors file: {why}", path.display()))
+        Error::config(format!("{}: damaged, or not a safetensors file: {why}", path.display()))
     };
     let mut file = File::open(path).map_err(failed)?;
     let total = file.metadata().map_err(failed)?.len();

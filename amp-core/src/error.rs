@@ -1,4 +1,4 @@
-//! The error type of this crate. A C++ exception becomes an error with the exception's own text.
+//! The error type of this crate. C++ exceptions become errors with the text of the exception.
 
 use std::path::PathBuf;
 
@@ -52,8 +52,8 @@ pub enum Error {
         /// One line with the step, the tensor, the violated rule, the likely cause and the remedy.
         text: String,
     },
-    /// Values of this machine cannot be compared with recorded values, because the recorded values
-    /// come from a machine with other properties.
+    /// The results of this run cannot be compared with recorded ones, because there are none, or
+    /// because they come from a different machine or other settings.
     #[error("{0}")]
     NotComparable(String),
     /// The methods of the gradient scaler were called out of order, or the loss scale fell too low.
@@ -117,8 +117,8 @@ impl Error {
         }
     }
 
-    /// Adds the numbers of the training batch and the epoch, both counted from 0, to the text of an
-    /// error in a model or its loss.
+    /// Adds the index of the training batch in its epoch and the index of the epoch, both counted
+    /// from 0, to the text of an error in a model or its loss.
     pub(crate) fn in_batch(self, epoch: i64, batch: i64) -> Self {
         match self {
             Self::In { path, source } => {
@@ -129,7 +129,7 @@ impl Error {
         }
     }
 
-    /// Adds the number of the example that could not be read, counted from 0, to the text of the
+    /// Adds the index of the example that could not be read, counted from 0, to the text of the
     /// error.
     pub(crate) fn of_example(self, index: i64) -> Self {
         match self {

@@ -1,4 +1,4 @@
-//! Writes files that a reader sees whole or not at all, and locks folders.
+//! Writes files atomically, so that nobody reads half of a file, and locks folders.
 
 use std::{
     collections::HashMap,
@@ -71,7 +71,8 @@ pub struct FolderLock {
 static LOCKED: Mutex<Option<HashMap<PathBuf, Weak<File>>>> = Mutex::new(None);
 
 impl FolderLock {
-    /// Locks an existing folder. On a file system that has no locks, this always succeeds.
+    /// Locks an existing folder. On a file system that does not support locks, this always
+    /// succeeds.
     ///
     /// # Errors
     /// When another process holds the lock, or the folder cannot be read.

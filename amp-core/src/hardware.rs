@@ -19,9 +19,10 @@ use crate::{Error, Result, ffi, random};
 pub struct Fingerprint {
     /// The name of the GPU or CPU.
     pub device: String,
-    /// On CUDA, the compute capability, such as `9.0`. On a CPU, the name of the kernels that ATen
-    /// chose: `avx512`, `avx2`, `default` or another. Different kernels give different results. The
-    /// environment variable `ATEN_CPU_CAPABILITY` can select kernels for a less capable CPU.
+    /// On CUDA, the compute capability, such as `9.0`. On a CPU, the instruction set for which ATen
+    /// chose its kernels: `avx512`, `avx2`, `default` or another. Different kernels give different
+    /// results. The environment variable `ATEN_CPU_CAPABILITY` can select kernels for a less
+    /// capable CPU.
     pub capability: String,
     /// Whether libtorch multiplies f16 numbers with instructions of the CPU (AVX512-FP16, for
     /// example). Kernels with these instructions round differently from other kernels and need
@@ -39,7 +40,7 @@ pub struct Fingerprint {
     pub deterministic: bool,
 }
 
-/// The libtorch version that tch 0.24 binds.
+/// The version of libtorch that tch 0.24 needs.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
 impl Fingerprint {

@@ -1,4 +1,4 @@
-//! The peak memory of tensors, defined in the same way on CPU and CUDA.
+//! The peak memory of tensors, measured in the bytes that tensors request, on CPU and CUDA.
 
 use std::cell::Cell;
 
@@ -47,15 +47,14 @@ pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
 }
 
-/// Returns a copy of the tensor in other memory, without autograd history. A copy with history
-/// would keep a parameter's node of the autograd graph alive. This node belongs to one CUDA stream,
-/// which would prevent the capture of steps as CUDA graphs.
+/// Returns a detached copy of the tensor in memory of its own. A copy with autograd history would
+/// keep the parameter's node of the autograd graph alive. This node belongs to one CUDA stream, so
+/// that steps could not be captured as CUDA graphs.
 pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(tch::no_grad(|| tensor.f_detach_copy())?)
 }
 
-/// Parses a number of bytes: `2GiB` and `1.5 GiB` with powers of 1024, `500MB` with powers of 1000, or
-/// plain bytes.
+/// Parses a number of bytes: `1.5 GiB` (powers of 1024), `500MB` (powers of 1000), or `1048576`.
 ///
 /// ```
 /// use amp_core::memory::{parse_bytes, show_bytes};
@@ -106,10 +105,10 @@ pub fn show_bytes(count: u64) -> String {
 }
 
 /// Measures the memory that tensors use, from the creation of the meter on. Only one meter can
-/// measure at a time: while a second meter is active, the first meter does not see new memory. If a
-/// run's measurement misses memory for this reason, the run violates the invariant
-/// [`memory-over-step`](crate::trainer::Invariant::MemoryOverStep). On CUDA the meter reads the
-/// caching allocator's statistics of requested bytes (`requested_bytes.all.peak` of
+/// measure at a time: an earlier meter does not see the memory that is allocated while a later one
+/// is active. If the measurement of a run is incomplete for this reason, the run violates the
+/// invariant [`memory-over-step`](crate::trainer::Invariant::MemoryOverStep). On CUDA the meter
+/// reads the caching allocator's statistics of requested bytes (`requested_bytes.all.peak` of
 /// torch.cuda.memory_stats). torch.cuda.max_memory_allocated counts the allocator's blocks instead.
 /// Each block is up to 1 MiB larger than requested, depending on earlier allocations. On the CPU
 /// the meter counts the bytes that libtorch's allocator hands out on this thread and its worker
@@ -124,11 +123,12 @@ pub struct MemoryMeter {
 thread_local! {
     /// The number of meters that were started on this thread.
     static STARTED: Cell<u64> = const { Cell::new(0) };
-    /// The number of measurements that ended after another meter had been started.
+    /// The number of readings of meters that were not the last one started, so that memory may be
+    /// missing from the readings.
     static CUT_SHORT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Returns how many measurements on this thread missed memory because a later meter was active.
+/// Returns how many readings on this thread may miss memory because a later meter was started.
 pub(crate) fn readings_cut_short() -> u64 {
     CUT_SHORT.get()
 }
@@ -154,9 +154,8 @@ impl MemoryMeter {
         Self::untracked(device)
     }
 
-    /// Starts a measurement of memory that does not belong to a run, for example of trials before
-    /// the first step. The measurement does not count as a second meter that cuts a run's
-    /// measurement short.
+    /// Starts a measurement outside of a run, for example of trials before the first step. It is
+    /// not counted in `STARTED`, so readings of earlier meters do not count as incomplete.
     pub(crate) fn untracked(device: Device) -> Result<Self> {
         let source = match device {
             Device::Cuda(index) => {
@@ -210,8 +209,8 @@ impl MemoryMeter {
     }
 }
 
-/// Multiplies two small matrices and computes the gradients. As a result, cuBLAS allocates its
-/// workspaces for this thread and for the thread that runs backward passes on the device.
+/// Lets cuBLAS allocate its workspaces for this thread and for the thread that runs backward passes
+/// on the device: multiplies two small matrices and computes the gradients.
 fn allocate_workspaces(device: Device) -> Result<()> {
     tch::with_grad(|| {
         let weight = Tensor::f_ones([16, 16], (Kind::Float, device))?.f_set_requires_grad(true)?;

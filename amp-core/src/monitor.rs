@@ -24,12 +24,13 @@ impl Mode {
     }
 }
 
-/// Returns the error for a monitored name under which the model logs no value.
+/// Builds the error for a callback or schedule that monitors a value which the model does not log
+/// at the end of an epoch.
 pub(crate) fn is_not_logged<'a>(monitor: &str, logged: impl Iterator<Item = &'a str>) -> Error {
     let names: Vec<&str> = logged.collect();
     let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
     Error::config(format!(
-        "cannot monitor `{monitor}`, because the model does not log it at the end of an epoch: \
-         then the model logs {names}"
+        "cannot monitor `{monitor}`, because the model does not log it at the end of an epoch; \
+         at that time the model logs {names}"
     ))
 }

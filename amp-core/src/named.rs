@@ -1,7 +1,7 @@
-//! Enums whose variants have names, for example for a command line.
+//! A macro for enums whose variants have names, for example on the command line.
 
-/// Gives each variant of an enum a name. The enum is parsed from the names and printed as the
-/// names. `$what` says in error messages what the enum is.
+/// Gives each variant of an enum a name, and implements `Display` and `FromStr` with these names.
+/// `$what` describes the enum in error messages.
 macro_rules! named {
     ($type:ident, $what:literal, { $($variant:ident => $name:literal),+ $(,)? }) => {
         impl $type {

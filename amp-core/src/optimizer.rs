@@ -1,4 +1,4 @@
-//! The interface of an optimizer that the scaler and the trainer use.
+//! The interface through which the scaler and the trainer use an optimizer.
 
 use std::rc::Rc;
 
@@ -23,7 +23,7 @@ pub struct Rates {
 pub struct OnDevice<'a> {
     /// An f32 scalar. If its value is not 0, the step changes nothing.
     pub found_inf: Option<&'a Tensor>,
-    /// A scalar by which the step multiplies every gradient before it uses the gradient.
+    /// A scalar by which the step multiplies every gradient first.
     pub factor: Option<&'a Tensor>,
 }
 
@@ -32,9 +32,9 @@ pub struct OnDevice<'a> {
 pub struct Capabilities {
     /// Whether the step can skip itself if [`OnDevice::found_inf`] is not 0.
     pub skips: bool,
-    /// Whether the step can multiply the gradients by [`OnDevice::factor`]. In a run with CUDA
-    /// graphs, a step that cannot be captured runs after the graph and gets no factor, because the
-    /// graph has unscaled and clipped the gradients.
+    /// Whether the step can multiply the gradients by [`OnDevice::factor`]. If the step cannot be
+    /// captured in a CUDA graph, it runs after the graph of the forward and backward pass, and gets
+    /// no factor, because that graph has already unscaled and clipped the gradients.
     pub scales: bool,
     /// Whether the step can be captured in a CUDA graph. A captured step reads the learning rate
     /// and the momentum from the device, where [`Optimizer::write_rates`] writes them.
@@ -74,7 +74,8 @@ pub trait Optimizer {
     }
 
     /// Updates every parameter that has a gradient, as [`step`](Self::step) does. `known` contains
-    /// values that only the device knows: whether to skip the step, and a factor for the gradients.
+    /// tensors that the step reads on the device: whether to skip the step, and a factor for the
+    /// gradients.
     ///
     /// # Errors
     /// When [`capabilities`](Self::capabilities) lacks an operation that `known` needs, or the

@@ -33,8 +33,8 @@ pub struct Observed {
     pub draws: BTreeSet<Drawn>,
 }
 
-/// A libtorch operator that drew random numbers in a forward pass. The same seed gives other
-/// numbers in another dtype, so runs that draw in different dtypes differ by more than rounding.
+/// A libtorch operator that drew random numbers in a forward pass. With the same seed, each dtype
+/// gives different numbers, so runs that draw in different dtypes differ by more than rounding.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Drawn {
     /// The dotted path of the innermost module that was running; empty for the model itself.
@@ -64,9 +64,9 @@ impl From<&Draw<'_>> for Drawn {
 }
 
 impl Drawn {
-    /// Compares the random operators of two runs. Returns the first operator of `all` that drew in
-    /// another dtype than the same operator in `others`, and the dtype in `others`. From the same
-    /// seed, such an operator draws different numbers in the two runs.
+    /// Compares the random operators of two runs, `all` and `others`. Returns the first operator of
+    /// `all` that `others` contains with another dtype, and this other dtype. Even from the same
+    /// seed, such an operator drew different numbers in the two runs.
     pub fn first_difference<'d>(
         all: &'d BTreeSet<Self>,
         others: &'d BTreeSet<Self>,
@@ -79,8 +79,8 @@ impl Drawn {
         })
     }
 
-    /// Returns the name of the function of [`Context`](crate::nn::Context) that replaces this
-    /// operator. This function draws in f32 under every precision.
+    /// Returns the name of the function of [`Context`](crate::nn::Context) that should replace this
+    /// operator. The function draws in f32 under every precision.
     pub fn replacement(&self) -> &'static str {
         match self.operator.as_str() {
             "rand_like" => "rand_like",
@@ -114,14 +114,14 @@ impl Observed {
 #[derive(Debug, Default)]
 pub(crate) struct Products {
     seen: RefCell<BTreeMap<Source, (Kind, Kind)>>,
-    /// For each module that ran, by its path, the dtypes that the run's precision and the module's
-    /// precision region prescribe.
+    /// Maps the path of each module that ran to the dtypes that the run's precision and the
+    /// module's precision region prescribe.
     ran: RefCell<BTreeMap<String, RegionPlan>>,
     draws: RefCell<BTreeSet<Drawn>>,
 }
 
 /// The source of a matrix product: the path of the module that computed it, and the name of the
-/// operator if libtorch reported the operator.
+/// operator. The name is `None` if only the output of the module was observed.
 type Source = (String, Option<String>);
 
 impl DtypeProbe for Products {
@@ -142,9 +142,9 @@ impl DtypeProbe for Products {
 }
 
 impl Products {
-    /// Records the expected and observed dtype of a matrix product. For each module and operator,
-    /// keeps only one product: the first with an unexpected dtype or, if all have the expected
-    /// dtype, the last.
+    /// Records the expected and observed dtype of a matrix product. For each operator in each
+    /// module, keeps the first product with an unexpected dtype or, if there is none, the last
+    /// product.
     fn note(&self, path: &str, operator: Option<&str>, plan: RegionPlan, kind: Kind) {
         let mut seen = self.seen.borrow_mut();
         let place = seen.entry((path.to_owned(), operator.map(str::to_owned)));
@@ -155,9 +155,8 @@ impl Products {
     }
 
     /// Checks that the precision regions had an effect. If a parameter of a region has a gradient,
-    /// the parameter's module must have run with the region's dtypes. The check is skipped if no
-    /// module was observed, because the model then ran every forward pass with a context that it
-    /// created itself.
+    /// the parameter's module must have run with the region's dtypes. Checks nothing if no module
+    /// was observed: the model then ran its forward passes with a `Context` that it created itself.
     ///
     /// # Errors
     /// When a region had no effect.
@@ -237,9 +236,9 @@ impl Products {
                 observed.gradients.insert(name(grad.kind()));
             }
         }
-        // At least one parameter must have the precision's dtype. In a run with regions that the
-        // user gives by module path, the regions may change the dtypes of all parameters, so the
-        // check is skipped.
+        // At least one parameter must have the dtype in which the precision stores weights. This is
+        // not checked if the user gave precision regions by module path, because these may change
+        // the dtypes of all parameters.
         if let (false, false, Some(first)) = (plain, has_overrides, first) {
             let what = format!("the parameter `{}`", first.name);
             return Err(mismatch(&what, precision.storage(), first.tensor.kind()));

@@ -1,4 +1,5 @@
-//! Finds the first value of a step that was not finite, by repeating the step once with observers.
+//! Finds the first value of a step that was not finite: repeats the step once and checks the
+//! outputs and gradients of all modules.
 
 use std::{cell::RefCell, fmt, rc::Rc};
 
@@ -56,8 +57,8 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Returns whether the value occurred before the backward pass: in a parameter, the batch, an
-    /// activation or the loss. A lower loss scale does not make such a value finite.
+    /// Returns whether the infinity or NaN first occurred before the backward pass: in a parameter,
+    /// the batch, an activation or the loss. If so, a lower loss scale does not help.
     pub fn is_forward(&self) -> bool {
         matches!(self, Self::Parameter(_) | Self::Input(_) | Self::Activation(_) | Self::Loss)
     }
@@ -103,16 +104,17 @@ pub(crate) struct Replay<'a> {
 /// A batch of a repeated step, or a part of a batch.
 pub(crate) struct ReplayedBatch {
     pub(crate) batch: AnyBatch,
-    /// The factor by which the loss is multiplied. The factor is 0 for a batch without targets,
-    /// whose loss may be NaN. Such a batch runs no backward pass.
+    /// The factor by which the loss is multiplied. It is 0 for a batch in which no target counts,
+    /// for example because all are ignored. The loss of such a batch may be NaN, and no backward
+    /// pass runs.
     pub(crate) share: f64,
-    /// The index in the epoch of the batch, or of the batch to which this part belongs.
+    /// The index of the batch in the epoch. For a part of a batch, the index of the whole batch.
     pub(crate) index: usize,
 }
 
-/// Checks the output of each module when it is computed, and the gradient of the output in the
-/// backward pass. Keeps only statistics and the last output, so that the repeated step needs no
-/// additional memory.
+/// Checks the output of each module, and the gradient of this output in the backward pass. Keeps
+/// only statistics and the last output, so that the repeated step needs no more memory than the
+/// step itself.
 #[derive(Default)]
 struct Watch {
     seen: RefCell<Vec<ModuleRun>>,
@@ -153,9 +155,9 @@ impl Probe for Watch {
 }
 
 impl Replay<'_> {
-    /// Repeats the forward and backward passes until a value is not finite. Before the call, the
-    /// caller must restore the random generator to its state at the start of the step. Does not
-    /// change parameters or gradients. Returns `None` if everything is finite in this repetition.
+    /// Repeats the forward and backward passes until a value is not finite. The caller must first
+    /// restore the random generator to its state at the start of the step. Does not change
+    /// parameters or gradients. Returns `None` if all values of the repetition are finite.
     pub(crate) fn find(self, model: &mut dyn LightningModule) -> Result<Option<Provenance>> {
         for Parameter { name, tensor } in self.parameters {
             if let Some(found) = check(Cause::Parameter(name.clone()), tensor, None)? {
@@ -178,8 +180,8 @@ impl Replay<'_> {
                 model.training_step(batch, &mut step)?
             };
             if !counts {
-                // This batch contributes no gradient. It runs only because it takes random numbers,
-                // so that the following batches get the same random numbers as in the step.
+                // This batch contributes no gradient. It runs only so that the next batches draw
+                // the same random numbers as in the original step.
                 drop((watch.first.take(), watch.last.take(), watch.seen.take()));
                 continue;
             }
@@ -212,7 +214,7 @@ impl Validation {
     }
 
     /// Runs the validation step on a batch. Returns the first value that is not finite: a tensor of
-    /// the batch, or the output of a module. The caller has switched gradients off.
+    /// the batch, or the output of a module. The caller must have disabled gradients.
     pub(crate) fn find(
         &self,
         model: &mut dyn LightningModule,
@@ -241,16 +243,15 @@ fn backward(
     let parameters: Vec<&Parameter> = trained.collect();
     let inputs: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
     let weights = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
-    // The loop visits the modules in the reverse order of the forward pass. `from` is the largest
-    // absolute value of the gradient that the loop read last: the gradient of the output of a
-    // module that ran later in the forward pass.
+    // The gradients are read in the reverse order of the forward pass. `from` is the largest
+    // absolute value of the gradient that was read before this one.
     let mut from = None;
     for (at, ModuleRun { kind, elements, gradient, .. }) in seen.iter().enumerate().rev() {
         let Some(gradient) = gradient else { continue };
         let Some((nan, inf, largest)) = gradient.read()? else { continue };
         if nan + inf > 0 {
-            // The output of this module is the input of the module that ran after it, `next`. The
-            // backward pass of `next` computed this gradient.
+            // The output of this module is the input of the next module, whose backward pass
+            // computed this gradient.
             let cause = match seen.get(at + 1) {
                 None => Cause::LossGradient,
                 Some(next) => Cause::InputGradient(next.path.clone()),

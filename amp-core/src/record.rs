@@ -18,18 +18,18 @@ pub struct RunRecord {
     pub start: FitStart,
     /// The dtypes that the first training step used.
     pub observed: Observed,
-    /// The values that were logged, and the times, of each epoch.
+    /// The logged values and the times of each epoch.
     pub epochs: Vec<EpochEnd>,
     /// The validations that ran before the end of an epoch.
     #[serde(default)]
     pub validations: Vec<Validated>,
     /// The optimizer steps that were skipped.
     pub skips: Vec<Skipped>,
-    /// For each change of the loss scale, the number of optimizer steps attempted so far and the
-    /// new scale.
+    /// For each change of the loss scale, the number of optimizer steps that had been attempted and
+    /// the new scale.
     pub scales: Vec<(u64, f64)>,
-    /// For each action that the trainer took to recover, the number of optimizer steps attempted so
-    /// far and the action.
+    /// For each action that the trainer took to recover, the number of optimizer steps that had
+    /// been attempted and the action.
     pub recoveries: Vec<(u64, Recovery)>,
     /// Notes that the trainer reported for the user.
     pub notes: Vec<String>,
@@ -47,8 +47,8 @@ impl RunRecord {
         self.epochs.last()?.value(name)
     }
 
-    /// Returns those values of the last validation that are NaN or infinite. For a run without
-    /// validations, returns the last epoch's training loss if it is NaN or infinite.
+    /// Returns the NaN and infinite values of the last validation. For a run without validations,
+    /// returns the last epoch's training loss if it is NaN or infinite.
     pub fn not_finite(&self) -> Vec<&Logged> {
         let epoch = self.epochs.iter().rev().find(|end| !end.val.is_empty());
         let validated = match (epoch, self.validations.last()) {

@@ -27,9 +27,9 @@ const FORMAT: &str = "format";
 /// The value of [`FORMAT`] for tensors of PyTorch.
 const PYTORCH: &str = "pt";
 
-/// The header's key that marks a file of this crate. A file with this key must also have a
-/// checksum. One flipped bit cannot remove both keys, so a damaged file is not mistaken for a file
-/// of another program.
+/// The header's key that marks a file that this crate wrote. Such a file must have a checksum, but
+/// files of other programs need none. One flipped bit cannot remove both this key and the checksum,
+/// so a damaged file is not mistaken for a file of another program.
 const WRITER: &str = "amp";
 
 /// The tensors (on the CPU) and the text of a file.
@@ -114,10 +114,9 @@ pub(crate) fn read(path: &Path) -> Result<TensorFile> {
     Ok(TensorFile { tensors, metadata })
 }
 
-/// Reads one entry of a file as a tensor. If libtorch lacks the entry's dtype, the tensor gets
-/// another dtype that represents all values of the entry: i32 for `U16`, i64 for `U32` and `U64`,
-/// and f32 for `F8_E8M0` (exponents of 8 bits). Returns `None` if no dtype of libtorch represents
-/// all values.
+/// Reads one entry of a file as a tensor. An entry whose dtype libtorch lacks gets a dtype that
+/// represents all its values: i32 for `U16`, i64 for `U32` and `U64`, and f32 for `F8_E8M0`
+/// (exponents of 8 bits). Returns `None` if libtorch has no such dtype.
 fn tensor(view: &TensorView<'_>) -> Result<Option<Tensor>> {
     let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
     if let Some(kind) = kind(view.dtype()) {
@@ -160,9 +159,9 @@ fn power_of_two(exponent: u8) -> f32 {
     }
 }
 
-/// Computes a checksum of the names, dtypes, shapes and bytes of the tensors, and of the text, both
-/// sorted by name. The length of each item is hashed as well, because otherwise moving bytes from
-/// one item to the next would not change the checksum.
+/// Computes a checksum of the tensors' names, dtypes, shapes and bytes, and of the text. Tensors
+/// and text are sorted by name. The length of each item is hashed, too. Otherwise the checksum
+/// would stay the same if the last bytes of an item became the first bytes of the next one.
 fn checksum(views: &[(&str, TensorView<'_>)], metadata: &BTreeMap<String, String>) -> String {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
@@ -187,7 +186,7 @@ const ZIP: &[u8] = b"PK\x03\x04";
 const PICKLE: &[u8] = b"\x80\x02\x8a";
 
 fn damaged(path: &Path, error: impl std::fmt::Display) -> Error {
-    Error::config(format!("{}: not a whole safetensors file: {error}", path.display()))
+    Error::config(format!("{}: damaged, or not a safetensors file: {error}", path.display()))
 }
 
 struct Stored {
@@ -236,8 +235,8 @@ fn dtype(kind: Kind) -> Result<Dtype> {
     })
 }
 
-/// Returns an error if a tensor cannot be stored in a file. Called before training, so that saving
-/// does not fail later.
+/// Returns an error if a tensor cannot be stored in a file. The trainer calls this before training,
+/// so that saving does not fail later.
 ///
 /// # Errors
 /// When a tensor cannot be stored in a file. The error names the first such tensor and the reason.

@@ -9,11 +9,12 @@
 //! error: amp-libtorch@0.1.0: libtorch 2.11.0 is not at /home/me/net/.libtorch/torch: run `cargo amp setup`
 //! ```
 //!
-//! This build script runs before the build script of torch-sys, because cargo first starts the
-//! units on which most other units depend, and the build scripts of both amp-derive and amp-core
-//! depend on this crate.
+//! This build script should run before the build script of torch-sys. Cargo first builds the crates
+//! on which most others depend, so the build scripts of both amp-derive and amp-core depend on this
+//! crate.
 //!
-//! `LIBTORCH_USE_PYTORCH` and `LIBTORCH_BYPASS_VERSION_CHECK` work as for torch-sys.
+//! As in torch-sys, `LIBTORCH_USE_PYTORCH` selects the libtorch of Python's torch, and
+//! `LIBTORCH_BYPASS_VERSION_CHECK` accepts any version.
 
-/// The version of libtorch that tch 0.24 binds.
+/// The version of libtorch that tch 0.24 needs.
 pub const VERSION: &str = env!("AMP_LIBTORCH_VERSION");

@@ -19,7 +19,7 @@ pub struct Report {
     pub cuda_driver: Option<String>,
     /// The CUDA devices that libtorch can use.
     pub devices: Vec<CudaDevice>,
-    /// The precision with which a user should start.
+    /// The precision to try first.
     pub recommended: Recommendation,
 }
 
@@ -28,11 +28,11 @@ pub struct Report {
 pub struct Cpu {
     /// The name of the CPU model.
     pub name: String,
-    /// The name of the CPU kernels that ATen chose, such as `avx2`.
+    /// The instruction set for which ATen chose its CPU kernels, such as `avx2`.
     pub kernels: String,
     /// The instructions of this CPU that matter for low precision.
     pub features: Vec<String>,
-    /// The number of threads with which libtorch computes one operation.
+    /// The number of threads that libtorch uses for one operation.
     pub threads: i32,
 }
 
@@ -49,8 +49,8 @@ pub struct CudaDevice {
     pub multiprocessors: i32,
     /// The size of the device's memory in bytes.
     pub memory: u64,
-    /// Whether the device has matrix units for f16. True for compute capability 7.0 or higher. (The
-    /// GTX 16 series has compute capability 7.5, but no matrix units for f16.)
+    /// Whether the device has matrix units for f16. True for compute capability 7.0 or higher, so
+    /// also, wrongly, for the GTX 16 series (7.5), which has no such units.
     pub tensor_cores: bool,
     /// Whether the device has matrix units for bf16: true for compute capability 8.0 or higher.
     pub bf16: bool,

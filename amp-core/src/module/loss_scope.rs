@@ -1,25 +1,25 @@
-//! The examples over which a loss takes its mean.
+//! Whether the loss of a batch is a mean over its examples.
 
 use crate::loss::MeanOver;
 
-/// The examples over which a loss takes its mean.
+/// Whether the loss of a batch is a mean over its examples, so that the batch may be split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum LossScope {
-    /// The loss is a weighted mean over the batch's examples. If the batch is split, the weighted
-    /// mean of the micro-batches' losses equals the loss of the whole batch.
+    /// The loss is a weighted mean of the losses of the batch's examples. If the batch is split,
+    /// the weighted mean of the micro-batches' losses equals the loss of the whole batch.
     Examples,
     /// The loss compares the examples of the batch with each other, as a contrastive loss does. A
     /// batch with such a loss is never split.
     Batch,
-    /// The scope of the loss is not known. If a batch does not fit into memory, the batch is split,
-    /// and a note reports the split.
+    /// It is not known whether the loss is a mean over the examples. A batch that does not fit into
+    /// memory is split nevertheless, and a note reports the split.
     #[default]
     Unknown,
 }
 
 impl LossScope {
-    /// Returns the scope of a loss whose mean has the denominator `over`.
+    /// Returns the scope of a loss from the denominator of its mean.
     pub fn of(over: &MeanOver<'_>) -> Self {
         match over {
             MeanOver::Batch => Self::Batch,

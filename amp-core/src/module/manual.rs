@@ -13,13 +13,14 @@ use crate::{
 };
 
 /// The context of one batch for a model that [optimizes
-/// manually](crate::LightningModule::optimizes_manually). The model runs forward passes under
-/// autocast, backward passes of scaled losses, and steps of any optimizer, any number of times. The
-/// loss scale is updated once, after the batch, with the results of all backward passes.
+/// manually](crate::LightningModule::optimizes_manually). For one batch, the model runs any number
+/// of forward passes under autocast, of backward passes of scaled losses, and of steps of any of
+/// its optimizers. The loss scale is updated once, after the batch, with the results of all
+/// backward passes.
 ///
-/// The types enforce the order of a step. A backward pass returns [`Gradients<Scaled>`](Gradients).
-/// Only [`unscale`](ManualOptimizer::unscale) turns these into gradients that can be clipped and
-/// stepped.
+/// The types enforce the order backward, unscale, clip, step. A backward pass returns
+/// [`Gradients<Scaled>`](Gradients). Only [`unscale`](ManualOptimizer::unscale) turns these into
+/// gradients that can be clipped and given to [`step`](ManualOptimizer::step).
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{prelude::*, trainer::ManualStep};
@@ -67,11 +68,10 @@ pub struct ManualStep<'s> {
     loss: Option<Tensor>,
 }
 
-/// The optimizers of the run, as a trait object.
 type Updates<'s> = &'s mut dyn Update;
 
-/// The operations of a manual step on the optimizers of a run. [`ManualStep`] holds the optimizers
-/// through this trait, so that it has only one lifetime parameter.
+/// The operations of a manual step on the optimizers of a run. As a trait object, so that
+/// [`ManualStep`] has only one lifetime parameter.
 pub(crate) trait Update {
     fn count(&self) -> usize;
     fn backward(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>>;
@@ -111,14 +111,14 @@ impl<'s> ManualStep<'s> {
         self.batch_idx
     }
 
-    /// Returns the number of steps applied so far. A batch counts as one step if an optimizer has
-    /// stepped in it.
+    /// Returns the number of batches so far in which an optimizer has stepped. A batch with several
+    /// optimizer steps counts once.
     pub fn global_step(&self) -> u64 {
         self.global_step
     }
 
-    /// Runs a forward pass in the policy's autocast region. Run backward passes outside of `run`,
-    /// so that they do not run under autocast.
+    /// Runs a forward pass under autocast, as the run's precision defines it. Run backward passes
+    /// outside of `run`, so that they do not run under autocast.
     ///
     /// # Errors
     /// When autocast cannot be switched on, or `run` fails.
@@ -157,8 +157,8 @@ impl<'s> ManualStep<'s> {
         Ok(ManualOptimizer { step: self, at })
     }
 
-    /// Runs `body` while only the parameters of this optimizer require gradients (Lightning's
-    /// `toggle_optimizer`). A backward pass then computes only their gradients.
+    /// Runs `body` while only the parameters of the optimizer `at` require gradients (Lightning's
+    /// `toggle_optimizer`), so that backward passes compute only their gradients.
     ///
     /// # Errors
     /// When there is no optimizer with the index `at`, or `body` fails.
@@ -168,8 +168,7 @@ impl<'s> ManualStep<'s> {
         body: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
         let _ = self.optimizer(at)?;
-        // Each parameter belongs to one optimizer only. Therefore none of the frozen parameters
-        // belongs to the optimizer `at`.
+        // No parameter belongs to two optimizers, so no parameter of the optimizer `at` is frozen.
         let others = (0..self.scheduled.count()).filter(|other| *other != at);
         let others: Vec<Tensor> = others
             .flat_map(|other| self.scheduled.parameters(other))
@@ -180,10 +179,10 @@ impl<'s> ManualStep<'s> {
     }
 }
 
-/// Returns the first loss of a model's step on `batch`, with its autograd graph. This is the result
-/// of [`training_step`](LightningModule::training_step), or the loss of the first backward pass of
-/// a [manual step](LightningModule::manual_step). A manual step ends at its first backward pass, so
-/// no parameter is updated.
+/// Returns a loss of the model on `batch`, with its autograd graph: the result of
+/// [`training_step`](LightningModule::training_step), or for a model that optimizes manually the
+/// loss that [`manual_step`](LightningModule::manual_step) first passes to a backward pass. The
+/// manual step ends there, so no parameter is updated.
 ///
 /// # Errors
 /// When the step fails, or a manual step runs no backward pass.
@@ -213,8 +212,8 @@ pub fn first_loss(
     }
 }
 
-/// Replaces the optimizers of a manual step. Keeps the loss of the first backward pass, and then
-/// ends the step with an error.
+/// Replaces the optimizers when only the first loss of a manual step is needed. Keeps the loss of
+/// the first backward pass, and then ends the step with an error.
 struct First {
     count: usize,
     loss: Option<Tensor>,
@@ -262,9 +261,9 @@ pub struct ManualOptimizer<'a, 's> {
 
 impl ManualOptimizer<'_, '_> {
     /// Drops the gradients of this optimizer's parameters and runs the backward pass of the scaled
-    /// loss. The backward pass also adds gradients to the parameters of other optimizers. Those
-    /// gradients remain until `backward` of their optimizer drops them. Within
-    /// [`ManualStep::toggled`] those gradients are not computed at all.
+    /// loss. The backward pass also adds gradients to the parameters of other optimizers, which
+    /// remain until `backward` of those optimizers drops them. Within [`ManualStep::toggled`] the
+    /// gradients of other optimizers' parameters are not computed.
     ///
     /// # Errors
     /// When the loss is not a scalar or depends on no parameter.
@@ -281,8 +280,8 @@ impl ManualOptimizer<'_, '_> {
         self.step.scheduled.unscale(gradients)
     }
 
-    /// Steps the optimizer unless a gradient is not finite. If the optimizer's learning-rate
-    /// schedule counts steps, the schedule advances too.
+    /// Steps the optimizer unless a gradient is not finite. A learning-rate schedule that advances
+    /// per step (not per epoch) advances too.
     ///
     /// # Errors
     /// When the gradients belong to another optimizer.

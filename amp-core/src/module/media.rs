@@ -23,14 +23,14 @@ macro_rules! logs_media {
         impl $type {
             /// Logs an image `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels, or images `[N, C, H,
             /// W]` as a [grid](ImageGrid). Elements are uint8, or floating-point from 0 to 1. The
-            /// image is copied to the host immediately. The copy waits for the device, so log
-            /// images rarely. Loggers encode and write images on separate threads. If no logger
-            /// writes images, the image is dropped.
+            /// image is copied to the host immediately, which waits for the device, so log images
+            /// rarely. Loggers encode and write images on separate threads. If the run has no
+            /// logger that writes images, the image is ignored.
             ///
             /// # Errors
-            /// When the image has another shape or dtype, or when the step runs as a CUDA graph. If
-            /// a step calls [`Step::at_logging_interval`], the steps whose values are reported run
-            /// without a CUDA graph. Therefore log images only if that method returns true.
+            /// When the image has another shape or dtype, or when the step runs as a CUDA graph. To
+            /// avoid the latter, log images only if [`Step::at_logging_interval`] returns true:
+            /// such steps run without a CUDA graph.
             pub fn log_image(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
                 self.log.media(name, || image(tensor))
             }
@@ -61,12 +61,12 @@ logs_media!(Hook<'_>, Step<'_>, ManualStep<'_>);
 macro_rules! at_interval {
     ($($type:ty),*) => {$(
         impl $type {
-            /// Returns whether values of this batch are reported. Code can do additional work only
-            /// for these batches, such as logging an image. In training, values are reported for
-            /// the last batch of each
-            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps)-th step. In
-            /// an evaluation, values are reported for the first batch of each set. If a step calls
-            /// this method, the steps whose values are reported run without a CUDA graph.
+            /// Returns whether the logged values of this batch are reported, so that code can do
+            /// additional work, such as logging an image, only for these batches. In training these
+            /// are the last batches of every n-th optimizer step, where n is
+            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps). In an
+            /// evaluation it is the first batch of each data set. In a model whose training step
+            /// calls this method, the steps for which it returns true run without a CUDA graph.
             ///
             /// ```no_run,standalone_crate
             /// use amp_core::prelude::*;

@@ -30,8 +30,8 @@ pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
 
 /// A model with its loss, metrics and optimizers, which a [`Trainer`](crate::Trainer) trains.
 ///
-/// Derive the trait with [`derive(LightningModule)`](derive@crate::LightningModule). The derive
-/// lets you replace each of the steps below by your own code.
+/// Derive the trait with [`derive(LightningModule)`](derive@crate::LightningModule). With
+/// attributes you can replace each generated step by your own code.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::prelude::*;
@@ -61,9 +61,9 @@ pub trait LightningModule: Visit {
     /// Returns the hyperparameters from which the model was built.
     fn hyperparameters(&self) -> Hyperparameters;
 
-    /// Computes the loss of one batch and logs the declared values. The trainer calls this method
-    /// under autocast, and runs the backward pass afterwards. A model with its own batch type
-    /// converts `batch` with [`BatchType::from_any`](crate::data::BatchType::from_any).
+    /// Computes the loss of one batch, and logs the loss and the metrics. The trainer calls this
+    /// method under autocast, and runs the backward pass afterwards. A model with its own batch
+    /// type converts `batch` with [`BatchType::from_any`](crate::data::BatchType::from_any).
     ///
     /// Returns the loss as a scalar tensor.
     ///
@@ -74,10 +74,10 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "training_step"))
     }
 
-    /// Returns the weight of this batch's loss in a mean over the losses of several batches, or of
-    /// the micro-batches of one step. If the weight is the denominator of the loss's mean, the
-    /// step's gradient equals the gradient of one large batch. The derive generates such weights.
-    /// The default is the [weight](AnyBatch::weight) of the batch.
+    /// Returns the weight of this batch's loss in the mean over several batches, or over the
+    /// micro-batches of one step. The derive returns the denominator of the loss's mean, for
+    /// example the number of targets that are not ignored. The gradient of the step then equals the
+    /// gradient of one large batch. The default is the [weight](AnyBatch::weight) of the batch.
     ///
     /// # Errors
     /// When weights or targets cannot be read from the device.
@@ -85,16 +85,18 @@ pub trait LightningModule: Visit {
         batch.weight()
     }
 
-    /// Returns the examples over which the loss takes its mean. The result decides whether a batch
-    /// that does not fit into memory may be split. The derive knows the scope of amp-core's losses.
-    /// For a loss of your own, the derive reads `#[loss(…, of = …)]`.
+    /// Returns whether the loss is a mean over the examples of the batch. The trainer may split a
+    /// batch that does not fit into memory unless the result is [`LossScope::Batch`]. The derive
+    /// knows the result for amp-core's losses. For a loss of your own, it reads `#[loss(…, of =
+    /// …)]`.
     fn loss_scope(&self) -> LossScope {
         LossScope::Unknown
     }
 
-    /// Returns how the training metric `name` is computed from its saved state. If a run is resumed
-    /// at the end of an epoch, the trainer computes the epoch's value with this reduction. The
-    /// derive returns the reduction of a declared metric, and `None` for any other name.
+    /// Returns how the value of the training metric `name` is computed from its state. The trainer
+    /// needs this if a run is resumed at the end of an epoch, because a checkpoint contains the
+    /// state but not the function that computes the value. The derive returns the reduction of a
+    /// declared metric, and `None` for any other name.
     fn reduction(&self, name: &str) -> Option<Reduction> {
         let _ = name;
         None
@@ -134,8 +136,8 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "test_step"))
     }
 
-    /// Returns the model's predictions for a batch, computed without gradients: one tensor or
-    /// several, whose dimension 0 is the number of examples.
+    /// Returns the model's predictions for a batch, computed without gradients: one or several
+    /// tensors, with one row (along dimension 0) for each example.
     ///
     /// # Errors
     /// When the forward pass fails, or the model has no `predict_step`.
@@ -150,18 +152,18 @@ pub trait LightningModule: Visit {
     /// When an option is out of range.
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers>;
 
-    /// Returns whether the model's own code runs after a training step or within the step. The
-    /// trainer runs steps as CUDA graphs only if no such code runs within a step. The derive
-    /// implements this method for generated steps.
+    /// Returns when the model's own code runs: its hooks, and training steps that are written by
+    /// hand. The trainer runs steps as CUDA graphs only if no such code runs within a step. The
+    /// derive implements this method for the steps that it generates.
     fn step_access(&self) -> StepAccess {
         StepAccess::InStep("the model does not implement step_access")
     }
 
-    /// Adds to `values` the values that the training step reads besides tensors, for example a
-    /// weight of the loss that a hook raises. A CUDA graph repeats the values of its capture, so
-    /// after a value has changed, steps run without the graph. The default adds the values that
-    /// [`on_save_checkpoint`](Self::on_save_checkpoint) saves. The derive adds the `#[state]` and
-    /// `#[hparam]` fields that the forward pass, the loss or a metric reads.
+    /// Adds to `values` all values that the training step reads, except tensors, for example a loss
+    /// weight that a hook raises. A CUDA graph always uses the values with which it was captured,
+    /// so the trainer stops using the graph when one of these values has changed. The default adds
+    /// the values that [`on_save_checkpoint`](Self::on_save_checkpoint) saves. The derive adds the
+    /// `#[state]` and `#[hparam]` fields that the forward pass, the loss or a metric reads.
     ///
     /// # Errors
     /// When a value cannot be saved.
@@ -202,8 +204,8 @@ pub trait LightningModule: Visit {
     }
 
     /// Runs after a training batch, with the detached loss. `outcome` is the outcome of the
-    /// optimizer step, or `None` while gradients are only accumulated. If the step ran as a CUDA
-    /// graph, the loss is on the host, and reading it does not wait for the device.
+    /// optimizer step, or `None` if the batch only accumulates gradients. If the step ran as a CUDA
+    /// graph, the loss is already on the host.
     ///
     /// # Errors
     /// An error ends the run.
@@ -271,7 +273,7 @@ fn no_step(model: &str, step: &str) -> Error {
     ))
 }
 
-/// Gives a hook access to the position and the optimizers of the run, and to the log.
+/// Gives a hook access to the run: its epoch and step, its optimizers and its log.
 pub struct Hook<'a> {
     /// The current epoch, counted from 0.
     pub epoch: i64,
@@ -291,7 +293,7 @@ impl Hook<'_> {
         self.optimizers
     }
 
-    /// Logs a scalar. Nothing is read back to the host here.
+    /// Logs a scalar, without waiting for the device.
     ///
     /// # Errors
     /// When `value` is not a scalar.

@@ -1,4 +1,4 @@
-//! Gives a training or evaluation step access to the run.
+//! The argument of training and evaluation steps, which gives access to the run.
 
 use tch::Tensor;
 
@@ -11,15 +11,15 @@ use crate::{
     nn::Context,
 };
 
-/// Gives a training or evaluation step access to the context of the forward pass, the position of
-/// the run, and the log.
+/// Gives a training or evaluation step access to the context of the forward pass, the batch index,
+/// the number of applied optimizer steps, and the log.
 pub struct Step<'a> {
     pub(super) context: &'a Context,
     pub(super) log: &'a mut Log,
     pub(super) batch_idx: usize,
     pub(super) global_step: u64,
-    /// A guard that is never read. If this step runs inside another step that has another context,
-    /// the guard pauses the recording of matrix products for the other step.
+    /// Only dropping this guard has an effect. If the step runs inside a step with another context,
+    /// the guard keeps the step's matrix products from being reported to the probe of that context.
     _apart: Option<PausedProducts>,
 }
 
@@ -36,27 +36,29 @@ impl<'a> Step<'a> {
     }
 
     /// Returns the index of the batch in its epoch, counted from 0. A training step that calls this
-    /// method does not run as a CUDA graph, because a graph would repeat the index of its capture.
+    /// method does not run as a CUDA graph, because a graph would replay the index with which it
+    /// was captured.
     pub fn batch_idx(&self) -> usize {
         self.log.interval().reads("batch_idx");
         self.batch_idx
     }
 
     /// Returns the number of optimizer steps applied so far. A training step that calls this method
-    /// does not run as a CUDA graph, because a graph would repeat the number of its capture.
+    /// does not run as a CUDA graph, because a graph would replay the number with which it was
+    /// captured.
     pub fn global_step(&self) -> u64 {
         self.log.interval().reads("global_step");
         self.global_step
     }
 
-    /// Returns the index of the batch and the number of applied steps, for code that creates
-    /// another `Step` for the same batch.
+    /// Returns `batch_idx` and `global_step`, for code that creates another `Step` for the same
+    /// batch.
     #[doc(hidden)]
     pub fn place(&self) -> (usize, u64) {
         (self.batch_idx, self.global_step)
     }
 
-    /// Logs a scalar that belongs to `batch_size` examples. Nothing is read back to the host here.
+    /// Logs a scalar that belongs to `batch_size` examples, without waiting for the device.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -70,8 +72,8 @@ impl<'a> Step<'a> {
         self.log.value(name, value, batch_size, options)
     }
 
-    /// Logs the loss of a batch. `counted` is the weight of the loss in the epoch's mean. Nothing
-    /// is read back to the host here.
+    /// Logs the loss of a batch, without waiting for the device. `counted` is the weight of the
+    /// loss in the epoch's mean.
     ///
     /// # Errors
     /// When `value` is not a scalar.

@@ -1,4 +1,4 @@
-//! Whether the code of a model or callback runs after a step or within it.
+//! When the hooks of a model, or a callback, run: after a training step or within it.
 
 use crate::loss::Loss;
 
@@ -6,16 +6,16 @@ use crate::loss::Loss;
 /// The trainer runs a step as a CUDA graph only if no observer runs within the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepAccess {
-    /// The observer is called once per step, in order. Later steps may already be running on the
-    /// device when the observer is called. The actions that the observer requests are executed
-    /// after those steps.
+    /// The observer is called once per step, in the order of the steps. Later steps may already be
+    /// running on the device when it is called. An action that it requests, such as saving or
+    /// stopping, is executed only after those steps.
     Deferred,
     /// The observer is called after each step, before the next step begins, so that the observer
     /// can read the model as it is after the step.
     PerStep,
-    /// The observer is called within the step, for example before the optimizer's step, or changes
-    /// the following step. A step with such an observer cannot run as a CUDA graph. The text names
-    /// the observer, as in `the model has the hook on_before_optimizer_step`.
+    /// The observer is called within the step, for example before the optimizer's step, or it
+    /// changes the following step. A step with such an observer cannot run as a CUDA graph. The
+    /// text is the reason, such as `the model has the hook on_before_optimizer_step`.
     InStep(&'static str),
 }
 

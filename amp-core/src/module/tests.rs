@@ -1,7 +1,7 @@
 use crate::prelude::*;
 
-/// This model is derived inside amp-core. The test checks that the generated paths, which begin
-/// with `::amp_core`, are valid here too.
+/// The derive generates paths that begin with `::amp_core`. This model checks that such paths are
+/// valid inside amp-core, too.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(sgd, lr = 0.1)]

@@ -29,7 +29,8 @@ use crate::{Result, parameter::Parameter};
 /// The step can be captured in a CUDA graph.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Adafactor {
-    /// The highest learning rate, as a fraction of the root mean square of the parameter.
+    /// The highest relative learning rate: each step multiplies it by the root mean square of the
+    /// parameter.
     pub lr: f64,
     /// The exponent of t in β = t^`beta2_decay`, at most 0. β is the weight of the newest squared
     /// gradient in the running mean.
@@ -37,7 +38,8 @@ pub struct Adafactor {
     /// The numbers ε₁ and ε₂ of the formulas. If ε₁ is `None`, it is the machine epsilon of the
     /// dtype in which the parameter is updated.
     pub eps: (Option<f64>, f64),
-    /// The largest root mean square of an update: larger updates are scaled down. At least 1.
+    /// The largest root mean square of U in the formulas: if it is larger, U is scaled down. At
+    /// least 1.
     pub d: f64,
     /// The weight decay: each step subtracts lr·weight_decay·weight from the weight.
     pub weight_decay: f64,

@@ -28,9 +28,10 @@ use crate::{
 pub struct AdamW {
     /// The learning rate.
     pub lr: f64,
-    /// The decay rates β₁ of the gradient's running average and β₂ of its square's running average.
+    /// The decay rates: β₁ for the running average of the gradient, β₂ for that of the squared
+    /// gradient.
     pub betas: (f64, f64),
-    /// The number that is added to the root of the running average of squares.
+    /// The number that is added to the square root of the running average of squared gradients.
     pub eps: f64,
     /// The weight decay: each step subtracts lr·weight_decay·weight from the weight.
     pub weight_decay: f64,
@@ -53,9 +54,10 @@ impl Default for AdamW {
 pub struct Adam {
     /// The learning rate.
     pub lr: f64,
-    /// The decay rates β₁ of the gradient's running average and β₂ of its square's running average.
+    /// The decay rates: β₁ for the running average of the gradient, β₂ for that of the squared
+    /// gradient.
     pub betas: (f64, f64),
-    /// The number that is added to the root of the running average of squares.
+    /// The number that is added to the square root of the running average of squared gradients.
     pub eps: f64,
     /// The weight decay: weight_decay·weight is added to the gradient.
     pub weight_decay: f64,

@@ -10,8 +10,8 @@ use crate::{Result, parameter::Parameter};
 /// The options of an optimizer, and the rule (formula) by which one step updates the parameters.
 /// Every type with this trait is also a [`BuildOptimizer`](super::BuildOptimizer). Such an
 /// optimizer supports parameter groups ([`ParamGroups`](super::ParamGroups)), schedules and
-/// checkpoints. It can update 16-bit weights in f32 or in master weights, and store its state in
-/// fewer bits. A step whose gradients are not finite is skipped.
+/// checkpoints. It can update 16-bit weights through f32 copies or f32 master weights, and store
+/// its running averages in 16 or 8 bits. A step whose gradients are not finite is skipped.
 ///
 /// If the rule consists of tensor operations, an optimizer needs no more than this:
 ///
@@ -64,14 +64,14 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// optimizer.
     const NAME: &'static str;
 
-    /// Whether the rule computes each element independently of the others. If a parameter is
-    /// updated in copies of another dtype, an elementwise rule gets flat pieces of the parameter,
-    /// so that the copies need little memory. Any other rule gets the whole parameter.
+    /// Whether the rule computes each element independently of the others. If a step updates f32
+    /// copies of a parameter, it copies the parameter piece by piece for such a rule, which needs
+    /// little memory, and the rule gets flat pieces. Any other rule gets the whole parameter.
     const ELEMENTWISE: bool = false;
 
-    /// Returns the reason why parameters of a dtype are always updated in f32 and with f32 state.
-    /// Returns `None` if [`step`](Self::step) supports the dtype. The default returns a reason for
-    /// 16-bit dtypes.
+    /// Returns the reason why parameters of the dtype `kind` are always updated in f32 and with f32
+    /// state. Returns `None` if [`step`](Self::step) supports the dtype. By default only 16-bit
+    /// dtypes have such a reason.
     fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("each operation of the update would round its result to 16 bits")
     }
@@ -96,41 +96,41 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// Sets the learning rate and momentum.
     fn set_rates(&mut self, rates: Rates);
 
-    /// Updates several parameters of the same dtype. If the rule consists of tensor operations,
-    /// call [`StepTensors::each`].
+    /// Updates several parameters of the same dtype. A rule of tensor operations is implemented
+    /// with a call of [`StepTensors::each`].
     ///
     /// # Errors
     /// When an operation of the step fails.
     fn step(&self, tensors: &StepTensors<'_>) -> Result<()>;
 
-    /// Returns whether the rule treats the first step of a parameter in another way
-    /// ([`ParameterStep::is_first`](super::ParameterStep::is_first)). Then only the later steps can
-    /// be captured in a CUDA graph.
+    /// Returns whether the rule treats the first step of a parameter differently
+    /// ([`ParameterStep::is_first`](super::ParameterStep::is_first)). If so, only the later steps
+    /// can be captured in a CUDA graph.
     fn first_step_differs(&self) -> bool {
         false
     }
 
     /// Returns whether a step on CUDA can be captured in a CUDA graph. If it can, the rule must
     /// read its rates from [`ParameterStep`](super::ParameterStep), must not read a tensor's value
-    /// on the host, and must run the same operations for all values. On CUDA, [`StepTensors::each`]
-    /// then passes options to the rule in which the rates are NaN. A rule that wrongly uses a rate
-    /// from the options then computes NaN. Otherwise the graph would silently capture this rate as
+    /// on the host, and must run the same operations whatever values the tensors have. On CUDA,
+    /// [`StepTensors::each`] replaces the rates in the options by NaN. A rule that wrongly reads a
+    /// rate from the options then computes NaN, whereas a graph would silently capture the rate as
     /// a constant.
     fn captures(&self) -> bool {
         false
     }
 
-    /// Returns the operations that [`step`](Self::step) supports on this device besides the update,
-    /// for example clipping. If the rule [can be captured in a CUDA graph](Self::captures), the
-    /// default returns all operations that [`StepTensors::each`] supports, and otherwise none. If
-    /// the step supports none, the trainer unscales and clips the gradients before the step.
+    /// Returns what [`step`](Self::step) supports on this device besides the update: skipping
+    /// itself, scaling the gradients, and being captured in a CUDA graph. By default this is
+    /// everything if the device is CUDA and the rule [can be captured](Self::captures), and
+    /// otherwise nothing. The trainer then unscales and clips the gradients before the step.
     fn capabilities(&self, device: Device) -> Capabilities {
         Capabilities::all(device.is_cuda() && self.captures())
     }
 
-    /// Returns whether [`step`](Self::step) can read and write running averages that are stored as
-    /// `moments`, for parameters of the dtype `kind`. If not, the averages are converted to f32 for
-    /// the step.
+    /// Returns whether [`step`](Self::step) can read and write running averages in the storage
+    /// format `moments`, for parameters of the dtype `kind`. If not, the averages are converted to
+    /// f32 for the step.
     fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {
         let _ = (kind, device);
         moments == Moments::Full
@@ -143,8 +143,9 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     }
 }
 
-/// Implements trait methods for options that implement serde's `Serialize`. The step calls `rule`
-/// for each parameter, and can be captured in a CUDA graph.
+/// Implements `captures`, `step` and `fields` of [`Algorithm`] for an optimizer that has a method
+/// `rule` and implements serde's `Serialize`. The step calls `rule` for each parameter, and can be
+/// captured in a CUDA graph.
 macro_rules! stepped_by_rule {
     () => {
         fn captures(&self) -> bool {

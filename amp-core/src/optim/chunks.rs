@@ -23,8 +23,8 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// Returns this range of elements of `tensor`, which has as many elements as the piece's
-    /// tensor. The result is a view if `tensor` is contiguous.
+    /// Returns this range of elements of `tensor`, which may be the parameter, its gradient or its
+    /// master weight. The result is a view if `tensor` is contiguous.
     pub(super) fn of(&self, tensor: &Tensor) -> Result<Tensor> {
         let flat = tensor.f_detach()?.f_reshape([-1])?;
         Ok(flat.f_narrow(0, self.start, self.count)?)
@@ -67,15 +67,15 @@ pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     parts
 }
 
-/// The step counts of parameters that are updated in pieces. A step must give the same count to
-/// every piece of a parameter, although the rule increases the count for each piece.
+/// The step counts of parameters that are updated in pieces. The rule runs once for each piece and
+/// increments the count each time, but all pieces must get the same count.
 #[derive(Debug, Default)]
 pub(super) struct Scalars(HashMap<(usize, usize), Tensor>);
 
 impl Scalars {
-    /// Returns the step count that the rule increases for this piece. For the first piece of a
-    /// parameter, this is `own`, the stored count of the parameter. For later pieces, this is a
-    /// copy of the count from before the step.
+    /// Returns the step count that the rule increments for this piece. The first piece of a
+    /// parameter gets `own`, the stored count. Each later piece gets a copy of the count as it was
+    /// before the step.
     pub(super) fn of(&mut self, piece: &Piece, slot: usize, own: &Tensor) -> Result<Tensor> {
         if piece.whole {
             return Ok(own.shallow_clone());

@@ -1,4 +1,4 @@
-//! The options of optimizers and schedules, and the selection of their parameters.
+//! The options of optimizers and schedules, and the assignment of parameters to optimizers.
 
 use super::{BuildOptimizer, BuildScheduler, Interval, Scheduled, Selection, Storage};
 use crate::{Error, Result, nn::Parameter};

@@ -38,8 +38,9 @@ pub(super) struct Engine<A> {
     /// The group and the state tensors of each parameter.
     kept: Vec<Kept>,
     storage: Storage,
-    /// Whether a skipped step leaves the running averages bit for bit unchanged. Averages that are
-    /// stored in fewer bits and converted for a step are rounded again even in a skipped step.
+    /// Whether a skipped step leaves the running averages bit for bit unchanged. False if they are
+    /// stored in fewer bits and converted for a step, because even a skipped step then rounds them
+    /// again.
     steady: bool,
 }
 
@@ -91,8 +92,8 @@ impl<A: Algorithm> Engine<A> {
         Ok(engine)
     }
 
-    /// Returns the state of the parameter with the index `place`. The parameter must have a
-    /// gradient.
+    /// Returns the state of the parameter with the index `place`, which has a gradient. Returns an
+    /// error if there is no state.
     fn state_of(&self, place: usize) -> Result<&ParameterState> {
         self.kept[place].state.as_ref().ok_or_else(|| {
             Error::config(format!(
@@ -140,7 +141,7 @@ impl<A: Algorithm> Engine<A> {
             .try_for_each(|part| self.step_part(batch, part, working, &mut scalars, known))
     }
 
-    /// Updates parameters and their state in place, in the form in which they are stored.
+    /// Updates parameters and their state in place, without f32 copies.
     fn step_whole(&self, batch: &Batch<'_>, known: OnDevice<'_>) -> Result<()> {
         let states =
             batch.places.iter().map(|at| self.state_of(*at)).collect::<Result<Vec<_>>>()?;
@@ -296,8 +297,8 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     }
 
     fn capabilities(&self) -> Capabilities {
-        // The host records whether a parameter has had its first step. If the device alone decided
-        // to skip the first step, the host would not know, and would record the step as applied.
+        // The host records whether a parameter has had its first step. The host would not learn
+        // that the device skipped this step, so a step can skip itself only after the first step.
         let mut states = self.kept.iter().filter_map(|kept| kept.state.as_ref());
         let started = states.all(|state| state.started);
         let (true, Some(device)) = (started && self.steady, self.device) else {

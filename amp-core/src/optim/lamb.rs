@@ -26,9 +26,10 @@ use crate::{Result, parameter::Parameter};
 pub struct Lamb {
     /// The learning rate.
     pub lr: f64,
-    /// The decay rates β₁ of the gradient's running average and β₂ of its square's running average.
+    /// The decay rates: β₁ for the running average of the gradient, β₂ for that of the squared
+    /// gradient.
     pub betas: (f64, f64),
-    /// The number that is added to the root of the running average of squares.
+    /// The number that is added to the square root of the running average of squared gradients.
     pub eps: f64,
     /// The weight decay: weight_decay·weight is added to the update.
     pub weight_decay: f64,

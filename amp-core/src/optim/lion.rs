@@ -18,7 +18,7 @@ use crate::{
 pub struct Lion {
     /// The learning rate.
     pub lr: f64,
-    /// β₁, the weight of the gradient's running average in the interpolation, and β₂, the decay
+    /// β₁ is the weight of the gradient's running average in the interpolation. β₂ is the decay
     /// rate of this average.
     pub betas: (f64, f64),
     /// The weight decay: each step subtracts lr·weight_decay·weight from the weight.

@@ -99,8 +99,8 @@ pub trait BuildOptimizer {
     }
 }
 
-/// Checks an option of an optimizer. `holds` says whether the option is in its range, and `range`
-/// is the text for this range.
+/// Checks an option of an optimizer. `holds` says whether `value` is in its range. `range`
+/// describes the range in the error message.
 ///
 /// # Errors
 /// When `holds` is false, or the value is not finite.

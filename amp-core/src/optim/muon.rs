@@ -55,7 +55,7 @@ pub struct Muon {
     pub nesterov: bool,
     /// The coefficients a, b and c of the Newton-Schulz iteration.
     pub ns_coefficients: (f64, f64, f64),
-    /// The smallest norm by which the momentum is divided.
+    /// The lower limit of the norm ‖U‖ by which U is divided.
     pub eps: f64,
     /// The number of Newton-Schulz iterations, below 100, that make the momentum orthogonal.
     pub ns_steps: i64,

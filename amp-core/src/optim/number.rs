@@ -33,8 +33,8 @@ impl From<&Number> for Number {
     }
 }
 
-/// The functions for an operation on two numbers, depending on where each number is: on the host or
-/// on the device.
+/// The implementations of an operation on two numbers, one for each combination of places (host or
+/// device).
 struct Binary {
     host: fn(f64, f64) -> f64,
     by_host: fn(&Tensor, f64) -> std::result::Result<Tensor, TchError>,
@@ -43,8 +43,8 @@ struct Binary {
 }
 
 impl Number {
-    /// Returns the value of a tensor with one element. If `stays` is true, the number stays on the
-    /// tensor's device. Otherwise the host waits for the value.
+    /// Returns the value of a tensor with one element. If `stays` is true, the value stays on the
+    /// tensor's device. Otherwise the host waits for the value and reads it.
     pub(super) fn of(tensor: &Tensor, stays: bool) -> Result<Self> {
         Ok(Self(match stays {
             true => {
@@ -77,7 +77,7 @@ impl Number {
     /// Returns the sum of this number and `other`.
     ///
     /// # Errors
-    /// When the device fails, as for every operation of this type.
+    /// When a tensor operation fails, as for all methods of this type.
     pub fn plus(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -93,7 +93,7 @@ impl Number {
     /// Returns this number minus `other`.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a tensor operation fails.
     pub fn minus(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -109,7 +109,7 @@ impl Number {
     /// Returns the product of this number and `other`.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a tensor operation fails.
     pub fn times(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -125,7 +125,7 @@ impl Number {
     /// Returns this number divided by `other`.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a tensor operation fails.
     pub fn over(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -141,7 +141,7 @@ impl Number {
     /// Returns this number to the power of `power`.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a tensor operation fails.
     pub fn to_the(&self, power: impl Into<Self>) -> Result<Self> {
         self.with(
             power,
@@ -157,7 +157,7 @@ impl Number {
     /// Returns the smaller of this number and `other`.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a tensor operation fails.
     pub fn at_most(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -173,7 +173,7 @@ impl Number {
     /// Returns the larger of this number and `other`.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a tensor operation fails.
     pub fn at_least(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -189,7 +189,7 @@ impl Number {
     /// Returns this number if it is above 0, and otherwise `other`.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a tensor operation fails.
     pub fn if_positive_or(&self, other: f64) -> Result<Self> {
         Ok(Self(match &self.0 {
             Kept::Host(number) => Kept::Host(if *number > 0.0 { *number } else { other }),
@@ -202,7 +202,7 @@ impl Number {
     /// Returns a new tensor, in which each element of `tensor` is multiplied by this number.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a tensor operation fails.
     pub fn scaled(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(match &self.0 {
             Kept::Host(number) => tensor.f_mul_scalar(*number)?,
@@ -213,7 +213,7 @@ impl Number {
     /// Multiplies each element of `tensor` by this number, in place.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a tensor operation fails.
     pub fn scale(&self, tensor: &Tensor) -> Result<()> {
         let mut tensor = tensor.shallow_clone();
         let _ = match &self.0 {
@@ -230,7 +230,7 @@ impl Number {
     /// different dtypes.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a tensor operation fails.
     pub fn add(&self, tensor: &Tensor, update: &Tensor) -> Result<()> {
         match &self.0 {
             Kept::Host(number) => ffi::add_scaled(tensor, update, *number),
@@ -247,7 +247,7 @@ impl Number {
     /// same dtype as `tensor`.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a tensor operation fails.
     pub fn lerp(&self, tensor: &Tensor, to: &Tensor) -> Result<()> {
         let mut tensor = tensor.shallow_clone();
         let _ = match &self.0 {

@@ -14,23 +14,23 @@ use crate::{
     parameter::Parameter,
 };
 
-/// RMSprop divides each gradient by the square root of the running mean of its square. The defaults
-/// are those of torch.optim.RMSprop. On CUDA one kernel of this crate computes the whole step; see
-/// [`AdamW::fused`](super::AdamW::fused).
+/// RMSprop divides the gradient by the square root of the running mean of the squared gradient. The
+/// defaults are those of torch.optim.RMSprop. On CUDA one kernel of this crate computes the whole
+/// step; see [`AdamW::fused`](super::AdamW::fused).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct RmsProp {
     /// The learning rate.
     pub lr: f64,
     /// The decay rate of the running average of squared gradients.
     pub alpha: f64,
-    /// The number that is added to the root of the running average.
+    /// The number that is added to the square root of the running average of squared gradients.
     pub eps: f64,
     /// The weight decay: weight_decay·weight is added to the gradient.
     pub weight_decay: f64,
     /// The factor by which the running sum of updates decays in each step. 0 means no momentum.
     pub momentum: f64,
-    /// Whether the square of the gradient's running mean is subtracted from the running average of
-    /// squares, which gives the variance.
+    /// Whether gradients are divided by their standard deviation: the squared running mean of the
+    /// gradient is subtracted from the running average of squared gradients.
     pub centered: bool,
 }
 

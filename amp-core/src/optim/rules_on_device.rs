@@ -151,9 +151,8 @@ fn a_step_is_skipped_and_scaled_on_the_device(#[case] options: impl Algorithm) -
     Ok(())
 }
 
-/// Checks the rate that a rule reads from its options. In a step on the host, this rate must be the
-/// learning rate of the options. In a step on the device, this rate must be NaN, so that the
-/// mistake becomes visible: a CUDA graph would capture the rate as a constant.
+/// Checks that a rule that reads the rate from its options gets the learning rate in a step on the
+/// host, but NaN in a step on the device, where a CUDA graph would capture the rate as a constant.
 #[test]
 fn a_rate_from_the_options_shows_itself() -> Result<()> {
     let rig = Rig::new(Careless { lr: 0.1 })?;

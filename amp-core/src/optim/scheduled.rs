@@ -16,8 +16,8 @@ pub struct Scheduled {
 /// The current learning rate and momentum of one parameter group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupRates {
-    /// The optimizer's name in the run: `AdamW`, or `AdamW-1` for the second optimizer, as in
-    /// Lightning's LearningRateMonitor.
+    /// The optimizer's name in the run: `AdamW` for the first optimizer of this type, `AdamW-1` for
+    /// the second, as in Lightning's LearningRateMonitor.
     pub optimizer: String,
     /// The group's index in the optimizer, from 0.
     pub group: usize,
@@ -73,7 +73,8 @@ impl Scheduled {
         Ok(Self { optimizer, name, initial, schedule: Some(schedule) })
     }
 
-    /// Returns the optimizer's name in the run: `AdamW`, or `AdamW-1` for the second optimizer.
+    /// Returns the optimizer's name in the run: `AdamW` for the first optimizer of this type,
+    /// `AdamW-1` for the second.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -90,7 +91,7 @@ impl Scheduled {
         self.schedule.is_some()
     }
 
-    /// Returns the logged value that the schedule monitors, if any.
+    /// Returns the name of the logged value that the schedule monitors, if any.
     pub fn monitor(&self) -> Option<&str> {
         self.schedule.as_ref()?.monitor.as_deref()
     }
@@ -101,9 +102,9 @@ impl Scheduled {
         self.schedule.as_ref()?.config.note()
     }
 
-    /// Advances the schedule if it counts intervals of the kind `passed`, that is, steps or epochs.
-    /// `logged` contains the values of the epoch that was just validated. The schedule may use one
-    /// of these values.
+    /// Advances the schedule if its interval is `passed`, and otherwise does nothing. `logged`
+    /// contains the values of the epoch that was just validated; a schedule may monitor one of
+    /// them.
     ///
     /// # Errors
     /// When the value that the schedule monitors is missing. The schedule is then unchanged.
@@ -190,10 +191,11 @@ impl Scheduled {
 
     /// Continues a saved run as if the current options had been used from the start. Advances the
     /// current schedule by the number of intervals (steps or epochs) that the saved schedule had
-    /// passed. If there is no schedule now, sets the rates of the options.
+    /// passed. Without a current schedule, uses the rates in the options.
     ///
     /// # Errors
-    /// When the saved state does not say how many intervals its schedule had passed.
+    /// When the saved state does not contain the number of intervals that the saved schedule had
+    /// passed.
     pub(crate) fn replan(&mut self, saved: &State) -> Result<()> {
         let Some(schedule) = &mut self.schedule else {
             self.optimizer.set_rates(&self.initial);

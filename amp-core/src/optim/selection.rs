@@ -3,8 +3,8 @@
 use super::Patterns;
 use crate::{Error, Result, error::some_names, parameter::Parameter};
 
-/// Parameters selected by name and by number of dimensions. Functions that take a selection also
-/// accept a list of name patterns: `config.params(["head.*"])`.
+/// Parameters selected by name and by number of dimensions. Functions that take `Into<Selection>`
+/// also accept a list of name patterns: `config.params(["head.*"])`.
 ///
 /// In a pattern `*` matches any text including dots, and `?` any single character: `head.*`,
 /// `*.bias`.

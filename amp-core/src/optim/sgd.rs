@@ -51,9 +51,9 @@ impl Algorithm for Sgd {
     const NAME: &'static str = "SGD";
     const ELEMENTWISE: bool = true;
 
-    /// Returns the reason why 16-bit parameters are updated in f32; `None` for other dtypes. With
-    /// libtorch's 16-bit kernels, which PyTorch's `SGD(fused=True)` uses as well, a bf16 model does
-    /// not learn.
+    /// Returns the reason why 16-bit parameters are updated in f32; `None` for other dtypes. On the
+    /// CPU, libtorch's 16-bit kernels, which PyTorch's `SGD(fused=True)` uses too, lose the
+    /// momentum, so that a bf16 model does not learn.
     fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("libtorch's 16-bit kernels lose the momentum on the CPU")
     }
@@ -92,8 +92,8 @@ impl Algorithm for Sgd {
         ffi::sgd(lists, &options, tensors.kernels(fused))
     }
 
-    /// Returns whether there is dampening. The first gradient enters the momentum buffer without
-    /// dampening, so the first step differs from the later steps.
+    /// Returns whether the first step differs from the later steps. It does if there is dampening,
+    /// because the first gradient enters the momentum buffer without dampening.
     fn first_step_differs(&self) -> bool {
         self.dampening != 0.0
     }

@@ -15,8 +15,8 @@ pub struct StepTensors<'a> {
     pub(super) params: &'a [&'a Tensor],
     pub(super) grads: &'a [&'a Tensor],
     pub(super) slots: &'a [Slot],
-    /// The state tensors: one list for each slot, with one tensor for each parameter. An 8-bit
-    /// average is given by its codes.
+    /// The state tensors: one list for each slot, with one tensor for each parameter. For an 8-bit
+    /// average, this is the tensor of codes.
     pub(super) states: &'a [Vec<&'a Tensor>],
     /// The scales of the 8-bit averages: one list for each slot that is stored in 8 bits, in the
     /// order of the slots.
@@ -26,8 +26,8 @@ pub struct StepTensors<'a> {
     /// Whether this is the first update of these parameters. Either all parameters have been
     /// updated before, or none.
     pub(super) first: bool,
-    /// The values that only the device knows: the factor by which the gradients are multiplied, and
-    /// whether the step is skipped. The fields are `None` if the host knows these values.
+    /// Values that the step reads on the device: the factor by which the gradients are multiplied,
+    /// and whether the step is skipped. A field is `None` if there is no such value.
     pub(super) known: OnDevice<'a>,
     /// The learning rate and momentum on the device, where a captured step reads them. `None` if
     /// the step cannot be captured.
@@ -35,8 +35,9 @@ pub struct StepTensors<'a> {
 }
 
 impl StepTensors<'_> {
-    /// Returns the kernels that compute the step: this crate's kernels, which can be captured in a
-    /// CUDA graph, or libtorch's. With `fused`, one kernel of libtorch computes the whole step.
+    /// Returns the kernels that compute the step: this crate's kernels if the step can be captured
+    /// in a CUDA graph, and otherwise libtorch's. Of these, a single one computes the whole step if
+    /// `fused` is true.
     pub(super) fn kernels(&self, fused: bool) -> Kernels<'_> {
         let OnDevice { factor, found_inf } = self.known;
         match self.rates {
@@ -46,9 +47,9 @@ impl StepTensors<'_> {
         }
     }
 
-    /// Calls `rule`, which consists of tensor operations, for each parameter. Autograd and autocast
-    /// are off during the calls. The gradients that the rule gets are unscaled and clipped. If the
-    /// device decides to skip the step, the changes that the rule made are undone.
+    /// Calls `rule` for each parameter. The rule consists of tensor operations, and runs without
+    /// autograd and autocast. The gradients that it gets are unscaled and clipped. If
+    /// [`OnDevice::found_inf`] is not 0, the changes that the rule made are undone on the device.
     ///
     /// The rule is a function, or a closure that captures nothing. It gets the options as an
     /// argument.
@@ -63,8 +64,7 @@ impl StepTensors<'_> {
         let Some(like) = self.params.first() else {
             return Ok(());
         };
-        // Autocast is switched off, because the matrix products of the rule would be computed in 16
-        // bits if the caller is in an autocast region.
+        // In a caller's autocast region, the rule's matrix products would be computed in 16 bits.
         let _autocast = AutocastGuard::off(like.device())?;
         let rates = options.rates();
         let mut options = options.clone();
@@ -165,7 +165,7 @@ impl ParameterStep<'_> {
     /// Increments a step count ([`Slot::count`]). Returns the number of steps including this one.
     ///
     /// # Errors
-    /// When [`Algorithm::slots`] declares no slot of this name, or the device fails.
+    /// When [`Algorithm::slots`] declares no slot of this name, or a tensor operation fails.
     pub fn count(&self, name: &str) -> Result<Number> {
         let mut slot = self.slot(name)?.shallow_clone();
         self.number(&slot.f_add_scalar_(1.0)?)
@@ -198,7 +198,7 @@ impl ParameterStep<'_> {
     /// Returns the Euclidean norm of a tensor: the square root of the sum of its squares.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When a tensor operation fails.
     pub fn norm(&self, tensor: &Tensor) -> Result<Number> {
         self.number(&tensor.f_norm()?)
     }

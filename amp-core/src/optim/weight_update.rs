@@ -1,5 +1,5 @@
-//! The ways to update 16-bit weights, which treat updates that are smaller than the distance
-//! between neighbouring 16-bit numbers in different ways.
+//! How 16-bit weights are updated. The methods differ in what happens to an update that is smaller
+//! than the distance to the next 16-bit number.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -24,8 +24,8 @@ pub enum WeightUpdate {
     /// weights. The copies are made when the optimizer is built. If other code changes the weights
     /// later, the next step overwrites these changes. The running averages are f32.
     MasterWeights,
-    /// Computes each step in f32 and rounds the result up or down at random, so that the expected
-    /// value of a weight is the f32 result. No copies of the weights are kept, and the running
+    /// Computes each step in f32 and rounds the result up or down at random, so that a weight
+    /// equals the f32 result on average. No copies of the weights are kept, and the running
     /// averages are f32. Only bfloat16 is supported. The random numbers come from libtorch's
     /// generator of the parameters' device.
     StochasticRounding,
@@ -36,7 +36,7 @@ pub enum WeightUpdate {
 pub struct Storage {
     /// How 16-bit weights are updated.
     pub weights: WeightUpdate,
-    /// How the running averages of gradients are stored.
+    /// How the running averages of gradients and of their squares are stored.
     pub moments: Moments,
 }
 
@@ -76,16 +76,16 @@ pub(super) fn write(to: &Tensor, from: &Tensor) -> Result<()> {
 }
 
 /// Writes f32 values into a bf16 tensor with stochastic rounding. The probability of rounding a
-/// value up is the fraction that would be cut off. To achieve this, a random number of 16 bits is
-/// added to the 16 low bits of the f32 value, which are then cut off. Infinities and NaN are
-/// unchanged.
+/// value up is the fraction that rounding down would cut off. For this, a random 16-bit number is
+/// added to the low 16 bits of the f32 value, and then the low 16 bits are cut off. Infinities and
+/// NaN are unchanged.
 pub(super) fn write_stochastically(to: &Tensor, from: &Tensor) -> Result<()> {
     let bits = from.f_view_dtype(Kind::Int)?;
     let noise = bits.f_randint_like(1 << 16)?;
     // The low bits are cleared, because the cast to bf16 would otherwise round again.
     let rounded = bits.f_add(&noise)?.f_bitwise_and(-(1_i64 << 16))?.f_view_dtype(Kind::Float)?;
-    // A NaN in which all bits are set, as CUDA makes it, would become zero by the addition.
-    // Therefore NaN values are written unchanged.
+    // NaN values are written unchanged, because the addition would turn CUDA's NaN, in which all
+    // bits except the sign are set, into zero.
     write(to, &from.f_where_self(&from.f_isnan()?, &rounded)?)
 }
 

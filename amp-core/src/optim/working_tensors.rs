@@ -40,8 +40,8 @@ pub(super) fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
         WeightUpdate::MasterWeights if is_half(kind) => Working::Masters,
         WeightUpdate::StochasticRounding if is_half(kind) => Working::Copies { stochastic: true },
         _ if A::upcasts(kind).is_some() => Working::Copies { stochastic: false },
-        // Averages that are stored in fewer bits are read as f32. Therefore the parameters are
-        // updated in f32, too.
+        // Averages that are stored in fewer bits are read as f32, so the parameters are updated in
+        // f32 too.
         _ if is_half(kind) && storage.moments != Moments::Full => {
             Working::Copies { stochastic: false }
         }
@@ -49,8 +49,8 @@ pub(super) fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
     }
 }
 
-/// Returns whether the kernels update parameters with the dtype and device of `like` in place, and
-/// read and write the running averages of these parameters in their stored form.
+/// Returns whether the kernels update parameters with the dtype and device of `like` in place,
+/// without f32 copies of the parameters or of their running averages.
 pub(super) fn is_taken<A: Algorithm>(options: &A, like: &Tensor, storage: Storage) -> bool {
     let kind = like.kind();
     working::<A>(kind, storage) == Working::Itself

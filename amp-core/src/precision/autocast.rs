@@ -4,13 +4,13 @@
 //! libtorch decides which operators run in the 16-bit dtype, in f32, or in the widest dtype of their
 //! inputs. `tests/it/autocast_lists.rs` compares the dtypes of many operators with PyTorch's.
 //!
-//! libtorch keeps the autocast state and dtype separately for each thread and device type. Its
-//! cache of cast weights, however, is shared by the whole process. When the outermost autocast
-//! region of any thread ends, libtorch clears the cache (ATen/autocast_mode.cpp). If a step of
-//! another thread uses a weight twice, once before and once after the cache is cleared, the weight
-//! is cast twice, and the sum of its gradients is rounded differently. Therefore an autocast region
-//! waits for the [reproducible sections](crate::random::seeded) of other threads, and a
-//! reproducible section waits for the autocast regions of other threads.
+//! libtorch keeps the autocast state and dtype separately for each thread and device type, but all
+//! threads of the process share one cache of cast weights. When the outermost autocast region of
+//! any thread ends, libtorch clears the cache (ATen/autocast_mode.cpp). If a step of another thread
+//! uses a weight once before and once after this, the weight is cast twice, and the sum of its
+//! gradients is rounded differently. Therefore an autocast region waits for the [reproducible
+//! sections](crate::random::seeded) of other threads, and a reproducible section waits for the
+//! autocast regions of other threads.
 
 use std::{cell::RefCell, marker::PhantomData};
 
@@ -25,7 +25,7 @@ use crate::{
 /// tests and reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AutocastState {
-    /// Whether autocast is on, so that the inputs of the operations on its list are cast.
+    /// Whether autocast is on.
     pub enabled: bool,
     /// The dtype to which the inputs are cast. `None` if it is not f16, bf16, f32 or f64.
     pub dtype: Option<Kind>,
@@ -44,9 +44,9 @@ pub fn autocast_state(device: Device) -> Result<AutocastState> {
 }
 
 /// An autocast region, which begins when the guard is created and ends when the guard is dropped.
-/// Drop nested guards in reverse order. If guards are dropped in another order, the original state
-/// is restored when the last guard is dropped. The guard is not `Send`, because libtorch keeps the
-/// autocast state per thread.
+/// Drop nested guards in reverse order. In any other order, the original state is restored only
+/// when the last guard is dropped. The guard is not `Send`, because libtorch keeps the autocast
+/// state per thread.
 ///
 /// ```
 /// use amp_core::{precision::AutocastGuard, tch::{Device, Kind, Tensor}};
@@ -66,11 +66,11 @@ pub struct AutocastGuard {
     _thread: PhantomData<*const ()>,
 }
 
-/// Keeps the weights that autocast has cast until this guard is dropped, so that several forward
-/// passes cast the same weights only once. Drop the guard before the weights change. The guard is
-/// not `Send`, because libtorch keeps the autocast state per thread.
+/// Keeps autocast's 16-bit copies of the weights until this guard is dropped, so that several
+/// forward passes cast each weight only once. Drop the guard before the weights change. The guard
+/// is not `Send`, because libtorch keeps the autocast state per thread.
 #[derive(Debug)]
-#[must_use = "the casts are kept until the guard is dropped"]
+#[must_use = "the 16-bit copies are kept until the guard is dropped"]
 pub(crate) struct KeptCasts {
     _place: Place,
     _thread: PhantomData<*const ()>,
@@ -79,9 +79,9 @@ pub(crate) struct KeptCasts {
 impl KeptCasts {
     pub(crate) fn keep() -> Result<Self> {
         let place = random::place();
-        // libtorch clears the cache of casts only when the outermost of several nested autocast
-        // regions ends. This call begins an outer region that contains all autocast regions that
-        // follow.
+        // libtorch clears the cache of cast weights when the outermost autocast region ends. This
+        // call begins an outer region that encloses all regions that begin before this guard is
+        // dropped.
         ffi::autocast_enter()?;
         Ok(Self { _place: place, _thread: PhantomData })
     }
@@ -158,8 +158,9 @@ impl Drop for AutocastGuard {
             let at = open.iter().position(|region| region.number == self.number)?;
             let Open { cuda, outer, .. } = open.remove(at);
             match open[at..].iter_mut().find(|region| region.cuda == cuda) {
-                // This guard is dropped before the guard of an inner region, which continues. When
-                // the inner region ends, it restores the state from before this outer region.
+                // The guard of an inner region still exists, so the autocast state of the inner
+                // region stays in force. When that guard is dropped, it restores the state from
+                // before this region.
                 Some(inner) => {
                     inner.outer = outer;
                     None

@@ -1,4 +1,4 @@
-//! Gradient clipping on the device, without a host read (torch/nn/utils/clip_grad.py).
+//! Gradient clipping on the device, for which the host need not wait (torch/nn/utils/clip_grad.py).
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -16,8 +16,8 @@ pub enum Clip {
 }
 
 impl Clip {
-    /// Returns this setting if its limit is positive. Returns an error otherwise, because a limit
-    /// of 0 or less would set all gradients to zero.
+    /// Returns this setting if its limit is positive, and an error otherwise: a limit of 0 would
+    /// set all gradients to zero, and a negative limit has no meaning.
     ///
     /// # Errors
     /// When the limit is not a positive number.
@@ -58,10 +58,10 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
 /// Scales `grads` in place by min(1, `max_norm` / (norm + 1e-6)) and returns the norm before
 /// scaling.
 ///
-/// The gradients are always multiplied by the factor, even if the factor is 1, so that the host
-/// need not read the norm. If the norm is infinite, the factor is 0 and infinite gradients become
-/// NaN, as in PyTorch. Unscale the gradients first, because the scaler checks whether they are
-/// finite when it unscales them.
+/// The gradients are multiplied by this factor even if it is 1, so that the host need not wait for
+/// the norm to decide. If the norm is infinite, the factor is 0 and infinite gradients become NaN,
+/// as in PyTorch. Therefore unscale the gradients first: the scaler then checks whether they are
+/// finite.
 ///
 /// ```
 /// use amp_core::{precision::clip_grad_norm, tch::Tensor};
@@ -152,8 +152,8 @@ pub fn clip_grad_value(grads: &[Tensor], limit: f64) -> Result<()> {
     Ok(())
 }
 
-/// Calls `each` once for all tensors of each dtype and joins the results, because a foreach kernel
-/// takes tensors of only one dtype.
+/// Groups the tensors by dtype, calls `each` once for each group and joins the results. A foreach
+/// kernel takes tensors of only one dtype.
 pub(super) fn by_dtype(
     tensors: &[Tensor],
     mut each: impl FnMut(Kind, &[Tensor]) -> Result<Vec<Tensor>>,

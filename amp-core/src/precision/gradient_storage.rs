@@ -12,23 +12,23 @@ use crate::{
     parameter::Parameter,
 };
 
-/// How gradients of f32 weights are stored between the backward pass and the optimizer step, if
-/// matrix products run in 16 bits. In both variants the matrix product that computes a gradient
-/// adds up its terms in f32.
+/// How gradients of f32 weights are stored between the backward pass and the optimizer step if
+/// matrix products run in 16 bits. In both variants, the matrix product that computes a gradient
+/// accumulates in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum GradientStorage {
-    /// Gradients are stored in f32. On CUDA, the f32 result of the matrix product is stored without
-    /// rounding. PyTorch rounds the result to 16 bits and then stores it in f32.
+    /// Gradients are stored in f32. On CUDA, the f32 result of the matrix product is stored as it
+    /// is. PyTorch first rounds it to 16 bits.
     #[default]
     Full,
     /// Gradients are rounded to 16 bits, as in PyTorch, and stored in 2 bytes per element. This
     /// applies to the weights of [`Linear`](crate::nn::Linear) on CUDA. The dtype is bf16 under
-    /// `bf16-mixed`, and f16 under `16-mixed`, where the loss scale must keep gradients in the
-    /// range of f16. Only the optimizer kernels of this crate read 16-bit gradients. Hooks before
-    /// the step, clipping by value and other optimizers get gradients in f32. Accumulated gradients
-    /// are f32.
+    /// `bf16-mixed`, and f16 under `16-mixed`: scaled gradients beyond the range of f16 then
+    /// overflow. Only the optimizer kernels of this crate read 16-bit gradients. Hooks before the
+    /// step, clipping by value and other optimizers get gradients in f32. With gradient
+    /// accumulation the gradients are stored in f32.
     SixteenBit,
 }
 
@@ -37,8 +37,8 @@ named!(GradientStorage, "gradient storage", {
     SixteenBit => "16-bit",
 });
 
-/// A guard. While the guard exists, backward passes may store the gradients of its f32 parameters
-/// in 16 bits.
+/// A guard for a list of f32 parameters. While it exists, backward passes may store the gradients
+/// of these parameters in 16 bits.
 #[derive(Debug)]
 pub(crate) struct NarrowGradients(Vec<Tensor>);
 
@@ -54,8 +54,8 @@ impl NarrowGradients {
 
 impl Drop for NarrowGradients {
     fn drop(&mut self) {
-        // From now on, a gradient must again have the dtype of its parameter. The error is ignored,
-        // because `drop` cannot return it.
+        // From here on, a gradient must have the dtype of its parameter again. The error is
+        // ignored, because `drop` cannot return it.
         let _ = ffi::allow_any_grad_dtype(&self.0, false);
     }
 }

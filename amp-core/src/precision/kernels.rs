@@ -20,9 +20,10 @@ use crate::{ffi, named::named};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Kernels {
-    /// The kernels of this library, where they exist. They fuse layers and round less often than
-    /// PyTorch. Under autocast, the gradients of linear layers' weights stay in f32, whereas
-    /// PyTorch rounds them to 16 bits. A gradient beyond f16's range therefore stays finite.
+    /// The kernels of this library where it has one, and otherwise libtorch's. This library's
+    /// kernels fuse layers and round less often than PyTorch. Under autocast, the gradients of
+    /// linear layers' weights stay in f32, whereas PyTorch rounds them to 16 bits. A gradient
+    /// beyond f16's range therefore stays finite.
     #[default]
     Own,
     /// The operators of libtorch, one for each layer, activation and loss, with the roundings and
@@ -38,9 +39,10 @@ named!(Kernels, "kernels", {
 });
 
 impl Kernels {
-    /// Makes layers and losses on this thread use the chosen kernels until the guard is dropped. A
-    /// backward pass uses the kernels of its forward pass, and so does a recomputation of
-    /// activations. A [`Trainer`](crate::Trainer) calls this method itself.
+    /// Selects these kernels for the layers and losses on this thread until the guard is dropped. A
+    /// backward pass and a recomputation of activations use the kernels of their forward pass. Call
+    /// this only outside of a [`Trainer`](crate::Trainer), which itself selects the kernels of its
+    /// configuration.
     pub fn enter(self) -> KernelsGuard {
         let outer = ffi::own_kernels();
         ffi::set_own_kernels(self == Self::Own);

@@ -162,7 +162,7 @@ impl Policy {
     /// which do not use autocast.
     ///
     /// # Errors
-    /// When libtorch refuses the dtype.
+    /// When libtorch cannot change the autocast state.
     pub fn autocast(self) -> Result<Option<AutocastGuard>, Error> {
         self.precision.autocast().map(|kind| AutocastGuard::enter(self.device, kind)).transpose()
     }

@@ -15,11 +15,11 @@ pub enum Region {
     /// f32: autocast is off, and inputs and parameters are f32. This region has no effect in a
     /// `64-true` run.
     Fp32,
-    /// Autocast to f16, in runs with a mixed precision. In a `bf16-true` run, inputs and parameters
-    /// are f16.
+    /// In runs with a mixed precision: autocast to f16. In a `bf16-true` run: inputs and parameters
+    /// are f16. In other runs the region has no effect.
     Fp16,
-    /// Autocast to bf16, in runs with a mixed precision. In a `16-true` run, inputs and parameters
-    /// are bf16.
+    /// In runs with a mixed precision: autocast to bf16. In a `16-true` run: inputs and parameters
+    /// are bf16. In other runs the region has no effect.
     Bf16,
     /// f64: autocast is off, and inputs and parameters are f64.
     Fp64,
@@ -27,8 +27,8 @@ pub enum Region {
     AutocastOff,
 }
 
-/// The dtypes that a module uses in a run. The trainer uses one plan to cast the module's
-/// parameters and to run the module.
+/// The dtypes that a module uses in a run. Both the cast of the module's parameters and its forward
+/// pass follow this plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegionPlan {
     /// The dtype of parameters and floating-point buffers.
@@ -49,10 +49,10 @@ impl RegionPlan {
         }
     }
 
-    /// Returns the plan of a module with this region inside a module with the plan `self`. In a run
-    /// with a mixed precision, the region always takes effect. In a run with a `*-true` precision,
-    /// the region takes effect only if its dtype has at least as many bits as the run's dtype, so
-    /// that an f32 or f64 baseline contains no 16-bit computation.
+    /// Returns the plan of a module that is marked with `region`. `self` is the plan of the module
+    /// that contains it. In a run with a mixed precision, the region always takes effect. In a run
+    /// with a `*-true` precision, the region takes effect only if its dtype has at least as many
+    /// bits as the run's dtype, so that a run in f32 or f64 contains no 16-bit computation.
     #[must_use]
     pub fn enter(self, region: Region, precision: Precision) -> Self {
         let mixed = precision.autocast().is_some();
@@ -76,9 +76,9 @@ impl RegionPlan {
         self
     }
 
-    /// Runs `body` on `inputs` with these dtypes. `outer` are the dtypes of the surrounding module.
-    /// Switches autocast on or off as planned, and casts every floating-point input and output that
-    /// autocast would not cast.
+    /// Runs `body`, a forward pass, on `inputs` with these dtypes. Switches autocast on or off if
+    /// it differs from `outer`, the plan of the containing module. Casts the floating-point inputs
+    /// and outputs that autocast does not cast.
     ///
     /// # Errors
     /// When a cast or `body` fails.
@@ -107,7 +107,7 @@ impl RegionPlan {
             }
         };
         output.each(&mut |output| match outer.autocast {
-            // Autocast does not cast f64, so an f64 output is cast here.
+            // Autocast of the containing module does not cast an f64 output, so it is cast here.
             Some(_) if output.kind() == Kind::Double => cast(output, Kind::Float),
             Some(_) => Ok(output.shallow_clone()),
             None => cast(output, outer.storage),

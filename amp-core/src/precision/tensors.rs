@@ -27,13 +27,13 @@ use crate::Result;
 /// # fn main() {}
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot cross a precision region: `Tensors` is not implemented for it",
+    message = "`{Self}` cannot be passed between layers: `Tensors` is not implemented for it",
     note = "a forward pass takes and returns tensors, numbers, and options, lists and tuples of them",
     note = "for a struct of your own implement `amp_core::nn::Tensors`"
 )]
 pub trait Tensors: Sized {
     /// Returns a copy of the value in which each tensor is replaced by the result of `change`.
-    /// Tensors are visited in the order of their declaration.
+    /// `change` is called for the tensors in the order in which the value declares them.
     ///
     /// # Errors
     /// When `change` fails.
@@ -64,7 +64,7 @@ impl<T: Tensors> Tensors for Box<T> {
     }
 }
 
-/// The types of a forward pass's inputs, without the lifetime of the references. For example,
+/// The input types of a forward pass, without the lifetimes of their references. For example,
 /// `(&'static Tensor, Option<&'static Tensor>)` stands for a tensor and an optional tensor. The
 /// trait is implemented for references to [`Tensors`], slices, options, tensors and numbers, and
 /// for tuples of these types.
@@ -77,8 +77,9 @@ pub trait Arguments: 'static {
     /// The same inputs with the lifetime `'a`.
     type At<'a>;
 
-    /// Returns the inputs with each tensor replaced by the result of `change`, in order. The new
-    /// tensors are stored in `kept`, to which the returned inputs refer.
+    /// Returns the inputs with each tensor replaced by the result of `change`, from the first input
+    /// to the last. `kept` stores the new tensors, because the returned inputs contain references
+    /// to them.
     ///
     /// # Errors
     /// When `change` fails.
@@ -195,8 +196,7 @@ tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
 tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6);
 tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
 
-/// Stores the inputs that a precision region has cast, as long as a forward pass refers to these
-/// inputs.
+/// Stores the inputs that a precision region has cast, while a forward pass has references to them.
 #[derive(Default)]
 pub struct Kept {
     first: OnceCell<Box<Link>>,
@@ -208,7 +208,7 @@ struct Link {
 }
 
 impl Kept {
-    /// Stores `value` as long as this object exists, and returns a reference to it.
+    /// Stores `value`, and returns a reference to it.
     pub fn keep<T: 'static>(&self, value: T) -> &T {
         let mut end = &self.first;
         while let Some(link) = end.get() {

@@ -6,10 +6,10 @@ use tch::Tensor;
 use super::{Rng, place};
 use crate::{Result, ffi::CpuRandom};
 
-/// Computes a seed for each example. The seed depends only on the seed of the run, the epoch and
-/// the index of the example. Therefore an augmentation is the same for any number of prefetched
-/// batches, in any order of examples, and after a resume. No numbers are taken from libtorch's
-/// generators, so the model's random numbers do not change.
+/// Computes a seed for each example, which depends only on the seed of the run, the epoch and the
+/// index of the example. Therefore the augmentation of an example is the same for any number of
+/// prefetched batches, in any order of examples, and after a resume. The seeds use no random
+/// numbers of libtorch's generators, so the model's random numbers stay the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Draws {
     key: u64,
@@ -31,8 +31,8 @@ impl Draws {
         Rng::with_seed(self.seed(index))
     }
 
-    /// Returns a random generator for the batch that consists of these examples. The numbers of
-    /// this generator are independent of the numbers from the generators of the single examples.
+    /// Returns a random generator for the batch that consists of these examples. Its random numbers
+    /// are independent of those of the single examples' generators.
     pub fn batch_rng(self, indices: &[i64]) -> Rng {
         let start = mixed(!self.key);
         Rng::with_seed(indices.iter().fold(start, |key, index| mixed(key ^ index.cast_unsigned())))
@@ -68,16 +68,15 @@ impl Draws {
     }
 
     /// Runs `body`, and returns its result and whether `body` used libtorch's random generator. If
-    /// `body` used the generator, the result comes from a call with the seed of the example, as in
+    /// `body` used it, the result is that of a call with the example's seed, as in
     /// [`apart`](Self::apart), and the generator's state is restored.
     ///
-    /// If the first call of `body` leaves the generator's state unchanged, `body` does not use the
-    /// generator. If the state has changed, another thread may have used the generator at the same
-    /// time. Therefore `body` is called several more times with the same seed. A call that leaves
-    /// the state unchanged shows that `body` does not use the generator. Two calls in a row that
-    /// leave the same changed state show that `body` uses the generator. If neither happens, `body`
-    /// is assumed to use the generator. A wrong assumption costs time, but the random numbers are
-    /// still correct.
+    /// Compares the generator's state before and after `body`, which other threads may change, too.
+    /// If the first call of `body` leaves the state unchanged, `body` does not use the generator.
+    /// Otherwise calls `body` several more times with the same seed. If one of these calls leaves
+    /// the state unchanged, `body` does not use the generator. If two calls in a row leave the same
+    /// changed state, `body` uses it. If neither happens, assumes that `body` uses it. A wrong
+    /// assumption costs time, but the random numbers are still correct.
     pub(crate) fn watched<T>(self, index: i64, body: impl Fn() -> T) -> Result<(T, bool)> {
         let _place = place();
         let state = || CpuRandom::read()?.tensor();
@@ -109,8 +108,7 @@ impl Draws {
 /// A constant that makes the seeds for transforms of batches differ from the seeds for examples.
 const BATCHES: u64 = 0x6261_7463_6865_7321;
 
-/// The number of further calls of `body` in [`Draws::watched`]. If no two calls in a row agree,
-/// `body` is assumed to use the random generator.
+/// The largest number of further calls of `body` in [`Draws::watched`].
 const RUNS: usize = 4;
 
 /// Computes SplitMix64's output function: consecutive inputs give unrelated outputs.

@@ -11,9 +11,9 @@ use crate::{
 /// The seed of the random numbers in every evaluation.
 const SEED: u64 = 0x6576_616c_7561_7465;
 
-/// A guard for an evaluation. When the guard is created, it seeds the generators of the CPU and of
-/// the run's device, with the same seed in every evaluation, so that every evaluation draws the
-/// same random numbers. When the guard is dropped, the generators return to their earlier states.
+/// A guard for an evaluation. Creating it seeds the generators of the CPU and of the run's device.
+/// The seed is always the same, so that every evaluation draws the same random numbers. Dropping
+/// the guard restores the states that the generators had before.
 pub(crate) struct EvaluationDraws {
     device: Device,
     before: RandomState,

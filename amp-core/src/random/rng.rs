@@ -74,8 +74,8 @@ impl Rng {
         1.0 / (1.0 + (y - x).exp())
     }
 
-    /// Returns the logarithm of a gamma distributed number of this shape (Marsaglia and Tsang
-    /// 2000).
+    /// Returns the logarithm of a gamma-distributed number with the shape parameter `shape`
+    /// (Marsaglia and Tsang 2000).
     fn ln_gamma(&mut self, shape: f64) -> f64 {
         if shape < 1.0 {
             return self.ln_gamma(shape + 1.0) + (1.0 - self.0.f64()).ln() / shape;
@@ -100,13 +100,15 @@ impl Rng {
 mod tests {
     use super::*;
 
-    /// Asserts that mean and variance are within five standard errors of their closed forms.
+    /// Asserts that the mean and the variance of the drawn numbers are within five standard errors
+    /// of `mean` and `variance`.
     fn moments(draw: impl FnMut() -> f64, mean: f64, variance: f64) {
         let drawn: Vec<f64> = std::iter::repeat_with(draw).take(100_000).collect();
         let own = drawn.iter().sum::<f64>() / 1e5;
         let spread = drawn.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 1e5;
         assert!((own - mean).abs() <= 5.0 * (variance / 1e5).sqrt(), "mean {own}, not {mean}");
-        // The bound holds if the kurtosis is at most 3, as for all distributions of this test.
+        // This bound for the variance holds if the kurtosis is at most 3, as for all distributions
+        // of this test.
         assert!(
             (spread - variance).abs() <= 5.0 * variance * (2.0 / 1e5_f64).sqrt(),
             "variance {spread}"

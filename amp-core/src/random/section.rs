@@ -25,7 +25,7 @@ thread_local! {
     static HELD: Cell<Held> = const { Cell::new(Held { kind: Kind::Nothing, depth: 0 }) };
 }
 
-/// How this thread holds the lock, and the number of its guards.
+/// How this thread holds the lock, and how many guards it has.
 #[derive(Clone, Copy)]
 struct Held {
     kind: Kind,
@@ -40,18 +40,18 @@ enum Kind {
     Section,
     /// The thread shares the lock with other threads that are not in a section.
     Place,
-    /// The thread works for another thread, which holds the lock for both.
+    /// The thread uses the lock of the thread that started it. See [`Inherited`].
     Guest,
 }
 
-/// Locks the mutex of [`HOLDERS`], even if a thread has panicked with the mutex locked. A panic
-/// cannot make the fields inconsistent.
+/// Locks the mutex of [`HOLDERS`], even if a thread has panicked while holding it: a panic cannot
+/// make the fields inconsistent.
 fn holders() -> MutexGuard<'static, Holders> {
     HOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A guard through which this thread holds the lock. The thread releases the lock when its last
-/// guard is dropped.
+/// A guard through which this thread holds the lock. When the thread's last guard is dropped, the
+/// lock is released.
 #[derive(Debug)]
 struct Hold {
     /// The thread that takes the lock must also release it. This field keeps the guard from being
@@ -60,9 +60,8 @@ struct Hold {
 }
 
 impl Hold {
-    /// Returns a guard of this thread. For the thread's first guard, the caller has already taken
-    /// the lock, and `kind` says in which way. For further guards, `kind` is ignored: further
-    /// guards have the kind of the first guard.
+    /// Returns a new guard of this thread. For the thread's first guard, `kind` says how the caller
+    /// has taken the lock. For further guards `kind` is ignored: they have the kind of the first.
     fn new(kind: Kind) -> Self {
         let held = HELD.get();
         let kind = if held.depth == 0 { kind } else { held.kind };
@@ -102,23 +101,27 @@ pub struct Section {
 /// libtorch's generators of every device.
 ///
 /// libtorch has one default generator for the whole process. If two threads train at the same time,
-/// as two tests of one binary do, each thread takes numbers from the sequence of the other thread,
-/// and neither run can be repeated. While the section exists, every other thread waits before it
-/// begins a section, [`Trainer::fit`](crate::Trainer::fit) or an [autocast
-/// region](crate::precision::AutocastGuard), because libtorch keeps the casts of an autocast region
-/// for the whole process. Every other thread also waits before it builds a layer of
-/// [`nn`](crate::nn), seeds the generators or changes [numeric
-/// switches](crate::hardware::set_numerics). The section begins only when no other thread does any
-/// of these things. Without a section no thread waits: several threads can train at the same time,
-/// as in PyTorch, but their runs cannot be repeated.
+/// as two tests of one binary do, each takes numbers from the sequence of the other, and neither
+/// run can be repeated. While a section exists, every other thread waits before it
+///
+/// - begins a section or [`Trainer::fit`](crate::Trainer::fit),
+/// - begins an [autocast region](crate::precision::AutocastGuard), because libtorch keeps one cache
+///   of cast weights for the whole process,
+/// - builds a layer of [`nn`](crate::nn),
+/// - seeds the generators, or
+/// - changes [numeric switches](crate::hardware::set_numerics).
+///
+/// The section begins only when no other thread is doing any of these things. Without a section no
+/// thread waits: several threads can train at the same time, as in PyTorch, but their runs cannot
+/// be repeated.
 ///
 /// A section may contain inner sections on the same thread. Each inner section seeds the generators
 /// again. Other threads wait until all sections of the thread have ended. Two kinds of code do not
-/// wait for the sections of other threads: code that uses libtorch's generators directly, such as
-/// `Tensor::randn`, and, outside of `Trainer::fit` and of autocast regions, the forward pass of a
-/// layer that draws random numbers, such as `Dropout`. Put such code into a section. A thread in a
-/// section must not wait for a thread that needs the generators, because both threads would wait
-/// forever.
+/// wait even if another thread is in a section, and so take numbers from the section's sequence:
+/// code that uses libtorch's generators directly, such as `Tensor::randn`, and, outside of
+/// `Trainer::fit` and of autocast regions, the forward pass of a layer that draws random numbers,
+/// such as `Dropout`. Put such code into a section. A thread in a section must not wait for a
+/// thread that needs the generators, because both threads would wait forever.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -142,8 +145,8 @@ pub struct Section {
 /// # Errors
 /// When libtorch cannot be seeded. When this thread is a data loader's thread of a `Trainer::fit`.
 /// When this thread is within a `Trainer::fit` or an autocast region that began outside of a
-/// section, because other threads may have used the generators already, so that the run could not
-/// be repeated.
+/// section, because other threads may already have used the generators, and the run could not be
+/// repeated.
 pub fn seeded(seed: u64) -> Result<Section> {
     match HELD.get().kind {
         Kind::Section => {}
@@ -160,22 +163,22 @@ pub fn seeded(seed: u64) -> Result<Section> {
             ));
         }
     }
-    // If seeding fails with a panic, dropping `section` ends the section.
+    // If `manual_seed` panics, dropping `section` ends the section.
     let section = Section { _hold: Hold::new(Kind::Section) };
     tch::manual_seed(seed.cast_signed());
     Ok(section)
 }
 
-/// A guard of the lock's shared side: several threads may have such a guard at the same time. While
-/// such a guard exists, no other thread can begin a section.
+/// A guard of a thread that shares the lock: several threads may have such a guard at the same
+/// time. While such a guard exists, no other thread can begin a section.
 #[derive(Debug)]
 pub(crate) struct Place {
     _hold: Hold,
 }
 
-/// Takes the lock's shared side: waits until no other thread is in a section. Does not wait if this
-/// thread already holds the lock. Call this before code that uses or seeds the random generators,
-/// or changes numeric switches.
+/// Waits until no other thread is in a section, and takes the lock in shared mode. Does not wait if
+/// this thread already holds the lock. Call this before code that uses or seeds the random
+/// generators, or changes numeric switches.
 pub(crate) fn place() -> Place {
     if HELD.get().kind == Kind::Nothing {
         let waited = CHANGED.wait_while(holders(), |holders| holders.section);
@@ -184,8 +187,8 @@ pub(crate) fn place() -> Place {
     Place { _hold: Hold::new(Kind::Place) }
 }
 
-/// Lets a new thread use the random generators while the thread that starts it holds the lock. The
-/// starting thread later waits for the new thread to end.
+/// Lets a new thread use the random generators under the lock of the thread that starts it. The
+/// starting thread holds the lock until the new thread has ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Inherited {
     /// Whether the starting thread holds the lock.
@@ -199,15 +202,16 @@ impl Inherited {
     }
 
     /// Returns a guard for the new thread, or `None` if the starting thread does not hold the lock.
-    /// While the guard exists, a call of [`place`] by the new thread does not wait. Without the
-    /// guard, the new thread could wait for the end of the starting thread's section, while the
-    /// starting thread waits for the new thread.
+    /// While the guard exists, [`place`] does not wait in the new thread. Without the guard, the
+    /// new thread could wait for the starting thread's section to end, while the starting thread
+    /// waits for the new thread to end.
     pub(crate) fn enter(self) -> Option<Guest> {
         self.holds.then(|| Guest { _hold: Hold::new(Kind::Guest) })
     }
 }
 
-/// The guard of a thread that works for a thread that holds the lock. See [`Inherited::enter`].
+/// The guard of a thread that uses the lock of the thread that started it. See
+/// [`Inherited::enter`].
 #[derive(Debug)]
 pub(crate) struct Guest {
     _hold: Hold,

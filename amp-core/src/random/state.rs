@@ -73,8 +73,8 @@ impl RandomState {
         Ok(state)
     }
 
-    /// Converts a saved state. If the state of the CUDA generator was not saved, the result
-    /// contains the generator's current state.
+    /// Converts a saved state. If no state of the CUDA generator was saved, the result contains its
+    /// current state.
     pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
         let now = Self::read(device)?;
         let cpu = CpuRandom::from_tensor(state.tensor_like("cpu", &now.cpu.tensor()?)?)?;

@@ -1,6 +1,6 @@
-//! Saves NaN and infinite floats, which JSON cannot represent. If a saved value is one such float,
-//! the float is written as text, and read back from the text. If such a float is part of a larger
-//! value, saving fails, because serde_json would silently write null.
+//! Saves floats that are NaN or infinite, which JSON cannot represent. A saved value that is itself
+//! such a float is written as text. If the float is part of a larger value, saving fails, because
+//! serde_json would silently write null.
 
 use std::fmt;
 
@@ -46,8 +46,8 @@ pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> serde_json::Resu
 }
 
 /// A serializer that writes nothing and only searches for a float that is NaN or infinite. If the
-/// whole value is such a float, the result is this float. If such a float is part of a larger
-/// value, the search stops with an error.
+/// value itself is such a float, the serializer returns it. If such a float is part of a larger
+/// value, the serializer stops with an error.
 struct Look {
     bare: bool,
 }
@@ -55,7 +55,7 @@ struct Look {
 #[derive(Debug)]
 enum Stop {
     Nested(f64),
-    /// Any other error. `to_value` then lets serde_json fail with its own message.
+    /// Any other error. The value is then passed to serde_json, and serde_json's error is reported.
     Other,
 }
 
@@ -184,8 +184,8 @@ impl Inside {
     }
 }
 
-/// Implements serde's traits for the parts of larger values. The methods of these traits differ
-/// only in their names.
+/// Implements serde's traits for the elements, fields or entries of larger values. The methods of
+/// these traits differ only in their names.
 macro_rules! parts {
     ($($of:ident: $method:ident($($key:ty)?)),+ $(,)?) => {
         $(impl ser::$of for Inside {

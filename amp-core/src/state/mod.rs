@@ -28,8 +28,8 @@ impl State {
         self.tensors.insert(name.into(), tensor.shallow_clone());
     }
 
-    /// Stores a small value under a name. The value may be a single float that is infinite or NaN,
-    /// but an infinite or NaN float inside a larger value is an error.
+    /// Stores a small value under a name. The value itself may be an infinite float or NaN, but may
+    /// not contain one.
     ///
     /// # Errors
     /// When JSON cannot represent the value, for example a NaN within a list.
@@ -41,7 +41,7 @@ impl State {
         Ok(())
     }
 
-    /// Stores another state within this state: `part/` is put before the names of that state.
+    /// Stores another state within this state, with `part/` before each of its names.
     pub fn put_part(&mut self, part: &str, state: Self) {
         let under = |name: String| format!("{part}/{name}");
         self.tensors.extend(state.tensors.into_iter().map(|(name, t)| (under(name), t)));
@@ -114,8 +114,8 @@ impl State {
         Ok(())
     }
 
-    /// Copies every tensor on its device, so that later changes of the original tensors do not
-    /// affect the state.
+    /// Copies every tensor to new memory on the same device, so that later changes of the original
+    /// tensors do not affect the state.
     ///
     /// # Errors
     /// When there is not enough device memory.

@@ -14,8 +14,8 @@ use crate::{
 };
 
 impl Run<'_, '_> {
-    /// Returns the epoch of the run's last step, and the number of steps before the last step, if
-    /// no step is skipped.
+    /// Returns the epoch of the run's last step, and the number of steps before that step, if no
+    /// step is skipped.
     pub(super) fn last_position(&self) -> (i64, u64) {
         let batches = self.loader.batches();
         self.config.last_position(batches, self.config.length(batches, self.max_epochs))
@@ -32,7 +32,7 @@ impl Run<'_, '_> {
                 .each(|callback| callback.on_train_epoch_start(&mut hook).map(|()| Vec::new()))?;
         } else {
             // A checkpoint after a step is saved before the validation that follows the step. A run
-            // that is resumed from such a checkpoint runs the validation here.
+            // that resumes from this checkpoint must run this validation first.
             self.validate_within_epoch()?;
         }
         let loader = self.loader.clone();
@@ -93,14 +93,13 @@ impl Run<'_, '_> {
             let loaders = match state.policy().device.is_cuda() {
                 false => self.loader.held_bytes() + self.val.held_bytes(),
                 true if self.loader.is_resident() => 0,
-                // If the data set is not stored on the device, a batch occupies device memory until
-                // the device has used the batch, which may be during the following step. Therefore
-                // the batches of one more step are counted.
+                // The batches that are loaded for a step occupy device memory until the device has
+                // used them, perhaps until the end of the next step. Therefore the batches of a
+                // second step are counted, too.
                 true => examples.bytes(),
             };
-            // When a freeze ends, later steps train more parameters and need more memory. Therefore
-            // the run checks now that these steps fit into the budget, and does not end with an
-            // error only then.
+            // When a freeze ends, later steps train more parameters and need more memory. Check in
+            // advance that these steps will fit into the budget.
             let holding = freezing.holding().to_vec();
             let later = freezing.update(last.0, last.1);
             let when = format!(" after the end of {}", later.join(", "));
@@ -146,8 +145,8 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Reads the examples of one step. Returns `None` at the end of the epoch. Also returns `None`
-    /// if the steps in flight must end before the next step may start.
+    /// Reads the examples of one step. Returns `None` at the end of the epoch, or if the steps in
+    /// flight must end before the next step may start.
     fn read(
         &mut self,
         loader: &DataLoader,

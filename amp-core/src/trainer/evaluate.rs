@@ -32,8 +32,8 @@ impl Loaders {
             let loader = loader.limited(limit);
             if loader.batches() == 0 && matches!(limit, Limit::Fraction(part) if part > 0.0) {
                 return Err(Error::config(format!(
-                    "the limit {limit} leaves none of the {all} batches to evaluate: give at \
-                     least {:.4}, or a number of batches",
+                    "the limit {limit} leaves none of the {all} batches to evaluate: give a \
+                     fraction of at least {:.4}, or a number of batches",
                     1.0 / all as f64
                 )));
             }
@@ -49,9 +49,9 @@ impl Loaders {
         Ok(Self(vec![(String::new(), loader)]))
     }
 
-    /// Returns the values of all logs. The name of a set is appended to the names of the values in
-    /// the set's log. If `logs` has one more log than there are sets, the last log belongs to no
-    /// set, and the names of its values are unchanged.
+    /// Returns the values of all logs, one log for each set. Appends the name of the set to the
+    /// names of its values. One more log may follow, which belongs to no set. The names of its
+    /// values do not change.
     fn values(&self, logs: &[Log]) -> Result<Vec<Logged>> {
         let mut values = Vec::new();
         let names = self.0.iter().map(|(name, _)| name.as_str()).chain([""]);
@@ -64,7 +64,7 @@ impl Loaders {
         Ok(values)
     }
 
-    /// Returns the number of bytes of the tensors that the loaders keep.
+    /// Returns the number of bytes of the tensors that the loaders keep in memory.
     pub(super) fn held_bytes(&self) -> u64 {
         self.0.iter().map(|(_, loader)| loader.held_bytes()).sum()
     }
@@ -210,7 +210,7 @@ impl Evaluator {
     /// each batch to `then`. Returns one log per set.
     #[expect(
         clippy::too_many_arguments,
-        reason = "validation, test and prediction differ in these"
+        reason = "validation, test and prediction pass different values for each argument"
     )]
     fn each_batch<T>(
         &mut self,
@@ -245,9 +245,9 @@ impl Evaluator {
         Ok(logs)
     }
 
-    /// Runs a batch. If the whole batch does not fit into memory, splits the batch into parts,
-    /// unless the loss or tensors that the examples share forbid that. Returns the log of the batch
-    /// and the result for each part.
+    /// Runs a batch. If it does not fit into memory, splits it into parts, unless the loss or a
+    /// tensor that all examples share does not allow this. Returns the log of the batch and the
+    /// result for each part.
     fn in_parts<T>(
         &mut self,
         batch: &AnyBatch,
@@ -270,8 +270,7 @@ impl Evaluator {
                 Ok(given) => return Ok((log, given)),
                 Err(error) => error,
             };
-            // The error does not recommend a memory budget, because a budget reduces only the
-            // memory of training steps.
+            // A memory budget would not help: it reduces only the memory of training steps.
             let remedy = "choose a smaller batch";
             if !halves(&self.memory, &error, batch, self.parts, scope, remedy)? {
                 return Err(error);

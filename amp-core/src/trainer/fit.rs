@@ -48,8 +48,8 @@ pub(super) struct Run<'r, 'c> {
     /// The time and the run's position at the end of the last validation. `None` before the first
     /// validation.
     pub(super) validated: Option<(Instant, Position)>,
-    /// Whether a validation loss has already been not finite in this run. Only the first time, the
-    /// run searches for the cause.
+    /// Whether the run has searched for the cause of a non-finite validation loss, which it does at
+    /// most once.
     pub(super) explained: bool,
     /// The reason why a callback has requested the end of the run. The run ends as soon as
     /// `min_epochs` and `min_steps` are reached. `None` if no callback has requested the end.
@@ -202,8 +202,8 @@ impl<'r, 'c> Run<'r, 'c> {
         let trained_later = self.freezing.trained_later(self.last_position());
         let no_validation = self.validations.note(length).filter(|_| !self.val.is_empty());
         let config_notes = no_validation.into_iter().chain(full_gradients_note(self.config));
-        // For a short trial of a longer run, the notes are about the longer run, whose plan the
-        // trial has.
+        // If this is a short trial of a longer run, these notes are about the longer run, whose
+        // length is `plan`.
         let last = self.config.last_position(self.loader.batches(), self.plan);
         let config_notes = config_notes.chain(self.freezing.note(last));
         let averaging = self.config.optimization.averaging;
@@ -242,12 +242,12 @@ impl<'r, 'c> Run<'r, 'c> {
         let epoch = self.position.epoch;
         let (mut flow, train_seconds) = timed(|| self.train())?;
         if self.interrupted.is_some() {
-            // The run was saved when it was interrupted. The resumed run will end this epoch,
-            // including its validation and the callbacks.
+            // The run was saved when the signal interrupted it. The resumed run will end this
+            // epoch, with its validation and callbacks.
             return Ok(Flow::End);
         }
-        // If the run ends within the epoch, a resumed run will continue the epoch. Therefore the
-        // sums of logged values are copied before hooks add values to the sums.
+        // A run that ends within an epoch can be resumed there. It then needs the sums of logged
+        // values from before the hooks below add to them.
         let batches = self.loader.batches();
         let unfinished = match self.position.batch < batches {
             true => Some(self.observers.log.copied(self.config.device)?),

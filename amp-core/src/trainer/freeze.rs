@@ -74,9 +74,8 @@ impl Freezing {
         Ok(())
     }
 
-    /// Returns the number of elements of the parameters that are frozen now and trained in the
-    /// run's last step. `last` is the epoch of the last step, and the number of steps before the
-    /// last step.
+    /// Returns the number of elements of the parameters that are frozen at the moment, but trained
+    /// in the run's last step. `last` is the epoch of that step, and the number of steps before it.
     pub(super) fn trained_later(&self, last: (i64, u64)) -> i64 {
         let frozen = self.parameters.iter().filter(|own| !own.tensor.requires_grad());
         let later = frozen.filter(|own| {
@@ -86,8 +85,8 @@ impl Freezing {
         later.map(|own| own.tensor.numel() as i64).sum()
     }
 
-    /// Returns a note if the run ends before the freeze of some entries ends. `last` is the epoch
-    /// of the run's last step, and the number of steps before the last step.
+    /// Returns a note about the freezes that should end before the end of the run, but do not.
+    /// `last` is the epoch of the run's last step, and the number of steps before that step.
     pub(super) fn note(&self, last: (i64, u64)) -> Option<String> {
         let freezes = self.entries.iter().map(|one| &one.freeze);
         let never = freezes.filter(|one| !one.is_endless() && one.holds(last.0, last.1));
@@ -103,8 +102,8 @@ impl Freezing {
         })
     }
 
-    /// Freezes and unfreezes parameters as the entries require in the given epoch and after the
-    /// given number of steps. Returns the entries that no longer freeze their parameters.
+    /// Freezes and unfreezes parameters as the entries require in the given epoch after the given
+    /// number of steps. Returns the entries whose freeze has ended.
     pub(super) fn update(&mut self, epoch: i64, global_step: u64) -> Vec<String> {
         let holding: Vec<bool> =
             self.entries.iter().map(|entry| entry.freeze.holds(epoch, global_step)).collect();
@@ -137,8 +136,8 @@ impl Freezing {
         self.holding = holding;
     }
 
-    /// Returns the next step at which an entry unfreezes its parameters. Returns `None` if no such
-    /// step follows.
+    /// Returns the first step after `global_step` at which an entry unfreezes its parameters.
+    /// Returns `None` if there is no such step.
     pub(super) fn next_step(&self, global_step: u64) -> Option<u64> {
         let steps = self.entries.iter().filter_map(|entry| entry.freeze.step());
         steps.filter(|step| *step > global_step).min()

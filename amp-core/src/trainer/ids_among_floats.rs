@@ -1,5 +1,5 @@
-//! Searches the data for ids (whole numbers) that are stored as floating-point values, and for a
-//! tensor that all examples share and that may contain indices of examples.
+//! Searches the data for two mistakes: ids (whole numbers) stored as floating-point values, and a
+//! tensor that all examples share and whose values are indices of examples.
 
 use tch::Kind;
 
@@ -7,8 +7,8 @@ use super::fit::Run;
 use crate::{Result, event::Event};
 
 impl Run<'_, '_> {
-    /// Emits a note if the conversion to the precision's 16-bit dtype changes whole numbers in the
-    /// first examples. Such numbers may be ids, and a changed id selects another embedding.
+    /// Emits a note if casting the first examples to the precision's 16-bit dtype changes whole
+    /// numbers. They may be ids, and a changed id selects another embedding.
     pub(super) fn note_whole_numbers(&mut self) -> Result<()> {
         let storage = self.config.precision.storage();
         if !matches!(storage, Kind::Half | Kind::BFloat16) {
@@ -21,9 +21,9 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Emits a note if a tensor that all examples share may contain indices of examples (edges of a
-    /// graph, for instance), and if the indices refer to other examples after shuffling or
-    /// batching.
+    /// Emits a note if a tensor that all examples share may contain indices of examples, as the
+    /// edges of a graph do, and if these indices become wrong because examples are shuffled or
+    /// split into batches.
     pub(super) fn note_misleading_numbers(&mut self) -> Result<()> {
         match self.data.misleading_numbers()? {
             Some(text) => (self.observers.emit)(Event::Note { text }),

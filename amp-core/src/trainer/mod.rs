@@ -205,8 +205,8 @@ impl<'a> Trainer<'a> {
     /// appended to the names of its logged values. The model is moved to the trainer's device and
     /// converted to the dtype of the precision.
     ///
-    /// Subscribers first receive [`Event::EvaluationStart`]. Then they receive the events of a
-    /// validation within [`fit`](Self::fit), with epoch 0 and step 0. At the end they receive
+    /// Subscribers first receive [`Event::EvaluationStart`]. Then they receive the same events as
+    /// for a validation within [`fit`](Self::fit), with epoch 0 and step 0. At the end they receive
     /// [`Event::EvaluationEnd`].
     ///
     /// # Errors
@@ -313,8 +313,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// Checks the configuration, moves the model to its device and creates the loaders of `sets`.
-    /// If there is no set, the error contains `kind`, the words for the purpose of the set, for
-    /// example `to test on`, and `method`, the method of [`DataModule`] that adds such a set.
+    /// The error for a missing set contains `kind`, the purpose of the set, such as `to test on`,
+    /// and `method`, the method of [`DataModule`] that adds such a set.
     fn prepare(
         &self,
         model: &dyn LightningModule,

@@ -19,7 +19,8 @@ use crate::{
 const VALIDATION: &str = "val_";
 
 impl Run<'_, '_> {
-    /// Returns whether the run may validate at other moments than the end of each epoch.
+    /// Returns whether the run has validation data, and validates at other times than once at the
+    /// end of each epoch.
     pub(super) fn validates(&self) -> bool {
         !self.val.is_empty() && !self.validations.follow_each_epoch()
     }
@@ -35,7 +36,7 @@ impl Run<'_, '_> {
         let last = self.validated.map_or(self.started, |(when, _)| when);
         let due =
             self.validations.follows(epoch, batch) || self.validations.is_due_after(last.elapsed());
-        // The code that ends the epoch runs the validation at the end of the epoch.
+        // After the epoch's last batch, the code that ends the epoch runs a validation that is due.
         let ends_epoch = batch == self.loader.batches() && self.validations.follows(epoch, batch);
         if !due || self.is_validated() || ends_epoch || self.val.is_empty() {
             return Ok(());
@@ -73,8 +74,8 @@ impl Run<'_, '_> {
         Ok(values)
     }
 
-    /// Searches the validation sets for the first tensor that is not finite, if a validation loss is
-    /// not finite, and names this tensor in a note. Searches only once in a run.
+    /// Searches the validation sets for the first tensor that is not finite, and names it in a note.
+    /// Does so only if a validation loss is not finite, and only once in a run.
     fn explain_once(&mut self, values: &[Logged]) -> Result<()> {
         let is_loss = |logged: &&Logged| logged.name.starts_with("val_loss");
         let Some(loss) = values.iter().filter(is_loss).find(|logged| !logged.value.is_finite())
@@ -108,7 +109,7 @@ impl Run<'_, '_> {
             model.on_validation_epoch_end(&mut state.hook(epoch, log))
         };
         let global_step = state.global_step();
-        // The few batches that are validated before training report nothing.
+        // Batches that are validated before training report nothing.
         let mut show = |name, media| match most {
             None => emit(Event::Media { global_step, name, media }),
             Some(_) => Ok(()),
@@ -141,9 +142,9 @@ impl Run<'_, '_> {
         backup.end(self.model)?;
         match values {
             Ok(values) => are_logged(&monitored, &values),
-            // With `num_sanity_val_steps = 0`, only one batch was validated. A metric may need more
-            // batches and fail, so the error is ignored. The first whole validation shows whether
-            // the monitored values are logged.
+            // `batches` is 0, so only one batch was validated, to check the monitored names. A
+            // metric that needs more than one batch may fail. The first validation of all batches
+            // will then show whether the monitored values are logged.
             Err(_) if batches == 0 => Ok(()),
             Err(error) => Err(error),
         }

@@ -34,7 +34,8 @@ impl ChainedScheduler {
     }
 }
 
-/// A schedule of any type, as the chain stores it.
+/// The methods of [`Schedule`] as a dyn-compatible trait, so that a chain can contain several
+/// types.
 trait Link {
     fn check(&self) -> Result<()>;
     fn note(&self) -> Option<String>;

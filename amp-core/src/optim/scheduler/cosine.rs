@@ -6,8 +6,8 @@ use super::{Rates, Schedule, not_negative, positive, within};
 use crate::Result;
 
 /// The rate after t intervals (steps or epochs) is η_min + (η₀ − η_min)(1 + cos(πt/T))/2, where η₀
-/// is the optimizer's rate, η_min is `eta_min` and T is `t_max`. As in torch, each rate is computed
-/// from the previous rate (CosineAnnealingLR).
+/// is the optimizer's rate, η_min is `eta_min` and T is `t_max`. As in torch, the rate is computed
+/// from the previous rate, so its rounding equals torch's (CosineAnnealingLR).
 ///
 /// ```
 /// use amp_core::optim::CosineAnnealing;

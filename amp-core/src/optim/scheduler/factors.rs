@@ -94,8 +94,8 @@ impl Schedule for ConstantLr {
 }
 
 /// The rate after t intervals (steps or epochs) is η₀(1 − t/T)^power, where η₀ is the optimizer's
-/// rate and T is `total_iters`. After T intervals the rate stays 0. As in torch, each rate is
-/// computed from the previous rate (PolynomialLR).
+/// rate and T is `total_iters`. After T intervals the rate stays 0. As in torch, the rate is
+/// computed from the previous rate, so its rounding equals torch's (PolynomialLR).
 ///
 /// ```
 /// use amp_core::optim::PolynomialLr;

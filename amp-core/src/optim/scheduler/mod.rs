@@ -22,10 +22,11 @@ pub use wsd::{Decay, Wsd};
 use super::{Rates, saved};
 use crate::{Error, Result, state::State};
 
-/// A schedule whose rates depend only on the number of passed intervals (steps or epochs) and on
-/// the previous rates. It consists of options and one formula. Every `Schedule` is also a
-/// [`BuildScheduler`], so it can be saved, resumed, rolled back and used with parameter groups. A
-/// schedule that needs other state implements [`BuildScheduler`] and [`Scheduler`] instead.
+/// A schedule whose rates (learning rate and momentum) depend only on the number of passed
+/// intervals (steps or epochs) and on the previous rates. An implementation consists of options and
+/// one formula. Every `Schedule` is also a [`BuildScheduler`], so it can be saved, resumed, rolled
+/// back and used with parameter groups. A schedule that needs other state implements
+/// [`BuildScheduler`] and [`Scheduler`] instead.
 ///
 /// ```
 /// use amp_core::{Result, optim::{AdamW, Interval, OptimizerConfig, Rates, Schedule}};
@@ -67,15 +68,15 @@ pub trait Schedule: Clone + 'static {
     }
 
     /// Returns the rates after `passed` intervals (steps or epochs). `base` are the optimizer's
-    /// initial rates. `last` are the rates of the previous interval, or `base` if `passed` is 0.
-    /// The result must depend only on the arguments.
+    /// initial rates. `last` are the rates after `passed - 1` intervals, or `base` if `passed` is
+    /// 0. The result must depend only on the arguments.
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates;
 }
 
 /// The options of a schedule, from which the schedule for given initial rates can be built.
 pub trait BuildScheduler {
-    /// Checks the options, and returns the schedule at its start. `base` are the optimizer's
-    /// initial rates.
+    /// Checks the options, and returns a schedule that has passed no interval yet. `base` are the
+    /// optimizer's initial rates.
     ///
     /// # Errors
     /// When an option is out of range.
@@ -114,7 +115,7 @@ pub trait Scheduler {
 }
 
 /// Checks that the option `name` is a finite number in its range. `holds` says whether `value` is
-/// in the range, and `range` is the text for this range.
+/// in the range. `range` describes the range in the error message.
 fn within(name: &str, value: f64, holds: bool, range: &str) -> Result<()> {
     if holds && value.is_finite() {
         return Ok(());

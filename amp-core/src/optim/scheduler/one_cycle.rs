@@ -6,9 +6,9 @@ use super::{Rates, Schedule, positive, within};
 use crate::Result;
 
 /// The learning rate rises along a cosine from max_lr/div_factor to max_lr, and then falls along a
-/// cosine to a fraction of the first rate (OneCycleLR). The momentum falls while the rate rises,
-/// and rises while the rate falls. After the last step, learning rate and momentum keep their last
-/// values.
+/// cosine to max_lr/(div_factor·final_div_factor) (OneCycleLR). The momentum falls while the rate
+/// rises, and rises while the rate falls. After the last step, learning rate and momentum keep
+/// their last values.
 ///
 /// ```
 /// use amp_core::optim::OneCycle;
@@ -20,15 +20,15 @@ pub struct OneCycle {
     pub max_lr: f64,
     /// The number of steps of the whole cycle.
     pub total_steps: i64,
-    /// The part of the cycle in which the rate rises, as a fraction of all steps.
+    /// The fraction of all steps during which the rate rises.
     pub pct_start: f64,
-    /// The quotient of `max_lr` and the first rate.
+    /// `max_lr` divided by the learning rate of the first step.
     pub div_factor: f64,
-    /// The quotient of the first and the last learning rate.
+    /// The learning rate of the first step divided by that of the last step.
     pub final_div_factor: f64,
     /// The lowest momentum, which is reached when the rate is `max_lr`.
     pub base_momentum: f64,
-    /// The highest momentum, at the start and at the end.
+    /// The highest momentum, which applies at the start and at the end of the cycle.
     pub max_momentum: f64,
 }
 

@@ -9,9 +9,9 @@ use crate::{Error, Result, monitor::Mode, optim::saved, state::State};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdMode {
-    /// `threshold` is a fraction of the best value's absolute value. In torch, a negative best
-    /// value reverses the sign of the threshold, so that even a worse value can count as an
-    /// improvement.
+    /// `threshold` is a fraction of the best value's absolute value. Torch uses the best value with
+    /// its sign: a negative best value makes the threshold negative, so that even a worse value can
+    /// count as an improvement.
     #[default]
     Rel,
     /// An absolute difference.
@@ -35,8 +35,8 @@ pub struct ReduceLrOnPlateau {
     pub threshold: f64,
     /// Whether `threshold` is relative to the best value or an absolute difference.
     pub threshold_mode: ThresholdMode,
-    /// The length of the cooldown in epochs. During the cooldown, which follows each reduction of
-    /// the rate, epochs without improvement are not counted.
+    /// The number of epochs after a reduction of the rate that do not count as epochs without
+    /// improvement.
     pub cooldown: i64,
     /// The lowest rate.
     pub min_lr: f64,
@@ -99,7 +99,7 @@ struct Plateau {
     rates: Rates,
     best: f64,
     bad_epochs: i64,
-    /// The number of epochs until the cooldown ends.
+    /// The number of epochs for which the cooldown still lasts.
     cooldown: i64,
 }
 
@@ -109,8 +109,9 @@ impl Plateau {
         let ReduceLrOnPlateau { mode, threshold, threshold_mode, .. } = self.options;
         match (threshold_mode, mode) {
             (ThresholdMode::Abs, mode) => mode.better(value, self.best, threshold),
-            // If the best value is negative, torch's factors 1 − threshold and 1 + threshold
-            // reverse the sign of the threshold.
+            // For a negative best value, the sign before `threshold` is reversed. Torch does not
+            // reverse it, so a value somewhat worse than the best value counts as an improvement
+            // there.
             (ThresholdMode::Rel, Mode::Min) if self.best < 0.0 => {
                 value < self.best * (threshold + 1.0)
             }

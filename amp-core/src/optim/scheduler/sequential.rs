@@ -81,7 +81,7 @@ impl Scheduler for Sequential {
 
     fn advance(&mut self, monitored: Option<f64>) {
         self.passed += 1;
-        // At a milestone the next schedule begins, with the first rates of that schedule.
+        // At a milestone, the next schedule starts with its own first rates. No schedule advances.
         if !self.milestones.contains(&self.passed) {
             let current = self.current();
             self.schedules[current].advance(monitored);

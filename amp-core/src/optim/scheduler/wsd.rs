@@ -5,8 +5,8 @@ use std::f64::consts::PI;
 use super::{Rates, Schedule, not_negative, positive, within};
 use crate::Result;
 
-/// The curve of the factor in the decay of [`Wsd`]. p is the fraction of decay_steps that has
-/// passed.
+/// The curve of the learning-rate factor during the decay of [`Wsd`]. p is the part of the decay
+/// that has passed, from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Decay {
     /// 1 − p.
@@ -18,11 +18,11 @@ pub enum Decay {
     OneMinusSqrt,
 }
 
-/// Warm-up, stable, decay (Hu et al. 2024, "MiniCPM", §4). The rate rises during warmup_steps, then
-/// stays at the optimizer's rate, and falls during the last decay_steps of total_steps. Afterwards
-/// the rate is constant. The warm-up is linear. The formula is that of transformers'
-/// get_wsd_schedule: a factor f from 0 to 1 becomes f·(1 − min_lr_ratio) + min_lr_ratio, so that
-/// the factor is min_lr_ratio at the start and at the end.
+/// Warm-up, stable, decay (Hu et al. 2024, "MiniCPM", §4). The rate rises linearly during
+/// warmup_steps, then stays at the optimizer's rate, and falls during the last decay_steps of
+/// total_steps. Afterwards the rate is constant. As in transformers' get_wsd_schedule, the
+/// optimizer's rate is multiplied by f·(1 − min_lr_ratio) + min_lr_ratio, where f rises from 0 to 1
+/// and later falls to 0.
 ///
 /// ```
 /// use amp_core::optim::{Decay, Wsd};

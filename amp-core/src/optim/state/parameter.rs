@@ -16,14 +16,15 @@ use crate::{
 /// The optimizer state of a parameter, and the index of its parameter group.
 pub(in crate::optim) struct Kept {
     pub(in crate::optim) group: usize,
-    /// The index of the parameter's list of slots (state tensors).
+    /// The index of the list of slots (state tensors) that the parameter has.
     pub(in crate::optim) layout: usize,
-    /// The state of the parameter; `None` while the parameter does not require a gradient.
+    /// The state of the parameter; `None` if the parameter has been frozen since the optimizer was
+    /// built.
     pub(in crate::optim) state: Option<ParameterState>,
 }
 
-/// Returns the lists of slots (state tensors) that the options of the groups declare, without
-/// duplicates, and the index of each parameter's list.
+/// Returns the different lists of slots (state tensors) that the parameters have, and, for each
+/// parameter, the index of its list.
 pub(in crate::optim) fn laid_out<A: Algorithm>(
     options: &[A],
     parameters: &[Parameter],
@@ -56,7 +57,8 @@ pub(in crate::optim) struct ParameterState {
     pub(in crate::optim) slots: Vec<Moment>,
     /// The f32 master weight of a 16-bit parameter.
     pub(in crate::optim) master: Option<Tensor>,
-    /// Whether the parameter has been updated at least once.
+    /// Whether the next step follows the rule for later steps: true after the first step, and from
+    /// the start if the first step does not differ ([`Algorithm::first_step_differs`]).
     pub(in crate::optim) started: bool,
 }
 

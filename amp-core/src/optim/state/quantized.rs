@@ -8,11 +8,11 @@ use tch::{Device, Kind, Tensor};
 use crate::optim::weight_update::{wide, write, write_stochastically};
 use crate::{Result, ffi, named::named};
 
-/// How an optimizer stores its running averages of gradients and of their squares (the moments).
+/// How an optimizer stores its moments: the running averages of the gradients and of their squares.
 /// Each average has as many elements as the parameter. If averages are stored in fewer bits, a step
-/// converts them to f32 for one piece of the parameters at a time, so that the copies need little
-/// memory. On CUDA, Adam's kernel for f32 parameters instead reads and writes the stored averages
-/// directly. Averages of f64 parameters are always f64.
+/// converts them to f32 piece by piece, so that the f32 copies need little memory. On CUDA, Adam's
+/// kernel for f32 parameters reads and writes the stored averages directly. Averages of f64
+/// parameters are always f64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -21,14 +21,15 @@ pub enum Moments {
     #[default]
     Full,
     /// Stored in bfloat16, 2 bytes per element, with stochastic rounding. With rounding to the
-    /// nearest number, an average would never change if each step changed it by less than 1/512 of
-    /// its value. Running averages of squares usually change this little. The random numbers for
-    /// the rounding come from libtorch's generator of the parameters' device.
+    /// nearest number, an average would never change if each step changes it by less than 1/512 of
+    /// its value, as is usual for averages of squares. The random numbers for the rounding come
+    /// from libtorch's generator of the parameters' device.
     Bf16,
     /// Stored in 8 bits, with an f32 scale for each 256 elements: 1.016 bytes per element (Dettmers
     /// et al. 2022, "8-bit Optimizers via Block-wise Quantization", §2: dynamic tree quantization).
-    /// Each element is rounded to the nearest code. A positive average of squares is never rounded
-    /// to zero, because the step would otherwise divide by eps alone.
+    /// Each element is rounded to the nearest number that has a code. A positive average of squares
+    /// is never rounded to zero, because a step divides by it: dividing by eps alone would make the
+    /// step far too large.
     EightBit,
 }
 
@@ -53,13 +54,13 @@ pub(in crate::optim) enum Moment {
 }
 
 impl Moment {
-    /// Returns an average of zeros that is stored in bf16, for a parameter of this size.
+    /// Returns a running average in bf16, initially zero, for a parameter of `elements` elements.
     pub(in crate::optim) fn bf16(elements: i64, device: Device) -> Result<Self> {
         Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?))
     }
 
-    /// Returns an average of zeros that is stored in 8 bits. `code` contains the numbers that the
-    /// codes stand for. The tensors are created on the device of `code`.
+    /// Returns a running average in 8 bits, initially zero, for a parameter of `elements` elements.
+    /// `code` maps the stored codes to numbers. The tensors are created on the device of `code`.
     pub(in crate::optim) fn eight_bit(elements: i64, code: Rc<Code>) -> Result<Self> {
         let (blocks, device) = ((elements + BLOCK - 1) / BLOCK, code.values.device());
         Ok(Self::EightBit {
@@ -70,7 +71,8 @@ impl Moment {
     }
 
     /// Reads `count` elements from `start` on, in f32. The result is a view if the average is
-    /// stored in f32, and otherwise a copy. `start` is the beginning of a block.
+    /// stored in f32, and otherwise a copy. `start` must be a multiple of [`BLOCK`] if the average
+    /// is stored in 8 bits.
     pub(in crate::optim) fn read(&self, start: i64, count: i64) -> Result<Tensor> {
         match self {
             Self::Plain(tensor) => Ok(tensor.f_reshape([-1])?.f_narrow(0, start, count)?),
@@ -82,7 +84,8 @@ impl Moment {
         }
     }
 
-    /// Stores `values`, which [`read`](Self::read) returned and a step then changed.
+    /// Stores the elements from `start` on. `values` is the result of [`read`](Self::read) after a
+    /// step has changed it in place.
     pub(in crate::optim) fn write(&self, start: i64, values: &Tensor) -> Result<()> {
         let (values, count) = (&values.f_reshape([-1])?, values.numel() as i64);
         match self {
@@ -121,7 +124,7 @@ impl Moment {
     }
 }
 
-/// Returns the codes and the scales of those blocks that contain `count` elements from `start` on.
+/// Returns the codes and the scales of the blocks that contain the `count` elements from `start`.
 fn part(codes: &Tensor, scales: &Tensor, start: i64, count: i64) -> Result<(Tensor, Tensor)> {
     debug_assert!(start % BLOCK == 0, "a part begins at the start of a block");
     let (from, blocks) = (start / BLOCK, (count + BLOCK - 1) / BLOCK);
@@ -137,15 +140,16 @@ fn part(codes: &Tensor, scales: &Tensor, start: i64, count: i64) -> Result<(Tens
 pub(in crate::optim) struct Code {
     /// The numbers that the codes stand for, in ascending order.
     values: Tensor,
-    /// The bounds between the numbers: the midpoint of each pair of neighbouring numbers. They
-    /// determine to which number an element is rounded.
+    /// The midpoint of each pair of neighbouring numbers. The midpoint decides to which of the two
+    /// numbers an element between them is rounded.
     bounds: Tensor,
     /// The code that stands for 0.
     zero: i64,
     signed: bool,
 }
 
-/// The code tables of all devices. Each table is created once.
+/// The code tables: for each device one for averages that may be negative and one for averages that
+/// may not. Each table is created once.
 #[derive(Debug, Default)]
 pub(in crate::optim) struct Codes(Vec<(bool, Device, Rc<Code>)>);
 
@@ -200,8 +204,8 @@ impl Code {
     }
 
     /// Encodes elements as codes and scales. Each element becomes the code of the nearest number.
-    /// If the average is never negative, an element above 0 is never encoded as 0, but at least as
-    /// the smallest positive number.
+    /// If the average is never negative, an element above 0 becomes at least the smallest positive
+    /// number, never 0.
     fn encode(&self, elements: &Tensor, codes: &Tensor, scales: &Tensor) -> Result<()> {
         if codes.device() == Device::Cpu {
             return ffi::moments_encode(elements, &self.bounds, !self.signed, codes, scales);
@@ -218,8 +222,8 @@ impl Code {
         let rest = codes.numel() as i64 - elements.numel() as i64;
         let blocks = elements.f_constant_pad_nd([0, rest])?.f_view([-1, BLOCK])?;
         let largest = blocks.f_abs()?.f_amax([1_i64].as_slice(), true)?;
-        // The elements of a block are divided by their largest magnitude. In a block of zeros this
-        // magnitude is 0, so the divisor has a lower limit.
+        // The elements of a block are divided by their largest magnitude. The lower limit avoids a
+        // division by 0 in a block of zeros.
         let shares = blocks.f_div(&largest.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
         let mut nearest = shares.f_bucketize(&self.bounds, true, false)?;
         if !self.signed {

@@ -1,5 +1,5 @@
-//! The methods of the gradient scaler for a step that runs as a CUDA graph. The host reads the
-//! outcome of such a step only after the step.
+//! The methods of the gradient scaler for a step that runs as a CUDA graph. Only after such a step
+//! does the host learn whether it was skipped.
 
 use tch::Tensor;
 
@@ -8,7 +8,7 @@ use crate::Result;
 
 impl GradScaler {
     /// Sets `skip_flag`, an f32 scalar on the device, to 1 if a loss or gradient since the last
-    /// update was not finite. If all losses and gradients were finite, does not change the flag.
+    /// update was not finite. Otherwise leaves the flag unchanged.
     pub(crate) fn note_non_finite(&self, skip_flag: &Tensor) -> Result<()> {
         for seen in &self.iteration {
             // A NaN in `found_inf` counts as true in this operation.
@@ -17,8 +17,8 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Updates the scale on the device as [`update`](Self::update) does after an applied step. The
-    /// host's copy of the scale does not change.
+    /// Updates the scale and the growth tracker on the device as [`update`](Self::update) does
+    /// after a step without overflow. The host's copies do not change.
     pub(crate) fn update_applied(&mut self) -> Result<()> {
         self.end_iteration();
         if self.mode != Mode::Scale {
@@ -40,15 +40,15 @@ impl GradScaler {
         self.end_iteration();
     }
 
-    /// Updates the host's copy of the scale and of the growth tracker, once the host knows that a
-    /// step was applied.
+    /// Updates the host's copies of the scale and of the growth tracker. Called when the host has
+    /// learnt that a captured step was applied.
     pub(crate) fn follow_applied(&mut self) {
         if self.mode == Mode::Scale {
             self.mirror = self.config.next(self.mirror, false);
         }
     }
 
-    /// Writes the host's copy of the scale and of the growth tracker to the device.
+    /// Writes the host's copies of the scale and of the growth tracker to the device.
     pub(crate) fn write_device(&self) -> Result<()> {
         let _ = self.scale.shallow_clone().f_fill_(f64::from(self.mirror.0))?;
         let _ = self.growth_tracker.shallow_clone().f_fill_(i64::from(self.mirror.1))?;

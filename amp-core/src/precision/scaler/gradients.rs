@@ -19,8 +19,8 @@ pub struct Scaled;
 /// Marks [`Gradients`] that were divided by the loss scale.
 #[derive(Debug)]
 pub struct Unscaled;
-/// Marks [`Gradients`] that may still be multiplied by the loss scale. If so, the optimizer's step
-/// itself unscales and clips the gradients.
+/// Marks [`Gradients`] that are ready for the step. If they are still multiplied by the loss scale,
+/// the step itself unscales and clips them.
 #[derive(Debug)]
 pub struct Deferred;
 
@@ -38,7 +38,7 @@ pub struct Gradients<S> {
     pub(super) state: PhantomData<S>,
 }
 
-/// Whether a loss or gradient was not finite, known to the host or only to the device.
+/// Whether a loss or gradient was not finite. The answer may be only on the device.
 #[derive(Debug)]
 pub(super) enum FoundInf {
     /// The host already knows whether a value was not finite.
@@ -75,9 +75,9 @@ impl FoundInf {
     }
 }
 
-/// A loss that is multiplied by the loss scale. The only use of this value is its backward pass.
-/// The product itself is never computed: the backward pass starts with the scale, which is the
-/// gradient of the product with respect to the loss.
+/// A loss that is multiplied by the loss scale. All you can do with it is to run its backward pass.
+/// The product itself is never computed: the backward pass starts with the gradient of the product
+/// with respect to the loss, which is the scale.
 #[derive(Debug)]
 #[must_use = "a scaled loss is only for its backward pass"]
 pub struct ScaledLoss {
@@ -228,9 +228,8 @@ impl From<Gradients<Unscaled>> for Gradients<Deferred> {
     }
 }
 
-/// Sets `found_inf` to NaN if an element of a gradient is not finite. Checks only the largest
-/// magnitude in each gradient, because the maximum of a tensor with a NaN or an infinity is not
-/// finite either.
+/// Sets `found_inf` to NaN if an element of a gradient is not finite. For this, it is enough to
+/// check the largest magnitude in each gradient, which is then NaN or infinite.
 pub(super) fn check_finite(grads: &[Tensor], found_inf: &Tensor) -> Result<()> {
     let largest = clip::by_dtype(grads, |_, group| {
         let sizes = ffi::foreach_norm(group, f64::INFINITY, false)?;
@@ -240,7 +239,7 @@ pub(super) fn check_finite(grads: &[Tensor], found_inf: &Tensor) -> Result<()> {
 }
 
 /// Unscales the gradients of one dtype. PyTorch's CUDA kernel does not support bf16
-/// (pytorch#127176), so bf16 gradients are unscaled by elementary operations.
+/// (pytorch#127176), so bf16 gradients are unscaled on CUDA by a sequence of tensor operations.
 pub(super) fn unscale_group(
     kind: Kind,
     grads: &[Tensor],

@@ -9,14 +9,15 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Result, ffi};
 
-/// Records whether a loss since the last update was not finite. A loss on the CPU is checked
-/// immediately, because the check costs almost nothing. A loss on CUDA is checked on the device,
-/// and the host does not read it.
+/// Records whether a loss since the last update was not finite. A loss on the CPU is checked at
+/// once, which costs almost nothing. A loss on CUDA is checked on the device, so that the host need
+/// not wait.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
     /// Whether a loss on the CPU was not finite.
     bad: Cell<bool>,
-    /// A scalar on the device: zero, or NaN if a loss was not finite.
+    /// A scalar on the device: 0, or NaN if a loss was not finite. `None` if there was no loss on
+    /// the device.
     on_device: RefCell<Option<Tensor>>,
 }
 
@@ -43,7 +44,7 @@ impl Losses {
         self.bad.get()
     }
 
-    /// Returns a new scalar on `device` that is not 0 if a loss was not finite.
+    /// Returns a new scalar on `device`, which is 0 unless a loss was not finite.
     pub(super) fn found_inf(&self, device: Device) -> Result<Tensor> {
         match &*self.on_device.borrow() {
             Some(sum) => Ok(sum.f_detach_copy()?),

@@ -98,9 +98,9 @@ use crate::{
 
 /// Scales losses and skips steps whose gradients overflowed.
 ///
-/// The scale (f32) and the growth tracker (i32) are on the device, as in PyTorch. The host computes
-/// the same two numbers from the outcome of each step, which [`step`](Self::step) reads in any
-/// case. Therefore [`scale_value`](Self::scale_value) does not wait for the device.
+/// The scale (f32) and the growth tracker (i32) are on the device, as in PyTorch. The host has a
+/// copy, which [`scale_value`](Self::scale_value) returns without waiting for the device:
+/// [`step`](Self::step) reads whether the gradients overflowed, so the host can update its copy.
 #[derive(Debug)]
 pub struct GradScaler {
     config: GradScalerConfig,
@@ -108,8 +108,8 @@ pub struct GradScaler {
     device: Device,
     scale: Tensor,
     growth_tracker: Tensor,
-    /// A zero on the device. A captured step passes it to libtorch's update of the scale as the
-    /// overflow flag.
+    /// A zero on the device: the overflow flag that a captured step passes to libtorch's update of
+    /// the scale.
     no_overflow: Tensor,
     mirror: (f32, i32),
     /// Whether a loss was scaled since the last update.
@@ -195,9 +195,9 @@ impl GradScaler {
     /// Returns whether repeated overflows have made the scale so small that its reciprocal is
     /// infinite in f32.
     ///
-    /// PyTorch has no lower limit for the scale. With a scale of 2⁻¹²⁸ or less, finite gradients
-    /// become infinite or NaN when they are unscaled. They are unscaled after the check for
-    /// overflows, so the step is not skipped, and makes parameters infinite or NaN. The trainer calls
+    /// PyTorch has no lower limit for the scale. At a scale of 2⁻¹²⁸ or less, unscaling makes
+    /// finite gradients infinite or NaN. Because the check for overflows comes before the
+    /// unscaling, the step is not skipped, and makes parameters infinite or NaN. The trainer calls
     /// this method after [`update`](Self::update), and ends the training if it returns true.
     pub fn has_collapsed(&self) -> bool {
         !((1.0 / f64::from(self.mirror.0)) as f32).is_finite()
@@ -211,15 +211,15 @@ impl GradScaler {
     /// Returns the loss scale and the growth tracker, read from the device.
     ///
     /// # Errors
-    /// When the device reports an earlier failure.
+    /// When an earlier CUDA operation failed: CUDA reports this only when the host waits.
     pub fn read_device(&self) -> Result<(f32, i32)> {
         let scale = self.scale.f_double_value(&[])? as f32;
         let tracker = self.growth_tracker.f_int64_value(&[])? as i32;
         Ok((scale, tracker))
     }
 
-    /// Multiplies a loss by the scale. If the loss is not finite, the step is skipped even if all
-    /// gradients are finite, as with a squared error that overflows. PyTorch applies such a step.
+    /// Multiplies a loss by the scale. If the loss is not finite (such as a squared error that
+    /// overflows), the step is skipped even if all gradients are finite. PyTorch applies the step.
     ///
     /// # Errors
     /// When `loss` is not a scalar.
@@ -234,8 +234,8 @@ impl GradScaler {
         if self.mode == Mode::Scale {
             self.scaled.set(true);
         }
-        // On CUDA the backward pass gets the scale even if the scale is 1. Otherwise it would
-        // launch a kernel that creates a tensor with the value 1.
+        // On CUDA the backward pass gets the scale even if it is 1, because otherwise it would
+        // launch a kernel to create a 1.
         let scaled = self.mode == Mode::Scale || self.device.is_cuda();
         Ok(ScaledLoss {
             loss: loss.shallow_clone(),
@@ -290,7 +290,7 @@ impl GradScaler {
         }
         let overflowed = match uses.iter().map(|seen| seen.overflowed).collect::<Option<Vec<_>>>() {
             Some(known) => known.contains(&true),
-            // No step has read from the device whether the unscaled gradients overflowed.
+            // Some gradients were unscaled, but no step has read whether they overflowed.
             None => total.f_double_value(&[])? != 0.0,
         };
         let _ = self.scale.f_internal_amp_update_scale_(
@@ -319,8 +319,8 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Undoes the last [`update`](Self::update): returns to the scale and the growth tracker of
-    /// `state`, which was read before that update. Captured steps keep using the same tensors.
+    /// Undoes the last [`update`](Self::update): writes `state`, saved before it, into the existing
+    /// tensors of the scale and the growth tracker, because captured CUDA graphs use these tensors.
     pub(crate) fn return_to(&mut self, state: ScalerState) -> Result<()> {
         let _ = self.scale.f_fill_(state.scale)?;
         let _ = self.growth_tracker.f_fill_(i64::from(state.growth_tracker))?;
@@ -358,7 +358,7 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Allows an optimizer that has stepped to step again before the update, with the gradients of
+    /// Allows an optimizer to step several times before one update, each time with the gradients of
     /// another backward pass. The update then depends on the gradients of all these backward
     /// passes.
     pub(crate) fn end_use(&mut self, optimizer: &dyn Optimizer) {

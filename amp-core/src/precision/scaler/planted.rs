@@ -1,5 +1,5 @@
-//! A deliberate fault inside the scaler. Public hooks cannot cause this fault. Only the self-test
-//! of the gate (`cargo amp selftest`) causes it, to find out which check reports it.
+//! A deliberate fault in the scaler that cannot be caused through public hooks. `cargo amp
+//! selftest` causes it, to test which of the project's checks reports it.
 
 use std::cell::Cell;
 
@@ -7,8 +7,8 @@ thread_local! {
     static GROWS_ON_HOST_ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A guard that causes the fault. While the guard exists, scalers on this thread increase the loss
-/// scale only in the host's copy, and not on the device.
+/// A guard that causes the fault. While it exists, the loss scale of scalers on this thread grows
+/// on the host, but not on the device.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct GrowsOnHostAlone(());
@@ -28,8 +28,8 @@ impl Drop for GrowsOnHostAlone {
     }
 }
 
-/// Returns the growth interval that is passed to libtorch's update of the scale on the device. With
-/// the fault, returns an interval that no run reaches.
+/// Returns the growth interval for libtorch's update of the scale on the device. With the fault,
+/// returns an interval that is longer than any run.
 pub(super) fn device_interval(interval: i64) -> i64 {
     if GROWS_ON_HOST_ALONE.get() { i64::from(i32::MAX) } else { interval }
 }

@@ -1,4 +1,4 @@
-//! Steps optimizers, and skips their steps if gradients overflowed.
+//! The scaler's optimizer steps, which are skipped if gradients overflowed.
 
 use super::{Deferred, GradScaler, Gradients, StepOutcome, owner};
 use crate::{
@@ -26,8 +26,8 @@ impl GradScaler {
         Ok(StepOutcome::Applied)
     }
 
-    /// Steps all optimizers, or none if a gradient of any optimizer is not finite. An optimizer
-    /// without gradients does nothing.
+    /// Steps all optimizers, or none if a loss or a gradient of any optimizer is not finite. The
+    /// step of an optimizer without gradients changes nothing.
     ///
     /// # Errors
     /// When gradients belong to another optimizer or were unscaled before the last update, or an

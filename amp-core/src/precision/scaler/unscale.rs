@@ -42,10 +42,9 @@ impl GradScaler {
 
     /// Unscales and clips the gradients, as [`unscale`](Self::unscale) and
     /// [`clip_grad_norm`](Gradients::clip_grad_norm) do, but with one pass over the gradients less.
-    /// The norm of the scaled gradients shows whether all gradients are finite, and a
-    /// multiplication by a single factor unscales and clips the gradients. If the scale is a power
-    /// of two, the result is bit-identical. Finite gradients stay finite, and gradients that are
-    /// not finite do not become finite.
+    /// The norm of the scaled gradients shows whether all gradients are finite. One multiplication
+    /// then unscales and clips them. If the scale is a power of two, the result is bit-identical.
+    /// Finite gradients stay finite, and gradients that are not finite do not become finite.
     ///
     /// # Errors
     /// When [`unscale`](Self::unscale) would return an error for these gradients.
@@ -61,8 +60,8 @@ impl GradScaler {
         }
         let mut gradients = self.defer(gradients, max_norm)?;
         if let Some(factor) = gradients.factor.take() {
-            // A factor of NaN is replaced by 1. Otherwise every gradient would become NaN, and the
-            // first gradient that was not finite could not be found.
+            // A factor of NaN would make every gradient NaN, so that the parameter whose gradient
+            // was not finite could not be found.
             clip::multiply(&gradients.tensors, &factor.f_nan_to_num(1.0, None, None)?)?;
         }
         Ok(gradients.into_state())

@@ -5,10 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 /// How a run averages its weights and buffers, as torch.optim.swa_utils.AveragedModel does.
-/// Validation and checkpoints use the averaged weights, and the model has the averaged weights
-/// after the run. Training itself continues with the unaveraged weights, and checkpoints store the
-/// unaveraged weights as well. The averages of 16-bit weights are f32, because most changes of an
-/// average are smaller than the spacing of 16-bit numbers.
+/// Training itself uses the unaveraged weights. Validation uses the averaged weights, and so does
+/// the model after the run. Checkpoints contain both. The averages of 16-bit weights are f32,
+/// because most changes of an average are smaller than the spacing of 16-bit numbers.
 ///
 /// ```
 /// use amp_core::{prelude::*, trainer::Averaging};

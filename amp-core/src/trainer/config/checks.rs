@@ -13,14 +13,14 @@ use crate::named::named;
 pub enum Check {
     /// Checks no invariant.
     Off,
-    /// Checks the first, second, third, tenth, hundredth, … step and validation. Also checks at the
-    /// end of an epoch if at least ten steps have run since the last check at the end of an epoch.
-    /// The checks take less than 1 % of the training time.
+    /// Checks steps 1, 2, 3, 10, 100, 1000 and so on, and the validations with these numbers. Also
+    /// checks at the end of an epoch if at least ten steps have run since the last such check. The
+    /// checks take less than 1 % of the training time.
     #[default]
     Cheap,
-    /// Checks every step and every validation. Also compares the examples of the training set with
-    /// those of the validation sets. With CUDA graphs, a step is launched only after the step
-    /// before it has ended.
+    /// Checks every step and every validation. Also compares the contents of the training examples
+    /// with those of the validation examples, to find examples in both sets. With CUDA graphs, a
+    /// step is launched only when the previous step has ended.
     Full,
 }
 

@@ -5,9 +5,9 @@ use std::{fmt, str::FromStr};
 use crate::{Error, Result};
 
 /// Parameters that are frozen (not trained), for the whole run or until an epoch or step. The text
-/// form is a pattern for parameter names, such as `encoder.*`. After the pattern, `=epoch:3` or
-/// `=step:500` may give the epoch or step from which on the parameters are trained. A parameter is
-/// frozen while at least one entry of [`freeze`](super::OptimizationConfig::freeze) freezes it.
+/// form is a pattern for parameter names, such as `encoder.*`. To train the parameters from an
+/// epoch or step on, append `=epoch:3` or `=step:500`. A parameter is frozen while at least one
+/// entry of [`freeze`](super::OptimizationConfig::freeze) freezes it.
 ///
 /// ```
 /// use amp_core::trainer::Freeze;
@@ -55,8 +55,8 @@ impl Freeze {
         &self.pattern
     }
 
-    /// Returns whether this entry's parameters are frozen in the given epoch and after the given
-    /// number of optimizer steps.
+    /// Returns whether this entry's parameters are frozen in the given epoch when the given number
+    /// of optimizer steps have run.
     pub(in crate::trainer) fn holds(&self, epoch: i64, global_step: u64) -> bool {
         match self.until {
             Until::End => true,
@@ -65,8 +65,8 @@ impl Freeze {
         }
     }
 
-    /// Returns whether the freeze ends during the run, but after the first `steps` optimizer steps.
-    /// A freeze that ends at an epoch is assumed to end after these steps.
+    /// Returns whether the freeze has an end and lasts for at least the first `steps` optimizer
+    /// steps. Assumes that every freeze that ends at an epoch lasts for them.
     pub fn ends_after(&self, steps: u64) -> bool {
         match self.until {
             Until::End => false,

@@ -5,11 +5,10 @@ use crate::{Error, Result};
 /// Which training steps are reported to the subscribers, and which are profiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggingConfig {
-    /// The number of optimizer steps from one reported step to the next. The count continues across
-    /// epochs.
+    /// How often a step is reported: once in this number of optimizer steps, counted across epochs.
     pub log_every_n_steps: i64,
-    /// The number of optimizer steps from one profiled step to the next. The count continues across
-    /// epochs. `None` profiles no step.
+    /// How often a step is profiled: once in this number of optimizer steps, counted across epochs.
+    /// `None` profiles no step.
     pub profile_every_n_steps: Option<i64>,
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, data::Limit, optim::TrainingPlan};
 
-/// When a run validates. The text forms are Lightning's `val_check_interval`.
+/// When a run validates. As text, it is written as in Lightning's `val_check_interval`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -26,10 +26,10 @@ use crate::{Error, Result, data::Limit, optim::TrainingPlan};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ValCheckInterval {
-    /// After each multiple of this fraction of an epoch's batches, in the epochs that
+    /// Each time this fraction of an epoch's batches has been trained, in the epochs that
     /// [`Loops::check_val_every_n_epoch`] selects. 1.0 means the epoch's end.
     Fraction(f64),
-    /// After each multiple of this number of optimizer steps, counted across epochs. A skipped step
+    /// Each time this number of optimizer steps has run, counted across epochs. A skipped step
     /// counts. A step that is repeated counts once.
     Steps(i64),
     /// After the first optimizer step that ends at least this long after the last validation.
@@ -143,9 +143,8 @@ pub struct Loops {
     pub min_epochs: i64,
     /// The smallest number of optimizer steps. No callback ends the run earlier.
     pub min_steps: u64,
-    /// The limit of the training time: training ends with the first step that ends after this time.
-    /// For a resumed run, the training time before the checkpoint counts too. `None` means no
-    /// limit.
+    /// The largest training time: training ends with the first step that ends after this time. In a
+    /// resumed run, the training time before the checkpoint counts too. `None` means no limit.
     pub max_time: Option<Duration>,
     /// How many training batches of each epoch are used.
     pub limit_train_batches: Limit,
@@ -164,9 +163,9 @@ pub struct Loops {
     /// code of a model runs.
     pub fast_dev_run: Option<i64>,
     /// The number of batches of each validation set that are validated before training, so that a
-    /// mistake in the validation shows immediately. The values of these batches are not reported.
-    /// With 0, a run still validates one batch if a callback or schedule reads a validation value,
-    /// to check that the value is logged.
+    /// mistake in the validation shows at once. The values of these batches are not reported. With
+    /// 0, one batch is still validated if a callback or schedule reads a validation value, to check
+    /// that the model logs it.
     pub num_sanity_val_steps: i64,
     /// When the run validates: at the ends of epochs, within epochs, or never.
     pub val_check_interval: ValCheckInterval,
@@ -194,7 +193,7 @@ impl Default for Loops {
 }
 
 impl Loops {
-    /// Checks that each option is in its range.
+    /// Checks that each option is in its allowed range.
     pub(in crate::trainer) fn check(&self) -> Result<()> {
         let limits = [
             ("limit_train_batches", Some(self.limit_train_batches)),
@@ -222,7 +221,7 @@ impl Loops {
         self.val_check_interval.checked().map(drop)
     }
 
-    /// Returns the options that result from `fast_dev_run` and `overfit_batches`, which override
+    /// Returns the options that apply after `fast_dev_run` and `overfit_batches` have overridden
     /// other options.
     pub(in crate::trainer) fn resolved(&self) -> Self {
         let mut loops = self.clone();
@@ -264,16 +263,16 @@ impl Validations {
         }
     }
 
-    /// Returns whether a validation follows a step of this epoch. `end` is the index of the first
-    /// batch after the step. Returns false if the run validates after a time, because
-    /// [`is_due_after`](Self::is_due_after) decides about such validations.
+    /// Returns whether a validation follows the step whose last batch has the index `end - 1` in
+    /// this epoch. Returns false for [`ValCheckInterval::Time`], which
+    /// [`is_due_after`](Self::is_due_after) handles.
     pub(in crate::trainer) fn follows(&self, epoch: i64, end: i64) -> bool {
         match self.interval {
             ValCheckInterval::Fraction(part) => {
                 let every = ((self.batches as f64 * part) as i64).max(1);
                 let start = end - (end - 1) % self.window - 1;
-                // A step that processes several batches may begin before a multiple of `every`
-                // batches and end after it. The validation then follows this step.
+                // If a multiple of `every` batches lies within a step, the validation follows this
+                // step.
                 (epoch + 1) % self.every_n_epoch == 0
                     && (end / every > start / every || (part == 1.0 && end == self.batches))
             }
@@ -286,23 +285,22 @@ impl Validations {
         }
     }
 
-    /// Returns a note if a run of this length never validates, although its `val_check_interval` is
-    /// not `never`.
+    /// Returns a note if a run of this length never validates, unless the user chose `never`.
     pub(in crate::trainer) fn note(&self, length: TrainingPlan) -> Option<String> {
         let steps = length.estimated_stepping_batches;
         let steps_per_epoch = (self.batches - 1) / self.window + 1;
         match self.interval {
             ValCheckInterval::Steps(every) if steps < every => Some(format!(
                 "this run validates nothing: it has {steps} optimizer steps and val_check_interval \
-                 is {every} steps (`never` trains without validation)"
+                 is {every} steps; lower val_check_interval, or set it to `never`"
             )),
             ValCheckInterval::Fraction(_) => {
                 let epochs = (steps - 1) / steps_per_epoch + 1;
                 (epochs < self.every_n_epoch).then(|| {
                     format!(
                         "this run validates nothing: it has {epochs} epochs and \
-                         check_val_every_n_epoch is {} (val_check_interval `never` trains without \
-                         validation)",
+                         check_val_every_n_epoch is {}; lower it, or set val_check_interval to \
+                         `never`",
                         self.every_n_epoch
                     )
                 })
@@ -314,14 +312,14 @@ impl Validations {
     }
 
     /// Returns whether a validation runs at the end of this epoch. `is_whole` is false if the run
-    /// ends within the epoch.
+    /// ends before all batches of the epoch.
     pub(in crate::trainer) fn ends_epoch(&self, epoch: i64, is_whole: bool) -> bool {
         let by_fraction = matches!(self.interval, ValCheckInterval::Fraction(_));
         (is_whole || by_fraction) && self.follows(epoch, self.batches)
     }
 
-    /// Returns whether a validation is due in a run that validates after a time. `passed` is the
-    /// time since the last validation.
+    /// Returns whether a validation is due under [`ValCheckInterval::Time`]. `passed` is the time
+    /// since the last validation.
     pub(in crate::trainer) fn is_due_after(&self, passed: Duration) -> bool {
         matches!(self.interval, ValCheckInterval::Time(every) if passed >= every)
     }

@@ -16,20 +16,20 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryConfig {
     /// The largest number of bytes that the tensors of a training step may use at once: parameters,
-    /// buffers, optimizer state, gradients, activations and the step's batches. On CUDA, the budget
-    /// limits all memory that the process uses on the device. Set a budget if the run may use only
-    /// a part of the available memory. To stay below the budget, the trainer recomputes the
-    /// activations of some modules in the backward pass (activation checkpointing). Before the
-    /// first step, the trainer measures all modules that can be recomputed, and chooses the set
-    /// that saves enough memory at the least cost in time. The modules that can be recomputed are
-    /// the layers of a [`Sequential`](crate::nn::Sequential), other modules that are
-    /// [`shared`](crate::Module::shared), and [`Checkpoint`](crate::nn::Checkpoint)s. The setting
-    /// of each `Checkpoint` is ignored. On the CPU, recomputation changes no result. Temporary
-    /// tensors of an optimizer are not counted.
+    /// buffers, optimizer state, gradients, activations and the step's batches. Temporary tensors
+    /// of an optimizer are not counted. On CUDA, the budget limits all memory that the process uses
+    /// on the device.
+    ///
+    /// To stay below the budget, the trainer recomputes the activations of some modules in the
+    /// backward pass (activation checkpointing). Before the first step, it measures all modules
+    /// that can be recomputed, and chooses those that save enough memory at the least cost in time.
+    /// These modules are the layers of a [`Sequential`](crate::nn::Sequential), other modules that
+    /// are [`shared`](crate::Module::shared), and [`Checkpoint`](crate::nn::Checkpoint)s, whose own
+    /// setting is ignored. On the CPU, recomputation changes no result.
     pub budget: Option<u64>,
     /// Whether a batch that does not fit into memory is split into halves, quarters and so on. The
-    /// gradients of the parts are added up. Batch statistics, as in a batch norm, are computed for
-    /// each part separately.
+    /// gradients of the parts are added up. Batch statistics, such as those of a batch norm, are
+    /// computed for each part separately.
     pub micro_batching: bool,
 }
 

@@ -121,7 +121,7 @@ impl TrainerConfig {
         self
     }
 
-    /// Returns the precision policy of the run.
+    /// Returns the run's precision policy: its precision on its device.
     pub fn policy(&self) -> Policy {
         Policy::new(self.precision, self.device)
     }
@@ -141,10 +141,10 @@ impl TrainerConfig {
         Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))
     }
 
-    /// Returns the training plan: the number of epochs and steps for which a run over the batches
-    /// of `loader` builds its learning-rate schedules. This is
-    /// [`optimization.plan`](OptimizationConfig::plan) if it is given, and otherwise the length of
-    /// the run. With `fast_dev_run`, the schedules are built for the length of the full run.
+    /// Returns the training plan: the number of epochs and steps for which the learning-rate
+    /// schedules of a run over the batches of `loader` are built. This is
+    /// [`optimization.plan`](OptimizationConfig::plan) if given, and otherwise the length that the
+    /// run has without `fast_dev_run`.
     pub fn training_plan(&self, loader: &DataLoader) -> TrainingPlan {
         let tried = Loops { fast_dev_run: None, ..self.loops.clone() }.resolved();
         let batches = loader.batches_under(tried.limit_train_batches).max(1);
@@ -153,7 +153,8 @@ impl TrainerConfig {
 
     /// Returns the length of a run that has `batches` batches per epoch.
     pub(super) fn length(&self, batches: i64, max_epochs: i64) -> TrainingPlan {
-        // The product saturates, because a run without an end has a very large number of epochs.
+        // A run without an end has a very large number of epochs, so the product may exceed the
+        // range of i64.
         let steps = self.steps_per_epoch(batches).saturating_mul(max_epochs);
         let most = self.max_steps.map(|most| i64::try_from(most).unwrap_or(i64::MAX));
         let estimated_stepping_batches = most.map_or(steps, |most| steps.min(most));
@@ -164,8 +165,8 @@ impl TrainerConfig {
         (batches - 1) / self.optimization.accumulate_grad_batches + 1
     }
 
-    /// Returns the epoch of the run's last step, and the number of steps before the last step, if
-    /// no step is skipped. The run has `batches` batches per epoch and the length `length`.
+    /// Returns the epoch of the run's last step, and the number of steps before that step, if no
+    /// step is skipped. The run has `batches` batches per epoch and the length `length`.
     pub(super) fn last_position(&self, batches: i64, length: TrainingPlan) -> (i64, u64) {
         let last = length.estimated_stepping_batches.max(1) - 1;
         (last / self.steps_per_epoch(batches).max(1), last.unsigned_abs())
@@ -188,8 +189,8 @@ impl TrainerConfig {
         self.recovery.check(self.precision)
     }
 
-    /// Returns an error if a parameter that the forward pass changes has a master weight, because
-    /// the next optimizer step would overwrite the changed parameter with its master weight.
+    /// Returns an error if the forward pass changes a parameter that has a master weight: the next
+    /// optimizer step would undo the change.
     pub(super) fn check_changed_in_forward(&self, model: &dyn LightningModule) -> Result<()> {
         let is_narrow = |kind| matches!(kind, Kind::Half | Kind::BFloat16);
         let mut changed = nn::changed_in_forward(model).into_iter();
@@ -218,7 +219,12 @@ impl TrainerConfig {
                 "accumulate the gradients in manual_step",
             ),
             (memory.budget.is_some(), "memory_budget", "use Checkpoint layers"),
-            (recovery.runs_again(), "repeating a step", "choose skip, stop or restore-last-good"),
+            (
+                recovery.runs_again(),
+                "repeating a step",
+                "set on_non_finite to skip, stop or restore-last-good, and scale_floor.then to \
+                 halt or warn",
+            ),
         ];
         match cannot.into_iter().find(|(asked, ..)| *asked) {
             Some((_, what, instead)) => Err(Error::config(format!(

@@ -12,8 +12,8 @@ use crate::{
 pub struct NumericsConfig {
     /// The constants of the loss scaler, which `16-mixed` uses.
     pub scaler: GradScalerConfig,
-    /// Precision regions by the path of their module. These regions override the regions that the
-    /// model declares.
+    /// Maps the paths of modules to precision regions, which override the regions that the model
+    /// declares.
     pub overrides: Rc<BTreeMap<String, Region>>,
     /// How optimizers update 16-bit parameters, which only runs with `16-true` or `bf16-true` have.
     pub weight_update: WeightUpdate,

@@ -21,19 +21,20 @@ pub struct RecoveryConfig {
     /// What happens to a step whose gradients are not finite.
     pub on_non_finite: NonFinite,
     /// The largest number of skipped steps in a row. If one more step is skipped,
-    /// [`on_non_finite`](Self::on_non_finite) decides what happens. By default the run ends.
+    /// [`on_non_finite`](Self::on_non_finite) decides what happens. With the default policy, the
+    /// run ends.
     pub max_consecutive_skips: u64,
     /// The number of applied steps between two copies of the state. [`NonFinite::RestoreLastGood`]
     /// restores the last copy.
     pub keep_good_every_n_steps: u64,
     /// The lowest allowed loss scale, and what happens when the scale falls below it.
     pub scale_floor: ScaleFloor,
-    /// Whether a skipped step is repeated once with observers, to find the module that computed the
-    /// first value that was not finite. Steps that are not skipped are not slowed down.
+    /// Whether a skipped step is repeated once to find the module that computed the first value
+    /// that was not finite. Steps that are not skipped are not slowed down.
     pub provenance: bool,
-    /// Whether a skipped step advances the learning-rate schedule and the step count, and keeps the
-    /// changes by its forward pass (to batch statistics, the model's state and the random
-    /// generator), as in Lightning. If this is false, a skipped step changes nothing.
+    /// Whether a skipped step advances the learning-rate schedule and the step count, and keeps
+    /// what its forward pass changed (batch statistics, the model's state and the random
+    /// generator), as in Lightning. Otherwise a skipped step changes nothing.
     pub skipped_step_advances: bool,
 }
 
@@ -57,8 +58,8 @@ impl RecoveryConfig {
         }
         let (floor, lowest) = (self.scale_floor.min_scale, f64::from(f32::MIN_POSITIVE));
         if !(floor >= lowest && floor.is_finite()) {
-            // A scale below this limit is subnormal in f32. At a scale of 2⁻¹²⁸ or less, 1 / scale
-            // is infinite, and unscaling would make finite gradients infinite.
+            // A scale below this limit is subnormal in f32, and at 2⁻¹²⁸ or less, 1 / scale is
+            // infinite: unscaling would make finite gradients infinite.
             return Err(Error::config(format!(
                 "the lowest allowed loss scale (min_scale) is {floor:e}, but must be at least \
                  {lowest:e}"
@@ -80,15 +81,15 @@ impl RecoveryConfig {
     }
 }
 
-/// What happens to a step whose gradients are not finite. If the trainer finds that gradients are
-/// not finite, it never applies the step, and searches for the cause (see
-/// [`provenance`](RecoveryConfig::provenance)).
+/// What happens to a step whose gradients are not finite. Under every policy but
+/// [`Ignore`](Self::Ignore), such a step is never applied, and the trainer searches for the cause
+/// (see [`provenance`](RecoveryConfig::provenance)).
 ///
-/// If the loss is finite and only the scaled gradients overflow, the scaler always handles the
-/// overflow: under `16-mixed` it skips the step and lowers the loss scale. This option applies to
-/// the remaining causes: a forward pass that is not finite, gradients that are not finite under
-/// another precision, and more than
-/// [`max_consecutive_skips`](RecoveryConfig::max_consecutive_skips) skipped steps in a row.
+/// Under `16-mixed`, it is normal that the scaled gradients of a finite loss overflow: the scaler
+/// skips the step and lowers the loss scale, whatever the policy. The policy applies in the
+/// remaining cases: the forward pass is not finite, gradients are not finite under another
+/// precision, or more than [`max_consecutive_skips`](RecoveryConfig::max_consecutive_skips) steps
+/// in a row were skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

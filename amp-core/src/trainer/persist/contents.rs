@@ -11,7 +11,7 @@ use crate::{
 
 impl Run<'_, '_> {
     /// Returns a copy of the run's weights for a checkpoint and, unless `weights_only` is true, of
-    /// the run's state. No step may be running.
+    /// the run's state. Must only be called while no step is running.
     pub(in crate::trainer) fn snapshot(&self, weights_only: bool) -> Result<Snapshot> {
         let state = match weights_only {
             true => None,
@@ -24,8 +24,8 @@ impl Run<'_, '_> {
             ("epoch".to_owned(), self.position.epoch.to_string()),
             ("global_step".to_owned(), self.state.global_step().to_string()),
         ]);
-        // The weights in the file are the averaged weights. The unaveraged weights are stored in
-        // the run's state.
+        // The file stores the averaged weights as the model's weights, and the unaveraged weights
+        // in the run's state.
         self.state.swap_average()?;
         let snapshot = self.averaged_snapshot(state, text);
         self.state.swap_average()?;

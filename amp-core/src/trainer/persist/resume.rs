@@ -28,15 +28,15 @@ use crate::{
 /// backward pass.
 pub(in crate::trainer) const MEMORY: &str = "memory";
 
-/// The number of steps or epochs over which two schedules are compared.
+/// The number of steps or epochs for which the learning rates of two schedules are compared.
 const HORIZON: i64 = 10_000;
 
-/// The number of steps or epochs, from the beginning of a schedule, whose learning rates the digest
-/// in a checkpoint covers.
+/// The number of steps or epochs, from the beginning of a schedule, whose learning rates are part
+/// of the schedule's digest in a checkpoint.
 const DIGEST_INTERVALS: usize = 1000;
 
-/// The settings that older checkpoints do not contain. A setting that is missing in the file is not
-/// compared.
+/// The settings that checkpoints of older versions do not contain. A setting that the checkpoint
+/// does not contain is not compared.
 const NEWER: [&str; 7] = [
     "limit_train_batches",
     "overfit_batches",
@@ -52,20 +52,20 @@ const NEWER: [&str; 7] = [
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Change {
-    /// The learning rates, whether they are given in the code or as hyperparameters. The schedule
-    /// continues at its position with the new learning rates.
+    /// The learning rates, given in the code or as hyperparameters. The schedule continues where it
+    /// was, with the new learning rates.
     Lr,
-    /// The number of epochs or steps. A schedule whose length depends on this number continues at
-    /// the same position of the new schedule.
+    /// The number of epochs or steps. A schedule that depends on this number is built for the new
+    /// number, and continues at the step or epoch that it had reached.
     Epochs,
     /// The batch size and the number of batches per step. An epoch that was not complete continues
     /// after the same number of examples. If the order of the examples depends on the batch size,
     /// as that of [`Bucketed`](crate::data::Bucketed) does, the epoch starts again.
     BatchSize,
-    /// The data, and the selection of batches that are used for training. An epoch that was not
-    /// complete starts again with the new examples.
+    /// The data, and the selection of training batches. An epoch that was not complete starts again
+    /// with the new examples.
     Data,
-    /// Options of optimizers other than learning rate and momentum, and gradient clipping.
+    /// Gradient clipping, and the options of optimizers except the learning rate and momentum.
     Optimizer,
 }
 
@@ -78,8 +78,8 @@ named!(Change, "change", {
 });
 
 impl Run<'_, '_> {
-    /// Returns the settings and properties of the run that decide its results. A resumed run gives
-    /// the same results only if these settings equal those of the saved run.
+    /// Returns the settings and properties of the run that decide its results. If they equal those
+    /// of the saved run, a resumed run gives the same results as an uninterrupted one.
     pub(in crate::trainer) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
         let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
@@ -116,8 +116,8 @@ impl Run<'_, '_> {
         entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// Restores the checkpoint at `path`. Compares the whole checkpoint with this run before it
-    /// changes the model, a callback or a random generator.
+    /// Restores the checkpoint at `path`. Compares the whole checkpoint with this run before
+    /// changing the model, a callback or a random generator.
     pub(in crate::trainer) fn resume(&mut self, path: &Path, with: &[Change]) -> Result<Position> {
         let Saved { weights, state } = checkpoint::read(path)?;
         let at = |error: Error| match error {
@@ -180,7 +180,7 @@ impl Run<'_, '_> {
         self.state.optim.scaler.load_state(scaler).map_err(at)?;
         for callback in self.observers.callbacks.0.iter_mut() {
             let part = state.part(&format!("callback/{}", callback.name()));
-            // There is no saved state for a callback that the saved run did not have.
+            // A callback that the saved run did not have has no saved state.
             if !part.is_empty() {
                 callback.load_state(&part).map_err(at)?;
             }
@@ -194,8 +194,8 @@ impl Run<'_, '_> {
         random.restore(device)?;
         self.state.lr = lr;
         self.state.set_parts(parts);
-        // The saved plan of the modules to recompute is dropped if the memory budget has changed.
-        // The run then makes a new plan before its first step.
+        // A saved memory plan for another budget is dropped. The run then makes a new plan before
+        // its first step.
         self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);
         (self.position, self.observers.log) = (position, log);
         for change in changed {
@@ -230,8 +230,8 @@ impl Run<'_, '_> {
             .collect()
     }
 
-    /// Returns the settings that differ between the saved run and this run. Returns an error for a
-    /// difference that `with` does not allow.
+    /// Returns the kinds of the differences between the saved run and this run. Returns an error
+    /// for a difference that `with` does not allow.
     fn changes(&mut self, state: &State, with: &[Change]) -> Result<Vec<Change>> {
         let mut permits = Permits { with, changed: Vec::new() };
         let saved: Map<String, Value> = state.get("run")?;
@@ -276,8 +276,8 @@ impl Run<'_, '_> {
         }
         let plan = state.get::<TrainingPlan>("plan");
         if let (Ok(plan), Ok(there)) = (&plan, state.get::<Vec<Option<u64>>>("courses")) {
-            // Builds the schedules with the current code, for the length of the saved run. Their
-            // digests must equal the saved ones.
+            // Builds the schedules with the current code and the length of the saved run, so that
+            // their digests can be compared with the saved ones.
             let schedules = self.model.configure_optimizers(plan)?.into_schedules();
             let here = self.state.optim.scheduled.iter().zip(schedules);
             let here = here.map(|(one, schedule)| {
@@ -321,9 +321,9 @@ struct Permits<'c> {
 }
 
 impl Permits<'_> {
-    /// Records that the setting `what` has the value `there` in the saved run and the value `here`
-    /// in this run. `by` is the kind of this change. Returns an error if the user has not allowed
-    /// changes of this kind, or if `by` is `None`.
+    /// Records that the setting `what` is `there` in the saved run but `here` in this run. `by` is
+    /// the kind of this change, or `None` if it can never be allowed. Returns an error if the user
+    /// has not allowed it.
     fn differ(
         &mut self,
         what: &str,
@@ -334,8 +334,8 @@ impl Permits<'_> {
         let shown = |value: &Value| if value.is_null() { "none".into() } else { value.to_string() };
         let cause = format!("whose {what} is {}, but here it is {}", shown(there), shown(here));
         match by {
-            // The error does not simply advise the user to allow the change: an integer
-            // hyperparameter may be a layer size, and then the shapes of weights differ, too.
+            // An integer hyperparameter may be a layer size, which cannot change. Therefore the
+            // error does not simply advise the user to allow the change.
             Some(Change::Lr) if here.is_i64() && !self.with.contains(&Change::Lr) => {
                 Err(Error::config(format!(
                     "saved by a run {cause}: make the two equal, or, if the number belongs to the \
@@ -366,7 +366,7 @@ impl Permits<'_> {
     }
 }
 
-/// Returns the words for a saved setting in the error text `whose … is …`.
+/// Returns the name of a saved setting for the error text `whose … is …`.
 fn in_words(name: &str) -> &str {
     match name {
         "training examples" => "number of training examples",

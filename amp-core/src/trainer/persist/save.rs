@@ -22,7 +22,7 @@ impl Run<'_, '_> {
         self.report_saved(written)
     }
 
-    /// Starts to save the run to `path`. No step may be running.
+    /// Starts to save the run to `path`. Must only be called while no step is running.
     pub(in crate::trainer) fn save(&mut self, path: PathBuf, weights_only: bool) -> Result<()> {
         let snapshot = self.snapshot(weights_only)?;
         let written = self.writer.write(&path, snapshot)?;
@@ -40,8 +40,8 @@ impl Run<'_, '_> {
         self.report_saved(written)
     }
 
-    /// Saves the run in its state before the failed step, if
-    /// [`Trainer::save_on_error`](crate::Trainer::save_on_error) has requested it.
+    /// Saves the run in its state before the failed step, if the user requested this with
+    /// [`Trainer::save_on_error`](crate::Trainer::save_on_error).
     pub(in crate::trainer) fn save_after(&mut self, error: &Error) -> Result<()> {
         let Some(path) = self.interruption.save_errors_to.clone() else { return Ok(()) };
         let saved = self.return_to_step().and_then(|()| self.save(path.clone(), false));

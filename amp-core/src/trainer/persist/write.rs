@@ -23,13 +23,13 @@ pub(in crate::trainer) struct Snapshot {
     weights: Vec<(String, Tensor)>,
     state: Option<State>,
     text: BTreeMap<String, String>,
-    /// On CUDA, an event that is recorded after the copies were enqueued, and a second stream,
-    /// which waits for the event and transfers the copies to the host. `None` on the CPU.
+    /// On CUDA, an event that completes when the copies are done, and a second stream, which waits
+    /// for the event and transfers the copies to the host. `None` on the CPU.
     ready: Option<(CudaEvent, SideStream)>,
 }
 
 impl Snapshot {
-    /// Copies weights and state to other memory of the same device, which takes little time.
+    /// Copies weights and state within the memory of the device, which takes little time.
     pub(in crate::trainer) fn take(
         weights: Vec<(String, Tensor)>,
         state: Option<State>,
@@ -66,8 +66,8 @@ enum Job {
     Delete(PathBuf),
 }
 
-/// Writes and deletes checkpoints, in order, on a separate thread. After a job has failed, the
-/// thread writes and deletes nothing more, so that the last good checkpoint remains.
+/// Writes and deletes checkpoints, in order, on a separate thread. After a failure, the thread
+/// writes and deletes nothing more, so that the last good checkpoint remains.
 #[derive(Default)]
 pub(in crate::trainer) struct Writer {
     worker: Option<Worker>,
@@ -94,7 +94,7 @@ impl Writer {
         Ok(written)
     }
 
-    /// Deletes a file after the earlier files are written. A missing file is not an error.
+    /// Deletes a file when all earlier files are written. A missing file is not an error.
     pub(in crate::trainer) fn delete(&mut self, path: PathBuf) -> Result<()> {
         self.send(Job::Delete(path))
     }

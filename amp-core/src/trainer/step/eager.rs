@@ -47,7 +47,7 @@ pub(super) fn step(
             actions.extend(end_batch(state, model, observers, batch, loss, None)?);
         }
     }
-    // The casts of the weights are valid only until the optimizer changes the weights.
+    // The cached casts of the weights are valid only until the optimizer changes the weights.
     drop(casts);
     let outcome = loop {
         let scale = state.optim.scaler.scale_value();
@@ -102,14 +102,13 @@ pub(super) fn step(
 struct Ran {
     /// The losses of the batches, in order.
     losses: Vec<Tensor>,
-    /// The values that all batches logged.
+    /// The values that the batches logged.
     log: Log,
 }
 
 /// Emits a note, once per run, if the accumulated gradients of several batches may differ from the
-/// gradient of one large batch. The gradients differ if the loss depends on the batch as a whole.
-/// The gradients may differ if the model computes its own loss and does not declare over what the
-/// loss is a mean.
+/// gradient of one large batch. They differ if the loss depends on the batch as a whole. They may
+/// differ if the model computes its own loss and does not declare over what this loss is a mean.
 fn note_windows(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,
@@ -183,8 +182,9 @@ fn forward_backward(
         match attempt() {
             Ok(loss) => break (loss, log),
             Err(error) if !error.is_out_of_memory() => {
-                // The error names the position of the batch, except for the first batch of the run:
-                // an error there is usually caused by the model and not by the batch.
+                // Adds the position of the batch to the error, unless it is the first batch of the
+                // run: the cause of an error in the first batch is usually the model and not the
+                // batch.
                 let position = examples.position(at);
                 return Err(match position == Position::default() {
                     true => error,
@@ -261,8 +261,8 @@ fn keeps_batch_statistics(model: &dyn LightningModule) -> Option<String> {
     })
 }
 
-/// Runs the first `batches` batches of the step once more, with the same random numbers. Their
-/// gradients replace the gradients of the step.
+/// Runs the first `batches` batches of the step again, with the same random numbers. Their
+/// gradients replace those that the step had accumulated.
 fn run_again(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -284,9 +284,9 @@ fn run_again(
     Ok(ran)
 }
 
-/// Ends a step in which no target counts, so that the loss is a mean over nothing (NaN). Because
-/// nothing has overflowed, such a step is not counted as skipped. Restores the state before the
-/// step, and emits a note about the first such step of a run.
+/// Ends a step in which all targets are ignored or have the weight 0, so that its loss is a mean
+/// over nothing (NaN). Such a step does not count as skipped, because nothing has overflowed.
+/// Restores the state before the step. The first time in a run, emits a note.
 fn leave_out(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

@@ -12,12 +12,13 @@ use super::{
 };
 use crate::{LightningModule, Result, ffi, log::Log, trainer::config::Graph};
 
-/// The executors of a run. At any time, all steps in flight belong to the same executor.
+/// The two executors of a run, with and without CUDA graphs. At any time, all steps in flight
+/// belong to one of them.
 pub(in crate::trainer) struct Steps {
     graph: Option<Replay>,
     direct: Direct,
-    /// The reason why steps do not run as CUDA graphs. `None` if steps run as CUDA graphs, or if
-    /// the user does not expect them to.
+    /// The reason why steps do not run as CUDA graphs, although the options allow it and the device
+    /// is a CUDA device.
     pub(in crate::trainer) note: Option<String>,
 }
 
@@ -42,16 +43,16 @@ impl Steps {
         Ok(Self { graph, direct: Direct::new(run), note })
     }
 
-    /// Discards the CUDA graph. A new graph is captured after a few steps without a graph, as at
-    /// the start of the run.
+    /// Discards the CUDA graph. A new graph is captured after a few more steps, which run without a
+    /// graph.
     pub(in crate::trainer) fn forget_graph(&mut self, state: &StepState<'_>) {
         if let Some(graph) = &mut self.graph {
             graph.forget(state);
         }
     }
 
-    /// Starts a step on `examples`. If a step in flight must end first, starts no step and returns
-    /// the examples.
+    /// Starts a step on `examples`. If a step in flight must end first, returns the examples and
+    /// starts no step.
     pub(in crate::trainer) fn start(
         &mut self,
         state: &mut StepState<'_>,

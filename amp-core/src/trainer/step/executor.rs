@@ -1,17 +1,16 @@
-//! The interface of the executors. One executor runs steps operator by operator, another as CUDA
-//! graphs.
+//! The interface of the two executors: one runs steps as CUDA graphs, the other runs them without.
 
 use super::{micro_batches::Examples, observers::Observers, state::StepState};
 use crate::{LightningModule, Result, callback::Action, log::Log};
 
-/// Runs optimizer steps. A step ends when the host knows whether the step was applied, was skipped
-/// or has failed. This may be long after the step was started. Steps end in the order in which they
+/// Runs optimizer steps. A step ends when the host knows whether it was applied, was skipped or has
+/// failed. This may be long after the step was started. Steps end in the order in which they
 /// started.
 pub(in crate::trainer) trait Executor {
     /// Returns whether this executor can start a step on these examples now.
     ///
     /// # Errors
-    /// When the configuration requires this executor, but this executor cannot run the step.
+    /// When the configuration requires this executor, but it cannot run the step.
     fn accepts(
         &mut self,
         state: &mut StepState<'_>,

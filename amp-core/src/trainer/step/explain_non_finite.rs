@@ -8,8 +8,8 @@ use crate::{
     provenance::{self, Provenance, Replay},
 };
 
-/// Repeats a step with the same random numbers and with observers, to find the first value that is
-/// not finite. If every value is finite in the repetition, emits a note that says so. Does not
+/// Repeats a step with the same random numbers and checks all modules, to find the first value that
+/// is not finite. If every value is finite in the repetition, emits a note that says so. Does not
 /// change the state of the training.
 pub(super) fn explain(
     state: &mut StepState<'_>,
@@ -19,8 +19,7 @@ pub(super) fn explain(
     emit: &mut Emit<'_>,
 ) -> Result<Option<Provenance>> {
     let backup = StateBackup::begin(model, state.policy.device)?;
-    // The gradients of the skipped step are no longer needed. The repetition computes new
-    // gradients.
+    // The gradients of the skipped step are not needed any more.
     state.optim.zero_grad()?;
     state.rollback.restore_random()?;
     let parameters = nn::parameters(model);

@@ -28,10 +28,10 @@ pub(super) struct Passes<'p> {
 }
 
 impl Passes<'_> {
-    /// Runs the forward and backward pass over a batch. The batch's loss is multiplied by `share`,
-    /// and the gradients are added to the parameters' gradients. Returns the loss itself, detached.
-    /// If the batch is split, the parts run one after the other, and the returned loss is the
-    /// weighted mean of their losses.
+    /// Runs the forward and backward pass over a batch. Multiplies the loss by `share` and adds the
+    /// gradients to those of the parameters. Returns the loss before this multiplication, detached
+    /// from the autograd graph. If the batch is split, runs its parts one after the other and
+    /// returns the weighted mean of their losses.
     pub(super) fn run(
         &mut self,
         model: &mut dyn LightningModule,
@@ -46,8 +46,8 @@ impl Passes<'_> {
         let mut whole: Option<Tensor> = None;
         for (part, fraction) in &parts {
             let loss = self.run_part(model, part, share * fraction, index, log)?;
-            // If all targets of a part are ignored, the loss of the part is a mean over no
-            // elements, which is NaN. The sum must not include this NaN.
+            // A part whose targets are all ignored has a loss of NaN (a mean over nothing), which
+            // must not enter the sum.
             let loss = match *fraction {
                 0.0 => loss.f_zeros_like()?,
                 fraction => loss.f_mul_scalar(fraction)?,

@@ -1,4 +1,4 @@
-//! A copy of a run's state, which recovery restores after steps that were not finite.
+//! A copy of a run's state, which the trainer restores after a step that was not finite.
 
 use super::{optimization::Optimization, state::StepState, weight_average::Average};
 use crate::{
@@ -28,8 +28,8 @@ fn optimizer(index: usize) -> String {
 }
 
 impl LastGood {
-    /// Returns whether the state is copied after `applied` applied steps. `exists` says whether
-    /// there is an earlier copy.
+    /// Returns whether the state must be copied after `applied` applied steps. `exists` says
+    /// whether there is an earlier copy.
     fn is_due(config: &TrainerConfig, exists: bool, applied: u64) -> bool {
         config.recovery.on_non_finite == NonFinite::RestoreLastGood
             && (!exists || applied.is_multiple_of(config.recovery.keep_good_every_n_steps))
@@ -58,8 +58,8 @@ impl LastGood {
         Ok(Self { applied, copy, used: false })
     }
 
-    /// Returns whether restoring this copy can help a run with `applied` applied steps. A copy that
-    /// was restored before can help again only if a step was applied after it was restored.
+    /// Returns whether restoring this copy can help after `applied` applied steps. A copy that was
+    /// restored before can help again only if a step has been applied since.
     pub(super) fn helps(&self, applied: u64) -> bool {
         !self.used || applied > self.applied
     }
@@ -95,8 +95,8 @@ impl LastGood {
 }
 
 impl StepState<'_> {
-    /// Copies the current state for a later recovery, if the run needs copies and the next copy is
-    /// due.
+    /// Copies the current state for a later recovery if a copy is due and the run's options need
+    /// copies.
     pub(super) fn keep_good(&mut self, model: &dyn LightningModule) -> Result<()> {
         let applied = self.counts.applied;
         if LastGood::is_due(self.config, self.good.is_some(), applied) {

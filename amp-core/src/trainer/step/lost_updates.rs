@@ -17,24 +17,24 @@ use crate::{
 /// The smallest fraction of lost updates for which a note is emitted.
 const MANY: f64 = 0.25;
 
-/// The number of elements of each parameter that are compared. The number is small, so that the
-/// copies need little memory.
+/// The number of elements of each parameter that are compared. It is small, so that the copies need
+/// little memory.
 const SAMPLE: i64 = 1024;
 
 /// The 16-bit weights, each with the sampled elements that it had before a step.
 pub(super) struct Before(Vec<(Tensor, Tensor)>);
 
-/// Returns whether 16-bit weights may lose updates in a run with these options.
+/// Returns whether 16-bit weights may lose updates under these options.
 fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
     let narrow = matches!(precision.storage(), Kind::Half | Kind::BFloat16);
     narrow && config.numerics.weight_update == WeightUpdate::RoundToNearest
 }
 
 impl StepState<'_> {
-    /// Returns whether the next step, which follows `in_flight` steps in flight, is checked for
-    /// lost updates. The first, tenth, hundredth, … steps are checked, until lost updates are
-    /// found. The first step is not checked if the run has a learning-rate schedule, because
-    /// schedules often begin with a tiny rate.
+    /// Returns whether the next step is checked for lost updates. `in_flight` is the number of
+    /// steps in flight before it. Steps 1, 10, 100, … are checked, until lost updates are found.
+    /// With a learning-rate schedule, step 1 is not checked, because schedules often begin with a
+    /// tiny rate.
     pub(super) fn looks_for_lost_updates(&self, in_flight: u64) -> bool {
         let step = self.counts.applied + in_flight + 1;
         let power = 10_u64.checked_pow(step.ilog10()).is_some_and(|power| power == step);

@@ -12,11 +12,11 @@ pub(in crate::trainer) struct Examples {
     /// The position of the first batch in the run.
     pub(super) start: Position,
     pub(in crate::trainer) batches: Vec<AnyBatch>,
-    /// The factor by which the loss of each batch is multiplied. The sum of the losses, each
-    /// multiplied by its factor, is a mean over all examples of the step.
+    /// The factor by which the loss of each batch is multiplied. The sum of the multiplied losses
+    /// is a mean over all examples of the step.
     pub(super) shares: Vec<f64>,
-    /// Whether the device has skipped a step on these examples in a CUDA graph. The step is then
-    /// repeated without a graph.
+    /// Whether the device has skipped these examples in a CUDA graph. Their step is then repeated
+    /// without a graph.
     pub(super) skipped: bool,
 }
 
@@ -80,9 +80,9 @@ impl Examples {
         Ok(all)
     }
 
-    /// Returns whether no target of the step counts in the loss, because all targets are ignored or
-    /// masked. The loss is then a mean over nothing (NaN). Reads the weights of the batches from
-    /// the device.
+    /// Returns whether no target of the step counts in the loss, because all are ignored or masked.
+    /// The loss is then a mean over nothing (NaN). Reads the weights of the batches from the
+    /// device.
     pub(super) fn count_nothing(&self, model: &dyn LightningModule) -> Result<bool> {
         for batch in &self.batches {
             if model.loss_weight(batch)? != 0.0 {
@@ -125,8 +125,8 @@ fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>>
     if all > 0.0 {
         return Ok(weights.into_iter().map(|weight| weight / all).collect());
     }
-    // All weights are 0, for example because every target is ignored. Each batch then gets the same
-    // factor, so that the loss is a mean over no targets (NaN), as for one large batch.
+    // All weights are 0, for example because every target is ignored. With equal factors the loss
+    // is a mean over no targets (NaN), as for one large batch.
     Ok(vec![1.0 / batches.len() as f64; batches.len()])
 }
 
@@ -159,7 +159,7 @@ pub(in crate::trainer) fn halves(
     scope: LossScope,
     remedy: &str,
 ) -> Result<bool> {
-    // A batch that cannot be split has run as a whole, that is, in one part.
+    // A batch that cannot be split has run as one part.
     let parts = if batch.is_divisible() { parts } else { 1 };
     if !memory.halves(error, parts, batch.len()) {
         return Ok(false);

@@ -1,10 +1,10 @@
 //! Optimizer steps: examples → forward and backward → unscale → clip → apply → report.
 //!
 //! [`Steps`] decides [how a step runs](eager_or_graph): [operator by operator](eager), as a CUDA
-//! [graph], or as the model's [own step](manual). All three kinds of steps use the same code for
-//! the [state] between steps, the [forward and backward passes](forward_backward) and the
-//! [optimization], so that they give the same results. [Recovery](recovery) decides what follows a
-//! step that is not finite. The [invariants] of training are checked for every kind of step.
+//! [graph], or as the model's [own step](manual). The first two give the same results. All three
+//! share the code for the [state] between steps, the [forward and backward
+//! passes](forward_backward) and the [optimization]. [Recovery](recovery) decides what follows a
+//! step that is not finite. The [invariants] of training are checked in all of them.
 
 mod direct;
 mod eager;

@@ -22,8 +22,8 @@ pub(in crate::trainer) struct Optimization<'a> {
     /// The guard that allows gradients in 16 bits. `None` if gradients are stored in the
     /// parameters' dtype.
     narrow: Option<NarrowGradients>,
-    /// The moment at which the run must call its observers, relative to the step. If the observers
-    /// need different moments, this is the strictest requirement.
+    /// When the run must call its observers: within the step, directly after each step, or later.
+    /// If observers differ, the strictest requirement counts.
     pub(in crate::trainer) access: StepAccess,
 }
 
@@ -49,7 +49,7 @@ impl<'a> Optimization<'a> {
         Ok(Self { config, scheduled, scaler, narrow, access })
     }
 
-    /// Stores gradients in f32 from now on.
+    /// Stores gradients in f32 from here on.
     pub(in crate::trainer) fn keep_full_gradients(&mut self) {
         self.narrow = None;
     }
@@ -59,8 +59,8 @@ impl<'a> Optimization<'a> {
         self.scaler.is_enabled().then(|| self.scaler.scale_value())
     }
 
-    /// Returns the learning rate of the first optimizer's first parameter group. A progress line
-    /// shows this learning rate.
+    /// Returns the learning rate of the first optimizer's first parameter group, which a progress
+    /// line shows.
     pub(in crate::trainer) fn lr(&self) -> f64 {
         self.scheduled.first().map_or(0.0, |first| first.optimizer.rates()[0].lr)
     }
@@ -79,7 +79,7 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().for_each(|scheduled| scheduled.optimizer.drop_unused_state());
     }
 
-    /// Returns whether a hook reads the gradients within the step, before they are clipped.
+    /// Returns whether a hook reads the unclipped gradients within the step.
     pub(in crate::trainer) fn is_watched(&self) -> bool {
         matches!(self.access, StepAccess::InStep(_))
     }
@@ -100,8 +100,8 @@ impl<'a> Optimization<'a> {
         some(gradients)
     }
 
-    /// Clips gradients after the hooks have read them. The norm is computed for each optimizer
-    /// separately, as Lightning does.
+    /// Clips gradients that the hooks have read. Each optimizer's gradients have their own norm, as
+    /// in Lightning.
     pub(in crate::trainer) fn clip(
         &self,
         gradients: Vec<Gradients<Unscaled>>,
@@ -114,16 +114,16 @@ impl<'a> Optimization<'a> {
         gradients.into_iter().map(clip).collect()
     }
 
-    /// Unscales and clips the gradients, for steps in which no hook reads the gradients in between.
-    /// Makes as few passes over the gradients as the optimizers allow: where possible, the kernel
-    /// of an optimizer unscales and clips the gradients in its step. In a step that is `captured`,
-    /// this is not possible for an optimizer that steps after the CUDA graph.
+    /// Unscales and clips the gradients of a step in which no hook reads the unclipped gradients.
+    /// Needs as few passes over the gradients as possible: if an optimizer's kernel can unscale and
+    /// clip the gradients while it steps, leaves them scaled. In a `captured` step, this is not
+    /// possible for an optimizer that steps after the CUDA graph.
     pub(in crate::trainer) fn unscale_and_clip(
         &mut self,
         captured: bool,
     ) -> Result<Vec<Gradients<Deferred>>> {
-        // An observer that runs directly after the step may read the gradients, which must then be
-        // unscaled. Therefore the gradients stay scaled only if there is no such observer.
+        // An observer that runs directly after the step may read the gradients. They may stay
+        // scaled only if there is no such observer.
         let may_defer = matches!(self.access, StepAccess::Deferred);
         let limit = match self.config.optimization.gradient_clip {
             Some(Clip::Norm(limit)) => Some(limit),
@@ -159,9 +159,9 @@ impl<'a> Optimization<'a> {
         some(gradients)
     }
 
-    /// Steps each optimizer that has gradients. If a gradient is not finite, steps no optimizer.
-    /// Updates the loss scale in both cases. The schedule of an optimizer advances when the
-    /// optimizer steps. With `skipped_step_advances`, the schedule also advances in skipped steps.
+    /// Steps each optimizer that has gradients, or none if a gradient is not finite. Updates the
+    /// loss scale in both cases. The schedule of an optimizer advances with its steps and, with
+    /// `skipped_step_advances`, also in skipped steps.
     pub(in crate::trainer) fn apply(
         &mut self,
         gradients: Vec<Gradients<Deferred>>,
@@ -179,14 +179,14 @@ impl<'a> Optimization<'a> {
                 scheduled.advance(Interval::Step, &[])?;
             }
         }
-        // The scale is updated once, after all optimizers, because their gradients come from one
-        // backward pass with one scale.
+        // All gradients come from backward passes with the same scale, so the scale is updated
+        // once, after all optimizers.
         self.scaler.update()?;
         Ok(outcome)
     }
 
-    /// Steps each optimizer whose step can be captured in a CUDA graph. These steps change nothing
-    /// if `skip_flag` is not 0. Returns for each optimizer whether it has gradients.
+    /// Steps those optimizers whose step can be captured in a CUDA graph. If `skip_flag` is not 0,
+    /// their steps change nothing. Returns for each optimizer whether it has gradients.
     pub(in crate::trainer) fn apply_captured(
         &mut self,
         gradients: &[Gradients<Deferred>],
@@ -210,9 +210,10 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.write_rates())
     }
 
-    /// Advances the schedules that count epochs. `logged` are the values of the epoch.
-    /// `more_to_come` says whether validations within an epoch may report further values. If so, a
-    /// schedule whose monitored value is not in `logged` does not advance here.
+    /// Advances the schedules that count epochs. `logged` contains the values of the epoch.
+    /// `more_to_come` says whether validations within an epoch may report further values: a
+    /// schedule whose monitored value is not in `logged` then advances in
+    /// [`follow_validation`](Self::follow_validation) instead.
     pub(in crate::trainer) fn end_epoch(
         &mut self,
         logged: &[Logged],
@@ -254,8 +255,8 @@ fn has(logged: &[Logged], name: &str) -> bool {
     logged.iter().any(|logged| logged.name == name)
 }
 
-/// Returns whether gradients are stored in 16 bits: the options must request it, and the run must
-/// be able to do it.
+/// Returns whether gradients are stored in 16 bits, which the options must request and the run must
+/// support.
 fn keeps_16_bit_gradients(config: &TrainerConfig) -> bool {
     requests_16_bit_gradients(config) && full_gradients_note(config).is_none()
 }
@@ -265,7 +266,7 @@ fn requests_16_bit_gradients(config: &TrainerConfig) -> bool {
         && config.precision.autocast().is_some()
 }
 
-/// Returns why a run that requests 16-bit gradients stores its gradients in f32.
+/// Returns why a run stores its gradients in f32 although 16-bit gradients are requested.
 pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<String> {
     let why = match (config.device.is_cuda(), config.optimization.accumulate_grad_batches) {
         _ if !requests_16_bit_gradients(config) => return None,
@@ -299,7 +300,7 @@ impl Update for Optimization<'_> {
     fn step(&mut self, at: usize, gradients: Gradients<Unscaled>) -> Result<StepOutcome> {
         let scheduled = &mut self.scheduled[at];
         let outcome = self.scaler.step(gradients, scheduled.optimizer.as_mut())?;
-        // The manual step may step this optimizer again before the loss scale is updated.
+        // Allows the manual step to step this optimizer again before the loss scale is updated.
         self.scaler.end_use(scheduled.optimizer.as_ref());
         if outcome == StepOutcome::Applied {
             scheduled.advance(Interval::Step, &[])?;

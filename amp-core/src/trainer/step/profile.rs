@@ -1,5 +1,5 @@
-//! Measures the times of a step's phases, on the host and on the device. No measurement waits for
-//! the device: on CUDA the end of each phase is an event in the stream, and the times of the events
+//! Measures the times of a step's phases, on the host and on the device, without waiting for the
+//! device: on CUDA, an event in the stream marks the end of each phase, and the times of the events
 //! are read at the end of the epoch.
 
 use std::time::Instant;
@@ -41,7 +41,7 @@ impl Mark {
     }
 }
 
-/// A step that is being profiled, or whose times have not been read from the device yet.
+/// What is recorded of a profiled step, until its times are read.
 pub(in crate::trainer) struct Recording {
     epoch: i64,
     batch: i64,
@@ -80,7 +80,8 @@ impl Profiler {
         self.running.is_some()
     }
 
-    /// Ends the phase `phase` now, if a step is being profiled.
+    /// Records that the phase `phase` ends at this moment. Does nothing if no step is being
+    /// profiled.
     pub(in crate::trainer) fn lap(&mut self, phase: Phase) -> Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
         running.ends.push((Some(phase), Mark::now(self.device)?));
@@ -91,14 +92,14 @@ impl Profiler {
         Ok(())
     }
 
-    /// Pauses the profiling of the current step, if a step is being profiled, and returns its
-    /// recording.
+    /// Pauses the profiling of the current step and returns what was recorded of it. Returns `None`
+    /// if no step is being profiled.
     pub(in crate::trainer) fn suspend(&mut self) -> Option<Recording> {
         self.running.take()
     }
 
-    /// Continues the profiling of a step that [`suspend`](Self::suspend) has paused. The time since
-    /// the pause belongs to no phase.
+    /// Continues the profiling of a step that [`suspend`](Self::suspend) has paused. The time of
+    /// the pause is not counted in any phase.
     pub(in crate::trainer) fn resume(&mut self, recording: Option<Recording>) -> Result<()> {
         self.running = recording;
         if let Some(running) = &mut self.running {

@@ -85,7 +85,7 @@ fn choose(state: &StepState<'_>, skipped: &Skipped, losses: &[Tensor]) -> Result
     };
     let stuck = state.counts.consecutive_skips > config.recovery.max_consecutive_skips;
     Ok(match config.recovery.on_non_finite {
-        // If the forward pass was finite and only the scaled gradients overflowed, the scaler has
+        // The forward pass was finite. Only the scaled gradients overflowed, and the scaler has
         // already lowered the loss scale.
         NonFinite::LowerScale if scaled && !forward && !stuck => Remedy::RunAgain,
         _ if scaled && !forward && !stuck => Remedy::Nothing,
@@ -107,8 +107,8 @@ fn restore_last_good(
     emit: &mut Emit<'_>,
 ) -> Result<()> {
     let applied = state.counts.applied;
-    // A copy that was restored before can help again only if a step was applied after the copy was
-    // restored.
+    // A copy is restored a second time only if a step was applied since it was last restored.
+    // Otherwise the same steps would fail again.
     let Some(good) = state.good.as_mut().filter(|good| good.helps(applied)) else {
         return Err(not_finite(state, skipped));
     };

@@ -10,9 +10,9 @@ use crate::{
     precision::StepOutcome,
 };
 
-/// Calls the hooks and callbacks that run after the batch with the index `at` in the step, and
-/// reports the batch. After the step's last batch, `outcome` is the outcome of the step. After
-/// earlier batches, `outcome` is `None`.
+/// Calls the hooks and callbacks that run after a batch, and emits the batch's events. `at` is the
+/// index of the batch in the step. `outcome` is the outcome of the step after its last batch, and
+/// `None` after earlier batches.
 pub(super) fn end_batch(
     state: &StepState<'_>,
     model: &mut dyn LightningModule,

@@ -1,7 +1,7 @@
-//! Saves and restores the state that a skipped or repeated step must not change: buffers, the
-//! model's own state, the random generators, and parameters that the forward pass changes. Other
-//! parameters, optimizers, schedules and the loss scale need no copy, because they change only in
-//! applied steps.
+//! Saves and restores what a skipped or repeated step must not change: buffers, what the model
+//! saves in `on_save_checkpoint`, the states of the random generators, and parameters that the
+//! forward pass itself changes. Other parameters, optimizers, schedules and the loss scale need no
+//! copy, because only applied steps change them.
 
 use tch::{Device, Tensor};
 
@@ -13,8 +13,8 @@ use crate::{
     state::State,
 };
 
-/// A copy of the random generators' states and of the model's own state. The copy is made before
-/// forward and backward passes that must not change these states.
+/// A copy of the random generators' states and of the model's own state, made before forward and
+/// backward passes that must not change them.
 pub(in crate::trainer) struct StateBackup {
     device: Device,
     own: State,
@@ -43,7 +43,7 @@ impl StateBackup {
     }
 }
 
-/// The state before the step that is running, to which a skipped or repeated step returns.
+/// The state before the running step, which is restored if the step is skipped or repeated.
 pub(super) struct Rollback {
     device: Device,
     buffers: Kept,
@@ -84,7 +84,7 @@ impl Rollback {
         backup.end(model)
     }
 
-    /// Ends the step. The changes of the step remain.
+    /// Ends the step and keeps its changes.
     pub(super) fn end(&mut self) {
         self.backup = None;
     }

@@ -31,17 +31,18 @@ mod tests {
             batches_per_epoch: 10,
             plan: TrainingPlan { max_epochs: 2, estimated_stepping_batches: steps },
         };
-        // Two batches form a step, and an epoch has ten batches.
+        // `done(epoch, batch, global_step)` is the completed fraction. Each step accumulates two
+        // batches, and two epochs of ten batches are ten steps. After the first batch, 1/20 is
+        // complete.
         assert_eq!(length(10).done(0, 0, 0), 0.05);
         assert_eq!(length(10).done(0, 9, 5), 0.5);
-        // A skipped step is not counted as a step, but its batches are counted. The run is complete
-        // after its last epoch, although three steps were skipped.
+        // After the last batch of the last epoch, the run is complete, although three of its ten
+        // steps were skipped and only seven count in `global_step`.
         assert_eq!(length(10).done(1, 9, 7), 1.0);
-        // The run ends at its largest number of steps, before the last epoch is complete.
+        // The run has at most four steps, which end before the last epoch.
         assert_eq!(length(4).done(0, 3, 2), 0.5);
         assert_eq!(length(4).done(0, 8, 4), 1.0);
-        // If two steps of the run are skipped, the run ends four batches later. After its last
-        // batch, the completed fraction is 1 as well.
+        // If two steps are skipped, the run ends four batches later, with the fourth applied step.
         assert_eq!(length(4).done(0, 9, 3), 0.75);
         assert_eq!(length(4).done(1, 1, 4), 1.0);
     }

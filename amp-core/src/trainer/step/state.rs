@@ -38,28 +38,28 @@ pub(in crate::trainer) struct Counts {
 /// The state of the training between steps.
 pub(in crate::trainer) struct StepState<'a> {
     pub(super) config: &'a TrainerConfig,
-    /// The configured policy, or the policy of the precision to which the run fell back.
+    /// The configured policy, or that of the precision to which the run fell back.
     pub(super) policy: Policy,
     /// The context of forward passes in training.
     pub(super) context: Context,
     pub(in crate::trainer) optim: Optimization<'a>,
     pub(super) length: Length,
     pub(in crate::trainer) counts: Counts,
-    /// The number of steps of this process that ran without a CUDA graph.
+    /// The number of steps since the start or resume that ran without a CUDA graph.
     pub(super) eager: u64,
-    /// The number of steps of this process that ran as a CUDA graph.
+    /// The number of steps since the start or resume that ran as a CUDA graph.
     pub(in crate::trainer) replayed: u64,
     pub(super) rollback: Rollback,
     /// The number of parts into which each batch is split.
     pub(in crate::trainer) parts: i64,
-    /// Whether the model does additional work in steps whose values are reported. These steps then
-    /// run without a CUDA graph.
+    /// Whether the model does additional work, such as logging images, in the steps whose values
+    /// are logged. Such steps run without a CUDA graph.
     pub(super) does_more: bool,
     /// Whether the dtypes of the first step were reported.
     pub(super) probed: bool,
-    /// Whether it was checked if accumulated gradients may differ from those of one large batch.
+    /// Whether the trainer has checked if a note on accumulated gradients is needed.
     pub(super) looked_at_windows: bool,
-    /// Whether a note about a step without targets was written.
+    /// Whether a note was written about a step in which no target counts in the loss.
     pub(super) told_left_out: bool,
     /// Whether a note about lost updates of 16-bit weights was written.
     pub(super) told_lost_updates: bool,
@@ -73,7 +73,7 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) good: Option<LastGood>,
     /// The learning rate of the last step.
     pub(in crate::trainer) lr: f64,
-    /// Whether the step has begun to change the weights and has not been reported yet.
+    /// Whether the current step has begun to change the weights, until it has been reported.
     changing: bool,
 }
 
@@ -130,15 +130,14 @@ impl<'a> StepState<'a> {
         self.counts.attempts.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
     }
 
-    /// Returns whether the values of the step that follows the `running` steps in flight are
-    /// reported.
+    /// Returns whether the values of the next step are reported, if `running` earlier steps are
+    /// still running on the device.
     pub(super) fn logs_after(&self, running: u64) -> bool {
         let next = self.counts.attempts + running + 1;
         next.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
     }
 
-    /// Exchanges the weights and the averages of the weights. Does nothing if the run does not
-    /// average weights.
+    /// Exchanges the weights and their averages. Does nothing if the run computes no averages.
     pub(in crate::trainer) fn swap_average(&self) -> Result<()> {
         self.average.as_ref().map_or(Ok(()), Average::swap)
     }
@@ -163,8 +162,7 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// Returns a context for forward passes in training, with the current precision and memory
-    /// plan.
+    /// Returns a context for training forward passes, with the current precision and memory plan.
     pub(super) fn new_context(&self) -> Context {
         let context =
             Context::new(self.policy, true).with_overrides(self.config.numerics.overrides.clone());
@@ -191,7 +189,7 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Continues the run in another precision, which has the same dtype of weights.
+    /// Continues the run in another precision that stores the weights in the same dtype.
     pub(in crate::trainer) fn set_precision(
         &mut self,
         model: &dyn LightningModule,
@@ -211,12 +209,12 @@ impl<'a> StepState<'a> {
         self.rollback.keep(model)
     }
 
-    /// Marks that the step begins to change the weights. From now on the step cannot be undone.
+    /// Marks that the step begins to change the weights. From here on it cannot be undone.
     pub(in crate::trainer) fn begin_changes(&mut self) {
         self.changing = true;
     }
 
-    /// Ends a step that has been reported. The step can no longer be undone.
+    /// Ends the current step after it has been reported. It cannot be undone from then on.
     pub(in crate::trainer) fn end(&mut self) {
         self.rollback.end();
         self.changing = false;
@@ -231,14 +229,16 @@ impl<'a> StepState<'a> {
         model: &mut dyn LightningModule,
     ) -> Result<()> {
         if self.changing {
-            return Err(Error::config("the step that failed had begun to change the weights"));
+            return Err(Error::config(
+                "the step that failed had begun to change the weights; resume an older checkpoint",
+            ));
         }
         self.optim.zero_grad()?;
         self.rollback.restore(model)
     }
 
-    /// Returns a guard. While the guard exists, autocast casts each weight only once. Returns
-    /// `None` if a step has a single batch in a single part, or if autocast is off.
+    /// Returns a guard for one step that makes autocast cast each weight only once in the step.
+    /// Returns `None` if autocast is off, or if the step consists of a single forward pass.
     pub(super) fn keep_casts(&self) -> Result<Option<KeptCasts>> {
         let several = self.config.optimization.accumulate_grad_batches > 1 || self.parts > 1;
         let casts = self.policy.precision.autocast().is_some() && several;
@@ -337,19 +337,19 @@ impl<'a> StepState<'a> {
     }
 
     /// Updates the state after parameters were unfrozen: creates their optimizer state, drops the
-    /// memory plan, and replaces the last copy, because both were made without this state.
+    /// memory plan, and makes a new copy for recovery, which includes this state.
     pub(in crate::trainer) fn extend(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.optim.extend()?;
         self.start_over(model)
     }
 
-    /// Undoes [`extend`](Self::extend), after the parameters were frozen again.
+    /// Undoes [`extend`](Self::extend) after the parameters were frozen again.
     pub(in crate::trainer) fn undo_extend(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.optim.drop_unused();
         self.start_over(model)
     }
 
-    /// Drops the memory plan, and replaces the last copy of the state by a new one.
+    /// Drops the memory plan, and replaces the copy for recovery by a copy of the current state.
     fn start_over(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.memory = None;
         self.context = self.new_context();

@@ -1,4 +1,4 @@
-//! Copies of tensors, made before a step so that the step can be undone.
+//! Copies of the values of tensors, with which a step can be undone.
 
 use tch::Tensor;
 
@@ -21,13 +21,13 @@ impl Kept {
         self.live.iter()
     }
 
-    /// Returns the pairs of target and source that must be copied to save the current values in
-    /// `slot`.
+    /// Returns a pair of target and source for each tensor: copying the source to the target saves
+    /// the tensor's current value in `slot`.
     pub(super) fn copies(&self, slot: usize) -> impl Iterator<Item = [&Tensor; 2]> {
         self.slots[slot].iter().zip(&self.live).map(|(kept, live)| [kept, live])
     }
 
-    /// Saves the current values of all tensors in `slot`.
+    /// Saves, in `slot`, the current values of all tensors.
     pub(super) fn keep(&self, slot: usize) -> Result<()> {
         let pairs: Vec<_> = self.copies(slot).collect();
         if pairs.is_empty() { Ok(()) } else { ffi::copy_each(&pairs) }

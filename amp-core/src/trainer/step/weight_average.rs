@@ -28,8 +28,8 @@ struct Averaged {
     /// The average. It is f32 if the tensor has 16 bits, because most changes of an average are
     /// smaller than the spacing of 16-bit numbers and would be lost.
     average: Tensor,
-    /// While the model has the rounded average of a 16-bit tensor, the unaveraged value of this
-    /// tensor. `None` at other times.
+    /// The unaveraged value of a 16-bit tensor, while the tensor itself contains the rounded
+    /// average. `None` while the tensor contains the unaveraged value.
     aside: RefCell<Option<Tensor>>,
 }
 
@@ -56,7 +56,7 @@ impl Averaged {
         Ok(Self { name, live, average, aside: RefCell::default() })
     }
 
-    /// Returns whether the average has more bits than the tensor.
+    /// Returns whether the average is stored in a wider dtype than the tensor.
     fn is_wider(&self) -> bool {
         self.average.kind() != self.live.kind()
     }
@@ -112,7 +112,7 @@ impl Average {
         }
     }
 
-    /// Returns whether the average changes at the end of an epoch.
+    /// Returns whether the average is updated at the end of this epoch.
     pub(super) fn follows_epoch(&self, epoch: i64) -> bool {
         matches!(self.averaging, Averaging::Swa { start_epoch } if epoch >= start_epoch)
     }
@@ -163,9 +163,9 @@ impl Average {
         Ok(())
     }
 
-    /// Returns the state for a checkpoint. The file stores the averages as the model's weights, so
-    /// this state contains the unaveraged weights, and those averages that have more bits than the
-    /// weights. The caller must have [exchanged](Self::swap) weights and averages before.
+    /// Returns the state for a checkpoint. A checkpoint stores the averages as the model's weights.
+    /// This state contains the unaveraged weights and, for 16-bit weights, the f32 averages. The
+    /// caller must first have [exchanged](Self::swap) weights and averages.
     pub(in crate::trainer) fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put("updates", &self.updates)?;
@@ -183,8 +183,8 @@ impl Average {
         Ok(state)
     }
 
-    /// Restores a saved state. The model already has the weights of the file. These weights are the
-    /// averages if the saved run had updated its averages.
+    /// Restores a saved state. The model has already loaded the weights in the file. These are the
+    /// averages, if the saved run had updated the averages at least once.
     pub(in crate::trainer) fn load_state(&mut self, state: &State) -> Result<()> {
         self.updates = state.get("updates")?;
         for Averaged { name, live, average, .. } in &mut self.tensors {

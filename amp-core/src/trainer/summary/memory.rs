@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The bytes that a training step keeps in memory, by their use. The peak of a step is higher than
-/// the sum of these bytes, because operators need temporary memory.
+/// their sum, because operators need temporary memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct StepMemory {
     /// The bytes of the parameters, in the dtype of the precision.
@@ -34,8 +34,7 @@ pub struct StepMemory {
     pub averages: u64,
     /// The measured number of bytes that the forward pass of one batch keeps for the backward pass.
     /// These are activations and, under autocast, the 16-bit copies of weights. Layers that are
-    /// recomputed keep only their inputs. The batch is measured as a whole, without a memory
-    /// budget.
+    /// recomputed keep only their inputs. The batch is not split, and a memory budget is ignored.
     pub activations: u64,
     /// The bytes of the tensors of the batch.
     pub batch: u64,
@@ -56,7 +55,7 @@ impl StepMemory {
 }
 
 /// Measures the memory of a training step with these options. The model must already be on its
-/// device, and the parameters that are frozen in the measured step must be frozen.
+/// device. Parameters that the step does not train must be frozen.
 pub(super) fn of(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,

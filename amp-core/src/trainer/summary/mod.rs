@@ -60,19 +60,19 @@ pub struct ModelSummary {
     /// The model itself, followed by its layers in the order of their declaration. A layer that
     /// contains other layers comes before those layers.
     pub layers: Vec<LayerSummary>,
-    /// The number of parameter elements that the optimizers update from the start of the run on.
+    /// The number of parameter elements that are trained from the start of the run on.
     pub trainable: i64,
     /// The number of parameter elements that are frozen at the start of the run.
     pub frozen: i64,
-    /// The number of elements in `frozen` that the optimizers update later in the run, when a freeze
-    /// has ended.
+    /// The number of elements in `frozen` that are trained later in the run, after the end of their
+    /// freeze.
     pub trained_later: i64,
     /// The number of elements in all buffers, such as the running statistics of batch norm.
     pub buffers: i64,
     /// The number of floating-point operations in the forward pass of one batch, counted as
-    /// torch.utils.flop_counter counts them. A multiplication and the following addition count as
-    /// two operations. Matrix products, convolutions, attention and recurrent layers are counted.
-    /// Elementwise operations are not counted. Causal attention counts as full attention.
+    /// torch.utils.flop_counter counts them. A multiply-add counts as two operations. Matrix
+    /// products, convolutions, attention and recurrent layers are counted. Elementwise operations
+    /// are not counted. Causal attention counts as full attention.
     pub flops: u64,
     /// The memory that a training step needs. If a freeze ends during the run, this is the memory
     /// of the run's last step, which needs more memory than the first step.
@@ -85,9 +85,9 @@ impl ModelSummary {
         self.layers.iter().find(|layer| layer.path == path)
     }
 
-    /// Removes the layers that are nested deeper than `depth`. With 0 only the model remains, with
-    /// 1 also its direct layers. The numbers of a remaining layer still include the removed layers
-    /// within it.
+    /// Removes the layers that are nested deeper than `depth`: with 0 only the model remains, with
+    /// 1 also its direct layers. The numbers of a remaining layer still include those of the
+    /// removed layers within it.
     #[must_use]
     pub fn with_max_depth(mut self, depth: usize) -> Self {
         self.layers.retain(|layer| layer.depth <= depth);
@@ -123,8 +123,8 @@ impl Trainer<'_> {
         let loader = config.train_loader(data)?;
         let plan = config.training_plan(&loader);
         let mut freezing = Freezing::new(model, &config.optimization.freeze)?;
-        // The optimizers create the state of all parameters that the run trains, including
-        // parameters that are frozen at first.
+        // The optimizers create state for all parameters that are trained at the end of the run,
+        // including those that are frozen at its start.
         let length = config.length(loader.batches(), config.max_epochs);
         let last = config.last_position(loader.batches(), length);
         freezing.update(last.0, last.1);

@@ -17,9 +17,9 @@ const PARAMETER: &str = "Parameter";
 /// The type name of a row that shows a `Vec` of layers.
 const LIST: &str = "List";
 
-/// A row of the summary: a layer of a model, or a parameter that gets its own row. A parameter gets
-/// a row if it belongs to the model itself, or to a layer that contains layers. The numbers of such
-/// a layer are therefore the sums of the rows within it.
+/// A row of the summary: a layer of a model, or a parameter. The parameters of a layer get their
+/// own rows only if the layer also contains other layers, or is the model itself. The numbers of a
+/// layer that contains others are the sums of the rows within it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerSummary {
     /// The dotted path of the layer, as in the names of its parameters. Empty for the model itself.
@@ -27,7 +27,8 @@ pub struct LayerSummary {
     /// The number of layers that contain this layer, counting the model.
     pub depth: usize,
     /// The name of the layer's type, for example `Conv2d`. `Parameter` for a parameter, and `List`
-    /// for a `Vec` whose layers run one by one. `None` if the forward pass did not run the layer.
+    /// for a `Vec` whose elements the forward pass runs one by one. `None` if the forward pass did
+    /// not run the layer.
     pub kind: Option<String>,
     /// The number of times that the forward pass ran the layer.
     pub calls: u64,
@@ -96,9 +97,8 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
         layers[place].ran(call);
     }
     name_lists(&mut layers);
-    // The row of an optional layer that is absent is dropped: such a layer has no tensors and did
-    // not run. The row of a parameter is dropped if its layer contains no layers, unless that layer
-    // is the model itself.
+    // Drops two kinds of rows. An optional layer that is absent has no tensors and did not run. A
+    // parameter gets no row if its layer contains no layers, unless that layer is the model itself.
     let keeps: Vec<bool> = layers
         .iter()
         .map(|layer| {
@@ -122,8 +122,8 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
     (layers, traced.flops)
 }
 
-/// Sets the type name of each `Vec` whose layers the forward pass ran without running the `Vec`
-/// itself.
+/// Gives the type name `List` to each `Vec` that did not run as a module itself, but whose elements
+/// ran.
 fn name_lists(layers: &mut [LayerSummary]) {
     for at in 0..layers.len() {
         let depth = layers[at].depth;
@@ -143,8 +143,8 @@ fn parent_of(path: &str) -> Option<&str> {
     (!path.is_empty()).then(|| path.rsplit_once('.').map_or("", |(parent, _)| parent))
 }
 
-/// Inserts a layer that ran but is not declared, after the layers that its parent already has.
-/// Returns the index of the inserted layer.
+/// Adds a row for a layer that ran, although the model does not declare it. The row becomes the
+/// last one within its parent. Returns the index of the row.
 fn insert(layers: &mut Vec<LayerSummary>, path: &str) -> usize {
     let parent = parent_of(path).unwrap_or_default();
     let found = layers.iter().position(|layer| layer.path == parent);
@@ -174,8 +174,8 @@ impl Tensors {
         tensors
     }
 
-    /// Counts a tensor. Returns the numbers of trained and frozen elements that it adds, which are
-    /// 0 if the tensor was counted before.
+    /// Counts a tensor, and returns the numbers of its trained and frozen elements. They are 0 if
+    /// the tensor was counted before.
     fn add(&mut self, tensor: &Tensor, role: Role) -> (i64, i64) {
         if !self.seen.insert(ffi::identity(tensor)) {
             return (0, 0);

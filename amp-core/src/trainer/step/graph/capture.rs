@@ -29,19 +29,19 @@ pub(super) struct StepGraph {
     /// unscaled and clipped.
     grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
     pub(super) log: CapturedLog,
-    /// A scalar on the device. It is 0 until a step is not finite, and 1 from that step on.
+    /// A scalar on the device, which becomes 1 when a step is not finite and is 0 before that.
     pub(super) skip_flag: Tensor,
     /// `skip_flag` and the losses of the batches, in one tensor of shape `[1 + batches]` on the
     /// device.
     report: Tensor,
-    /// For each step in flight, the copy of `report` in pinned host memory.
+    /// For each step in flight, a copy of its `report` in pinned host memory.
     reports: Vec<Tensor>,
-    /// For each step in flight, copies of the buffers and logged sums from before the step.
+    /// For each step in flight, copies of the buffers and logged sums, made before the step.
     kept: Kept,
     precision: Precision,
     /// For each optimizer, whether the graph contains the optimizer's step.
     pub(super) steps: Vec<bool>,
-    /// For each optimizer, whether it has gradients in the graph.
+    /// For each optimizer, whether the CUDA graph computes a gradient for any of its parameters.
     pub(super) stepped: Vec<bool>,
 }
 
@@ -67,8 +67,8 @@ impl StepGraph {
         let mut room = LogRoom::new(device)?;
         let (graph, Captured { losses, report, log, grads, stepped }) = loop {
             state.optim.zero_grad()?;
-            // The memory that the caching allocator keeps from earlier steps is freed first,
-            // because the graph reserves memory of its own.
+            // The graph reserves memory of its own, so the memory that the caching allocator has
+            // kept is freed first.
             ffi::cuda_empty_cache()?;
             let captured = CudaGraph::capture(index, || {
                 capture_step(state, model, &inputs, shares, &skip_flag, &room)
@@ -101,8 +101,8 @@ impl StepGraph {
         })
     }
 
-    /// Returns whether the graph computes in the run's current precision, and contains exactly
-    /// those optimizer steps that can currently be captured.
+    /// Returns whether the graph computes in the run's current precision, and contains the steps of
+    /// exactly those optimizers whose steps can currently be captured.
     pub(super) fn is_of(&self, state: &StepState<'_>) -> bool {
         self.precision == state.policy().precision
             && captured_steps(state).eq(self.steps.iter().copied())
@@ -116,16 +116,16 @@ impl StepGraph {
             && self.inputs.iter().zip(&examples.batches).all(|(own, other)| own.is_like(other))
     }
 
-    /// Copies the sums of `log` into the sums to which the graph adds. Sets the gradients of the
-    /// parameters to the tensors into which the graph writes gradients.
+    /// Copies the sums of `log` into the tensors in which the graph adds up logged values. Makes
+    /// the tensors into which the graph writes gradients the gradients of the parameters.
     pub(super) fn enter(&mut self, log: &mut Log) -> Result<()> {
         self.log.take_over(log)?;
         let mut grads = self.grads.iter();
         grads.try_for_each(|(parameters, grads)| ffi::set_grads(parameters, grads))
     }
 
-    /// Launches the step on these batches. When the returned event has passed, the outcome of the
-    /// step is known.
+    /// Launches the step on these batches. The outcome of the step is known when the returned event
+    /// has completed.
     pub(super) fn launch(&self, batches: &[AnyBatch], slot: usize) -> Result<CudaEvent> {
         let examples = self.inputs.iter().zip(batches).flat_map(|(own, batch)| {
             own.tensors().zip(batch.tensors()).map(|((_, own), (_, given))| [own, given])
@@ -135,7 +135,8 @@ impl StepGraph {
         self.graph.launch(&self.report, &self.reports[slot])
     }
 
-    /// Returns whether the step in this slot was skipped. The event of the step must have passed.
+    /// Returns whether the step in this slot was skipped. The event of the step must have
+    /// completed.
     pub(super) fn is_void(&self, slot: usize) -> Result<bool> {
         Ok(self.reports[slot].f_double_value(&[0])? != 0.0)
     }
@@ -188,7 +189,7 @@ fn capture_step(
         log.interval().may_repeat()?;
         logs.push(log);
     }
-    // The casts of the weights are valid only until the optimizer changes the weights.
+    // The cached casts of the weights are valid only until the optimizer changes the weights.
     drop(casts);
     let gradients = state.optim.unscale_and_clip(true)?;
     state.optim.scaler.note_non_finite(skip_flag)?;
@@ -196,8 +197,7 @@ fn capture_step(
     state.optim.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
     let reported = std::iter::once(skip_flag).chain(&losses).map(|tensor| tensor.f_reshape([1]));
-    // The report has the widest dtype among the flag and the losses, so it represents each value
-    // exactly.
+    // The concatenation has the widest dtype among the flag and the losses, so it is exact.
     let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
     let losses = losses.iter().map(Tensor::kind).collect();
     let grads = state.optim.scheduled.iter().map(|scheduled| {

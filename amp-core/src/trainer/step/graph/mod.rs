@@ -3,15 +3,15 @@
 //!
 //! The graph contains the forward and backward passes over a step's batches, unscaling, the check
 //! for values that are not finite, clipping, the optimizer kernels of this crate, the update of the
-//! loss scale, and the sums of logged values. Optimizer kernels of libtorch run after the graph in
-//! the same stream, because the host passes the learning rate to these kernels at each launch.
-//! Several steps are [queued](replay), so that the device does not wait for the host.
+//! loss scale, and the sums of logged values. Optimizer kernels of libtorch get the learning rate
+//! from the host at each launch. Therefore they run after the graph, in the same stream. Several
+//! steps are [queued](replay), so that the device does not wait for the host.
 //!
 //! If a step is not finite, the device changes no parameter in this step and in the steps queued
-//! after it. The host reads the outcome, undoes all other changes of these steps, and repeats the
-//! first of these steps without a graph. Therefore only the code for steps without a graph lowers
-//! the scale, explains a skipped step and recovers. The results of a run are the same, bit for bit,
-//! with and without graphs.
+//! after it. The host reads this later, undoes all other changes of these steps, and repeats the
+//! first of them without a graph. Therefore only steps without a graph need to lower the loss
+//! scale, explain a skipped step, and recover. The results of a run are bit-identical with and
+//! without graphs.
 
 mod capture;
 mod replay;
@@ -25,16 +25,17 @@ use crate::{
     trainer::config::{Averaging, Check, NonFinite, TrainerConfig},
 };
 
-/// The largest number of steps in the queue, if no observer must run directly after each step.
+/// The largest number of steps in the queue. If an observer must run directly after each step, at
+/// most one step is in the queue.
 const QUEUED: usize = 4;
 
-/// The number of steps that run without a graph before the capture. In these steps, libraries
+/// The number of steps that run without a graph before the capture. During these steps, libraries
 /// choose their kernels and allocate their workspaces.
 const WARM_UP: u64 = 3;
 
-/// Returns the moment at which the run must call its observers: directly after each step, within
-/// the step, or later, when further steps may already be running. If the observers need different
-/// moments, returns the strictest requirement.
+/// Returns when the run must call its observers: within the step, directly after each step, or
+/// later, when further steps may already be running. If observers differ, the strictest requirement
+/// counts.
 pub(in crate::trainer) fn step_access(
     model: &dyn LightningModule,
     callbacks: &[Box<dyn Callback + '_>],

@@ -35,13 +35,13 @@ pub(in super::super) struct Replay {
     capacity: usize,
     steps: VecDeque<Queued>,
     started: u64,
-    /// Whether the graph's tensors now contain the sums of the log and the gradients of the
-    /// parameters.
+    /// Whether the sums of the log and the gradients of the parameters are in the graph's tensors
+    /// at the moment.
     entered: bool,
-    /// The model's [values in the step](LightningModule::values_in_step): the values that the graph
-    /// has captured or, without a graph, the values in the latest step.
+    /// The model's [values in the step](LightningModule::values_in_step), as they were when the
+    /// graph was captured or, without a graph, in the latest step.
     values: Map<String, Value>,
-    /// Whether a note has told the user that such a value has changed.
+    /// Whether a note about a changed value was emitted.
     told: bool,
 }
 
@@ -85,9 +85,9 @@ impl Replay {
         })
     }
 
-    /// Returns whether the model's values in the step equal the values that the graph has captured.
-    /// If they differ and no step is in flight, discards the graph. A new graph is captured after
-    /// some steps in which the values do not change.
+    /// Returns whether the model's [values in the step](LightningModule::values_in_step) equal
+    /// those in `self.values`. If not, and if no step is in flight, stores the new values and
+    /// discards the graph. A new graph is captured when the values have not changed for some steps.
     fn has_same_values(
         &mut self,
         state: &StepState<'_>,
@@ -175,8 +175,8 @@ impl Executor for Replay {
         if !self.is_due(state, examples) {
             return Ok(false);
         }
-        // Before the capture, the previous graph and its memory are released. Before that, the sums
-        // of logged values in the graph are copied to the log.
+        // The previous graph and its memory are released before the capture. Its sums of logged
+        // values must be copied to the log first.
         self.release(&mut observers.log)?;
         self.graph = Captured::Refused;
         let Examples { batches, shares, .. } = examples;
@@ -205,8 +205,8 @@ impl Executor for Replay {
             unreachable!("the step was captured before it is replayed");
         };
         if !self.entered {
-            // Some parameters may have no gradient in the graph. Without this call, the optimizer
-            // would use the gradients that an earlier step has left on these parameters.
+            // A parameter may have no gradient in the graph. Then the optimizer must not use the
+            // gradient that an earlier step has left.
             state.optim.zero_grad()?;
             graph.enter(&mut observers.log)?;
             self.entered = true;
@@ -246,7 +246,7 @@ impl Executor for Replay {
 
     fn is_full(&self, state: &StepState<'_>) -> bool {
         let every = state.config.logging.log_every_n_steps.cast_unsigned();
-        // The reported values of a step must be read before the next step overwrites them.
+        // The values of a step that is reported must be read before the next step overwrites them.
         let logs = (state.counts.attempts + self.running()).is_multiple_of(every);
         self.steps.len() >= self.capacity || (logs && !self.steps.is_empty())
     }

@@ -3,18 +3,18 @@
 use super::{super::state::Counts, Moment};
 use crate::trainer::config::Check;
 
-/// The smallest number of attempted steps between two checks at ends of epochs.
+/// The smallest number of attempted steps between two checks at the ends of epochs.
 const BETWEEN: u64 = 10;
 
 /// Decides at which moments invariants are checked.
 pub(super) struct Clock {
     level: Check,
-    /// The numbers of attempted and applied steps at the start of this process, after which the
-    /// steps of this process are counted.
+    /// The numbers of attempted and applied steps at [`Moment::Start`]. They are above 0 in a
+    /// resumed run. The steps that are checked are counted from there.
     start: (u64, u64),
     /// The number of the attempted step that is being checked. `None` if no step is being checked.
     step: Option<u64>,
-    /// The number of the last step that was checked, counted in applied steps.
+    /// The number of the last step that was checked, counting only applied steps.
     applied: u64,
     evaluations: u64,
     /// The number of attempted steps at the last check at the end of an epoch.
@@ -43,10 +43,10 @@ impl Clock {
                 let attempt = counts.attempts + running + 1;
                 let of_run = attempt - self.start.0;
                 // If the run has returned to an earlier state, the number of applied steps may be
-                // lower than at the start.
+                // lower than in `start`.
                 let applied = (counts.applied + running + 1).saturating_sub(self.start.1);
-                // The attempted steps that are checked may all be skipped. Therefore the first,
-                // second, third, tenth, … applied step is checked as well.
+                // The checked steps are counted by attempts, so all of them may have been skipped.
+                // Therefore the applied steps number 1, 2, 3, 10, … are checked too.
                 let first = applied > self.applied && is_sparse(applied);
                 let due = all || is_sparse(of_run) || first;
                 if due {
@@ -110,8 +110,8 @@ mod tests {
         assert_eq!(looked_at(Check::Full, 50), (1..=50).collect::<Vec<_>>());
     }
 
-    /// Checks that the steps of a resumed run are counted from its first step, and that skipped
-    /// steps do not delay the checks of applied steps.
+    /// Checks that a resumed run counts the steps since it was resumed, and that skipped steps do
+    /// not delay the checks of applied steps.
     #[test]
     fn steps_are_counted_from_the_start_of_the_process() {
         let mut clock = Clock::new(Check::Cheap);
@@ -124,8 +124,8 @@ mod tests {
         assert!(clock.is_due(Moment::StepBegins, &counts, 0));
     }
 
-    /// Checks that a step in flight is checked when it ends, after the steps that were started
-    /// before it.
+    /// Checks that a step in flight is checked when it ends itself, and not when a step that was
+    /// started before it ends.
     #[test]
     fn a_step_in_flight_is_looked_at_when_it_ends() {
         let mut clock = Clock::new(Check::Cheap);

@@ -8,8 +8,8 @@ use tch::{Device, Kind};
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, ffi, nn::Role, precision::dtype_name};
 
-/// Checks that parameters and buffers keep their dtypes, shapes and devices, and that no buffer is
-/// replaced by another tensor.
+/// Checks that parameters and buffers keep their dtypes, shapes and devices, and that every buffer
+/// is still the same tensor.
 #[derive(Default)]
 pub(super) struct DtypesStay {
     first: HashMap<String, Form>,
@@ -66,11 +66,11 @@ impl Rule for DtypesStay {
 }
 
 /// Describes the first buffer that code of the model has replaced by another tensor since the run
-/// began. The run would still use the earlier tensor: to restore it after a skipped step, in
-/// averages, and in a CUDA graph.
+/// began. Skipped steps, averages of weights and CUDA graphs would still use the earlier tensor.
 fn replaced_buffer(seen: &RunView<'_>) -> Option<String> {
     let state = seen.state;
-    // In a manual step, the model itself decides which tensors a skipped step restores.
+    // In manual optimization, the model itself decides which tensors a skipped step restores, so it
+    // may replace buffers.
     if seen.model.optimizes_manually() && state.average.is_none() {
         return None;
     }

@@ -5,8 +5,8 @@ use crate::{Result, ffi::WatchedModes, nn};
 
 /// Checks that no operator and no layer runs in training mode during a validation.
 pub(super) struct EvaluationMode {
-    /// Whether the operators of every validation are checked. If false, only the operators of the
-    /// first validation are checked.
+    /// Whether the operators of every validation are checked. If false, only those of the first
+    /// validation are checked.
     all: bool,
     looked: bool,
     watch: Option<WatchedModes>,

@@ -6,16 +6,16 @@ use crate::{Result, optim::Scheduled};
 /// Checks that each optimizer steps with the learning rate of its schedule, and that the schedule
 /// advances once per applied step.
 pub(super) struct RatesAreScheduled {
-    /// Whether the model itself decides which optimizer steps.
+    /// Whether the model steps its optimizers itself (manual optimization).
     manual: bool,
-    /// The schedules and step counts before the step.
+    /// The schedules' progress and the step counts before the step.
     before: Before,
 }
 
 #[derive(Default)]
 struct Before {
-    /// For each schedule, the number of steps by which it has advanced. `None` if the schedule does
-    /// not count steps or does not report the number.
+    /// For each schedule, the number of steps by which it has advanced. `None` if the schedule
+    /// counts epochs or does not report this number.
     passed: Vec<Option<i64>>,
     applied: u64,
     skipped: u64,
@@ -50,7 +50,7 @@ impl Rule for RatesAreScheduled {
                 };
                 Ok(None)
             }
-            // The schedules are compared only if no further step has been started, and if the run
+            // The progress can be compared only if no further step has been started, and if the run
             // has not returned to an earlier state.
             Moment::StepEnds
                 if !self.manual && seen.running == 0 && counts.applied >= self.before.applied =>
@@ -73,7 +73,7 @@ impl RatesAreScheduled {
         for (scheduled, before) in seen.scheduled().iter().zip(&self.before.passed) {
             let (Some(before), Some(now)) = (before, scheduled.passed_steps()) else { continue };
             let advanced = now - before;
-            // An optimizer without gradients did not step, so its schedule may not have advanced.
+            // An optimizer without gradients did not step, so its schedule need not have advanced.
             if advanced == steps || (advanced == 0 && !has_gradients(scheduled)?) {
                 continue;
             }

@@ -34,8 +34,8 @@ impl Rule for ScaleFollowsRule {
     fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         let scaler = &seen.state.optim.scaler;
         let counts = seen.state.counts;
-        // While steps are in flight, the host's copy of the scale and the scale on the device
-        // belong to different steps.
+        // While steps are in flight, the host's copy of the scale lags behind the scale on the
+        // device.
         if !scaler.is_enabled() || seen.running > 0 {
             self.before = None;
             return Ok(None);
@@ -50,8 +50,8 @@ impl Rule for ScaleFollowsRule {
         if let Some(broken) = differs_on_device(scaler.read_device()?, now) {
             return Ok(Some(broken));
         }
-        // If fewer steps are applied now than before, the run has returned to an earlier state, and
-        // nothing can be compared.
+        // If the number of applied steps has become lower, the run has returned to an earlier
+        // state, and nothing can be compared.
         let Some(applied) = counts.applied.checked_sub(before.applied) else { return Ok(None) };
         let skipped = counts.skipped - before.skipped;
         let ScaleFloor { min_scale, then } = seen.state.config.recovery.scale_floor;
@@ -73,8 +73,8 @@ fn differs_on_device((scale, tracker): (f32, i32), host: ScalerState) -> Option<
     })
 }
 
-/// Describes the violation if `now` is not the scale that follows from `before` after `skipped`
-/// skipped and `applied` applied steps.
+/// Describes the violation if `applied` applied and `skipped` skipped steps do not lead from the
+/// scale `before` to the scale `now`.
 fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) -> Option<String> {
     let mut expected = (before.scale, before.growth_tracker);
     for _ in 0..skipped {
@@ -128,8 +128,8 @@ mod tests {
         growth_interval: 3,
     };
 
-    /// Returns the index of the first step after which the scale of a scaler with the constants
-    /// `config` differs from the scale under the constants of `CONFIG`.
+    /// Returns the index of the first step after which a scaler with the constants `config` has
+    /// another scale or growth tracker than a scaler with the constants of `CONFIG`.
     fn first_difference(config: GradScalerConfig, overflows: &[bool]) -> Option<usize> {
         let state = |scale, growth_tracker| ScalerState {
             scale,
@@ -150,8 +150,8 @@ mod tests {
         None
     }
 
-    /// Checks that a scaler with another growth interval, growth factor or backoff factor is reported
-    /// at the first step after which its scale or growth tracker differs.
+    /// Checks that a scaler with another growth interval, growth factor or backoff factor than
+    /// `CONFIG` is reported as soon as its scale or growth tracker differs.
     #[test]
     fn a_scale_of_another_rule_is_told_at_its_first_step() {
         let steps = [true, false, false, false, false, true, false];
@@ -164,8 +164,8 @@ mod tests {
         assert_eq!(first_difference(little, &steps), Some(0));
     }
 
-    /// Checks that a scale or a growth tracker is reported if it differs between device and host,
-    /// and not if it is equal.
+    /// Checks that a scale or a growth tracker that differs between device and host is reported,
+    /// and that equal values are not.
     #[test]
     fn the_devices_half_is_the_hosts() -> Result<()> {
         let scaler = GradScaler::new(Device::Cpu, CONFIG)?;
@@ -177,8 +177,8 @@ mod tests {
     }
 
     /// Checks two cases that are not violations: a step that is tried several times with lower
-    /// scales (`lower-scale`), and a scale that does not grow because it is already the largest
-    /// power of two in f32.
+    /// scales (`lower-scale`), and a scale that does not grow because twice the scale would be
+    /// infinite in f32.
     #[test]
     fn attempts_are_followed_and_a_scale_that_cannot_grow_stays() -> Result<()> {
         let scaler = GradScaler::new(Device::Cpu, CONFIG)?;

@@ -3,10 +3,11 @@
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, memory};
 
-/// Checks that no memory meter misses memory because another meter was started.
+/// Checks that no memory meter reports too little because another meter was started before it
+/// ended.
 #[derive(Default)]
 pub(super) struct MemoryOverStep {
-    /// The number of measurements that missed memory, as counted at the last check.
+    /// The number of such wrong measurements at the last check.
     known: u64,
 }
 

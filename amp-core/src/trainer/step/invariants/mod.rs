@@ -2,9 +2,9 @@
 //! precision. Checks detect a violation.
 //!
 //! Each [`Rule`] is checked at certain [`Moment`]s. The [`Clock`](check_interval::Clock) decides
-//! which steps are checked: every step, or so few steps that the cost is negligible. A rule never
-//! changes the run and never keeps tensors. For later comparisons it keeps only a few elements of
-//! each tensor, on the host.
+//! which steps are checked: every step, or so few steps that the checks cost almost no time. A rule
+//! never changes the run and never keeps tensors. For later comparisons it keeps only a few
+//! elements of each tensor, on the host.
 
 mod check_interval;
 mod dtypes;
@@ -36,12 +36,12 @@ use crate::{
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Invariant {
-    /// A parameter with a gradient changes within the first ten applied steps. Exceptions are a
-    /// learning rate of 0, and an update that is smaller than the spacing of the parameter's dtype.
+    /// A parameter with a gradient changes within the first ten applied steps, unless the learning
+    /// rate is 0 or the update is smaller than the spacing of the parameter's dtype.
     WeightsMove,
     /// Each trained parameter belongs to an optimizer, which updates the same tensor that the model
-    /// uses. A step does not change which parameters are trained. An f32 master weight, rounded to
-    /// 16 bits, equals its weight.
+    /// uses. A step does not change which parameters are trained. A 16-bit weight equals its f32
+    /// master weight, rounded to 16 bits.
     OptimizerHoldsWeights,
     /// No gradient is left when a step begins.
     GradientsAreCleared,
@@ -61,8 +61,8 @@ pub enum Invariant {
     SetsAreDisjoint,
     /// Validation runs the model in evaluation mode.
     EvaluationMode,
-    /// No memory meter is started while another meter measures, because the other meter would then
-    /// miss memory.
+    /// No memory meter is started while an earlier one measures, because the earlier one would then
+    /// report too little memory.
     MemoryOverStep,
 }
 
@@ -104,9 +104,8 @@ trait Rule {
     /// Returns the moments at which the invariant is checked.
     fn moments(&self) -> &'static [Moment];
 
-    /// Checks the invariant at this moment. Returns `None` if the invariant holds. If not, returns
-    /// the text of the error, which names the tensor or setting, the observation, the cause and the
-    /// remedy.
+    /// Checks the invariant at this moment. Returns `None` if it holds, and otherwise the text of
+    /// the error: the tensor or setting, what was observed, the likely cause and the remedy.
     fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>>;
 }
 
@@ -137,8 +136,8 @@ impl Invariants {
             Box::new(unchanged_tensors::SkipsChangeNothing::default()),
         ];
         if !manual {
-            // These checks do not apply to manual steps: a manual step may leave gradients that no
-            // optimizer uses, and may itself change the loss scale.
+            // The following two rules do not apply to manual steps, which may leave gradients that
+            // no optimizer uses, and may change the loss scale themselves.
             rules.push(Box::new(weights::WeightsMove::default()));
             rules.push(Box::new(loss_scale::ScaleFollowsRule::default()));
         }
@@ -148,7 +147,7 @@ impl Invariants {
         Self { clock: Clock::new(level), rules }
     }
 
-    /// Checks those invariants that must be checked now. `running` is the number of steps in
+    /// Checks those invariants that are due at this moment. `running` is the number of steps in
     /// flight.
     ///
     /// # Errors

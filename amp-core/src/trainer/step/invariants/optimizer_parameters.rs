@@ -43,7 +43,7 @@ impl Rule for OptimizerHoldsWeights {
 }
 
 impl OptimizerHoldsWeights {
-    /// Describes a parameter that required gradients when the step began and no longer does.
+    /// Describes a parameter that required a gradient when the step began, but does not any more.
     fn lost(&self, seen: &RunView<'_>) -> Option<String> {
         let trained: HashSet<&str> = self.trained.iter().map(String::as_str).collect();
         let mut now = parameters(seen);
@@ -97,8 +97,8 @@ fn not_held(seen: &RunView<'_>) -> Option<String> {
     ))
 }
 
-/// Describes a 16-bit weight that differs from its f32 master weight rounded to the weight's dtype.
-/// All sampled elements are read in one copy from the device.
+/// Describes a 16-bit weight that differs from its rounded f32 master weight. The sampled elements
+/// of all weights are read in one copy from the device.
 fn stale_master(seen: &RunView<'_>) -> Result<Option<String>> {
     let (mut names, mut pieces) = (Vec::new(), Vec::new());
     for scheduled in seen.scheduled() {

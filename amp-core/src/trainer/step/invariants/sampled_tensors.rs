@@ -7,15 +7,16 @@ use tch::{Device, Kind, Tensor};
 use super::super::sampled_elements::sample;
 use crate::{Result, nn::Role, precision::is_floating};
 
-/// The approximate number of elements that are read from each tensor. The number is small, because
-/// the elements of all tensors are read in one copy.
+/// The approximate number of elements that are read from each tensor. It is small, because the
+/// elements of all tensors are concatenated and then copied to the host.
 const MOST: i64 = 128;
 
 /// A few elements of each of several tensors, all read at one moment.
 #[derive(Debug)]
 pub(super) struct Samples {
     tensors: Vec<Sampled>,
-    /// The values in f64. All values except 64-bit integers above 2⁵³ are represented exactly.
+    /// The values in f64. All values except 64-bit integers with an absolute value above 2⁵³ are
+    /// represented exactly.
     values: Vec<f64>,
 }
 
@@ -52,9 +53,8 @@ impl Samples {
         Ok(Self { tensors: sampled, values: read(&taken)? })
     }
 
-    /// Pairs the elements of each tensor in `self`, the earlier sample, with the elements of the
-    /// same tensor in `now`. Tensors are matched by name. A tensor that is missing in `now` is
-    /// omitted.
+    /// Pairs the sampled elements of each tensor in `self`, the earlier sample, with those of the
+    /// tensor with the same name in `now`. Omits tensors that `now` does not have.
     pub(super) fn pairs<'s>(&'s self, now: &'s Self) -> impl Iterator<Item = Pair<'s>> {
         self.tensors.iter().enumerate().filter_map(move |(at, tensor)| {
             let same = |other: &&Sampled| other.name == tensor.name;
@@ -70,7 +70,7 @@ impl Samples {
 impl Pair<'_> {
     /// Returns whether a sampled element has changed.
     pub(super) fn moved(&self) -> bool {
-        // The bits are compared, so that a NaN equals itself.
+        // Comparing the bits makes a NaN equal to itself.
         let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         self.before.len() == self.now.len() && bits(self.before) != bits(self.now)
     }

@@ -6,7 +6,7 @@ use crate::{
     data::{DataModule, SharedDataset, share_memory, shared_part},
 };
 
-/// The accepted fraction of validation examples that equal training examples. Data usually has some
+/// The fraction of validation examples that may equal training examples. Data usually has some
 /// duplicates.
 const DUPLICATES: f64 = 0.05;
 
@@ -14,8 +14,8 @@ const DUPLICATES: f64 = 0.05;
 pub(super) struct SetsAreDisjoint {
     train: SharedDataset,
     val: Vec<(String, SharedDataset)>,
-    /// Whether the contents of examples are compared. If false, only the memory addresses of their
-    /// tensors are compared.
+    /// Whether the contents of examples are compared, or only the memory addresses of their
+    /// tensors.
     by_value: bool,
 }
 

@@ -71,8 +71,8 @@ impl Rule for SkipsChangeNothing {
         if recovery.skipped_step_advances || recovery.on_non_finite == NonFinite::RestoreLastGood {
             return Ok(None);
         }
-        // While steps are in flight, the state is not compared: these steps may still be skipped,
-        // and may change weights while the weights are read.
+        // Nothing is compared while steps are in flight: they may still be skipped, and may change
+        // weights while these are read.
         if seen.running > 0 {
             self.before = None;
             return Ok(None);
@@ -93,9 +93,11 @@ impl Rule for SkipsChangeNothing {
             return Ok(None);
         }
         let now = seen.samples()?;
-        let advice = "look at the step's outcome in hooks, or set recovery.skipped_step_advances";
+        let advice = "change it only if the step's outcome is `Applied`, or set \
+                      recovery.skipped_step_advances";
         let manual = seen.model.optimizes_manually();
-        // In a manual step, the model itself decides which buffers the step changes.
+        // In manual optimization, the model itself decides which buffers a skipped step changes, so
+        // only parameters are compared.
         let moved =
             moved(&before.samples, &now).filter(|(_, role)| !manual || *role == Role::Parameter);
         if let Some((name, _)) = moved {

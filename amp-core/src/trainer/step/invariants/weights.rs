@@ -14,9 +14,9 @@ use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
 /// The number of applied steps within which a parameter must have changed.
 const STEPS: u64 = 10;
 
-/// An element that has not changed is a violation only if learning rate × min(|gradient|, 1) is
-/// more than `SPACINGS` × |element| × machine epsilon of the dtype. Above this limit, every
-/// optimizer changes the element within ten steps.
+/// An element should have changed if learning rate × min(|gradient|, 1) is more than `SPACINGS` ×
+/// |element| × machine epsilon of the dtype. Every optimizer then changes the element within ten
+/// steps.
 const SPACINGS: f64 = 8.0;
 
 /// Checks that a parameter with a gradient changes within the first applied steps.
@@ -81,8 +81,8 @@ impl WeightsMove {
         Ok(broken)
     }
 
-    /// Describes the violation if the parameter's gradient should have changed the parameter.
-    /// Returns `None` if the gradient may be too small to change the parameter.
+    /// Describes the violation if the parameter should have changed. Returns `None` if its gradient
+    /// may be too small for a change.
     fn stuck(&self, seen: &RunView<'_>, pair: &Pair<'_>, steps: u64) -> Result<Option<String>> {
         let name = &pair.tensor.name;
         for (scheduled, rates) in seen.scheduled().iter().zip(&self.rates) {
@@ -122,8 +122,8 @@ fn lrs(scheduled: &Scheduled) -> Vec<f64> {
     scheduled.optimizer.rates().iter().map(|rates| rates.lr).collect()
 }
 
-/// Returns the learning rate that the parameter's group had before the step. Returns 0 if this
-/// learning rate is not known.
+/// Returns the learning rate that the parameter's group had before the step, or 0 if it is not
+/// known.
 fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     if let [only] = before {
         return *only;
@@ -134,17 +134,16 @@ fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     group.and_then(|group| before.get(group)).copied().unwrap_or(0.0)
 }
 
-/// Returns the factor by which the stored gradient must be multiplied to get the gradient that the
-/// optimizer used, or a lower bound of this factor. If the optimizer's kernel unscales and clips,
-/// the gradient that is stored after the step is still scaled.
+/// Returns the factor by which the optimizer has multiplied the stored gradient, or a lower bound
+/// of this factor. The factor is 1 unless the optimizer's kernel unscales and clips: the stored
+/// gradient then stays scaled.
 fn factor(seen: &RunView<'_>, scheduled: &Scheduled) -> Result<f64> {
     let deferred = matches!(seen.state.optim.access, StepAccess::Deferred)
         && scheduled.optimizer.capabilities().scales;
     if !deferred {
         return Ok(1.0);
     }
-    // The loss scale may have grown after the step. The true factor is then larger than the
-    // returned factor.
+    // The loss scale may have grown after the step, so this factor may be too small.
     let scale = seen.state.optim.scale().unwrap_or(1.0);
     let Some(Clip::Norm(limit)) = seen.state.config.optimization.gradient_clip else {
         return Ok(1.0 / scale.max(1.0));

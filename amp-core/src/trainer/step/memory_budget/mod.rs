@@ -1,12 +1,12 @@
 //! Chooses which modules to recompute in the backward pass, so that a step fits into the memory
 //! budget.
 //!
-//! The choice is made before the first step, on the examples of that step. A choice is a set of
-//! modules to recompute. The code first [measures](Survey) how many bytes each module keeps. It
-//! tries the choice under which the fewest bytes are kept, and measures the peak of bytes in
-//! memory. From these measurements it predicts the choice that fits into the budget at the least
-//! cost in time, and tries this choice. The difference between the predicted and the measured peak
-//! improves the next prediction.
+//! The modules to recompute are chosen before the first step, with the examples of that step.
+//! First, the code [measures](Survey) how many bytes each module keeps. It runs a forward and
+//! backward pass with the choice that keeps the fewest bytes, and measures the peak memory. From
+//! these measurements it predicts which choice fits into the budget at the least cost in time, and
+//! measures the peak of this choice, too. The difference between the predicted and the measured
+//! peak improves the next prediction.
 
 mod search;
 mod select;
@@ -33,10 +33,10 @@ use crate::{
 /// The number of bytes reserved for the scalars of a step: losses and logged sums.
 const SCALARS: u64 = 4096;
 
-/// Chooses which modules a run with a memory budget recomputes, using the examples of the first
-/// step, and reports the choice. `loaders` is the number of bytes in data loaders: copies of data
-/// sets and, on CUDA, earlier batches that the device still reads. Apart from the memory plan, the
-/// state of the training does not change.
+/// Chooses which modules a run with a memory budget recomputes, and reports the choice. Uses the
+/// examples of the first step. `loaders` is the number of bytes in data loaders: copies of data
+/// sets and, on CUDA, earlier batches that the device may still read. Changes only the memory plan
+/// in `state`.
 pub(in crate::trainer) fn plan_memory(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -49,9 +49,9 @@ pub(in crate::trainer) fn plan_memory(
     state.follow_memory_plan(plan, emit)
 }
 
-/// Finds a memory plan for a step with the current trained parameters and optimizer state. Does not
-/// change the state of the training. `when` says in the error which step does not fit. The
-/// remaining arguments are the same as for [`plan_memory`].
+/// Finds a memory plan for a step that trains the parameters that are not frozen at the moment.
+/// Does not change the state of the training. `when` names the step in the error, such as ` after
+/// the end of …`. The remaining arguments are those of [`plan_memory`].
 pub(in crate::trainer) fn try_plan(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -60,8 +60,8 @@ pub(in crate::trainer) fn try_plan(
     budget: u64,
     when: &str,
 ) -> Result<MemoryPlan> {
-    // No other thread may capture a CUDA graph during the trials, because the trials draw random
-    // numbers.
+    // The trials draw random numbers on the device, which may fail while another thread captures a
+    // CUDA graph.
     let _between = ffi::between_captures_on(state.policy.device);
     let backup = StateBackup::begin(model, state.policy.device)?;
     let recording = state.profiler.suspend();
@@ -80,7 +80,7 @@ struct Trial<'t, 'a> {
     examples: &'t Examples,
     /// The number of bytes in data loaders.
     loaders: u64,
-    /// The words that say in the error which step does not fit. Empty for the first step.
+    /// The words that name the step in the error. Empty for the first step.
     when: &'t str,
 }
 
@@ -111,8 +111,8 @@ impl Trial<'_, '_> {
         Ok(survey.take())
     }
 
-    /// Measures the peak of tensor bytes in the forward and backward pass of a step in which the
-    /// backward pass recomputes the layers in `segments`.
+    /// Measures the peak of tensor bytes in the forward and backward pass of a step that recomputes
+    /// the layers in `segments`.
     fn peak(&mut self, segments: &[Segment]) -> Result<u64> {
         let outcome = self.run_passes(segments);
         self.state.optim.scaler.forget();
@@ -127,9 +127,9 @@ impl Trial<'_, '_> {
         let held = self.held()?;
         let Self { state, model, examples, .. } = self;
         let meter = MemoryMeter::untracked(state.policy.device)?;
-        // The losses are kept, as in a real step, so that the measured peak includes their memory.
-        // The memory can be large: libtorch's mean squared error is a view, which keeps the tensor
-        // with the errors of all elements alive.
+        // A real step keeps its losses, so the measured peak must include them. They can be large:
+        // libtorch's mean squared error is a view, which keeps the tensor with the errors of all
+        // elements alive.
         let mut losses = Vec::with_capacity(examples.batches.len());
         for (at, (batch, share)) in examples.batches.iter().zip(&examples.shares).enumerate() {
             let mut log = Log::default();
@@ -137,8 +137,8 @@ impl Trial<'_, '_> {
             losses.push(state.passes_in(&context).run(*model, batch, *share, index, &mut log)?);
         }
         let peak = meter.read()?.peak_allocated;
-        // The tensors are dropped before `meter` ends. A meter that was started before `meter` has
-        // not counted the allocation of these tensors, so it must not count their release either.
+        // These tensors are dropped while `meter` runs. An outer meter has not counted their
+        // allocation, so it must not count their release either.
         drop((losses, casts));
         state.optim.scaler.forget();
         state.optim.zero_grad()?;

@@ -1,13 +1,13 @@
 //! Finds the choice of cells (layers, or groups of layers) to recompute that fits into the memory
-//! budget at the least cost in time. The bytes that cells keep are known in advance. The other
-//! bytes that a step needs are known only after a choice was tried.
+//! budget at the least cost in time. How many bytes the cells keep was measured before. How many
+//! bytes a step needs in addition is known only after a choice was tried.
 
 use std::ops::Range;
 
 use super::select::{choose, leanest, peak, seconds};
 use crate::{Result, nn::Cell};
 
-/// The largest number of choices that are tried in forward and backward passes.
+/// The largest number of choices that are tried, each in a forward and backward pass.
 const TRIES: usize = 8;
 
 /// A choice that was tried, with its measured peak.
@@ -19,9 +19,9 @@ pub(super) struct Tried {
     pub(super) peak: u64,
 }
 
-/// Tries choices with `measure`, which returns the peak of a choice in bytes. Of the tried choices
-/// whose peak is at most `budget`, returns the choice with the shortest recomputation. If the peak
-/// of every tried choice is larger, returns the choice with the smallest peak.
+/// Tries choices with `measure`, which returns the peak of a choice in bytes. Returns the tried
+/// choice with the shortest recomputation whose peak is at most `budget`. If no tried choice fits,
+/// returns the one with the smallest peak.
 pub(super) fn search(
     cells: &[Cell],
     budget: u64,
@@ -32,7 +32,7 @@ pub(super) fn search(
     let (mut best, mut tried) = (first.clone(), vec![first]);
     while let Some(chosen) = next(cells, budget, &tried) {
         let peak = match measure(&chosen) {
-            // The trial ran out of memory, so the search ends with the best choice so far.
+            // The trial ran out of memory: the search ends with the best choice so far.
             Err(error) if error.is_out_of_memory() => break,
             outcome => outcome?,
         };
@@ -54,11 +54,11 @@ pub(super) fn search(
 fn next(cells: &[Cell], budget: u64, tried: &[Tried]) -> Option<Vec<Range<usize>>> {
     let last = tried.last().filter(|_| tried.len() < TRIES)?;
     let chosen = match tried.iter().any(|tried| tried.peak <= budget) {
-        // The measured peak is larger than the peak of the cells' bytes. The difference is assumed
+        // In addition to the bytes of the cells, a step needs other bytes. Their number is assumed
         // to be the same for every choice.
         true => choose(cells, (budget + peak(cells, &last.chosen)).saturating_sub(last.peak))?,
-        // No choice has fitted so far. Recomputing nothing may need fewer bytes, because a
-        // recomputation needs temporary tensors.
+        // No choice has fitted so far. Recomputing nothing may need less, because recomputing needs
+        // temporary tensors.
         false => Vec::new(),
     };
     tried.iter().all(|tried| tried.chosen != chosen).then_some(chosen)
@@ -84,8 +84,8 @@ mod tests {
         cells.collect()
     }
 
-    /// Checks that the search learns from the first trial how many bytes a step needs in addition
-    /// to the bytes of the cells (here 5000).
+    /// Checks that the search learns from its first trial how many bytes a step needs in addition
+    /// to the bytes of the cells (5000 in this test).
     #[test]
     fn what_else_is_held_is_learnt() -> Result<()> {
         let cells = cells();
@@ -97,8 +97,8 @@ mod tests {
         Ok(())
     }
 
-    /// Checks that the search does not return a choice whose measured peak exceeds the budget,
-    /// although the bytes of its cells would fit.
+    /// Checks that a choice whose measured peak exceeds the budget is not returned, although its
+    /// predicted peak is within the budget.
     #[test]
     fn what_turns_out_not_to_fit_is_not_taken() -> Result<()> {
         let cells = cells();
@@ -111,8 +111,8 @@ mod tests {
         Ok(())
     }
 
-    /// Checks that nothing is recomputed if the temporary tensors of a recomputation need more
-    /// memory than the recomputation saves.
+    /// Checks that nothing is recomputed if recomputing needs more memory for temporary tensors
+    /// than it saves.
     #[test]
     fn nothing_is_taken_where_that_holds_less() -> Result<()> {
         let cells = cells();
@@ -120,11 +120,11 @@ mod tests {
         let found = search(&cells, 1200, |chosen| Ok(held(chosen)))?;
         assert_eq!(found, Tried { chosen: vec![], peak: 1000 });
         let least = search(&cells, 900, |chosen| Ok(held(chosen)))?;
-        assert_eq!(least.peak, 1000, "the least, though it does not fit");
+        assert_eq!(least.peak, 1000, "the smallest peak, although it exceeds the budget");
         Ok(())
     }
 
-    /// Checks that the result of an earlier trial is used if a later trial runs out of memory.
+    /// Checks that the best earlier choice is returned if a later trial runs out of memory.
     #[test]
     fn a_try_may_run_out_of_memory() -> Result<()> {
         let cells = cells();

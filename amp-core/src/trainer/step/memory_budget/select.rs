@@ -1,36 +1,36 @@
 //! Selects the layers to recompute, so that the activations of the remaining layers fit into
 //! memory.
 //!
-//! The forward pass is a chain of [cells](Cell), which are layers or groups of layers. A cell that
-//! is not recomputed keeps some bytes for the backward pass. It also keeps its input, if the cell
-//! itself or the previous cell needs the input later. Of neighbouring cells that are recomputed
-//! together, only the input of the first cell is kept. While these cells are recomputed in the
-//! backward pass, all their values are in memory, in addition to the values that the earlier cells
-//! keep. In the backward pass of a cell, the gradients of its output and input are in memory too.
-//! For neighbouring cells that are recomputed together, the output of the last cell and the
-//! gradient of this output stay in memory during the backward passes of all these cells.
+//! The forward pass is a chain of [cells](Cell), which are layers or groups of layers. Which
+//! tensors are in memory in the backward pass depends on which cells are recomputed. A cell that is
+//! not recomputed keeps the activations inside it, and also keeps its input if the backward pass of
+//! this cell or of the previous one needs it. Of neighbouring cells that are recomputed together,
+//! only the input of the first is kept. When they are recomputed, all their values are in memory,
+//! in addition to what earlier cells keep. During the backward pass of a cell, the gradients of its
+//! output and input are in memory, too. For cells that are recomputed together, the output of the
+//! last cell and its gradient stay in memory during the backward passes of all of them.
 //!
 //! This is the cost model for rematerialization in chains (Chen et al., "Training deep nets with
 //! sublinear memory cost", 2016; Beaumont et al., "Optimal checkpointing for heterogeneous chains",
-//! 2019), restricted to at most one recomputation per cell. Dynamic programming over pairs (bytes,
-//! seconds) finds the fastest choice that fits. At each cell, every pair is dropped for which
-//! another pair needs no more bytes and no more seconds. A greedy choice by seconds per byte would
-//! be worse: it could leave as many bytes unused as a whole cell needs.
+//! 2019), in which a cell is recomputed at most once. Dynamic programming over pairs (bytes,
+//! seconds) finds the fastest choice that fits. At each cell, a pair is dropped if another one
+//! needs no more bytes and no more seconds. A greedy choice by seconds per byte would be worse: it
+//! could leave almost as many bytes of the budget unused as one cell keeps.
 
 use std::ops::Range;
 
 use crate::nn::Cell;
 
-/// The largest number of pairs (bytes, seconds) that are kept at each cell. Dropping pairs may lead
-/// to a slower choice, but never to a choice that needs too many bytes.
+/// The largest number of pairs (bytes, seconds) that are kept at each cell. Dropping the others may
+/// lead to a slower choice, but never to one that needs too many bytes.
 const MOST: usize = 256;
 
 /// A cell is large if it keeps more than 1/8 of the bytes of all cells. Large cells are split.
 const MUCH: u64 = 8;
 
-/// Returns the cells among which the search chooses. Splits a large cell into the modules within
-/// the cell if these modules keep most of the cell's bytes. Does not split the other cells, because
-/// a whole cell can be recomputed together with its neighbours.
+/// Returns the cells among which the search chooses. A large cell is split into the modules within
+/// it if these keep most of its bytes. Other cells stay whole, because a whole cell can be
+/// recomputed together with its neighbours.
 pub(super) fn refine(cells: Vec<Cell>) -> Vec<Cell> {
     let much = held(&cells, &[]) / MUCH;
     cells.into_iter().flat_map(|cell| parts(cell, much)).collect()
@@ -45,9 +45,9 @@ fn parts(mut cell: Cell, much: u64) -> Vec<Cell> {
     within.into_iter().flat_map(|cell| parts(cell, much)).collect()
 }
 
-/// Returns the choice with the shortest recomputation under which at most `room` bytes are in
-/// memory at any time. The choice consists of ranges of cells to recompute together. Returns `None`
-/// if no choice needs so few bytes.
+/// Returns the choice with the shortest recomputation that never needs more than `room` bytes. The
+/// choice consists of ranges of cells to recompute together. Returns `None` if every choice needs
+/// more.
 pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     let mut fronts = vec![vec![State::default()]];
     for end in 1..=cells.len() {
@@ -91,8 +91,8 @@ pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     Some(chosen)
 }
 
-/// Returns the choice with the smallest peak of bytes, to within 1 %. For the same cells the choice
-/// is always the same. An error can therefore name the peak of this choice as a sufficient budget.
+/// Returns the choice with the smallest peak of bytes, to within 1 %. The choice depends only on
+/// the cells and not on the budget, so that an error can say which budget would suffice.
 pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
     let cells: Vec<Cell> = cells.iter().map(|cell| Cell { seconds: 1.0, ..cell.clone() }).collect();
     let cells = cells.as_slice();
@@ -154,8 +154,8 @@ fn kept(cells: &[Cell], at: usize) -> u64 {
     own + if keeps_input || kept_before { input } else { 0 }
 }
 
-/// Returns the peak of bytes that the cells in `range`, which are recomputed together, need during
-/// their backward pass.
+/// Returns the peak of bytes that the cells in `range` need in their backward pass if they are
+/// recomputed together.
 fn again(cells: &[Cell], range: &Range<usize>) -> u64 {
     let Range { start, end } = *range;
     let kept: u64 = (start + 1..end).map(|at| kept(cells, at)).sum();
@@ -175,16 +175,16 @@ struct State {
     held: u64,
     seconds: f64,
     segments: usize,
-    /// The earlier state to which this state adds cells: the number of cells of the earlier state,
-    /// and the index of the earlier state in the list of states with this number of cells.
+    /// The earlier state to which this state adds cells: the number of its cells, and its index
+    /// among the states with this number of cells.
     from: (usize, usize),
     /// Whether the cells that were added to the earlier state are recomputed.
     checkpointed: bool,
 }
 
-/// Drops each state for which another state needs no more bytes and no more seconds, and keeps
-/// about [`MOST`] of the remaining states. Sorts the states from the fewest bytes to the fewest
-/// seconds.
+/// Drops each state if another one needs no more bytes and no more seconds, and keeps about
+/// [`MOST`] of the rest. Sorts them by bytes, from few to many, and so by seconds, from many to
+/// few.
 fn front(mut states: Vec<State>) -> Vec<State> {
     let cost = |state: &State| (state.seconds, state.segments);
     states.sort_by(|a, b| {
@@ -209,8 +209,8 @@ mod tests {
     use super::*;
     use crate::nn::Segment;
 
-    /// Makes the cells of a container whose layers save only their inputs for the backward pass.
-    /// `of` contains for each layer the bytes of its input and the seconds that its recomputation
+    /// Makes the cells of a container whose layers keep only their inputs for the backward pass.
+    /// `of` contains, for each layer, the bytes of its input and the seconds that recomputing it
     /// takes.
     fn chain(of: &[(u64, f64)]) -> Vec<Cell> {
         let cells = of.iter().enumerate().map(|(at, (input, seconds))| Cell {
@@ -243,11 +243,11 @@ mod tests {
         choices
     }
 
-    /// Checks against Chen et al. that equal layers are divided into √n segments. If none of the n
-    /// = 25 layers is recomputed, 25 inputs are kept. With five segments of five layers, 5 inputs
-    /// are kept, and 4 more while a segment is recomputed, together 2√n − 1 = 9. The peak also
-    /// contains two gradients and, while a segment is recomputed, the segment's output and the
-    /// gradient of that output.
+    /// Checks that equal layers are divided into √n segments, as in Chen et al. Without
+    /// recomputation, n = 25 layers keep 25 inputs. With five segments of five layers, 5 inputs are
+    /// kept, and 4 more while a segment is recomputed, which is 2√n − 1 = 9. The peak also contains
+    /// two gradients and, while a segment is recomputed, its output and the gradient of that
+    /// output.
     #[test]
     fn equal_layers_are_cut_at_the_root_of_their_number() {
         let cells = chain(&[(1000, 1.0); 25]);
@@ -259,8 +259,8 @@ mod tests {
         assert_eq!(choose(&cells, 8000), None, "every choice needs more than 8000 bytes");
     }
 
-    /// Checks that the choice is as good as the best of all possible choices, for every limit, on
-    /// chains of different kinds of layers.
+    /// Checks, on chains of different layers and for every limit, that no possible choice that fits
+    /// is faster than the returned one.
     #[test]
     fn no_choice_that_fits_is_cheaper() {
         let mut random = 1_u64;
@@ -308,8 +308,8 @@ mod tests {
     }
 
     /// Checks that only large cells are split. The model has three stages of two blocks each. The
-    /// last stage is not split, because its blocks keep few bytes. A small block is not split
-    /// either.
+    /// third stage stays whole, because its blocks keep only a small part of its bytes. The small
+    /// blocks of the other two stages stay whole, too.
     #[test]
     fn what_holds_much_is_taken_apart() {
         let stage = |at: usize, blocks: &[u64]| {
@@ -332,8 +332,7 @@ mod tests {
         assert_eq!(refined[6].segment, Segment { path: "model".to_owned(), layers: Some(2..3) });
     }
 
-    /// Checks that, among layers with equally many bytes, the layer that takes the least time is
-    /// recomputed.
+    /// Checks that, of layers that keep equally many bytes, the fastest to recompute is chosen.
     #[test]
     fn the_cheap_one_goes_first() {
         let mut cells = chain(&[(10, 5.0), (10, 1.0), (10, 5.0)]);
@@ -342,16 +341,17 @@ mod tests {
         for (cell, path) in cells.iter_mut().zip(["a", "b", "c"]) {
             cell.segment = Segment { path: path.to_owned(), layers: None };
         }
-        // Without recomputation the peak is 350 bytes: each layer keeps 110, and the gradients of
-        // the last layer's input and output take 20. If the second layer is recomputed, the peak is
-        // 250 bytes.
+        // Without recomputation the peak is 350 bytes: each of the three layers keeps 110, and the
+        // gradients of the last layer's input and output take 20. If the second layer is
+        // recomputed, the peak is 250 bytes.
         assert_eq!(choose(&cells, 350), Some(vec![]));
         let cheap = 1..2;
         assert_eq!(choose(&cells, 349), Some(vec![cheap]));
         assert_eq!(choose(&cells, 249), Some(vec![0..1, 1..2]));
     }
 
-    /// Checks that the number of pairs stays limited for many layers of different sizes.
+    /// Checks that the choice still fits when pairs are dropped, for many layers of different
+    /// sizes.
     #[test]
     fn long_chains_are_thinned() {
         let layers: Vec<(u64, f64)> = (0..300_u64).map(|at| (at * at % 977 + 1, 1.0)).collect();

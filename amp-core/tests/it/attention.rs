@@ -1,5 +1,5 @@
-//! Tests of attention over a sequence with a single position. Softmax gives the only key the weight
-//! 1, so the output is the value of this position.
+//! Tests of attention over a sequence with a single position. The softmax over a single key is 1,
+//! so the output is the value of this position.
 
 use std::collections::BTreeMap;
 
@@ -60,7 +60,7 @@ fn one_position_attends_to_itself(#[values(0.0, 0.5)] dropout: f64) -> Result<()
         named_tensors(&attention).into_iter().map(|(_, tensor, _)| tensor).collect();
     let input = Tensor::f_randn([8, 1, WIDTH], (Kind::Float, Device::Cpu))?.set_requires_grad(true);
     let context = Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
-    // Both computations start from this seed, so their dropout sets the same elements to zero.
+    // Both passes start from this seed, so dropout sets the same elements to zero in both.
     tch::manual_seed(11);
     let own = with_gradients(attention.forward(&input, &context)?, &input, &tensors)?;
     tch::manual_seed(11);
@@ -70,16 +70,16 @@ fn one_position_attends_to_itself(#[values(0.0, 0.5)] dropout: f64) -> Result<()
         assert!(error < 1e-5, "{at}: {error}");
         assert!(own.f_abs()?.f_max()?.f_double_value(&[])? > 0.1, "{at}");
     }
-    // The weights of queries and keys have zero gradients, because the only attention weight is
-    // always 1.
+    // The projections of queries and keys have zero gradients, because the only attention weight is
+    // 1 whatever they are.
     let nothing = own[1].f_narrow(0, 0, 2 * WIDTH)?;
     assert_eq!(nothing.f_count_nonzero(0)?.f_sum(Kind::Int64)?.f_int64_value(&[])?, 0);
     Ok(())
 }
 
-/// If a sequence has one position, each head has only one attention weight. Dropout then sets the
-/// output of a whole head to zero or scales it, and does the same to the head's gradient. The
-/// output projection is the identity, so the output shows which heads were set to zero.
+/// In attention over a single position, each head has only one attention weight. Dropout therefore
+/// drops or scales the head as a whole, in the output and in the gradient. The output projection is
+/// the identity, so the output shows which heads were dropped.
 #[rstest]
 fn dropout_drops_whole_heads(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
@@ -106,7 +106,7 @@ fn dropout_drops_whole_heads(
     let of_heads = kept.mean_dim(-1, true, Kind::Double);
     assert!(of_heads.eq(0.0).logical_or(&of_heads.eq(1.0)).all().int64_value(&[]) == 1);
     let share = of_heads.mean(Kind::Double).double_value(&[]);
-    // The tolerance is five standard errors of the mean over 200 heads.
+    // The tolerance is five standard errors of a mean over 200 heads.
     assert!((share - (1.0 - p)).abs() < 5.0 * (p * (1.0 - p) / 200.0).sqrt(), "{share}");
     let factors = of_heads / (1.0 - p);
     let bound = if precision == Precision::F32True { 1e-6 } else { 0.01 };

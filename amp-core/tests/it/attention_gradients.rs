@@ -11,8 +11,8 @@ use rstest::rstest;
 use crate::support::{bits::relative, device, needs_cuda, seeded};
 
 /// Returns the batch size, the number of heads, the sequence length, and the width of a head. The
-/// batch size depends on `first`, the layout that is tested first. Cases that test the layouts in
-/// different orders therefore have different sizes.
+/// batch size differs between cases that begin with different layouts. Otherwise a case could reuse
+/// the backward pass that cuDNN compiled for a case that began with the other layout.
 fn sizes(first: Layout) -> [i64; 4] {
     [32 + first as i64, 4, 24, 8]
 }
@@ -40,8 +40,8 @@ fn gradient(
         [0, 1, 2].map(|part: usize| parts[part].view([n, length, heads, width]).transpose(1, 2));
     let options = AttentionOptions { attn_mask: mask, ..Default::default() };
     let output = scaled_dot_product_attention(&q, &k, &v, &options)?;
-    // The gradient of the result of `flat` is contiguous. The order of the dimensions before
-    // `reshape` therefore sets the memory layout of the output's gradient.
+    // Autograd gives the result of `flat` a contiguous gradient. Whether `flat` transposes before
+    // `reshape` therefore decides the memory layout of the output's gradient.
     let flat = |x: &Tensor| match layout {
         Layout::ByWord => x.transpose(1, 2).reshape([n, length * heads * width]),
         Layout::ByHead => x.reshape([n, length * heads * width]),
@@ -51,10 +51,9 @@ fn gradient(
     Ok(gradient.to_kind(Kind::Double))
 }
 
-/// The gradients of queries, keys and values equal those computed in f64. The output's gradient has
-/// two memory layouts, which are tested one after the other in both orders. The order matters,
-/// because cuDNN compiles a backward pass for the first layout, and libtorch also runs this
-/// compiled pass on gradients of the second layout.
+/// The gradients of queries, keys and values equal those computed in f64, for both memory layouts
+/// of the output's gradient, whichever layout comes first. The order matters: cuDNN compiles a
+/// backward pass for the first layout, and libtorch reuses it for gradients with the second layout.
 #[rstest]
 #[ignore]
 fn each_layout_gives_the_same_gradients(
@@ -65,8 +64,6 @@ fn each_layout_gives_the_same_gradients(
 ) -> Result<()> {
     needs_cuda();
     let _generator = seeded(3);
-    // Cases with different orders have different sizes. A case therefore cannot reuse the backward
-    // pass that a case with the other order compiled.
     let sizes = sizes(order[0]);
     let [n, heads, length, width] = sizes;
     let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, device())).to_kind(kind);

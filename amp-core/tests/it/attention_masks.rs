@@ -147,8 +147,8 @@ fn the_causal_option_equals_a_mask() -> Result<()> {
     Ok(())
 }
 
-/// The output is the same whether or not attention also returns its weights. The weights of each
-/// query add up to 1, or to 0 if all keys of the query are masked.
+/// Attention gives the same output whether or not it also returns its weights. The weights of each
+/// query add up to 1, or to 0 if all its keys are masked.
 #[rstest]
 fn returned_weights_do_not_change_the_output(
     #[values(2, 4)] num_kv_heads: i64,
@@ -199,7 +199,7 @@ fn alibi_slopes_equal_the_papers() -> Result<()> {
 }
 
 /// The product of a rotated query and a rotated key depends only on the distance of their
-/// positions, and rotation does not change the length of a vector.
+/// positions. The rotation does not change the length of a vector.
 #[rstest]
 fn rotated_products_depend_on_the_distance_alone(
     #[values(RotaryPairing::Interleaved, RotaryPairing::HalfRotated)] pairing: RotaryPairing,
@@ -258,8 +258,8 @@ fn invalid_masks_are_refused() -> Result<()> {
     let attend = |mask: &AttentionMask| attention.attend(&q, &k, &k, mask, &cx).map(drop);
     attend(&AttentionMask::none())?;
     let integers = Tensor::ones([2, 3], (Kind::Int64, device()));
-    refused(attend(&AttentionMask::padding(&integers)), "key_padding_mask is int64: to make");
-    refused(attend(&AttentionMask::padding(&x(&[3, 2]))), "must be [batch, keys], here [2, 3]");
+    refused(attend(&AttentionMask::padding(&integers)), "key_padding_mask is int64, but must be");
+    refused(attend(&AttentionMask::padding(&x(&[3, 2]))), "must be [batch, keys], which is [2, 3]");
     refused(attend(&AttentionMask::of(&x(&[3, 4]))), "must be [4, 3], [4, 4, 3] or 4-D");
     refused(attend(&AttentionMask::of(&x(&[2, 3, 4, 3]))), "does not broadcast to the scores");
     refused(
@@ -296,7 +296,7 @@ struct Checkpointed {
 }
 
 /// Activation checkpointing does not change the gradients of a masked layer. The recomputation
-/// reads the mask again, so changing the mask before the backward pass changes the gradients.
+/// reads the mask again: if the mask changes before the backward pass, the gradients change.
 #[test]
 fn masked_layers_can_be_checkpointed() -> Result<()> {
     let run = |enabled, changes_mask| -> Result<Vec<Tensor>> {
@@ -325,7 +325,7 @@ fn masked_layers_can_be_checkpointed() -> Result<()> {
     Ok(())
 }
 
-/// A model with attention, an encoder and a decoder, which the closure of `#[forward]` calls.
+/// A model whose `#[forward]` closure calls an attention layer, an encoder and a decoder.
 #[derive(Module)]
 #[forward(|words, image: &Tensor, padding: &Tensor| {
     let mask = AttentionMask::padding(padding);

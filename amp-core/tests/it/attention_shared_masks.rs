@@ -18,9 +18,9 @@ fn is_finite(tensor: &Tensor) -> bool {
     tensor.isfinite().all().int64_value(&[]) == 1
 }
 
-/// If layers share a mask that was converted once, their outputs and gradients have the same bits
-/// as those of layers that each convert the mask. In the batch, the first text has no padding, and
-/// the last text consists only of padding.
+/// Two layers that share one mask made by `for_layers`, which is converted only once, give the same
+/// outputs and gradients, bit for bit, as with a separate mask for each layer. The first text of
+/// the batch has no padding, the last one consists only of padding.
 #[rstest]
 fn a_mask_that_layers_share_changes_nothing(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,

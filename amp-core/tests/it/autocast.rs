@@ -20,8 +20,8 @@ use crate::support::{
 
 const CPU: Device = Device::Cpu;
 
-/// Returns a tensor of positive values below 1. The script that recorded the dtypes of PyTorch uses
-/// the same values.
+/// Returns a tensor of positive values below 1. The script that recorded PyTorch's dtypes uses the
+/// same values.
 pub(crate) fn x(shape: &[i64]) -> Tensor {
     let count: i64 = shape.iter().product();
     let values: Vec<f64> = (1..=count).map(|n| n as f64 / (count + 2) as f64).collect();
@@ -47,8 +47,8 @@ fn the_defaults_are_torchs() {
 }
 
 /// Rules 13 and 14 of docs/SEMANTICS.md: before, inside and after nested autocast regions, a linear
-/// layer has the output dtype recorded from PyTorch, even if a panic ends a region. Gradients of
-/// f32 weights and inputs are f32.
+/// layer has the output dtype that was recorded from PyTorch, even if a panic ends a region.
+/// Gradients of f32 weights and inputs are f32.
 #[rstest]
 #[case("f16")]
 #[case("bf16")]
@@ -93,8 +93,8 @@ fn regions_nest_as_torchs(#[case] low: &str) -> Result<()> {
     Ok(())
 }
 
-/// Three autocast regions are nested: f16 inside bf16 inside a region without autocast. When an
-/// inner region ends, the autocast state of the outer region is restored.
+/// When one of three nested autocast regions (f16 in bf16 in a region without autocast) ends, the
+/// autocast state of the region around it is restored.
 #[test]
 fn every_region_restores_the_one_around_it() -> Result<()> {
     let outside = state();
@@ -114,8 +114,8 @@ fn every_region_restores_the_one_around_it() -> Result<()> {
     Ok(())
 }
 
-/// A `Vec` drops its guards from first to last, so the outermost autocast region ends first. When
-/// all guards have been dropped, the original state is still restored.
+/// If the outermost of several autocast regions ends first, as when a `Vec` drops its guards, the
+/// original state is restored when all guards have been dropped.
 #[test]
 fn guards_dropped_in_the_wrong_order_leave_nothing_behind() -> Result<()> {
     let outside = state();
@@ -160,9 +160,9 @@ fn the_state_belongs_to_one_thread() -> Result<()> {
     Ok(())
 }
 
-/// Rule 13 of docs/SEMANTICS.md: cast weights are cached until the autocast region ends. If a
-/// weight changes between two regions, the second region uses the changed weight. In the first
-/// region, the gradient reaches the weight through the cast.
+/// Rule 13 of docs/SEMANTICS.md: cast weights are cached until the autocast region ends, so a
+/// weight that changes between two regions is cast again. The f32 weight gets a gradient, although
+/// the product reads its cast copy.
 #[test]
 fn a_weight_changed_between_regions_is_cast_again() -> Result<()> {
     let on = |tensor: Tensor| tensor.to_device(device());
@@ -181,8 +181,8 @@ fn a_weight_changed_between_regions_is_cast_again() -> Result<()> {
 }
 
 /// Rule 13 of docs/SEMANTICS.md, pytorch#48049, #65766: a forward pass under `no_grad` leaves no
-/// cast weight in the cache. Such a cast weight has no gradient, so it would block the gradient of
-/// a later forward pass in the same autocast region.
+/// cast weight in the cache. If a later forward pass in the same region reused that copy, the
+/// weight would get no gradient, because autograd did not record the cast.
 #[test]
 fn a_pass_without_gradients_does_not_block_later_gradients() -> Result<()> {
     let on = |tensor: Tensor| tensor.to_device(device());
@@ -215,18 +215,17 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
         drop(input.linear(weight, None::<&Tensor>));
         Ok(())
     };
-    // In the first forward and backward pass, libraries allocate memory that they never free. This
-    // pass runs before the measurement, so that the memory is not counted.
+    // Libraries allocate memory in the first forward and backward pass and never free it. This pass
+    // runs before the measurement, so that this memory is not counted.
     pass(&weights[0])?;
     let peak = |count: usize| -> Result<i64> {
         let meter = MemoryMeter::start(device())?;
         weights.iter().take(count).try_for_each(pass)?;
         Ok(meter.read()?.peak_allocated as i64)
     };
-    // All threads share libtorch's cache of cast weights. If an autocast region on another thread
-    // ends during a measurement, the other thread frees the cast weights. The meter does not see
-    // that this memory was freed and reports too high a peak. Therefore the lowest of eight
-    // measurements is used.
+    // All threads share libtorch's cache of cast weights. When an autocast region on another thread
+    // ends, this thread's cast weights may be freed by that thread. The meter does not see this and
+    // reports too high a peak. Therefore the lowest of eight measurements counts.
     let least = |count: usize| -> Result<i64> {
         (0..8).try_fold(i64::MAX, |least, _| Ok(least.min(peak(count)?)))
     };
@@ -236,8 +235,8 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
     Ok(())
 }
 
-/// If autocast does not support a dtype, torch only prints a warning and computes in f32. Here such
-/// a dtype is an error, and the autocast state does not change.
+/// A dtype that autocast does not support is an error, and the autocast state does not change.
+/// (torch prints a warning and computes in f32.)
 #[rstest]
 #[case(Kind::Float, "float32")]
 #[case(Kind::Double, "float64")]
@@ -249,8 +248,8 @@ fn a_dtype_autocast_does_not_have_is_refused(#[case] kind: Kind, #[case] name: &
     assert_eq!(state(), outside);
 }
 
-/// Autocast changes values, not only dtypes. Inside the autocast region, bf16 rounds the input 1 +
-/// 2⁻⁹ to 1, so the product is 1.
+/// Autocast changes values, not only dtypes: in bf16, the input 1 + 2⁻⁹ is rounded to 1, so the
+/// product is 1.
 #[test]
 fn products_are_rounded_to_the_low_dtype() -> Result<()> {
     let (one, small) = (Tensor::ones([1, 1], (Kind::Float, CPU)), 1.0 + 2.0_f64.powi(-9));

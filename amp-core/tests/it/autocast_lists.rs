@@ -17,8 +17,8 @@ use crate::{
 
 type Operation = fn(Kind) -> Result<Tensor, amp_core::tch::TchError>;
 
-/// Returns the operation that has this name in the recordings of PyTorch. The operation's argument
-/// is the low-precision dtype.
+/// Returns the operation that has this name in the recordings of PyTorch. The returned function
+/// takes the low-precision dtype as its argument.
 fn operation(name: &str) -> Operation {
     const NONE: Option<&Tensor> = None;
     fn x(shape: &[i64]) -> Tensor {

@@ -1,5 +1,5 @@
-//! Tests of the moving averages of the weights (EMA and SWA). The expected averages are computed by
-//! the tests.
+//! Tests of the averages of the weights (EMA and SWA), against averages that the tests compute
+//! themselves.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -97,7 +97,7 @@ fn net() -> Result<Net> {
     Net::builder().build()
 }
 
-/// The summary counts the averages of 16-bit tensors as f32, which is how they are stored.
+/// The summary counts the averages of 16-bit tensors as f32, the dtype in which they are stored.
 #[rstest]
 #[case(Precision::F32True, 1)]
 #[case(Precision::Bf16True, 2)]
@@ -106,7 +106,7 @@ fn the_summary_counts_averages_in_their_dtype(
     #[case] factor: u64,
 ) -> Result<()> {
     let summary = Trainer::new(config(precision, EMA)).summary(&mut net()?, &data()?)?;
-    // Batch norm's count of batches is an i64 in every precision.
+    // Batch norm's count of batches is an i64 of 8 bytes in every precision.
     let count = 8;
     let floats = summary.memory.parameters + summary.memory.buffers - count;
     assert_eq!(summary.memory.averages, factor * floats + count);
@@ -116,8 +116,8 @@ fn the_summary_counts_averages_in_their_dtype(
 const EMA: Averaging = Averaging::Ema { decay: 0.8 };
 const SWA: Averaging = Averaging::Swa { start_epoch: 1 };
 
-/// The moving average of one weight equals its definition, which the test computes in f64 from the
-/// weight after each applied step or epoch. Skipped steps do not change the average.
+/// The average of one weight follows its definition: the test computes it in f64 from the weight
+/// after each applied step or epoch. Skipped steps do not change the average.
 #[rstest]
 fn averages_equal_their_definition(
     #[values(EMA, SWA)] averaging: Averaging,
@@ -150,9 +150,8 @@ fn tensors(model: &Net) -> Vec<(String, Tensor)> {
     all.map(|(name, tensor, _)| (name, tensor.to_device(Device::Cpu).copy())).collect()
 }
 
-/// With a moving average of the weights, validation runs the model with the averaged weights, and
-/// the saved file contains them. A resumed run ends with the same weights and the same average as a
-/// run without interruption.
+/// If weights are averaged, validation runs with the averaged weights, and the saved file contains
+/// them. A resumed run ends with the same weights and the same average as an uninterrupted run.
 #[rstest]
 fn validation_and_files_have_the_average(
     #[values(EMA, SWA)] averaging: Averaging,
@@ -197,7 +196,7 @@ fn validation_and_files_have_the_average(
     Ok(())
 }
 
-/// The moving average of the weights has the same bits with and without CUDA graphs.
+/// The average of the weights has the same bits with and without CUDA graphs.
 #[test]
 fn averages_are_the_same_with_graphs() -> Result<()> {
     let data = data()?;
@@ -222,8 +221,8 @@ fn invalid_averages_are_refused(#[case] averaging: Averaging, #[case] says: &str
     Ok(())
 }
 
-/// The moving average of 16-bit weights is near the average that the test computes in f64. Most of
-/// its changes are smaller than the spacing of 16-bit numbers.
+/// The average of 16-bit weights is near the average that the test computes in f64, although most
+/// of its changes are smaller than the spacing of 16-bit numbers.
 #[rstest]
 fn averages_of_16_bit_weights_change(
     #[values(Precision::Bf16True, Precision::F16True)] precision: Precision,

@@ -50,8 +50,8 @@ fn run(
     }
 }
 
-/// The expected results: libtorch computes the batch normalization and the addition of the residual
-/// in f64 on the CPU. The method `values` then applies ReLU.
+/// The expected results of batch normalization and the addition of the residual, which libtorch
+/// computes in f64 on the CPU. `values` then applies ReLU.
 struct Exact {
     leaves: [Tensor; 4],
     statistics: [Tensor; 2],
@@ -72,10 +72,9 @@ impl Exact {
         Self { leaves, statistics, sum }
     }
 
-    /// Returns the output, the gradients and the batch statistics by name. If the input of the ReLU
-    /// is close to zero, it may have another sign in f64 than in the dtype under test. In the
-    /// expected results, the ReLU therefore passes the gradient of exactly those elements at which
-    /// `seen`, the output under test, is above zero.
+    /// Returns the output, the gradients and the batch statistics by name. An input of ReLU that is
+    /// close to zero may have another sign in f64 than in the dtype under test. ReLU's mask for the
+    /// expected gradient is therefore taken from `seen`, the output under test.
     fn values(
         &self,
         after: After,
@@ -154,10 +153,9 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     lies.permute([0, 3, 1, 2])
 }
 
-/// The results of the kernels differ from those in f64 by at most two roundings of the dtype. Some
-/// shapes have one tile of channels, and others have several. Some have a number of rows that no
-/// block size divides, or more rows than all blocks process at once. In some channels, the mean is
-/// far from zero.
+/// The results of the kernels differ from those in f64 by at most twice the rounding error of the
+/// dtype. The cases have few and many channels, numbers of rows (N·H·W) that no block size divides,
+/// and more rows than all blocks process at once. The mean of some channels is far from zero.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn kernels_are_near_f64(
@@ -197,8 +195,8 @@ fn kernels_are_near_f64(
     Ok(())
 }
 
-/// If no gradients are needed, fused layers have the same bits as separate layers, on every device,
-/// in training and in evaluation, and under every precision.
+/// Without gradients, fused layers give the same bits as separate layers, on every device, in
+/// training and in evaluation, and under every precision.
 #[rstest]
 fn fused_layers_equal_separate_layers(
     #[values(
@@ -285,8 +283,8 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
 
 /// Trains for three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
-    // `set_numerics` changes a setting of the whole process. Until `_generator` is dropped, other
-    // tests that train wait.
+    // `set_numerics` changes a setting of the whole process. `_generator` is also a lock: other
+    // tests that train wait until it is dropped.
     let _generator = seeded(7);
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, ..config.clone() };

@@ -1,5 +1,5 @@
-//! Tests of transforms that change a whole batch on its device. Each image of the batch must change
-//! exactly as if the transform were applied to this image alone.
+//! Tests of transforms that change a whole batch on its device. They must change each image as if
+//! they were applied to this image alone.
 
 use amp_core::{
     data::{
@@ -73,8 +73,7 @@ impl Transform for Plain {
 }
 
 /// On the CPU, transforming a whole batch gives the same bits as transforming its images one by
-/// one, in every dtype. After the transform, the random generator of each image is in the same
-/// state in both cases.
+/// one, in every dtype. It also takes the same random numbers from the generator of each image.
 #[rstest]
 #[case::flip(&RandomHorizontalFlip::new(0.5))]
 #[case::crop(&RandomCrop::to(5, 7))]
@@ -109,8 +108,8 @@ fn a_batch_is_changed_as_each_image_by_itself(
     Ok(())
 }
 
-/// A batch that is transformed on CUDA equals the batch that is transformed on the CPU. If a
-/// transform does arithmetic, a pixel may differ by one of its 256 levels.
+/// Transforming a batch on CUDA gives the same result as on the CPU. If a transform does
+/// arithmetic, a pixel may differ by one of its 256 levels.
 #[rstest]
 #[case::flip(&RandomHorizontalFlip::new(0.5), 0.0)]
 #[case::crop(&RandomCrop::new(9).padding(3), 0.0)]
@@ -128,7 +127,8 @@ fn a_batch_on_cuda_is_that_on_the_cpu(
     let here = transform.apply_batch(images.shallow_clone(), &mut rngs())?;
     let there = transform.apply_batch(images.to(device()), &mut rngs())?;
     assert_eq!(there.device(), device());
-    // Normalization divides a pixel by 255 and by a standard deviation of at least 0.224.
+    // One level of a pixel is 1/255, and normalization divides it by a standard deviation of at
+    // least 0.224.
     let level = if here.kind() == Kind::Uint8 { 1.0 } else { 1.0 / 255.0 / 0.224 };
     let off = (there.to(Device::Cpu).to_kind(Kind::Double) - here.to_kind(Kind::Double)).abs();
     let most = off.max().double_value(&[]);
@@ -148,7 +148,7 @@ fn parts_are_torchvisions() -> Result<()> {
         let (size, place, padding) = (ints("size"), ints("place"), integer(case, "padding"));
         let crop = RandomCrop::to(size[0], size[1]).padding(padding);
         let expected = crate::transforms::picture(&case["result"]);
-        // Returns whether a generator with this seed returns the recorded position.
+        // Returns whether a generator with this seed gives the recorded position.
         let wanted = |seed: &u64| {
             let mut rng = Rng::with_seed(*seed);
             let [h, w] = [20, 28].map(|own| own + 2 * padding);
@@ -180,9 +180,8 @@ fn images_that_do_not_fit_are_refused(
 }
 
 /// The rectangles that `CutMix` pastes, and the fractions by which it mixes the classes, equal
-/// those of torchvision 0.26. In the recording, torchvision got the fractions and positions in
-/// fixtures/oracles/images.json instead of random numbers. This test passes the same fractions and
-/// positions to `CutMix`.
+/// those of torchvision 0.26. fixtures/oracles/images.json contains the fractions and positions
+/// that torchvision was given instead of random numbers. `CutMix` gets the same ones here.
 #[test]
 fn rectangles_are_torchvisions() -> Result<()> {
     let all = crate::transforms::recorded();

@@ -110,8 +110,8 @@ fn batches_do_not_depend_on_how_they_are_loaded(
     Ok(())
 }
 
-/// Under a 16-bit precision, floating-point images are transformed in f32, and cast to 16 bits once
-/// after that.
+/// Under a 16-bit precision, floating-point images are transformed in f32, and only then cast to 16
+/// bits.
 #[test]
 fn batches_are_changed_before_they_are_narrowed() -> Result<()> {
     let classes = Tensor::arange(COUNT, (Kind::Int64, Device::Cpu)).remainder(3);
@@ -132,8 +132,8 @@ fn batches_are_changed_before_they_are_narrowed() -> Result<()> {
     Ok(())
 }
 
-/// The random numbers of a batch transform differ from epoch to epoch. They also differ from the
-/// random numbers of the data set.
+/// The random numbers that a batch transform gets differ from epoch to epoch, and from those that
+/// the data set gets.
 #[test]
 fn numbers_of_batches_are_their_own() -> Result<()> {
     #[derive(Clone)]
@@ -168,7 +168,7 @@ fn numbers_of_batches_are_their_own() -> Result<()> {
     Ok(())
 }
 
-/// `head` and `gather` return examples of a data set as training uses them, after the transforms.
+/// `head` and `gather` apply the transforms of a data set to the examples that they return.
 #[test]
 fn a_look_at_a_set_has_its_changes() -> Result<()> {
     let set = in_memory()?.transformed(Images::new(Normalize::imagenet()));
@@ -190,9 +190,9 @@ struct Net {
     all: Sequential,
 }
 
-/// A run that resumes in the middle of an epoch ends with the same weights as a run without
-/// interruption, even if the two runs load their data differently. The transforms of whole batches
-/// do not change the random numbers of the model.
+/// A run that resumes in the middle of an epoch ends with the same weights as an uninterrupted run,
+/// even if the two load their data in different ways. Transforms of whole batches do not change the
+/// random numbers of the model.
 #[rstest]
 fn a_resumed_run_equals_the_straight_one(#[values(2, 3, 5)] steps: u64) -> Result<()> {
     let data = |num_workers, prefetch| -> Result<DataModule> {
@@ -273,8 +273,9 @@ impl BatchTransform for IgnoresOnes {
     }
 }
 
-/// If a transform sets targets to the class that the loss ignores, these targets do not count in
-/// means over batches, wherever the data set is stored. Before the transform, no target is ignored.
+/// Targets that a transform replaces by the ignored class are not counted in the mean of the loss,
+/// wherever the data set is stored. The stored targets contain no ignored class, so they must be
+/// counted after the transform.
 #[rstest]
 fn targets_that_a_transform_ignores_do_not_count(
     #[values(Placement::Host, Placement::Device)] placement: Placement,

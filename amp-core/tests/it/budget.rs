@@ -29,8 +29,8 @@ use crate::support::{
 };
 
 pub(crate) const WIDTH: i64 = 32;
-/// The number of examples in a batch. It is so large that an activation exceeds the workspace of
-/// libtorch's matrix products.
+/// The number of examples in a batch: so many that one activation (1 MiB) is larger than the
+/// workspace of libtorch's matrix products.
 pub(crate) const BATCH: i64 = 8192;
 const BLOCKS: usize = 8;
 /// The number of bytes of one activation in f32.
@@ -84,8 +84,8 @@ pub(crate) fn mixed() -> Result<Model> {
 struct Run {
     record: Result<RunRecord>,
     plans: Vec<MemoryPlan>,
-    /// The peak of allocated bytes, measured from just before the model was built. The data was
-    /// loaded before, so it is not counted.
+    /// The peak of allocated bytes, counted from just before the model was built. The data was
+    /// loaded earlier, so it is not counted.
     peak: u64,
     /// All parameters and buffers after the run, as text.
     tensors: Vec<String>,
@@ -116,8 +116,8 @@ pub(crate) fn config(precision: Precision, budget: Option<u64>) -> TrainerConfig
     })
 }
 
-/// Returns four batches of random numbers. On CUDA the batches stay in the host's memory, because a
-/// data set on the device would count towards the memory budget.
+/// Returns four batches of random numbers. On CUDA they stay in the host's memory, because a data
+/// set on the device would count towards the memory budget.
 pub(crate) fn examples() -> Result<DataModule> {
     let noise = || Tensor::randn([4 * BATCH, WIDTH], (Kind::Float, Device::Cpu));
     let mut data = same(Batch::new(noise(), noise())?, BATCH)?;
@@ -146,8 +146,8 @@ fn run(config: &TrainerConfig, build: impl Fn() -> Result<Model>) -> Result<Run>
     Ok(Run { record, plans: plans.collect(), peak, tensors, after })
 }
 
-/// Returns the bytes of the inputs and targets of the previous step. On CUDA they may still exist
-/// during a step, because the device runs behind the host.
+/// Returns the bytes of the inputs and targets of the previous step. On CUDA, where the device runs
+/// behind the host, they may still be in memory during a step.
 fn earlier_batches(config: &TrainerConfig) -> u64 {
     match device() {
         Device::Cpu => 0,
@@ -156,11 +156,11 @@ fn earlier_batches(config: &TrainerConfig) -> u64 {
 }
 
 /// Trains without a budget. Returns the peak of the memory, and the bytes that count towards a
-/// budget in addition to the run's tensors: memory that was allocated before the run, and the
+/// budget in addition to what a step needs: memory that was allocated before the run, and the
 /// batches of the previous step.
 ///
-/// Trains twice and measures the second run. In the first run of a process on CUDA, libraries
-/// allocate workspaces that they never free.
+/// Measures the second of two runs: on CUDA, libraries allocate workspaces in the first run of a
+/// process and never free them.
 pub(crate) fn unlimited(
     config: &TrainerConfig,
     build: impl Fn() -> Result<Model>,
@@ -176,9 +176,10 @@ pub(crate) fn unlimited(
     Ok((run.peak, held + earlier_batches(&config)))
 }
 
-/// The measured peak is within the budget, and on the CPU within 4 KiB of the predicted peak. In
-/// each block of two layers, `kept_of_two` layers keep their input. Each checkpointed segment frees
-/// these inputs, except the input of the segment itself.
+/// The measured peak is within the budget, and on the CPU within 4 KiB of the predicted peak.
+/// `kept_of_two` is the number of layers in a block of two that keep their own input for the
+/// backward pass. A recomputed segment frees these inputs, except that of its first layer, from
+/// which it is recomputed.
 #[rstest]
 #[case::each_keeps_its_input(mlp, 2, 70)]
 #[case::each_keeps_its_input(mlp, 2, 80)]
@@ -205,8 +206,7 @@ fn the_peak_is_as_predicted_and_within_the_budget(
     let freed = plan.segments.iter().map(|segment| {
         let layers = segment.layers.clone().expect("layers of the container");
         assert_eq!(segment.path, "model");
-        // Layers at even positions are linear. If only one layer of a block keeps its input, it is
-        // the linear layer.
+        // If only one of the two keeps its input, it is the linear layer, which has an even index.
         let kept = layers.filter(|place| place % 2 < kept_of_two).count();
         (kept as u64 - 1) * ACTIVATION
     });
@@ -223,8 +223,8 @@ fn the_peak_is_as_predicted_and_within_the_budget(
     Ok(())
 }
 
-/// If recomputing a whole stage at once would exceed the budget, the trainer chooses layers inside
-/// the stage. The model has two stages of layers.
+/// The trainer chooses layers inside a stage if recomputing the whole stage at once would exceed
+/// the budget. The model has two stages of layers.
 #[test]
 fn layers_within_a_stage_are_chosen() -> Result<()> {
     let stages = || -> Result<Model> {
@@ -303,9 +303,9 @@ fn pair(enabled: bool) -> Result<Model> {
     Ok(Model::regression(Pair(stack()?, stack()?), sgd))
 }
 
-/// A budget overrides the option `enabled` of `Checkpoint`. If everything fits into the budget, no
-/// layer is recomputed, even with `enabled = true`. Otherwise the layers that the budget chooses
-/// are recomputed, even with `enabled = false`.
+/// A budget overrides the option `enabled` of `Checkpoint`. If everything fits, nothing is
+/// recomputed, even with `enabled = true`. Otherwise the chosen layers are recomputed, even with
+/// `enabled = false`.
 #[test]
 fn a_budget_overrides_the_options_of_checkpoints() -> Result<()> {
     let config = config(Precision::F32True, None);
@@ -346,7 +346,7 @@ fn a_budget_that_is_too_small_names_the_smallest_possible() -> Result<()> {
     Ok(())
 }
 
-/// If the whole model is a single layer and not a container, a memory budget is refused.
+/// A memory budget is refused if the model is a single layer and not a container of layers.
 #[test]
 fn a_model_without_checkpointable_layers_is_refused() -> Result<()> {
     let lone = || Ok(Model::regression(linear(WIDTH, WIDTH)?, sgd));

@@ -84,8 +84,8 @@ fn a_resumed_run_uses_the_saved_plan() -> Result<()> {
     let (second, counted) = part(budget, 2, true)?;
     assert_eq!(first, second);
     // Four training steps and four validation batches run the layer eight times. If the plan
-    // recomputes the layer in the backward pass, each training step runs it once more, twelve times
-    // in total.
+    // recomputes it in the backward pass, it runs once more in each training step, twelve times in
+    // all.
     assert!(counted == 8 || counted == 12, "{counted}");
     let (other, counted) = part(budget + 4096, 2, true)?;
     assert_eq!(other[0].budget, budget + 4096);
@@ -93,8 +93,8 @@ fn a_resumed_run_uses_the_saved_plan() -> Result<()> {
     Ok(())
 }
 
-/// To make the plan, the trainer runs trial steps. The trial steps do not change the state of the
-/// model, such as its count of steps.
+/// The trial steps that make the memory plan do not change the state of the model, such as its
+/// count of steps.
 #[test]
 fn trial_steps_do_not_change_the_models_own_count() -> Result<()> {
     let _generator = seeded(3);

@@ -25,8 +25,8 @@ use crate::support::{
     seeded,
 };
 
-/// A model that logs one of the given numbers as `val_score` in each epoch. It also records which
-/// of its hooks were called.
+/// A model that logs `scores[epoch]` as `val_score`. It also records which of its hooks were
+/// called.
 struct Scripted {
     linear: Linear,
     scores: Vec<f64>,
@@ -246,7 +246,7 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
             let fit = Trainer::new(config).callback(&mut callback).fit(&mut model, &data);
             let text = message(fit);
             let expected = "cannot monitor `val_acc`, because the model does not log it at the \
-                            end of an epoch: then the model logs val_score";
+                            end of an epoch; at that time the model logs val_score";
             assert!(text.contains(expected), "{text}");
             assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
         }
@@ -256,8 +256,8 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     let text = message(Trainer::new(config(1)).fit(&mut model, &same(constant(2, 3, 9.0)?, 1)?));
     assert!(text.contains("cannot monitor `val_acc`"), "{text}");
     assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
-    // Names that begin with `train_` are logged only in training steps. A wrong name of this kind
-    // is therefore reported only at the end of an epoch.
+    // Names that begin with `train_` are logged only in training steps, so a wrong name of this
+    // kind is reported only at the end of an epoch.
     let own = EarlyStopping::new("train_typo", Mode::Max);
     let text = message(trained(&[1.0], Trainer::new(config(1)).callback(own)));
     assert!(text.contains("cannot monitor `train_typo`"), "{text}");
@@ -271,9 +271,9 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     Ok(())
 }
 
-/// If two processes saved into one folder, each would overwrite the `last.safetensors` of the
-/// other. The test simulates the lock of another process by locking the file through a second file
-/// handle.
+/// A folder into which another process saves its run is refused, because the two processes would
+/// overwrite each other's `last.safetensors`. The test locks the file through a second file handle,
+/// as another process would.
 #[test]
 fn a_folder_that_another_process_saves_into_is_refused() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

@@ -53,8 +53,8 @@ fn annealed(net: &mut Annealed, batch: &Batch, step: &mut Step<'_>) -> Result<Te
     Ok(loss::mse_loss(&output, &batch.target)?.f_mul_scalar(weight)?)
 }
 
-/// Computes the loss of R-Drop. R-Drop runs the same examples twice, with two different dropout
-/// masks.
+/// Computes a loss as in R-Drop: runs the same examples twice, with two different dropout masks,
+/// and adds the difference between the two outputs to the loss.
 fn twice(net: &mut Captured, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
     let one = net.forward(&batch.input, step.context())?;
     let other = net.forward(&batch.input, step.context())?;
@@ -137,8 +137,8 @@ fn a_captured_step_equals_the_eager_step(
     Ok(())
 }
 
-/// A step that reads the number of steps runs without a CUDA graph, because each replay of a graph
-/// would use the number that was read during the capture. A note gives this reason.
+/// A step that reads the number of steps runs without a CUDA graph: each replay would use the
+/// number that was read during the capture. A note gives this reason.
 #[test]
 fn a_step_that_reads_its_number_is_not_captured() -> Result<()> {
     let run = |graph: Graph| -> Result<(Annealed, RunRecord)> {

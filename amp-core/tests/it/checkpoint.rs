@@ -82,8 +82,8 @@ fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
 #[case::f64(Precision::F64True)]
 fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) -> Result<()> {
     if device().is_cuda() {
-        // This step is not measured, because libraries allocate workspaces during the first forward
-        // and backward pass of a process.
+        // This step is not measured: libraries allocate workspaces in the first forward and
+        // backward pass of a process.
         step(precision, true)?;
     }
     let (kept, again) = (step(precision, false)?, step(precision, true)?);
@@ -132,8 +132,8 @@ fn a_failure_while_recomputing_is_an_error_with_its_text() -> Result<()> {
     Ok(())
 }
 
-/// A layer that uses additional random numbers when it is recomputed. In a real run, another thread
-/// could use random numbers at that moment.
+/// A layer that draws random numbers only when it is recomputed. It imitates another thread that
+/// draws random numbers during the recomputation.
 struct DrawsAgain;
 
 impl Visit for DrawsAgain {
@@ -149,8 +149,8 @@ impl Module for DrawsAgain {
     }
 }
 
-/// If a checkpointed module uses no random numbers, its recomputation does not reset the random
-/// generator. Resetting it would also change the random numbers of another thread.
+/// The recomputation of a checkpointed module that uses no random numbers does not reset the random
+/// generator. A reset would also change the random numbers of another thread.
 #[test]
 fn a_module_without_random_numbers_leaves_the_generator_alone() -> Result<()> {
     let policy = Policy::new(Precision::F32True, device());
@@ -184,9 +184,9 @@ impl Module for Notes {
     }
 }
 
-/// A checkpointed module waits until the sections of `random::seeded` on other threads have ended.
-/// Otherwise the random numbers of such a section would be attributed to the module, and the
-/// recomputation would reset the section's generator.
+/// A checkpointed module does not run while another thread is inside a section of `random::seeded`.
+/// Otherwise it would take the thread's random numbers for its own, and reset the generator in the
+/// middle of the section when it is recomputed.
 #[test]
 fn a_checkpoint_waits_for_sections_of_other_threads() -> Result<()> {
     let (is_in_section, ran_beside) = (Arc::new(AtomicBool::new(true)), Arc::default());
@@ -222,10 +222,9 @@ fn a_second_backward_pass_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// A recomputation uses the same kernels and the same planted fault as the forward pass that it
-/// repeats, even if it runs on another thread with other settings. The planted fault doubles the
-/// gradient of fused layers. Only this project's kernels fuse layers, so libtorch's gradient does
-/// not change.
+/// A recomputation uses the same kernels as the forward pass that it repeats, and the same injected
+/// fault, even if both settings differ by then. The fault doubles the gradient of fused layers.
+/// libtorch's kernels fuse no layers, so with them the gradient does not change.
 #[rstest]
 #[case::libtorch(Kernels::Libtorch, 1.0)]
 #[case::own(Kernels::Own, 2.0)]

@@ -1,6 +1,6 @@
-//! Tests of modules whose inputs may have any type, and of every form in which a derived
-//! `#[forward]` can call a layer. In each form, the layer has its path and its precision region,
-//! and its dtypes are checked.
+//! Tests of modules with inputs of any type, and of every form in which a derived `#[forward]` can
+//! call a layer. In each form, the layer must have its path and its precision region, and its
+//! dtypes must be checked.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -63,8 +63,8 @@ struct Block {
     outer: Linear,
 }
 
-/// A model that calls its layers in several forms: as methods, in containers, by index, and as
-/// functions.
+/// A model that calls its layers in several forms: as methods, as elements of containers, by index,
+/// as closures, and as arguments of a function.
 #[derive(Module)]
 #[forward(|x| {
     let mut x = self.first.forward(x, cx)?;
@@ -167,8 +167,8 @@ fn overrides_apply_to_children() -> Result<()> {
     };
     assert_eq!(of("first"), [Kind::Double, Kind::Double]);
     assert_eq!(of("blocks.0.inner"), [Kind::Double]);
-    // `outer` declares a precision region itself. This region wins over the override of `blocks.0`,
-    // because it is closer to the layer.
+    // The precision region that `outer` declares itself applies, and not the override of
+    // `blocks.0`, because the inner region wins.
     assert_eq!(of("blocks.0.outer"), [Kind::Float]);
     assert_eq!(of("blocks.1.inner"), [Kind::BFloat16, Kind::BFloat16]);
     assert_eq!((of("grid.0.0"), of("grid.1.0")), (vec![Kind::Float], vec![Kind::Double]));
@@ -324,9 +324,8 @@ fn blocks_with_two_inputs_run_in_a_model() -> Result<()> {
     Ok(())
 }
 
-/// A probe that runs each module a second time, for modules with several inputs and outputs. For
-/// each output it records the path, the size, and the largest difference between the outputs of the
-/// two runs.
+/// A probe that runs each module a second time, including modules with several inputs and outputs.
+/// Records, for each output, the path, the size, and the largest difference between the two runs.
 #[derive(Default)]
 struct Shown(RefCell<Vec<(String, Vec<i64>, f64)>>);
 
@@ -354,8 +353,8 @@ fn a_probe_gets_each_output() -> Result<()> {
     Ok(())
 }
 
-/// If a layer fails, the error names the innermost module, whatever types of inputs the modules
-/// have.
+/// The error of a failing layer names the innermost module, whatever the types of the modules'
+/// inputs are.
 #[test]
 fn an_error_names_the_innermost_module() -> Result<()> {
     let _generator = seeded(0);

@@ -78,8 +78,8 @@ struct Attends {
     attention: MultiheadAttention,
 }
 
-/// The matrix products of an attention layer are reported to an observer of matrix products,
-/// whether the layer returns only its output or also the attention weights.
+/// Attention reports its matrix products to an observer, whether it returns only its output or also
+/// the attention weights.
 #[rstest]
 #[case::output(false, 1)]
 #[case::output_and_weights(true, 2)]

@@ -1,6 +1,6 @@
-//! Tests of layers within layers, as in `self.block.head`. If a derived `#[forward]` calls `head`,
-//! the path of `head` begins with the path of `block`. The precision regions of `block` and of
-//! `head` both apply.
+//! Tests that a derived `#[forward]` can call a layer within another layer, as in
+//! `self.block.head`. The path of `head` then begins with the path of `block`, and the precision
+//! regions of `block` and of `head` apply.
 
 use amp_core::{
     Module, Result,
@@ -34,7 +34,7 @@ struct Nested {
     list: Vec<Linear>,
 }
 
-/// A struct that is not a module. Layers in its fields therefore have no paths.
+/// A struct that is not a module. A layer in its fields therefore has no path.
 struct Pair<'m> {
     layer: &'m Linear,
 }
@@ -127,8 +127,9 @@ impl Visit for Renamed {
     }
 }
 
-/// If a layer is called by the name under which its module reports it, the layer's path contains
-/// this name. If the module reports no layer of this name, the path ends with the module.
+/// The last part of a layer's path is the name under which its module reports the layer in `visit`.
+/// If a layer is called by another name, which `visit` does not report, its products have the path
+/// of the module.
 #[test]
 fn a_field_with_another_name_is_left_out_of_the_path() -> Result<()> {
     let _generator = seeded(0);

@@ -94,8 +94,8 @@ fn spans_nest_and_add_up_to_the_profile() -> Result<()> {
         }
         assert!(rest.next().is_none());
     }
-    // If there is a GPU, the profile contains the times of the GPU, and is compared with the events
-    // of the GPU. Otherwise it is compared with the events of the host.
+    // The times in the profile are those of the GPU, if there is one. They are compared with the
+    // events of the GPU, or else with the events of the host.
     let events = if gpu.is_empty() { &host } else { &gpu };
     for phase in Phase::ALL {
         let own = events.iter().filter(|event| event["name"] == phase.name());
@@ -131,7 +131,8 @@ fn every_process_and_thread_has_a_name() -> Result<()> {
     Ok(())
 }
 
-/// The file is valid JSON before the first step, after each run, and if the last run does not end.
+/// The file is valid JSON before the first step, after each run, and even if the last run never
+/// ends.
 #[test]
 fn an_unfinished_trace_is_valid() -> Result<()> {
     let folder = tempdir().expect("a folder");

@@ -1,7 +1,7 @@
-//! Tests of logits whose shape allows two readings: in logits `[N, 5, 5]` for targets `[N, 5]`, the
-//! classes may be the second or the last dimension. The ignored target is not -100 but another
-//! class. libtorch computes the expected values from logits `[M, 5]` without the rows of ignored
-//! targets.
+//! Tests of logits whose shape can be read in two ways: in logits `[N, 5, 5]` for targets `[N, 5]`,
+//! the classes may be the second or the last dimension. `ignore_index` is 0, which is also a class,
+//! instead of -100. To compute the expected values, the tests drop the rows with an ignored target
+//! and give libtorch logits `[M, 5]`.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -18,8 +18,8 @@ use crate::support::{message, seeded};
 const COUNT: i64 = 5;
 
 /// Returns twelve sequences `[12, 5, 4]` of inputs, and their classes `[12, 5]`. The loss ignores
-/// the target 0, as if it were padding. But 0 is also a valid class, so a metric that does not
-/// ignore it has another value.
+/// the target 0, as if it were padding. As 0 is also a class, a metric that does not ignore it
+/// gives another result.
 fn examples() -> Result<Batch> {
     let _section = seeded(3);
     let input = Tensor::f_randn([12, COUNT, 4], (Kind::Double, Device::Cpu))?;
@@ -41,7 +41,8 @@ macro_rules! model {
 
 model!(InOrder, [loss(cross_entropy, ignore_index = 0), metric(accuracy, name = acc)],
     head: Linear = linear(4, COUNT));
-// In this model, the loss does not run the output layer itself, because AUROC needs all logits.
+// Here the loss gets all logits. It cannot compute them in parts from the inputs of the output
+// layer, because AUROC needs all of them.
 model!(Called, [
     forward(|x| head(x)),
     loss(cross_entropy, ignore_index = 0),
@@ -166,7 +167,7 @@ struct Counted {
     head: Linear,
 }
 
-/// A metric may count the targets that the loss ignores.
+/// A metric may count targets that the loss ignores.
 #[test]
 fn a_metric_keeps_its_own_ignored_class() -> Result<()> {
     let (mut model, batch) = (Counted::builder().build()?, examples()?);
@@ -179,8 +180,8 @@ fn a_metric_keeps_its_own_ignored_class() -> Result<()> {
     Ok(())
 }
 
-/// With the classes in the second or the last dimension, the loss, the gradient and the accuracy
-/// equal those that libtorch computes for logits `[N, C, …]`.
+/// If the model or the loss declares which dimension has the classes, the second or the last, the
+/// loss, the gradient and the accuracy equal those that libtorch computes for logits `[N, C, …]`.
 #[rstest]
 #[case::sequences(&[4, 3, 3])]
 #[case::images(&[2, 3, 3, 3])]

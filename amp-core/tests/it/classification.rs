@@ -16,8 +16,8 @@ use crate::support::{
     device, needs_cuda, seeded,
 };
 
-/// Returns random logits and classes. The logits have so few binary digits that every dtype
-/// represents them exactly. Every fifth row has the class that the loss ignores.
+/// Returns random logits and classes. Every dtype represents the logits exactly, because they have
+/// few binary digits. Every fifth row has the ignored class.
 fn examples(rows: i64, classes: i64) -> [Tensor; 2] {
     let logits = Tensor::randn([rows, classes], (Kind::Double, Device::Cpu)) * 4;
     let targets = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
@@ -31,9 +31,9 @@ fn leaf(tensor: &Tensor, kind: Kind, device: Device) -> Tensor {
     tensor.detach().copy().to_kind(kind).to(device).set_requires_grad(true)
 }
 
-/// The loss equals the loss in f64, up to the rounding of the dtype in which it is computed. For
-/// 16-bit logits under autocast, this dtype is f32. The gradient is also rounded to the dtype of
-/// the logits.
+/// The loss equals the loss in f64, up to the rounding of the dtype in which it is computed, which
+/// is f32 for 16-bit logits under autocast. The gradient is also rounded to the dtype of the
+/// logits.
 #[rstest]
 #[case(Kind::Double, Precision::F64True, 1e-14, 1e-13)]
 #[case(Kind::Float, Precision::F32True, 1e-6, 3e-6)]
@@ -44,8 +44,8 @@ fn cross_entropy_equals_f64(
     #[case] precision: Precision,
     #[case] bound: f64,
     #[case] grad_bound: f64,
-    // With 4099 and more classes, a whole CUDA block processes one row. Rows of 4099 classes are
-    // not all aligned to 16 bytes.
+    // In the last two cases, with many classes, a whole CUDA block processes one row. In the case
+    // with 4099 classes, most rows are not aligned to 16 bytes.
     #[values(
         (1, 2), (7, 10), (128, 10), (300, 33), (1500, 43), (1500, 44), (70, 4099), (3, 50304)
     )]
@@ -124,9 +124,8 @@ fn cross_entropy_has_second_derivatives(#[values(0.0, 0.01)] z_loss: f64) -> Res
     Ok(())
 }
 
-/// If several logits of a row are equal, the first of them counts as the largest, as in libtorch's
-/// argmax. If a row contains NaN and its target is not ignored, the number of correct predictions
-/// is NaN.
+/// If several logits of a row are the largest, the first of them counts, as in libtorch's argmax.
+/// If a row contains NaN and its target is not ignored, the number of correct predictions is NaN.
 #[rstest]
 fn correct_counts_equal_libtorchs_argmax(
     #[values(Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16)] kind: Kind,
@@ -145,7 +144,7 @@ fn correct_counts_equal_libtorchs_argmax(
     };
     let hits = exact.sum(Kind::Double).double_value(&[]);
     assert_eq!(counts(&logits, &targets)?, [hits, rows as f64]);
-    // In the last row, sets either the first or the last logit to NaN.
+    // Sets the first or the last logit of the last row to NaN.
     for class in [0, -1] {
         let (with_nan, ignored) = (logits.copy(), targets.copy());
         let _ = with_nan.get(-1).get(class).fill_(f64::NAN);
@@ -158,8 +157,8 @@ fn correct_counts_equal_libtorchs_argmax(
     Ok(())
 }
 
-/// The loss of sequences equals the loss of their flattened elements, also if no gradient is
-/// computed.
+/// The loss of a batch of sequences `[N, L, C]` equals the loss of the same logits in rows `[N·L,
+/// C]`, for which no gradient is computed.
 #[rstest]
 fn a_sequence_has_the_loss_of_its_elements() -> Result<()> {
     let _generator = seeded(3);
@@ -171,8 +170,8 @@ fn a_sequence_has_the_loss_of_its_elements() -> Result<()> {
     Ok(())
 }
 
-/// Computes the loss over the pixels of images with these options in two forms: as the cross
-/// entropy of the logits, and as the negative log-likelihood of the log-softmax.
+/// Computes the loss over the pixels of images in two forms: as the cross entropy of the logits,
+/// and as the negative log-likelihood of the log-softmax. Both use the same options.
 fn of_positions(
     options: (f64, i64, f64, bool),
     logits: &Tensor,
@@ -195,8 +194,8 @@ fn of_positions(
     Ok([entropy, nll])
 }
 
-/// The loss over the pixels of images equals the loss over the same logits in rows. libtorch uses
-/// different kernels for pixels and for rows.
+/// The loss over the pixels of images equals the loss over the same logits in rows, for which
+/// libtorch uses other kernels.
 #[rstest]
 fn a_loss_of_pixels_is_the_loss_of_rows(
     #[values(0.0, 0.1)] label_smoothing: f64,
@@ -226,8 +225,8 @@ fn a_loss_of_pixels_is_the_loss_of_rows(
     Ok(())
 }
 
-/// The losses of 300,000 pixels are ln 3 each. Their sum is larger than the largest f16 number.
-/// Their mean is still finite.
+/// The mean of the losses of 300,000 pixels, ln 3 each, is finite, although their sum is larger
+/// than the largest f16 number.
 #[test]
 fn a_mean_over_many_pixels_in_f16_is_finite() -> Result<()> {
     let logits = Tensor::zeros([2, 3, 500, 300], (Kind::Half, device()));
@@ -289,8 +288,8 @@ fn options_equal_f64(
     };
     seen.backward();
     assert!(relative(&seen, &wide(&exact_loss)) < 1e-6);
-    // On the CPU, the gradients of the cross entropy and of the z-loss are each rounded, and then
-    // added.
+    // On the CPU, the gradients of the cross entropy and of the z-loss are rounded separately
+    // before they are added. The z-loss therefore doubles the allowed error.
     let terms = if z_loss > 0.0 { 2.0 } else { 1.0 };
     let bound = if kind == Kind::Float { 1e-5 } else { terms * 2.0_f64.powi(-8) };
     let error = relative(&given.grad(), &wide(&exact.grad()));
@@ -298,7 +297,8 @@ fn options_equal_f64(
     Ok(())
 }
 
-/// A logit of -inf adds nothing to the loss, and its gradient is zero, for few logits and for many.
+/// A logit of -inf adds nothing to the loss, and its gradient is zero, for few classes and for
+/// many.
 #[rstest]
 fn masked_logits_do_not_contribute(#[values(10, 70_000)] classes: i64) -> Result<()> {
     let given = Tensor::zeros([1, classes], (Kind::Float, Device::Cpu));
@@ -313,8 +313,8 @@ fn masked_logits_do_not_contribute(#[values(10, 70_000)] classes: i64) -> Result
     Ok(())
 }
 
-/// If nothing else uses a large tensor of logits, the memory of the logits is reused for their
-/// gradient. Otherwise the logits do not change.
+/// If nothing else uses a large tensor of logits, its memory is reused for its gradient. Otherwise
+/// the logits do not change.
 #[rstest]
 #[case::alone(false, false, true)]
 #[case::held(true, false, false)]
@@ -334,8 +334,8 @@ fn logits_that_nothing_else_holds_are_reused_for_the_gradient(
     // The classes are the last dimension, so `cross_entropy` gets a view of the logits.
     let logits = x.matmul(&weight.tr()).view([2, rows / 2, classes]);
     let loss = loss::cross_entropy(&logits, &targets)?;
-    // The first matrix product in a thread's backward pass allocates the workspace of cuBLAS. It
-    // runs here, so that the workspace is not part of the measurement below.
+    // The first matrix product in a thread's backward pass allocates cuBLAS's workspace. It runs
+    // here, before the measurement.
     let warm_up = x.matmul(&weight.tr()).sum(Kind::Float);
     drop(Tensor::f_run_backward(&[&warm_up], &[&x], false, false)?);
     drop(warm_up);

@@ -1,5 +1,5 @@
-//! Tests gradient clipping against torch.nn.utils. In 16 bits, torch's norm overflows or is
-//! imprecise, so the expected results are computed in f64.
+//! Tests gradient clipping against torch.nn.utils. For 16-bit gradients, the expected results are
+//! computed in f64, because torch's own 16-bit norm overflows or is imprecise.
 
 use amp_core::{
     Result,
@@ -45,8 +45,8 @@ fn assert_grads(grads: &[Tensor], case: &Value) {
 }
 
 /// Rule 19 of docs/SEMANTICS.md: the norm before clipping and every gradient after clipping have
-/// the same bits as in torch. The cases are ordinary gradients, gradients with an inf or a NaN
-/// (after which all gradients are non-finite), and norms that are too large or too small for f32.
+/// the same bits as in torch. The cases are ordinary gradients, gradients with an inf or a NaN, and
+/// norms that are too large or too small for f32.
 #[test]
 fn norms_and_gradients_have_torchs_bits() -> Result<()> {
     let oracle = oracle!("clip.json");
@@ -112,8 +112,8 @@ fn norms_of_16_bit_gradients_are_computed_in_f32(
     assert!((norm.double_value(&[]) / exact - 1.0).abs() < 1e-6);
     let after: Vec<f64> = grads.iter().flat_map(values).collect();
     assert!(grads.iter().all(|grad| grad.kind() == kind));
-    // The clipping factor is rounded once to the dtype of the gradients, and so is its product with
-    // each gradient.
+    // The clipping factor and its product with each gradient are both rounded to the dtype of the
+    // gradients.
     let unit = if kind == Kind::Half { 2.0_f64.powi(-11) } else { 2.0_f64.powi(-8) };
     let smallest = 2.0_f64.powi(-24);
     for (after, before) in after.iter().zip(&before) {
@@ -154,8 +154,8 @@ fn a_limit_that_is_not_positive_is_refused(#[case] clip: Clip) {
     assert!(message(clip.validated()).contains("needs a positive limit"));
 }
 
-/// Builds an optimizer over three parameters with gradients of this size. If `spoiled` is given,
-/// one element of the second gradient has this value.
+/// Builds an optimizer over three parameters whose gradients have elements up to `size`. If
+/// `spoiled` is given, it replaces one element of the second gradient.
 fn with_gradients(kind: Kind, size: f64, spoiled: Option<f64>) -> Result<Box<dyn Optimizer>> {
     let mut lcg = Lcg(11);
     let shapes = [vec![17, 9], vec![64], vec![3, 5, 7]];
@@ -173,9 +173,8 @@ fn with_gradients(kind: Kind, size: f64, spoiled: Option<f64>) -> Result<Box<dyn
     Ok(optimizer)
 }
 
-/// Unscaling and clipping together reads and writes the gradients once instead of twice. The result
-/// has the same bits as unscaling first and then clipping, because the loss scale is a power of
-/// two.
+/// Unscaling and clipping in one pass gives the same bits as unscaling first and then clipping,
+/// because the loss scale is a power of two.
 #[rstest]
 fn unscaling_and_clipping_in_one_pass_has_the_same_bits(
     #[values(None, Some(65536.0), Some(0.25))] scale: Option<f64>,
@@ -209,9 +208,8 @@ fn unscaling_and_clipping_in_one_pass_has_the_same_bits(
     Ok(())
 }
 
-/// If one gradient contains a NaN or an inf, the norm is not finite, and clipping makes all
-/// gradients non-finite. The report of the skipped step still names the parameter whose gradient
-/// was not finite before clipping.
+/// The report of a skipped step names the first parameter whose gradient contains a NaN or an inf,
+/// also after the gradients were unscaled and clipped.
 #[rstest]
 fn the_first_parameter_with_a_nan_is_named_after_clipping(
     #[values(f64::NAN, f64::INFINITY, f64::NEG_INFINITY)] value: f64,

@@ -1,6 +1,6 @@
-//! Tests of how examples are combined into batches. The tensors of the examples are stacked or
-//! padded. If neither is possible, the error contains the name of the field, the numbers of the
-//! examples and the shapes.
+//! Tests of how the tensors of examples are stacked or padded to form a batch. If neither is
+//! possible, the error contains the name of the field, the indices of the examples and their
+//! shapes.
 
 use amp_core::{
     data::{
@@ -116,14 +116,14 @@ fn images_of_one_size_are_stacked() -> Result<()> {
     Ok(())
 }
 
-/// Each error names the field, the examples and the difference.
+/// Each error names the field, the indices of two examples, and how their tensors differ.
 #[test]
 fn examples_that_do_not_fit_are_refused() {
     let stacks = Collate::new();
     let shape = refused(&stacks, &[(3, image(4)), (17, image(5))]);
     assert_eq!(
         shape,
-        "`input` of example 3 has shape [3, 4, 4], but of example 17 [3, 5, 5]: make the shapes equal, or \
+        "`input` has shape [3, 4, 4] in example 3, but [3, 5, 5] in example 17: make the shapes equal, or \
          declare padding with Collate::pad"
     );
     let rows = Collate::new().pad(Pad::new("input", 0.0));
@@ -135,7 +135,7 @@ fn examples_that_do_not_fit_are_refused() {
     let double = Batch { target: Tensor::from(1.5), ..image(4) };
     assert_eq!(
         refused(&stacks, &[(3, image(4)), (17, double)]),
-        "`target` of example 3 has dtype Int64, but of example 17 Double: give both the same dtype"
+        "`target` has dtype Int64 in example 3, but Double in example 17: give both the same dtype"
     );
     let masked = Sentence { mask: Some(Tensor::from(true)), ..sentence(&[1], 0.0) };
     for (examples, with, without) in [
@@ -170,7 +170,10 @@ fn examples_that_do_not_fit_are_refused() {
     Pad::new("tokens", 0.0),
     "Pad names the field `tokens`, but the examples have the fields source.tokens, score, scale: name one"
 )]
-#[case(Pad::new("score", 0.0), "`score` of example 4 is a scalar, which has no length to pad")]
+#[case(
+    Pad::new("score", 0.0),
+    "`score` of example 4 is a scalar, which has no length to pad: leave out its Pad"
+)]
 #[case(
     Pad::new("source.tokens", 0.5),
     "`source.tokens` is Int64, which cannot represent the padding value 0.5: choose another"

@@ -1,6 +1,6 @@
-//! Tests that 16-bit convolutions use channels_last on CUDA (`AMP_DEVICE=cuda`). On the CPU and in
-//! wider dtypes, no tensor is in channels_last. Parameters, gradients and optimizer state are
-//! always contiguous.
+//! Tests that 16-bit convolutions use channels_last on CUDA (`AMP_DEVICE=cuda`), and that tensors
+//! on the CPU, in f32 and in f64 do not. Parameters, gradients and optimizer state are always
+//! contiguous.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -85,8 +85,8 @@ fn net() -> Result<Sequential> {
 }
 
 /// The output and the gradients of a convolution equal those in f64 for the same rounded inputs, up
-/// to a few roundings. The memory layout of the output is channels_last. libtorch's convolution of
-/// contiguous tensors has errors within the same bound.
+/// to a few roundings, and the output is in channels_last. The errors of libtorch's convolution of
+/// contiguous tensors are within the same bound.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_layer_on_tensor_cores_is_near_f64(
@@ -143,7 +143,8 @@ fn a_layer_on_tensor_cores_is_near_f64(
     assert_eq!(ours[0].kind(), compute);
     assert!(ours[1..].iter().all(|grad| grad.kind() == storage));
     for (at, exact) in exact.iter().enumerate() {
-        // The output of the convolution is rounded before the bias is added, and again after that.
+        // The output of the convolution is rounded twice, before and after the bias is added. The
+        // bound has room for one more rounding error.
         let bound = 3.0 * rounding(compute);
         let [ours, plain] = [&ours[at], &plain[at]].map(|seen| relative(seen, exact));
         assert!(ours < bound && plain < bound, "{at}: errors {ours} and {plain}, bound {bound}");
@@ -277,8 +278,8 @@ fn train(config: &TrainerConfig) -> Result<Outcome> {
     outcome
 }
 
-/// A training run is reproducible. On CUDA, a run with CUDA graphs has the same results as a run
-/// without CUDA graphs. The test includes optimizer state in 8 bits, whose blocks follow the order
+/// A training run is reproducible, and on CUDA it has the same results with and without CUDA
+/// graphs. In some cases, the optimizer state is stored in 8 bits, in blocks that follow the order
 /// of the weights in memory.
 #[rstest]
 fn a_run_is_reproducible(
@@ -296,9 +297,8 @@ fn a_run_is_reproducible(
     Ok(())
 }
 
-/// A checkpoint does not depend on the memory layout. A checkpoint of a 16-bit run with
-/// channels_last loads into a model without channels_last, and the other way round. The tensors
-/// have the same bits and names.
+/// A checkpoint of a 16-bit run with channels_last loads into a model without channels_last, and
+/// the other way round. The tensors have the same bits and names.
 #[test]
 fn checkpoints_load_across_layouts() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

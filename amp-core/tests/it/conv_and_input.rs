@@ -33,8 +33,8 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// Returns a loss whose gradient is `for_y` with respect to `y` and `for_x` with respect to `x`.
-/// `uses` says which of the two outputs the loss depends on.
+/// Returns a loss that depends on the outputs that `uses` names. Its gradient is `for_y` with
+/// respect to `y` and `for_x` with respect to `x`.
 fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Tensor {
     let sum = |a: &Tensor, b: &Tensor| (a * b.to(a.device()).to_kind(a.kind())).sum(Kind::Double);
     match uses {
@@ -44,11 +44,11 @@ fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Ten
     }
 }
 
-/// `and_input` returns the output of the convolution and, as second output, a tensor with the same
-/// bits as the input. The outputs and the gradients of the input and the weight equal those in f64.
-/// A gradient that is undefined in f64 is undefined here too. For some 1×1 convolutions, one matrix
-/// product computes the sum of the input's two gradients. For other convolutions, the two gradients
-/// are added after the backward pass of the convolution.
+/// `and_input` returns the output of the convolution and a tensor with the same bits as the input.
+/// The output and the gradients of the input and the weight equal those in f64. A gradient is
+/// undefined if it is undefined in f64. For some 1×1 convolutions, one matrix product computes the
+/// sum of the input's two gradients. For other convolutions, they are added after the backward pass
+/// of the convolution.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_are_those_of_f64(
@@ -98,9 +98,9 @@ fn gradients_are_those_of_f64(
     Ok(())
 }
 
-/// The sum of the input's two gradients may be written into the memory of one of them, but not if
-/// other code still uses this gradient. In this test, the gradient of the second output is still
-/// used, because the test requests it too.
+/// The kernel may write the sum of the input's two gradients into the memory of one of them, but
+/// only if nothing else reads that gradient. This test requests the gradient of the second output
+/// and checks that it keeps its values.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_gradient_that_is_held_stays() -> Result<()> {
@@ -154,8 +154,8 @@ fn it_has_second_derivatives(#[values(1, 3)] side: i64) -> Result<()> {
     Ok(())
 }
 
-/// In 32-true, which does not use the kernel, the output and the gradients have the same bits as if
-/// the convolution and the other operation were called separately.
+/// 32-true does not use the kernel. There, `and_input` gives the same output and gradients, bit for
+/// bit, as a call of the convolution and a separate use of the input.
 #[rstest]
 fn elsewhere_it_is_the_convolution(
     #[values(true, false)] bias: bool,

@@ -1,6 +1,6 @@
-//! Tests of 16-bit convolutions whose windows are adjacent patches. On CUDA (`AMP_DEVICE=cuda`),
-//! such a convolution is computed as a matrix product. The expected results are those of libtorch's
-//! convolution in f64 on the CPU.
+//! Tests of 16-bit convolutions whose stride equals the kernel size, such as patch embeddings. On
+//! CUDA (`AMP_DEVICE=cuda`), such a convolution is computed as a matrix product. The expected
+//! results are those of libtorch's convolution in f64 on the CPU.
 
 use amp_core::{
     nn::{Context, Conv2dConfig, Module},

@@ -8,8 +8,8 @@ use amp_core::{
 
 use crate::support::{bits::values, message};
 
-/// tch #995: tch declares `half::bf16` as f16, so a tensor that is made from such values has wrong
-/// values. If this test fails, tch has fixed the fault, and `convert` can be removed.
+/// tch #995: tch declares `half::bf16` as f16, so a tensor that is made from bf16 numbers has wrong
+/// values. If this test fails, tch has fixed the bug, and `convert` can be removed.
 #[test]
 fn tchs_fault_with_bf16_still_exists() {
     assert_eq!(<bf16 as Element>::KIND, Kind::Half);
@@ -18,8 +18,8 @@ fn tchs_fault_with_bf16_still_exists() {
     assert_eq!(tensor.double_value(&[0]), 1.875, "the bits of the bf16 number 1, read as f16");
 }
 
-/// Each of the 65,536 bit patterns of bf16, including the payloads of NaN, is unchanged after it
-/// was converted to libtorch and back. libtorch and `half` also agree on the value of each pattern.
+/// Each of the 65,536 bit patterns of bf16, including every NaN, is the same after conversion to
+/// libtorch and back. libtorch and `half` agree on its value.
 #[test]
 fn every_bf16_survives_both_ways() -> Result<()> {
     let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
@@ -32,8 +32,8 @@ fn every_bf16_survives_both_ways() -> Result<()> {
     Ok(())
 }
 
-/// Each of the 65,536 bit patterns of f16, including the payloads of NaN, is unchanged after it was
-/// converted to libtorch and back. libtorch and `half` also agree on the value of each pattern.
+/// Each of the 65,536 bit patterns of f16, including every NaN, is the same after conversion to
+/// libtorch and back. libtorch and `half` agree on its value.
 #[test]
 fn every_f16_survives_both_ways() -> Result<()> {
     let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();

@@ -1,6 +1,5 @@
-//! Tests of matrix products and convolutions of f16 and bf16 tensors on CPUs. If libtorch has no
-//! fast kernels for the CPU, products and convolutions are computed in f32, and their results are
-//! rounded once.
+//! Tests of matrix products and convolutions of f16 and bf16 tensors on CPUs. On a CPU for which
+//! libtorch has no fast kernels, they are computed in f32, and their results are rounded once.
 
 use amp_core::{
     hardware::Fingerprint,
@@ -13,8 +12,8 @@ use crate::support::{layers::rounding, seeded};
 
 type Product = fn(&[Tensor]) -> Result<Tensor>;
 
-/// The products to test. In some products, a tensor is transposed or part of a larger tensor. Other
-/// products have the scalars beta and alpha, write to a given output tensor, or run in place.
+/// The products to test. Some read a transposed tensor or a part of a larger tensor. Some use the
+/// factors beta and alpha, write to a given output tensor, or run in place.
 const PRODUCTS: [(&str, Product); 12] = [
     ("mm", |t| Ok(t[0].f_mm(&t[1])?)),
     ("mm, transposed", |t| Ok(t[1].f_transpose(0, 1)?.f_mm(&t[0].f_transpose(0, 1)?)?)),
@@ -100,8 +99,8 @@ fn convolve(
         output_padding,
         groups,
     )?;
-    // The backward pass of `wide` casts the gradient of the output from f64 to 16 bits. This cast
-    // is exact, because the elements of `gradient` are 16-bit numbers.
+    // The backward pass of `wide` casts the gradient of the output from f64 to 16 bits. This rounds
+    // nothing, because `gradient` contains 16-bit numbers.
     let wide = |tensor: &Tensor| tensor.to_kind(Kind::Double);
     let loss = wide(&output).f_mul(&wide(&gradient.f_expand_as(&output)?))?.sum(None);
     let gradients = Tensor::f_run_backward(&[loss], &[&x, &weight, &bias], false, false)?;
@@ -135,8 +134,8 @@ fn convolutions_are_rounded_once(
     Ok(())
 }
 
-/// An autocast region does not change the result of a 16-bit convolution, because the f32 matrix
-/// products inside the convolution are not cast to 16 bits.
+/// An autocast region does not change the result of a 16-bit convolution: the f32 matrix products
+/// inside the convolution are not cast to 16 bits.
 #[test]
 fn autocast_does_not_round_inside_a_convolution() -> Result<()> {
     let _generator = seeded(5);
@@ -173,9 +172,8 @@ fn a_cpu_without_kernels_widens(#[values(Kind::Half, Kind::BFloat16)] kind: Kind
     Ok(())
 }
 
-/// An f16 gradient of a convolution equals the gradient in f32, rounded once, on every x86 CPU. A
-/// bf16 gradient, or an output in either dtype, equals the result in f32, rounded once, if the CPU
-/// has no kernels for this dtype.
+/// On a CPU without kernels for a 16-bit dtype, the output and the gradients of a convolution equal
+/// those in f32, rounded once. On every x86 CPU, this also holds for f16 gradients.
 #[rstest]
 fn gradients_of_a_convolution_are_widened(
     #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
@@ -219,10 +217,10 @@ fn attend([q, k, v, gradient]: &[Tensor; 4], mask: Option<&Tensor>) -> Result<Ve
     Ok([output.detach()].into_iter().chain(gradients).collect())
 }
 
-/// On a CPU without kernels for a 16-bit dtype, the output of attention equals the output in f32,
-/// rounded once, also with a mask. The gradients equal those in f64, except for two errors: the
-/// gradients are rounded once, and the backward pass reads the rounded output O. From
-/// dS = P·(dO·Vᵀ − D) with D = Σ dO·O follows how far the rounding of O moves the gradients.
+/// On a CPU without kernels for a 16-bit dtype, attention is computed in f32: its output equals the
+/// output in f32, rounded once, also with a mask. The gradients differ from those in f64 for two
+/// reasons: they are rounded once, and the backward pass reads the rounded output O. The bound for
+/// the second error follows from dS = P·(dO·Vᵀ − D) with D = Σ dO·O.
 #[rstest]
 fn attention_is_computed_in_f32(
     #[values(Kind::Half, Kind::BFloat16)] kind: Kind,

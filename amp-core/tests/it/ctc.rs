@@ -15,9 +15,9 @@ use crate::support::{
     device, message, needs_cuda, seeded,
 };
 
-/// Returns log probabilities `[N, T, C]`, labels `[N, S]` and lengths `[N]` on the CPU. Labels
-/// repeat. If there are several examples, the last one has only S / 2 steps, which may be too few
-/// for its labels.
+/// Returns log probabilities `[N, T, C]`, labels `[N, S]` and the number of steps of each example
+/// `[N]`, on the CPU. Some neighbouring labels are equal. If there are several examples, the last
+/// one has only S / 2 steps, which may be too few for its labels.
 fn examples(blank: i64, [n, t, c, s]: [i64; 4]) -> [Tensor; 3] {
     let _generator = seeded(11);
     let options = (Kind::Int64, Device::Cpu);
@@ -28,7 +28,7 @@ fn examples(blank: i64, [n, t, c, s]: [i64; 4]) -> [Tensor; 3] {
     let padded = Tensor::arange(s, options).unsqueeze(0).ge_tensor(&count.unsqueeze(1));
     let lengths = (Tensor::arange(n, options).remainder(3) * (-t / 4)) + t;
     let _ = lengths.narrow(0, n - 1, 1).fill_(if n > 1 { s / 2 } else { t });
-    // The log probabilities are rounded to bf16. Every dtype therefore represents them exactly, and
+    // The log probabilities are rounded to bf16, so that every dtype represents them exactly and
     // the expected loss is the same for all dtypes.
     let log_probs =
         logits.log_softmax(2, Kind::Double).to_kind(Kind::BFloat16).to_kind(Kind::Double);
@@ -59,11 +59,11 @@ const SHAPES: [[i64; 4]; 6] = [
     [2, 1200, 40, 600],
 ];
 
-/// The losses and the gradients equal those in f64. The shapes cover the ways in which a block of
-/// threads divides states, labels and classes. A loss is a sum over T steps, so its relative error
-/// grows like √T roundings. A gradient is an exponential of two such sums, each as large as the
-/// loss, so its error grows like 2√T roundings times the loss. 8 roundings are allowed for the
-/// other operations.
+/// The losses and the gradients equal those in f64. The shapes cover the different ways in which a
+/// block of threads divides its work over states, labels and classes. Bounds, in units of the
+/// dtype's rounding error: a loss sums over T steps, and its relative error grows with √T. A
+/// gradient is the exponential of two such sums, so its error grows with 2√T times the loss. In
+/// both cases, 8 units are added for the other operations.
 #[rstest]
 fn losses_and_gradients_equal_f64(
     #[values(Kind::Double, Kind::Float)] kind: Kind,
@@ -102,9 +102,9 @@ fn a_repeated_pass_has_the_same_bits() -> Result<()> {
     Ok(())
 }
 
-/// If an example has fewer steps than its labels need, and `zero_infinity` is off, the loss of the
-/// example is infinite and its gradient is NaN. The losses and gradients of the other examples do
-/// not change. Steps after an example's length have the gradient 0.
+/// Without `zero_infinity`, an example with too few steps for its labels has an infinite loss and a
+/// NaN gradient. The losses and gradients of the other examples do not change. Steps after an
+/// example's length have the gradient 0.
 #[rstest]
 fn an_infinite_loss_stays_with_its_example() -> Result<()> {
     let examples = examples(0, [3, 8, 5, 3]);
@@ -124,8 +124,8 @@ fn an_infinite_loss_stays_with_its_example() -> Result<()> {
     Ok(())
 }
 
-/// The loss of 16-bit log probabilities is computed in f32. It is then rounded to 16 bits, except
-/// under autocast, where a loss is f32. The gradient has the dtype of the log probabilities.
+/// The loss of 16-bit log probabilities is computed in f32 and then rounded to 16 bits, except
+/// under autocast, where it stays f32. The gradient has the dtype of the log probabilities.
 #[rstest]
 fn sixteen_bit_outputs_are_computed_in_f32(
     #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
@@ -168,15 +168,15 @@ fn there_is_no_second_derivative() -> Result<()> {
     Ok(())
 }
 
-/// Invalid labels and lengths are refused. libtorch would read out of bounds, or use other labels
-/// than the given ones.
+/// Labels and lengths that are invalid are refused. libtorch would read out of bounds or use other
+/// labels.
 #[rstest]
-#[case::outside(&[1, 5], 4, "a label is outside the classes, 0 to 4")]
-#[case::negative(&[-1, -100], 4, "a label is outside the classes, 0 to 4")]
-#[case::blank(&[1, 0], 4, "a label is the blank, class 0; pad labels with -100")]
+#[case::outside(&[1, 5], 4, "a label is out of range: classes are numbered from 0 to 4")]
+#[case::negative(&[-1, -100], 4, "a label is out of range: classes are numbered from 0 to 4")]
+#[case::blank(&[1, 0], 4, "a label is 0, the class that is reserved for the blank; pad labels with -100")]
 #[case::gap(&[-100, 2], 4, "-100 stands before a label")]
-#[case::long(&[1, 2], 5, "a length is not from 0 to the number of steps, 4")]
-#[case::short(&[1, 2], -1, "a length is not from 0 to the number of steps, 4")]
+#[case::long(&[1, 2], 5, "a length is not between 0 and the number of time steps, 4")]
+#[case::short(&[1, 2], -1, "a length is not between 0 and the number of time steps, 4")]
 fn invalid_examples_are_refused(
     #[case] labels: &[i64],
     #[case] length: i64,
@@ -203,7 +203,7 @@ fn a_blank_that_is_no_class_is_refused() {
 }
 
 /// A training step with this project's CTC kernels may be captured as a CUDA graph. A step with
-/// libtorch's CTC loss may not be captured, because this loss reads the lengths on the host.
+/// libtorch's CTC loss may not, because it reads the lengths on the host.
 #[test]
 fn a_step_with_own_kernels_may_be_captured() {
     assert_eq!(StepAccess::of_loss(&Ctc::default()), StepAccess::Deferred);

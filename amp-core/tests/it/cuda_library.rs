@@ -1,5 +1,5 @@
 //! Tests that libtorch's CUDA library is loaded at start-up if there is an NVIDIA driver. Ordinary
-//! files stand in for drivers and libraries, so the tests run on any machine.
+//! files take the place of drivers and libraries, so the tests run on any machine.
 
 use std::{
     env, fs,
@@ -15,12 +15,11 @@ use crate::support::message;
 
 const MARK: &str = "cuda library: ";
 
-/// The body of the child processes that the tests of this file start.
+/// The program that the tests of this file run as child processes.
 #[test]
 #[ignore = "is run by the other tests, in processes of their own"]
 fn child() {
-    // This line runs before the first check for CUDA, so that it prints what the program has loaded
-    // at its start.
+    // This line runs before the first check for CUDA, so it prints what was loaded at start-up.
     println!("mapped: {:?}", loaded("libtorch_cuda.so"));
     let known = serde_json::to_string(&cuda_library()).expect("JSON");
     println!("{MARK}{known}");
@@ -73,7 +72,7 @@ impl Libtorch {
         self.0.path().join("libcuda.so.1")
     }
 
-    /// Returns the path of the file that stands in for the CUDA library.
+    /// Returns the path of the file that takes the place of the CUDA library.
     fn cuda(&self) -> PathBuf {
         self.lib().join("libtorch_cuda.so")
     }
@@ -115,8 +114,9 @@ fn without_a_driver_nothing_is_loaded() {
     let (found, printed) = libtorch.run();
     assert_eq!(found, CudaLibrary::NoDriver);
     assert!(printed.contains("devices: 0"), "{printed}");
-    // The program must not be linked with the CUDA library. If it were, the loader would have
-    // mapped the replacement, because its folder comes before libtorch's folder in the search path.
+    // Nothing is mapped, so the test program itself is not linked with the CUDA library. Otherwise
+    // the loader would have mapped the file that stands in for the library, because the child's
+    // search path begins with the file's folder.
     assert!(printed.contains("mapped: None"), "{printed}");
 }
 

@@ -26,8 +26,8 @@ fn plain(count: i64, batch_size: i64) -> Result<DataLoader> {
     loader(count, batch_size, Loading::default())
 }
 
-/// Returns the batches of an epoch, each as a list of the numbers of its examples. Asserts that the
-/// input and the target of an example both are its number.
+/// Returns the indices of the examples in each batch of an epoch. Asserts that the input and the
+/// target of every example equal its index.
 fn order(loader: &DataLoader, epoch: u64) -> Result<Vec<Vec<i64>>> {
     order_from(loader, epoch, 0)
 }
@@ -76,8 +76,8 @@ fn an_epoch_is_a_permutation(#[case] count: i64, #[case] size: i64) -> Result<()
     Ok(())
 }
 
-/// The same seed and epoch give the same order in every call and in every precision. Another seed
-/// or another epoch gives another order, even if seed and epoch have the same sum.
+/// The same seed and epoch give the same order in every call and in every precision. Different
+/// pairs of seed and epoch give different orders, even if seed + epoch is equal.
 #[test]
 fn the_order_depends_on_seed_and_epoch_alone() -> Result<()> {
     let data: SharedDataset = numbered(64)?.into();
@@ -198,7 +198,7 @@ fn drop_last_leaves_full_batches(
     Ok(())
 }
 
-/// All ways of loading data. Each is given by a placement and the number of batches to load ahead.
+/// All ways of loading data: a placement, and the number of batches to load ahead.
 const WAYS: [(Placement, Option<usize>); 6] = [
     (Placement::Auto, None),
     (Placement::Device, None),
@@ -258,8 +258,8 @@ fn every_way_of_loading_gives_the_same_bits(
     Ok(())
 }
 
-/// With `Placement::Auto`, a data set in memory is copied to the device if it fits. The exception
-/// is a CPU with prefetching. With `Placement::Host`, the data set is never copied.
+/// With `Placement::Auto`, a data set in memory is copied to the device if it fits, except on a CPU
+/// with prefetching. With `Placement::Host`, it is never copied.
 #[test]
 fn sets_are_stored_according_to_the_placement() -> Result<()> {
     let resident = |placement, prefetch| -> Result<bool> {
@@ -293,7 +293,7 @@ fn invalid_loading_options_are_refused() -> Result<()> {
     );
     for first in [-1, 5] {
         let text = message(plain(8, 2)?.epoch(0, first).map(drop));
-        let says = format!("an epoch of 4 batches cannot begin at batch {first}");
+        let says = format!("cannot start at batch {first} of an epoch of 4 batches");
         assert!(text.starts_with(&says), "{text}");
     }
     Ok(())

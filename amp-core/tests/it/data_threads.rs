@@ -1,5 +1,5 @@
 //! Tests of data loading on a separate thread: user-defined data sets, errors while an example is
-//! read, the end of the thread, and copies to CUDA that overlap with the computation.
+//! read, when the thread ends, and copies to CUDA that overlap with the computation.
 
 use std::{
     fs::File,
@@ -101,8 +101,8 @@ fn a_dataset_from_disk_equals_one_in_memory(
     Ok(())
 }
 
-/// A data set of numbers with noise. The noise is from a generator that is seeded with the draws of
-/// the epoch, or from libtorch's generator.
+/// A data set with random noise. The noise comes from a generator that is seeded for each example
+/// (`seeds`), or from libtorch's generator.
 struct Noisy {
     seeds: bool,
 }
@@ -129,8 +129,8 @@ impl Dataset for Noisy {
     }
 }
 
-/// A data set that uses random numbers returns other examples in each epoch. It cannot be copied to
-/// the device once, wherever its random numbers come from.
+/// Storing a data set with random numbers on the device is refused, wherever the random numbers
+/// come from. A single copy would have the same random numbers in every epoch.
 #[rstest]
 fn a_dataset_with_random_numbers_is_refused_on_the_device(
     #[values(false, true)] seeds: bool,
@@ -145,7 +145,7 @@ fn a_dataset_with_random_numbers_is_refused_on_the_device(
     load(Placement::Auto)
 }
 
-/// The fault of the data set when it reads the faulty example.
+/// What happens when the data set reads the faulty example.
 #[derive(Clone, Copy)]
 enum Fault {
     Error,
@@ -153,8 +153,7 @@ enum Fault {
     TooFew,
 }
 
-/// A data set of numbered examples with a fault at one example. It counts the batches that were
-/// gathered.
+/// A data set of numbered examples, one of which is faulty. It counts the gathered batches.
 struct Faulty {
     inner: Batch,
     at: i64,
@@ -223,9 +222,8 @@ fn a_datasets_failure_reaches_the_loop(
 #[case(1)]
 #[case(3)]
 fn the_thread_gathers_at_most_the_requested_batches(#[case] batches: i64) -> Result<()> {
-    // The loader checks whether the data set uses random numbers. If another test used random
-    // numbers at the same time, the loader would read the first batch again. `seeded` prevents
-    // this: until `_section` is dropped, other tests must wait before they use random numbers.
+    // `_section` keeps other tests from drawing random numbers. The loader would attribute such
+    // numbers to the data set and read the first batch again.
     let _section = seeded(1);
     let (data, gathered) = faulty(64, -1, Fault::Error)?;
     let loader = DataLoader::new(&data, 1, ahead(batches as usize), policy())?;
@@ -256,9 +254,9 @@ fn dropping_an_epoch_ends_its_thread(#[values(0, 1, 5)] taken: usize) -> Result<
     Ok(())
 }
 
-/// The meter counts the memory of batches that a thread gathers. The peak includes at least the
-/// current batch. At most, it also includes the batches that are loaded ahead and one batch that
-/// waits for room in the queue.
+/// The meter counts the memory of the batches that the thread gathers. The peak is at least one
+/// batch. It is at most four: the current batch, the two that are loaded ahead, and one that waits
+/// for room in the queue.
 #[test]
 fn the_meter_counts_the_threads_batches() -> Result<()> {
     let data: SharedDataset = constant(64, 1 << 14, 1.0)?.into();
@@ -299,11 +297,11 @@ fn training_does_not_depend_on_loading() -> Result<()> {
     Ok(())
 }
 
-/// Data is copied to the device while the device computes. The test sums each batch as soon as it
-/// arrives, and releases the batch before its sum has run. If a sum did not wait for the copy, or
-/// if memory were reused too early for the next copy, the sum would be wrong. If `busy` is true,
-/// other work is queued before each sum, so that copies run ahead of the sums. Otherwise the sums
-/// run ahead of the copies.
+/// Data is copied to the device while the device computes. The test computes the mean of each batch
+/// and drops the batch before the device has computed the mean. The mean is wrong if the
+/// computation does not wait for the copy, or if the next copy overwrites the batch too early. If
+/// `busy` is true, matrix products are queued before each mean, so that copies run ahead of the
+/// computation. Otherwise the computation waits for copies.
 #[rstest]
 fn copies_arrive_before_they_are_used(#[values(false, true)] busy: bool) -> Result<()> {
     let cuda = device().is_cuda();
@@ -313,8 +311,8 @@ fn copies_arrive_before_they_are_used(#[values(false, true)] busy: bool) -> Resu
     let x = number.expand([rows, width], false).contiguous();
     let data = Batch::new(x, Tensor::arange(rows, (Kind::Int64, Device::Cpu)))?.into();
     let loader = DataLoader::new(&data, 4, ahead(3), policy())?.shuffled(1);
-    // These matrix products take longer than the thread needs to load a batch. Sums are therefore
-    // still queued when the memory of their batches is released.
+    // These matrix products take longer than the thread needs to load a batch. The mean of a batch
+    // is therefore still queued when the batch is dropped.
     let products = if busy { 8 } else { 0 };
     let side = if cuda { 4096 } else { 8 };
     let work = Tensor::ones([side, side], (Kind::Float, device()));

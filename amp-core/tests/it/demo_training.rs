@@ -24,13 +24,13 @@ use crate::support::{
     seeded,
 };
 
-/// Returns the recorded run with this name, for the kernels of this machine.
+/// Returns the recorded run with this name that used the same kernel set as this machine.
 fn recorded<'a>(oracle: &'a Value, name: &str) -> &'a Value {
     let ours = capability();
     list(oracle, "runs")
         .iter()
         .find(|run| text(run, "name") == name && text(run, "capability") == ours)
-        .unwrap_or_else(|| panic!("a run `{name}` is recorded for {ours}"))
+        .unwrap_or_else(|| panic!("no run `{name}` is recorded for {ours}"))
 }
 
 fn model(run: &Value) -> Result<Model> {
@@ -102,11 +102,11 @@ fn train(run: &Value) -> Result<Trained> {
     Ok(Trained { model, steps, record: record? })
 }
 
-/// Returns whether the loss and the gradients of the first step in this precision have the recorded
-/// bits. If so, libtorch and MKL run the same kernels as in the recording, and all later results
-/// must have the recorded bits too. Values with only 8 or 11 binary digits can be equal by chance.
-/// For low-precision dtypes, the CPU must therefore also have the instructions of the recording's
-/// CPU.
+/// Returns whether the first step in this precision gives the recorded loss and gradients, bit for
+/// bit. If so, libtorch and MKL run the same kernels as in the recording, and all later results
+/// must have the recorded bits too. In the 16-bit precisions, equal bits may be a coincidence,
+/// because values have only 8 or 11 binary digits. There, oneDNN must also choose the kernels of
+/// the recording.
 fn kernels_are_the_recorders(oracle: &Value, precision: &str) -> Result<bool> {
     if precision.contains("16") && !has_the_recorders_low_kernels() {
         return Ok(false);
@@ -152,12 +152,12 @@ fn one_seed_gives_torchs_initial_weights(#[case] seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Twelve training steps in every precision follow rules 14, 15, 18 and 19 of docs/SEMANTICS.md at
-/// the same time. Some cases have dropout or clipping. In one case the loss scale overflows, grows
-/// and is reduced. If this machine runs the same kernels as the recording, losses, final weights
-/// and logits have torch's bits. Otherwise, the relative difference of the losses is at most ten
-/// times the recorded spread between kernel sets, plus the rounding unit of the loss's dtype
-/// (`unit`).
+/// Twelve training steps give torch's results. They involve rules 14, 15, 18 and 19 of
+/// docs/SEMANTICS.md. Some cases have dropout or clipping. In the case `overflow`, the loss scale
+/// is reduced and grows. If this machine runs the same kernels as the recording, losses, final
+/// weights and logits have torch's bits. Otherwise, the relative difference of a loss may be ten
+/// times the largest difference between kernel sets in the recording, plus the spacing of the
+/// loss's dtype at 1 (`unit`).
 #[rstest]
 #[case("32-true")]
 #[case("32-true/seed-1")]
@@ -227,11 +227,11 @@ fn unit(kind: Kind) -> f64 {
     }
 }
 
-/// In 16-true, this trainer keeps Adam's running averages in f32, and torch keeps them in f16. The
-/// results differ by design. With the default eps, this trainer's losses of all steps are within
-/// 1 % of the losses of the f64 run. The losses of torch's fused Adam differ from those of the f64
-/// run by more than 2 %, and torch's unfused Adam gives NaN from the second step on. With an eps of
-/// 1e-4, the losses of torch and of this trainer are within 2 % of each other.
+/// In 16-true, this trainer keeps Adam's running averages in f32, and torch keeps them in f16, so
+/// the results differ. With the default eps, this trainer's losses are within 1 % of those in
+/// 64-true. torch's fused Adam is off by more than 2 %, and torch's unfused Adam gives NaN from the
+/// second step on. With an eps of 1e-4, the losses of torch and of this trainer are within 2 % of
+/// each other.
 #[test]
 fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
     let oracle = oracle!("demo_training.json");

@@ -1,5 +1,5 @@
-//! Derives a model in an integration test of amp-core. Such a test is a separate crate, but Cargo
-//! treats it as part of the package amp-core.
+//! Tests that the derive macros find amp-core in amp-core's own integration tests. There,
+//! Cargo's package is amp-core, but the crate is a separate one that imports amp-core.
 
 use amp_core::prelude::*;
 

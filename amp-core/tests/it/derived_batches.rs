@@ -1,4 +1,4 @@
-//! Tests of `derive(Batch)`, and of models that name the type of their batches.
+//! Tests of `derive(Batch)`, and of models with a batch type of their own.
 
 use amp_core::{
     Hyperparameters, Trainer, TrainerConfig,

@@ -82,8 +82,8 @@ fn overflow_skips_the_step(
     Ok(())
 }
 
-/// If loss scaling is off, the scaler only checks the gradients. It skips steps whose gradients are
-/// not finite, in every dtype including f16. It has no loss scale.
+/// Steps whose gradients are not finite are skipped in every dtype, including f16, even if loss
+/// scaling is off. There is then no loss scale.
 #[rstest]
 fn steps_that_are_not_finite_are_skipped_under_every_precision(
     #[values(Precision::F32True, Precision::F16True, Precision::Bf16True, Precision::F64True)]
@@ -218,7 +218,8 @@ fn every_precision_trains(
     Ok(())
 }
 
-/// A layer that declares a matrix product, but computes in f32 in every precision.
+/// A layer that claims to compute a matrix product in the dtype of the precision, but returns f32
+/// in every precision.
 struct Stubborn;
 
 impl Visit for Stubborn {
@@ -259,7 +260,7 @@ fn a_precision_that_did_not_run_is_an_error(
     Ok(())
 }
 
-/// A layer in an f32 precision region runs in f32 under every precision with fewer bits.
+/// A layer in an f32 precision region computes in f32, even if the run's precision is a 16-bit one.
 #[rstest]
 #[case(Precision::F16Mixed)]
 #[case(Precision::Bf16Mixed)]
@@ -281,9 +282,9 @@ fn a_region_of_f32_runs_in_f32(#[case] precision: Precision) -> Result<()> {
     Ok(())
 }
 
-/// Allocating a tensor raises the measured peak by the size of the tensor. On the CPU, this is
-/// exact up to the block size of the allocator. On CUDA, other tests allocate memory on the same
-/// device, so a small amount may be missing.
+/// Allocating a tensor raises the measured peak by the size of the tensor, on the CPU up to 4096
+/// bytes more. On CUDA, other tests allocate memory on the same device, so the peak may be up to
+/// 256 MiB higher.
 #[test]
 fn the_meter_counts_tensor_bytes() -> Result<()> {
     let options = (Kind::Float, device());

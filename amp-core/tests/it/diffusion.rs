@@ -28,9 +28,9 @@ fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     (found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// The noise schedules equal those of diffusers. Let ᾱ be the cumulative product of (1 − β).
-/// diffusers rounds ᾱ to f32. In late steps, when little of the image is left, ᾱ is small. The
-/// effect of the rounding is then larger, because the formula divides by ᾱ.
+/// The noise schedules equal those of diffusers, up to the rounding of ᾱ, the cumulative product of
+/// (1 − β), which diffusers stores in f32. The formula of a step divides by ᾱ, so the rounding has
+/// a larger effect in late steps, where ᾱ is small.
 #[rstest]
 #[case::few(0)]
 #[case::many(1)]
@@ -68,8 +68,9 @@ fn the_exact_noise_restores_the_image() -> Result<()> {
     let image = drawn(128.0);
     let image = &image;
     let noise_in = |x: &Tensor, steps: &Tensor| -> Result<Tensor> {
-        // ε = (x − √ᾱ image) / √(1 − ᾱ). `add_noise` returns √ᾱ for an image of ones without noise,
-        // and √(1 − ᾱ) for noise of ones without an image.
+        // The noise is ε = (x − √ᾱ image) / √(1 − ᾱ). `kept` is √ᾱ: what `add_noise` returns for an
+        // image of ones without noise. `of_noise` is √(1 − ᾱ): what it returns for noise of ones
+        // without an image.
         let ones = Tensor::ones(SHAPE, (Kind::Double, Device::Cpu));
         let kept = schedule.add_noise(&ones, &(&ones * 0.0), steps)?;
         let of_noise = schedule.add_noise(&(&ones * 0.0), &ones, steps)?;
@@ -173,7 +174,7 @@ fn files_have_torchvisions_pixels() -> Result<()> {
 fn invalid_arguments_are_refused() -> Result<()> {
     assert!(message(SinusoidalEmbedding::new(7)).contains("dim is 7, but must be even"));
     let waves = SinusoidalEmbedding::new(8)?;
-    assert!(message(waves.max_period(0.0)).contains("max_period 0 is not above 0"));
+    assert!(message(waves.max_period(0.0)).contains("max_period is 0, but must be positive"));
     assert!(message(DdpmSchedule::linear(1, 0.1, 0.2)).contains("at least 2 steps"));
     assert!(message(DdpmSchedule::linear(9, 0.1, 1.0)).contains("between 0 and 1"));
     let schedule = DdpmSchedule::linear(9, 0.1, 0.2)?;

@@ -84,8 +84,8 @@ impl Dataset for Disturbed {
     }
 }
 
-/// If another thread uses random numbers, the loader does not attribute them to the data set. The
-/// batches are therefore still loaded ahead, which is not done for a data set that uses libtorch's
+/// The loader does not mistake another thread's random numbers for those of the data set. It
+/// therefore still loads batches ahead, which it does not do for a data set that uses libtorch's
 /// generator.
 #[test]
 fn draws_of_another_thread_are_not_the_sets() -> Result<()> {

@@ -40,8 +40,8 @@ fn the_shim_lets_no_exception_out() {
         said,
         "libtorch: linalg.vector_norm: Expected a floating point or complex tensor as input. Got Long"
     );
-    // Reading the first error removed the error's text from libtorch, so the next error has its own
-    // text.
+    // libtorch's text of the previous error was cleared when it was read, so this error does not
+    // contain it.
     let bounds = loss::cross_entropy(
         &Tensor::ones([2, 3], (Kind::Float, Device::Cpu)),
         &Tensor::from_slice(&[0_i64, 3]),
@@ -58,8 +58,8 @@ fn an_index_out_of_range_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// An error contains the path of the innermost module that failed. This is already the full path,
-/// so outer modules add nothing to it.
+/// An error contains the path of the innermost module that failed. This path is complete, so the
+/// modules around it add nothing.
 #[test]
 fn the_innermost_path_wins() {
     let inner = Error::config("shapes").at("model.0.norm1");

@@ -198,7 +198,7 @@ fn each_evaluation_has_a_start_and_an_end(
     };
     assert_eq!(seen.val[0].name, format!("{name}_loss"));
     assert!(stage == Stage::Predict || seen.val == values);
-    // An event is unchanged after it was converted to JSON and back.
+    // Converting an event to JSON and back does not change it.
     for event in &events {
         let text = serde_json::to_string(event).expect("an event as JSON");
         assert_eq!(&serde_json::from_str::<Event>(&text).expect("an event"), event);

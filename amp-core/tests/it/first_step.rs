@@ -66,7 +66,7 @@ fn the_first_step_has_the_same_peak_memory(
     Ok(())
 }
 
-/// What a probe is told about a layer: path, operation, planned dtype and actual dtype.
+/// What a probe receives about a layer: path, operation, planned dtype and actual dtype.
 type Row = (String, Op, Kind, Kind);
 
 /// A probe that reads only the dtypes of tensors.
@@ -122,8 +122,8 @@ fn fused_layers_are_reported_one_by_one(
     let _generator = seeded(3);
     let policy = Policy::new(precision, device());
     let layers = demo(0.2)?;
-    // The precision override puts the first ReLU into an FP32 region. Without the override, this
-    // ReLU could be fused with the batch norm before it and the dropout after it.
+    // In an FP32 region, the first ReLU cannot be fused with the batch norm before it and the
+    // dropout after it.
     let islands = has_island.then(|| ("2".to_owned(), Region::Fp32));
     let islands = Rc::new(islands.into_iter().collect());
     place(&layers, policy, &islands)?;

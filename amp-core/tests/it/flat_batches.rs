@@ -57,8 +57,8 @@ impl MapDataset for Growing {
 }
 
 /// A model that reads the mean of each graph's nodes. It finds the nodes of a graph only by their
-/// position in `x`. If `x` contained the nodes of other graphs, the means would be wrong, without
-/// an error.
+/// position in `x`. If a batch were divided and `x` still contained the nodes of all graphs, the
+/// means would be wrong, without an error.
 #[derive(LightningModule)]
 #[batch(Graphs, inputs(x, nodes), target = target)]
 #[forward(|x, nodes: &Tensor| {
@@ -107,8 +107,8 @@ fn the_first_batches_are_whole() -> Result<()> {
     Ok(())
 }
 
-/// Checks that such a data set is refused with `placement = device`, which would select the
-/// examples of a batch from one copy of the whole set.
+/// Checks that a data set with rows of all examples in a shared tensor is refused with
+/// `placement = device`, which would select the batches from one copy of the whole set.
 #[test]
 fn one_copy_of_the_set_is_refused() {
     let mut data = DataModule::new("graphs", set(6), set(2), 2);
@@ -119,8 +119,8 @@ fn one_copy_of_the_set_is_refused() {
     assert!(told.ends_with("choose `auto` or `host`"), "{told}");
 }
 
-/// Checks that such a batch is not divided if it does not fit into memory. The run ends with an
-/// error.
+/// Checks that a batch with rows of all examples in a shared tensor is not divided if it does not
+/// fit into memory. The run ends with an error instead.
 #[test]
 fn a_batch_that_does_not_fit_is_not_divided() -> Result<()> {
     let _section = seeded(0);
@@ -144,8 +144,8 @@ fn a_batch_that_does_not_fit_is_not_divided() -> Result<()> {
     Ok(())
 }
 
-/// Returns graphs that all have the same nodes. Their batch contains these nodes only once, so the
-/// batch may be divided.
+/// Returns a batch of graphs that share the same nodes, which it contains only once. Such a batch
+/// may be divided.
 fn alike(graphs: i64) -> Result<Graphs> {
     Ok(Graphs {
         x: Tensor::f_full([9, 1], 2, (Kind::Float, Device::Cpu))?,
@@ -195,7 +195,8 @@ fn common_tensors_may_be_divided(#[case] stacked: bool) -> Result<()> {
     }
     let set = if stacked { Alike.shared() } else { alike(4)?.into() };
     assert!(set.gather(&[0, 1])?.is_divisible() && set.head(2)?.is_divisible());
-    // A shared tensor that is added or replaced later may hold rows of all examples.
+    // After a shared tensor is added or replaced, the batch is not divisible, because the tensor
+    // may hold rows of all examples.
     let all = Tensor::f_ones([2, 1], (Kind::Float, Device::Cpu))?;
     let (mut added, mut replaced) = (set.head(2)?, set.head(2)?);
     added.push("all", &all, FieldRole::Shared)?;

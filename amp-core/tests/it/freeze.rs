@@ -141,8 +141,8 @@ fn a_frozen_parameter_needs_no_optimizer() -> Result<()> {
     Ok(())
 }
 
-/// The summary shows the memory of the last step of the run, because no earlier step needs more. In
-/// the last step, all freezes that end within the run have ended.
+/// The summary shows the memory of the last step of the run, which needs the most: by then, all
+/// freezes that end within the run have ended.
 #[test]
 fn a_summary_shows_the_memory_after_the_last_freeze() -> Result<()> {
     let of = |freeze: &[&str]| -> Result<_> {

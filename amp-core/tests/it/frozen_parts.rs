@@ -1,6 +1,5 @@
-//! Tests of freezing. Layers are frozen inside a checkpointed layer, with a memory budget, and in a
-//! step that overflows. In other tests, a freeze ends only after the run, or one weight has two
-//! names.
+//! Tests of freezing: layers inside a checkpointed layer, a memory budget, a step that overflows, a
+//! freeze that is set to end after the last step, and a weight that two layers share.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -162,9 +161,9 @@ fn the_budget_of_a_later_step_counts_the_optimizer_state() -> Result<()> {
     Ok(())
 }
 
-/// A run counts the parameters that it trains from the start, and the parameters that it trains
-/// later. If a freeze would end only after the run, or the averaging of weights would begin only
-/// after the run, a note reports this. The run has five epochs of four steps.
+/// The record of a run has the number of parameters that are trained from the start, and of those
+/// that are trained later. If a freeze is set to end after the run, or weight averaging is set to
+/// begin after the run, a note reports this. The run has five epochs of four steps.
 #[rstest]
 #[case::reached(&["middle.*=epoch:4"], 4, 1056, &[])]
 #[case::in_the_last_step(&["middle.*=step:19"], 4, 1056, &[])]
@@ -190,8 +189,8 @@ fn a_time_that_the_run_does_not_reach_is_noted(
     let notes: Vec<&String> = record.notes.iter().filter(of_times).collect();
     assert_eq!(notes.len(), expected.len(), "{notes:?}");
     assert!(notes.iter().zip(expected).all(|(note, says)| note.starts_with(says)), "{notes:?}");
-    // As a part of a planned run of six epochs, the same run gives no note, because the planned run
-    // reaches these times.
+    // `plan` declares that this run is the first part of a run of six epochs, which reaches these
+    // times. There is no note.
     let trial = config.with(|config| {
         let (max_epochs, estimated_stepping_batches) = (6, 24);
         config.optimization.plan = Some(TrainingPlan { max_epochs, estimated_stepping_batches });
@@ -219,7 +218,7 @@ fn a_skip_is_explained_with_frozen_layers(
     Ok(())
 }
 
-/// A module that visits one weight under two names. The visit under the second name may be in a
+/// A module that reports one layer under two names. Under the second name, the layer may be in a
 /// precision region.
 struct Tied {
     layer: Linear,

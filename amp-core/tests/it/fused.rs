@@ -80,10 +80,10 @@ fn fused_layers_equal_separate_layers(
     let exact = if p > 0.0 { cut * factors(p, shape, 5)? } else { cut };
     (&exact * wide(&incoming)).sum(Kind::Double).backward();
 
-    // The gradients of a batch of two examples are not compared. Batch norm maps each column to two
-    // opposite numbers, so that the gradients cancel almost completely. A gradient is rounded to
-    // its own dtype, and the values that are added up in it were rounded to the dtype of the
-    // computation. The bound is therefore twice the larger of the two roundings.
+    // For a batch of two examples, gradients are not compared: batch norm maps each column to +1
+    // and -1, so the terms of a gradient cancel almost completely. Each term is rounded to the
+    // dtype of the computation, and the gradient to its own dtype. The bound is twice the larger of
+    // the two rounding errors.
     let close = |name: &str, seen: &Tensor, exact: &Tensor, kind: Kind| {
         let bound = 2.0 * rounding(kind).max(rounding(compute));
         let off = relative(seen, exact);
@@ -106,9 +106,9 @@ fn fused_layers_equal_separate_layers(
     Ok(())
 }
 
-/// The backward pass of a norm also computes the gradient of the bias in the preceding layer, as
-/// the sum of the gradient of the norm's input. If another operation also uses the output of that
-/// layer, the gradient of the bias includes the gradient of this operation.
+/// The backward pass of a norm also computes the gradient of the bias of the layer before it, by
+/// summing the gradient of the norm's input. If another operation also reads the output of that
+/// layer, the gradient of the bias must include the gradient from this operation.
 #[rstest]
 fn a_bias_before_a_norm_has_the_whole_gradient(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
@@ -124,8 +124,8 @@ fn a_bias_before_a_norm_has_the_whole_gradient(
     let cx = Context::new(policy, true);
     let _region = policy.autocast()?;
     let between = linear.forward(&input, &cx)?;
-    // This operation runs before the norm. In the backward pass it therefore runs after the norm,
-    // and adds its gradient to the gradient of the norm's input.
+    // This operation runs before the norm, so its backward pass runs after the norm's. Its gradient
+    // arrives only after the norm's kernel has summed the gradient of the bias.
     let other = around.then(|| (&between * &incoming).sum(Kind::Float));
     let own_loss = (norm.forward(&between, &cx)? * &incoming).sum(Kind::Float);
     let loss = other.map_or_else(|| own_loss.shallow_clone(), |other| other + &own_loss);

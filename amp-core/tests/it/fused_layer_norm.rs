@@ -20,8 +20,8 @@ use crate::support::{
 };
 
 /// The results of a layer norm equal those in f64, for the norm alone and for the norm followed by
-/// GELU and dropout. In some cases, a single vector load covers a row. In others, a row is longer
-/// than what a block processes at once, or there are more rows than one kernel launch sums for
+/// GELU and dropout. The shapes have rows of 4 elements (one vector load), rows that are longer
+/// than a block processes at once, and more rows than one kernel launch sums for the gradients of
 /// weight and bias.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
@@ -83,10 +83,10 @@ fn a_norm_with_gelu_and_dropout_equals_f64(
     Ok(())
 }
 
-/// Without dropout, the results of a transformer layer in f32 and f64 on CUDA equal those in f64 on
-/// the CPU. The layer contains two sums of a residual and a dropout, each followed by a norm, and a
-/// dropout after ReLU. With the same random numbers, fused layers and separate layers agree up to
-/// rounding. In f32 and f64, they agree bit for bit if the width is not a multiple of 128.
+/// The layer is a transformer encoder layer: two sums of a residual and a dropout, each followed by
+/// a norm, and a dropout after ReLU. Without dropout, its results in f32 and f64 on CUDA equal
+/// those in f64 on the CPU. With the same random numbers, fused layers agree with separate layers
+/// up to rounding. In f32 and f64, they agree bit for bit if the width is not a multiple of 128.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_norm_with_residual_and_dropout_equals_f64(
@@ -99,8 +99,8 @@ fn a_norm_with_residual_and_dropout_equals_f64(
         Precision::Bf16True
     )]
     precision: Precision,
-    // The last three cases use kernels that process whole rows and sum the gradients of biases in
-    // another order.
+    // The last three shapes, whose width is a multiple of 128, use kernels that process whole rows
+    // and sum the gradients of biases in another order.
     #[values([6, 1, 16], [9, 13, 24], [5, 7, 128], [43, 3, 256], [300, 3, 256])] shape: [i64; 3],
     #[values(0.2, 0.0)] dropout: f64,
 ) -> Result<()> {
@@ -156,9 +156,9 @@ fn a_norm_with_residual_and_dropout_equals_f64(
 }
 
 /// If a linear layer follows a norm, the norm writes its output in 16 bits and receives its
-/// gradient in 16 bits. The result has the same bits as with a separate cast, even if the linear
-/// layer reads a view of the norm's output. If the output is modified or detached before the linear
-/// layer reads it, the linear layer casts it.
+/// gradient in 16 bits. The results have the same bits as with a separate cast (`with_a_cast`),
+/// even if the linear layer reads a view of the norm's output. If the output is modified or
+/// detached first, the linear layer casts it itself.
 #[rstest]
 #[case::as_it_is(|x: &Tensor| x.shallow_clone(), |x: &Tensor| x * 1.0)]
 #[case::a_view(|x: &Tensor| x.unsqueeze(1).squeeze_dim(1), |x: &Tensor| x * 1.0)]
@@ -221,7 +221,8 @@ fn numbers_of_columns_without_a_kernel_are_libtorchs() -> Result<()> {
     Ok(())
 }
 
-/// A norm alone has second derivatives, as in PyTorch. Only the fused operations have none.
+/// A norm alone has second derivatives, as in PyTorch. A norm that is fused with GELU has none:
+/// requesting them is an error on CUDA.
 #[test]
 fn a_norm_by_itself_has_second_derivatives() -> Result<()> {
     let _generator = seeded(18);

@@ -50,11 +50,11 @@ fn layers(shape: [i64; 2], bias: bool, behind: Behind, p: f64) -> Result<Sequent
     Ok(Sequential::new(layers))
 }
 
-/// The results of a linear layer that is fused with its activation and dropout equal those in f64,
-/// and so do the results of the separate layers. The separate layers may use another kernel for the
-/// matrix product, which adds in another order. In some cases, there are more rows than one kernel
-/// launch sums for the bias, or no vector load fits the number of columns. In one case, there are
-/// so many elements that the kernel with vector loads of 16 bytes computes the sum for the bias.
+/// The results of a linear layer with its activation and dropout equal those in f64, both fused and
+/// as separate layers. The separate layers may use another matrix product, which sums in another
+/// order. For the sum of the bias's gradient, the cases have more rows than one kernel launch sums,
+/// a number of columns that is no multiple of the vector loads, and so many elements that another
+/// kernel, with vector loads of 16 bytes, computes the sum.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn activation_and_dropout_go_along(

@@ -18,8 +18,8 @@ use crate::support::{
 
 const ACTIVATIONS: [Activation; 3] = [Activation::Relu, Activation::Gelu, Activation::GeluTanh];
 
-/// A block of two residuals, one after the other. In the backward pass, the kernel of the second
-/// residual also computes the gradient of the first residual.
+/// A block with two residual connections, one after the other. In the backward pass, the kernel of
+/// the second one also computes the gradient that the first one needs.
 #[derive(Module)]
 #[forward(|x| {
     let x = self.norm1.residual(x, inner, cx)?;
@@ -42,10 +42,9 @@ struct Block {
     outer: Linear,
 }
 
-/// The results of fused and of separate layers equal those in f64. In some cases there are few
-/// rows, or more rows than the blocks of a kernel sum at once. The number of columns is at most the
-/// largest number that the kernels support, or exceeds it. In one case there are so many elements
-/// that several kernel launches sum the gradient of a bias.
+/// The results of fused and of separate layers equal those in f64. The shapes have few rows, more
+/// rows than the blocks of a kernel sum at once, more columns than the kernels support, and so many
+/// elements that several kernel launches sum the gradient of a bias.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn residuals_and_activations_equal_f64(
@@ -98,9 +97,8 @@ fn residuals_and_activations_equal_f64(
     Ok(())
 }
 
-/// A residual around a norm and a linear layer. If `narrow` is true, `residual_of_products`
-/// computes the residual. In `residual_of_products`, the norm may write its output in the dtype of
-/// the autocast region.
+/// Computes x + layer(norm(x)). If `narrow` is true, by `residual_of_products`, in which the norm
+/// may write its output in the autocast dtype instead of f32.
 #[derive(Module)]
 #[forward(|x| match self.narrow {
     true => self.norm.residual_of_products(x, layer, cx),
@@ -184,8 +182,8 @@ fn a_residual_has_second_derivatives() -> Result<()> {
 }
 
 /// If one matrix product computes queries, keys and values, the gradients equal those in f64. One
-/// kernel joins the three gradients and sums them for the bias. The cases have few positions, and
-/// more positions than one block of the kernel sums.
+/// kernel concatenates the gradients of the three and sums them for the bias. The cases have few
+/// positions, and more positions than one block of the kernel sums.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_of_heads_equal_f64(

@@ -1,7 +1,7 @@
 //! Tests of training runs of models whose layers have kernels of this project on CUDA
 //! (`AMP_DEVICE=cuda`). A run with CUDA graphs, a run with checkpointed blocks, and a run that is
-//! resumed from a checkpoint have the same bits as the plain run. On other devices, the layers run
-//! one by one.
+//! resumed from a checkpoint have the same bits as a run without any of these. On other devices,
+//! the layers run one by one.
 
 use std::{
     cell::Cell,

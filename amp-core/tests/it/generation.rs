@@ -44,8 +44,8 @@ struct Gpt2 {
     h: TransformerEncoder,
 }
 
-/// Returns the model whose outputs were recorded from transformers. Its weights come from the same
-/// number generator as in the recording. The weights of its norms are around 1.
+/// Returns the model whose outputs were recorded from transformers. Its weights are drawn from the
+/// same pseudorandom sequence as in the recording. 1 is added to the weights of its norms.
 fn gpt2(policy: Policy) -> Result<Gpt2> {
     let (model, mut generator) = (Gpt2::builder().build()?, Lcg(8));
     place(&model, policy, &BTreeMap::new())?;
@@ -152,7 +152,7 @@ fn tokens_are_chosen_by_their_probabilities() -> Result<()> {
         for (token, p) in (0..).zip(probabilities) {
             let share = tokens.eq(token as i64).sum(Kind::Double).double_value(&[]) / count;
             let error = 5.0 * (p * (1.0_f64 - p) / count).sqrt();
-            assert!((share - p).abs() <= error, "{sampling:?}: token {token} {share}, not {p}");
+            assert!((share - p).abs() <= error, "{sampling:?}: share {share} of {token}, not {p}");
         }
     }
     let sampling = Sampling::at(1.0);
@@ -175,7 +175,7 @@ fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     };
     let found = run(20, true, &prompt)?;
     assert_eq!(found, run(20, false, &prompt)?);
-    // The next token depends only on the last eight tokens, which are the context.
+    // Each next token depends only on the eight tokens before it, which fill the context.
     for start in 0..=16 {
         let window = found.narrow(1, start, 8);
         let next = run(1, false, &window)?.narrow(1, 8, 1);
@@ -185,7 +185,8 @@ fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     Ok(())
 }
 
-/// A model with a mistake: it counts positions from 0 and does not use the KV cache.
+/// A model with a mistake: it counts positions from 0 in every forward pass and does not use the KV
+/// cache.
 #[derive(Module)]
 #[forward(|ids| {
     let places = Tensor::f_arange(ids.size()[1], (Kind::Int64, ids.device()))?;

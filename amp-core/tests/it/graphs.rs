@@ -28,8 +28,7 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// A model that returns a given `step_access`. The step access decides whether the model's steps
-/// can be CUDA graphs.
+/// A model with the given step access, which decides whether the model's steps can be CUDA graphs.
 struct Free {
     model: Model,
     access: StepAccess,
@@ -157,7 +156,8 @@ fn lion(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Lion::default())
 }
 
-/// Returns a centered RMSprop whose schedule changes the momentum together with the learning rate.
+/// Returns an RMSprop with `centered = true`, whose schedule changes the momentum together with the
+/// learning rate.
 fn centered(plan: &TrainingPlan) -> OptimizerConfig {
     let total_steps = plan.estimated_stepping_batches;
     let schedule = OneCycle { max_lr: 1e-3, total_steps, ..Default::default() };
@@ -326,8 +326,8 @@ fn a_callback_gets_the_access_it_asks_for(
     let (graphed, outcome) = run(Graph::On)?;
     assert_eq!(eager[..], graphed[..eager.len()]);
     assert!(outcome.record.end.replayed > 20);
-    // A deferred callback may be called only after later steps have started. The run therefore
-    // stops later than the callback asks.
+    // A deferred callback may be called a few steps late, so the run stops later than the callback
+    // asks.
     let steps = outcome.record.end.global_step;
     match access {
         StepAccess::PerStep => assert_eq!(steps, stopped),

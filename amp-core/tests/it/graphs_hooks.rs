@@ -67,9 +67,9 @@ fn a_hook_gets_each_steps_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
     sees_the_same(|| Each::builder().build(), |model| std::mem::take(&mut model.seen), window)
 }
 
-/// Asserts that the hook gets the same values with CUDA graphs as without, although with CUDA
-/// graphs several steps may run before the hook is called. The logged values must also be the same,
-/// even if some steps overflow.
+/// Asserts that the hook gets the same values with CUDA graphs as without, although several CUDA
+/// graphs may start before the hook is called. The logged values must also be the same. Some steps
+/// overflow.
 fn sees_the_same<M: LightningModule>(
     new: impl Fn() -> Result<M>,
     seen: impl Fn(&mut M) -> Vec<String>,

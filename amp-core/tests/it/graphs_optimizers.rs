@@ -76,10 +76,10 @@ impl Module for Late {
     }
 }
 
-/// When the training step is first captured as a CUDA graph, a parameter may have no gradient. The
-/// first update of this parameter then runs after the CUDA graph, or without a CUDA graph in the
-/// smaller last batch of an epoch. From then on, the CUDA graph can contain updates with damped
-/// momentum. A gradient that the CUDA graph does not compute counts as missing.
+/// A parameter may have no gradient while the training step is captured as a CUDA graph. Its first
+/// update then runs after the CUDA graph, or in the smaller last batch of an epoch, which runs
+/// without a CUDA graph. Only after this update can the CUDA graph contain the optimizer with
+/// dampening. A gradient that the CUDA graph does not compute counts as missing.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_parameter_may_get_its_first_gradient_after_the_capture(

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A CUDA graph can update optimizer state that has fewer bits than f32. State in bf16 is rounded
-/// with random numbers, which are different each time the CUDA graph is replayed.
+/// stochastically, with other random numbers in each replay of the CUDA graph.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_updates_state_in_fewer_bits(

@@ -1,5 +1,6 @@
-//! Tests that a hook can change a number that is not in a tensor, and that the next step uses the
-//! new number, even if steps run as CUDA graphs (`AMP_DEVICE=cuda`).
+//! Tests that a hook can change a number that the loss reads, such as a weight of the loss, and
+//! that the next step uses the new number. This must hold even if the number is not in a tensor and
+//! steps run as CUDA graphs (`AMP_DEVICE=cuda`).
 
 use amp_core::{
     event::Event,
@@ -41,9 +42,9 @@ impl WarmedUp {
     }
 }
 
-/// A model with the same loss as `WarmedUp`. Here the method `weighted` computes the loss. The hook
-/// changes `beta` and is marked `late`, which allows the trainer to call the hook some steps later.
-/// But each step reads `beta`, so the trainer must call the hook after each step.
+/// A model like `WarmedUp`, whose loss is computed by a method. The hook is marked `late`, which
+/// lets the trainer call a hook some steps later. As each step reads `beta`, which the hook
+/// changes, the trainer must nevertheless call it after each step.
 #[derive(LightningModule)]
 #[loss(with = |output, target| self.weighted(output, target))]
 #[log(train_loss(on_epoch))]

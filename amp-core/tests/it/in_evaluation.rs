@@ -11,8 +11,8 @@ use amp_core::{
 
 use crate::support::{bits::values, message, seeded};
 
-/// A student that learns the logits of a frozen teacher. The teacher has batch statistics and drops
-/// half of its features in training.
+/// A student that learns the logits of a frozen teacher. The teacher has a batch norm and a
+/// dropout, which behave differently in training and in evaluation.
 #[derive(LightningModule)]
 #[forward(|x| -> Result<(Tensor, Tensor)> {
     let wise = tch::no_grad(|| cx.in_evaluation(|| teacher(x)))?;

@@ -83,8 +83,8 @@ fn values_equal_torchs() -> Result<()> {
     Ok(())
 }
 
-/// For any dtype and device, the initial values are random f32 numbers that are generated on the
-/// CPU and then rounded to the dtype of the tensor.
+/// The initial values of a tensor of any dtype and device are f32 random numbers that are generated
+/// on the CPU and then rounded to the dtype of the tensor.
 #[rstest]
 fn values_do_not_depend_on_dtype_and_device(
     #[values(Kind::Half, Kind::BFloat16, Kind::Double)] kind: Kind,
@@ -133,7 +133,7 @@ fn invalid_initializers_are_refused() {
     let truncated = |mean, std, a, b| Init::TruncNormal { mean, std, a, b };
     refused(truncated(0.0, -1.0, -2.0, 2.0), &[4], "std must be above 0");
     refused(truncated(0.0, 1.0, 2.0, -2.0), &[4], "a below b");
-    refused(truncated(9.0, 1.0, -2.0, 2.0), &[4], "more than 2 std outside [a, b]");
+    refused(truncated(9.0, 1.0, -2.0, 2.0), &[4], "more than 2 standard deviations outside [a, b]");
 }
 
 /// A model whose layers have initializers other than the default.

@@ -1,5 +1,5 @@
-//! Tests that layers offer their intermediate tensors, and each use of a weight, to an observer. If
-//! the observer rounds these tensors to 16 bits, the layers compute the same as in a 16-bit
+//! Tests that layers show their intermediate tensors, and each use of a weight, to an observer. If
+//! the observer rounds these tensors to 16 bits, the layers compute nearly the same as in a 16-bit
 //! precision.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
@@ -45,7 +45,7 @@ impl Probe for Names {
     }
 }
 
-/// Replaces each intermediate tensor by an equal one, and records the names.
+/// Replaces each intermediate tensor by a copy with the same values, and records the names.
 #[derive(Default)]
 struct Equal(RefCell<Vec<String>>);
 
@@ -92,9 +92,9 @@ fn lp_pool() -> Result<Box<dyn Module>> {
     Ok(Box::new(LpPool1d::new(LpPool1dConfig::new(3.0, 2))?))
 }
 
-/// Layers offer their intermediate tensors to an observer under fixed names, with the dtypes of the
-/// precision. If the observer replaces a tensor by an equal one, neither the output nor the
-/// gradient changes.
+/// Layers show their intermediate tensors to an observer under fixed names, with the dtypes of the
+/// precision. If the observer replaces a tensor by a copy with the same values, neither the output
+/// nor the gradient changes.
 #[rstest]
 #[case::swiglu(encoder(), &["0/gate"])]
 #[case::rotary(attention(), &["0/before rotation", "0/before rotation"])]
@@ -144,7 +144,7 @@ impl Module for Own {
     }
 }
 
-/// `causal_attention` offers its intermediate tensors to an observer. It then computes the same
+/// `causal_attention` shows its intermediate tensors to an observer. It then computes the same
 /// values and gradients as the fused kernel.
 #[test]
 fn causal_attention_offers_its_intermediate_tensors() -> Result<()> {
@@ -166,11 +166,11 @@ fn causal_attention_offers_its_intermediate_tensors() -> Result<()> {
     Ok(())
 }
 
-/// An f32 layer whose tensors an observer rounds to bf16 is compared with a bf16 layer, element by
-/// element. Fewer than a third as many elements differ as without the observer. `least` gives the
-/// share of elements that must differ without the observer, for the output and for the gradient.
-/// (`None` means that the output or the gradient is not compared.) libtorch computes the
-/// derivatives of tanh and sigmoid from the rounded output.
+/// Compares an f32 layer, whose tensors an observer rounds to bf16, with a bf16 layer, by the
+/// fraction of elements that differ. This fraction is less than a third of the fraction without the
+/// observer. `least` is a lower limit of the latter, for the output and for the gradient. `None`
+/// means that the output or the gradient is not compared. libtorch computes the derivatives of tanh
+/// and sigmoid from the rounded output.
 #[rstest]
 #[case::response_norm(response_norm(), [Some(0.1), None])]
 #[case::softsign(Ok(Box::new(Softsign) as Box<dyn Module>), [Some(0.1), None])]
@@ -208,9 +208,9 @@ fn rounded_layers_are_those_of_16_bits(
 
 /// In mixed precision, autocast casts a weight only once. If a forward pass uses a linear layer
 /// forty times, the forty gradients of the weight are therefore added up in 16 bits. An f32 layer
-/// whose tensors an observer rounds to bf16 adds them up in 16 bits too. The difference between the
-/// gradients of these two layers is less than half the difference between mixed precision and f32
-/// without the observer.
+/// whose tensors an observer rounds to bf16 adds them up in 16 bits too. This brings its gradients
+/// closer to those in mixed precision: the difference is less than half of the difference without
+/// the observer.
 #[test]
 fn the_gradients_of_several_uses_are_added_up_in_16_bits() -> Result<()> {
     let _generator = seeded(0);
@@ -235,7 +235,7 @@ fn the_gradients_of_several_uses_are_added_up_in_16_bits() -> Result<()> {
     let exact = run(Precision::F32True, &context(Precision::F32True))?;
     let actual = run(Precision::Bf16Mixed, &context(Precision::Bf16Mixed))?;
     for tensor in named_tensors(&layer).iter().map(|(_, tensor, _)| tensor) {
-        // The run with the observer starts from weights that are rounded to bf16.
+        // With the observer, the weights are rounded to bf16 before the forward pass.
         let rounded = tensor.to_kind(Kind::BFloat16);
         amp_core::tch::no_grad(|| tensor.shallow_clone().copy_(&rounded));
     }
@@ -261,8 +261,8 @@ impl Substitute for Doubles {
     }
 }
 
-/// If tensors are replaced, checkpointed modules keep their activations, because the backward pass
-/// would recompute them without the replaced tensors.
+/// If an observer replaces tensors, checkpointed modules keep their activations. The backward pass
+/// would otherwise recompute the activations without the replaced tensors.
 #[test]
 fn tensors_inside_a_checkpointed_module_are_substituted() -> Result<()> {
     let _generator = seeded(0);

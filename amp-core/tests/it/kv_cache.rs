@@ -90,9 +90,9 @@ fn ids(policy: Policy) -> Tensor {
     Tensor::randint(40, [ROWS, LENGTH], (Kind::Int64, Device::Cpu)).to_device(policy.device)
 }
 
-/// Returns two outputs for the same sequence. The first is the output of one forward pass over the
-/// whole sequence. The second joins the outputs of several forward passes. For each number in
-/// `parts`, one pass reads this number of tokens.
+/// Returns two outputs for the same sequence: the output of one forward pass over the whole
+/// sequence, and the joined outputs of several forward passes. `parts` contains the number of
+/// tokens of each of these passes.
 fn both<M>(model: &M, policy: Policy, parts: &[i64], room: i64) -> Result<[Tensor; 2]>
 where
     M: Forward<Input = (&'static Tensor,), Output = Tensor>,
@@ -276,7 +276,7 @@ fn a_failed_first_pass_leaves_the_cache_empty() -> Result<()> {
     Ok(())
 }
 
-/// If an input would silently give wrong results with a KV cache, it is refused.
+/// An input that would silently give wrong results with a KV cache is refused.
 #[test]
 fn what_a_cache_cannot_hold_is_refused() -> Result<()> {
     let _generator = seeded(8);

@@ -1,4 +1,5 @@
-//! Tests of metrics of labels 0 and 1: several labels per example, and ignored labels.
+//! Tests of binary metrics, whose labels are 0 or 1: examples with several labels (multilabel), and
+//! ignored labels.
 
 use amp_core::{
     Result,
@@ -13,8 +14,9 @@ fn values(value: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(value.reshape([-1])).expect("numbers")
 }
 
-/// If each example has several labels, each label has its own area under the curve. The areas are
-/// averaged only if the user says how. If each example has a single label, there is only one area.
+/// `Auroc` and `AveragePrecision` refuse examples with several labels, because each label has its
+/// own area under the curve. With `Average::Micro`, `Auroc` computes one area from all labels. If
+/// each example has a single label, `average` has no effect.
 #[rstest]
 fn curves_of_several_labels_are_not_joined_in_silence(
     #[values(None, Some(7))] thresholds: Option<i64>,
@@ -36,7 +38,8 @@ fn curves_of_several_labels_are_not_joined_in_silence(
     Ok(())
 }
 
-/// The area under the curve of a label without positives is not defined, so averages leave it out.
+/// For a label without positive examples, the area under the ROC curve is NaN. The average over
+/// labels leaves it out.
 #[rstest]
 fn a_label_without_positives_is_left_out(
     #[values(None, Some(7))] thresholds: Option<i64>,

@@ -40,7 +40,8 @@ fn config(precision: Precision, averaging: Option<Averaging>) -> TrainerConfig {
     })
 }
 
-/// Returns equal batches of two examples. The inputs of the `bad` batch are infinite.
+/// Returns `batches` batches of two examples. All examples are equal, but the inputs of the batch
+/// with the index `bad` are infinite.
 fn data(batches: i64, bad: Option<i64>) -> Result<DataModule> {
     let examples = constant(2 * batches, 4, 0.5)?;
     if let Some(bad) = bad {
@@ -50,8 +51,8 @@ fn data(batches: i64, bad: Option<i64>) -> Result<DataModule> {
     Ok(DataModule { val: constant(2, 4, 0.5)?.into(), ..data })
 }
 
-/// A transform that makes the inputs of one batch infinite. `at` is the number of this batch, counted
-/// over all epochs.
+/// A transform that makes the inputs of one batch infinite. `at` is the index of this batch,
+/// counted from 0 over all epochs.
 struct SpoilsOne {
     at: usize,
     read: AtomicUsize,
@@ -95,8 +96,8 @@ fn train(trainer: Trainer<'_>, data: &DataModule) -> Result<(String, RunRecord)>
     Ok((fingerprint(&model), record))
 }
 
-/// If a run restores an earlier state, it also restores the averages of the weights. All examples
-/// are equal, so the run ends like a shorter run without a fault.
+/// When a run restores an earlier state, it also restores the averages of the weights. All examples
+/// are equal, so the run ends with the same weights as a run of 17 steps without infinite inputs.
 #[rstest]
 fn averages_are_restored(
     #[values(Precision::F32True, Precision::Bf16True)] precision: Precision,
@@ -111,8 +112,9 @@ fn averages_are_restored(
     Ok(())
 }
 
-/// A schedule that counts epochs does not go back to an earlier epoch. An epoch has four steps. The
-/// copy of the state is made in the first epoch, and restored in the second one.
+/// If the restored state was copied in an earlier epoch, the learning rate of a schedule with
+/// `Interval::Epoch` does not go back. An epoch has four steps. The state is copied in the first
+/// epoch, and restored in the second one.
 #[test]
 fn a_schedule_of_epochs_does_not_go_back() -> Result<()> {
     let config = config(Precision::F32True, None).with(|config| {
@@ -129,8 +131,8 @@ fn a_schedule_of_epochs_does_not_go_back() -> Result<()> {
     Ok(())
 }
 
-/// A resumed run returns to the same state as a run without interruption, whether the copy was made
-/// before or after the checkpoint.
+/// A run that is resumed from a checkpoint restores the same state as a run without interruption,
+/// whether this state was copied before or after the checkpoint was saved.
 #[rstest]
 fn a_resumed_run_returns_to_the_same_state(
     #[values(Precision::F32True, Precision::Bf16True)] precision: Precision,

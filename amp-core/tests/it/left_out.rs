@@ -1,6 +1,6 @@
-//! Tests of steps that consist of several batches (accumulation) or micro-batches. The gradient and
-//! the logged values of such a step equal those of one large batch, even if some targets are
-//! ignored.
+//! Tests of steps that accumulate several batches, or that split a batch into micro-batches. The
+//! gradient and the logged values of such a step equal those of one large batch, even if some
+//! targets are ignored.
 
 use amp_core::{Trainer, TrainerConfig, event::Event, nn, prelude::*, record::RunRecord};
 use rstest::rstest;
@@ -41,8 +41,8 @@ struct OfWeightedClasses {
     head: Linear,
 }
 
-/// Returns twelve examples. The targets of the first four examples are all ignored. Of the
-/// remaining targets, some are ignored.
+/// Returns twelve examples. All targets of the first four examples are ignored, and some targets of
+/// the remaining examples.
 fn examples() -> Result<Batch> {
     let _section = seeded(11);
     let input = Tensor::f_randn([12, 4], (Kind::Float, Device::Cpu))?;
@@ -58,7 +58,7 @@ fn config(window: i64) -> TrainerConfig {
     })
 }
 
-/// What a run over the twelve examples produced.
+/// The results of a run over the twelve examples.
 struct Ran {
     weights: Vec<f64>,
     record: RunRecord,
@@ -170,7 +170,7 @@ fn in_steps(precision: Precision, all: bool, advances: bool) -> Result<(Ran, Opt
 }
 
 /// A step whose targets are all ignored changes neither the weights nor the loss scale nor the
-/// growth tracker, because nothing has overflowed. A note names the step.
+/// growth tracker. A note names the step.
 #[rstest]
 fn a_step_without_targets_changes_nothing(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,

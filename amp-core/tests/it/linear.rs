@@ -68,8 +68,8 @@ fn gradients_of_weights_are_f32_sums_on_cuda(
 }
 
 /// If a layer computes in the dtype of its parameters, each gradient is summed in f32 or f64 and
-/// then rounded once. This also holds if there are more rows than one block of the kernel sums for
-/// the bias. The rounding errors of a sum of n terms grow with √n.
+/// then rounded once. This also holds for so many rows that several blocks of a CUDA kernel sum the
+/// gradient of the bias. The rounding errors of a sum of n terms grow with √n.
 #[rstest]
 fn gradients_are_rounded_once(
     #[values(
@@ -114,8 +114,8 @@ fn gradients_are_rounded_once(
     Ok(())
 }
 
-/// A layer has second derivatives. The gradient of |d/dx sum((x·Wᵀ + b)²)|² with respect to W
-/// equals that of autograd in f64 on the CPU, computed with libtorch's operations.
+/// The second derivatives of a linear layer are correct. The gradient of |d/dx sum((x·Wᵀ + b)²)|²
+/// with respect to W equals the gradient that libtorch's operations give in f64 on the CPU.
 #[rstest]
 #[case(Precision::F32True, 1e-5)]
 #[case(Precision::Bf16Mixed, 0.02)]
@@ -145,8 +145,9 @@ fn a_layer_has_second_derivatives(#[case] precision: Precision, #[case] bound: f
     Ok(())
 }
 
-/// If a backward kernel has no second derivative, requesting a second derivative returns an error
-/// and not a constant.
+/// If a backward kernel cannot be differentiated, a request for a second derivative returns an
+/// error. A gradient without an autograd graph would be treated as a constant, and the second
+/// derivative would be wrong.
 #[test]
 fn a_kernel_without_a_second_derivative_returns_an_error() -> Result<()> {
     let _generator = seeded(9);
@@ -166,9 +167,9 @@ fn a_kernel_without_a_second_derivative_returns_an_error() -> Result<()> {
     Ok(())
 }
 
-/// When an autocast region starts, it casts all weights at once that the previous region has used.
-/// The results equal those of a new model with the same weights. Each cast weight therefore has the
-/// current value of the weight.
+/// When an autocast region starts, it casts all weights that the previous region used, in one
+/// operation. Outputs and gradients equal those of a new model with the same weights. This shows
+/// that weights that have changed since the previous region are cast again.
 #[rstest]
 fn a_region_casts_the_weights_of_the_previous_region_together(
     #[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,

@@ -38,8 +38,8 @@ impl Layer {
         }
     }
 
-    /// Returns tensors with the same values that require gradients. The weights have the dtype
-    /// `storage`, and the input has the dtype `kind`.
+    /// Returns a copy whose tensors require gradients. The parameters have the dtype `storage`, and
+    /// the input has the dtype `kind`.
     fn leaves(&self, kind: Kind, storage: Kind) -> Self {
         let leaf = |tensor: &Tensor, kind| {
             tensor.copy().to_kind(kind).to(device()).set_requires_grad(true)
@@ -99,15 +99,17 @@ fn assert_close(seen: &[Tensor], exact: &[Tensor], bounds: [f64; 3]) {
 /// The largest absolute value that a logit, or the log-sum-exp of a row of logits, may have.
 const LARGEST_LOGIT: f64 = 64.0;
 
-/// The loss and the gradients equal those in f64. The bounds are derived as follows:
+/// The loss and the gradients equal those in f64 within bounds, relative to the largest gradient.
+/// The bounds are derived as follows:
 ///
 /// - The gradient of the logits is rounded once to the dtype of the logits. The gradient of the
 ///   input is rounded once more.
-/// - In f32 and f64, the logits are below 64. The relative error of their exponentials is therefore
-///   64 times that of a rounding.
+/// - In f32 and f64, the rounding error of a logit below 64 is at most 64 times that of 1. The
+///   exponential of the logit has this error as its relative error, so the bounds are 64 roundings.
 /// - With the z-loss, the gradient of a logit is (1 + 2·z·lse)·p − y. Here lse is the logarithm of
-///   the sum of exponentials, p the probability and y the target. The factor 1 + 2·z·lse also
-///   multiplies an error of p. The largest gradient is about max(1, 2·z·lse).
+///   the sum of exponentials, p the probability and y the target. This factor also multiplies an
+///   error of p. The test divides the error by the largest gradient, which is about max(1,
+///   2·z·lse).
 #[rstest]
 #[case(Kind::Double, Precision::F64True, 2.0_f64.powi(-46))]
 #[case(Kind::Float, Precision::F32True, 2.0_f64.powi(-17))]
@@ -148,8 +150,8 @@ fn loss_and_gradients_equal_f64(
     Ok(())
 }
 
-/// With a loss scale of 1, the gradients of the mean loss with respect to f16 logits are far below
-/// 6e-5, the smallest normal f16 number. The accuracy must not depend on the loss scale. The
+/// The accuracy in f16 must not depend on the loss scale. With a loss scale of 1, the gradients of
+/// the mean loss with respect to f16 logits are far below 6e-5, the smallest normal f16 number. The
 /// forward pass therefore computes the f16 gradients of the sum of the losses, and the backward
 /// pass multiplies only f32 sums by the loss scale.
 #[rstest]
@@ -259,8 +261,8 @@ fn frozen_tensors_get_no_gradient(#[values(0, 1, 2)] frozen: usize) -> Result<()
     Ok(())
 }
 
-/// Chunks do not support class weights, target probabilities and 16-bit weights. In these cases all
-/// logits are computed at once.
+/// With class weights, target probabilities or a 16-bit weight of the layer, the loss cannot be
+/// computed in chunks. It is then computed from all logits at once.
 #[rstest]
 fn what_chunks_cannot_do_is_done_at_once() -> Result<()> {
     let _generator = seeded(10);
@@ -297,8 +299,9 @@ fn mistakes_are_errors() -> Result<()> {
     Ok(())
 }
 
-/// A sequence has a class for each of its elements. If the shapes can be read in two ways, the last
-/// dimension contains the classes, unless the option `classes` of the loss says otherwise.
+/// Each element of a sequence is a row with its own target class. If the shapes do not show which
+/// dimension of the logits contains the classes, the last dimension does, unless the option
+/// `classes` of the loss says otherwise.
 #[rstest]
 fn sequences_are_rows() -> Result<()> {
     let _generator = seeded(12);
@@ -323,8 +326,8 @@ fn sequences_are_rows() -> Result<()> {
     Ok(())
 }
 
-/// At the peak of a forward and a backward pass, only the logits of one chunk and the sums of the
-/// gradients exist.
+/// The peak memory of a forward and a backward pass is less than half of what all logits would
+/// need, because only the logits of one chunk exist at a time.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn the_logits_of_all_rows_do_not_exist_together() -> Result<()> {

@@ -80,7 +80,8 @@ fn only_scalars_can_be_logged() {
     assert_eq!(said, "log `activation`: a logged value must be a scalar, but has shape [2]");
 }
 
-/// A metric's value for the epoch is computed from the summed counts.
+/// A metric sums its counts over all batches of an epoch. The value for the epoch is computed from
+/// these sums, and is not a mean of the values of batches.
 #[test]
 fn metrics_add_up_their_counts() -> Result<()> {
     let mut log = Log::default();
@@ -100,7 +101,7 @@ fn an_empty_log_has_no_values() -> Result<()> {
     Ok(())
 }
 
-/// A metric with six values in two rows.
+/// A metric whose value is a 2 × 3 tensor.
 struct Table;
 
 impl Metric for Table {
@@ -113,8 +114,8 @@ impl Metric for Table {
     }
 }
 
-/// If a value has several elements, the name of each element contains its row and then its column,
-/// both counted from 0.
+/// If the value of a metric is a matrix, each element is logged under a name of its own: the name
+/// of the metric, followed by the element's row and column, counted from 0.
 #[test]
 fn several_values_are_named_by_their_index() -> Result<()> {
     let mut log = Log::default();

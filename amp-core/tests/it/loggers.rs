@@ -1,5 +1,4 @@
-//! Tests of the files that loggers write, which are read back, and of the threads that write these
-//! files.
+//! Reads back the files that loggers write, and tests the threads that write these files.
 
 use std::{
     collections::BTreeMap,
@@ -37,8 +36,9 @@ fn json_lines_are_the_events() -> Result<()> {
     Ok(())
 }
 
-/// The CSV file has one row for each value. A value that is logged at the logging interval has a
-/// step. A value of an epoch has a step and an epoch. Numbers are written with all digits.
+/// The CSV file has one row for each value. For a value that is logged every n steps, the column
+/// `epoch` is empty. For a value of an epoch, the columns `epoch` and `step` are filled. Numbers
+/// are written with all digits.
 #[test]
 fn csv_rows_are_the_logged_values() -> Result<()> {
     let folder = folder();
@@ -75,7 +75,7 @@ fn csv_rows_are_the_logged_values() -> Result<()> {
     Ok(())
 }
 
-/// A name or model that contains a comma is one quoted field.
+/// The name of a value or of the model is one quoted field, even if it contains commas.
 #[test]
 fn csv_fields_are_quoted() -> Result<()> {
     let folder = folder();
@@ -175,9 +175,9 @@ impl Sink for Gated {
     }
 }
 
-/// A blocked logger does not delay the run when it sends events. Only at its end, the run waits
-/// until all events are written, each once and in order. If the logger is dropped before the end of
-/// the run, dropping waits too.
+/// A blocked logger does not delay the events of a run. The run waits only at its end, until all
+/// events are written, each once and in order. If the logger is dropped before the end of the run,
+/// dropping waits too.
 #[test]
 fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     let events = run(&mut |_: &Event| Ok(()))?;
@@ -202,7 +202,7 @@ fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     Ok(())
 }
 
-/// A logger that returns an error, or panics, at an event of this kind.
+/// A logger that returns an error, or panics, at each event for which `at` returns true.
 struct Failing {
     at: fn(&Event) -> bool,
     panics: bool,

@@ -120,8 +120,9 @@ fn validations_follow_the_configured_steps(
     Ok(())
 }
 
-/// A step of accumulated batches counts as one step. If a fraction of the epoch ends inside a step
-/// of three batches, validation runs after this step. Ten batches are four steps.
+/// A step over accumulated batches counts as one step. If a validation is due in the middle of a
+/// step, it runs after this step. With three batches per step, an epoch of ten batches has four
+/// steps.
 #[rstest]
 #[case(ValCheckInterval::Fraction(0.5), "......v....V|")]
 #[case(ValCheckInterval::Steps(3), ".........v.|")]
@@ -135,8 +136,9 @@ fn accumulated_batches_are_one_step(
     Ok(())
 }
 
-/// A validation interval of a nanosecond validates after each step. A run ends after the step in
-/// which the maximum time or the maximum number of steps is reached.
+/// A validation interval and the length of a run can be given as times. With an interval of a
+/// nanosecond, a validation runs after each step. A run ends when `max_time` or `max_steps` is
+/// reached.
 #[test]
 fn times_and_steps_end_runs() -> Result<()> {
     let every = ValCheckInterval::Time(Duration::from_nanos(1));
@@ -195,9 +197,9 @@ fn trained_until(step: u64) -> Result<Model> {
 }
 
 /// Early stopping, the saving of the best checkpoint, and the plateau schedule act at each
-/// validation, and not only at the end of the epoch. The loss never falls. The best checkpoint is
-/// therefore that of the first validation, and early stopping with a patience of 2 ends the run at
-/// the third.
+/// validation, also within an epoch. The learning rate is 0, so the loss never falls. The best
+/// checkpoint is therefore that of the first validation. Early stopping has a patience of 2 and
+/// ends the run at the third validation.
 #[test]
 fn callbacks_and_plateau_follow_the_interval() -> Result<()> {
     let _generator = seeded(0);
@@ -289,8 +291,9 @@ fn sanity_steps_leave_no_trace() -> Result<()> {
     Ok(())
 }
 
-/// Three validation sets are read in order. The values of each set are logged under the name of the
-/// set. The first set has no name.
+/// Values of the first validation set are logged under their plain names. To the names of values of
+/// a further set, `/` and the name of this set are appended. Two sets with the same name are
+/// refused.
 #[test]
 fn validation_sets_have_names() -> Result<()> {
     let _generator = seeded(0);
@@ -349,8 +352,8 @@ fn invalid_options_are_refused(#[case] loops: Loops, #[case] says: &str) -> Resu
     Ok(())
 }
 
-/// The options can be parsed from texts on the command line. A parsed interval is formatted as the
-/// same text.
+/// Validation intervals and times are parsed from text, as it is given on the command line. A
+/// parsed interval is displayed as the same text.
 #[test]
 fn options_are_parsed_from_text() -> Result<()> {
     for (text, interval) in [

@@ -37,7 +37,7 @@ fn rare() -> Tensor {
     Tensor::from_slice(&[0.25_f32, 1.0, 8.0])
 }
 
-/// Defines a model with 4 inputs and 3 outputs, and this loss.
+/// Defines a model with 4 inputs and 3 outputs, and the given loss.
 macro_rules! model {
     (@ $build:ident, $name:ident, [$(#[$forward:meta])?], $($loss:tt)*) => {
         #[derive(LightningModule)]

@@ -35,8 +35,8 @@ fn tensor(value: &Value) -> Tensor {
 /// reduction.
 type Reduced = Box<dyn Fn(&[Tensor], Reduction) -> Result<Tensor>>;
 
-/// Wraps a loss of output and target in a function of the type `Reduced`. The function calls
-/// `compute` for the mean and `reduced` for other reductions.
+/// Makes a `Reduced` function of a loss that takes an output and a target. For the mean, the
+/// function calls the loss's method `compute`, and for other reductions its method `reduced`.
 macro_rules! of_two {
     ($loss:expr) => {{
         let loss = $loss;
@@ -189,7 +189,8 @@ fn losses_equal_torchs(
     Ok(())
 }
 
-/// InfoNCE accepts the two towers of a model as one output, and ignores the target.
+/// InfoNCE accepts the outputs of both towers of a model as one stacked tensor, and ignores the
+/// target.
 #[test]
 fn two_towers_are_one_output() -> Result<()> {
     let of = |seed: i64| Tensor::arange(12, (Kind::Double, Device::Cpu)).sin() * seed as f64;
@@ -215,8 +216,8 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// Pairs of shapes that libtorch would broadcast, or that the loss cannot use, are refused. The
-/// error contains both shapes.
+/// An output and a target whose shapes libtorch would broadcast, or whose shapes or dtypes the loss
+/// does not support, are refused. The error contains both shapes.
 #[rstest]
 #[case::cosine(&CosineSimilarity::default(), &[4], &[4], Kind::Float, "both must be vectors, [N, D, …]")]
 #[case::info_nce(&InfoNce::default(), &[4, 3], &[5, 3], Kind::Float, "both must have the same shape")]
@@ -260,7 +261,7 @@ fn options_out_of_range_are_refused(#[case] loss: &dyn Loss, #[case] why: &str) 
     assert!(said.contains(why), "{said}");
 }
 
-/// The weights of elements must have the shape of one example. Other shapes are refused, because
+/// The `pos_weight` of a loss must have the shape of one example. Other shapes are refused, because
 /// libtorch would broadcast them along the wrong dimension.
 #[rstest]
 #[case(&[3], &[4, 3, 3])]
@@ -279,7 +280,8 @@ fn weights_of_elements_need_the_shape_of_an_example(
     assert!(said.contains("the shape of one example, [3, 3]"), "{said}");
 }
 
-/// A variance below zero is refused, and so is a negative class that is not the ignored class.
+/// Two invalid values are refused: a variance below zero (`GaussianNll`), and a negative class
+/// other than the ignored class (`Dice`).
 #[test]
 fn a_variance_below_zero_is_refused() {
     let of = zeros(&[4], Kind::Float);

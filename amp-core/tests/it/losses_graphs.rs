@@ -16,7 +16,7 @@ use rstest::rstest;
 
 use crate::support::{device, message, needs_cuda, seeded};
 
-/// A user-defined loss that reads a number from the device.
+/// A user-defined loss that copies a number from the device to the host.
 #[derive(Debug)]
 struct Read;
 
@@ -90,7 +90,8 @@ fn a_loss_says_why_it_is_outside_of_graphs() -> Result<()> {
 }
 
 /// Returns 48 sequences that are padded to 12 steps. Each sequence has 5 to 12 steps and 0 to 4
-/// labels. Each label is a sound that lasts two steps.
+/// labels. The first steps of the input are two noisy one-hot vectors for each label, and the rest
+/// is noise.
 fn sequences() -> Result<Spoken> {
     let (mut labels, mut lengths) = (Vec::new(), Vec::new());
     for at in 0..48_i64 {
@@ -171,13 +172,13 @@ fn captured_steps_with_ctc_equal_eager_ones(
 #[rstest]
 fn an_invalid_example_ends_the_run(
     #[values(Graph::Off, Graph::Auto)] graph: Graph,
-    #[values("a label is the blank", "a length is not from 0")] says: &str,
+    #[values("reserved for the blank", "a length is not between 0")] says: &str,
 ) -> Result<()> {
     // Makes the last of the first epoch's six batches invalid. This batch is read after a step was
     // captured.
     let spoil = |spoken: &mut Spoken| {
         let _ = match says {
-            "a label is the blank" => spoken.labels.narrow(0, 40, 8).narrow(1, 0, 1).fill_(0),
+            "reserved for the blank" => spoken.labels.narrow(0, 40, 8).narrow(1, 0, 1).fill_(0),
             _ => spoken.lengths.narrow(0, 40, 8).fill_(13),
         };
     };
@@ -186,8 +187,8 @@ fn an_invalid_example_ends_the_run(
     Ok(())
 }
 
-/// With libtorch's CTC loss, steps do not run as CUDA graphs, and one note gives the reason. If the
-/// run requires CUDA graphs, the reason is an error before any step.
+/// With libtorch's CTC loss, steps do not run as CUDA graphs, and one note gives the reason. A run
+/// that requires CUDA graphs ends with this reason before any step.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn libtorchs_ctc_is_refused_before_a_step() -> Result<()> {

@@ -117,9 +117,9 @@ fn one() -> Result<Linear> {
     Ok(layer)
 }
 
-/// A model with two weights. The first weight is updated three times for each update of the second
-/// weight. The gradient of the first weight is the mean of the input, and the gradient of the
-/// second weight is the mean of the target.
+/// A model with two weights, `critic` and `generator`. The critic is updated three times for each
+/// update of the generator. The critic's gradient is the mean of the batch's input, and the
+/// generator's gradient is the mean of the batch's target.
 #[derive(LightningModule)]
 #[manual_step(three_to_one)]
 #[optimizer(sgd, lr = 0.25, params = ["critic.*"])]
@@ -151,9 +151,9 @@ fn columns(input: [f32; 4], target: [f32; 4]) -> Result<DataModule> {
     Ok(DataModule::training("columns", Batch::new(column(input), column(target))?, 1))
 }
 
-/// The user's function decides how many steps each optimizer and its schedule make. The loss scale
-/// is updated once per batch. In the third batch, the generator's gradients overflow after the
-/// critic has made its steps. The generator's step is skipped, and the scale is halved once.
+/// The user's manual step decides how many steps each optimizer and its schedule make. The loss
+/// scale is updated once per batch. In the third batch, the generator's gradient overflows after
+/// the critic's three updates. The generator's update is skipped, and the scale is halved once.
 #[test]
 fn optimizers_step_as_often_as_they_are_called() -> Result<()> {
     let data = columns([1.0; 4], [1.0, 1.0, 3e38, 1.0])?.in_order();

@@ -1,6 +1,6 @@
-//! Tests of data sets that return single examples, which any number of workers read. The batches
-//! must be the same for any number of workers, errors must contain the number of the example, and
-//! threads must end.
+//! Tests of map-style data sets, which return single examples, with any number of workers. The
+//! batches must not depend on the number of workers. An error must contain the index of the
+//! example. Worker threads must end with the epoch.
 
 use std::{
     sync::{
@@ -24,7 +24,7 @@ use tempfile::tempdir;
 
 use crate::support::{bits::values, device, message, seeded};
 
-/// The fault of a data set when one particular example is read.
+/// How the data set fails at the example that is chosen to fail, if at all.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     None,
@@ -82,7 +82,8 @@ fn loader(set: impl Into<SharedDataset>, size: i64, loading: Loading) -> Result<
     Ok(DataLoader::new(&set.into(), size, loading, policy)?.drawing(5))
 }
 
-/// Returns inputs and targets of the batches from `first` on.
+/// Returns inputs and targets of the epoch's batches, beginning with batch `first` (counted from
+/// 0).
 fn batches(loader: &DataLoader, epoch: u64, first: i64) -> Result<Vec<(Vec<f64>, Vec<f64>)>> {
     let read = loader.epoch(epoch, first)?.map(|batch| {
         let batch = Batch::from_any(&batch?)?;
@@ -115,7 +116,7 @@ fn batches_do_not_depend_on_the_workers(
     Ok(())
 }
 
-/// An example's random numbers depend only on seed, epoch and the example's number.
+/// An example's random numbers depend only on the seed, the epoch and the index of the example.
 #[test]
 fn an_examples_draws_depend_on_its_number_alone() -> Result<()> {
     for size in [1, 4, 13] {
@@ -133,7 +134,7 @@ fn an_examples_draws_depend_on_its_number_alone() -> Result<()> {
 }
 
 /// If reading an example fails, the iterator of the epoch returns the batches before this example,
-/// then the error with the number of the example, and then it ends. The next epoch can be read.
+/// then an error with the index of the example, and then it ends. The next epoch can be read.
 #[rstest]
 #[case(Fault::Error, "example 7 of the data set: the record is unreadable")]
 #[case(Fault::Panic, "example 7 of the data set: the dataset panicked: a bug")]

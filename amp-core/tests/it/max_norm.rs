@@ -1,5 +1,5 @@
-//! Tests of embeddings whose vectors have a maximal length, in training, in evaluation and in
-//! skipped steps.
+//! Tests of embeddings with `max_norm`, in training, in evaluation and in skipped steps. If a
+//! vector that is looked up is longer than `max_norm`, the embedding rescales it to this length.
 
 use amp_core::{
     LightningModule, Module, Result, Step, Trainer, TrainerConfig,
@@ -129,8 +129,8 @@ fn limits_are_above_0(#[case] most: f64, #[case] norm_type: f64, #[case] says: &
     assert!(message(EmbeddingBag::new(maxima)).contains("needs the mode Sum or Mean"));
 }
 
-/// A model with an embedding whose vectors have a maximal length. If vectors are long, the matrix
-/// products of the model's head overflow f16.
+/// A model whose embedding has a `max_norm`. If the embedding's vectors are long, the matrix
+/// products of the model's head overflow in f16.
 #[derive(LightningModule)]
 #[training_step(trained, captured)]
 #[validation_step(validated)]
@@ -206,8 +206,8 @@ fn skipped_steps_and_validations_change_no_vector(
     Ok(())
 }
 
-/// Embeddings with a maximal norm refuse master weights. The forward pass changes the table, and
-/// copying the master weights back would undo this change.
+/// Embeddings with a maximal norm refuse master weights: the forward pass rescales vectors in the
+/// table, and copying the master weights back would undo this change.
 #[test]
 fn master_weights_of_limited_vectors_are_refused() {
     let with = |update| {

@@ -1,5 +1,6 @@
-//! Tests of max pooling of 16-bit images in channels_last on CUDA (`AMP_DEVICE=cuda`). The expected
-//! results are libtorch's on the CPU. The windows contain equal values, NaN and infinity.
+//! Tests of max pooling of f16 and bf16 images in channels_last on CUDA (`AMP_DEVICE=cuda`). The
+//! expected results are libtorch's on the CPU. The images contain many equal values, a NaN and an
+//! infinity.
 
 use amp_core::{
     Module, Result,
@@ -20,8 +21,8 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// The outputs have the same bits as libtorch's, and the gradients go to the same elements of the
-/// input.
+/// The outputs equal libtorch's exactly. The gradients equal libtorch's up to rounding, so they go
+/// to the same elements of the input.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn outputs_and_gradients_equal_libtorchs(
@@ -67,8 +68,7 @@ fn outputs_and_gradients_equal_libtorchs(
     Ok(())
 }
 
-/// Runs the backward pass from a given gradient of the output. The values of the output do not
-/// matter.
+/// Runs the backward pass with `incoming` as the gradient of the output.
 trait BackwardWith {
     fn backward_with(&self, incoming: &Tensor) -> Result<()>;
 }

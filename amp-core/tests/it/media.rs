@@ -16,8 +16,9 @@ use rstest::rstest;
 
 use crate::support::{device, message, needs_cuda, seeded};
 
-/// A model that logs its input and its weights at the logging interval. If `always` is true, it
-/// logs in every step. If `never` is true, it logs in no step.
+/// A model that logs its input as an image and its weights as a histogram, at the logging interval.
+/// If `always` is true, it logs them in every training step. If `never` is true, it logs nothing of
+/// this kind.
 #[derive(LightningModule)]
 #[training_step(shown, captured)]
 #[validation_step(looked_at)]
@@ -102,8 +103,8 @@ fn media(events: &[Event]) -> Vec<(u64, &str, &Media)> {
     seen.collect()
 }
 
-/// Images and histograms are logged in every second step, and texts in the first batch of each
-/// validation, but not in validations before training.
+/// Images and histograms are logged in every second step, because this is the logging interval.
+/// Texts are logged in the first batch of each validation, except the sanity validation.
 #[test]
 fn media_come_at_the_logging_interval() -> Result<()> {
     let (events, ..) = run((false, false), config(Device::Cpu, Graph::Off), None)?;
@@ -222,8 +223,8 @@ fn a_histogram_counts_each_value() -> Result<()> {
     Ok(())
 }
 
-/// Logging images or texts needs the host. Steps that log them run without the CUDA graph and give
-/// the same results.
+/// A step that logs an image or a text needs the host, so it runs without the CUDA graph. The
+/// results are the same.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_leaves_logged_steps_out() -> Result<()> {

@@ -48,9 +48,9 @@ fn elements_count_in_their_dtypes_size() -> Result<()> {
     Ok(())
 }
 
-/// The memory meter does not count the workspaces that cuBLAS allocates for the first products of a
-/// thread. The first training step of a thread therefore uses as much memory as the same step
-/// later.
+/// cuBLAS allocates workspaces when a thread computes its first matrix products. The memory meter
+/// does not count them, so it measures the same peak for the first step of a thread as for later
+/// steps.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn the_workspaces_of_cublas_do_not_count() -> Result<()> {
@@ -69,8 +69,9 @@ fn the_workspaces_of_cublas_do_not_count() -> Result<()> {
     Ok(())
 }
 
-/// The memory meter does not count freed batches, even if the device has not yet finished the work
-/// that uses them. The batches were copied to the device ahead of their use, on a second stream.
+/// The data loader copies batches to the device ahead of their use, on a second stream. The memory
+/// meter does not count batches that were freed, even if the device has not yet finished the work
+/// that uses them.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn freed_batches_do_not_count() -> Result<()> {

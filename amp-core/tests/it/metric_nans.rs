@@ -78,7 +78,8 @@ fn of_labels() -> Vec<Named> {
     all
 }
 
-/// Returns the metrics that compare logits with several labels 0 and 1 per example.
+/// Returns the multilabel metrics, which compare several logits per example with as many labels of
+/// 0 or 1.
 fn of_several_labels() -> Vec<Named> {
     let mut all = Vec::new();
     for average in AVERAGES {
@@ -90,7 +91,8 @@ fn of_several_labels() -> Vec<Named> {
             named(&of("f_beta"), MultilabelFBeta { average, ..Default::default() }),
             named(&of("jaccard"), MultilabelJaccard { average, ..Default::default() }),
         ]);
-        // Without an average, only the area under the curve of the label with the NaN is NaN.
+        // With `Average::None`, these metrics are left out: each label has its own area, and a NaN
+        // logit makes only the area of its label NaN.
         for thresholds in [None, Some(2), Some(9)].into_iter().filter(|_| average != AVERAGES[3]) {
             let of = |what: &str| format!("multilabel {what}, {average:?}, {thresholds:?}");
             all.push(named(&of("auroc"), MultilabelAuroc { average, thresholds }));
@@ -123,10 +125,10 @@ fn with_nan(tensor: &Tensor, at: i64) -> Tensor {
     copy
 }
 
-/// Sets the elements of the output to NaN, one at a time, and those of the target if it is
-/// floating-point. All values of each metric must then be NaN, for this batch alone and together
-/// with a batch without NaN. Returns a line for each metric and element for which a value is not
-/// NaN.
+/// Replaces one element by NaN, and computes the metrics for this batch alone and together with a
+/// batch without NaN. Repeats this for each element of the output and, if the target is
+/// floating-point, of the target. Returns one line for each metric and element for which a value of
+/// the metric is not NaN.
 fn silent(metrics: &[Named], output: &Tensor, target: &Tensor) -> Result<Vec<String>> {
     let mut silent = Vec::new();
     for (name, metric) in metrics {

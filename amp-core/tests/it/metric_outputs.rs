@@ -1,5 +1,5 @@
-//! Tests the option `output = …` of a metric. The value of the option is a part of the model's
-//! output, or a new tensor that is computed from the output.
+//! Tests the option `output = …` of a metric. It says from what the metric is computed: from a part
+//! of the model's output, or from a tensor that is computed from this output.
 
 use amp_core::prelude::*;
 

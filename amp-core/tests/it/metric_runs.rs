@@ -34,8 +34,8 @@ impl Metric for Largest {
     }
 }
 
-/// A metric whose value is the mean score. Scores are rounded to multiples of 1/1000. The mean is
-/// computed from 40,000 counts, one for each multiple from −20 to 19.999.
+/// A metric whose value is the mean score. Scores are rounded to multiples of 1/1000. The state of
+/// the metric counts how often each of the 40,000 multiples from −20 to 19.999 occurs.
 #[derive(Debug)]
 struct Centre;
 
@@ -169,7 +169,8 @@ fn an_epochs_value_is_that_of_the_whole_set(
     Ok(())
 }
 
-/// A metric with several values logs each value under its index.
+/// If a metric has several values, each is logged under the name of the metric followed by the
+/// index of the value.
 #[test]
 fn several_values_are_logged_by_their_index() -> Result<()> {
     let mut model = OfClasses::builder().build()?;
@@ -261,9 +262,10 @@ fn a_resumed_run_has_the_epochs_values(
     Ok(())
 }
 
-/// A model that logs a metric in its own training step. A checkpoint does not contain how such a
-/// metric is computed. A run that is resumed after the last batch of an epoch therefore cannot
-/// compute the metric.
+/// A model that logs a metric in its own training step. A checkpoint contains the state of such a
+/// metric, but not the function that computes its value. If a run is resumed from a checkpoint
+/// after the last batch of an epoch, no step provides this function, and the run ends with an
+/// error.
 #[derive(LightningModule)]
 #[training_step(Self::step)]
 #[loss(cross_entropy)]
@@ -297,8 +299,9 @@ fn a_metric_that_nothing_computes_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// With CUDA graphs, the metrics have the same values as without, even if a step overflows. Counts
-/// are summed inside the CUDA graph. Rows of scores are copied after each replay.
+/// With CUDA graphs, the metrics have the same values as without, even if a step overflows. The
+/// CUDA graph itself sums the counts of metrics. Metrics that keep the scores of all examples copy
+/// them after each replay.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_keeps_the_same_state_as_eager_steps(

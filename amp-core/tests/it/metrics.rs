@@ -113,7 +113,8 @@ fn sequences_count_every_position() -> Result<()> {
     Ok(())
 }
 
-/// Metrics of f16 logits count exactly, because the counts are f64. A sum in f16 would be wrong.
+/// Metrics of f16 logits count exactly, because the counts are f64. In f16, a count would stop at
+/// 2048.
 #[test]
 fn f16_logits_are_counted_exactly() -> Result<()> {
     let rows = 5000;
@@ -124,7 +125,8 @@ fn f16_logits_are_counted_exactly() -> Result<()> {
     Ok(())
 }
 
-/// The mean of a function is the mean over all its values, not a mean of the means of batches.
+/// The metric `Mean` is the mean over all values that its function returns in an epoch, not the
+/// mean of the means of batches.
 #[test]
 fn a_mean_is_over_values_and_not_over_batches() -> amp_core::Result<()> {
     use amp_core::metric::Mean;

@@ -43,7 +43,8 @@ fn logged(
     Ok((history, record))
 }
 
-/// A layer that allocates this many bytes in the forward pass and sleeps.
+/// A layer that allocates a tensor of `bytes` bytes in a training forward pass, and then sleeps for
+/// the time `pause`.
 struct Burden {
     bytes: i64,
     pause: Duration,
@@ -116,8 +117,8 @@ fn the_rates_of_every_optimizer_and_group_are_logged() -> Result<()> {
     let (history, _) = logged(config(1), &mut model, LearningRateMonitor::new())?;
     let values =
         |name: &str| -> Vec<f64> { history.get(name).iter().map(|(_, value)| *value).collect() };
-    // When the rates are logged, the schedule has already advanced, so they are the rates of the
-    // next step.
+    // The learning rates are logged after the schedule has advanced, so each step logs the rates of
+    // the next step.
     assert_eq!(values("lr-SGD/pg1_step"), [0.5, 0.25, 0.125, 0.0625]);
     assert_eq!(values("lr-SGD/pg2_step"), [2.0, 1.0, 0.5, 0.25]);
     let cycle = |plan: &TrainingPlan| {

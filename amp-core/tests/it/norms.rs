@@ -38,8 +38,8 @@ fn statistics(module: &impl nn::Visit) -> Vec<Vec<f64>> {
 }
 
 /// In training, a batch norm refuses a batch that has only one value for each channel, as
-/// torch.nn.functional does. The running statistics do not change. With more values, and in
-/// evaluation, the norm runs.
+/// torch.nn.functional does. The running statistics do not change. With more values per channel,
+/// and in evaluation, the norm accepts the input.
 #[rstest]
 fn one_value_for_each_channel_is_refused(
     #[values(&[1, 3], &[1, 3, 1], &[1, 3, 1, 1], &[0, 3], &[2, 3, 0])] shape: &[i64],
@@ -85,8 +85,8 @@ fn options_out_of_range_are_refused(#[case] config: BatchNormConfig, #[case] say
     }
 }
 
-/// Normalizing over a single value of an example is refused, because the output would equal the
-/// bias for any input.
+/// Group norm and instance norm refuse an input that has only one value per group or channel,
+/// because the output would equal the bias for any input.
 #[rstest]
 fn one_value_within_an_example_is_refused(
     #[values(&[4, 6], &[4, 6, 1], &[1, 6, 1, 1])] shape: &[i64],

@@ -17,10 +17,10 @@ use crate::support::{
 };
 
 /// In f32 on the CPU, with constant and with falling learning rates, the parameters have torch's
-/// bits after 1, 2, 10, 50 and 200 steps. The last bit depends on the set of kernels that ATen
-/// chooses for the CPU. The test therefore uses the recording that was made with the kernel set of
-/// this machine. If MKL's square root has other bits on this machine, optimizers with a square root
-/// are compared within a bound.
+/// bits after 1, 2, 10, 50 and 200 steps. The last bit depends on the CPU capability (such as AVX2)
+/// for which ATen chooses its kernels. The test therefore compares with the recording for the
+/// capability of this machine. If MKL's square root has other bits on this machine than in the
+/// recording, optimizers with a square root are compared within a bound.
 #[rstest]
 #[case::adamw("AdamW", "fused", 6)]
 #[case::adam("Adam", "fused", 4)]
@@ -58,8 +58,9 @@ fn two_hundred_steps_in_f64_have_torchs_bits(
     replay_all(&oracle!("optimizers_f64.json"), kind, way, count, Kind::Double)
 }
 
-/// Lion gives the weights that its paper defines. The tolerances are the largest possible sum of
-/// 200 roundings of a weight below 2, in each dtype.
+/// Lion gives the weights that its paper defines. The tolerance after n steps is 2·n·ε, where ε is
+/// the machine epsilon of the dtype. This allows for the rounding errors of n updates of a weight
+/// below 2.
 #[rstest]
 fn lion_follows_its_paper(#[values(Kind::Double, Kind::Float)] dtype: Kind) -> Result<()> {
     let oracle = oracle!("lion.json");
@@ -83,8 +84,8 @@ fn lion_follows_its_paper(#[values(Kind::Double, Kind::Float)] dtype: Kind) -> R
     Ok(())
 }
 
-/// Repeats the recorded cases of this optimizer that were made with the kernel set of this machine.
-/// Asserts that there are `count` such cases.
+/// Repeats the cases of the optimizer `kind` that were recorded for the CPU capability of this
+/// machine. Asserts that there are `count` such cases.
 fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) -> Result<()> {
     let way = oracle["same_way"][way].as_str().unwrap_or(way);
     let ours = capability();
@@ -130,8 +131,8 @@ fn takes_the_recorded_roots(oracle: &Value, dtype: Kind) -> bool {
 }
 
 /// Asserts that the values differ from the expected ones by at most a tolerance. The tolerance
-/// allows another last bit of the f32 square root in each step. A step is no larger than the
-/// weights, which are below 2.
+/// allows for another last bit of the f32 square root in each step. The weights are below 2, and an
+/// update is no larger than the weights.
 #[track_caller]
 fn assert_near(tensor: &Tensor, bits: &str, step: i64, what: &str) {
     let expected = values(&from_bits(tensor.kind(), bits));
@@ -230,8 +231,8 @@ fn the_defaults_are_torchs() {
 }
 
 /// If a parameter has no gradient in the first steps, its count of steps begins with its first
-/// gradient, and so does its momentum with SGD. From then on, the parameter changes as if it were
-/// the only parameter of an optimizer.
+/// gradient, and so does its momentum with SGD. From then on, the parameter changes as it would in
+/// a new optimizer.
 #[rstest]
 #[case::adam(&AdamW::default())]
 #[case::sgd(&Sgd { momentum: 0.9, dampening: 0.5, ..Default::default() })]

@@ -19,8 +19,9 @@ use crate::support::{
 };
 
 /// Returns parameters and their gradients. There are more tensors than one launch of the kernel
-/// accepts. Most sizes are not a multiple of a block, and one matrix has a transposed gradient. The
-/// absolute values of gradients are at least a half, so that weight decay does not cancel them.
+/// accepts. Most sizes are not a multiple of the kernel's block size, and the gradient of one
+/// matrix is a transposed view. The absolute values of gradients are at least a half, so that
+/// weight decay does not cancel them.
 fn tensors(kind: Kind) -> (Vec<Tensor>, Vec<Tensor>) {
     let _generator = seeded(3);
     let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(kind);
@@ -210,8 +211,8 @@ fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
     let number = |value: f32| Tensor::from(value).to(device());
     let mut scaled = build_with(options, &params, device(), moments)?;
     let mut plain = build_with(options, &params, device(), moments)?;
-    // The first step of some optimizers is computed differently from later steps, so it is made
-    // before the comparison.
+    // Some optimizers compute their first step differently from later steps. Both optimizers
+    // therefore make their first step before the comparison.
     for optimizer in [&mut scaled, &mut plain] {
         seed_everything(3)?;
         give(optimizer.parameters(), &grads);
@@ -245,13 +246,13 @@ fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
     Ok(())
 }
 
-/// Each optimizer declares its capabilities on the device: whether its step can skip itself, scale
-/// the gradients, and run in a CUDA graph. The capabilities are checked before the first step,
-/// after a step in which only the first parameter had a gradient, and after a step in which both
-/// parameters had one. This crate's kernels on CUDA have all capabilities, and libtorch's kernels
-/// on CUDA have none. On the CPU, libtorch's fused kernels can skip a step. The first step of SGD
-/// with dampening is computed differently, so SGD has the capabilities only after each parameter
-/// has had its first step.
+/// Each optimizer declares which of three things its step can do on the device: skip itself, scale
+/// the gradients, and run in a CUDA graph. The test checks the declaration before the first step,
+/// after a step in which only the first of two parameters had a gradient, and after a step in which
+/// both had one. On CUDA, this crate's kernels can do all three, and libtorch's kernels can do none
+/// of them. On the CPU, libtorch's fused kernels can skip a step. SGD with dampening computes the
+/// first step of a parameter differently from later steps. It can therefore do these things only
+/// after the first step of every parameter.
 #[rstest]
 #[case::adamw(&AdamW::default(), true, [true; 3])]
 #[case::sgd(&NESTEROV, true, [true; 3])]
@@ -284,11 +285,11 @@ fn each_optimizer_declares_its_capabilities(
     Ok(())
 }
 
-/// CUDA computes the same 8-bit codes as the CPU, except for values that are halfway between two
-/// codes up to one rounding error. The betas are zero, so that the running averages are the
-/// gradient and its square, and the averages and the scales of blocks have the same bits on both
-/// devices. The cases cover all decades, full and partial blocks, zeros, and gradients that are
-/// transposed or not aligned.
+/// CUDA computes the same 8-bit codes as the CPU, except that a value within a rounding error of
+/// the middle between two codes may get the other code. The betas are zero, so that the running
+/// averages are the gradient and its square. The averages and the scales of blocks then have the
+/// same bits on both devices. The cases cover all decades, full and partial blocks, zeros, and
+/// gradients that are transposed or not aligned.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn codes_equal_the_cpus() -> Result<()> {

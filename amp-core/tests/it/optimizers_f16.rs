@@ -57,8 +57,8 @@ fn f16_parameters_follow_adam_in_f64(
     const STEPS: i32 = 400;
     let options = AdamW { lr: 1e-3, weight_decay: 1e-2, ..Default::default() };
     let AdamW { lr, betas, eps, weight_decay, fused } = options;
-    // The gradients of the first element all have the same sign. The gradients of the second
-    // element alternate in sign, like noise.
+    // The parameter has two elements. The gradients of the first element are all positive. Those of
+    // the second element are positive in every third step and negative otherwise, like noise.
     let start = [0.5, -0.25];
     let start_tensor = Tensor::from_slice(&start).to_kind(Kind::Half);
     let parameters = vec![parameter("p", &start_tensor)];

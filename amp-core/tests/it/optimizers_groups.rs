@@ -221,9 +221,9 @@ fn optimizers_share_one_update() -> Result<()> {
     Ok(())
 }
 
-/// A model for testing a plateau schedule in the trainer. Its loss never improves. The learning
-/// rate is therefore reduced `patience` + 1 epochs after the first epoch. The schedule monitors the
-/// validation loss.
+/// A model for testing a plateau schedule in the trainer. The schedule monitors the validation
+/// loss, which never improves, and has a patience of 1. It therefore halves the learning rate after
+/// the third epoch, and then after every second epoch.
 #[derive(LightningModule)]
 #[loss(with = |output, _| Ok(output.f_mean(None)?.f_mul_scalar(0.0)?))]
 #[optimizer(sgd, lr = 1.0)]

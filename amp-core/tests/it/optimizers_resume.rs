@@ -94,9 +94,9 @@ fn start(kind: Kind) -> Vec<Tensor> {
     SHAPES.iter().map(|shape| lcg.tensor(shape, 128.0).to_kind(kind).to_device(device())).collect()
 }
 
-/// Runs the steps with these numbers. The gradients depend only on the number of the step. The last
-/// parameter gets its first gradient in step 100, so an earlier checkpoint contains a parameter
-/// that has no optimizer state.
+/// Runs the steps whose numbers are in the range `steps`. The gradients depend only on the number
+/// of the step. The last parameter gets its first gradient in step 100, so a checkpoint of an
+/// earlier step has no optimizer state for this parameter.
 fn train(scheduled: &mut Scheduled, steps: std::ops::Range<u64>) -> Result<()> {
     for step in steps {
         let mut lcg = Lcg(1000 + step);
@@ -198,7 +198,7 @@ fn resuming_works_with_every_weight_update(
 }
 
 /// Resuming gives the same bits if the optimizer state has fewer bits than f32. State in bf16 is
-/// rounded at random.
+/// rounded stochastically, so the random generator must be in the same state, too.
 #[rstest]
 fn resuming_works_with_state_in_fewer_bits(
     #[values(
@@ -283,7 +283,8 @@ fn state_is_named_as_in_pytorch() -> Result<()> {
     Ok(())
 }
 
-/// An invalid state is refused before anything is changed.
+/// A saved state that does not fit the optimizer, the schedule or the parameters of the run is
+/// refused, and nothing is changed.
 #[rstest]
 #[case::another_optimizer("adam", "constant", SHAPES.to_vec(), Kind::Float, "belongs to Adam, but this run uses AdamW")]
 #[case::another_schedule("adamw", "step", SHAPES.to_vec(), Kind::Float, "belongs to StepLR, but this run uses CosineAnnealingLR")]
@@ -316,7 +317,8 @@ fn another_state_is_refused_and_changes_nothing(
     Ok(())
 }
 
-/// A saved value of another type is refused.
+/// A saved value is refused if its type is not the expected one, such as a text instead of a
+/// learning rate.
 #[test]
 fn a_value_of_another_type_is_refused() -> Result<()> {
     let mut optimizer = AdamW::default().build(vec![parameter("p", &Tensor::from(1.0_f32))])?;

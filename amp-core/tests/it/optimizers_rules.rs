@@ -80,9 +80,9 @@ fn take_step(optimizer: &mut dyn Optimizer, lcg: &mut Lcg, factor: f64) -> Resul
     optimizer.step()
 }
 
-/// Returns the tolerance for the weights after `step` steps. Muon's iteration computes in bfloat16,
-/// and its matrix products in bfloat16 differ between processors. The elements of the iteration's
-/// matrices are below 1, which limits their errors.
+/// Returns the tolerance for the weights after `step` steps. Muon's Newton-Schulz iteration
+/// computes in bfloat16, and its matrix products in bfloat16 differ between processors. The
+/// elements of the iteration's matrices are below 1, which limits their errors.
 fn bound(case: &Value, kind: Kind, step: i64) -> f64 {
     let rounding = match text(case, "optimizer") {
         "Muon" => {
@@ -94,7 +94,7 @@ fn bound(case: &Value, kind: Kind, step: i64) -> f64 {
     step as f64 * (rounding + rounding_of(kind))
 }
 
-/// Returns the tolerance for a step in this dtype.
+/// Returns the tolerance for the rounding errors of one step in the dtype `kind`.
 fn rounding_of(kind: Kind) -> f64 {
     8.0 * if kind == Kind::Double { f64::EPSILON } else { f64::from(f32::EPSILON) }
 }
@@ -194,8 +194,8 @@ fn the_defaults_are_torchs() {
 }
 
 /// If bf16 weights have f32 master weights, the master weights have the same bits as f32 weights
-/// with the same gradients. This shows that the optimizer receives whole parameters in their
-/// shapes.
+/// with the same gradients. This shows that the optimizer gets each master weight as a whole, in
+/// the shape of its parameter, and not in flat pieces.
 #[rstest]
 fn masters_are_updated_like_f32_weights(
     #[values("Muon", "Adafactor", "LAMB")] name: &str,
@@ -309,9 +309,9 @@ fn a_step_that_overflows_changes_nothing(
     Ok(())
 }
 
-/// Muon's iteration makes a matrix nearly orthogonal. Without momentum and weight decay, the
-/// singular values of an update are near 1 for any gradient (0.7 to 1.2 according to Muon's
-/// authors).
+/// Muon's Newton-Schulz iteration makes a matrix nearly orthogonal. Without momentum and weight
+/// decay, the singular values of an update are near 1 for any gradient (0.7 to 1.2 according to
+/// Muon's authors).
 #[rstest]
 #[case([6, 4])]
 #[case([4, 6])]

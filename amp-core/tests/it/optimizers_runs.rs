@@ -97,7 +97,7 @@ nets! {
         #[optimizer(Signum, lr = 4e-3)]
 }
 
-/// The digests of the weights, and the record of a run.
+/// The results of a run: the SHA-256 digests of all parameters and buffers, and the run record.
 type Outcome = (Vec<String>, RunRecord);
 
 type Change<'a> = &'a dyn Fn(Trainer<'static>) -> Trainer<'static>;

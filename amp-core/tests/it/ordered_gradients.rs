@@ -15,7 +15,7 @@ use rstest::rstest;
 
 use crate::support::{bits::relative, device, needs_cuda, seeded};
 
-/// Requests deterministic algorithms. When the guard is dropped, the request ends.
+/// Requests deterministic algorithms until it is dropped.
 struct Deterministic;
 
 impl Deterministic {

@@ -35,7 +35,7 @@ mod own {
     }
 }
 
-/// Defines a language model that has these metrics, this `forward` and this output layer.
+/// Defines a language model with the given metrics, `forward` function and output layer.
 macro_rules! model {
     ($name:ident, [$($metric:meta),*], [$($forward:meta)?], |$head:ident| $($layer:tt)*) => {
         #[derive(LightningModule)]
@@ -64,8 +64,9 @@ model!(Unbiased, [], [forward(|ids| {
 model!(Tied, [], [forward(|ids| {
     nn::linear(&inner(&norm(&token(ids)?)?)?, self.token.weight(), None)
 })], |inner| #[layer(linear(WIDTH, WIDTH))]);
-// In the following models, the loss must not run the output layer in chunks. Either the layer's
-// result is not the model's output, or something other than the loss reads it.
+// The loss must not run the output layer of three of the following models. The output of `Capped`
+// is tanh of the layer's result, `Foreign` calls its own function `nn::linear`, and the layer of
+// `Narrow` is in a precision region.
 model!(Capped, [], [forward(|ids| {
     let y = head(&norm(&token(ids)?)?)?;
     Ok(y.f_tanh()?)
@@ -182,8 +183,8 @@ fn metrics_of_chunks_are_those_of_all_logits() -> Result<()> {
     Ok(())
 }
 
-/// If a class is invalid and the loss has run the output layer, the error names the input of the
-/// output layer. Otherwise the error names the logits.
+/// If a target class is invalid, the error names the tensor that the loss has received. This is the
+/// input of the output layer if the loss runs this layer, and otherwise the logits.
 #[rstest]
 #[case::in_order(build!(InOrder), true)]
 #[case::called(build!(Called), true)]
@@ -210,8 +211,8 @@ fn the_loss_runs_the_layer_whose_output_is_the_models(
     Ok(())
 }
 
-/// A step requests that the loss runs the output layer. This request ends with the step, even if
-/// the step fails. A forward pass after the step returns the model's output.
+/// In a step, the forward pass may leave the output layer to the loss. After the step, even a
+/// failed one, a forward pass returns the logits again.
 #[rstest]
 fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
     let _generator = seeded(23);
@@ -222,8 +223,8 @@ fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
     let failed = nn::loss_of_output(&model, &loss, || Err(Error::config("stop")), &examples.target);
     assert_eq!(message(failed), "stop");
     assert_eq!(model.forward(&examples.input, &cx)?.size(), [8, 5, CLASSES]);
-    // The request applies only to the model of the step. If the step calls another model of the
-    // same type, that model returns its output.
+    // Only the model of the step leaves its output layer to the loss. If the step calls another
+    // model of the same type, that model returns its output.
     let own = Tied::builder().build()?;
     let of_both = || {
         assert_eq!(own.forward(&examples.input, &cx)?.size(), [8, 5, CLASSES]);
@@ -273,8 +274,8 @@ fn observers_see_the_output_layer(#[values(false, true)] reads: bool) -> Result<
     Ok(())
 }
 
-/// If the run sets a precision region for the output layer, the loss runs the output layer in this
-/// region.
+/// If the run sets a precision region for the output layer, the forward pass runs the layer in this
+/// region, and does not leave it to the loss.
 #[rstest]
 fn an_output_layer_with_a_region_runs_in_it() -> Result<()> {
     let _generator = seeded(25);

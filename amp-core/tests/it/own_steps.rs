@@ -5,7 +5,8 @@ use rstest::rstest;
 
 use crate::support::{bits::values, message, seeded};
 
-/// Sentences of numbered words, padded with the word 0.
+/// A batch of sentences: the ids of their words, and for each word the id of the next word. The
+/// padding has the id 0.
 #[derive(Batch)]
 struct Sentences {
     #[batch(ids)]
@@ -14,7 +15,7 @@ struct Sentences {
     next: Tensor,
 }
 
-/// The input of a prediction: sentences without their next words.
+/// The batch of a prediction step, which contains the words, but not the next words.
 #[derive(Batch)]
 struct Beginnings {
     #[batch(ids)]
@@ -32,7 +33,7 @@ fn count_words(batch: &Sentences) -> Result<Tensor> {
 }
 
 /// Defines a model whose training step is `$step`. The models differ only in how they declare the
-/// weight of a batch.
+/// weight that a batch has among accumulated batches.
 macro_rules! words {
     ($name:ident, #[$step:meta]) => {
         #[derive(LightningModule)]
@@ -149,8 +150,8 @@ fn distance(left: &Ran, right: &Ran) -> f64 {
     pairs.map(|(left, right)| (left - right).abs()).fold(0.0, f64::max)
 }
 
-/// transformers#24725, in a step that the user has written: one step on accumulated batches equals
-/// a step on one large batch.
+/// transformers#24725, in a step that the user has written: if the step declares how many words its
+/// loss averages over, a step on accumulated batches equals a step on one large batch.
 #[rstest]
 fn a_declared_weight_counts_in_a_window(
     #[values(by_function, by_closure)] build: fn() -> Result<Box<dyn LightningModule>>,

@@ -9,7 +9,7 @@ use amp_core::{
 
 use crate::support::{message, seeded};
 
-/// A module that adds a position to each token and scales by a constant.
+/// A module with its own parameters (`position` and `given`) and buffers (`scale` and `order`).
 #[derive(Module)]
 #[forward(|x| {
     let x = x.f_add(&self.position)?.f_mul(&self.scale)?;
@@ -70,8 +70,9 @@ fn own_tensors_are_drawn_in_order() -> Result<()> {
     Ok(())
 }
 
-/// A module's own tensors are trained as parameters. For y = Σⱼ (x + p)·2·wⱼ plus terms without p,
-/// the gradient is dy/dp = 2·Σⱼ wⱼ, the same for every row.
+/// A module's own parameters get gradients. The sum y of all outputs is the sum over j of (x +
+/// p)·2·wⱼ plus terms without p, where p is `position` and wⱼ is row j of the head's weight. The
+/// gradient dy/dp is therefore 2·Σⱼ wⱼ for every row of p.
 #[test]
 fn own_parameters_are_trained() -> Result<()> {
     let _generator = seeded(3);

@@ -32,7 +32,8 @@ fn written(all: &Value, kind: &str) -> (TempDir, PathBuf) {
     file("table.parquet", bytes(text(&all["files"], kind)))
 }
 
-/// Returns the recorded cells of a column of the table. A missing cell is `None`.
+/// Returns the recorded values of a column under the key `of`, if there are any. A missing value is
+/// `None`.
 fn cells<'a>(column: &'a Value, of: &str) -> Option<Vec<Option<&'a Value>>> {
     let cells = column.get(of)?.as_array().expect("cells");
     Some(cells.iter().map(|cell| Some(cell).filter(|cell| !cell.is_null())).collect())
@@ -121,8 +122,8 @@ fn rows_are_read_when_they_are_needed(#[values(1, 2, 3)] kept: usize) -> Result<
     Ok(())
 }
 
-/// If the row groups that are shuffled together fit into memory, an epoch reads every row group
-/// once.
+/// If as many row groups are kept in memory as are shuffled together, an epoch reads no row group
+/// more than once.
 #[rstest]
 fn an_epoch_of_shuffled_groups_reads_each_once(
     #[values(1, 2, 4)] together: usize,
@@ -238,8 +239,8 @@ fn what_does_not_fit_is_named(#[case] columns: Columns, #[case] says: &str) -> R
     Ok(())
 }
 
-/// A truncated file, a changed file and a file of another format each give an error of one line,
-/// and no partial result.
+/// A truncated file, a file with a changed byte, a file of another format and a missing file are
+/// refused with an error that names the file.
 #[test]
 fn files_that_are_damaged_are_refused() -> Result<()> {
     let all = recorded();

@@ -101,9 +101,9 @@ fn modules_with_several_inputs_can_run_again(
     ];
     assert_eq!(paths, expected);
     for (path, off) in seen {
-        // The outputs of the two runs may differ by roundings, because the runs may use different
-        // matrix products. If queries, keys and values are the same tensor, one product projects
-        // all of them. Otherwise there are three products.
+        // The outputs of the two runs may differ by rounding errors: attention projects queries,
+        // keys and values in one matrix product if they are the same tensor, and in three
+        // otherwise, and the two runs may differ in this.
         assert!(off < if precision == Precision::F32True { 1e-6 } else { 1e-2 }, "{path}: {off}");
     }
     Ok(())

@@ -22,8 +22,8 @@ use crate::support::{
     seeded,
 };
 
-/// A probe that runs each module a second time on the same input, and a third time on half of the
-/// input.
+/// A probe that runs each module a second time on the same input, and a third time on the input
+/// multiplied by 0.5.
 #[derive(Default)]
 struct Again(RefCell<Vec<(String, Tensor, Tensor, Tensor)>>);
 

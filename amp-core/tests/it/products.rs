@@ -30,8 +30,9 @@ fn words() -> Words {
     Words { labels: ids.select(1, 0), ids }
 }
 
-/// An output layer that uses the embedding's table as its weight. Its matrix product runs in the
-/// precision of the run, with autocast off, or in an f32 precision region.
+/// An output layer that uses the embedding's table as its weight. The option `how` decides whether
+/// its matrix product runs in the precision of the run, with autocast off, or in an f32 precision
+/// region.
 #[derive(Module)]
 #[forward(|x, table: &Tensor| {
     let x = norm(x)?;
@@ -164,8 +165,8 @@ impl Evaluating {
     }
 }
 
-/// If a forward pass runs in another context than the context of the run, the dtypes of its matrix
-/// products are not compared with the precision of the run.
+/// The dtypes of matrix products are compared with the precision of the run only in forward passes
+/// that use the run's own `Context`, and not in those that use another one.
 #[test]
 fn products_under_another_context_are_not_checked() -> Result<()> {
     let _generator = seeded(0);

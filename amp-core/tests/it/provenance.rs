@@ -51,8 +51,8 @@ impl Module for Gain {
 
 const PLAIN: Gain = Gain { forward: 1.0, backward: 1.0 };
 
-/// Builds a model of a layer 4 → 4, a `Gain`, a ReLU, a layer 4 → 4 and a `Gain`, all under the
-/// name `model`.
+/// Builds a model of five layers under the name `model`: linear (4 → 4), `Gain`, ReLU, linear (4 →
+/// 4) and `Gain`.
 fn stack(gain: Gain, after: Gain) -> Result<Model> {
     let layers: Vec<Box<dyn Module>> = vec![
         Box::new(linear(4, 4)?),
@@ -218,7 +218,7 @@ impl Module for Rare {
         if !cx.is_training() {
             return Ok(input.shallow_clone());
         }
-        // The input is multiplied by 1 with a probability of two thirds, and by infinity otherwise.
+        // With a probability of one third, the input is multiplied by infinity, and otherwise by 1.
         // After a skipped step, the next step draws the same random number. The factor therefore
         // depends on the batch too, so that not every following step is skipped.
         let number = draw.f_add(&input.f_sum(Kind::Float)?)?.f_frac()?.f_abs()?;

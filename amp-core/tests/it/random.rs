@@ -1,5 +1,6 @@
-//! Tests of sections, in which one thread uses libtorch's random generators exclusively, while
-//! other threads train and build layers.
+//! Tests of sections (`random::seeded`). In a section, one thread has exclusive use of libtorch's
+//! random generators. Other threads that train or build layers at the same time must not disturb
+//! it.
 
 use std::{
     env,
@@ -45,8 +46,8 @@ fn trained() -> Result<Vec<String>> {
     Ok(parameters(&model).iter().map(|parameter| bits(&parameter.tensor)).collect())
 }
 
-/// Several sections train while another thread builds layers, seeds the random generator and
-/// trains. Each section still ends with the same weights.
+/// Six runs train in sections with the same seed. At the same time, another thread builds layers,
+/// seeds the random generators and trains. All six runs end with the same weights.
 #[test]
 fn sections_are_not_disturbed() {
     let section = || -> Result<Vec<String>> {
@@ -74,7 +75,8 @@ fn sections_are_not_disturbed() {
 }
 
 /// While one thread is in a section, another thread must wait before it uses random numbers, seeds
-/// the generators, changes numeric settings, begins a section, or ends an autocast region.
+/// the generators, sets TF32 or deterministic algorithms, begins a section, or ends an autocast
+/// region.
 #[rstest]
 #[case::uniform(|| linear(3, 3).map(drop))]
 #[case::normal(|| Embedding::new(EmbeddingConfig::new(3, 3)).map(drop))]
@@ -93,7 +95,7 @@ fn other_threads_wait_until_a_section_ends(#[case] draws: fn() -> Result<()>) ->
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            draws().expect("it waits, and then it is done");
+            draws().expect("the call succeeds after the section");
             assert!(
                 ended.load(Ordering::Relaxed),
                 "the thread did not wait for the end of the section"
@@ -195,8 +197,8 @@ impl Dataset for Drawn {
     }
 }
 
-/// Runs `loads_within_a_section` in a child process with a time limit, because a loader that waited
-/// for the end of the section would never finish.
+/// Runs `loads_within_a_section` in a child process with a time limit. If the data loader's thread
+/// had to wait for the end of the section, this test would never finish.
 #[test]
 fn a_data_loader_belongs_to_the_section() {
     let mut child = Command::new(env::current_exe().expect("this binary"))
@@ -250,8 +252,8 @@ fn loads_within_a_section() -> Result<()> {
     Ok(())
 }
 
-/// If a random number is drawn between two recordings of the random generators' state, the recorded
-/// states differ. Otherwise they are equal.
+/// If the state of the random generators is read twice, the two states differ if a random number
+/// was drawn in between, and are equal otherwise.
 #[test]
 fn states_differ_if_something_was_drawn() -> Result<()> {
     let _section = random::seeded(3)?;

@@ -1,5 +1,6 @@
-//! Tests of random numbers that a model draws in its forward pass. If the model draws through the
-//! context, the numbers are the same under every precision. Draws in 16 bits are reported.
+//! Tests of random numbers that a model draws in its forward pass. If the model draws them with the
+//! functions of `Context`, the numbers are the same under every precision. If it draws 16-bit
+//! numbers with libtorch's functions, a note reports this.
 
 use amp_core::{nn::Context, precision::Policy, prelude::*, probe::Drawn, record::RunRecord};
 use rstest::rstest;
@@ -39,8 +40,8 @@ fn numbers_are_f32s_rounded(
     Ok(())
 }
 
-/// A uniform random number is below 1 in 16 bits too, although rounding an f32 number to nearest
-/// would give 1 for one number in 512 (bf16) or 4096 (f16). All other numbers are rounded to
+/// A uniform random number is below 1 in 16 bits, too. Rounding to nearest would give 1 for one f32
+/// number in 512 (bf16) or 4096 (f16). Only these numbers are rounded down, and all others to
 /// nearest.
 #[rstest]
 #[case::bf16(Kind::BFloat16, 512.0)]
@@ -76,14 +77,14 @@ fn integers_have_no_random_numbers() -> Result<()> {
     for error in [message(cx.rand_like(&like)), message(cx.randn_like(&like))] {
         assert_eq!(
             error,
-            "random numbers of dtype int64 cannot be drawn: the tensor must be floating-point"
+            "random numbers of dtype int64 cannot be drawn: `like` must be a floating-point tensor"
         );
     }
     assert_eq!(next()?, expected, "a refused draw changes the numbers that follow");
     Ok(())
 }
 
-/// How a block of the model draws random numbers.
+/// Which function a block of the model calls to draw random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 enum How {
     Like,
@@ -217,7 +218,8 @@ fn cuda_draws_16_bits_in_f32() -> Result<()> {
     Ok(())
 }
 
-/// A model whose validation depends on random numbers.
+/// A model whose forward pass multiplies the input by random numbers, in training and in
+/// validation.
 #[derive(LightningModule)]
 #[forward(|x| model(&x.f_mul(&cx.rand(&x.size())?)?))]
 #[loss(mse_loss)]

@@ -33,8 +33,8 @@ fn config(precision: Precision) -> TrainerConfig {
         .with(|config| config.logging.log_every_n_steps = 1)
 }
 
-/// A layer that returns its input. It counts the forward passes in training from 0. If `bad`
-/// returns true for the number of a forward pass, the layer multiplies the input by infinity.
+/// A layer that returns its input. It numbers its forward passes in training from 0. In those for
+/// whose number `bad` returns true, it multiplies the input by infinity.
 struct Faulty {
     bad: fn(u32) -> bool,
     runs: Rc<Cell<u32>>,
@@ -96,7 +96,8 @@ fn a_non_finite_step_is_skipped_and_the_run_continues(
     Ok(())
 }
 
-/// If non-finite steps are not skipped, as in Lightning, the weights become NaN.
+/// With `NonFinite::Ignore`, which is what Lightning does, a step with non-finite gradients is
+/// applied, and the weights become NaN.
 #[test]
 fn without_a_check_the_weights_become_nan() -> Result<()> {
     let _generator = seeded(0);
@@ -127,8 +128,8 @@ fn too_many_non_finite_steps_in_a_row_end_the_run() -> Result<()> {
 #[case::skip(NonFinite::Skip)]
 fn a_run_stops_only_if_the_scaler_cannot_help(#[case] policy: NonFinite) -> Result<()> {
     let _generator = seeded(0);
-    // The first loss scales are so large that gradients overflow, although the loss is finite. With
-    // each of the two policies, the scaler skips these steps.
+    // The first loss scales are so large that gradients overflow, although the loss is finite. The
+    // scaler skips these steps, also with `NonFinite::Stop`.
     let scaler = GradScalerConfig { init_scale: 2f64.powi(30), ..Default::default() };
     let config = config(Precision::F16Mixed).with(|config| {
         config.recovery.on_non_finite = policy;
@@ -182,11 +183,11 @@ fn the_last_good_state_is_restored() -> Result<()> {
     let mut model = faulty(|run| run == 7)?;
     let record = train(&restoring, &mut model)?;
     assert_eq!(record.recoveries, [(8, Recovery::Restored { global_step: 5 })]);
-    // Before the rollback, 7 steps were applied, and the rollback undoes 2 of them. The remaining
-    // 12 batches add 12 steps.
+    // The rollback after the eighth batch undoes 2 of the 7 applied steps, so 5 remain. The
+    // remaining 12 of the 20 batches add 12 steps.
     assert_eq!((record.end.global_step, record.end.skipped), (17, 1));
     // All examples are equal. The weights and the momentum therefore equal those of a run of 17
-    // steps without a fault.
+    // steps without infinite values.
     let _ = amp_core::hardware::seed_everything(0);
     let mut straight = faulty(|_| false)?;
     let config = TrainerConfig { max_steps: Some(17), ..config(Precision::F32True) };
@@ -298,8 +299,8 @@ impl Module for Room {
     }
 }
 
-/// If a batch does not fit into memory, it is halved until its parts fit. The step then equals the
-/// step of the whole batch.
+/// If a batch does not fit into memory, it is split into halves until these micro-batches fit. The
+/// weights after the step equal those after a step on the whole batch.
 #[rstest]
 #[case::one_batch(1)]
 #[case::windows(3)]

@@ -27,7 +27,7 @@ fn random(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(shape, (Kind::Float, device())).to_kind(kind).set_requires_grad(true)
 }
 
-/// Runs the layer in this precision. Returns the output and the gradients.
+/// Runs an LSTM forward and backward in the given precision. Returns the output and the gradients.
 fn ran(precision: Precision, config: LstmConfig, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
     let _generator = seeded(1);
     let policy = Policy::new(precision, device());
@@ -80,8 +80,8 @@ fn each_precision_computes_in_its_dtype(
 }
 
 /// In evaluation, one call of libtorch runs all layers of an LSTM. In training with dropout, the
-/// layers run one by one. The dropout of this test is so small that it drops nothing, so the two
-/// ways must give the same output and states.
+/// layers run one by one. In this test, the dropout probability is so small that nothing is
+/// dropped. The output and the states must therefore be the same in training and in evaluation.
 #[test]
 fn layers_run_one_by_one_equal_layers_run_together() -> Result<()> {
     let config =

@@ -53,7 +53,8 @@ impl Module for Part {
     }
 }
 
-/// A probe that records, for every matrix product, the dtype of its output and the planned dtype.
+/// A probe that records, for every matrix product, the dtype of its output and the dtype that the
+/// precision prescribes for it.
 #[derive(Default)]
 struct Products(RefCell<BTreeMap<String, (Kind, Kind)>>);
 
@@ -73,7 +74,7 @@ struct Run {
 }
 
 /// Runs `part` forward and backward. `islands` assigns precision regions to layers by their paths.
-/// Returns all dtypes.
+/// Returns the dtypes of the matrix products, the parameters and the output.
 fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<Run> {
     let policy = Policy::new(precision, Device::Cpu);
     let islands: BTreeMap<_, _> =
@@ -103,10 +104,10 @@ fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<
     })
 }
 
-/// Under each precision, a precision region sets the dtypes of its parameters and of its matrix
-/// products, but not those of the matrix products around it. In a run with mixed precision, the
-/// dtype of the region is used. In a `*-true` run, a region can only raise the dtype, so that the
-/// 32-true run (the baseline) has no lower dtypes.
+/// A precision region sets the dtypes of its own parameters and matrix products, but not of those
+/// outside it. In a mixed-precision run, the matrix products of the region have its dtype. In a
+/// 32-true or 64-true run, a region has an effect only if its dtype is wider than that of the run.
+/// The 32-true run, which is the baseline, thus has no 16-bit parts.
 #[rstest]
 #[case(Precision::F16Mixed, Region::Fp32, Kind::Float, Kind::Float)]
 #[case(Precision::F16Mixed, Region::Bf16, Kind::Float, Kind::BFloat16)]
@@ -143,7 +144,7 @@ fn a_region_applies_to_its_part_alone(
     Ok(())
 }
 
-/// Precision regions can be nested. Here a bf16 region is inside an f32 region, in an f16 run.
+/// Precision regions can be nested. Here a bf16 region is inside an f32 region, in a 16-mixed run.
 /// After each region, the autocast state of the surrounding region is restored.
 #[test]
 fn regions_nest() -> Result<()> {
@@ -158,8 +159,9 @@ fn regions_nest() -> Result<()> {
     Ok(())
 }
 
-/// In a `*-true` run, a precision region has an effect only if it raises the dtype of the run. If
-/// such regions are nested, a layer and its parameters have the dtype of the innermost region.
+/// In a bf16-true run, an f32 region is inside an f64 region. The layer in the f32 region and its
+/// parameters are f32, because the dtype of a region is compared with that of the run, and not with
+/// that of the surrounding region.
 #[test]
 fn a_region_inside_a_raised_one_raises_from_the_runs_dtype() -> Result<()> {
     let _generator = seeded(0);
@@ -285,7 +287,7 @@ struct Inside {
 }
 
 /// A model that calls the layers of a block through a plain reference to the block. The layers
-/// therefore run without a path.
+/// therefore run without a module path, and their precision regions have no effect.
 #[derive(LightningModule)]
 #[forward(|x| {
     let block: &Inside = &self.block;
@@ -307,8 +309,8 @@ struct Through {
     block: Inside,
 }
 
-/// If the model runs a layer without the precision region that the layer declares, the run ends
-/// with an error. The tests of `amp-verify` cover steps whose forward passes use other contexts.
+/// If the model runs a layer without the precision region that is declared for this layer, the run
+/// ends with an error. Steps that create a `Context` of their own are tested in `amp-verify`.
 #[test]
 fn a_region_that_was_bypassed_is_refused() -> Result<()> {
     let _generator = seeded(0);

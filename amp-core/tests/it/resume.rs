@@ -296,8 +296,8 @@ fn a_run_that_fell_back_resumes_in_bf16() -> Result<()> {
     Ok(())
 }
 
-/// A checkpoint names the best files that were saved so far. If these files are in another folder
-/// or no longer exist, a resumed run neither compares with them nor deletes them.
+/// A checkpoint contains the paths of the best checkpoints so far. If these files are in another
+/// folder or do not exist, a resumed run neither compares with them nor deletes them.
 #[test]
 fn best_files_of_another_folder_are_kept() -> Result<()> {
     let (one, other) = (tempdir().expect("a folder"), tempdir().expect("a folder"));
@@ -322,9 +322,9 @@ fn best_files_of_another_folder_are_kept() -> Result<()> {
     let last = one.path().join("last.safetensors");
     let resumed = train(other.path(), 3, Some(&last))?;
     assert!(resumed.len() == 2 && one.path().join(&first[0]).exists(), "{resumed:?}");
-    // The run is resumed twice from one copy of the checkpoint. The first resumed run replaces the
-    // best file that the checkpoint names. The second one must run although that file no longer
-    // exists.
+    // The run is resumed twice from one copy of the checkpoint. The first resumed run deletes the
+    // best file that the checkpoint names, and saves a better one. The second resumed run must not
+    // fail because this file is missing.
     let kept = other.path().join("kept.safetensors.copy");
     fs::copy(&last, &kept).expect("a copy");
     for _ in 0..2 {

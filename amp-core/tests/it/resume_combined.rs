@@ -71,8 +71,8 @@ impl MapDataset for Noisy {
     }
 }
 
-/// Returns examples with noise and MixUp, in the order of a bucketed sampler. Two workers read
-/// them.
+/// Returns training examples with noise and MixUp, in the order of the sampler `Bucketed`. Two data
+/// loader workers read them.
 fn data() -> Result<DataModule> {
     let Batch { input, target } = digits(90)?;
     let classes = target.f_one_hot(10)?.f_to_kind(Kind::Float)?;

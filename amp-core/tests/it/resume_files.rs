@@ -41,7 +41,7 @@ fn a_truncated_file_is_refused() -> Result<()> {
     for length in (0..whole.len()).step_by(whole.len() / 40) {
         fs::write(&path, &whole[..length]).expect("a shorter file");
         let said = refused(&path, &config, 2)?;
-        assert!(said.contains("step-002.safetensors: not a whole safetensors file"), "{said}");
+        assert!(said.contains("step-002.safetensors: damaged, or not a safetensors"), "{said}");
     }
     Ok(())
 }
@@ -64,7 +64,7 @@ fn a_flipped_bit_anywhere_is_detected() -> Result<()> {
         let said = refused(&path, &config, 2)?;
         assert!(said.contains("step-002.safetensors"), "byte {at}: {said}");
     }
-    fs::write(&path, &whole).expect("the file as it was");
+    fs::write(&path, &whole).expect("the file is written back");
     let _generator = seeded(2);
     let mut model = Model::regression(linear(8, 8)?, adam);
     let trainer = Trainer::new(config).resume_from(&path);
@@ -116,6 +116,6 @@ fn the_newest_checkpoint_has_the_most_steps() -> Result<()> {
     assert_eq!(checkpoint::latest(folder.path())?, Some(file(folder.path(), 4)));
     fs::write(folder.path().join("half.safetensors"), [1, 2, 3]).expect("a file");
     let said = message(checkpoint::latest(folder.path()));
-    assert!(said.contains("half.safetensors: not a whole safetensors file"), "{said}");
+    assert!(said.contains("half.safetensors: damaged, or not a safetensors file"), "{said}");
     Ok(())
 }

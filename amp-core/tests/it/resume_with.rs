@@ -1,5 +1,5 @@
-//! Tests of runs that are resumed with other options. They are refused, or continued as the user
-//! requested.
+//! Tests of runs that are resumed with other options than the saved run had. Resuming is refused
+//! unless the user permits the change (`--resume-with`).
 
 use std::path::{Path, PathBuf};
 
@@ -51,7 +51,8 @@ impl Run<'_> {
         Ok(Self { optimizer, epochs, data, resume: None, max_steps: None, loops })
     }
 
-    /// Trains, saves `last.safetensors` in `folder` and records the batches of each epoch.
+    /// Trains and saves `last.safetensors` in `folder`. Returns the run record and the number of
+    /// batches that were trained in each epoch.
     fn train(self, folder: &Path) -> Result<(RunRecord, Vec<i64>)> {
         let _generator = seeded(0);
         let mut model = Model::regression(linear(3, 3)?, self.optimizer);
@@ -93,9 +94,9 @@ fn rates(record: &RunRecord) -> Vec<f64> {
     record.epochs.iter().map(|epoch| epoch.lr).collect()
 }
 
-/// A cosine schedule over two epochs that is extended by two more epochs has the learning rates of
-/// a cosine over four epochs. Without the user's permission (`--resume-with epochs`) the extension
-/// is refused, because the learning rate would stay 0.
+/// If a run of two epochs with a cosine schedule is resumed with four epochs, the remaining epochs
+/// have the learning rates of a cosine over four epochs. This needs the user's permission
+/// (`--resume-with epochs`), because the schedule changes.
 #[test]
 fn a_cosine_can_be_extended() -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -136,9 +137,9 @@ fn a_length_that_affects_no_schedule_needs_no_permission() -> Result<()> {
     Ok(())
 }
 
-/// If the code has another learning rate than the saved run, resuming needs permission, with and
-/// without a schedule. The saved learning rate does not silently replace the new one, and the
-/// schedule does not restart.
+/// If the learning rate in the code differs from that of the saved run, resuming needs permission,
+/// with and without a schedule. The resumed run uses the new learning rate, and the schedule
+/// continues from the saved epoch.
 #[test]
 fn a_new_rate_needs_permission() -> Result<()> {
     let plain: [Optimizer; 2] = [
@@ -162,7 +163,7 @@ fn a_new_rate_needs_permission() -> Result<()> {
 
 /// A run that is resumed with another batch size continues the epoch after the same number of
 /// examples. After 4 of 6 batches of 2 examples, it continues after 2 of 3 batches of 4 examples.
-/// With other data, the epoch restarts.
+/// If the data set has another number of examples, the epoch starts again.
 #[test]
 fn an_epoch_continues_after_the_same_number_of_examples() -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -246,8 +247,8 @@ fn other_changed_options_need_permission() -> Result<()> {
     Ok(())
 }
 
-/// If the factor of a schedule differs from the saved factor, resuming needs permission. The new
-/// schedule then continues from the epoch that the saved schedule had reached.
+/// If the `gamma` of a schedule differs from that of the saved run, resuming needs permission. The
+/// new schedule then continues from the epoch that the saved schedule had reached.
 #[test]
 fn another_schedule_needs_permission() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -266,7 +267,7 @@ fn another_schedule_needs_permission() -> Result<()> {
         "{said}"
     );
     let (record, _) = resumed(&[Change::Lr])?.train(elsewhere.path())?;
-    // The schedule has advanced by one epoch, with the new factor.
+    // The schedule has advanced by one epoch, with the new `gamma` of 0.1.
     assert!((record.epochs[0].lr / 0.01 - 1.0).abs() < 1e-12, "{}", record.epochs[0].lr);
     Ok(())
 }

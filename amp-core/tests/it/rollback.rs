@@ -40,7 +40,8 @@ fn counted(net: &mut Net, batch: &Batch, step: &mut amp_core::Step<'_>) -> Resul
     Ok(loss)
 }
 
-/// A model that remembers the indices of its batches. The loss of the batch `bad` is infinite.
+/// A model that records the index of each batch of its training steps. The loss of the batch with
+/// the index `bad` is infinite.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[training_step(placed)]
@@ -62,8 +63,8 @@ fn placed(net: &mut Placed, batch: &Batch, step: &mut amp_core::Step<'_>) -> Res
     Ok(if index == net.bad { loss * f64::INFINITY } else { loss })
 }
 
-/// Returns batches of 8 rows. The targets of the `overflowing` batches are so large that f16
-/// gradients overflow.
+/// Returns `batches` batches of 8 examples. In the batches whose indices are in `overflowing`, the
+/// targets are so large that f16 gradients overflow.
 fn data(batches: i64, overflowing: &[i64]) -> Result<DataModule> {
     let _section = seeded(7);
     let options = (Kind::Float, Device::Cpu);
@@ -168,7 +169,8 @@ fn a_repeated_step_counts_once(#[values(1, 2)] window: i64) -> Result<()> {
     Ok(())
 }
 
-/// If a step is repeated at a lower scale, its batches have the same indices as in the first run.
+/// If a step is repeated at a lower scale, its batches have the same indices as in the first
+/// attempt.
 #[rstest]
 fn a_repeated_step_has_the_indices_of_its_batches(#[values(1, 2)] window: i64) -> Result<()> {
     let _section = seeded(0);
@@ -181,7 +183,8 @@ fn a_repeated_step_has_the_indices_of_its_batches(#[values(1, 2)] window: i64) -
     Ok(())
 }
 
-/// The search for the cause of a skipped step repeats the step with the indices of its batches.
+/// When the trainer repeats a skipped step to find the cause, the batches have the same indices as
+/// in the first attempt.
 #[rstest]
 fn a_cause_is_searched_with_the_indices_of_the_batches(#[values(1, 2)] window: i64) -> Result<()> {
     let _section = seeded(0);

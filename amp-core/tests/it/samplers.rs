@@ -61,8 +61,9 @@ fn balanced_weights_draw_each_class_equally_often() -> Result<()> {
     Ok(())
 }
 
-/// `Bucketed` returns every example once. If all examples are in one pool, the ranges of lengths of
-/// two batches do not overlap, and the batches are in random order.
+/// `Bucketed` returns every example once. If all examples are in one pool, each batch contains
+/// examples of neighbouring lengths, and the batches are in random order. In smaller pools, the
+/// lengths of a batch differ more, but less than with `Shuffled`.
 #[rstest]
 fn batches_have_similar_lengths(#[values(60, 67)] examples: i64) -> Result<()> {
     let lengths: Vec<i64> = (0..examples).map(|at| at * 37 % 61).collect();
@@ -132,8 +133,8 @@ fn processes_get_the_same_examples_as_in_torch(
     Ok(())
 }
 
-/// Each example is returned in exactly one process. The batches that all processes read at the same
-/// time have similar lengths.
+/// Each example is returned in exactly one process. The three batches that the processes read in
+/// the same step contain examples of twelve consecutive lengths.
 #[test]
 fn processes_share_an_order() -> Result<()> {
     let lengths: Vec<i64> = (0..48).map(|at| at * 29 % 48).collect();
@@ -167,7 +168,7 @@ fn a_subset_follows_the_other_samplers_order() -> Result<()> {
     Ok(())
 }
 
-/// A user-defined sampler. Its length or its examples contain a planted fault.
+/// A user-defined sampler that returns the given length and indices, which may be invalid.
 #[derive(Debug)]
 struct Given(i64, Vec<i64>);
 
@@ -346,7 +347,7 @@ fn the_sets_own_order_is_in_order() -> Result<()> {
     let own =
         DataModule::training("numbers", numbered(10)?, 3).in_order().train_loader(policy, 3)?;
     assert_eq!(order(&own, 1)?, order(&loader(InOrder, Loading::default())?, 1)?);
-    // The last order that was set is used.
+    // If the order of a loader is set twice, the second one is used.
     let sampled = loader(Weighted::new(vec![1.0; 10], 4)?, Loading::default())?;
     assert_eq!(sampled.batches(), 2);
     assert_eq!(sampled.ordered(Order::InOrder, 3)?.batches(), 4);

@@ -36,7 +36,7 @@ struct Net {
     seen: i64,
 }
 
-/// The place at which a run fails.
+/// Where the test lets the run fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     Nowhere,

@@ -17,7 +17,8 @@ use crate::support::{
     parameter, set_gradients,
 };
 
-/// The outcome for one optimizer in one iteration, as described in `fixtures/oracles/README.md`.
+/// What was recorded for one optimizer in one iteration. `fixtures/oracles/README.md` describes the
+/// fields.
 #[derive(Deserialize)]
 struct Part(
     String,
@@ -183,10 +184,9 @@ fn compare(tensor: &Tensor, expected: &str, exact: bool, what: &str) {
     }
 }
 
-/// The backward pass starts with the loss scale as the gradient of the loss. If the loss is three
-/// times a weight, the gradient of the weight is therefore three times the scale. This holds for a
-/// loss of any dtype, without dimensions or with one dimension of size 1. A loss with several
-/// elements is refused.
+/// The gradient of the loss with which the backward pass starts is the loss scale. If the loss is
+/// three times a weight, the weight's gradient is therefore three times the scale. A loss may have
+/// any dtype, and the shape `[]` or `[1]`. A loss with several elements is refused.
 #[rstest]
 fn backward_starts_from_the_scale(
     #[values(Kind::Float, Kind::Double, Kind::BFloat16)] kind: Kind,

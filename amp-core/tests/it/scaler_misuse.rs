@@ -42,10 +42,9 @@ fn unscaled(scaler: &mut GradScaler, optimizer: &dyn Optimizer) -> Result<Gradie
 }
 
 /// Rules 2 and 9 of docs/SEMANTICS.md: if torch refuses a wrong use of GradScaler, this crate
-/// refuses it too, at the same call or at an earlier one. Mistakes that the Rust types exclude (a
-/// closure, LBFGS, a number as a loss, a scale with two elements) are not among the cases of this
-/// test. torch requires a scaled loss only before the first step. This crate requires a scaled loss
-/// in every step.
+/// refuses it too, at the same call or at an earlier one. This crate is stricter in one point:
+/// torch requires that a loss was scaled only before the first step, and this crate before every
+/// step. Misuse that Rust's types exclude is left out, and listed in the next test.
 #[rstest]
 #[case("unscale_twice", "already unscaled since the last update")]
 #[case("unscale_twice_after_an_update", "run backward on scale(loss)")]
@@ -85,9 +84,9 @@ fn misuse_that_torch_refuses_is_refused(#[case] name: &str, #[case] says: &str) 
     Ok(())
 }
 
-/// Rule 9 of docs/SEMANTICS.md: the remaining wrong uses that torch refuses cannot be written in
-/// Rust. A step accepts no closure, so LBFGS does not exist; a loss is always a tensor; an update
-/// accepts no scale. The test checks that this test and the test above cover every recorded case.
+/// Rule 9 of docs/SEMANTICS.md: the other wrong uses that torch refuses cannot be written in Rust.
+/// A step accepts no closure, so LBFGS does not exist. A loss is always a tensor. An update accepts
+/// no scale. Checks that this test and the previous one together cover every recorded case.
 #[test]
 fn the_types_exclude_all_other_misuse() {
     const REFUSED: usize = 19;
@@ -144,8 +143,8 @@ fn perform(
     }
 }
 
-/// If the scaled gradients of an optimizer are requested twice, they are divided by the loss scale
-/// only once.
+/// If the scaled gradients of an optimizer are taken twice, only the first ones can be unscaled.
+/// Unscaling the second ones is refused, so that gradients are divided by the loss scale only once.
 #[test]
 fn gradients_taken_twice_are_unscaled_once() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float])?);
@@ -159,8 +158,8 @@ fn gradients_taken_twice_are_unscaled_once() -> Result<()> {
     Ok(())
 }
 
-/// After an update of the scaler, earlier gradients may belong to another iteration, so using them
-/// is refused.
+/// A step with gradients that were unscaled before the last update of the scaler is refused,
+/// because they belong to an earlier iteration.
 #[test]
 fn gradients_kept_beyond_an_update_are_refused() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float])?);
@@ -185,7 +184,8 @@ fn gradients_of_another_optimizer_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Rule 4 of docs/SEMANTICS.md: a skip names the first non-finite parameter in declaration order.
+/// Rule 4 of docs/SEMANTICS.md: the outcome of a skipped step names the first parameter with a
+/// non-finite gradient, in the order of declaration.
 #[test]
 fn a_skip_names_the_first_non_finite_parameter() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float; 4])?);
@@ -313,8 +313,8 @@ fn the_defaults_are_torchs() -> Result<()> {
 }
 
 /// Rule 5 of docs/SEMANTICS.md: backoff has no lower limit. When the reciprocal becomes infinite,
-/// torch silently makes parameters infinite or NaN (as the recorded runs named `bottom` show). Here
-/// the scaler reports loss scales of 2⁻¹²⁸ and less.
+/// torch silently makes parameters infinite or NaN (as the recorded runs named `bottom` show). For
+/// loss scales of 2⁻¹²⁸ and less, `has_collapsed` of this crate's scaler returns true.
 #[rstest]
 #[case(2.0_f64.powi(-127), false)]
 #[case(2.0_f64.powi(-128), true)]

@@ -160,8 +160,8 @@ fn a_monitored_value_must_be_logged() -> Result<()> {
     let said = message(build(Interval::Epoch)?.advance(Interval::Epoch, &[logged]));
     assert!(
         said.contains(
-            "cannot monitor `val_acc`, because the model does not log it at the end of an epoch: \
-             then the model logs val_loss"
+            "cannot monitor `val_acc`, because the model does not log it at the end of an epoch; \
+             at that time the model logs val_loss"
         ),
         "{said}"
     );
@@ -183,7 +183,7 @@ fn one_cycle_holds_its_last_rate_where_torch_turns_back_up() -> Result<()> {
     Ok(())
 }
 
-/// A schedule does not add momentum to an optimizer without momentum.
+/// OneCycle, which also schedules the momentum, sets none for an optimizer without momentum.
 #[test]
 fn one_cycle_leaves_an_optimizer_without_momentum() -> Result<()> {
     let rates = rates(&CYCLE, Rates { lr: 1e-3, momentum: None }, 100)?;
@@ -191,10 +191,10 @@ fn one_cycle_leaves_an_optimizer_without_momentum() -> Result<()> {
     Ok(())
 }
 
-/// The schedule is that of transformers' `get_cosine_schedule_with_warmup`. In the warm-up, the
-/// rate has the factor t / warmup_steps. Half a cosine follows. The warm-up that was recorded from
-/// torch has the factor (t + 1) / warmup_steps, so the two differ in the warm-up. After it, they
-/// are equal up to rounding.
+/// `WarmupCosine` has the formula of transformers' `get_cosine_schedule_with_warmup`: in step t of
+/// the warm-up, the learning rate is multiplied by t / warmup_steps, and then follows half a
+/// cosine. The rates after the warm-up are also compared with those of a torch `LambdaLR`, whose
+/// warm-up factor is (t + 1) / warmup_steps instead.
 #[test]
 fn warmup_cosine_follows_its_formula() -> Result<()> {
     let schedule = WarmupCosine { warmup_steps: 10, total_steps: 100 };
@@ -274,8 +274,8 @@ fn options_out_of_range_are_refused(#[case] schedule: &dyn BuildScheduler, #[cas
     assert!(said.contains(says), "{said}");
 }
 
-/// Options that give no valid learning rate are refused. torch's LinearLR also refuses a start
-/// factor of 0. Other schedules of torch return NaN.
+/// Options that give no valid learning rate are refused. Of torch's schedules, LinearLR also
+/// refuses a start factor of 0, but most others accept such options and return NaN.
 #[rstest]
 #[case(&LinearLr { start_factor: 0.0, ..Default::default() }, "start_factor is 0, but must be in (0, 1]")]
 #[case(&LinearLr { start_factor: f64::NAN, ..Default::default() }, "start_factor is NaN")]

@@ -25,8 +25,8 @@ use crate::{
     },
 };
 
-/// Returns the formula with which torch's `LambdaLR` was recorded: (t + 1) / 10 during the warm-up,
-/// then half a cosine.
+/// Returns the factor of the learning rate that torch's `LambdaLR` was recorded with: (t + 1) / 10
+/// during the warm-up, then half a cosine.
 fn lambda_warmup_cosine(t: i64) -> f64 {
     match t < 10 {
         true => (t + 1) as f64 / 10.0,
@@ -282,7 +282,7 @@ struct Net {
     wsd: Linear,
 }
 
-/// If an attribute names a schedule, this schedule runs.
+/// Each optimizer of a model gets the schedule that the model's `#[scheduler(…)]` attribute names.
 #[test]
 fn the_schedule_named_by_an_attribute_runs() -> Result<()> {
     let net = Net::builder().build()?;

@@ -223,7 +223,7 @@ fn a_curve_of_positives_alone(#[values(None, Some(7))] thresholds: Option<i64>) 
     Ok(())
 }
 
-/// If a score is NaN, the metric is NaN. The exception is a score of an ignored example.
+/// If a score is NaN, the metric is NaN, unless the example of this score is ignored.
 #[rstest]
 #[case::auroc(&Auroc::default())]
 #[case::auroc_in_bins(&Auroc { thresholds: Some(9), ..Default::default() })]
@@ -238,8 +238,8 @@ fn a_nan_score_makes_the_metric_nan(#[case] metric: &dyn Metric) -> Result<()> {
     Ok(())
 }
 
-/// For recall@k, an answer is not counted as retrieved if its score equals the scores of other
-/// answers. If all outputs are equal, recall@k is therefore 0.
+/// For recall@k, the right answer counts as retrieved only if its score is higher than those of the
+/// wrong answers. If all scores are equal, recall@k is therefore 0.
 #[test]
 fn ties_count_as_not_retrieved() -> Result<()> {
     let alike = Tensor::ones([6, 3], (Kind::Float, Device::Cpu));
@@ -271,7 +271,7 @@ fn r2_of_a_constant(
 #[case::classes(&Precision::default(), &[4, 3], &[5], Kind::Int64, "precision: the output is float32 [4, 3]")]
 #[case::number_of_classes(
     &Recall { num_classes: Some(4), ..Default::default() }, &[4, 3], &[4], Kind::Int64,
-    "num_classes is 4, but there are 3 logits"
+    "num_classes is 4, but the output has 3 classes"
 )]
 #[case::labels(&BinaryJaccard::default(), &[4, 1], &[4], Kind::Int64, "`output.view([4])`")]
 #[case::several_labels(&MultilabelRecall::default(), &[4], &[4], Kind::Int64, "both must be [N, C, …]")]
@@ -325,7 +325,8 @@ fn a_class_out_of_range_is_refused(#[case] metric: &dyn Metric) {
     assert!(said.contains("float32 [2, 3]") && said.contains('3'), "{said}");
 }
 
-/// States of different shapes cannot be merged. A reduction also checks the state that it gets.
+/// Metric states of different shapes or kinds cannot be merged. A reduction refuses a state with
+/// the wrong number of tensors or values.
 #[test]
 fn states_that_do_not_merge_are_refused() -> Result<()> {
     let counts = |size: i64| MetricState::sum(&zeros(&[size], Kind::Double));

@@ -1,5 +1,5 @@
-//! Tests of gradients of gradients, which gradient penalties need, through every layer that has
-//! kernels of this project.
+//! Tests of second derivatives, which gradient penalties need, for every layer that has kernels of
+//! this project.
 
 use std::collections::BTreeMap;
 
@@ -119,8 +119,8 @@ fn gradients_of_penalties_equal_f64(
 ) -> Result<()> {
     let expected = gradients(build, Precision::F64True, Device::Cpu, shape)?;
     let seen = gradients(build, precision, device(), shape)?;
-    // Errors are relative to the largest gradient, because the gradient of a bias before a batch
-    // norm is 0.
+    // Errors are measured relative to the largest gradient. They cannot be measured relative to
+    // each gradient, because that of a bias before a batch norm is 0.
     let norms = expected.iter().filter(|(_, gradient)| gradient.defined());
     let size = norms.map(|(_, gradient)| gradient.norm().double_value(&[])).fold(0.0, f64::max);
     for ((name, expected), (_, seen)) in expected.iter().zip(&seen) {

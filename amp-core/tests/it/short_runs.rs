@@ -1,4 +1,5 @@
-//! Tests of training runs that are shorter than the warm-up or than the interval of validations.
+//! Tests of training runs that are shorter than the warm-up of the learning rate, or than the
+//! validation interval.
 
 use amp_core::{
     Result, TrainerConfig,
@@ -19,8 +20,8 @@ use crate::support::{
     seeded,
 };
 
-/// A run may be shorter than the warm-up, for example a trial run. The expected learning rates are
-/// those of transformers 5.3 with a base rate of 1.
+/// A schedule may be shorter than its warm-up, for example in a trial run. It then has a note that
+/// says so. The expected learning rates are those of transformers 5.3 with a base rate of 1.
 #[rstest]
 #[case(
     &WarmupCosine { warmup_steps: 5, total_steps: 4 },
@@ -54,9 +55,9 @@ fn a_warm_up_may_be_longer_than_the_schedule(
     Ok(())
 }
 
-/// The full run has 30 steps, of which 10 are warm-up. A trial run, or a part of a planned run, uses
-/// the first learning rates of the full run and prints no note. A run that is itself planned with
-/// fewer steps than its warm-up prints a note.
+/// The planned run has 30 steps, of which 10 are warm-up. A trial of it (`fast_dev_run`) and a run
+/// of its first steps (`plan` and `max_steps`) have its first learning rates and print no note. A
+/// run whose plan itself has fewer steps than the warm-up prints a note.
 #[rstest]
 #[case::tried_out(|config: &mut TrainerConfig| config.loops.fast_dev_run = Some(2), None)]
 #[case::part_of_a_run(
@@ -102,8 +103,8 @@ fn a_trial_has_the_rates_of_the_whole_run(
     Ok(())
 }
 
-/// If a run cannot validate, a note names the option that prevents the validation. Two epochs have
-/// twenty steps.
+/// If a run is too short to validate, a note names the option that sets the validation interval. If
+/// the user has switched validation off, there is no note. An epoch has ten steps.
 #[rstest]
 #[case::last_step(Loops { val_check_interval: ValCheckInterval::Steps(20), ..Loops::default() }, 20, "")]
 #[case::too_many_steps(
@@ -167,9 +168,9 @@ fn a_run_that_cannot_validate_says_so(
     Ok(())
 }
 
-/// The completed fraction of a run becomes 1 with the run's last batch, and not before. This also
-/// holds if steps were skipped, and if `max_steps` ends the run before its last epoch. The loss
-/// scale is so large that the first steps overflow.
+/// The completed fraction of a run (`done`) becomes 1 with the last batch of the run, and not
+/// before. This also holds if steps were skipped, and if `max_steps` ends the run before its last
+/// epoch. The loss scale is so large that the first steps overflow.
 #[rstest]
 #[case::by_steps(Some(6), 7)]
 #[case::by_epochs(None, 2)]

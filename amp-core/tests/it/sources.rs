@@ -1,4 +1,4 @@
-//! Tests of sources of examples: token files, numpy's arrays, tables, and windows of series.
+//! Tests of data sets from token files, numpy arrays, tables and windows of time series.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use tempfile::{TempDir, tempdir};
 
 use crate::support::{bits::values, device, message};
 
-/// Creates a temporary file that contains these bytes. Returns the folder and the path of the file.
+/// Creates a temporary file with the given content. Returns the folder and the path of the file.
 fn file(bytes: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join("data");
@@ -29,7 +29,7 @@ fn example<D: MapDataset<Example = Batch>>(set: &D, index: i64) -> Result<(Vec<f
     Ok((values(&input), values(&target)))
 }
 
-/// Returns the bytes of the tokens 2^bits − 1, 2^bits − 2, …, which are negative if read as signed.
+/// Returns a file of the tokens 2^bits − 1, 2^bits − 2, …, which are negative if read as signed.
 fn tokens(width: TokenWidth, count: u32) -> Vec<u8> {
     let bytes = |at: u32| match width {
         TokenWidth::U16 => (u16::MAX - at as u16).to_le_bytes().to_vec(),
@@ -38,8 +38,8 @@ fn tokens(width: TokenWidth, count: u32) -> Vec<u8> {
     (0..count).flat_map(bytes).collect()
 }
 
-/// A token file returns every window of tokens that fits into the file. The targets of a window are
-/// the next tokens.
+/// A token file has a window of `length` tokens every `stride` tokens, as far as the windows fit
+/// into the file. The targets of a window are its tokens, shifted by one.
 #[rstest]
 #[case(TokenWidth::U16, 65535.0)]
 #[case(TokenWidth::U32, 4294967295.0)]
@@ -161,8 +161,8 @@ fn workers_read_windows() -> Result<()> {
     Ok(())
 }
 
-/// Returns the bytes that numpy 2.4 writes: the header of this version with this text, padded to 64
-/// bytes, and the data.
+/// Returns the content of an `.npy` file as numpy 2.4 writes it: the format version, the header
+/// `text`, padded to a multiple of 64 bytes, and the data.
 fn npy(version: u8, text: &str, data: &[u8]) -> Vec<u8> {
     let width = if version == 1 { 2 } else { 4 };
     let length = (8 + width + text.len() + 1).next_multiple_of(64) - 8 - width;
@@ -222,11 +222,11 @@ const TWO: &[u8] = &[0; 8];
 #[rstest]
 #[case(
     npy(1, "{'descr': '<u2', 'fortran_order': False, 'shape': (4,), }", TWO),
-    "an array of dtype `<u2`, which is not supported: save it as"
+    "the array has the dtype `<u2`, which is not supported: save it as"
 )]
 #[case(
     npy(1, "{'descr': '>f4', 'fortran_order': False, 'shape': (2,), }", TWO),
-    "an array of dtype `>f4`, which is not supported"
+    "the array has the dtype `>f4`, which is not supported"
 )]
 #[case(
     npy(
@@ -234,7 +234,7 @@ const TWO: &[u8] = &[0; 8];
         "{'descr': [('a', '<f4'), ('b', '<i4')], 'fortran_order': False, 'shape': (1,), }",
         TWO
     ),
-    "an array of dtype `[('a', '<f4'), ('b', '<i4')]`, which is not supported"
+    "the array has the dtype `[('a', '<f4'), ('b', '<i4')]`, which is not supported"
 )]
 #[case(
     npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }", TWO),
@@ -289,8 +289,8 @@ fn columns_become_tensors() -> Result<()> {
     Ok(())
 }
 
-/// A category that the training set does not have is refused, or gets the last id if `with_unknown`
-/// declares one.
+/// A category that the training set does not have is refused, unless `with_unknown` adds an id for
+/// unknown categories after the others.
 #[test]
 fn unknown_categories_need_a_declared_id() -> Result<()> {
     let (_folder, path) = file(PEOPLE);
@@ -311,7 +311,7 @@ fn cells_that_do_not_fit_are_named() -> Result<()> {
     let at = |text: String| text.replace(&path.display().to_string(), "FILE");
     assert_eq!(
         at(message(table.numbers(&["hours"]))),
-        "FILE, line 3: `hours` is missing: fill the table, or declare a replacement for missing values"
+        "FILE, line 3: `hours` is missing: fill in the cell, or declare a replacement for missing values"
     );
     assert_eq!(
         at(message(table.numbers_or(&["age", "job"], 0.0))),
@@ -368,7 +368,7 @@ fn windows_stay_within_a_series() -> Result<()> {
     Ok(())
 }
 
-/// `Windows::split` puts no value into both the training part and the validation part.
+/// After `Windows::split`, training windows and validation windows have no value in common.
 #[test]
 fn a_split_leaks_nothing() -> Result<()> {
     let (before, after) = Windows::new(vec![series(0, 20), series(1, 11)], 3, 2)?.split(0.5)?;

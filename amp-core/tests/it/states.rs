@@ -18,7 +18,7 @@ use tempfile::tempdir;
 
 use crate::support::{message, seeded};
 
-/// A model whose best value so far is infinite at the start.
+/// A model whose state consists of floats that begin as infinity, NaN and negative infinity.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -33,7 +33,7 @@ struct Best {
     highest: f32,
 }
 
-/// A model with a list in its state. One number of the list is infinite.
+/// A model whose state contains a list with an infinite number.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -65,7 +65,7 @@ struct Kinds {
     longs: Tensor,
 }
 
-/// A model with a tensor that cannot be saved.
+/// A model with a complex tensor, which cannot be saved.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -117,8 +117,9 @@ enum Choice {
     Two { of: (f32, f64) },
 }
 
-/// A NaN or an infinity inside a list, a struct or another value would be read back as null, so
-/// saving such a value is refused.
+/// A NaN or an infinity inside a list, a struct, a map or an `Option` would be written to JSON as
+/// null, so saving such a value is refused. A value that is itself a float can be saved, even if it
+/// is not finite.
 #[test]
 fn a_float_within_another_value_is_refused() -> Result<()> {
     let mut state = State::default();
@@ -197,7 +198,8 @@ fn tensors_of_every_dtype_are_saved() -> Result<()> {
     Ok(())
 }
 
-/// A checkpoint is also a file of weights in PyTorch's format.
+/// The metadata of a checkpoint declare the file as one of PyTorch (`format` is `pt`), so other
+/// programs can read the weights from it.
 #[test]
 fn the_weights_of_a_checkpoint_are_in_pytorchs_format() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -213,7 +215,9 @@ fn the_weights_of_a_checkpoint_are_in_pytorchs_format() -> Result<()> {
     Ok(())
 }
 
-/// Lightning#4468: every name gives a valid file name, and different names give different files.
+/// Lightning#4468: the file name of a checkpoint is valid for every name of the monitored value.
+/// Special characters in this name are percent-encoded, so different names give different file
+/// names.
 #[rstest]
 #[case("val/loss", "val%2Floss")]
 #[case("val_loss", "val_loss")]
@@ -283,7 +287,8 @@ impl LightningModule for Named {
     }
 }
 
-/// A NaN is never better than another value. If a monitored value is NaN, the run stops.
+/// `ModelCheckpoint` never saves a NaN as the best value, and `EarlyStopping` stops the run if the
+/// monitored value is NaN.
 #[test]
 fn a_monitored_nan_is_never_the_best_and_stops_the_run() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -330,7 +335,7 @@ fn the_largest_numbers_do_not_overflow() -> Result<()> {
     Ok(())
 }
 
-/// A minimum difference that is negative or NaN is refused. With a negative one, a worse value
+/// Early stopping refuses a `min_delta` that is negative or NaN. With a negative one, a worse value
 /// would count as an improvement.
 #[rstest]
 #[case(-0.1)]
@@ -344,8 +349,8 @@ fn a_negative_difference_is_refused(#[case] delta: f64) -> Result<()> {
     Ok(())
 }
 
-/// If a fraction of a data set leaves no batch, it is refused. Such a fraction does not switch
-/// validation off.
+/// If `limit_val_batches` is a fraction that leaves no batch, the run is refused. Only a fraction
+/// of 0 switches validation off.
 #[test]
 fn a_fraction_that_leaves_nothing_is_refused() -> Result<()> {
     let _section = seeded(0);

@@ -30,7 +30,7 @@ struct Regression {
     head: Linear,
 }
 
-/// Returns four batches of eight rows. All targets of the second batch are `size`.
+/// Returns four batches of eight examples. All targets of the second batch have the value `size`.
 fn with_outliers(size: f64) -> Result<DataModule> {
     let _section = seeded(7);
     let options = (Kind::Float, Device::Cpu);
@@ -40,8 +40,8 @@ fn with_outliers(size: f64) -> Result<DataModule> {
     Ok(DataModule::new("rows", Batch::new(input, target)?, val, 8).in_order())
 }
 
-/// Trains for one epoch over these batches. Returns the record of the run and the logged loss of
-/// each step.
+/// Trains for one epoch on the batches of `with_outliers(size)`. Returns the run record and the
+/// loss that each step logged.
 fn regress(config: TrainerConfig, size: f64) -> Result<(RunRecord, Vec<f64>)> {
     let _section = seeded(0);
     let mut model = Regression::builder().build()?;
@@ -107,7 +107,8 @@ fn lightnings_rule_counts_a_skipped_step() -> Result<()> {
     Ok(())
 }
 
-/// If a step is repeated, it logs the loss of its last repetition. Hooks receive the same loss.
+/// If a step is repeated, here in bf16 because it overflowed in f16, the loss of the last
+/// repetition is logged.
 #[test]
 fn a_repeated_step_logs_its_last_run() -> Result<()> {
     /// A model whose forward pass overflows in f16 but not in bf16.
@@ -142,7 +143,7 @@ fn a_repeated_step_logs_its_last_run() -> Result<()> {
     Ok(())
 }
 
-/// A callback that logs under the same name as the step's loss.
+/// A callback that logs a value under the same name as the training step.
 struct Meddler;
 
 impl Callback for Meddler {
@@ -160,8 +161,8 @@ impl Callback for Meddler {
     }
 }
 
-/// A hook cannot log under a name that a step uses, because a mean over values of the step and of
-/// the hook would have no meaning.
+/// If a hook logs a value under a name that the step uses, the run ends with an error, because a
+/// mean over values of both would have no meaning.
 #[test]
 fn a_hook_does_not_log_under_the_steps_name() -> Result<()> {
     let _section = seeded(0);

@@ -15,11 +15,11 @@ use tempfile::tempdir;
 
 use crate::support::{bits::values, data::numbered, device, message, seeded};
 
-/// A stream of the numbers from 0 on. The tensor that contains its state is modified in place.
+/// A stream that returns the numbers 0, 1, 2, …. Its state is a tensor that it modifies in place.
 struct Numbers {
     next: Tensor,
     noise: f64,
-    /// The number at which reading fails the first time.
+    /// The number at which reading fails once.
     fails: Option<i64>,
 }
 
@@ -74,7 +74,8 @@ fn loading(prefetch: usize) -> Loading {
     Loading { placement: Placement::Host, prefetch: Some(prefetch), ..Loading::default() }
 }
 
-/// Returns the numbers in the batches from `first` on.
+/// Returns the numbers in at most `most` batches of the epoch, beginning with batch `first`
+/// (counted from 0).
 fn read(loader: &DataLoader, epoch: u64, first: i64, most: usize) -> Result<Vec<Vec<f64>>> {
     let batches = loader.epoch(epoch, first)?.take(most);
     batches.map(|batch| Ok(values(batch?.required("target")?))).collect()
@@ -110,12 +111,12 @@ fn a_stream_can_be_read_again_from_any_batch(#[values(0, 2)] prefetch: usize) ->
     );
     assert_eq!(read(&loader, 0, 0, 2)?, first);
     let text = message(read(&loader, 3, 0, 1));
-    assert_eq!(text, "the stream has no saved state of its example 33");
+    assert_eq!(text, "the stream has no saved state of its example 33: read its examples in order");
     Ok(())
 }
 
-/// If reading a batch fails, the error contains the number of the failed example. The next attempt
-/// reads this batch again, from its first number on.
+/// If reading an example fails, the error contains the index of the example. The next attempt reads
+/// the batch of this example again, from the first example of the batch on.
 #[rstest]
 fn a_failed_batch_is_read_again(#[values(0, 2)] prefetch: usize) -> Result<()> {
     let set = Numbers { fails: Some(7), ..Numbers::new() }.shared()?;
@@ -138,7 +139,7 @@ fn streams_have_one_order_and_no_end() -> Result<()> {
     let text = message(data.train_loader(Policy::new(Precision::F32True, device()), 1));
     assert_eq!(
         text,
-        "a stream has its own order, but the sampler is `in order`: leave the sampler out"
+        "a stream cannot be read in the order of a sampler, but the sampler `in order` is set: leave it out"
     );
     Ok(())
 }

@@ -13,7 +13,7 @@ use tempfile::{TempDir, tempdir};
 
 use crate::support::{bits::values, message};
 
-/// Creates a temporary folder, and in it a file with this name and these bytes. Returns the folder
+/// Creates a temporary folder, and in it a file with the given name and content. Returns the folder
 /// and the path of the file.
 pub(crate) fn file(name: &str, bytes: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     let folder = tempdir().expect("a temporary folder");
@@ -87,12 +87,12 @@ fn missing_numbers_are_flagged() -> Result<()> {
 }
 
 #[rstest]
-#[case(Columns::new().numbers("x", &["age", "hours"]), "FILE, line 3: `hours` is missing: fill the table")]
+#[case(Columns::new().numbers("x", &["age", "hours"]), "FILE, line 3: `hours` is missing: fill in the cell")]
 #[case(Columns::new().integers("x", "class"), "FILE, line 4: `class` is missing: ")]
 #[case(Columns::new().ids("x", "job", &Categories::of(["cook", "clerk"])), "FILE, line 3: `job` is missing")]
 #[case(Columns::new().ids_or("x", "job", &Categories::of(["cook"]), "cook"), "FILE, line 5: `job` is `clerk`, which")]
-#[case(Columns::new().ids_or("x", "job", &Categories::of(["cook"]), "none"), "missing values of `job` are to be replaced by `none`")]
-#[case(Columns::new().numbers_or("x", &["hours"], f32::NAN), "missing values of `x` are to be replaced by NaN")]
+#[case(Columns::new().ids_or("x", "job", &Categories::of(["cook"]), "none"), "the replacement for missing values of `job` is `none`")]
+#[case(Columns::new().numbers_or("x", &["hours"], f32::NAN), "the replacement for missing values of `x` is NaN")]
 #[case(Columns::new().numbers("x", &[]), "a field of numbers needs at least one column")]
 #[case(Columns::new().missing("x", &[]), "a field of numbers needs at least one column")]
 #[case(Columns::new(), "no columns: a batch needs at least one field")]
@@ -105,8 +105,7 @@ fn what_cannot_be_a_field_is_refused(#[case] columns: Columns, #[case] says: &st
 }
 
 /// In a large file, each row keeps its values, and errors name the right lines. The file has more
-/// rows than are converted at once, line breaks of each kind, empty lines, and cells that contain
-/// line breaks.
+/// rows than are converted at a time, empty lines, and values that contain line breaks.
 #[rstest]
 fn rows_of_a_large_file_are_in_their_places(#[values("\n", "\r\n")] end: &str) -> Result<()> {
     let job = |row: i64| if row % 3 == 0 { "cook" } else { "\"a\nclerk\"" };
@@ -143,7 +142,8 @@ fn rows_of_a_large_file_are_in_their_places(#[values("\n", "\r\n")] end: &str) -
     Ok(())
 }
 
-/// A file without rows gives a batch without rows, but only if it has the columns.
+/// A file without rows gives a batch without rows. A column that the file does not have is refused
+/// in this case, too.
 #[test]
 fn columns_are_looked_for_without_rows() -> Result<()> {
     let (_folder, path) = file("empty.csv", "a,b\n");
@@ -199,13 +199,13 @@ fn columns_and_categories_are_saved() -> Result<()> {
     let mut state = State::default();
     state.put("columns", &columns)?;
     assert_eq!(state.get::<Columns>("columns")?, columns);
-    // A file whose names are not sorted is refused. In another order, the names would have other
-    // ids.
+    // A file of categories is refused if the names are not sorted, because the ids are the
+    // positions in the sorted list.
     std::fs::write(&path, r#"{"names": ["b", "a"], "unknown": false}"#).expect("room on the disk");
     let text = message(Categories::load(&path));
     assert!(text.contains("not in the order of their bytes"), "{text}");
     let text = message(columns.numbers_or("y", &["age"], f32::INFINITY).save(&path));
-    assert!(text.contains("are to be replaced by inf"), "{text}");
+    assert!(text.contains("is inf, which is not finite"), "{text}");
     Ok(())
 }
 
@@ -224,7 +224,7 @@ fn blocks_are_shuffled(#[values(1, 2, 3, 9)] together: usize) -> Result<()> {
     assert_eq!(order, blocks.order(&epoch)?);
     let ends = [3, 3, 8, 9, 13, 15];
     let block = |index: i64| ends.iter().position(|end| index < *end).expect("a block");
-    // `open` counts the blocks that have begun and are not finished.
+    // `open` is the number of blocks that were started and are not finished.
     let mut left = lengths.clone();
     let (mut open, mut most) = (0_usize, 0);
     for index in order {

@@ -1,6 +1,6 @@
-//! Tests of losses and metrics with targets of every shape, some of which are ignored. The losses
-//! and metrics equal those of torch and torchmetrics. If the shapes do not fit, the error names the
-//! loss, both tensors and the remedy.
+//! Tests of losses and metrics with targets of different shapes and with ignored targets. The
+//! values equal those of torch and torchmetrics. If output and target do not fit together, the
+//! error contains the name of the loss, both shapes and the remedy.
 
 use amp_core::{
     Result, loss,
@@ -27,8 +27,8 @@ fn tensor(case: &Value, key: &str, shape: &[i64]) -> Tensor {
     from_bits(kind, bits).to_kind(Kind::Double).reshape(shape)
 }
 
-/// Returns integer targets with the shape of the logits, without the dimension of classes if there
-/// is one.
+/// Returns the recorded integer targets. If `classes` is true, they have the shape of the logits
+/// without the dimension of the classes, and otherwise the shape of the logits.
 fn target(case: &Value, classes: bool) -> Tensor {
     let mut shape = shape(case);
     if classes {
@@ -38,13 +38,13 @@ fn target(case: &Value, classes: bool) -> Tensor {
     Tensor::from_slice(&of).reshape(shape)
 }
 
-/// Returns the metric that is computed from one batch.
+/// Returns the value of the metric for one batch.
 fn measure(metric: &dyn Metric, output: &Tensor, target: &Tensor) -> Result<f64> {
     Ok(metric.measure(output, target)?.double_value(&[]))
 }
 
-/// Asserts that the metric has the expected value. The tolerance covers torchmetrics' division in
-/// f32.
+/// Asserts that the metric has the expected value. The tolerance allows for the rounding of
+/// torchmetrics, which divides in f32.
 #[track_caller]
 fn assert_metric(
     metric: &dyn Metric,
@@ -85,8 +85,8 @@ fn classes_of_every_shape_equal_torchs() -> Result<()> {
     Ok(())
 }
 
-/// Logits with the classes in the last dimension give the same loss as logits in the shape that
-/// torch expects. If the shapes fit both readings, the loss is refused.
+/// Logits whose last dimension contains the classes give the same loss and metrics as torch
+/// computes from logits whose second dimension contains the classes.
 #[test]
 fn classes_last_are_flattened() -> Result<()> {
     let oracle = oracle!("classes.json");
@@ -151,8 +151,8 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// If output and target have different shapes, the loss is refused, and nothing is broadcast.
-/// Integers are refused as targets of these losses.
+/// Element-wise losses refuse an output and a target of different shapes instead of broadcasting
+/// them. They also refuse integer targets.
 #[rstest]
 fn losses_of_elements_refuse_other_shapes_and_dtypes(
     #[values(
@@ -267,7 +267,7 @@ fn metrics_refuse_targets_of_another_kind() {
     let said = message(TopK { k: 4 }.update(&logits, &classes));
     assert!(said.contains("k is 4, but there are 3 classes"), "{said}");
     let said = message(F1 { num_classes: 4 }.update(&logits, &classes));
-    assert!(said.contains("num_classes is 4, but there are 3 logits"), "{said}");
+    assert!(said.contains("num_classes is 4, but the output has 3 classes"), "{said}");
 }
 
 /// Checks that code can create a metric without options by its type alone.

@@ -40,9 +40,8 @@ fn bytes(fields: &[(u64, Field)], number: u64) -> Vec<Vec<u8>> {
 }
 
 /// An event file contains the whole run, and the checksums of all its records are correct. The
-/// first record contains the version, the next records the hyperparameters, and the last record the
-/// end of the session. The records between contain every number of the run as an f32, with its
-/// step.
+/// first record contains the file version. The other records contain every number of the run as an
+/// f32 with its step, and the start and the end of a session of TensorBoard's HParams plugin.
 #[test]
 fn an_event_file_holds_the_run() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder for the test");
@@ -93,8 +92,8 @@ fn an_event_file_holds_the_run() -> Result<()> {
     Ok(())
 }
 
-/// Each run has a folder of its own, whether the runs use one logger or several loggers. Charts of
-/// different runs therefore do not mix.
+/// Each run writes to its own folder `version_N`, whether the runs use the same logger or different
+/// ones.
 #[test]
 fn every_run_has_a_folder_of_its_own() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder for the test");

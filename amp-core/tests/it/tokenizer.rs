@@ -95,7 +95,7 @@ fn text_is_encoded_as_by_python(
     Ok(())
 }
 
-/// A data set of single sentences, which are padded when a batch is made.
+/// A data set of sentences. Its function `collate` pads the sentences of a batch.
 struct Sentences(Tokenizer, Vec<String>);
 
 #[derive(Batch)]
@@ -123,8 +123,8 @@ impl MapDataset for Sentences {
     }
 }
 
-/// A data set can pad examples when it collates them. Such a batch equals the batch that the
-/// tokenizer makes of the same texts.
+/// A batch whose examples are padded in `collate` equals the batch that the tokenizer makes of the
+/// same texts.
 #[test]
 fn examples_are_padded_when_they_are_collated() -> Result<()> {
     let all = recorded();
@@ -150,7 +150,7 @@ fn what_cannot_be_encoded_is_refused() -> Result<()> {
     says(message(tokenizer.batch(&["We the People", "of"])), different);
     says(message(tokenizer.pad("ids")), different);
     says(message(tokenizer.batch(&[] as &[&str])), "a batch of tokens needs at least one text");
-    says(message(tokenizer.clone().padded("[PAD]")), "FILE: there is no token `[PAD]`");
+    says(message(tokenizer.clone().padded("[PAD]")), "FILE: the tokenizer has no token `[PAD]`");
     says(message(tokenizer.decode(&[5, -1])), "FILE: one of the ids [5, -1] belongs to no token");
     says(message(tokenizer.decode(&[400])), "FILE: one of the ids [400] belongs to no token");
     let (folder, tokenizer) = self::tokenizer(&all, "word_piece")?;

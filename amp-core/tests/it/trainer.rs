@@ -46,7 +46,8 @@ fn brief(event: &Event) -> String {
     }
 }
 
-/// A run is one stream of events in a fixed order. A logging interval counts steps across epochs.
+/// The events of a run come in a fixed order. With a logging interval of 2, every second step of
+/// the run is logged. The count does not begin again in each epoch.
 #[test]
 fn events_come_in_order() -> Result<()> {
     let _generator = seeded(0);
@@ -203,7 +204,8 @@ fn an_error_names_the_module() -> Result<()> {
     Ok(())
 }
 
-/// A layer that declares a matrix product, but computes in f32 in every precision.
+/// A layer that declares its output as that of a matrix product (`Op::Matmul`), but computes in f32
+/// under every precision.
 struct Stubborn(Linear);
 
 impl Visit for Stubborn {
@@ -227,7 +229,8 @@ impl Module for Stubborn {
     }
 }
 
-/// If a run did not compute in the dtypes of its precision, it ends with an error.
+/// If a matrix product does not have the dtype that the precision prescribes, the run ends with an
+/// error.
 #[rstest]
 #[case(Precision::F16Mixed, "the run does not compute in 16-mixed", "float16")]
 #[case(Precision::Bf16Mixed, "the run does not compute in bf16-mixed", "bfloat16")]

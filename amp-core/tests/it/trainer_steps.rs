@@ -30,8 +30,8 @@ fn weights(model: &Model) -> Vec<f64> {
     nn::parameters(model).iter().flat_map(|parameter| values(&parameter.tensor)).collect()
 }
 
-/// Trains a linear regression on these examples and returns the model. If `from` is given, training
-/// starts from its weights.
+/// Trains a linear regression on the given range of examples and returns the model. If the model
+/// `from` is given, training starts from its weights.
 fn trained_on(
     examples: std::ops::Range<i64>,
     batch: i64,
@@ -92,8 +92,8 @@ fn a_partial_last_window_is_divided_by_its_own_length() -> Result<()> {
     Ok(())
 }
 
-/// Trains a model with a schedule whose first steps overflow, because f16 gradients are scaled by
-/// 2^24.
+/// Trains a model that has a schedule. The first steps overflow, because f16 gradients are scaled
+/// by 2^24.
 fn overflowing(advances: bool) -> Result<(RunRecord, f64)> {
     let _generator = seeded(0);
     let mut config = config(Precision::F16Mixed);
@@ -164,8 +164,9 @@ fn an_epoch_reports_its_last_steps_rate(#[case] interval: Interval, #[case] lr: 
     Ok(())
 }
 
-/// Rule 5 of docs/SEMANTICS.md, pytorch#99640: if the loss overflows at any scale, the run ends
-/// with the reason, before the scale is so low that unscaling makes the weights infinite or NaN.
+/// Rule 5 of docs/SEMANTICS.md, pytorch#99640: if the gradients overflow at every loss scale, the
+/// run ends with an error that says so. It ends before the scale becomes so low that unscaling
+/// would make the weights infinite or NaN.
 #[test]
 fn a_collapsing_scale_ends_the_run() -> Result<()> {
     let _generator = seeded(0);
@@ -243,8 +244,8 @@ fn a_tied_weight_is_one_parameter() -> Result<()> {
         nn::parameters(&tied).into_iter().map(|p| p.name.to_string()).collect();
     assert_eq!(names, ["first.weight", "first.bias"]);
     assert_eq!(nn::named_tensors(&tied).len(), 4);
-    // One step changes the shared weight once, by the sum of the gradients of its two uses: L =
-    // mean of (W(Wx + b) + b − y)².
+    // The loss is the mean of (W(Wx + b) + b − y)². The gradient of W is the sum of the gradients
+    // of its two uses, and one step applies this sum once.
     let batch = constant(2, 3, 1.0)?;
     let own: Vec<Tensor> = nn::parameters(&tied)
         .iter()

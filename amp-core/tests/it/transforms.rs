@@ -54,9 +54,9 @@ fn sizes(value: &Value, key: &str) -> Vec<i64> {
     list(value, key).iter().map(|size| size.as_i64().expect("a size")).collect()
 }
 
-/// Images are resized as in torchvision, to a given shorter side and to two given sides. Some of
-/// the new sizes are smaller than the image, and others are larger. The rounding of the CPU's
-/// kernels may change a pixel by one level.
+/// Images are resized as in torchvision. Either the length of the shorter side is given or both
+/// lengths, and the result may be smaller or larger than the image. A pixel may differ by one of
+/// 256 levels, because the kernels of different CPUs round differently.
 #[test]
 fn images_are_resized_as_in_torchvision() -> Result<()> {
     let all = recorded();
@@ -72,8 +72,8 @@ fn images_are_resized_as_in_torchvision() -> Result<()> {
     Ok(())
 }
 
-/// If a part of an image is cropped and resized, interpolation reads only that part, as in
-/// torchvision.
+/// A part that is cropped from an image is resized as in torchvision: interpolation does not read
+/// the pixels around the part.
 #[test]
 fn parts_are_resized_as_in_torchvision() -> Result<()> {
     let all = recorded();
@@ -150,8 +150,8 @@ fn some_images_are_mirrored() -> Result<()> {
     Ok(())
 }
 
-/// With the same random numbers, an augmentation gives the same image, and with other random
-/// numbers it gives another image. The values of floating-point images stay between 0 and 1.
+/// With the same seed, an augmentation gives the same image, and with another seed it gives another
+/// image. The values of floating-point images stay between 0 and 1.
 #[test]
 fn random_changes_follow_from_their_numbers() -> Result<()> {
     let augment = || -> Result<Compose> {
@@ -199,17 +199,17 @@ fn invalid_factors_are_refused() -> Result<()> {
     let text = message(jitter().brightness(-0.5));
     assert_eq!(
         text,
-        "brightness from 1.5 to 0.5: both limits must be from 0 to inf, the lower one first"
+        "the range of brightness is 1.5 to 0.5, but both limits must be from 0 to inf, the lower one first"
     );
     let text = message(jitter().contrast((-0.5, 1.0)));
     assert_eq!(
         text,
-        "contrast from -0.5 to 1: both limits must be from 0 to inf, the lower one first"
+        "the range of contrast is -0.5 to 1, but both limits must be from 0 to inf, the lower one first"
     );
     let text = message(jitter().hue(0.6));
     assert_eq!(
         text,
-        "hue from -0.6 to 0.6: both limits must be from -0.5 to 0.5, the lower one first"
+        "the range of hue is -0.6 to 0.6, but both limits must be from -0.5 to 0.5, the lower one first"
     );
     assert!(
         message(Normalize::new(&[0.5], &[0.0]))

@@ -35,7 +35,8 @@ fn notes(gain: f64, val: Batch) -> Result<(Vec<String>, Option<f64>)> {
     Ok((notes, record.last("val_loss")))
 }
 
-/// Returns a validation set of two batches, whose second has `value` in one place.
+/// Returns a validation set of two batches of 32 examples. One input element of the second batch is
+/// `value`.
 fn val(value: f64) -> Result<Batch> {
     let digits = digits(64)?;
     let input = digits.input.f_add_scalar(0.25)?;

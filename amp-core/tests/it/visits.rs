@@ -18,7 +18,7 @@ use crate::support::{
     seeded,
 };
 
-/// A layer that reports these tensors, each with a name and a role.
+/// A layer whose `visit` passes the given tensors to the visitor, each with its name and role.
 struct Tensors(Vec<(&'static str, Tensor, Role)>);
 
 impl Visit for Tensors {

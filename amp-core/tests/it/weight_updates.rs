@@ -1,5 +1,6 @@
-//! Tests of updates that are smaller than the distance between neighbouring bf16 numbers. Such
-//! updates are lost, are kept in master weights, or are kept on average by stochastic rounding.
+//! Tests of updates that are smaller than the distance between neighbouring bf16 numbers. With
+//! rounding to nearest, such updates are lost. Master weights keep them, and stochastic rounding
+//! keeps them on average.
 
 use amp_core::{
     Error, Result, TrainerConfig,
@@ -77,8 +78,9 @@ fn stochastic_rounding_is_unbiased() -> Result<()> {
     Ok(())
 }
 
-/// Stochastic rounding is right on average, for positive and negative numbers of several
-/// magnitudes. Numbers that need no rounding, infinities and zeros do not change.
+/// With stochastic rounding, the mean of many equal updates is right, for positive and negative
+/// weights of several magnitudes. Numbers that need no rounding, infinities and zeros do not
+/// change.
 #[test]
 fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
     let _generator = seeded(1);
@@ -121,8 +123,9 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
 
 /// Each update is 10⁻⁵, which is 1/400 of the distance between neighbouring bf16 numbers. With
 /// rounding to nearest, the weights have not changed after 400 steps. With stochastic rounding,
-/// their mean has changed by the sum of the updates. With master weights, the weights change to the
-/// next bf16 number as soon as the master weights are closer to it than to 1.
+/// their mean has changed by the sum of the updates. With master weights, the weights stay at 1
+/// until the master weights are closer to the next bf16 number below 1, and then become this
+/// number.
 #[test]
 fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
     let _generator = seeded(2);
@@ -176,9 +179,10 @@ fn masters_equal_an_f32_run(
 }
 
 /// With the default `RoundToNearest`, Adam's running averages of bf16 parameters are bf16, as in
-/// torch. With beta2 = 0.999, the running average of the squares then cannot decay, because bf16
-/// rounds 0.999 times the average to the average. With master weights or stochastic rounding, the
-/// running averages are f32, and the average decays.
+/// torch. With a beta2 of 0.999 and gradients of zero, the running average of the squares should
+/// become smaller by a factor of 0.999 per step. In bf16, it does not change, because this product
+/// is rounded to the old value. With master weights or stochastic rounding, the running averages
+/// are f32, and it does become smaller.
 #[rstest]
 #[case(WeightUpdate::RoundToNearest, Kind::BFloat16, 1.0)]
 #[case(WeightUpdate::MasterWeights, Kind::Float, 0.999)]
@@ -236,8 +240,8 @@ fn the_trainer_passes_the_option_to_the_optimizer(
     for (_, tensor, _) in amp_core::nn::named_tensors(&module) {
         let _ = amp_core::tch::no_grad(|| tensor.shallow_clone().fill_(1.0));
     }
-    // The gradients are around 2, so 40 steps change a weight by about 8e-3, while each step alone
-    // is smaller than the distance between bf16 numbers.
+    // The gradients are about 2, so 40 steps should change a weight by about 8e-3. A single step of
+    // 2e-4 is smaller than the distance between bf16 numbers near 1.
     let mut model =
         Model::regression(module, |_| OptimizerConfig::new(Sgd { lr: 1e-4, ..Default::default() }));
     fit(&config, &mut model, &same(constant(8, 8, 1.0)?, 8)?).1?;
@@ -289,8 +293,8 @@ fn lost_updates_are_reported(
     for part in [spacing, step, "--weight-update master-weights"] {
         assert!(told[0].contains(part), "{}", told[0]);
     }
-    // With a schedule, the tenth step is checked instead of the first, because the first learning
-    // rate may be exceptionally small.
+    // With a learning-rate schedule, the trainer checks the tenth step instead of the first,
+    // because the first rates may be very small, as in a warm-up.
     let told = notes(precision, rate, WeightUpdate::RoundToNearest, true, 5)?;
     assert!(told.len() == 1 && told[0].contains("step 10 "), "{told:?}");
     Ok(())

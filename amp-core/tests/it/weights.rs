@@ -66,7 +66,7 @@ fn the_file_has_pytorchs_names() -> Result<()> {
     Ok(())
 }
 
-/// A module that visits one weight under two names.
+/// A module that reports one weight under two names.
 struct Tied(Tensor);
 
 impl Visit for Tied {
@@ -83,10 +83,9 @@ impl Module for Tied {
     }
 }
 
-/// A weight that two modules share can be loaded under any of its names. A file of
-/// `safetensors.torch.save_model` contains only the name that is first in the alphabet. A
-/// state_dict contains both names. Both kinds of files load, and so does a file that this crate
-/// saved.
+/// A weight that two modules share can be loaded if a file contains any of its names: one of the
+/// two (as in a file of `safetensors.torch.save_model`, which keeps the first in the alphabet), or
+/// both (as in a state_dict). A file that this crate saves has only the first declared name.
 #[rstest]
 #[case::the_first_of_the_alphabet(&["head.weight"])]
 #[case::the_first_declared(&["token.weight"])]
@@ -142,16 +141,17 @@ fn rewrite(path: &Path, change: impl Fn(&mut Vec<u8>)) {
 #[test]
 fn a_truncated_file_is_refused() -> Result<()> {
     let cut = |path: &Path| rewrite(path, |bytes| bytes.truncate(bytes.len() - 5));
-    refused(cut, "not a whole safetensors file")
+    refused(cut, "damaged, or not a safetensors file")
 }
 
 #[test]
 fn a_damaged_header_is_refused() -> Result<()> {
     let damage = |path: &Path| rewrite(path, |bytes| bytes[9] = b'!');
-    refused(damage, "not a whole safetensors file")
+    refused(damage, "damaged, or not a safetensors file")
 }
 
-/// A file of torch.save is an archive or, before torch 1.6, a pickle.
+/// If a file was written by torch.save, the error says how to convert it. Such a file is an archive
+/// or, before torch 1.6, a pickle.
 #[rstest]
 #[case::archive(b"PK\x03\x04\x00\x00\x08\x08\x00\x00")]
 #[case::pickle(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")]

@@ -1,5 +1,6 @@
-//! Tests of two notes of a run. One is about ids that are stored as floating-point numbers, which
-//! 16-bit dtypes would round. The other is about shared tensors that contain indices of examples.
+//! Tests of two notes about data: ids that are stored as floating-point numbers and that a 16-bit
+//! dtype would round, and a shared tensor that contains indices of examples. Also tests the hint in
+//! an error about two dtypes.
 
 use amp_core::{Trainer, TrainerConfig, data::DataModule, prelude::*};
 use rstest::rstest;
@@ -14,7 +15,8 @@ struct Net {
     head: Linear,
 }
 
-/// Trains on rows of three columns, a value, an id and another value, and returns the notes.
+/// Trains on examples with three columns (a constant, an id and the number 1) and returns the notes
+/// about whole numbers.
 fn notes(precision: Precision, ids: [f64; 4], target: [f64; 4]) -> Result<Vec<String>> {
     let _section = seeded(0);
     let row = |id: f64| [0.123_456_7, id, 1.0];
@@ -99,8 +101,9 @@ fn graph(nodes: i64, edges: &[i64]) -> Result<Graph> {
     })
 }
 
-/// The edges contain indices of examples. A note reports this if the batches contain the examples
-/// in another order, or only some of the examples.
+/// Checks that a note warns about edges that contain indices of examples if the examples are
+/// shuffled or if a batch has only some of them. Checks that there is no note if one batch has all
+/// examples in order, or if the numbers in the edges cannot be such indices.
 #[rstest]
 #[case::shuffled(6, false, &[0, 1, 2, 3, 4, 5, 0, 2], Some("because the examples are shuffled"))]
 #[case::in_order(6, true, &[0, 1, 2, 3, 4, 5, 0, 2], None)]
@@ -143,8 +146,8 @@ struct Widening {
     head: Linear,
 }
 
-/// If libtorch refuses operands of two dtypes, the error names the layer. A hint says how to avoid
-/// the wider dtype.
+/// Checks the error for an operation whose operands have two dtypes: it names the layer and says
+/// how to give both operands the same dtype.
 #[test]
 fn an_error_of_dtypes_has_a_hint() -> Result<()> {
     let _section = seeded(0);
@@ -159,7 +162,7 @@ fn an_error_of_dtypes_has_a_hint() -> Result<()> {
     assert!(error.starts_with("in `head`: libtorch: ") && error.contains("same dtype"), "{error}");
     assert!(
         error.ends_with(
-            "; under 16-true give each tensor that you create the dtype of the other operand, as in `.f_to_kind(x.kind())`: an operation on two dtypes returns the wider one"
+            "; under 16-true give each tensor that you create the dtype of the tensor that you combine it with, as in `.f_to_kind(x.kind())`: an operation on tensors of two dtypes returns the wider dtype"
         ),
         "{error}"
     );

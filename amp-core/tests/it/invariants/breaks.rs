@@ -100,8 +100,8 @@ use crate::support::{device, seeded};
     Does::TrainsInValidation,
     Invariant::EvaluationMode,
     if device().is_cuda() {
-        // On CUDA, the batch norm runs in a kernel of this crate. libtorch does not record the name
-        // of this kernel, so the error cannot contain it.
+        // On CUDA, the batch norm runs in a kernel of this crate, which libtorch does not know by
+        // name. The error therefore names no operation.
         "validation after step 7: layers run in training mode"
     } else {
         "validation after step 7: `batch_norm_impl_index` runs in training mode"
@@ -127,9 +127,9 @@ fn each_broken_rule_is_reported(
     Ok(())
 }
 
-/// If each step starts its own `MemoryMeter` while another meter measures the whole epoch, the
-/// meter of the epoch does not count the memory of these steps. The trainer reports this. Meters
-/// that follow one another without overlap count all memory.
+/// Only the `MemoryMeter` that was started last sees new memory. If a step measures its memory with
+/// its own meter, a meter that measures the whole epoch therefore reads too little, which the
+/// trainer reports. Meters that follow one another without overlap count all memory.
 #[rstest]
 fn a_meter_that_misses_memory_is_reported(
     #[values(Check::Cheap, Check::Full)] level: Check,
@@ -173,8 +173,9 @@ fn a_skipped_step_that_changes_something_is_reported(
     Ok(())
 }
 
-/// Weights that were written after the f32 masters were made are reported. Without this invariant,
-/// the masters would silently overwrite weights that were loaded after the optimizer was built.
+/// If weights are changed after their f32 master weights were made, for example by loading a file
+/// after the optimizer was built, this is reported. Otherwise, the first step would silently
+/// overwrite the change with the master weights.
 #[test]
 fn weights_written_after_their_masters_were_made_are_reported() -> Result<()> {
     let mut config = config(Check::Cheap);
@@ -193,9 +194,10 @@ fn weights_written_after_their_masters_were_made_are_reported() -> Result<()> {
     Ok(())
 }
 
-/// With `save_on_error`, a run that violates an invariant saves a checkpoint with the state before
-/// the step or after it, depending on where the violation is found. A run with a correct optimizer
-/// can resume from this checkpoint.
+/// With `save_on_error`, a run that violates an invariant saves a checkpoint: with the state before
+/// the step if the violation is found within the step, and with the state after the step if it is
+/// found later. A run with a correct optimizer can resume from this checkpoint, and has `left`
+/// batches left.
 #[rstest]
 #[case::within_a_step(Odd::KeepsGradients, 13)]
 #[case::after_a_step(Odd::WritesBack, 4)]

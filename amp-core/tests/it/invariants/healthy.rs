@@ -185,8 +185,8 @@ fn no_storage_of_16_bit_weights_breaks_a_rule(
     trains(config, move || OptimizerConfig::new(AdamW { lr, ..AdamW::default() }))
 }
 
-/// A model in which some gradients are missing for good reasons. Most rows of an embedding have no
-/// gradient in any step. The layers of a branch that never runs have no gradient.
+/// A model in which some gradients are missing, although nothing is wrong. Most rows of the
+/// embedding get no gradient in any step, and the layers of a branch that never runs get none.
 #[derive(LightningModule)]
 #[forward(|x| {
     let words = drop(&words(x)?)?;

@@ -1,6 +1,6 @@
 //! Tests of silent training errors that users have reported in public, and that TrainCheck (OSDI
-//! 2025) has reproduced. A report is tested if its error can occur in this project. The remaining
-//! reports are of three kinds:
+//! 2025) has reproduced. There is one test for each report whose error can occur in this project.
+//! The other reports are not tested, for one of three reasons:
 //!
 //! - They need several GPUs: deepspeed-1801, deepspeed-5794, pytorch-84803, pytorch-96600,
 //!   baichuan2-86 and a run with diverging replicas.
@@ -38,7 +38,7 @@ fn says(odd: Odd, does: Does, invariant: Invariant) -> Result<String> {
 }
 
 /// stackoverflow-60335387: `zero_grad` is never called, so the gradients of all steps add up, and
-/// the loss rises although the learning rate is right.
+/// the loss rises, although the learning rate is suitable.
 #[test]
 fn stackoverflow_60335387_gradients_of_all_steps_add_up() -> Result<()> {
     let text = says(Odd::KeepsGradients, Does::Nothing, Invariant::GradientsAreCleared)?;
@@ -77,7 +77,8 @@ fn transformers_33844_dropout_is_active_in_evaluation() -> Result<()> {
 }
 
 /// lightning-thunder-725: after a change in autocast, some matrix products no longer ran in 16
-/// bits. Here the dtypes that the first step records show whether the precision was applied.
+/// bits. In this project, the run records the dtypes of the first step, and ends with an error if
+/// they are not those of the precision.
 #[test]
 fn lightning_thunder_725_autocast_leaves_products_out() -> Result<()> {
     let _section = seeded(0);
@@ -94,8 +95,8 @@ fn lightning_thunder_725_autocast_leaves_products_out() -> Result<()> {
 }
 
 /// mmpretrain-702: stages that are configured as frozen are trained, because the method that
-/// freezes them is never called. Here the trainer freezes the stages, and their parameters do not
-/// change.
+/// freezes them is never called. In this project, the trainer itself freezes the layers that the
+/// option `freeze` names, and their parameters do not change.
 #[test]
 fn mmpretrain_702_frozen_stages_do_not_train() -> Result<()> {
     let mut model = Planted::new(Odd::Nothing, Does::Nothing)?;
@@ -163,8 +164,8 @@ impl nn::Module for Tied {
 }
 
 /// A callback that gives the decoder a layer of its own when the run begins, so that it no longer
-/// shares its weights with the encoder. Loading a file that contains both tensors has this effect
-/// if loading creates new tensors.
+/// shares its weights with the encoder. Code that loads weights may separate tied weights in the
+/// same way, if it creates a new tensor for each name in the file.
 struct Unties(Rc<RefCell<Option<nn::Linear>>>);
 
 impl Callback for Unties {
@@ -178,8 +179,8 @@ impl Callback for Unties {
     }
 }
 
-/// If tied weights are separated after the optimizer was built, no optimizer trains the second
-/// weight, and the error names this weight.
+/// If tied weights are separated after the optimizer was built, no optimizer contains the new
+/// weight. The run ends with an error that names this weight.
 #[rstest]
 fn tied_weights_that_were_untied_are_reported(#[values(false, true)] unties: bool) -> Result<()> {
     let _section = seeded(0);

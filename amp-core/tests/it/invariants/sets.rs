@@ -17,12 +17,11 @@ use crate::support::{model::digits, seeded};
 enum From {
     /// The validation set is the training set itself.
     Handle,
-    /// The training set and the validation set are in the same memory, which has 60 examples. The
-    /// training set is the first 40 examples. The validation set is a view of 20 examples, of which
-    /// the first has this number.
+    /// Both sets are views of one tensor of 60 examples. The training set is the first 40 examples.
+    /// The validation set is the 20 examples from this index on.
     Memory(i64),
-    /// The validation set begins with copies of the last examples of the training set. The value is
-    /// the number of copies. Other examples follow the copies.
+    /// The validation set begins with copies of this many of the last training examples. Examples
+    /// that are not in the training set follow.
     Copies(i64),
 }
 

@@ -208,10 +208,10 @@ fn invalid_options_are_refused() -> Result<()> {
     let cubic = Upsample::new(UpsampleConfig { mode: Interpolation::Bicubic, ..twice })?;
     refused(
         cubic.forward(&x(&[1, 2, 5]), &cx).map(drop),
-        "Bicubic with size or scale_factor All(2.0) does not take an input of shape [1, 2, 5]",
+        "Bicubic with size or scale_factor All(2.0) does not support an input of shape [1, 2, 5]",
     );
     let image = Upsample::new(UpsampleConfig { size: [3, 4].into(), ..UpsampleConfig::new() })?;
-    refused(image.forward(&x(&[1, 2, 5]), &cx).map(drop), "does not take an input of shape");
+    refused(image.forward(&x(&[1, 2, 5]), &cx).map(drop), "does not support an input of shape");
     let shuffle = ChannelShuffle::new(3)?;
     refused(shuffle.forward(&x(&[1, 4, 2]), &cx).map(drop), "must be a multiple of 3");
     let unpool = MaxUnpool1d::new(MaxUnpool1dConfig::new(2))?;
@@ -223,7 +223,8 @@ fn invalid_options_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// If attributes with options build a layer, its parameters have the expected names and shapes.
+/// If `#[layer(…)]` attributes with options build the layers of a model, the parameters have the
+/// expected names and shapes.
 #[test]
 fn attributes_build_the_same_layers() -> Result<()> {
     let net = {

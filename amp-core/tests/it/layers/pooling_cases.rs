@@ -55,7 +55,7 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
 
 /// Builds a test case that pools and then unpools. Unpooling puts the largest values back to their
 /// positions. If `sized` is true, the output of unpooling has the size of the input. Otherwise it
-/// has the smallest possible size.
+/// has the default size.
 fn unpool<const N: usize>(
     pool: Result<MaxPool<N>>,
     back: Result<MaxUnpool<N>>,

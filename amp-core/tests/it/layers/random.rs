@@ -165,7 +165,7 @@ fn no_ratio() -> PerDimension<f64> {
     PerDimension::None
 }
 
-/// Attributes build each of these layers, and also layers with two inputs.
+/// `#[layer(…)]` attributes can build these layers, and also layers with two inputs.
 #[test]
 fn attributes_build_the_layers() -> Result<()> {
     let _section = seeded(0);

@@ -43,7 +43,7 @@ where
     }
 }
 
-/// Builds a test case from a module and from a function that runs this module.
+/// Builds a test case from a module and a function that runs this module on the inputs of the case.
 pub(super) fn case<M: Visit + 'static>(
     module: Result<M>,
     run: impl Fn(&M, &[Tensor], &Context) -> Result<Vec<Tensor>> + 'static,

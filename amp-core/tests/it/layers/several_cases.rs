@@ -239,7 +239,7 @@ enum Name {
     KeyPadding,
 }
 
-/// Builds an attention mask from the inputs. `names` tells which mask each input is.
+/// Builds an attention mask from the inputs. `names` says which mask each input is.
 fn masks(names: &[Name], inputs: &[Tensor]) -> AttentionMask {
     let mut masks = AttentionMask::none();
     for (name, mask) in names.iter().zip(inputs) {

@@ -70,8 +70,8 @@ fn its_files_give_pythons_logits(#[case] file: &str) -> Result<()> {
     Ok(())
 }
 
-/// A file that this crate has saved can be imported without renaming tensors and without other
-/// conversions. It contains the metadata that transformers requires.
+/// A file that this crate has saved can be imported without import steps, such as renaming tensors.
+/// The file contains the metadata that transformers requires.
 #[test]
 fn a_file_saved_here_needs_no_steps() -> Result<()> {
     let _generator = seeded(0);
@@ -88,7 +88,8 @@ fn a_file_saved_here_needs_no_steps() -> Result<()> {
     Ok(())
 }
 
-/// An index whose entry for a tensor is wrong is refused.
+/// An index is refused if it lists a tensor in a file that does not contain this tensor, does not
+/// exist, or is outside the folder of the index.
 #[rstest]
 #[case::other_shard(
     "transformer.wte.weight",

@@ -68,9 +68,9 @@ struct ResNet18 {
     fc: Linear,
 }
 
-/// A model that loads the `state_dict` of torchvision's model computes Python's logits. The test
-/// writes the file with the names and shapes that Python recorded, and with the same values as the
-/// recording script.
+/// With the `state_dict` of torchvision's model, this model computes Python's logits. The recording
+/// contains only the names and shapes of the tensors. The test generates the same values as the
+/// recording script, and writes them to a file.
 #[test]
 fn its_state_dict_gives_pythons_logits() -> Result<()> {
     let _generator = seeded(0);

@@ -44,7 +44,7 @@ fn open(path: &Path) -> Import {
     Import::open(path).expect("a file")
 }
 
-/// If an import step fails, the error quotes the step as it was written, and the model does not
+/// If an import is invalid, the error says which step or tensor is wrong, and the model does not
 /// change.
 #[rstest]
 #[case::rename(|i: Import| i.rename("c.*", "b.*"), "rename(`c.*`, `b.*`): no tensor of the file matches `c.*`. The tensors are called `a.q`, `a.w`")]

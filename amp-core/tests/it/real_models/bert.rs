@@ -19,7 +19,7 @@ struct Sentences {
     labels: Tensor,
 }
 
-/// A post-norm encoder block: masked attention, then a perceptron.
+/// A post-norm encoder block: masked attention, then an MLP.
 #[derive(Module)]
 #[forward(|x: &Tensor, allowed: &Tensor| {
     let heads = |x: Tensor| -> Result<Tensor> {
@@ -73,9 +73,10 @@ struct Bert {
     head: Linear,
 }
 
-/// Generates random sentences. The class of a sentence depends on whether word 1 or word 2 is among
-/// its first words. The padding contains the other of these two words, so a model that does not
-/// mask the padding learns nothing.
+/// Generates random sentences. The class of a sentence says which of the words 1 and 2 is among its
+/// first words. If `padding` is 0, the padding of the sentence consists of the other of these two
+/// words, so a model that does not mask the padding learns nothing. Otherwise it consists of the
+/// word `padding`.
 fn sentences(count: i64, padding: i64) -> Result<Sentences> {
     let options = (Kind::Int64, Device::Cpu);
     let labels = Tensor::f_randint(2, [count], options)?;

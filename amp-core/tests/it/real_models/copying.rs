@@ -17,10 +17,10 @@ const WIDTH: i64 = 32;
 struct Sentences {
     #[batch(ids)]
     source: Tensor,
-    /// A mask that is true after a sentence's end.
+    /// A mask that is true at the positions after the end of a sentence.
     #[batch(mask)]
     padding: Tensor,
-    /// The target shifted by one position: the words that the decoder has written so far.
+    /// The input of the decoder: the target, shifted by one position.
     #[batch(ids)]
     before: Tensor,
     target: Tensor,

@@ -21,7 +21,7 @@ use amp_core::{
 
 use crate::support::device;
 
-/// Trains the model for this many epochs.
+/// Trains the model for `max_epochs` epochs. Asserts that all logged values are finite.
 fn train(
     model: &mut dyn LightningModule,
     data: &DataModule,
@@ -32,7 +32,8 @@ fn train(
         TrainerConfig { max_epochs, ..TrainerConfig::new(precision, device()) }.with(|config| {
             config.logging.log_every_n_steps = 1000;
             config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() };
-            // The loss over pairs of examples cannot be computed from micro-batches.
+            // A contrastive loss needs all examples of a batch, so it cannot be computed from
+            // micro-batches.
             config.memory.micro_batching = false;
             // A correct training run must not violate an invariant of training.
             config.checks.level = Check::Full;

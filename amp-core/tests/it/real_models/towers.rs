@@ -35,8 +35,8 @@ struct Towers {
     right: Sequential,
 }
 
-/// Generates random pairs of a question and an answer. The answer is one half of the question's
-/// vector in reverse order.
+/// Generates random pairs of a question and an answer. The answer is the first half of the
+/// question's vector, doubled and in reverse order.
 fn pairs(count: i64) -> Result<Pairs> {
     let question = randn(&[count, 16]);
     let answer = question.f_narrow(1, 0, 8)?.f_flip([1_i64].as_slice())?.f_mul_scalar(2.0)?;
@@ -61,8 +61,9 @@ fn towers_find_their_pairs(
     Ok(())
 }
 
-/// Two towers with this crate's loss, which multiplies matrices in f32. The check of the run's
-/// precision must not count this product as one of the model's.
+/// A model of two towers with this crate's InfoNCE loss, which contains an f32 matrix product. The
+/// check of dtypes must not report this product as one that the model computes in a wrong
+/// precision.
 #[derive(LightningModule)]
 #[batch(Pairs, inputs(question, answer), target = question)]
 #[forward(|question, answer| -> Result<Tensor> {

@@ -60,8 +60,7 @@ struct UNet {
 }
 
 /// Generates images of stripes with noise of any strength: (1 - t) image + t noise. The model must
-/// read t. Without t, the strength of the noise would be unknown, and only its direction could be
-/// predicted.
+/// use t, because the image alone does not show how strong the noise is.
 fn noisy(count: i64) -> Result<Noisy> {
     let stripes = Tensor::f_arange(8, (Kind::Float, Device::Cpu))?.f_remainder(2.0)?;
     let image = stripes.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?.f_view([1, 1, 1, 8])?;

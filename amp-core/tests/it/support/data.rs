@@ -6,7 +6,7 @@ use amp_core::{
     tch::{Device, Kind, Tensor},
 };
 
-/// Returns examples whose input and target are their number.
+/// Returns examples whose input and target equal their index.
 pub(crate) fn numbered(count: i64) -> Result<Batch> {
     let numbers = Tensor::arange(count, (Kind::Int64, Device::Cpu));
     Batch::new(numbers.to_kind(Kind::Float).reshape([-1, 1]), numbers)

@@ -1,4 +1,5 @@
-//! Runs a forward and a backward pass through layers, which are fused or run one by one.
+//! Helpers that run a forward and a backward pass through layers. The layers run as fused kernels
+//! or one by one.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -11,7 +12,8 @@ use amp_core::{
 
 use super::{bits::wide, device};
 
-/// A layer that fails as if memory had run out if it gets more examples than this number.
+/// A layer that returns libtorch's out-of-memory error if a batch has more examples than the given
+/// number.
 #[derive(Debug)]
 pub(crate) struct Room(pub(crate) i64);
 
@@ -28,8 +30,9 @@ impl Module for Room {
     }
 }
 
-/// Returns the relative error of one rounding, which is half a unit in the last place. For f32 and
-/// f64, returns a larger number, because sums of some hundred terms are rounded several times.
+/// Returns a bound for relative errors in the dtype. For 16-bit dtypes, it is half a unit in the
+/// last place, the error of one rounding. For f32 and f64, it is larger, and allows for the
+/// rounding errors of sums of some hundred terms.
 pub(crate) fn rounding(kind: Kind) -> f64 {
     match kind {
         Kind::Half => 2.0_f64.powi(-11),
@@ -44,8 +47,8 @@ pub(crate) fn draw(shape: &[i64], kind: Kind, scale: f64, shift: f64) -> Tensor 
     (Tensor::randn(shape, (Kind::Double, Device::Cpu)) * scale + shift).to_kind(kind)
 }
 
-/// Returns the factors by which dropout multiplies the elements of a tensor of this shape. The
-/// random numbers start from `seed`.
+/// Returns the factors by which dropout multiplies the elements of a tensor of the given shape, if
+/// the random generator was seeded with `seed`.
 pub(crate) fn factors(p: f64, shape: [i64; 2], seed: i64) -> Result<Tensor> {
     let cx = Context::new(Policy::new(Precision::F64True, device()), true);
     tch::manual_seed(seed);
@@ -53,7 +56,7 @@ pub(crate) fn factors(p: f64, shape: [i64; 2], seed: i64) -> Result<Tensor> {
 }
 
 /// Moves the layers to the device and the dtypes of the policy. Fills their parameters with
-/// normally distributed numbers with mean `shift` and this standard deviation. Returns the
+/// normally distributed numbers with mean `shift` and standard deviation `scale`. Returns the
 /// parameters.
 pub(crate) fn fill(
     layers: &impl Module,
@@ -79,7 +82,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Returns all results with their names.
+    /// Returns the output and the gradients, each with its name.
     pub(crate) fn named(&self) -> impl Iterator<Item = (String, &Tensor)> {
         let parts = [("output", &self.output), ("input", &self.input_grad)];
         let parts = parts.into_iter().map(|(name, tensor)| (name.to_owned(), tensor));

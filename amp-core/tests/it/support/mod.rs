@@ -1,4 +1,5 @@
-//! Helpers: reading the recordings, comparing bits, and a small model to train.
+//! Helpers of the tests: they read PyTorch's recorded results, compare tensors bit by bit, and
+//! build and train small models.
 
 pub(crate) mod bits;
 pub(crate) mod data;
@@ -21,25 +22,28 @@ use amp_core::{
 
 use self::model::{Model, constant, linear, same};
 
-/// Seeds libtorch's random generator and reserves it until the section ends. The whole process
-/// shares this generator for initial weights and dropout. After this call, sums run on one thread.
+/// Seeds libtorch's random generator, and makes other threads that need random numbers wait until
+/// the returned section is dropped. All threads of the process share this generator. Also sets the
+/// number of libtorch's threads to 1, so that the order of sums is fixed.
 pub(crate) fn seeded(seed: u64) -> Section {
     let section = random::seeded(seed).expect("libtorch takes a seed");
     tch::set_num_threads(1);
     section
 }
 
-/// Returns the kernel set that ATen uses in this process, with the same name as in the recordings.
+/// Returns the CPU capability (such as AVX2) for which ATen chooses its kernels, under the name
+/// that it has in the recordings.
 pub(crate) fn capability() -> String {
     Fingerprint::of(Device::Cpu).expect("a CPU describes itself").capability.to_uppercase()
 }
 
-/// Returns a trainable leaf tensor under this name.
+/// Returns a parameter with the given name, and with a copy of `value` as its tensor.
 pub(crate) fn parameter(name: &str, value: &Tensor) -> Parameter {
     Parameter { name: name.into(), tensor: value.detach().copy().set_requires_grad(true) }
 }
 
-/// Gives a parameter this gradient, bit for bit. The parameter must not have a gradient yet.
+/// Sets the gradient of a parameter to `grad`, bit for bit. The parameter must not have a gradient
+/// yet.
 pub(crate) fn set_gradient(parameter: &Parameter, grad: &Tensor) {
     assert!(!parameter.tensor.grad().defined(), "gradients would add up");
     // The gradient d/dp Σ p·g is 1·g, which has the same bits as g for every g.
@@ -71,14 +75,15 @@ pub(crate) fn device() -> Device {
     hardware::parse_device(&name).expect("AMP_DEVICE names a device of this machine")
 }
 
-/// Asserts that the tests run on CUDA. This call must be the first line of every test that needs a
-/// CUDA device. The test also has `#[ignore]`, so that without a GPU it is listed as ignored. With
-/// `--include-ignored`, the test fails if there is no CUDA device.
+/// Asserts that the tests run on CUDA. Every test that needs a CUDA device calls this function
+/// first, and has the attribute `#[ignore]`. Such a test runs only with `--include-ignored`, and
+/// fails if the device is not CUDA.
 pub(crate) fn needs_cuda() {
     assert!(device().is_cuda(), "this test needs a CUDA device: set AMP_DEVICE=cuda");
 }
 
-/// Runs a short 16-mixed training with skipped steps and this listener. Returns all events.
+/// Runs a short 16-mixed training run with skipped steps. Returns all events of the run, which
+/// `listener` receives too.
 pub(crate) fn logged_run(listener: &mut dyn Subscriber) -> Result<Vec<Event>> {
     let _generator = seeded(0);
     let mut config = TrainerConfig::new(Precision::F16Mixed, Device::Cpu);
@@ -89,8 +94,8 @@ pub(crate) fn logged_run(listener: &mut dyn Subscriber) -> Result<Vec<Event>> {
     heard(config, &mut model, listener)
 }
 
-/// Trains over five batches of two examples, all of whose elements are ones. Returns the events of
-/// the run. `listener` receives the same events.
+/// Trains on five batches of two examples, whose inputs and targets are ones. Returns the events of
+/// the run, which `listener` receives too.
 pub(crate) fn heard(
     config: TrainerConfig,
     model: &mut Model,

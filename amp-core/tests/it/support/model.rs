@@ -20,7 +20,8 @@ use amp_core::{
 };
 use flate2::read::GzDecoder;
 
-/// A module under the name `model`, with a loss and an optimizer that the test chooses.
+/// A model that consists of one module, `model`, with a loss and an optimizer that the test
+/// chooses.
 pub(crate) struct Model {
     pub(crate) model: Box<dyn Module>,
     pub(crate) loss: fn(&Tensor, &Tensor) -> Result<Tensor>,
@@ -28,7 +29,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// Returns a model that trains this module on the mean squared error.
+    /// Returns a model that consists of the given module, with the mean squared error as its loss.
     pub(crate) fn regression(
         model: impl Module + 'static,
         optimizer: impl Fn(&TrainingPlan) -> OptimizerConfig + 'static,
@@ -167,7 +168,8 @@ pub(crate) fn demo(dropout: f64) -> Result<Sequential> {
     Ok(Sequential::new(layers))
 }
 
-/// Returns the first rows of the handwritten digits: features / 16, and classes.
+/// Returns the first `rows` examples of the handwritten digits: the pixels, scaled to values from 0
+/// to 1, and the classes.
 pub(crate) fn digits(rows: usize) -> Result<Batch> {
     let packed = include_bytes!("../../../../fixtures/data/digits.csv.gz");
     let mut table = String::new();
@@ -188,8 +190,7 @@ pub(crate) fn constant(count: i64, width: i64, target: f64) -> Result<Batch> {
     Batch::new(Tensor::ones(shape, options), Tensor::full(shape, target, options))
 }
 
-/// Returns data whose training and validation examples are equal, but in separate memory. The
-/// examples are not shuffled.
+/// Returns data whose validation set is a copy of the training set. The examples are not shuffled.
 pub(crate) fn in_order(examples: Batch, batch_size: i64) -> Result<DataModule> {
     Ok(same(examples, batch_size)?.in_order())
 }

@@ -1,4 +1,5 @@
-//! The recorded files. They are compiled into the test binary, so that it needs no other files.
+//! Helpers that read the results recorded from PyTorch. The files are compiled into the test
+//! binary, so that it needs no other files.
 
 use amp_core::tch::{Kind, Tensor};
 use serde_json::Value;
@@ -31,7 +32,7 @@ pub(crate) fn number(value: &Value, key: &str) -> f64 {
 /// Parses a number that the recording stores as Python's `repr`.
 #[track_caller]
 pub(crate) fn parsed(value: &Value) -> f64 {
-    let text = value.as_str().unwrap_or_else(|| panic!("{value} is a number in a text"));
+    let text = value.as_str().unwrap_or_else(|| panic!("{value} is not a number in a text"));
     text.parse().unwrap_or_else(|_| panic!("{text} is a number"))
 }
 
@@ -71,7 +72,7 @@ impl Lcg {
     }
 }
 
-/// The generator returns the numbers that the README of the recordings gives for checking it.
+/// The generator returns the numbers that `fixtures/oracles/README.md` lists for checking it.
 #[test]
 fn the_generator_is_the_oracles() {
     let mut zero = Lcg(0);

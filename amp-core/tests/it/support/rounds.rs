@@ -1,4 +1,4 @@
-//! An observer that rounds the tensors of a wider computation to 16 bits.
+//! An observer that rounds the tensors of an f32 computation to 16 bits.
 
 use std::{cell::RefCell, collections::BTreeMap};
 
@@ -8,8 +8,8 @@ use amp_core::{
     tch::{Kind, Tensor},
 };
 
-/// Rounds inputs, outputs, intermediate tensors and the gradients of weights to a dtype. All uses
-/// of a weight share one cast.
+/// Rounds inputs, outputs and intermediate tensors to the dtype `to`. Also rounds the gradients of
+/// weights: that of each use of a weight, and their sum.
 pub(crate) struct Rounds {
     to: Kind,
     used: RefCell<BTreeMap<usize, Tensor>>,

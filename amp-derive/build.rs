@@ -1,9 +1,8 @@
 //! Does nothing. This build script exists so that this crate can have a build dependency:
-//! amp-libtorch, which checks the libtorch installation. Cargo builds a crate early if many other
-//! crates wait for it. Many crates wait for this crate, and therefore for amp-libtorch, so cargo
-//! builds amp-libtorch before torch-sys. Otherwise torch-sys might be built first. If libtorch is
-//! missing, amp-libtorch prints a one-line error, but the build of torch-sys prints pages of
-//! compiler output.
+//! amp-libtorch, which checks the libtorch installation. Cargo starts with the crates on which many
+//! others depend. This crate is one of them, so amp-libtorch is built before torch-sys. If libtorch
+//! is missing, the user then sees the one-line error of amp-libtorch, and not pages of compiler
+//! output from torch-sys.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

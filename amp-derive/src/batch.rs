@@ -21,8 +21,7 @@ use crate::{
     suggest, symbol,
 };
 
-/// The kind of data in the tensors of a field. The loader and the trainer of amp-core treat each
-/// kind of data differently.
+/// What the tensors of a field contain. The loader and the trainer treat each role differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Value,
@@ -43,8 +42,8 @@ const ROLES: &[(&str, Role)] = &[
 struct Field {
     ident: Ident,
     ty: Type,
-    /// The field's role, which generated code names as a variant of amp-core's `FieldRole`. `None`
-    /// means that the dtype of the tensor decides.
+    /// The role that the attribute `#[batch(…)]` gives the field. `None` means `Value`, or the role
+    /// of the outer field if this batch is a field of another batch.
     role: Option<Role>,
 }
 
@@ -73,7 +72,7 @@ pub(crate) fn derive(input: TokenStream, manifest: fn() -> Manifest) -> TokenStr
 }
 
 /// Checks the rule: a batch is a struct with at least one named field, and at most one of its
-/// fields contains the weights.
+/// fields contains the weights of the examples.
 fn fields(input: &DeriveInput, attrs: &[Attr], diag: &Diagnostics) -> Option<Vec<Field>> {
     for attr in attrs.iter().filter(|attr| attr.is(symbol::BATCH)) {
         diag.error(&attr.path, "`#[batch]` belongs on a field of the batch, not on the struct");
@@ -100,8 +99,8 @@ fn fields(input: &DeriveInput, attrs: &[Attr], diag: &Diagnostics) -> Option<Vec
             return None;
         }
     };
-    // Reads all fields before it returns `None`, so that the errors of all fields are reported, not
-    // only the first.
+    // Collecting directly into an `Option` would stop at the first error, and the others would not
+    // be reported.
     let fields: Vec<Option<Field>> = named.iter().map(|found| field(found, diag)).collect();
     let fields: Vec<Field> = fields.into_iter().collect::<Option<_>>()?;
     let mut weights = fields.iter().filter(|field| field.role == Some(Role::Weights));
@@ -258,8 +257,8 @@ fn bounded(generics: &Generics) -> Generics {
     generics
 }
 
-/// Returns implementations of the traits with methods that do nothing useful. The derive macro
-/// emits them together with the errors, so that rustc does not also report missing implementations.
+/// Returns empty implementations of the traits. The derive macro emits them together with the
+/// errors, so that rustc does not also report missing implementations.
 fn stubs(input: &DeriveInput, amp_core: &Path) -> TokenStream {
     let ident = &input.ident;
     let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();

@@ -1,5 +1,5 @@
-//! Generates empty implementations if there are errors. Without them, rustc would also report
-//! errors that only follow from the missing implementations.
+//! Generates empty implementations for a struct that has errors. Without them, rustc would also
+//! report that the implementations are missing.
 //!
 //! The generated code consists of the trait implementations and the builder. Their signatures
 //! follow from the attributes that have no errors. Their bodies never run, because the crate does
@@ -122,17 +122,16 @@ fn builder(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStr
     }
 }
 
-/// Returns whether `builder` takes a value for the field as an argument. This is so if the field
-/// has `#[hparam]` or `#[layer]` without arguments.
+/// Returns whether `builder` takes a value for the field as an argument: whether the field has
+/// `#[hparam]` or `#[layer]` without arguments.
 fn is_argument(field: &Field) -> bool {
     [symbol::HPARAM, symbol::LAYER].iter().any(|name| {
         named(&field.attrs, name).any(|attr| attr.args.as_ref().is_some_and(Vec::is_empty))
     })
 }
 
-/// Returns whether the builder has a setter for the field. This is so if the field has an
-/// `#[hparam(…)]` with arguments, that is, with a default. There is no setter if the builder has a
-/// method with the name of the field, because the two names would clash.
+/// Returns whether the builder has a setter for the field: whether the field has an `#[hparam(…)]`
+/// with arguments (a default), and no other method of the builder has the field's name.
 fn has_setter(field: &Field) -> bool {
     let is_own = field.ident == "build" || field.ident == "hyperparameters";
     let mut hparams = named(&field.attrs, symbol::HPARAM);

@@ -85,8 +85,8 @@ fn begins_a_path(ty: &Type) -> bool {
     }
 }
 
-/// Returns whether `expr` needs parentheses because an operator next to it would apply only to a
-/// part of `expr`.
+/// Returns whether `expr` needs parentheses, because a neighbouring operator would otherwise apply
+/// to only a part of it.
 fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
     match expr {
         Expr::Array(_)
@@ -108,8 +108,8 @@ fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
         // method.
         Expr::Field(_) => is_group(after, Delimiter::Parenthesis),
         // A prefix operator binds more weakly than a postfix operator, but more strongly than every
-        // other operator. A block before a postfix operator needs parentheses, because the block
-        // may be the body of an `if`.
+        // other operator. A block also gets parentheses only before a postfix operator, because
+        // elsewhere it may be the body of an `if`.
         Expr::Unary(_) | Expr::Reference(_) | Expr::Block(_) => {
             is_postfix(after)
         }
@@ -128,7 +128,8 @@ fn has_a_sum(ty: &Type) -> bool {
     }
 }
 
-/// Returns whether no operator at the end of `before` would apply to the next tokens.
+/// Returns whether an expression may follow `before` without parentheses: whether `before` is empty
+/// or its last token is `,`, `;`, `:` or the `=` of an assignment.
 fn ends_before(before: &[TokenTree]) -> bool {
     let (last, last_but_one) = match before {
         [] => return true,

@@ -1,8 +1,8 @@
-//! Reads from Cargo.toml under which name the crate depends on amp-core.
+//! Reads the name under which the user's crate depends on amp-core, from its Cargo.toml.
 
 use proc_macro_crate::{Error, FoundCrate, crate_name};
 
-/// The name under which the crate that is being compiled knows amp-core.
+/// The name that the crate that is being compiled uses for amp-core.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Manifest {
     Named(String),

@@ -1,7 +1,7 @@
 //! The struct after all checks. The types of this module can represent only structs for which code
 //! can be generated.
 
-#![expect(clippy::large_enum_variant, reason = "there is one model for each derive")]
+#![expect(clippy::large_enum_variant, reason = "one model per derive: its size does not matter")]
 
 use proc_macro2::Ident;
 use syn::{
@@ -29,7 +29,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// Returns the layer fields in order of declaration.
+    /// Returns the layer fields in order of declaration, each with its precision region.
     pub(crate) fn layers(&self) -> impl Iterator<Item = (&Field, Option<Region>)> {
         self.fields.iter().filter_map(|field| match &field.kind {
             Kind::Layer { region, .. } => Some((field, *region)),
@@ -82,7 +82,7 @@ pub(crate) enum Role {
 
 /// Where the initial values of a tensor come from.
 pub(crate) enum Initial {
-    /// Random numbers from an initializer, in the given shape.
+    /// Values from an initializer such as `normal` or `zeros`, in the given shape.
     Drawn { drawn: Drawn, shape: Expr },
     /// A Rust expression whose type is `Tensor`.
     Rust(Expr),
@@ -228,7 +228,7 @@ pub(crate) struct BatchOf {
     pub(crate) target: Part,
 }
 
-/// A part of a batch: the whole batch, or one of its fields.
+/// What an input or a target may name: the whole batch, or one of its fields.
 #[derive(Clone)]
 pub(crate) enum Part {
     Whole,
@@ -269,7 +269,7 @@ pub(crate) enum Step {
         path: ExprPath,
         /// Whether the step may run as a CUDA graph.
         captured: bool,
-        /// The options of the attribute that describe the loss which the function returns.
+        /// The options `of` and `counts`, which describe the loss that the function returns.
         own: Own,
     },
     /// The path of a function that itself runs the backward passes and optimizer steps.

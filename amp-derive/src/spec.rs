@@ -1,5 +1,4 @@
-//! An annotated struct, with its attributes and fields sorted by kind. The rules have not been
-//! checked yet.
+//! An annotated struct with its attributes and fields. The rules have not been checked yet.
 
 use proc_macro2::Ident;
 use syn::{Attribute, Expr, ExprPath, Generics, Path, Type, Visibility};

@@ -1,4 +1,4 @@
-//! The names of attributes and of the words in them. Each name is defined once.
+//! The names of attributes and of the arguments that they accept. Each name is defined once.
 
 pub(crate) const AMP: &str = "amp";
 pub(crate) const FORWARD: &str = "forward";

@@ -1,5 +1,5 @@
-//! The names that attributes may use: layers, losses, metrics, optimizers and schedulers, with
-//! their keys.
+//! The names that attributes may use: layers, losses, metrics, optimizers and schedulers, each with
+//! its arguments (keys).
 //!
 //! To add a layer, an optimizer or another entry, add a row here and its type in amp-core.
 
@@ -20,11 +20,12 @@ use crate::symbol;
 #[derive(Debug)]
 pub(crate) struct Key {
     pub(crate) name: &'static str,
-    /// The range in which a literal value of this key must be.
+    /// The values that the argument may have.
     pub(crate) range: Range,
 }
 
-/// The accepted values of a key. Only literals are checked.
+/// The values that an argument may have. The derive macro checks only literals, because it cannot
+/// evaluate other expressions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Range {
     Any,
@@ -41,12 +42,12 @@ pub(crate) enum Range {
     Choice(&'static [(&'static str, &'static str)]),
     /// The name of a logged value, written without quotes.
     Logged,
-    /// One number for all dimensions, or an array with one number for each. Each number must be at
-    /// least the number in the parentheses.
+    /// One number for all dimensions, or an array with one number for each. `Sizes(n)` accepts
+    /// numbers of at least `n`.
     Sizes(i64),
-    /// Like [`Sizes`](Self::Sizes) with numbers of at least 0, or the word `same`.
+    /// Like `Sizes(0)`, or the word `same`: the output then has the input's size.
     Padding,
-    /// A tensor, which may be a field of `self`.
+    /// An expression whose value is a tensor, for example `self.weight`.
     Tensor,
     /// A list of positive numbers in ascending order.
     Rising,
@@ -92,7 +93,7 @@ impl Range {
 pub(crate) struct Entry {
     /// The name by which attributes refer to the entry.
     pub(crate) name: &'static str,
-    /// The name of the type in amp-core.
+    /// The name of the entry's type in amp-core.
     pub(crate) ty: &'static str,
     /// The required keys, in the order of the constructor's arguments.
     pub(crate) required: &'static [Key],
@@ -113,8 +114,8 @@ pub(crate) enum Form {
     Unit,
     /// Calls `new(values…)`.
     Plain,
-    /// Calls `new(XConfig)`. The config's own `new` takes the required keys. The optional keys are
-    /// fields of the config.
+    /// Calls `new(config)`. The required keys are the arguments of the config's own `new`. The
+    /// optional keys are fields of the config.
     Config,
 }
 
@@ -201,13 +202,13 @@ const fn choice(name: &'static str, words: &'static [(&'static str, &'static str
     Key { name, range: Range::Choice(words) }
 }
 
-/// Keywords of PyTorch's layers that are not supported here, each with the reason why it is not
-/// needed.
+/// Keyword arguments of PyTorch's layers, and the error message's advice for a layer of this
+/// project that lacks the argument.
 pub(crate) const NOT_NEEDED: &[(&str, &str)] = &[
     ("batch_first", "batches always have the batch dimension first: leave it out"),
     ("inplace", "layers never work in place: leave it out"),
     ("device", "the trainer moves the model to its device: leave it out"),
-    ("dtype", "the trainer's precision decides; for one field write `#[precision(fp32)]`"),
+    ("dtype", "the trainer's precision sets it; for f32 in one field write `#[precision(fp32)]`"),
 ];
 
 /// A hook of the training loop: its arguments, and the signature that a user's function for it must

@@ -113,8 +113,8 @@ pub(crate) fn variable(tokens: TokenStream, name: &Ident) -> Option<Ident> {
     None
 }
 
-/// Returns whether `tokens` use `self` or `Self` for anything other than `self.field`, where
-/// `field` is in `fields`.
+/// Returns whether `tokens` use `Self`, or use `self` in another way than to access one of
+/// `fields`.
 pub(crate) fn passes_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
     let tokens = flat(tokens);
     tokens.iter().enumerate().any(|(at, token)| {

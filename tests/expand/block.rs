@@ -6,7 +6,7 @@ use amp_core::prelude::*;
 #[derive(Module)]
 #[forward(|x| Ok(x.f_add(&inner(x)?)?))]
 pub(crate) struct Residual {
-    /// Features in and out.
+    /// The number of features of the input and of the output.
     #[hparam]
     width: i64,
     /// The probability with which a feature is dropped.

@@ -1,5 +1,5 @@
-//! A model with generics, a lifetime and a where clause, with optional, repeated and checkpointed
-//! layers, and with the user's own functions for a step, the optimizers and a hook.
+//! A model with generics, a lifetime and a where clause. It has optional, repeated and checkpointed
+//! layers, and functions written by the user for the training step, the optimizers and a hook.
 
 use std::{fmt::Debug, marker::PhantomData};
 

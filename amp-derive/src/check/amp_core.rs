@@ -6,18 +6,18 @@ use syn::{Expr, ExprLit, ExprPath, Lit, Path, PathArguments};
 use super::{keys, only};
 use crate::{diag::Diagnostics, manifest::Manifest, model::Pair, spec::Attr, symbol, tokens};
 
-/// Returns the path of amp-core in the user's crate. Reports an error and returns `None` if there
-/// is no path.
+/// Returns the path of amp-core: the path that `#[amp]` gives, or the name in the user's
+/// Cargo.toml. Reports an error and returns `None` if there is neither.
 pub(crate) fn path(attrs: &[Attr], manifest: fn() -> Manifest, diag: &Diagnostics) -> Option<Path> {
     match only(attrs, symbol::AMP, diag) {
-        // If the attribute has an error, the path in the generated stubs comes from the manifest.
+        // If the attribute has an error, the generated stubs use the path from the manifest.
         Some(attr) => given(attr, diag).or_else(|| named(&manifest())),
         None => is_a_dependency(&manifest(), diag),
     }
 }
 
-/// Checks the rule: generated code imports amp-core as `__amp`, so no name in the user's struct may
-/// be `__amp`.
+/// Checks the rule: no name in the user's struct is `__amp`, the name under which generated code
+/// imports amp-core.
 pub(crate) fn alias_is_free(of_the_user: impl ToTokens, diag: &Diagnostics) -> Option<()> {
     let Some(taken) = tokens::mention(of_the_user.to_token_stream(), ALIAS) else {
         return Some(());
@@ -44,8 +44,8 @@ fn given(attr: &Attr, diag: &Diagnostics) -> Option<Path> {
 
 const EXAMPLE: &str = "`#[amp(crate = \"my_prelude::amp_core\")]`";
 
-/// Checks the rule: the value of `crate` is a path. The path may be in quotes, as in serde. It may
-/// also be bare, so that a macro can write `$crate`.
+/// Checks the rule: the value of `crate` is a path. The path may be in quotes, as in serde, or
+/// without quotes, so that a macro can write `$crate`.
 fn crate_is_a_path(pair: &Pair, diag: &Diagnostics) -> Option<Path> {
     let path = match &pair.value {
         Expr::Path(ExprPath { qself: None, path, .. }) => Some(path.clone()),
@@ -56,18 +56,18 @@ fn crate_is_a_path(pair: &Pair, diag: &Diagnostics) -> Option<Path> {
         |path: &Path| path.segments.iter().all(|s| matches!(s.arguments, PathArguments::None));
     let path = path.filter(has_no_arguments);
     let Some(path) = path else {
-        diag.error(&pair.value, format!("`crate` is the path of amp-core, as in {EXAMPLE}"));
+        diag.error(&pair.value, format!("`crate` takes the path of amp-core, as in {EXAMPLE}"));
         return None;
     };
-    // The search for reserved names skips string literals, so a path in quotes is checked here.
+    // The first call of `alias_is_free` skips string literals, so a path in quotes is checked here.
     if matches!(pair.value, Expr::Lit(_)) {
         alias_is_free(&path, diag)?;
     }
     Some(path)
 }
 
-/// Checks the rule: the user's crate depends on amp-core, because generated code uses amp-core.
-/// Instead of this dependency, the attribute may give the path of a crate that re-exports amp-core.
+/// Checks the rule: the user's crate depends on amp-core, which generated code uses. A crate
+/// without this dependency must give the path of a re-export in `#[amp(crate = …)]`.
 fn is_a_dependency(manifest: &Manifest, diag: &Diagnostics) -> Option<Path> {
     let found = named(manifest);
     if found.is_none() {

@@ -13,8 +13,8 @@ use crate::{
     symbol,
 };
 
-/// Returns the type of the batches. The inner `None` means a pair of input and target. The outer
-/// `None` means that an error was reported.
+/// Returns the type of the batches and the fields that the model uses. `Some(None)` means that a
+/// batch is a pair of input and target, `None` that an error was reported.
 pub(super) fn check(
     spec: &Spec,
     forward: Option<&Forward>,
@@ -47,8 +47,8 @@ pub(super) fn check(
             (_, Expr::Call(ExprCall { func, args, .. }))
                 if word(func).is_some_and(|name| name == symbol::INPUTS) && own.is_none() =>
             {
-                // Reads all arguments before it looks for a `None`, so that the errors of all
-                // arguments are reported, not only the first.
+                // Collecting directly into an `Option` would stop at the first error, and the
+                // others would not be reported.
                 let parts: Vec<Option<Part>> = args.iter().map(|arg| part(arg, diag)).collect();
                 let parts: Option<Vec<Part>> = parts.into_iter().collect();
                 fits &= parts.is_some();
@@ -83,7 +83,7 @@ fn inputs(forward: &Forward) -> Vec<Ident> {
     }
 }
 
-/// Checks the rule: the first argument is a type.
+/// Checks the rule: the first argument of `#[batch]` is a type.
 fn is_a_type(arg: &Expr, diag: &Diagnostics) -> Option<Path> {
     if let Expr::Path(path) = arg
         && path.qself.is_none()
@@ -107,7 +107,8 @@ fn part(expr: &Expr, diag: &Diagnostics) -> Option<Part> {
     if found.is_none() {
         diag.error(
             expr,
-            "name a field of the batch, `ids` or `source.ids`, or `batch` for the whole batch",
+            "name a field of the batch, such as `ids` or `source.ids`, or write `batch` for the \
+             whole batch",
         );
     }
     found.map(Part::Field)
@@ -124,7 +125,7 @@ fn fields(expr: &Expr) -> Option<Vec<Ident>> {
     }
 }
 
-/// Returns the field of the batch from which a metric is computed.
+/// Reads the field of the batch with which a metric compares the output.
 pub(super) fn part_of_metric(expr: &Expr, spec: &Spec, diag: &Diagnostics) -> Option<Part> {
     if !has(&spec.attrs, symbol::BATCH) {
         diag.error(
@@ -137,7 +138,7 @@ pub(super) fn part_of_metric(expr: &Expr, spec: &Spec, diag: &Diagnostics) -> Op
     part(expr, diag)
 }
 
-/// Checks the rule: every input of `forward` comes from the batch.
+/// Checks the rule: the attribute names a field of the batch for each input of `forward`.
 fn each_input_has_a_part(at: &Expr, parts: usize, inputs: &[Ident], diag: &Diagnostics) -> bool {
     let fits = parts == inputs.len();
     if !fits {
@@ -145,14 +146,14 @@ fn each_input_has_a_part(at: &Expr, parts: usize, inputs: &[Ident], diag: &Diagn
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         diag.error(
             at,
-            format!("`forward` takes {}: name a field of the batch for each", quoted(&names)),
+            format!("`forward` takes {}: name a field of the batch for each input", quoted(&names)),
         );
     }
     fits
 }
 
-/// Checks the rule: a model with several inputs must name their fields in the batch, because a pair
-/// has only one input.
+/// Checks the rule: a model with several inputs has the attribute `#[batch(…)]`, because a batch
+/// without it is a pair of one input and one target.
 fn a_pair_has_one_input(spec: &Spec, forward: Option<&Forward>, diag: &Diagnostics) -> Option<()> {
     let steps_are_own =
         [symbol::TRAINING_STEP, symbol::MANUAL_STEP].iter().any(|name| has(&spec.attrs, name))

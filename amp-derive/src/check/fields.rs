@@ -14,8 +14,8 @@ use crate::{
 
 /// Returns all fields, or `None` if an error was reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Vec<model::Field>> {
-    // Reads all fields before it returns `None`, so that the errors of all fields are reported, not
-    // only the first.
+    // Collecting directly into an `Option` would stop at the first error, and the others would not
+    // be reported.
     let fields: Vec<Option<model::Field>> =
         spec.fields.iter().map(|field| check_field(spec, field, diag)).collect();
     fields.into_iter().collect()
@@ -54,12 +54,12 @@ fn check_field(spec: &Spec, field: &Field, diag: &Diagnostics) -> Option<model::
 }
 
 /// Checks the rule: every field has exactly one kind: hyperparameter, layer, parameter, buffer,
-/// state or transient. Otherwise the weights, the saved hyperparameters or a checkpoint could lack
-/// a field by mistake.
+/// state or transient. Otherwise a layer without an attribute, for example, would be neither
+/// trained nor saved, and no error would be reported.
 fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut kinds = symbol::FIELD_KINDS.iter().filter_map(|kind| only(&field.attrs, kind, diag));
     let Some(first) = kinds.next() else {
-        // If the attribute belongs on the struct, another rule reports it.
+        // `attributes_are_in_their_place` reports an attribute that belongs on the struct.
         if field.attrs.iter().any(|attr| symbol::ON_STRUCT.iter().any(|name| attr.is(name))) {
             return None;
         }
@@ -95,8 +95,8 @@ fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
     one.then_some(first)
 }
 
-/// Checks the rule: the setter of a hyperparameter has the hyperparameter's name, so the builder
-/// must not have another method with this name.
+/// Checks the rule: no hyperparameter has the name of a method of the builder. The setter of a
+/// hyperparameter is a method with the hyperparameter's name.
 fn name_is_free_in_the_builder(field: &Field, derive: Derive, diag: &Diagnostics) -> Option<()> {
     let own: &[&str] = match derive {
         Derive::Module => &["build"],
@@ -113,8 +113,7 @@ fn name_is_free_in_the_builder(field: &Field, derive: Derive, diag: &Diagnostics
     Some(())
 }
 
-/// Checks the rule: no layer may be called `cx`. In `forward`, a layer is called by its name, and
-/// `cx` is the name of the context.
+/// Checks the rule: no layer is named `cx`, because in `forward` this is the name of the context.
 fn name_is_free_in_forward(field: &Field, diag: &Diagnostics) -> Option<()> {
     if field.ident == symbol::CX {
         diag.error(&field.ident, "`cx` is the context in `forward`: give the layer another name");
@@ -183,8 +182,8 @@ const REGIONS: &[(&str, Region)] = &[
     ("fp64", Region::Fp64),
 ];
 
-/// Checks the rule: `#[precision]` is on a layer and names one region. The outer `None` means that
-/// an error was reported.
+/// Checks the rule: `#[precision]` is on a layer and names one precision. Returns `Some(None)` for
+/// a field without the attribute, and `None` if an error was reported.
 fn precision(field: &Field, diag: &Diagnostics) -> Option<Option<Region>> {
     let Some(attr) = only(&field.attrs, symbol::PRECISION, diag) else {
         return Some(None);

@@ -82,8 +82,8 @@ fn inputs_have_names(closure: &ExprClosure, diag: &Diagnostics) -> Option<Vec<In
             }
         }
     };
-    // Reads all inputs before it returns `None`, so that the errors of all inputs are reported, not
-    // only the first.
+    // Collecting directly into an `Option` would stop at the first error, and the others would not
+    // be reported.
     let inputs: Vec<Option<Input>> = closure.inputs.iter().map(input).collect();
     inputs.into_iter().collect()
 }
@@ -98,8 +98,8 @@ fn lifetimes_are_left_out(ty: Option<&Type>, diag: &Diagnostics) -> Option<()> {
     None
 }
 
-/// Checks the rule: a closure with a return type returns a `Result`. The inner `None` means
-/// `Result<Tensor>`.
+/// Checks the rule: a closure with a return type returns a `Result`. Returns `Some(None)` for a
+/// closure without a return type, whose type is `Result<Tensor>`.
 fn returns_a_result(closure: &ExprClosure, diag: &Diagnostics) -> Option<Option<(Type, Type)>> {
     let ReturnType::Type(_, written) = &closure.output else {
         return Some(None);
@@ -133,9 +133,10 @@ fn inputs_hide_nothing(spec: &Spec, inputs: &[Input], diag: &Diagnostics) -> Opt
     fits
 }
 
-/// Returns the layers and parameters that neither `forward` nor the loss mentions, so that they are
-/// never trained. Returns an empty list if a function may use every field: if `forward` or the loss
-/// passes `self` to a function, or if the user has written the training step.
+/// Returns those of the layers or parameters `candidates` that neither `forward` nor the loss
+/// mentions. They would never be trained. Returns an empty list if `forward` or the loss passes
+/// `self` to a function, because the function may use every field, or if the user has written the
+/// training step.
 fn untrained<'a>(
     spec: &'a Spec,
     body: Option<&Expr>,
@@ -224,8 +225,8 @@ fn layers(spec: &Spec) -> impl Iterator<Item = &Field> {
     spec.fields.iter().filter(|field| has(&field.attrs, symbol::LAYER))
 }
 
-/// Returns the expression in `body` if `body` is a block that contains only this expression.
-/// Otherwise returns `body` itself.
+/// Returns `body` without its braces if `body` is a block of one expression, and `body` itself
+/// otherwise.
 fn unwrapped(body: &Expr) -> Expr {
     match body {
         Expr::Block(ExprBlock { attrs, label: None, block }) if attrs.is_empty() => {

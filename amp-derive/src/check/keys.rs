@@ -14,7 +14,8 @@ use crate::{
     tokens,
 };
 
-/// Returns the pairs in `args`, whose keys must be in `known`, or `None` if an error was reported.
+/// Reads `key = value` pairs, whose keys must be in `known`. Returns `None` if an error was
+/// reported.
 pub(super) fn pairs(
     owner: &str,
     args: &[Expr],
@@ -85,7 +86,8 @@ fn has_key_and_value<'a>(
     None
 }
 
-/// Checks the rule: a key is one of the owner's keys.
+/// Checks the rule: `key` is one of `known`, the keys that `owner` (for example the optimizer
+/// `adamw`) accepts.
 pub(super) fn key_is_known(owner: &str, key: &Ident, known: &[&str], diag: &Diagnostics) -> bool {
     if known.iter().any(|known| key == known) {
         return true;
@@ -148,7 +150,8 @@ pub(super) fn are_in_range(
     fits
 }
 
-/// Replaces each known word, such as `same`, by the Rust expression that the word stands for.
+/// Converts the values to Rust expressions of the types that their keys need. For example, the word
+/// `same` becomes `Padding::Same`.
 pub(super) fn words_to_values(
     row: &'static Entry,
     pairs: Vec<Pair>,
@@ -167,8 +170,8 @@ pub(super) fn words_to_values(
             let value = &pair.value;
             Some(syn::parse_quote!(__amp::From::from(#value)))
         }
-        // Only optional keys are converted here. The constructor of the options accepts the values
-        // of required keys as the user wrote them.
+        // An optional key becomes a field of a struct, so its value is converted here. A required
+        // key becomes an argument of a constructor, which converts the value.
         Range::Sizes(_) | Range::Padding if row.options.iter().any(|key| pair.key == key.name) => {
             let value = &pair.value;
             Some(syn::parse_quote!(__amp::From::from(#value)))
@@ -183,8 +186,8 @@ pub(super) fn words_to_values(
         }
         _ => Some(pair.value.clone()),
     };
-    // Reads all values before it returns `None`, so that the errors of all values are reported, not
-    // only the first.
+    // Collecting directly into an `Option` would stop at the first error, and the others would not
+    // be reported.
     let values: Vec<Option<Expr>> = pairs.iter().map(value).collect();
     let pair = |(pair, value): (Pair, Option<Expr>)| Some(Pair { value: value?, ..pair });
     pairs.into_iter().zip(values).map(pair).collect()
@@ -202,7 +205,7 @@ fn logged_name(pair: &Pair, diag: &Diagnostics) -> Option<String> {
         }
         value => diag.error(
             value,
-            format!("`{key}` is the name of a logged value, as in `{key} = val_loss`"),
+            format!("`{key}` takes the name of a logged value, as in `{key} = val_loss`"),
         ),
     }
     None
@@ -233,8 +236,8 @@ pub(super) fn literal_is_in_range(
     fits
 }
 
-/// Checks the rule: a list of counts has positive numbers in ascending order. Only literals are
-/// checked.
+/// Checks the rule: the value of a key such as `milestones` is a list of positive numbers in
+/// ascending order. Only literals are checked.
 fn rises(owner: &str, key: &Key, value: &Expr, diag: &Diagnostics) -> bool {
     let fits = match value {
         Expr::Array(list) => {
@@ -266,8 +269,8 @@ pub(super) fn number(expr: &Expr) -> Option<f64> {
     }
 }
 
-/// Checks the rule: values are evaluated in a method, so a hyperparameter is written as a field of
-/// `self`.
+/// Checks the rule: a value reads a hyperparameter as `self.name`, because values are evaluated in
+/// a method.
 pub(super) fn fields_are_read_from_self(
     spec: &Spec,
     pairs: &[Pair],
@@ -312,7 +315,7 @@ pub(super) fn choice<T: Copy>(pair: &Pair, words: &[(&str, T)], diag: &Diagnosti
     };
     match quoted.filter(|text| names.contains(&text.as_str())) {
         Some(text) => diag.error(&pair.value, format!("write it without quotes: `{key} = {text}`")),
-        None => diag.error(&pair.value, format!("`{key}` is {}", one_of(&names))),
+        None => diag.error(&pair.value, format!("`{key}` must be {}", one_of(&names))),
     }
     None
 }

@@ -34,9 +34,9 @@ pub(super) fn build(expr: &Expr, diag: &Diagnostics) -> Option<Build> {
     bind(name, name_is_known(name, diag)?, &args, diag)
 }
 
-/// Returns the name and no arguments if `expr` is a lowercase name. Returns the name and the
-/// arguments if `expr` is a call of a lowercase name. Returns `None` for any other expression,
-/// which is plain Rust.
+/// Returns the lowercase name that `expr` is or that it calls, and the arguments of the call. The
+/// arguments are `None` if the name is not called. Returns `None` for any other expression, which
+/// is plain Rust.
 fn named(expr: &Expr) -> Option<(&Ident, Option<Vec<Expr>>)> {
     let (name, args) = match expr {
         Expr::Call(ExprCall { func, args, .. }) => {
@@ -48,8 +48,7 @@ fn named(expr: &Expr) -> Option<(&Ident, Option<Vec<Expr>>)> {
     lowercase.then_some((name, args))
 }
 
-/// Returns all names that have a special meaning in `#[layer(…)]`. Such a name is not a Rust
-/// function.
+/// Returns the names that `#[layer(…)]` itself defines, such as `linear` and `sequential`.
 fn names() -> Vec<&'static str> {
     let mut names = table::names(LAYERS);
     names.extend([symbol::SEQUENTIAL, symbol::REPEAT, symbol::OPTIONAL, symbol::CHECKPOINT]);
@@ -64,7 +63,7 @@ fn name_is_known(name: &Ident, diag: &Diagnostics) -> Option<&'static Layer> {
         let instead = match closest(&text, &names()) {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => format!(
-                "a function of your own is called by its path, `self::{text}(…)`; the layers are in \
+                "call a function of your own by its path, `self::{text}(…)`; the layers are in \
                  the documentation of `derive(LightningModule)`"
             ),
         };
@@ -73,8 +72,8 @@ fn name_is_known(name: &Ident, diag: &Diagnostics) -> Option<&'static Layer> {
     found
 }
 
-/// Checks the rule: the expression for a layer does not end in `?`, because the generated code adds
-/// the `?`.
+/// Checks the rule: an expression that begins with a name from the table of layers does not end in
+/// `?`, because the generated code adds the `?`.
 fn has_no_question_mark(expr: &Expr, diag: &Diagnostics) -> Option<()> {
     if let Expr::Try(tried) = expr
         && let Some((name, _)) = named(&tried.expr)
@@ -139,10 +138,7 @@ fn repeat(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
         let layer = Box::new(build(&closure.body, diag)?);
         return Some(Build::Repeat { count: count.clone(), index, layer });
     }
-    diag.error(
-        name,
-        "`repeat` takes a count and a layer by index: `repeat(6, |i| linear(64, 64))`",
-    );
+    diag.error(name, "`repeat` takes a count and a closure: `repeat(6, |i| linear(64, 64))`");
     None
 }
 
@@ -184,7 +180,7 @@ fn checkpoint(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> 
     }
     diag.error(
         name,
-        "`checkpoint` takes a layer and perhaps a condition: \
+        "`checkpoint` takes a layer and optionally a condition: \
          `checkpoint(linear(64, 64), enabled = use_checkpointing)`",
     );
     None
@@ -276,7 +272,7 @@ pub(super) fn arguments(
 /// Checks the rule: positional arguments come before named arguments, as in Python.
 fn stands_before_keywords(arg: &Expr, late: bool, diag: &Diagnostics) -> bool {
     if late {
-        diag.error(arg, "positional arguments come before named arguments: name this argument too");
+        diag.error(arg, "positional arguments must come before named ones: name this argument too");
     }
     !late
 }
@@ -316,7 +312,8 @@ fn number_of_arguments_fits(
     false
 }
 
-/// Checks the rule: a keyword of PyTorch that is not supported here is refused, with the reason.
+/// Checks the rule: `key` is not an argument of PyTorch that is in `NOT_NEEDED`. The error says why
+/// it is not needed.
 fn keyword_has_a_counterpart(owner: &str, key: &Ident, known: &[&str], diag: &Diagnostics) -> bool {
     let reason = NOT_NEEDED.iter().find(|(name, _)| key == name && !known.contains(name));
     if let Some((_, reason)) = reason {

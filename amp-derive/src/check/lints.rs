@@ -1,4 +1,4 @@
-//! Lints: warnings about code that compiles but trains poorly.
+//! Checks for code that compiles but trains poorly.
 
 use proc_macro2::Ident;
 use syn::Expr;
@@ -15,8 +15,9 @@ pub(super) fn advise(model: &Model, diag: &Diagnostics) {
     batch_norm_is_not_fed_low_precision(model, diag);
 }
 
-/// Warns if a layer before a batch norm computes in half precision. The batch norm's input is then
-/// rounded, and so are the mean and variance that the batch norm computes from it.
+/// Warns about a batch norm without a precision region after a layer with `#[precision(fp16)]` or
+/// `#[precision(bf16)]`. The batch norm's input is then rounded, and so are the mean and variance
+/// that the batch norm computes from it.
 fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
     // With `#[forward]`, the order of the fields is not the order in which the layers run, so
     // nothing is checked.
@@ -51,8 +52,8 @@ fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
     }
 }
 
-/// Warns if a model ends in a sigmoid and its loss expects logits. Such a loss applies the sigmoid
-/// itself. With two sigmoids the model would learn slowly, and no error would be reported.
+/// Reports an error if a model ends in a sigmoid and its loss expects logits. Such a loss applies
+/// the sigmoid itself. With two sigmoids the model would run, but learn slowly.
 pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
     const OF_LOGITS: [&str; 2] = ["binary_cross_entropy_with_logits", "focal"];
     let args = |attr: &'_ Attr| attr.args.as_ref().and_then(|args| args.first().cloned());
@@ -87,7 +88,7 @@ fn find<'a>(build: &'a Build, accepts: &dyn Fn(&str) -> bool) -> Option<&'a Iden
     }
 }
 
-/// Returns the name of the layer that runs last.
+/// Returns the name of the layer that runs last in the expression `layer`.
 fn last_of(layer: &Expr) -> Option<&Ident> {
     match layer {
         Expr::Call(call) => match word(&call.func)? {

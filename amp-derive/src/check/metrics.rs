@@ -28,8 +28,7 @@ impl Declared {
     }
 }
 
-/// Returns the metrics with their attributes, and whether all metrics could be read without an
-/// error.
+/// Returns the metrics that the attributes declare, and whether all of them are without errors.
 pub(super) fn metrics(spec: &Spec, steps: [&Own; 2], diag: &Diagnostics) -> (Vec<Declared>, bool) {
     let mut declared: Vec<Declared> = Vec::new();
     let mut complete = true;
@@ -76,7 +75,8 @@ fn metric(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ide
     Some((Declared { name, stage, value, of: of? }, at.clone()))
 }
 
-/// Returns the tensors from which the metric is computed. Returns `None` if an error was reported.
+/// Reads `output` and `target`, which say from which tensors the metric is computed. Returns `None`
+/// if an error was reported.
 fn measured(spec: &Spec, pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Measured> {
     let output = keys::take(pairs, symbol::OUTPUT).map(|pair| pair.value);
     let target = match keys::take(pairs, symbol::TARGET) {
@@ -107,7 +107,7 @@ fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
         return Some(name.unraw().to_string());
     }
     let Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) = &pair.value else {
-        diag.error(&pair.value, "a metric's name is a word, as in `name = acc`");
+        diag.error(&pair.value, "a metric's name must be a word, as in `name = acc`");
         return None;
     };
     let name = text.value();
@@ -115,7 +115,10 @@ fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
     // digit.
     let fits = !name.is_empty() && syn::parse_str::<Ident>(&format!("train_{name}")).is_ok();
     if !fits {
-        diag.error(text, "a metric's name has letters, digits and `_` only, as in `name = acc`");
+        diag.error(
+            text,
+            "a metric's name may have only letters, digits and `_`, as in `name = acc`",
+        );
     }
     fits.then_some(name)
 }
@@ -160,7 +163,7 @@ fn stage_is_generated(metric: &Declared, at: &Ident, steps: [&Own; 2], diag: &Di
         _ => return true,
     };
     let message = format!(
-        "`#[metric]` has no effect: you have written `{0}`: log the metric in `{0}`",
+        "`#[metric]` has no effect, because you have written `{0}`: log the metric in `{0}`",
         own.step()
     );
     diag.error(at, message);

@@ -103,8 +103,8 @@ fn has_a_layer(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// Checks the rule: an attribute that may be given once is given at most once. Returns the first
-/// attribute with this name.
+/// Checks the rule: the attribute `name` is given at most once. Returns the first attribute with
+/// this name.
 pub(crate) fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut all = named(attrs, name);
     let first = all.next();
@@ -120,7 +120,8 @@ enum Own {
     Generated,
     Function {
         path: ExprPath,
-        /// Whether the attribute has the optional keyword, for example `captured`, after the function's path.
+        /// Whether the keyword that this attribute allows, for example `captured`, follows the
+        /// path.
         marked: bool,
         /// The `key = value` arguments after the path. Only a training step may have such arguments.
         pairs: Vec<Pair>,
@@ -135,8 +136,8 @@ impl Own {
     }
 }
 
-/// Checks the rule: if an attribute replaces a generated function, it contains the path of a
-/// function that has the same signature.
+/// Checks the rule: an attribute that replaces a generated function contains the path of the user's
+/// function. The error message gives the `signature` that this function must have.
 fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) -> Own {
     let Some(attr) = only(&spec.attrs, name, diag) else {
         return Own::Generated;
@@ -170,7 +171,8 @@ fn takes_a_path(attr: &Attr, name: &str, signature: &str, diag: &Diagnostics) ->
 }
 
 /// Returns the keys that may follow the function in the attribute `name`. Only `#[training_step]`
-/// has such keys: `of` and `counts`, which describe the mean that the loss computes.
+/// has such keys: `of` and `counts`, which say whether the returned loss is a mean over examples or
+/// over other elements.
 fn keys_of(name: &str) -> &'static [&'static str] {
     match name {
         symbol::TRAINING_STEP => &[symbol::OF, symbol::COUNTS],
@@ -179,8 +181,8 @@ fn keys_of(name: &str) -> &'static [&'static str] {
 }
 
 /// Returns the word that may follow the function in the attribute `name`, if there is such a word.
-/// After a hook, the word means that the trainer may call the hook after later steps have started.
-/// After a training step, the word means that the step may run as a CUDA graph.
+/// `late` means that the trainer may call the hook after later steps have started. `captured` means
+/// that the training step may run as a CUDA graph.
 fn mark_of(name: &str) -> Option<&'static str> {
     match name {
         symbol::ON_TRAIN_BATCH_END => Some(symbol::LATE),
@@ -193,12 +195,12 @@ fn is_word(argument: &Expr, word: &str) -> bool {
     matches!(argument, Expr::Path(path) if path.path.is_ident(word))
 }
 
-/// Checks the rule: if the user replaces a generated function, an attribute that only configures
-/// the generated function is refused, because it has no effect.
+/// Checks the rule: if the user replaces a generated function, the attributes `names`, which only
+/// configure this function, are absent. They would have no effect.
 fn has_no_effect(spec: &Spec, names: &[&str], because: &str, diag: &Diagnostics) {
     for attr in spec.attrs.iter().filter(|attr| names.iter().any(|name| attr.is(name))) {
         let name = attr_name(attr);
-        diag.error(&attr.path, format!("`#[{name}]` has no effect: {because}"));
+        diag.error(&attr.path, format!("`#[{name}]` has no effect, because {because}"));
     }
 }
 

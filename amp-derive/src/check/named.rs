@@ -52,8 +52,8 @@ pub(super) fn named_config<'a>(
     Some(Named::Known { at, args })
 }
 
-/// Returns whether the path `ty` names a type. A path that differs from a known name only in
-/// capital letters and underscores is a misspelt name and not a type.
+/// Returns whether the path `ty` names a type. If the path differs from a known name only in
+/// capital letters and underscores, it is a misspelt name, not a type.
 fn is_own_type(ty: &ExprPath, known: &[&str]) -> bool {
     let Some(word) = ty.path.get_ident() else {
         return true;

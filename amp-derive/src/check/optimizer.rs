@@ -33,7 +33,8 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Optimizers> {
     }
     has_an_optimizer(spec, diag);
     let pairs = with_their_schedulers(spec, diag);
-    // All optimizers are checked before a missing optimizer is reported.
+    // Collecting directly into an `Option` would stop at the first error, and the others would not
+    // be reported.
     let optimizers: Vec<Option<Optimizer>> =
         pairs.iter().map(|(attr, scheduler)| check_one(spec, attr, *scheduler, diag)).collect();
     let optimizers = optimizers.into_iter().collect::<Option<Vec<_>>>()?;
@@ -90,8 +91,8 @@ fn with_their_schedulers<'a>(
     pairs
 }
 
-/// Checks the rule: if there are several optimizers, at most one of them selects no parameters by
-/// `params`, `except` or `ndim`. This optimizer trains all parameters that no other optimizer
+/// Checks the rule: if there are several optimizers, at most one of them has none of the keys
+/// `params`, `except` and `ndim`. This optimizer trains all parameters that no other optimizer
 /// selects.
 fn one_takes_the_rest(
     pairs: &[(&Attr, Option<&Attr>)],
@@ -141,8 +142,8 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
     }
     let base = own_options(spec, owner, &args, diag);
     let groups = calls.iter().map(|call| check_group(spec, owner, call, diag));
-    // Reads all groups before it returns `None`, so that the errors of all groups are reported, not
-    // only the first.
+    // Collecting directly into an `Option` would stop at the first error, and the others would not
+    // be reported.
     let groups: Vec<Option<Group>> = groups.collect();
     let (params, pairs) = base?;
     let groups = groups.into_iter().collect::<Option<Vec<_>>>()?;
@@ -216,8 +217,8 @@ fn own_options(
     Some((params, pairs))
 }
 
-/// Removes the keys that select parameters from `pairs`. The outer `None` means that an error was
-/// reported.
+/// Removes from `pairs` the keys that select parameters. Returns `Some(None)` if there are none,
+/// and `None` if an error was reported.
 fn selection(pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Option<Selection>> {
     let [named, except, ndim] =
         [symbol::PARAMS, symbol::EXCEPT, symbol::NDIM].map(|key| keys::take(pairs, key));
@@ -236,8 +237,8 @@ fn selection(pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Option<Selecti
     Some(Some(Selection { named: named?, except: except?, ndim }))
 }
 
-/// Checks the rule: parameters are selected by a list of patterns. A single pattern without a list
-/// is refused: Clippy would report two attributes that contain only literals as duplicates.
+/// Checks the rule: patterns are in a list, even a single one. Clippy would report two attributes
+/// such as `params = "a"`, which contain only literals, as duplicates.
 fn are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
     let pattern = |arg: &Expr| match arg {
         Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.clone()),
@@ -250,7 +251,7 @@ fn are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
     let patterns = patterns.filter(|patterns: &Vec<LitStr>| !patterns.is_empty());
     if patterns.is_none() {
         let key = &pair.key;
-        let text = format!("`{key}` is a list of name patterns, as in `{key} = [\"head.*\"]`");
+        let text = format!("`{key}` takes a list of name patterns, as in `{key} = [\"head.*\"]`");
         diag.error(&pair.value, text);
     }
     patterns
@@ -261,7 +262,7 @@ fn is_a_number_of_dimensions(pair: &Pair, diag: &Diagnostics) -> Option<LitInt> 
     match &pair.value {
         Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) => Some(number.clone()),
         value => {
-            diag.error(value, "`ndim` is a number of dimensions: 2 for matrices, as in `ndim = 2`");
+            diag.error(value, "`ndim` takes a number of dimensions, as in `ndim = 2` for matrices");
             None
         }
     }
@@ -334,7 +335,7 @@ fn betas_are_a_pair(pairs: &[Pair], diag: &Diagnostics) -> Option<()> {
         _ => true,
     };
     if !fits {
-        diag.error(&betas.value, "`betas` are two values below 1, as in `(0.9, 0.999)`");
+        diag.error(&betas.value, "`betas` takes two values below 1, as in `(0.9, 0.999)`");
         return None;
     }
     Some(())

@@ -43,9 +43,9 @@ pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
     Some(Initial::Drawn { drawn, shape: shape.value })
 }
 
-/// Reads an initializer. Checks the rule: a lowercase name, or a call of a lowercase name, is an
-/// initializer of the table. Returns `Some(None)` for any other expression, and `None` if an error
-/// was reported.
+/// Reads an initializer such as `zeros` or `normal(0.0, 0.02)`. Checks the rule: its name is in the
+/// table of initializers. Returns `Some(None)` for any expression other than a name or a call of
+/// a name, and `None` if an error was reported.
 pub(super) fn drawn(expr: &Expr, diag: &Diagnostics) -> Option<Option<Drawn>> {
     let (name, arguments) = match expr {
         Expr::Call(ExprCall { func, args, .. }) => match word(func) {
@@ -63,7 +63,7 @@ pub(super) fn drawn(expr: &Expr, diag: &Diagnostics) -> Option<Option<Drawn>> {
         let instead = match closest(&text, &names) {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => format!(
-                "a function of your own is called by its path, `self::{text}(…)`; the known initializers are {}",
+                "call a function of your own by its path, `self::{text}(…)`; the known initializers are {}",
                 quoted(&names)
             ),
         };

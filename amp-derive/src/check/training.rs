@@ -153,8 +153,8 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     })
 }
 
-/// Returns the description of a model that has `manual_step` and no loss. The user's function
-/// updates the weights and logs values.
+/// Reads the optimizers, hooks and steps of a model that has `manual_step` and no loss. Refuses
+/// `#[metric]` and `#[log]`, because no generated step uses them.
 fn manual_alone(spec: &Spec, path: ExprPath, diag: &Diagnostics) -> Option<Lightning> {
     let because = "the model has no generated step: log values in the function of `manual_step`";
     has_no_effect(spec, &[symbol::METRIC, symbol::LOG], because, diag);
@@ -171,8 +171,8 @@ fn manual_alone(spec: &Spec, path: ExprPath, diag: &Diagnostics) -> Option<Light
     })
 }
 
-/// Returns the user's functions for the test step and for predictions, or `None` if an error was
-/// reported.
+/// Returns the user's functions for the test step and for predictions, each `None` if the user has
+/// not written it. Returns `None` if an error was reported.
 fn further_steps(spec: &Spec, diag: &Diagnostics) -> Option<(Option<ExprPath>, Option<ExprPath>)> {
     let own = |name, signature| match own_function(spec, name, signature, diag) {
         Own::Generated => Some(None),
@@ -187,8 +187,8 @@ fn further_steps(spec: &Spec, diag: &Diagnostics) -> Option<(Option<ExprPath>, O
 
 /// Returns the user's functions for hooks, or `None` if an error was reported.
 fn hooks(spec: &Spec, diag: &Diagnostics) -> Option<Vec<OwnHook>> {
-    // Reads all hooks before it returns `None`, so that the errors of all hooks are reported, not
-    // only the first.
+    // Collecting directly into an `Option` would stop at the first error, and the others would not
+    // be reported.
     let found: Vec<(&'static Hook, Own)> = HOOKS
         .iter()
         .map(|hook| (hook, own_function(spec, hook.name, hook.signature, diag)))
@@ -250,10 +250,10 @@ fn own_loss(pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<OwnLoss> {
     Some(OwnLoss { scope, counts })
 }
 
-/// Copies the options `ignore_index` and `classes` of a loss of classes to all metrics of classes,
-/// so that the metrics read targets and logits in the same way as the loss. An option that a metric
-/// sets itself stays. A metric that names its own target gets neither option. A metric that names
-/// only its own output gets `ignore_index`, but not `classes`.
+/// Copies the options `ignore_index` and `classes` of a classification loss to the classification
+/// metrics, so that they read targets and logits as the loss does. A metric keeps the options that
+/// it sets itself. A metric with its own `target` gets neither option. A metric with only its own
+/// `output` gets `ignore_index`, but not `classes`.
 fn read_as_the_loss(loss: &Loss, metrics: &mut [Declared]) {
     let Loss::Value(Value::Known { row, keys, .. }) = loss else { return };
     for Declared { value, of, .. } in metrics {
@@ -300,10 +300,10 @@ fn runs_under_autocast(args: &[Expr], diag: &Diagnostics) -> Option<()> {
     Some(())
 }
 
-/// Checks the rule: a loss is a function of the output and the target.
+/// Checks the rule: the closure of a loss has two arguments, the output and the target.
 fn takes_output_and_target(closure: &ExprClosure, diag: &Diagnostics) -> Option<()> {
     if closure.inputs.len() != 2 {
-        diag.error(closure, "a loss has two arguments: `|output, target| …`");
+        diag.error(closure, "a loss takes two arguments: `|output, target| …`");
         return None;
     }
     Some(())
@@ -327,8 +327,8 @@ fn is_not_divided_for_accumulation(closure: &ExprClosure, diag: &Diagnostics) ->
     Some(())
 }
 
-/// Returns the divisor if the user's expression `expr` is a division, or a call or a block whose
-/// value is a division.
+/// Returns the divisor if `expr` is a division, a call such as `Ok(a / b)`, or a block that ends in
+/// a division.
 fn divisor(expr: &Expr) -> Option<&Expr> {
     match expr {
         Expr::Binary(binary) if matches!(binary.op, BinOp::Div(_)) => Some(&binary.right),

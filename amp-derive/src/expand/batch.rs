@@ -10,7 +10,7 @@ use crate::{
     symbol,
 };
 
-/// Generates the conversion of the step's batch to the type of batch that the model declares.
+/// Generates the statement that converts the step's batch to the batch type of the model.
 pub(super) fn taken(model: &Model, Locals { batch, examples, .. }: &Locals) -> TokenStream {
     match &model.batch {
         None => quote! { let #batch = <__amp::Batch as __amp::BatchType>::from_any(#batch)?; },
@@ -41,7 +41,7 @@ fn run(model: &Model, inputs: &[TokenStream], step: &Ident) -> TokenStream {
     }
 }
 
-/// Generates the expression for the input of `forward` with the index `at`.
+/// Generates the expression for input number `at` (from 0) of `forward`.
 fn input(model: &Model, at: usize, part: &Part, locals: &Locals) -> TokenStream {
     let examples = &locals.examples;
     match part {
@@ -50,9 +50,9 @@ fn input(model: &Model, at: usize, part: &Part, locals: &Locals) -> TokenStream 
     }
 }
 
-/// Generates the input of `forward` with the index `at` from `field`, a field of the batch. If
-/// `forward` takes a tensor but the field is not a tensor, rustc reports the error at `span`, where
-/// the user named the field.
+/// Generates input number `at` of `forward` from `field`, a field of the batch. If `forward` takes
+/// a tensor but the field is not a tensor, rustc reports the error at `span`, where the user named
+/// the field.
 fn borrowed(model: &Model, at: usize, field: &TokenStream, span: Span) -> TokenStream {
     let takes_tensor = match model.forward.of_any_inputs() {
         None => true,
@@ -64,7 +64,7 @@ fn borrowed(model: &Model, at: usize, field: &TokenStream, span: Span) -> TokenS
     }
 }
 
-/// Returns the place where the user named a field.
+/// Returns the span of the last name in the path of a field, such as `ids` in `source.ids`.
 fn span_of(names: &[Ident]) -> Span {
     names.last().map_or_else(Span::call_site, |name| located_at(name.span()))
 }
@@ -78,8 +78,9 @@ pub(super) fn target(model: &Model, locals: &Locals) -> TokenStream {
     }
 }
 
-/// Generates the expression for the target of a loss or a metric that compares with a tensor. If
-/// the target is not a tensor, rustc reports the field that the user named.
+/// Generates the expression for the target of a loss or a metric whose target is a tensor. `of` is
+/// the metric's own target, if it has one. If the target is not a tensor, rustc reports an error at
+/// the field that the user named.
 pub(super) fn compared(model: &Model, of: Option<&Part>, locals: &Locals) -> TokenStream {
     let examples = &locals.examples;
     let Some(BatchOf { target, .. }) = &model.batch else { return self::target(model, locals) };
@@ -115,8 +116,8 @@ pub(super) fn part(part: &Part, Locals { examples, .. }: &Locals) -> TokenStream
     }
 }
 
-/// Generates the call of the model on the inputs of a batch. The target is not used. Returns `None`
-/// if the inputs are unknown.
+/// Generates the call of the model on the inputs of a batch, which may have no target. Returns
+/// `None` if `forward` has several inputs, but no `#[batch]` names their fields.
 pub(super) fn predicted(model: &Model, locals: &Locals) -> Option<TokenStream> {
     let Locals { batch, step, output, examples, .. } = locals;
     let Some(BatchOf { ty, inputs, .. }) = &model.batch else {

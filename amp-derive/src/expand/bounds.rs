@@ -50,8 +50,7 @@ fn is_forward(generics: &Generics, param: &Ident) -> bool {
         })
 }
 
-/// Returns the innermost type of a container, for example `M` for `M`, `Vec<M>` and
-/// `Option<Box<M>>`.
+/// Returns the type inside nested containers: `M` for `M`, `Vec<M>` and `Option<Box<M>>`.
 fn held(ty: &Type) -> Option<&Ident> {
     let Type::Path(path) = ty else {
         return None;

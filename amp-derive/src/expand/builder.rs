@@ -94,16 +94,15 @@ fn from_checkpoint(model: &Model, inputs: &[&Field]) -> Option<TokenStream> {
     })
 }
 
-/// Generates code that reads every hyperparameter of a block once. Otherwise rustc would warn that
-/// a hyperparameter is never read if only the layers use it.
+/// Generates code that reads every hyperparameter of a block. Otherwise rustc would warn about a
+/// hyperparameter that is used only to build layers, because no code reads its field.
 pub(super) fn reads(model: &Model) -> Option<TokenStream> {
     let (ident, block) = (&model.ident, local("block"));
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
     let reads: Vec<TokenStream> =
         model.hparams().map(|Field { ident, .. }| quote!(let _ = &#block.#ident;)).collect();
     (!reads.is_empty()).then(|| {
-        // The function is inside a scope of its own, so that the user's code cannot call the
-        // function.
+        // The function is inside `const _`, so that the user's code cannot call it.
         quote! {
             const _: () = {
                 #[allow(dead_code)]
@@ -116,7 +115,7 @@ pub(super) fn reads(model: &Model) -> Option<TokenStream> {
 }
 
 /// Returns whether the builder needs a marker field (`PhantomData`). A builder with generic
-/// parameters needs the marker, because its other fields may not use every parameter.
+/// parameters needs it, because rustc refuses a struct with an unused generic parameter.
 fn has_marker(model: &Model) -> bool {
     !model.generics.params.is_empty()
 }

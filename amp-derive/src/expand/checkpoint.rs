@@ -50,8 +50,8 @@ pub(super) fn expand(model: &Model) -> Option<TokenStream> {
 }
 
 /// Returns a variable with the span of `ty`. If the type cannot be saved, rustc then underlines
-/// `ty`. The token `self` must not get this span: if a macro received `ty` from its caller, rustc
-/// would look up `self` in the caller's code.
+/// `ty`. `self` must not get this span: if `ty` was passed to a `macro_rules!` macro, the span
+/// belongs to the macro's caller, and rustc would not find the method's `self`.
 fn value(ty: &Type) -> Ident {
     Ident::new("__value", ty.span())
 }

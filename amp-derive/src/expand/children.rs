@@ -1,6 +1,6 @@
-//! Wraps layers of a `#[forward]` into a `Child`, which runs a layer under the name and the
-//! precision region of its field. Layers are wrapped if the closure uses them through `self` or
-//! calls them with several inputs.
+//! Wraps layers in a `Child`, which adds the field's name to the module path and runs the layer in
+//! the field's precision region. This module wraps the layers that the closure of `#[forward]` uses
+//! through `self` or calls with several inputs.
 
 use std::collections::BTreeSet;
 
@@ -65,10 +65,10 @@ impl<'m> Children<'m> {
         declared.collect()
     }
 
-    /// Replaces the layers that the body uses by their children:
+    /// Replaces the layers that the body uses by their `Child` values:
     ///
-    /// - `self.head` by a child. The same applies to `&self.blocks`, `self.blocks[i]`,
-    ///   `self.blocks.iter()` and `self.attention.attend(…, cx)`;
+    /// - `self.head` by its `Child`, also in `&self.blocks`, `self.blocks[i]`, `self.blocks.iter()`
+    ///   and `self.attention.attend(…, cx)`;
     /// - `block(x, mask)` by `block.forward_with((x, mask), cx)`;
     /// - `layer.forward(x, mask, cx)` by `layer.forward_with((x, mask), cx)`.
     pub(super) fn rewrite(&mut self, code: TokenStream) -> TokenStream {
@@ -93,8 +93,8 @@ impl<'m> Children<'m> {
         inner.into()
     }
 
-    /// Reads `self.layer` at the position `at`. Returns the expression for the child, and the
-    /// number of tokens that it replaces.
+    /// Reads `self.layer` at the position `at` in `code`. Returns the expression for the layer's
+    /// `Child`, and the number of tokens that it replaces.
     fn field_of_self(&mut self, code: &[TokenTree], at: usize) -> Option<(TokenStream, usize)> {
         let [TokenTree::Ident(this), dot, TokenTree::Ident(name), ..] = &code[at..] else {
             return None;
@@ -103,7 +103,7 @@ impl<'m> Children<'m> {
         let field = is_field.then(|| self.layer(name)).flatten()?;
         let behind = &code[at + 3..];
         if tokens::arguments(behind.first()).is_some() {
-            // `self.name(…)` calls a method that has the same name as a layer.
+            // This calls a method `self.name(…)` that has the same name as a layer.
             return None;
         }
         let (method, inputs) = match behind {
@@ -120,7 +120,7 @@ impl<'m> Children<'m> {
             _ if runs => View::Whole,
             (Some(view), _) => view,
             (None, None) => View::Whole,
-            // A method without the context argument only reads the layer, so the layer is not
+            // A method that does not take the context does not run the layer, so the layer is not
             // replaced.
             (None, Some(_)) => return None,
         };
@@ -166,7 +166,7 @@ impl<'m> Children<'m> {
         self.model.layers().map(|(field, _)| field).find(|field| field.ident == *name)
     }
 
-    /// Generates the expression for a child, with the span `span`.
+    /// Generates the expression for a field's `Child`, with the span `span`.
     fn child(&mut self, field: &Field, view: View, span: Span) -> TokenStream {
         let name = key(&field.ident);
         let mut child = local(&variable(&name, view));

@@ -1,5 +1,6 @@
 //! Generates `Module::forward` or `Forward::forward_with`. The generated function runs the layers
-//! in order, or the user's closure. Every layer runs under its name and its precision region.
+//! in order, or the user's closure. Every layer adds its name to the module path and runs in its
+//! own precision.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -123,9 +124,8 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
         .layers()
         .filter(|(field, _)| {
             // A layer that the body calls with one input becomes a closure with the layer's name.
-            // Calls with several inputs were already replaced. If a layer is called with several
-            // inputs, a remaining mention of its name can only be a variable, so the layer needs no
-            // closure.
+            // The calls of a layer with several inputs were already replaced. If its name still
+            // occurs, the name is a variable of the user and needs no closure.
             !children.has_several_inputs(field)
                 && tokens::mentions(statements.clone(), &field.ident)
         })

@@ -48,8 +48,8 @@ pub(super) fn expand(build: &Build) -> TokenStream {
                 quote_spanned!(span=> __amp::Box::new(#value))
             };
             let mut layers = layers.iter().map(boxed);
-            // Only the first element is converted explicitly. rustc infers the type of all further
-            // elements from it.
+            // Only the first element is converted to `Box<dyn Module>` explicitly. rustc infers the
+            // type of the other elements from it.
             let first = layers.next().map(|first| quote!(#first as __amp::Box<dyn __amp::Module>));
             let layers = first.into_iter().chain(layers);
             quote!(__amp::nn::Sequential::new(__amp::From::from([#(#layers),*])))
@@ -76,8 +76,8 @@ pub(super) fn expand(build: &Build) -> TokenStream {
     }
 }
 
-/// Generates the options of a layer. If `every` is true, the user gave all options, so that no
-/// default is needed.
+/// Generates the options of a layer. If `every` is true, the user gave all options, so the
+/// generated struct needs no default for other fields.
 fn config(ty: &Ident, values: &[syn::Expr], options: &[Pair], every: bool) -> TokenStream {
     let config = format_ident!("{ty}Config");
     let new = quote!(__amp::nn::#config::new(#(#values),*));

@@ -74,8 +74,8 @@ pub(super) fn step(
     }
 }
 
-/// Generates the weight that a batch's loss has in means over several batches. Returns `None` if
-/// the weight is the number of examples or the sum of their weights.
+/// Generates the weight that a batch's loss has in means over several batches. Returns `None` for
+/// the usual weight: the number of examples, or the sum of the examples' weights.
 fn counts(model: &Model, loss: &Loss, locals: &Locals) -> Option<TokenStream> {
     let any = &locals.any;
     match loss {
@@ -157,9 +157,8 @@ pub(super) fn step_counts(model: &Model, own: &Own) -> TokenStream {
     quote! { #scope #weight }
 }
 
-/// Returns the variant of `LossScope` that follows from the options `of` and `counts` that the user
-/// has given, or `None` without these options. A loss with `counts` and without `of` is a weighted
-/// mean over the examples.
+/// Returns the variant of `LossScope` for the user's options `of` and `counts`, or `None` if both
+/// are absent. `counts` without `of` means that the loss can be computed from a part of a batch.
 fn own_scope(own: &Own) -> Option<TokenStream> {
     match own.scope {
         Scope::Examples => Some(quote!(Examples)),
@@ -190,7 +189,7 @@ pub(super) fn loss_access(loss: &Loss) -> Option<TokenStream> {
 }
 
 /// Generates the code that runs the model and computes the loss and the state of each metric. The
-/// loss may run the output layer itself.
+/// loss may run the output layer (the layer that computes the logits) itself.
 fn compute_with_output(
     model: &Model,
     loss: &Loss,
@@ -199,7 +198,7 @@ fn compute_with_output(
     forward: &TokenStream,
     locals: &Locals,
 ) -> TokenStream {
-    let Loss::Value(of) = loss else { unreachable!("only a cross entropy requests the layer") };
+    let Loss::Value(of) = loss else { unreachable!("only cross entropy runs the output layer") };
     let (value, target) = (&locals.loss, batch::compared(model, None, locals));
     let loss = self::value(of, &quote!(loss));
     if metrics.is_empty() {
@@ -264,7 +263,7 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
 }
 
 /// Generates a call of the user's loss function. If output and target are tensors, an error of the
-/// loss function is extended by the shapes of the tensors.
+/// loss function also states their shapes.
 fn with_arguments(model: &Model, call: TokenStream, locals: &Locals) -> TokenStream {
     let of_tensors = model.batch.is_none() && model.forward.of_any_inputs().is_none();
     match of_tensors {
@@ -279,8 +278,7 @@ fn with_arguments(model: &Model, call: TokenStream, locals: &Locals) -> TokenStr
     }
 }
 
-/// Returns the types of output and target, for a loss function that does not name these types
-/// itself.
+/// Returns the types of the model's output and target, as the loss function receives them.
 fn given(model: &Model) -> [TokenStream; 2] {
     let tensor = || quote!(__amp::Tensor);
     let output = match model.forward.of_any_inputs() {
@@ -294,7 +292,8 @@ fn given(model: &Model) -> [TokenStream; 2] {
     [output, target]
 }
 
-/// Generates `LightningModule::reduction` for the metrics of a training step.
+/// Generates `LightningModule::reduction`, which returns how the value of a training metric is
+/// computed from its state.
 pub(super) fn reductions(metrics: &[Metric]) -> Option<TokenStream> {
     if metrics.is_empty() {
         return None;
@@ -337,8 +336,8 @@ fn metric_of_state(metric: &Metric, state: &Ident, locals: &Locals) -> TokenStre
     quote! { #step.metric_state(#name, &#value, #state, #options)?; }
 }
 
-/// Generates the value of a loss or of a metric. `module` is the module of amp-core that contains
-/// its type.
+/// Generates the expression that creates a loss or a metric with its options. `module` is the module
+/// of amp-core that contains its type.
 fn value(value: &Value, module: &TokenStream) -> TokenStream {
     let (row, at, keys) = match value {
         Value::Known { row, at, keys } => (row, at, keys),

@@ -148,8 +148,9 @@ fn advice(model: &Model, warning: &Warning) -> TokenStream {
     }
 }
 
-/// Returns a variable that the user's code can neither use nor shadow. The underscores distinguish
-/// the name from the user's constants, statics and unit structs, which a variable cannot shadow.
+/// Returns a variable that the user's code can neither use nor shadow. The underscores keep its
+/// name different from the user's constants, statics and unit structs: a `let` with such a name
+/// would be a pattern.
 fn local(name: &str) -> Ident {
     format_ident!("__{name}", span = Span::mixed_site())
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub(super) fn expand(optimizers: &Optimizers) -> TokenStream {
-    // The user's keys may mention `plan`, so this variable must have the hygiene of the user's
+    // The values of keys may mention `plan`, so this variable must have the hygiene of the user's
     // code.
     let plan = Ident::new(symbol::PLAN, Span::call_site());
     let (plan, all) = match optimizers {
@@ -115,7 +115,7 @@ fn fields(config: &Config, keys: &[Pair], rest: &TokenStream) -> TokenStream {
         Config::Own { ty, .. } => {
             let options = local("options");
             quote! {{
-                #[allow(clippy::needless_update, reason = "its fields are not visible here")]
+                #[allow(clippy::needless_update, reason = "the macro does not know its fields")]
                 let #options = #ty { #(#keys,)* #rest };
                 #options
             }}

@@ -1,7 +1,7 @@
 //! Finds the output layer, which computes the model's logits, so that the cross-entropy loss can
-//! run this layer itself. If there are many logits, the loss computes a few rows of them at a time,
-//! so that the memory never contains all logits at once. This is possible only if all metrics of
-//! the step can be computed from a few rows at a time, too.
+//! run this layer itself. If there are many logits, the loss computes a few of their rows (examples
+//! or tokens) at a time, so that the logits are never in memory all at once. This is possible only
+//! if all metrics of the step can also be computed from a few rows at a time.
 
 use proc_macro2::{Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
@@ -13,8 +13,8 @@ use crate::{
     symbol,
 };
 
-/// Returns whether a step with this loss and these metrics lets the loss run the output layer (the
-/// layer that computes the logits).
+/// Returns whether the loss runs the output layer (the layer that computes the logits) in a step
+/// with this loss and these metrics.
 pub(super) fn is_requested(model: &Model, loss: &Loss, metrics: &[Metric]) -> bool {
     let is_cross_entropy =
         matches!(loss, Loss::Value(Value::Known { row, .. }) if row.ty == "CrossEntropy");
@@ -42,8 +42,8 @@ fn is_of_rows(metric: &Metric) -> bool {
     is_known && metric.of.output.is_none() && metric.of.target.is_none()
 }
 
-/// Adds the dimension of the classes to a loss or metric of classes, if the user has not named it
-/// and the layer that computes the model's output determines it.
+/// Adds the option `classes` (the dimension of the classes) to a classification loss or metric, if
+/// the user has not given it and the layer that computes the model's output determines it.
 pub(super) fn with_class_dim(model: &Model, value: &Value) -> Value {
     let mut value = value.clone();
     if let Value::Known { row, at, keys } = &mut value
@@ -100,8 +100,8 @@ fn class_dim_of(build: &Build) -> Option<&'static str> {
     }
 }
 
-/// Returns whether a step of the model lets the loss run the output layer (the layer that computes
-/// the logits).
+/// Returns whether the loss runs the output layer (the layer that computes the logits) in a step of
+/// the model.
 fn has_request(model: &Model) -> bool {
     let Some(lightning) = &model.lightning else { return false };
     [Some(&lightning.training), lightning.validation.as_ref()].into_iter().flatten().any(|step| {
@@ -129,8 +129,8 @@ fn is_tensor(ty: &Type) -> bool {
     matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == "Tensor"))
 }
 
-/// Returns the last layer if the model runs its layers in order and a step lets the loss run this
-/// layer.
+/// Returns the last layer if the model runs its layers in order and the loss runs this layer in a
+/// step.
 pub(super) fn of_layers(model: &Model) -> Option<&Field> {
     last_in_order(model).filter(|_| has_request(model))
 }
@@ -153,9 +153,9 @@ enum Call<'m> {
     Function,
 }
 
-/// Finds the call that computes the model's output in the statements of a `#[forward]`, and marks
-/// the call if a step lets the loss run the output layer. Returns the declarations that the marked
-/// statements need.
+/// Finds the call that computes the model's output in the statements of a `#[forward]`. If the loss
+/// runs the output layer in a step, changes this call so that it can leave the computation to the
+/// loss. Returns the declarations that the changed statements need.
 pub(super) fn mark(model: &Model, statements: &mut [Stmt]) -> Option<TokenStream> {
     let (call, expr) = last_call(model, statements).filter(|_| has_request(model))?;
     let Expr::Call(called) = &*expr else { return None };

@@ -1,6 +1,6 @@
 //! Rewrites the expressions of a `#[forward]` that use a layer inside another layer. If `block` is
 //! a `Child`, `block.head` in `block.head.forward(x, cx)` becomes a `Child` of `block`. The layer
-//! `head` then runs under the path `block.head`, and in the precision regions of both fields.
+//! `head` then has the module path `block.head`, and `#[precision]` of both fields applies.
 
 use quote::{quote, quote_spanned};
 use syn::{
@@ -25,9 +25,9 @@ struct Parts {
 }
 
 impl Parts {
-    /// Rewrites `base.name` to a child of `base`, and `base.name[at]` to an element of a list of
-    /// children. Returns `None` for any other expression, and for fields of `self`, because fields
-    /// of `self` are children already.
+    /// Rewrites `base.name` to a `Child` of `base`, and `base.name[at]` to the `Child` of an
+    /// element of a list. Returns `None` for any other expression, and for fields of `self`, which
+    /// are `Child` values already.
     fn part(&mut self, layer: &Expr) -> Option<Expr> {
         let (field, at) = match layer {
             Expr::Field(field) => (field, None),

@@ -9,9 +9,8 @@ use crate::model::{Lightning, Model, Step};
 
 pub(super) fn expand(model: &Model, lightning: &Lightning) -> TokenStream {
     let own = |name: &str| lightning.hooks.iter().find(|own| own.hook.name == name);
-    // A hook marked `late` may run after later steps have started. But if the training step reads a
-    // `#[state]` field, the hook must run before the next step starts, because the hook may change
-    // this field.
+    // Later steps may start before a hook marked `late` runs. But the hook may change a `#[state]`
+    // field. If the training step reads such a field, the hook must run before the next step.
     let reads_values = values_in_step::reads_state(model, &lightning.training);
     let access = if matches!(lightning.training, Step::Manual(_)) {
         quote!(InStep("the model optimizes manually"))

@@ -24,8 +24,8 @@ pub(super) fn expand(model: &Model, lightning: &Lightning) -> TokenStream {
     quote! { #validation #test #predict }
 }
 
-/// Generates the call of the user's function `path` with the model, the batch and the step. The type
-/// of the batch is the one that the function takes.
+/// Generates the call of the user's function `path` with the model, the batch and the step. The
+/// batch is converted to the type that the function takes.
 fn calls(path: &ExprPath, Locals { batch, step, .. }: &Locals) -> TokenStream {
     quote!(__amp::with_batch(#batch, |#batch| #path(self, #batch, #step)))
 }

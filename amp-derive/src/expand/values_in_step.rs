@@ -1,5 +1,6 @@
-//! Generates `LightningModule::values_in_step`: the fields that are neither layers nor tensors and
-//! that the training step reads. A CUDA graph contains their values, and hooks may change them.
+//! Generates `LightningModule::values_in_step`, which returns the state and the hyperparameters
+//! that the training step reads. Hooks may change these values, but a CUDA graph keeps those with
+//! which it was captured. The trainer therefore compares the values before it runs the graph.
 
 use proc_macro2::{Ident, TokenStream};
 use quote::quote;
@@ -34,7 +35,7 @@ pub(super) fn reads_transient(model: &Model, training: &Step) -> bool {
     model.fields.iter().filter(transient).any(|field| tokens::contains(code.clone(), &field.ident))
 }
 
-/// Returns whether the training step reads `#[state]`.
+/// Returns whether the training step reads a `#[state]` field.
 pub(super) fn reads_state(model: &Model, training: &Step) -> bool {
     let is_state = |field: &&Field| matches!(field.kind, Kind::State { .. });
     fields_read(model, training).iter().any(is_state)

@@ -2,7 +2,8 @@
 
 use super::{Entry, Key, Named, any, choice};
 
-/// An initializer. `entry` names a variant of amp-core's `Init`, whose fields are the keys.
+/// An initializer. The entry's `ty` names a variant of amp-core's `Init`. The keys are the fields
+/// of this variant.
 #[derive(Debug)]
 pub(crate) struct Draw {
     pub(crate) entry: Entry,

@@ -6,8 +6,8 @@ use super::*;
 
 const DOCS: &str = include_str!("../../docs/lightning_module.md");
 
-/// Checks that the documentation has, for each row of a table, a line with the row's name and all
-/// of its keys.
+/// Checks that for each entry in the tables of this crate, the documentation has a line with the
+/// entry's name and all of its keys.
 #[test]
 fn every_name_and_key_is_documented() {
     let entries = LAYERS
@@ -22,7 +22,8 @@ fn every_name_and_key_is_documented() {
             let names = |name: &str| {
                 line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name)
             };
-            // The heading of the table of optimizers mentions `lr`, so the rows leave it out.
+            // The documentation names `lr` in the heading of its table of optimizers, not in each
+            // row.
             let keys = || entry.keys().map(|key| key.name).filter(|key| *key != "lr");
             line.starts_with('|') && names(entry.name) && keys().all(names)
         };
@@ -58,11 +59,11 @@ fn rows_after(line: &str) -> Vec<(Vec<String>, Vec<String>)> {
     rows.collect()
 }
 
-/// Checks the documentation's tables of missing arguments and missing layers against torch.nn. Each
-/// argument of a torch.nn layer is either a key of the same layer in `LAYERS` or listed in the
-/// table of missing arguments. Each layer of torch.nn is either in `LAYERS` or listed in the table
-/// of missing layers. The two tables of the documentation have no other entries. The layers and
-/// arguments of torch.nn come from fixtures/oracles/signatures.json.
+/// Checks the documentation's tables of missing arguments and missing layers against the signatures
+/// of torch.nn, which fixtures/oracles/signatures.json records. If a layer of torch.nn is in
+/// `LAYERS`, the table of missing arguments must list exactly those of its arguments that `LAYERS`
+/// lacks. The table of missing layers must list exactly the layers of torch.nn that are not in
+/// `LAYERS`.
 #[test]
 fn missing_arguments_of_torch_layers_are_documented() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/oracles/signatures.json");

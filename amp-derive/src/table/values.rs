@@ -4,7 +4,8 @@ use super::{Entry, Key, any, choice, fraction, not_negative, optional, positive,
 use crate::symbol;
 
 /// The table of losses. If torch.nn.functional has the same loss, the names are equal.
-/// `binary_cross_entropy` is not in the table, because a rule refuses this loss.
+/// `binary_cross_entropy` is missing, because the derive macro refuses it: CUDA autocast forbids
+/// it.
 pub(crate) const LOSSES: &[Entry] = &[
     loss(
         "cross_entropy",
@@ -41,7 +42,8 @@ const fn loss(name: &'static str, ty: &'static str, options: &'static [Key]) -> 
     Entry { name, ty, required: &[], options }
 }
 
-/// Losses whose types have a field for the dimension of the classes.
+/// Losses whose types have the field `classes`, which says which axis of the logits holds the
+/// classes.
 const WITH_CLASSES: &[&str] = &["CrossEntropy", "Nll"];
 
 /// Metrics whose types have no field `ignore_index`.
@@ -56,18 +58,18 @@ const WITHOUT_IGNORE_INDEX: &[&str] = &[
 ];
 
 impl Entry {
-    /// Returns whether this is a loss of classes: its targets are class numbers.
+    /// Returns whether this is a classification loss, whose targets are class numbers.
     pub(crate) fn is_loss_of_classes(&self) -> bool {
         WITH_CLASSES.contains(&self.ty)
     }
 
-    /// Returns whether this is a metric of classes.
+    /// Returns whether this is a classification metric, whose targets are class numbers.
     pub(crate) fn is_of_classes(&self) -> bool {
         self.ty == "Dice" || self.keys().any(|key| key.name == symbol::CLASSES)
     }
 
-    /// Returns whether the type of this loss or metric has a field for the key. If a metric's type
-    /// has no such field, generated code wraps the metric in `ReadAs`.
+    /// Returns whether the type of this loss or metric has a field named `key`. If a metric's type
+    /// lacks the field, generated code wraps the metric in `ReadAs`, which has it.
     pub(crate) fn has_field(&self, key: &str) -> bool {
         match key {
             symbol::CLASSES => self.is_loss_of_classes(),

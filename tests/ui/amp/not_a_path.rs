@@ -1,4 +1,4 @@
-//! A value of `crate` that is not a path is refused, here a version.
+//! A value of `crate` that is not a path is refused, such as a crate's name with a version.
 
 use amp_core::prelude::*;
 

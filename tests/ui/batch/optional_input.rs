@@ -1,5 +1,5 @@
-//! A field that is no tensor is refused where `forward` takes a tensor. The error underlines the
-//! field, and says what to write instead.
+//! If `forward` takes a tensor, a field of type `Option<Tensor>` is refused as its input. The error
+//! underlines the field, and says what to write instead.
 
 use amp_core::prelude::*;
 

@@ -1,5 +1,5 @@
-//! A target that is no tensor is refused, because losses and metrics compare the output with a
-//! tensor. The error underlines the field, and says what to write instead.
+//! A target of type `Option<Tensor>` is refused, because losses and metrics compare the output with
+//! a tensor. The error underlines the field, and says what to write instead.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A model with two inputs needs `#[batch]`: the default batch is an input and a target.
+//! A model with two inputs needs `#[batch]`: the default batch has one input and one target.
 
 use amp_core::prelude::*;
 

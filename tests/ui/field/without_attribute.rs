@@ -1,4 +1,4 @@
-//! A field without an attribute is refused, because its kind is unknown.
+//! A field without an attribute is refused: it may be a layer, a tensor, a hyperparameter or state.
 
 use amp_core::prelude::*;
 

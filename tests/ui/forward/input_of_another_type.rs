@@ -1,4 +1,4 @@
-//! An input whose type does not implement `Tensors` is refused: a region could not cast it.
+//! An input whose type does not implement `Tensors` is refused: precision regions cannot cast it.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! An expression that is neither a closure nor a path is refused.
+//! `#[forward(…)]` is refused if its argument is neither a closure nor the path of a function.
 
 use amp_core::prelude::*;
 

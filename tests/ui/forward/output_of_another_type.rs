@@ -1,4 +1,4 @@
-//! An output whose type does not implement `Tensors` is refused: a region could not cast it.
+//! An output whose type does not implement `Tensors` is refused: precision regions cannot cast it.
 
 use amp_core::prelude::*;
 

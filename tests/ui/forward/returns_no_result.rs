@@ -1,4 +1,4 @@
-//! A closure whose return type is not a `Result` is refused.
+//! A closure in `#[forward]` whose return type is not a `Result` is refused.
 
 use amp_core::prelude::*;
 

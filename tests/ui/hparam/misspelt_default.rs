@@ -1,4 +1,4 @@
-//! For a misspelt `default`, the error suggests the right word; the setter exists nevertheless.
+//! A misspelt `default` causes only an error that suggests the right word, and none at its setter.
 
 use amp_core::prelude::*;
 

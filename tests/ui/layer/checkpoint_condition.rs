@@ -1,4 +1,4 @@
-//! A condition of `checkpoint` is refused if it is given without its name `enabled`.
+//! The condition of `checkpoint` is refused without its name, as in `checkpoint(layer, true)`.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A call of the user's own function in `#[layer]` is refused if it is not written as a path.
+//! In `#[layer]`, a call of the user's own function needs a path, as in `self::make_head(…)`.
 
 use amp_core::prelude::*;
 

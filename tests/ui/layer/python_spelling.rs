@@ -1,4 +1,4 @@
-//! For the class name of a PyTorch layer, the error gives the name to write here.
+//! For a layer's name in PyTorch, such as `nn.ReLU`, the error gives the name in `#[layer]`.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A `repeat` whose layer is not a closure over the index is refused.
+//! `repeat` is refused if its layer is not written as a closure, as in `|i| linear(64, 64)`.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A size of zero is refused.
+//! A layer with a size of zero, as in `linear(0, 10)`, is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A batch norm after a layer in half precision is warned about; here the warning is an error.
+//! A batch norm after a layer in half precision causes a warning, which this case makes an error.
 
 #![deny(deprecated)]
 

@@ -1,4 +1,4 @@
-//! `#[log]` of a training value is refused for a metric that is computed only in validation.
+//! `#[log(train_acc)]` is refused if `stage = val` restricts the metric to validation.
 
 use amp_core::prelude::*;
 

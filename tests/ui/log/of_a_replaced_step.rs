@@ -1,4 +1,4 @@
-//! `#[log]` of a value is refused if the user has written the step that would log it.
+//! `#[log(train_loss)]` is refused next to `#[training_step]`, whose function must log the loss.
 
 use amp_core::prelude::*;
 

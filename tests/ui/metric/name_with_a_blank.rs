@@ -1,4 +1,4 @@
-//! A name of a metric with a blank is refused, because `#[log]` could not contain it.
+//! A metric's name that contains a space is refused, because `#[log]` could not contain it.
 
 use amp_core::prelude::*;
 

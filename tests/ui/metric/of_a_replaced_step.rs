@@ -1,4 +1,4 @@
-//! A metric is refused if the user has written the step that would log it.
+//! A training metric is refused next to `#[training_step]`, whose function must log the metric.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! For the class name of a PyTorch optimizer, the error gives the name to write here.
+//! For an optimizer's class name in PyTorch, the error gives the name in `#[optimizer]`.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! `#[loss]` is refused if the user has written both steps that would use the loss.
+//! `#[loss]` is refused if the user has written both the training step and the validation step.
 
 use amp_core::prelude::*;
 

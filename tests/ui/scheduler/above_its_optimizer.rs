@@ -1,4 +1,4 @@
-//! With two optimizers, a scheduler above both is refused: it is unclear to which one it belongs.
+//! A scheduler before two optimizers is refused: it is unclear to which one it belongs.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A user's own schedule without an interval is refused: it may count steps or epochs.
+//! A user's own scheduler needs `interval = step` or `interval = epoch`, as it has no default.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A count of steps is refused for a schedule that by default advances once per epoch.
+//! A number of steps is refused in a scheduler that by default advances once per epoch.
 
 use amp_core::prelude::*;
 

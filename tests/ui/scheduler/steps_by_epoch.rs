@@ -1,4 +1,4 @@
-//! A count of steps is refused with `interval = epoch`, because the schedule would never end.
+//! A number of steps is refused next to `interval = epoch`, because the schedule would never end.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A mistake in a generic struct causes only one error: stubs replace the missing code.
+//! A mistake in a generic struct causes only one error, and none where the struct is built or used.
 
 use std::marker::PhantomData;
 

@@ -68,7 +68,7 @@ fn unknown_precisions_are_refused() {
     precision("", "precision", &format!("name the precision: {all}"));
     precision("fp32, fp16", "fp16", "a layer runs in one precision: keep one");
     precision("autocast = on", "on", "unknown autocast `on`: expected `off`");
-    precision("autocast = false", "false", "`autocast` is `off`");
+    precision("autocast = false", "false", "`autocast` must be `off`");
 }
 
 #[test]

@@ -9,7 +9,7 @@ fn unknown_layers_are_refused_with_the_closest_name() {
         "my_block(64)",
         &[(
             "my_block",
-            "unknown layer `my_block`: a function of your own is called by its path, \
+            "unknown layer `my_block`: call a function of your own by its path, \
              `self::my_block(…)`; the layers are in the documentation of \
              `derive(LightningModule)`",
         )],
@@ -49,7 +49,7 @@ fn wrong_keywords_are_refused() {
     );
     layer(
         "linear(out_features = 10, 64)",
-        &[("64", "positional arguments come before named arguments: name this argument too")],
+        &[("64", "positional arguments must come before named ones: name this argument too")],
     );
     layer(
         "relu(inplace = true)",
@@ -109,10 +109,7 @@ fn wrong_arguments_of_containers_are_refused() {
     layer("relu, relu", &[("relu", "a field holds one layer: wrap several in `sequential(…)`")]);
     layer(
         "repeat(3, relu)",
-        &[(
-            "repeat",
-            "`repeat` takes a count and a layer by index: `repeat(6, |i| linear(64, 64))`",
-        )],
+        &[("repeat", "`repeat` takes a count and a closure: `repeat(6, |i| linear(64, 64))`")],
     );
     layer(
         "optional(relu)",
@@ -125,7 +122,7 @@ fn wrong_arguments_of_containers_are_refused() {
         "checkpoint(relu, on = true)",
         &[(
             "checkpoint",
-            "`checkpoint` takes a layer and perhaps a condition: `checkpoint(linear(64, 64), enabled = use_checkpointing)`",
+            "`checkpoint` takes a layer and optionally a condition: `checkpoint(linear(64, 64), enabled = use_checkpointing)`",
         )],
     );
 }

@@ -60,7 +60,8 @@ fn stubs_use_the_same_path_of_amp_core_as_the_code() {
 
 #[test]
 fn a_crate_that_is_not_a_path_is_refused() {
-    let text = "`crate` is the path of amp-core, as in `#[amp(crate = \"my_prelude::amp_core\")]`";
+    let text =
+        "`crate` takes the path of amp-core, as in `#[amp(crate = \"my_prelude::amp_core\")]`";
     for value in ["3", "\"a b\"", "\"\"", "\"::\"", "kit::Engine::<u8>", "engine()", "[kit]"] {
         attributes(&format!("{TRAINED} #[amp(crate = {value})]"), &[(value, text)]);
     }

@@ -84,7 +84,7 @@ fn nesterov_without_momentum_and_wrong_betas_are_refused() {
         &[("nesterov", "`nesterov` needs a momentum: add `momentum = 0.9`")],
     );
     optimizer("#[optimizer(sgd, lr = 0.1, nesterov = true, momentum = 0.9)]", &[]);
-    let betas = "`betas` are two values below 1, as in `(0.9, 0.999)`";
+    let betas = "`betas` takes two values below 1, as in `(0.9, 0.999)`";
     optimizer("#[optimizer(adam, lr = 0.1, betas = (0.9, 1.0))]", &[("(0.9, 1.0)", betas)]);
     optimizer("#[optimizer(adam, lr = 0.1, betas = 0.9)]", &[("0.9", betas)]);
     optimizer("#[optimizer(adam, lr = 0.1, betas = self.betas)]", &[]);
@@ -108,7 +108,10 @@ fn wrong_schedulers_are_refused() {
         "step_lr, step_size = 5, interval = \"epoch\"",
         &[("\"epoch\"", "write it without quotes: `interval = epoch`")],
     );
-    scheduler("step_lr, step_size = 5, interval = 3", &[("3", "`interval` is `step` or `epoch`")]);
+    scheduler(
+        "step_lr, step_size = 5, interval = 3",
+        &[("3", "`interval` must be `step` or `epoch`")],
+    );
 }
 
 #[test]
@@ -242,7 +245,7 @@ fn only_one_of_several_optimizers_may_take_the_rest() {
     );
     optimizer(&format!("{steps} #[optimizer(sgd, lr = 1)]"), &[]);
     let params = |args: &str| format!("#[optimizer(sgd, lr = 1, {args})]");
-    let list = "`params` is a list of name patterns, as in `params = [\"head.*\"]`";
+    let list = "`params` takes a list of name patterns, as in `params = [\"head.*\"]`";
     optimizer(&params("params = \"head.*\""), &[("\"head.*\"", list)]);
     optimizer(&params("params = [head]"), &[("[head]", list)]);
     optimizer(&params("params = []"), &[("[]", list)]);
@@ -265,11 +268,11 @@ fn ndim_is_a_literal_number() {
     optimizer("#[optimizer(adamw, lr = 0.1, group(ndim = 1, weight_decay = 0.0))]", &[]);
     optimizer(
         "#[optimizer(muon, lr = 0.1, ndim = two)]",
-        &[("two", "`ndim` is a number of dimensions: 2 for matrices, as in `ndim = 2`")],
+        &[("two", "`ndim` takes a number of dimensions, as in `ndim = 2` for matrices")],
     );
     optimizer(
         "#[optimizer(muon, lr = 0.1, except = \"head.*\")]",
-        &[("\"head.*\"", "`except` is a list of name patterns, as in `except = [\"head.*\"]`")],
+        &[("\"head.*\"", "`except` takes a list of name patterns, as in `except = [\"head.*\"]`")],
     );
     optimizer("#[optimizer(muon, lr = 0.1, nesterov = true, adjust_lr_fn = match_rms_adamw)]", &[]);
     optimizer(
@@ -342,7 +345,7 @@ fn a_monitoring_scheduler_takes_no_interval() {
     );
     scheduler(
         &plateau("monitor = 3"),
-        &[("3", "`monitor` is the name of a logged value, as in `monitor = val_loss`")],
+        &[("3", "`monitor` takes the name of a logged value, as in `monitor = val_loss`")],
     );
     scheduler(
         &plateau("monitor = val_loss, mode = maximum"),
@@ -364,7 +367,7 @@ fn an_optimizer_next_to_configure_optimizers_is_refused() {
         "#[configure_optimizers(Self::mine)] #[optimizer(sgd, lr = 0.1)]",
         &[(
             "optimizer",
-            "`#[optimizer]` has no effect: `#[configure_optimizers]` replaces it: keep one of the two",
+            "`#[optimizer]` has no effect, because `#[configure_optimizers]` replaces it: keep one of the two",
         )],
     );
     optimizer("#[configure_optimizers(Self::mine)]", &[]);

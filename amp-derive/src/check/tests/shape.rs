@@ -1,4 +1,5 @@
-//! Tests of the rules about the shape of the struct and about where attributes may stand.
+//! Tests of the rules that a model is a struct with named fields and at least one layer, and that
+//! each attribute is in its place.
 
 use super::*;
 

@@ -41,7 +41,7 @@ fn wrong_initial_values_are_refused() {
         "(shape = [10], init = sparse)",
         &[(
             "sparse",
-            "unknown init `sparse`: a function of your own is called by its path, \
+            "unknown init `sparse`: call a function of your own by its path, \
              `self::sparse(…)`; the known initializers are `zeros`, `ones`, `full`, `uniform`, \
              `normal`, `trunc_normal`, `xavier_uniform`, `xavier_normal`, `kaiming_uniform`, \
              `kaiming_normal`, `orthogonal`, `eye`",
@@ -97,8 +97,8 @@ fn a_parameter_that_forward_never_uses_is_refused() {
     refuses(&format!("{source} {{ {shift} }}"), Derive::Module, &[]);
 }
 
-/// Checks that a layer or a parameter is not refused as unused if only the loss uses it, or if the
-/// user has written the training step.
+/// Checks that a layer or a parameter that `forward` does not use is accepted if the loss uses it,
+/// or if the user has written the training step.
 #[test]
 fn a_parameter_of_the_loss_is_used() {
     let source = |attrs: &str| {

@@ -49,12 +49,12 @@ fn a_missing_or_wrong_loss_is_refused() {
     );
     training(
         "#[loss(with = |o| f(o))]",
-        &[("|o| f(o)", "a loss has two arguments: `|output, target| …`")],
+        &[("|o| f(o)", "a loss takes two arguments: `|output, target| …`")],
     );
 }
 
-/// Checks that a model with `manual_step` needs no loss, with and without a validation step of the
-/// user. With such a validation step, a loss is refused, because no step would compute the loss.
+/// Checks that a model with `manual_step` needs no loss. If the user has also written the
+/// validation step, a loss is refused, because no step would compute the loss.
 #[test]
 fn a_model_with_a_manual_step_needs_no_loss() {
     training("#[manual_step(f)] #[validation_step(g)]", &[]);
@@ -63,8 +63,8 @@ fn a_model_with_a_manual_step_needs_no_loss() {
         "#[manual_step(f)] #[validation_step(g)] #[loss(mse_loss)]",
         &[(
             "loss",
-            "`#[loss]` has no effect: you have written the training and the validation step: \
-             compute and log losses and metrics in these functions",
+            "`#[loss]` has no effect, because you have written the training and the \
+             validation step: compute and log losses and metrics in these functions",
         )],
     );
 }
@@ -138,11 +138,11 @@ fn wrong_keys_of_metrics_are_refused() {
 fn wrong_names_of_metrics_are_refused() {
     metrics(
         "#[metric(accuracy, name = 3)]",
-        &[("3", "a metric's name is a word, as in `name = acc`")],
+        &[("3", "a metric's name must be a word, as in `name = acc`")],
     );
     metrics(
         "#[metric(accuracy, name = \"a c\")]",
-        &[("\"a c\"", "a metric's name has letters, digits and `_` only, as in `name = acc`")],
+        &[("\"a c\"", "a metric's name may have only letters, digits and `_`, as in `name = acc`")],
     );
     metrics(
         "#[metric(accuracy, name = \"loss\")]",
@@ -183,7 +183,10 @@ fn unknown_logged_names_are_refused() {
     metrics("#[log]", &[("log", "name the values to log: `train_loss` or `val_loss`")]);
     metrics(
         "#[log(on_step = true)]",
-        &[("on_step = true", "name the values to log first: `train_loss` or `val_loss`")],
+        &[(
+            "on_step = true",
+            "write the name of a logged value before the flags: `train_loss` or `val_loss`",
+        )],
     );
     metrics(
         "#[log(val_loss)] #[log(val_loss, prog_bar)]",
@@ -251,7 +254,7 @@ fn attributes_without_effect_are_refused() {
         &format!("{own} #[log(train_loss)]"),
         &[(
             "train_loss",
-            "`#[log]` has no effect: you have written `training_step`: log `train_loss` in \
+            "`#[log]` has no effect, because you have written `training_step`: log `train_loss` in \
              `training_step`",
         )],
     );
@@ -259,8 +262,8 @@ fn attributes_without_effect_are_refused() {
         &format!("{own} #[metric(accuracy, stage = train)]"),
         &[(
             "accuracy",
-            "`#[metric]` has no effect: you have written `training_step`: log the metric in \
-             `training_step`",
+            "`#[metric]` has no effect, because you have written `training_step`: log the metric \
+             in `training_step`",
         )],
     );
     metrics(
@@ -268,13 +271,13 @@ fn attributes_without_effect_are_refused() {
         &[
             (
                 "loss",
-                "`#[loss]` has no effect: you have written the training and the validation step: \
-                 compute and log losses and metrics in these functions",
+                "`#[loss]` has no effect, because you have written the training and the \
+                 validation step: compute and log losses and metrics in these functions",
             ),
             (
                 "log",
-                "`#[log]` has no effect: you have written the training and the validation step: \
-                 compute and log losses and metrics in these functions",
+                "`#[log]` has no effect, because you have written the training and the \
+                 validation step: compute and log losses and metrics in these functions",
             ),
         ],
     );

@@ -21,13 +21,13 @@ use crate::{
     registry::{Build, Judge, Model, Registry},
 };
 
-/// A registered model that is not built yet: its name, the validation value by which it is judged,
-/// and the function that builds it.
+/// A registered model that is not built yet: its name, the validation value that measures its
+/// quality, and the function that builds it.
 #[derive(Clone)]
 pub struct Subject {
     /// The name under which the model is registered.
     pub name: &'static str,
-    /// The validation value by which the model is judged.
+    /// The validation value that measures the model's quality.
     pub judge: Judge,
     /// The function that builds the model from hyperparameters.
     pub build: Arc<Build>,
@@ -40,7 +40,7 @@ impl From<&Model> for Subject {
     }
 }
 
-/// A model with its data and all options except the precision.
+/// A model with its data and all training options except the precision.
 #[derive(Clone)]
 pub struct Case {
     /// The model to train.
@@ -50,12 +50,12 @@ pub struct Case {
     /// The merged hyperparameters, in increasing priority: from the registered model, the data and
     /// the user.
     pub hyperparameters: Hyperparameters,
-    /// The trainer's options under 32-true. [`Case::trainer`] returns the options under another
-    /// precision. The seed determines the initial weights, the order of examples and dropout.
-    /// [`plan`](OptimizationConfig::plan) is the plan of the full run, so that a run that ends
+    /// The trainer's options, with the precision 32-true. [`Case::trainer`] returns them with
+    /// another precision. The seed determines the initial weights, the order of examples and
+    /// dropout. [`plan`](OptimizationConfig::plan) describes the full run, so that a run that ends
     /// earlier has the learning rates of the full run.
     pub trainer: TrainerConfig,
-    /// The name of the logged value by which early stopping decides, and the patience in epochs.
+    /// The name of the logged value that early stopping monitors, and the patience in epochs.
     /// `None` without early stopping.
     pub early_stopping: Option<(String, u32)>,
 }
@@ -77,8 +77,8 @@ pub struct Choices {
     /// The number of batches whose gradients are accumulated into one optimizer step.
     pub accumulate_grad_batches: Option<i64>,
     /// The largest number of optimizer steps. Training ends after this number of steps even if
-    /// `length` is longer. If `length` is `None` and the model's length is a number of steps, this
-    /// number replaces the model's length.
+    /// `length` is longer. It also takes the place of the model's own length, if `length` is `None`
+    /// and the model's length is a number of steps.
     pub max_steps: Option<u64>,
     /// How many training batches to use in each epoch: a number of batches, or a fraction of all
     /// batches.
@@ -86,12 +86,12 @@ pub struct Choices {
     /// How many batches of each validation set to use: a number of batches, or a fraction of all
     /// batches.
     pub limit_val_batches: Option<Limit>,
-    /// In which steps values are logged, and in which steps the time of each phase is measured. If
-    /// the user did not choose in which steps to measure, the registered model decides.
+    /// At which steps values are logged, and at which steps the time of each phase is measured. If
+    /// the user does not choose when to measure, the interval of the registered model is used.
     pub logging: LoggingConfig,
     /// The options of loss scaling and the dtypes of weights, optimizer state and gradients.
     pub numerics: NumericsConfig,
-    /// What happens to steps whose gradients are not finite.
+    /// What the trainer does with steps whose gradients are not finite.
     pub recovery: RecoveryConfig,
     /// The largest memory that the tensors of a run may use. To stay below this limit, the trainer
     /// recomputes layers in the backward pass.
@@ -101,9 +101,9 @@ pub struct Choices {
     /// How often the invariants of training are checked (rules that hold in every run, for example
     /// that every weight changes).
     pub checks: ChecksConfig,
-    /// The name of the logged value by which early stopping decides.
+    /// The name of the logged value that early stopping monitors.
     pub early_stopping: Option<String>,
-    /// The number of epochs without improvement after which training ends.
+    /// The number of epochs without improvement of this value after which training ends.
     pub patience: Option<u32>,
     /// The values of hyperparameters, by name.
     pub set: Hyperparameters,
@@ -215,8 +215,8 @@ impl Case {
             logging: LoggingConfig { profile_every_n_steps, ..choices.logging },
             ..TrainerConfig::new(Precision::F32True, device)
         };
-        // If the model's length is a number of steps, `max_steps` replaces the model's length, even
-        // if `max_steps` is larger.
+        // `max_steps` takes the place of a model's own number of steps, so it may also lengthen the
+        // training.
         let length = match (choices.length, model.length, choices.max_steps) {
             (Some(length), ..) => length,
             (None, Length::Steps(_), Some(steps)) => Length::Steps(steps),
@@ -229,9 +229,8 @@ impl Case {
         }
         trainer.optimization.plan = Some(trainer.training_plan(&loader));
         let case = Self { model: model.into(), data, hyperparameters, trainer, early_stopping };
-        // If the size of the examples depends on hyperparameters, the model was already built above
-        // to read these hyperparameters. The model is not built a second time here, because
-        // building a large model takes long.
+        // Builds the model once to check the hyperparameters. Data whose size depends on the
+        // hyperparameters was loaded for a built model above, so this check is not repeated.
         if !data_set.is_sized() {
             case.build()?;
         }
@@ -248,9 +247,9 @@ impl Case {
         Ok(config)
     }
 
-    /// Returns the callback for early stopping. Returns `None` if training does not stop early. If
-    /// the monitored value is the metric by which the model is judged, and higher is better, the
-    /// value improves if it rises. Any other value improves if it falls.
+    /// Returns the callback for early stopping. Returns `None` if training does not stop early.
+    /// Early stopping expects the monitored value to fall. Only if the value is the metric that
+    /// measures the model's quality, the metric's own direction is used.
     pub fn stopping(&self) -> Option<EarlyStopping> {
         let (monitor, patience) = self.early_stopping.as_ref()?;
         let judge = Some(self.model.judge).filter(|judge| judge.name == monitor);
@@ -271,9 +270,9 @@ impl Case {
 /// The patience of early stopping if neither the registry nor the user gives one.
 const PATIENCE: u32 = 3;
 
-/// Returns the logged value by which early stopping decides, and the patience. The user's choices
-/// replace those of the registry. If the user chooses another logged value, the patience is the
-/// user's or [`PATIENCE`], and not the registry's.
+/// Returns the logged value that early stopping monitors, and the patience. The user's choices
+/// replace those of the registry. If the user chooses another logged value but no patience, the
+/// patience is [`PATIENCE`], because the registry's patience is for the registry's value.
 fn stopping(
     model: &Model,
     monitor: Option<String>,
@@ -301,9 +300,8 @@ pub(crate) fn counting_loader(data: &DataModule) -> Result<DataLoader> {
     data.train_loader(Policy::new(Precision::F32True, Device::Cpu), 0)
 }
 
-/// If the length of a run is a number of steps, `max_epochs` is large enough for this many
-/// additional steps. The additional steps replace skipped steps, which do not count towards
-/// `max_steps`.
+/// How many skipped steps a run whose length is a number of steps can make up for. Skipped steps do
+/// not count towards `max_steps`. `max_epochs` therefore has room for this many additional steps.
 const SPARE: u64 = 32;
 
 /// Computes `max_epochs` and `max_steps` of the trainer from the length of the run.

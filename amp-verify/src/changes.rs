@@ -26,8 +26,8 @@ pub struct Changes {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<Length>,
     /// The largest number of optimizer steps. Training ends after this number of steps even if
-    /// `length` is longer. If `length` is `None` and the model's length is a number of steps, this
-    /// number replaces the model's length.
+    /// `length` is longer. It also takes the place of the model's own length, if `length` is `None`
+    /// and the model's length is a number of steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
     /// The number of batches whose gradients are accumulated into one optimizer step.
@@ -36,10 +36,10 @@ pub struct Changes {
     /// The global norm to which gradients are clipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gradient_clip_val: Option<f64>,
-    /// The name of the logged value by which early stopping decides.
+    /// The name of the logged value that early stopping monitors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<String>,
-    /// The number of epochs without improvement after which training ends.
+    /// The number of epochs without improvement of this value after which training ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patience: Option<u32>,
     /// How many training batches to use in each epoch: a number of batches, or a fraction of all

@@ -15,19 +15,18 @@ use crate::{
     verdict::{mean, standard_deviation, t_quantile},
 };
 
-/// The training runs of one model on the same data under several precisions. Each run has its
-/// differences from the baseline, the 32-true run.
+/// The training runs of one model on the same data under several precisions, with the differences
+/// of each run from the baseline, the 32-true run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The version of this format. The version changes if a field gets another meaning.
     pub schema: String,
-    /// The model, data, machine and hyperparameters of all runs. The precision named here is the
-    /// baseline's.
+    /// The model, data, machine and hyperparameters of all runs. Its precision is the baseline's.
     #[serde(flatten)]
     pub subject: FitStart,
     /// The number of examples per batch.
     pub batch_size: i64,
-    /// The name of the validation metric that the fields `accuracy` contain.
+    /// The name of the validation metric. The fields named `accuracy` contain its values.
     pub metric: String,
     /// Whether larger or smaller values of the metric are better.
     #[serde(default)]
@@ -55,11 +54,11 @@ pub struct Run {
     pub applied_steps: u64,
     /// The number of optimizer steps that were skipped.
     pub skipped_steps: u64,
-    /// The first parameter whose gradient was not finite in the first skipped step; null if no step
-    /// was skipped.
+    /// The first parameter with a NaN or an infinity in its gradient in the first skipped step;
+    /// null if no step was skipped.
     pub first_culprit: Option<String>,
-    /// The module, the loss or the gradient that produced the first NaN or infinity in the first
-    /// skipped step. Null if no step was skipped.
+    /// The module, the loss or the gradient in which the first NaN or infinity of the first skipped
+    /// step arose. Null if no step was skipped.
     pub first_cause: Option<String>,
     /// The loss scale at the end of training; null if the precision has no loss scale.
     pub final_scale: Option<f64>,
@@ -104,10 +103,10 @@ pub struct Sample {
 }
 
 /// Student's 95 % confidence interval of a mean: mean ± t(0.975, n − 1)·s/√n, where s is the
-/// standard deviation of the n values. With N validation examples, an accuracy is a multiple of the
-/// step 1/N. With few seeds, all values may therefore be equal by chance, and the interval would be
-/// too narrow. To prevent this, s is at least the standard deviation that rounding to a multiple of
-/// the step causes: step/√12 for a metric, and step/√6 for the difference of two metrics.
+/// standard deviation of the n values. An accuracy over N validation examples is a multiple of 1/N.
+/// The values of a few seeds may therefore be equal by chance, and the interval would be too
+/// narrow. To prevent this, s is at least the standard deviation of the rounding error: (1/N)/√12
+/// for a metric, and (1/N)/√6 for the difference of two metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The mean of the values.
@@ -117,8 +116,8 @@ pub struct Interval {
 }
 
 impl Sample {
-    /// Computes the confidence interval of `values`. If the standard deviation s of the values is
-    /// below `least`, uses `least` in place of s.
+    /// Computes the confidence interval of `values`. Takes `least` for the standard deviation if
+    /// the standard deviation of the values is smaller.
     pub fn new(values: Vec<Option<f64>>, least: f64) -> Self {
         let numbers: Option<Vec<f64>> = values.iter().copied().collect();
         let interval = numbers.filter(|numbers| numbers.len() > 1).map(|numbers| {
@@ -175,7 +174,7 @@ impl Comparison {
         }
     }
 
-    /// Returns an error if a validated value is not finite under any precision or seed.
+    /// Returns an error if a validation value of some run is not finite.
     ///
     /// # Errors
     /// When a value is not finite: the error names the value and the precision.
@@ -203,8 +202,8 @@ impl Comparison {
     }
 
     /// Adds the results of further seeds. Each comparison in `others` compares runs of the same
-    /// model on the same data with another seed. `step` is the distance between neighbouring values
-    /// of the metric (1/N for an accuracy of N examples).
+    /// model on the same data with another seed. `step` is the smallest possible difference between
+    /// two values of the metric (1/N for an accuracy over N examples).
     #[must_use]
     pub fn with_seeds(mut self, others: &[Self], step: f64) -> Self {
         if others.is_empty() {
@@ -265,8 +264,9 @@ impl Run {
         }
     }
 
-    /// Describes the random numbers that this run drew in another dtype than the baseline. Returns
-    /// `None` if there are no such numbers, or if a note of the run already reports 16-bit draws.
+    /// Returns a note on the random numbers that this run drew in another dtype than the baseline.
+    /// Returns `None` if there are no such numbers, or if this run drew 16-bit numbers, which
+    /// another note reports.
     fn draws_otherwise(&self, baseline: &Self) -> Option<String> {
         if self.observed.draws.iter().any(Drawn::is_narrow) {
             return None;

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use amp_core::{precision::Precision, probe::Drawn};
 
-/// Describes the first operator in `draws` that drew random numbers in another dtype than in
-/// `base_draws`, and what to use instead. `base_draws` are the draws of a run under the precision
-/// `base`. Returns `None` if there is no such operator.
+/// Returns a note on the first operator in `draws` that drew random numbers in another dtype than
+/// in `base_draws`, which are the draws of a run under the precision `base`. The note names the
+/// method of `cx` to use in the operator's place. Returns `None` if there is no such operator.
 pub(crate) fn difference(
     draws: &BTreeSet<Drawn>,
     base: Precision,

@@ -77,9 +77,8 @@ impl Format {
         self.min_exponent() - fraction_bits
     }
 
-    /// Returns a limit for the significands, from 1 to 2, of values with the format's largest
-    /// exponent. Such a value overflows if its significand is above the limit. The limit is halfway
-    /// between the largest finite value and the value that would follow it.
+    /// Returns the limit between rounding down and overflow, as a significand (from 1 to 2) at the
+    /// format's largest exponent: halfway from the largest finite value to its would-be successor.
     fn last_significand(self) -> f64 {
         match self {
             Self::F16 => 65520.0 / 32768.0,
@@ -89,17 +88,17 @@ impl Format {
         }
     }
 
-    /// Returns the lowest class whose values overflow in this format if they have the format's
-    /// largest exponent. The class of a value is the number of formats in which a value with the
-    /// same significand overflows at the format's largest exponent.
+    /// Returns the lowest class of values that overflow in this format at its largest exponent. The
+    /// class of a significand is the number of formats in [`Format::ALL`] in which it overflows at
+    /// the largest exponent.
     fn class(self) -> usize {
         let last = self.last_significand();
         Self::ALL.into_iter().filter(|other| other.last_significand() <= last).count()
     }
 
-    /// Returns whether a value exactly at the limit is rounded down to the largest finite value.
-    /// Rounding to nearest even rounds down if the last bit of the largest finite value is 0, as
-    /// for 448 in E4M3.
+    /// Returns whether a value exactly at [`last_significand`](Self::last_significand) is rounded
+    /// down to the largest finite value, and does not overflow. Rounding to nearest even rounds it
+    /// down if the last bit of the largest finite value is 0, as for 448 in E4M3.
     fn keeps_halfway(self) -> bool {
         self == Self::E4M3
     }
@@ -112,8 +111,8 @@ pub struct Bucket {
     pub count: u64,
     /// The number of values whose magnitude is exactly 2^k.
     pub powers: u64,
-    /// For each format of [`Format::ALL`], the number of these values that would overflow if k were
-    /// the largest exponent of the format.
+    /// For each format of [`Format::ALL`], how many of these values have a significand that
+    /// overflows at the format's largest exponent.
     pub beyond: [u64; 4],
 }
 
@@ -141,8 +140,8 @@ pub struct Losses {
 const LOWEST: i64 = -1100;
 /// The number of counted exponents, from `LOWEST` on. They cover all finite f64 numbers.
 const EXPONENTS: i64 = 2200;
-/// The number of classes into which values with the same exponent are divided. Class 5 contains the
-/// exact powers of 2. [`Format::class`] explains classes 0 to 4.
+/// The number of classes of values with the same exponent. [`Format::class`] explains classes 0 to
+/// 4. Class 5 contains the exact powers of 2.
 const CLASSES: i64 = 6;
 const OF_POWERS: usize = 5;
 
@@ -162,8 +161,8 @@ impl Histogram {
             // frexp returns a mantissa in [1/2, 1).
             let (mantissa, exponent) = values.f_frexp()?;
             let significand = mantissa.f_mul_scalar(2.0)?;
-            // Computes for each value the index of its counter. There is one counter for each
-            // exponent and class.
+            // Computes for each value the index of its counter. Each pair of an exponent and a
+            // class has one counter.
             let place = exponent.f_to_kind(Kind::Int64)?.f_sub_scalar(1 + LOWEST)?;
             let mut place = place.f_mul_scalar(CLASSES)?;
             for format in Format::ALL {
@@ -247,7 +246,8 @@ impl Histogram {
                 k if k == top => bucket.beyond[place],
                 _ => 0,
             };
-            // Half of the smallest subnormal number is rounded to zero, its even neighbour.
+            // Exactly half of the smallest subnormal number is rounded to zero, because zero is
+            // even.
             losses.underflow += match exponent {
                 k if k < zero => bucket.count,
                 k if k == zero => bucket.powers,
@@ -265,8 +265,8 @@ impl Histogram {
         count - self.predict(format, log2_scale).underflow
     }
 
-    /// Returns the range of loss scales with which `format` can represent the values as `options`
-    /// demand. Returns `None` if all values are zero.
+    /// Returns the range of loss scales under which the values meet the requirements `options` in
+    /// `format`. Returns `None` if all values are zero.
     pub fn window(&self, format: Format, options: WindowOptions) -> Option<Window> {
         let low = self.low_exponent(options.underflow_share)?;
         let high = self.max_exponent()?;
@@ -293,8 +293,8 @@ pub fn cast(tensor: &Tensor, format: Format, log2_scale: i32) -> Result<Losses> 
     })
 }
 
-/// Counts two kinds of elements: those that are finite in `before` but not in `after`, and those
-/// that are nonzero in `before` but zero in `after`.
+/// Counts the elements that are finite in `before` but not in `after`, and the elements that are
+/// nonzero in `before` but zero in `after`.
 ///
 /// # Errors
 /// When the shapes of the tensors differ.
@@ -317,7 +317,7 @@ pub fn losses(before: &Tensor, after: &Tensor) -> Result<Losses> {
 pub struct WindowOptions {
     /// The fraction of a tensor's nonzero values that may become zero.
     pub underflow_share: f64,
-    /// How far the exponent of the largest value must be below the format's largest exponent.
+    /// How many powers of 2 the largest value must stay below the format's largest exponent.
     pub headroom_bits: i32,
 }
 
@@ -371,8 +371,8 @@ pub struct CommonWindow {
 }
 
 impl CommonWindow {
-    /// Intersects the safe ranges of layers, each given with its layer's name. Returns `None` if
-    /// there are no layers.
+    /// Intersects the ranges of safe loss scales of layers, which are given with the layers' names.
+    /// Returns `None` if there are no layers.
     pub fn of<'a>(windows: impl IntoIterator<Item = (&'a str, Window)>) -> Option<Self> {
         let mut common: Option<Self> = None;
         for (name, window) in windows {

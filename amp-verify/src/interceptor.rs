@@ -16,10 +16,9 @@ use amp_core::{
 /// Intercepts the calls of the trainer to a model. By default each method calls the model.
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
 pub trait Interceptor {
-    /// Returns when the interceptor runs: within a step, after each step, or while later steps
-    /// already run. The trainer can use CUDA graphs and other optimizations only if the returned
-    /// value allows this. The default allows all optimizations that the trainer would use without
-    /// an interceptor.
+    /// Returns when the interceptor must run: within a step, after each step before the next one,
+    /// or later ([`StepAccess::Deferred`], the default). The other two restrict the trainer's
+    /// optimizations: with [`StepAccess::InStep`], for example, steps do not run as CUDA graphs.
     fn step_access(&self) -> StepAccess {
         StepAccess::Deferred
     }

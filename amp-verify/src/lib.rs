@@ -1,10 +1,11 @@
 //! Trains a model under every precision and compares each run with the 32-true baseline.
 //!
 //! A project declares its models in a [`Registry`], and its binary `amp` passes the registry to
-//! [`main()`]. Data flows through the modules in this order: [`registry`] → [`case::Case`] →
-//! [`runner`] → [`matrix`] → [`comparison::Comparison`] → `view`, `report`. The macro [`verify!`]
-//! trains a model in `cargo test` and compares the results with the recorded results, the
-//! [`golden`].
+//! [`main()`]. The modules are used in this order: a [`registry`] declares the models, a
+//! [`case::Case`] is one model with its data and options, the [`runner`] trains a case, the
+//! [`matrix`] trains it under several precisions, and a [`comparison::Comparison`] holds the
+//! results, which `view` and `report` print. The macro [`verify!`] trains a model in `cargo test`
+//! and compares the results with the recorded results, the [`golden`].
 //!
 //! The feature `cli` is on by default. It adds the modules of the other commands. `layers` and
 //! `exponents` measure the rounding error of each layer. `diagnose` finds the cause of a failed

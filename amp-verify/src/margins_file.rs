@@ -13,26 +13,28 @@ use crate::{changes::Changes, length::Length};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "File")]
 pub struct Margins {
-    /// The command that wrote this file, for the reader of the file.
+    /// The command that wrote this file. For information only.
     pub recorded_by: String,
     /// The margins of each model, by the model's name. A model has one margin for each length of
     /// training and for each combination of changes, for example of its size or its data set.
     pub models: BTreeMap<String, Vec<ModelMargin>>,
 }
 
-/// The file as this version and older versions wrote it.
+/// The content of `margins.json`, in the format of this version or of an older version.
 #[derive(Deserialize)]
 struct File {
     #[serde(default)]
     recorded_by: String,
     #[serde(default)]
     models: BTreeMap<String, Entries>,
-    /// The margins of changed models, in files that an older version wrote.
+    /// The margins of models trained with changes, for example of their size. Only in files of an
+    /// older version.
     #[serde(default)]
     changed: BTreeMap<String, Vec<ModelMargin>>,
 }
 
-/// A model's margins. Older versions wrote a single margin, of the model as it is registered.
+/// A model's margins. Files of an older version have a single margin here, for the model without
+/// changes.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Entries {
@@ -56,9 +58,8 @@ impl From<File> for Margins {
     }
 }
 
-/// A model's margin (how much worse than 32-true a precision may be), and the differences from
-/// which the margin was computed: for each seed, the metric under 32-true minus the metric under
-/// another precision.
+/// A model's margin: how much worse than 32-true the gate accepts a precision to be. Also has the
+/// measurements from which the margin was computed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelMargin {
     /// The margin: three times the largest `sigma` in `spread`, rounded up.
@@ -76,8 +77,8 @@ pub struct ModelMargin {
     /// an older version wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hyperparameters: Option<Hyperparameters>,
-    /// How much worse the metric is under each precision than under 32-true with the same seed: the
-    /// mean and the standard deviation over the seeds, by the precision's name.
+    /// For each precision, by name: how much worse the metric was than under 32-true with the same
+    /// seed, as mean and standard deviation over the seeds.
     pub spread: BTreeMap<String, MetricSpread>,
 }
 
@@ -117,9 +118,9 @@ impl Margins {
         self.models.get(model)?.iter().find(is_it)
     }
 
-    /// Adds a model's margin. Replaces the margin of the same model with the same length and the
-    /// same changes, if there is one. The length in `recorded.changes` is removed, because it is
-    /// that of `recorded`.
+    /// Adds a model's margin, or replaces the margin that was recorded for the same length of
+    /// training and the same changes. The length is `recorded.length`. A length in
+    /// `recorded.changes` is removed.
     pub fn add(&mut self, model: &str, mut recorded: ModelMargin) {
         recorded.changes = recorded.changes.without_length();
         let entries = self.models.entry(model.to_owned()).or_default();

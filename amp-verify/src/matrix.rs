@@ -11,7 +11,7 @@ use crate::{
 
 /// Trains `case` (a model with its data and options) once under the 32-true baseline and once under
 /// each of `precisions`. Compares each run with the baseline. The baseline always stores its
-/// optimizer state in full precision, even if the case prescribes another storage.
+/// optimizer state in f32, even if the case's options ask for bf16 or 8-bit.
 ///
 /// # Errors
 /// When a training run fails. The error names the run's precision.
@@ -48,9 +48,9 @@ pub fn run(
     Ok(Comparison::new(records, case.model.judge, case.data.batch_size))
 }
 
-/// Trains `case` (a model with its data and options) with `seeds` consecutive seeds. The first is
-/// the seed in the case. Each seed gives one run under the baseline and one run under each of
-/// `precisions`. Each run is compared with the baseline run that has the same seed.
+/// Trains `case` (a model with its data and options) with `seeds` consecutive seeds, from the
+/// case's own seed on. With each seed, trains once under the baseline and once under each of
+/// `precisions`. Compares each run with the baseline run that has the same seed.
 ///
 /// # Errors
 /// When a training run fails. The error names the run's precision.

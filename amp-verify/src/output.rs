@@ -11,8 +11,9 @@ use amp_core::{
 
 use crate::options::LogArgs;
 
-/// The loggers that the user requested. A logger creates its file when the first run starts. So a
-/// command that fails before the first run does not overwrite the files of earlier runs.
+/// The loggers that the user requested. A logger creates its files when the command's first
+/// training run starts. So a command that fails before then does not overwrite the log files of an
+/// earlier command.
 pub struct Logs<'a> {
     args: &'a LogArgs,
     loggers: Option<Vec<Box<dyn Subscriber>>>,

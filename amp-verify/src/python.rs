@@ -21,9 +21,9 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts the Python interpreter `program` with these arguments. Does not wait until the
-    /// program is ready, so that several programs can start at the same time. [`Process::versions`]
-    /// waits until the program is ready.
+    /// Starts the Python interpreter `program` with these arguments. Returns at once, so that
+    /// several programs can start at the same time. [`Process::versions`] waits until the program
+    /// is ready.
     ///
     /// # Errors
     /// When the program does not exist.
@@ -109,7 +109,8 @@ impl Process {
     }
 }
 
-/// Returns an error that shows an answer whose content does not fit the request.
+/// Returns the error for an answer that is valid JSON, but not what the request asks for. The error
+/// contains the answer.
 pub(crate) fn unexpected(answer: &Value) -> Error {
     Error::config(format!("the Python program sent an unexpected answer: {answer}"))
 }

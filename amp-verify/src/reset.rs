@@ -222,8 +222,8 @@ mod tests {
     }
 
     /// Checks that a model that is reset after a run under any precision has the same bits as a
-    /// newly built model. The next run of the reset model must end with the same bits as a run of a
-    /// newly built model.
+    /// newly built model, and that its next run ends with the same bits as a run of a newly built
+    /// model.
     #[rstest]
     fn a_reset_model_is_a_new_build(
         #[values(Precision::F16Mixed, Precision::F64True, Precision::Bf16True)] before: Precision,

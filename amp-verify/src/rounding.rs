@@ -30,7 +30,7 @@ pub(crate) fn rounded(tensor: &Tensor, to: Kind) -> Result<Tensor> {
 pub(crate) fn moved(tensor: &Tensor, share: f64) -> Result<Tensor> {
     let factors = no_grad(|| -> Result<Tensor> {
         let mut factors = tensor.f_rand_like()?;
-        // In place, so that no further memory is allocated for a large tensor.
+        // Computes in place, so that a large tensor needs no further memory.
         let _ = factors.f_mul_scalar_(2.0 * share)?.f_add_scalar_(1.0 - share)?;
         Ok(factors)
     })?;
@@ -51,9 +51,9 @@ mod tests {
 
     use super::*;
 
-    /// Checks that every error is smaller than the distance between two neighbouring numbers, that
-    /// the mean error is zero, and that some results differ from rounding to nearest. Also checks
-    /// that values that the dtype can represent do not change.
+    /// Checks that the errors of stochastic rounding are smaller than the distance between two
+    /// neighbouring numbers of the dtype and that their mean is zero. Some results differ from
+    /// rounding to nearest. Values that the dtype can represent do not change.
     #[rstest]
     #[case::f16(Kind::Half)]
     #[case::bf16(Kind::BFloat16)]
@@ -66,9 +66,9 @@ mod tests {
         let neighbours = 2.0 * rounding_of(kind);
         let error = (&found - &exact) / neighbours;
         assert!(error.abs().max().double_value(&[]) < 1.0);
-        // The errors are divided by the distance between two neighbouring numbers. Rounding to
-        // nearest then gives errors with a standard deviation of 0.289. Stochastic rounding gives
-        // errors with a standard deviation of at most 0.41.
+        // The unit of `error` is the distance between two neighbouring numbers. The standard
+        // deviation of the errors is 0.289 for rounding to nearest, and at most 0.41 for stochastic
+        // rounding.
         let deviation = error.std(true).double_value(&[]);
         assert!(deviation > 0.289 && deviation < 0.41, "{deviation}");
         assert!(error.mean(Kind::Double).double_value(&[]).abs() < 0.01);

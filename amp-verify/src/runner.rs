@@ -22,8 +22,8 @@ use crate::{
     registry::{Judge, LOSS},
 };
 
-/// A function that builds a callback. Its argument is the logged value by which the callback
-/// compares epochs, to find the best epoch.
+/// A function that builds a callback which finds the best epoch. The function's argument is the
+/// logged value by which the callback compares epochs.
 pub type JudgedBy = Box<dyn FnOnce(Judge) -> Result<Box<dyn Callback>>>;
 
 /// What a training run needs in addition to the model, the data and their options. The default is a
@@ -31,16 +31,17 @@ pub type JudgedBy = Box<dyn FnOnce(Judge) -> Result<Box<dyn Callback>>>;
 pub struct Extras {
     /// Callbacks, in the order in which the trainer calls them.
     pub callbacks: Vec<Box<dyn Callback>>,
-    /// A function that builds one more callback. This callback receives the value by which the
-    /// model is judged, to find the best epoch. The trainer calls this callback after all others.
+    /// Builds a callback that finds the best epoch. The callback compares epochs by the model's
+    /// metric or, if the model has none, by its validation loss. The trainer calls this callback
+    /// after all others.
     pub judged_by: Option<JudgedBy>,
     /// The checkpoint from which the run resumes.
     pub resume_from: Option<PathBuf>,
     /// The settings in which a resumed run may differ from the run that saved the checkpoint.
     pub resume_with: Vec<Change>,
-    /// The variable in which a signal handler stores the number of a signal, and the file for the
-    /// state of the run. If the variable is not 0, the run ends. If a file is given, the run saves
-    /// its state to this file before it ends.
+    /// A variable in which a signal handler stores the number of a signal, and a checkpoint file.
+    /// If the variable is not 0, the run ends. If a file is given, the run first saves its state to
+    /// this file.
     pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
     /// The file in which a run that ends with an error saves its state.
     pub save_on_error: Option<PathBuf>,
@@ -69,8 +70,8 @@ impl Default for Extras {
 /// no effect on the results.
 ///
 /// Before the run, trains a second model on a few batches and discards it. This loads kernels,
-/// starts threads and captures the first CUDA graph of the process. So the measured time and memory
-/// of the run do not include this work.
+/// starts threads and captures the first CUDA graph of the process, so that the measured time and
+/// memory of the run do not include this work.
 ///
 /// # Errors
 /// When an option cannot be used with this precision, the checkpoint belongs to another run, a step
@@ -125,9 +126,8 @@ fn warm_up(case: &Case, config: &TrainerConfig) -> Result<RunRecord> {
         Trainer::new(config).fit(model.as_mut(), &data)
     };
     if config.device.is_cuda() {
-        // Trains enough batches to run the steps that precede the capture of a CUDA graph, and then
-        // to replay the graph once. The capture frees cuBLAS's workspaces. The two batches below
-        // allocate these workspaces again.
+        // Four optimizer steps suffice to capture a CUDA graph and to replay it once. The capture
+        // frees cuBLAS's workspaces, and the two batches of the next run allocate them again.
         train(4 * config.optimization.accumulate_grad_batches, config.graph)?;
     }
     train(2, Graph::Off)
@@ -139,8 +139,9 @@ fn logged(record: &RunRecord) -> BTreeSet<&str> {
     values.map(|logged| logged.name.as_str()).collect()
 }
 
-/// Returns the logged value by which epochs are compared: the value that the model declares, or else
-/// its validation accuracy, or its validation loss if it logs no accuracy.
+/// Returns the logged value by which epochs are compared: the metric that the model declares, or by
+/// default its validation accuracy. If a model with the default logs no accuracy, returns its
+/// validation loss.
 fn judge(case: &Case, first: &RunRecord, subscriber: &mut dyn Subscriber) -> Result<Judge> {
     let (judge, names) = (case.model.judge, logged(first));
     if judge != Judge::DEFAULT || names.contains(judge.name) || !names.contains(LOSS) {

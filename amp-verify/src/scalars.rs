@@ -1,6 +1,6 @@
 //! Reads several numbers from a device at once. Each read waits until the device has finished all
-//! its work, including the work of other processes. So one read of many numbers is faster than many
-//! reads.
+//! its work, including that of other processes, so a single read is faster than one read for each
+//! number.
 
 use amp_core::{
     Result,
@@ -10,7 +10,7 @@ use amp_core::{
 /// Returns the values of tensors that have one element each, in f64.
 ///
 /// # Errors
-/// When a tensor has another number of elements.
+/// When a tensor does not have exactly one element.
 pub(crate) fn read(tensors: &[Tensor]) -> Result<Vec<f64>> {
     let Some(first) = tensors.first() else { return Ok(Vec::new()) };
     let device = first.device();
@@ -33,7 +33,7 @@ pub(crate) fn read(tensors: &[Tensor]) -> Result<Vec<f64>> {
 /// Returns the values of `N` tensors that have one element each, in f64.
 ///
 /// # Errors
-/// When a tensor has another number of elements.
+/// When a tensor does not have exactly one element.
 pub(crate) fn read_all<const N: usize>(tensors: [Tensor; N]) -> Result<[f64; N]> {
     let mut values = read(&tensors)?.into_iter();
     Ok([(); N].map(|()| values.next().unwrap_or(f64::NAN)))
@@ -50,8 +50,8 @@ pub(crate) fn square(tensor: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// Computes Σx² of f64 numbers. Squares them in place, so that no further memory is allocated for a
-/// large tensor.
+/// Computes Σx² of an f64 tensor. Squares the elements in place, so that a large tensor needs no
+/// further memory.
 fn sum_of_squares(mut own: Tensor) -> Result<Tensor> {
     Ok(own.f_square_()?.f_sum(Kind::Double)?)
 }

@@ -70,8 +70,8 @@ pub fn percent(share: f64) -> String {
     }
 }
 
-/// Formats `share`, a value divided by the bound of this value. The result is a percentage, or a
-/// multiple such as `12 ×` if `share` is 10 or more.
+/// Formats `share`, the ratio of a measured value and its bound: as a percentage of the bound, or
+/// as a multiple such as `12 ×` if `share` is 10 or more.
 pub fn of_bound(share: f64) -> String {
     match share < 10.0 {
         true => percent(share),

@@ -16,19 +16,19 @@ use crate::registry::Registry;
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("compared").multiple(true))]
 pub struct BenchArgs {
-    /// What to train, separated by commas: workloads of the registry, or models [default: the registry's
-    /// workloads for the device, or its first model]
+    /// What to train, separated by commas: workloads or models of the registry [default: the
+    /// workloads that the registry declares for the device; if there are none, its first model]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub workload: Vec<String>,
-    /// Change the size of the workloads: batch (examples in a batch), length (ids in each random
-    /// example) and hyperparameters, for example batch=4,length=4096,n_positions=4096; if the
-    /// option is repeated, each workload is measured at each size
+    /// Change the size of the workloads: batch (examples in a batch), length (token ids in each
+    /// random example) and hyperparameters, for example batch=4,length=4096,n_positions=4096;
+    /// repeat the option to measure each workload at several sizes
     #[arg(long, value_name = "CHANGES", value_parser = Changes::from_str)]
     pub size: Vec<Changes>,
     /// Precisions, separated by commas [default: 32-true and bf16-mixed, and 16-mixed on CUDA]
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str)]
     pub precision: Vec<Precision>,
-    /// auto, cpu, cuda or cuda:N
+    /// The device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Number of rounds; each round measures every engine once, in turns
@@ -38,8 +38,8 @@ pub struct BenchArgs {
     /// [default: the number that each workload declares]
     #[arg(long, value_name = "N")]
     pub steps: Option<i64>,
-    /// Size in gigabytes of a large data set with which training is measured twice: with the data
-    /// in host memory, and with the data on the device; 0 skips this
+    /// Size in gigabytes of a large data set; training is measured with this data set in host
+    /// memory, and again with it on the device; 0 skips both measurements
     #[arg(long, value_name = "N", default_value_t = 0.25, allow_negative_numbers = true)]
     pub feed_gb: f64,
     /// Time limit in seconds: a measurement that might not end in time is skipped; a note lists the
@@ -57,8 +57,7 @@ pub struct BenchArgs {
     /// The Python interpreter that runs the engines of --peers
     #[arg(long, value_name = "PATH", default_value = "python3", requires = "compared")]
     pub python: PathBuf,
-    /// Use this Python script for the engines of --peers, in place of the script that the registry
-    /// names
+    /// Python script that runs the engines of --peers, in place of the registry's script
     #[arg(long, value_name = "FILE", requires = "compared")]
     pub peers_script: Option<PathBuf>,
     /// Number of threads that one CPU operation uses [default: all cores]
@@ -67,7 +66,7 @@ pub struct BenchArgs {
     /// Write the report as JSON to this file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Write the tables in Markdown to this file
+    /// Write the report's tables as Markdown to this file
     #[arg(long, value_name = "FILE")]
     pub markdown: Option<PathBuf>,
     /// Do not report progress on standard error
@@ -97,8 +96,8 @@ pub struct Plan {
     /// The number of steps that are timed in a round. `None` means that each workload's own number
     /// is used.
     pub steps: Option<i64>,
-    /// The size in bytes of the data set with which training from host memory is measured. 0 if
-    /// training from host memory is not measured.
+    /// The size in bytes of the data set with which training from host memory is compared to
+    /// training from device memory. 0 skips the comparison.
     pub feed_bytes: u64,
     /// The time limit for all measurements. `None` means that there is no limit.
     pub time_limit: Option<Duration>,
@@ -131,7 +130,9 @@ impl BenchArgs {
         if !self.peer.is_empty() && peers::engines(device, &self.peer).is_empty() {
             let names: Vec<&str> = self.peer.iter().map(|engine| engine.name()).collect();
             let names = names.join(", ");
-            return Err(Error::config(format!("--peer {names}: measured only on CUDA")));
+            return Err(Error::config(format!(
+                "--peer {names}: measured only on CUDA: add --device cuda, or name other peers"
+            )));
         }
         let declared = [Changes::default()];
         let sizes = if self.size.is_empty() { &declared[..] } else { &self.size };

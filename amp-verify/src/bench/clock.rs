@@ -20,9 +20,8 @@ impl<'a> Clock<'a> {
         Self { limit, elapsed: Box::new(elapsed), longest, left_out }
     }
 
-    /// Runs the measurement `name`, unless it might exceed the time limit. A measurement might
-    /// exceed the limit if the longest measurement so far took more than the remaining time.
-    /// [`Clock::note`] lists the skipped measurements.
+    /// Runs the measurement `part`, or skips it and stores its `name` for [`Clock::note`]. Skips it
+    /// if the remaining time is shorter than the longest measurement so far.
     pub fn run<T>(&mut self, name: &str, part: impl FnOnce() -> T) -> Option<T> {
         let begun = (self.elapsed)();
         if self.limit.is_some_and(|limit| begun + self.longest > limit) {

@@ -1,5 +1,5 @@
-//! Compares two training speeds with the same large data set: with the data in host memory, and
-//! with the data in the device's memory.
+//! Compares the training speed with a large data set in host memory to the speed with the same data
+//! in the device's memory.
 
 use super::{
     interleaved::Engine,
@@ -42,10 +42,10 @@ fn data(workload: &Task, bytes: u64) -> Result<DataModule> {
     Ok(DataModule::new("feed", train, val, workload.batch))
 }
 
-/// Trains in each round `steps` steps with the data in host memory, and `steps` steps with the data
-/// in the device's memory. Each measured time is the time of a long run minus the time of a short
-/// run. So the measured time does not include the start of a run. The examples are read in random
-/// order from the whole data set.
+/// Measures the training speed with the data in host memory and with the data in the device's
+/// memory. Each round measures `steps` steps of both. The time of these steps is the time of a long
+/// run minus the time of a short run, so it does not include the start of a run. The examples are
+/// read in random order from the whole data set.
 ///
 /// # Errors
 /// When a run fails, or the data set does not fit into memory.
@@ -77,8 +77,8 @@ pub fn measure(
         let short = seconds(placement, WARM_UP)?;
         Ok(steps as f64 / (seconds(placement, WARM_UP + steps)? - short))
     };
-    // The first measurement with the data in host memory and the first one on the device are
-    // discarded, because they include the time to load kernels.
+    // The first measurement with each placement is discarded, because it includes the time to load
+    // kernels.
     rate(Placement::Host)?;
     rate(Placement::Device)?;
     let (mut host, mut resident) = (Vec::new(), Vec::new());

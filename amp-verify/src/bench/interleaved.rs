@@ -1,6 +1,6 @@
-//! Interleaved measurement: the candidates (the engines to compare) take turns. In each turn, a
-//! candidate trains a few steps, called a chunk. So a temporary disturbance of the machine affects
-//! all candidates equally.
+//! Interleaved measurement: the engines to compare (the candidates) take turns. In each turn, an
+//! engine trains a few steps, called a chunk. A temporary disturbance of the machine therefore
+//! affects all engines equally.
 
 use amp_core::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -25,8 +25,8 @@ pub trait Candidate {
     /// Returns which engine is measured.
     fn engine(&self) -> Engine;
 
-    /// Starts the preparation without waiting for its end, so that several engines can prepare at
-    /// the same time. [`prepare`](Self::prepare) then waits for the end.
+    /// Starts the work of [`prepare`](Self::prepare) and returns at once, so that several engines
+    /// can prepare at the same time. [`prepare`](Self::prepare) then waits until the work is done.
     ///
     /// # Errors
     /// When the engine cannot run. The benchmark then skips this engine.
@@ -42,7 +42,7 @@ pub trait Candidate {
     fn prepare(&mut self) -> Result<()>;
 
     /// Returns the time in seconds from building the model to the end of the first training step.
-    /// The time is known after [`prepare`](Self::prepare). Returns `None` if it is not measured.
+    /// Returns `None` before [`prepare`](Self::prepare), or if the time is not measured.
     fn first_step_seconds(&self) -> Option<f64> {
         None
     }
@@ -55,8 +55,8 @@ pub trait Candidate {
 }
 
 /// Prepares the engines to compare: first those of this trainer, one after another, then all other
-/// engines at the same time. Returns one measurement for each engine, still without rates (steps
-/// per second).
+/// engines at the same time. Returns one measurement for each engine. Its list of rates (steps per
+/// second) is still empty.
 fn prepare(candidates: &mut [Box<dyn Candidate + '_>]) -> Vec<Measurement> {
     let mut failures = vec![None; candidates.len()];
     let text = |error: Error| one_line(&error.to_string());

@@ -85,15 +85,15 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
         report.versions.extend(peer.versions.clone());
     }
     if plan.device.is_cuda() {
-        tell("the device's bf16 matrix rate");
-        // The device was idle before, so the first measured rate is too low. It is discarded.
+        tell("the speed of bf16 matrix products");
+        // The first measured rate is discarded: it is too low, because the device was idle before.
         rate::bf16_matrix_rate(plan.device)?;
         for _ in 0..plan.rounds {
             report.bf16_matrix_rates.push(rate::bf16_matrix_rate(plan.device)?);
         }
     } else {
         if let Some(measure) = &registry.bench.overheads {
-            tell("the overhead of the loop");
+            tell("the overhead of the training loop");
             report.overheads = measure()?;
         }
     }
@@ -142,8 +142,8 @@ fn compare(
 ) -> Result<Vec<Row>> {
     let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
     let ours: &[Engine] = match plan.device.is_cuda() {
-        // Such a workload is also measured with 16-bit gradients, and with 16-bit gradients and
-        // 8-bit optimizer state.
+        // The workload is also measured with 16-bit gradients, and with 16-bit gradients and 8-bit
+        // optimizer state.
         true if workload.has_reduced_state() && precision != Precision::F32True => {
             &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }

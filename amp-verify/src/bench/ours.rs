@@ -73,9 +73,9 @@ impl<'a> Ours<'a> {
     }
 }
 
-/// Trains `model` and returns two numbers. One is the total time in seconds of the epochs from
-/// number `first` on, counted from 0. An epoch lasts until its last kernel has ended. The other is
-/// the number of steps that ran as CUDA graphs.
+/// Trains `model`. Returns the total time in seconds of the epochs from number `first` (counted
+/// from 0) on, and the number of steps that ran as CUDA graphs. An epoch lasts until its last
+/// kernel has ended.
 pub(super) fn seconds_of(
     config: &TrainerConfig,
     first: i64,

@@ -5,7 +5,7 @@
 //! The program is called as `program --engine NAME --device cpu|cuda:N --threads N`. [`engines`]
 //! lists the names of the engines. The process reads one JSON request per line from standard input,
 //! and writes one JSON answer per line to standard output. If a request fails, the answer's field
-//! `error` contains the error message, and the process no longer trains the workload that it has
+//! `error` contains the error message, and the process stops training the workload that it has
 //! prepared. These are the requests and their answers:
 //!
 //! ```text
@@ -16,7 +16,7 @@
 //! ```
 //!
 //! `first_step_seconds` is the time from building the model to the end of the first training step.
-//! The answer may leave this field out.
+//! The program may leave this field out.
 //!
 //! The request `prepare` contains the model's name and hyperparameters, the precision, `batch`
 //! (examples in a batch), `batches`, `clip` (the norm to which gradients are clipped) and `warm_up`
@@ -50,7 +50,7 @@ pub struct Python {
     program: PathBuf,
     script: PathBuf,
     /// The temporary file with the script, or `None` if the script is the user's own file. This
-    /// field is never read: it only keeps the file until the `Python` is dropped.
+    /// field is never read. The file is deleted when the `Python` is dropped.
     _own: Option<NamedTempFile>,
 }
 
@@ -145,7 +145,8 @@ pub struct Entry<'a> {
 enum Stage {
     /// The process has no workload to prepare or to train.
     Idle,
-    /// The process has received the request to prepare a workload. Its answer was not read yet.
+    /// The process has received the request to prepare a workload. Its answer has not been read
+    /// yet.
     Begun,
     /// The process is ready to train the workload. It waits for a request to train the next steps.
     Running,
@@ -213,8 +214,8 @@ impl Candidate for Entry<'_> {
     }
 
     fn chunk(&mut self) -> Result<Chunk> {
-        // If the answer is an error, the process no longer trains the workload. So the stage
-        // becomes `Running` again only after an answer without an error.
+        // If the answer is an error, the process has stopped training the workload. The stage
+        // therefore becomes `Running` again only after an answer without an error.
         self.stage = Stage::Idle;
         let answer = self.peer.process.ask(&json!({ "go": self.steps }))?;
         self.stage = Stage::Running;

@@ -7,7 +7,7 @@ use amp_core::{
     tch::{Cuda, Device, Kind, Tensor, no_grad},
 };
 
-/// Returns the number of rows and columns of the matrices. It is so large that one product keeps
+/// Returns the number of rows and of columns of each matrix. It is so large that one product keeps
 /// any device busy.
 fn side(device: Device) -> i64 {
     if device.is_cuda() { 8192 } else { 1024 }

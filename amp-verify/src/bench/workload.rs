@@ -26,8 +26,8 @@ pub const CLIP: f64 = 1.0;
 pub enum Size {
     /// The size that the workload declares, at which training is measured.
     Full,
-    /// A size at which the device's operations take almost no time. So the time of a training step
-    /// is the time of the host's work.
+    /// A size at which the device's operations take almost no time. A training step then takes as
+    /// long as the host's part of it.
     Tiny,
 }
 
@@ -119,8 +119,8 @@ impl Changes {
     /// Returns the workload with these changes. The name of the changed workload lists the changes,
     /// so that the tables show them.
     ///
-    /// # Errors
-    /// When the length of examples is to change, but the workload's examples are not random ids.
+    /// When `--size` changes the length of the examples, but the workload's examples are not random
+    /// token ids.
     pub fn apply(&self, workload: &Workload) -> Result<Workload> {
         let (mut changed, mut texts) = (workload.clone(), Vec::new());
         if let Some(batch) = self.batch {
@@ -279,12 +279,12 @@ impl Task {
         self.workload.tiny.is_some()
     }
 
-    /// Returns the smallest number of steps in a round on `device`.
+    /// Returns how many steps a round on `device` must at least measure.
     pub fn steps(&self, device: Device) -> i64 {
         if device.is_cuda() { self.workload.steps.0 } else { self.workload.steps.1 }
     }
 
-    /// Returns the hyperparameters with which the model has this size.
+    /// Returns the model's hyperparameters at the size `size`.
     pub fn hyperparameters(&self, size: Size) -> &Hyperparameters {
         match (size, &self.workload.tiny) {
             (Size::Tiny, Some(tiny)) => tiny,
@@ -302,8 +302,8 @@ impl Task {
     }
 
     /// Returns the data: randomly generated examples (seed 42), or the data of the registered
-    /// model. If the examples are random, the validation set has only one batch, because validation
-    /// is not measured.
+    /// model. [`Size::Tiny`] always gets random examples. With random examples, the validation set
+    /// has only one batch, because validation is not measured.
     ///
     /// # Errors
     /// When the data does not fit into memory or cannot be loaded.
@@ -321,11 +321,10 @@ impl Task {
         Ok(DataModule::new(self.name(), all, one, batch))
     }
 
-    /// Returns the number of floating-point operations in the matrix products of a step. A number
-    /// that the workload declares is valid only for the declared size, so at another size this
-    /// function returns `None`. If the workload declares no number, computes it from the weight
-    /// matrices: for each weight and each example, 2 operations in the forward pass and 4 in the
-    /// backward pass.
+    /// Returns the number of floating-point operations in the matrix products of a step. If the
+    /// workload declares this number, returns it at the declared size, and `None` at any other
+    /// size. If the workload declares none, computes it from the weight matrices: for each weight
+    /// and each example, 2 operations in the forward pass and 4 in the backward pass.
     pub fn matrix_operations(&self, model: &dyn LightningModule) -> Option<f64> {
         if let Some(operations) = self.workload.operations {
             return (!self.workload.resized).then_some(operations);
@@ -336,9 +335,9 @@ impl Task {
     }
 }
 
-/// Returns which random examples the tiny version of the model is trained on. They are examples of
-/// the same kind as `input`, but with only [`TINY`] values or ids. Examples that a function of the
-/// workload generates keep their size.
+/// Returns the kind of random examples for the tiny version of the model. This is the kind `input`,
+/// but with only [`TINY`] values or ids in an example. If the workload generates its examples with
+/// its own function, they keep their size.
 fn tiny(input: Option<NoiseInput>) -> NoiseInput {
     match input {
         Some(NoiseInput::Features { classes, .. }) => {

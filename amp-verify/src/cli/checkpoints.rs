@@ -23,19 +23,20 @@ pub struct CheckpointArgs {
     /// Also save last.safetensors after every N optimizer steps
     #[arg(long, value_name = "N", value_parser = positive, requires = "checkpoint_dir")]
     pub every_n_train_steps: Option<u64>,
-    /// If the run ends with an error, save its state before the failed step as on_error.safetensors
+    /// If the run ends with an error, save the state from before the failed step as
+    /// on_error.safetensors
     #[arg(long, requires = "checkpoint_dir", conflicts_with = "save_weights_only")]
     pub save_on_error: bool,
-    /// Save only the weights; such a checkpoint cannot be resumed
+    /// Save only the weights; --resume cannot continue from such a checkpoint
     #[arg(long, requires = "checkpoint_dir")]
     pub save_weights_only: bool,
     /// Continue from this checkpoint: a file, a folder (its newest checkpoint), FOLDER/last or
     /// FOLDER/best
     #[arg(long, value_name = "PATH")]
     pub resume: Option<PathBuf>,
-    /// Settings that may differ from the settings of the saved run, separated by commas: lr,
-    /// optimizer, epochs, batch-size, data (and the limit of training batches); the schedule
-    /// continues at its position with the new settings
+    /// Settings that may differ from those of the saved run, separated by commas: lr, optimizer,
+    /// epochs, batch-size, data (the data set and the limit of training batches); the learning rate
+    /// schedule continues where it was, with the new settings
     #[arg(long, value_name = "CHANGES", value_delimiter = ',', value_parser = Change::from_str)]
     #[arg(requires = "resume")]
     pub resume_with: Vec<Change>,
@@ -51,8 +52,8 @@ impl CheckpointArgs {
     }
 
     /// Returns a warning if a new run would save its checkpoints into the folder of an earlier run.
-    /// The warning is needed because a later `--resume FOLDER` continues from the checkpoint with
-    /// the most steps, and the earlier run may have saved this checkpoint.
+    /// A later `--resume FOLDER` would continue from the checkpoint with the most steps, which may
+    /// be the earlier run's.
     pub fn mixes_runs(&self) -> Option<String> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| self.resume.is_none())?;
         checkpoint::latest(folder).ok()??;
@@ -110,8 +111,8 @@ impl CheckpointArgs {
     /// Removes the checkpoint folder if it is empty.
     pub fn remove_empty_folder(&self) {
         if let Some(folder) = &self.checkpoint_dir {
-            // The operating system refuses to remove a folder that is not empty. This is intended,
-            // so the error is ignored.
+            // This fails if the folder is not empty. Such a folder must stay, so the error is
+            // ignored.
             let _ = fs::remove_dir(folder);
         }
     }

@@ -1,4 +1,5 @@
-//! Runs the commands. Each command reads its options, calls one module and prints the result.
+//! Runs the commands. Each command reads its options, calls the module that does the work, and
+//! prints the result.
 
 use std::{io, process::ExitCode};
 
@@ -178,8 +179,8 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     let judged_by = args.checkpoints.callback()?;
     let mut epochs = EpochTable::new(io::stdout());
     let mut progress = progress(1, args.run.quiet);
-    // All code above this line may refuse the user's request. It runs before the training, so that
-    // a refused request prints nothing but the error.
+    // All options are checked above this line, before training prints anything. If an option is
+    // refused, only the error is printed.
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
         progress.suspend(|| epochs.on_event(event))?;

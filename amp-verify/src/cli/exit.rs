@@ -2,12 +2,13 @@
 
 use amp_core::Error;
 
-/// The request was valid, but the run failed.
+/// The command line was valid, but the run failed.
 pub(super) const FAILED: u8 = 1;
-/// The command line is invalid or cannot be carried out. clap uses the same exit code.
+/// The command line is invalid, or the command cannot do what it asks for. clap uses the same exit
+/// code.
 pub(super) const USAGE: u8 = 2;
-/// There are too few seeds for a verdict. `parity` uses this constant, and `gate` uses an equal
-/// exit code.
+/// There are too few seeds for a verdict. `parity` uses this constant. The exit code of `gate` has
+/// the same value.
 pub(super) const INCONCLUSIVE: u8 = 3;
 /// A result cannot be compared with recorded values, because the recorded values are from another
 /// kind of machine.
@@ -16,8 +17,7 @@ const NOT_COMPARABLE: u8 = 4;
 /// Returns the exit code of a command that fails with this error.
 pub(super) fn code(error: &Error) -> u8 {
     match error {
-        // `In` adds the path of a module to the error `source`. The exit code depends only on
-        // `source`.
+        // The exit code depends only on the inner error.
         Error::In { source, .. } => code(source),
         Error::Config(_) | Error::Io { .. } => USAGE,
         Error::NotComparable(_) => NOT_COMPARABLE,

@@ -16,12 +16,12 @@ pub struct LoopArgs {
     /// Train at least N optimizer steps, even if early stopping would end the run
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub min_steps: u64,
-    /// End training after this time, for example 01:30:00; the time of a resumed run includes the
-    /// time before it was resumed
+    /// End training after this time, for example 01:30:00; if the run is resumed, the time before
+    /// counts too
     #[arg(long, value_name = "HH:MM:SS", value_parser = time)]
     pub max_time: Option<Duration>,
-    /// Train and validate on only these first training batches, without shuffling, to test whether
-    /// the model can memorize them
+    /// Train and validate on only the first training batches (a number or a fraction), without
+    /// shuffling, to test whether the model can memorize them
     #[arg(long, value_name = "LIMIT")]
     pub overfit_batches: Option<Limit>,
     /// Run N batches of training and validation and save nothing, to test that all code runs
@@ -40,8 +40,8 @@ pub struct LoopArgs {
 }
 
 impl LoopArgs {
-    /// Converts these options into the trainer's options. Copies the numbers of training and
-    /// validation batches per epoch from `own`.
+    /// Converts these options into the trainer's options. Copies the limits of training and
+    /// validation batches per epoch from `own`, because they are not among these options.
     pub fn loops(&self, own: &Loops) -> Loops {
         Loops {
             min_epochs: self.min_epochs,

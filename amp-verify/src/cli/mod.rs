@@ -44,8 +44,8 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Reads the command line. If an option is followed by a negative number, this number is read
-    /// as the option's value, so that the error message is about the option.
+    /// Reads the command line. A negative number after an option is read as the option's value. An
+    /// error message then says which values the option accepts.
     ///
     /// # Errors
     /// When the command line is invalid or has an option without effect, or when the user asks for
@@ -109,8 +109,9 @@ pub enum Command {
     /// Show the devices, their capabilities and the recommended precision
     #[command(after_help = "Example: cargo amp doctor --format json")]
     Doctor(DoctorArgs),
-    /// Decide for each precision, over several seeds, whether it is as good as 32-true. Exit codes: 0
-    /// pass, 1 fail, 2 usage error, 3 inconclusive, 4 not comparable
+    /// Decide for each precision, over several seeds, whether it is as good as 32-true. Exit codes:
+    /// 0 pass, 1 fail, 2 usage error, 3 inconclusive, 4 not comparable with the golden (recorded
+    /// values)
     #[command(after_help = "Example: cargo amp gate --model Net --tier nightly --junit gate.xml")]
     Gate(GateArgs),
     /// Measure speed and memory, and compare them with the declared targets and, with --peers, with
@@ -121,12 +122,12 @@ pub enum Command {
     /// compare them. Exit codes: 0 they agree, 1 they disagree, 2 usage error, 3 inconclusive
     #[command(after_help = "Example: cargo amp parity Net --device cuda --seeds 3")]
     Parity(ParityArgs),
-    /// Record each model's margin for the gate, and how much the results of goldens differ between
-    /// CPUs
+    /// Record each model's margin for the gate: how much worse its metric may be than under
+    /// 32-true. Also record how much the results of goldens (recorded results) differ between CPUs
     #[command(after_help = "Example: cargo amp margins --model Net")]
     Margins(MarginsArgs),
-    /// Test the gate: put known faults into training and check that the gate reports each; repeat
-    /// runs without a fault to count false alarms
+    /// Test the gate: put known faults into training and check that the gate reports each; also
+    /// count false alarms in runs into which no fault was put
     #[command(after_help = "Example: cargo amp selftest --fault clipping_dropped --repetitions 0")]
     Selftest(SelftestArgs),
     /// Run the jobs of the gate that are given on standard input
@@ -144,8 +145,8 @@ pub struct VerifyArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str,
           default_values_t = Precision::ALL, hide_default_value = true)]
     pub precision: Vec<Precision>,
-    /// Run N seeds, starting with --seed. The printed results are then means over the seeds with 95
-    /// % intervals; differences from the baseline are computed for each seed
+    /// Run N seeds, starting with --seed, and print means over the seeds with 95 % intervals;
+    /// differences from the baseline are computed for each seed
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub seeds: u64,
     /// Format of the comparison
@@ -208,8 +209,8 @@ mod tests {
     use super::grammar;
 
     /// Checks that every option reads `-1` as its value, so that the error message can say which
-    /// values are valid. By default clap reads the `-1` in `--epochs -1` as an unknown option. The
-    /// message "unexpected argument '-1'" would not tell the user what is wrong.
+    /// values are valid. By default clap takes the `-1` in `--epochs -1` for an unknown option, and
+    /// the user would read "unexpected argument '-1'".
     #[test]
     fn every_option_takes_a_negative_number_as_its_value() {
         let all = grammar();

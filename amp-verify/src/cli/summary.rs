@@ -16,7 +16,7 @@ pub struct SummaryArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str,
           default_values_t = Precision::ALL, hide_default_value = true)]
     pub precision: Vec<Precision>,
-    /// Show layers to this depth: 1 shows the model's own layers
+    /// Show layers down to this depth; 1 shows only the direct submodules of the model
     #[arg(long, value_name = "N")]
     pub max_depth: Option<usize>,
     /// Format of the summary

@@ -3,7 +3,7 @@
 
 use clap::{ArgMatches, Command, error::ErrorKind, parser::ValueSource};
 
-/// The commands that run saved weights on data.
+/// The commands that evaluate a checkpoint and do not train.
 const EVALUATIONS: &[&str] = &["validate", "test-set", "predict"];
 
 /// Options of the training loop, the optimizers, the loss scale and the measurement of steps.
@@ -25,7 +25,8 @@ const OF_TRAINING: &[&str] = &[
     "trace",
 ];
 
-/// Options that change how much memory a training step takes, but have no effect on an evaluation.
+/// Options that change the memory of a training step. They have no effect in the commands that
+/// evaluate a checkpoint.
 const OF_STEPS: &[&str] =
     &["accumulate_grad_batches", "weight_update", "moments", "gradients", "memory_budget"];
 
@@ -139,7 +140,7 @@ mod tests {
         assert_eq!(refusal(line), None);
     }
 
-    /// Checks that each name in the tables is the name of an option.
+    /// Checks that each entry of `OF_TRAINING`, `OF_STEPS` and `OF_LOGS` is the id of an option.
     #[test]
     fn every_option_of_the_tables_exists() {
         let grammar = grammar();

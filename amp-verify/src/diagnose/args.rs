@@ -16,7 +16,7 @@ use crate::{
     registry::Registry,
 };
 
-/// The measurement that decides whether enough modules are in FP32.
+/// The measurement that decides whether enough modules stay in FP32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Search {
     /// How much worse the validation metric is than that of 32-true
@@ -32,13 +32,13 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str,
           default_value_t = Precision::F16Mixed)]
     pub precision: Precision,
-    /// The measurement that decides whether a set of FP32 modules is good enough
+    /// The measurement that decides whether enough modules stay in FP32
     #[arg(long, value_enum, default_value_t = Search::Metric)]
     pub search: Search,
-    /// With --search metric, how much worse than under 32-true the metric may be [default: the
-    /// declared or recorded margin; if options change the model, the margin recorded with these
-    /// options]. With --search layers, the largest accepted relative error that a layer makes by
-    /// itself [default: 0.05]
+    /// Largest accepted result of the measurement. With --search metric: how much worse than under
+    /// 32-true the metric may be [default: the model's margin; if options change the model, the
+    /// margin recorded with these options]. With --search layers: the relative error that a layer
+    /// makes by itself [default: 0.05]
     #[arg(long, value_name = "X", visible_alias = "margin")]
     pub limit: Option<f64>,
     /// Number of seeds to train with, starting with --seed
@@ -61,8 +61,8 @@ pub struct DiagnoseArgs {
 }
 
 impl DiagnoseArgs {
-    /// Returns the limit of the measurement. The default limit of the metric is the margin with
-    /// which the gate judges the model with the same changes.
+    /// Returns the limit of the measurement. For the metric, the default limit is the margin that
+    /// the gate uses for the model with the same changes.
     ///
     /// # Errors
     /// When the user gives no limit, and the model has no margin for these changes.
@@ -136,8 +136,8 @@ impl DiagnoseArgs {
             let seconds = record.epochs.iter().map(|epoch| epoch.train_seconds).sum();
             Ok((seconds, record.memory.unwrap_or_default().peak_allocated as f64))
         };
-        // The run with and the run without the FP32 modules train only one epoch, because a longer
-        // run without these modules might end early with an error.
+        // Both runs train only one epoch, because in a longer run without the FP32 modules
+        // non-finite values might end the training.
         let brief = |overrides| {
             let mut case = with(case, case.trainer.seed, overrides);
             case.trainer.max_epochs = 1;

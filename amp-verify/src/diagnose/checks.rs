@@ -1,5 +1,5 @@
-//! The checks that `diagnose` repeats while it searches for the modules that must stay in FP32.
-//! Each check measures whether a precision is good enough if certain modules stay in FP32.
+//! The checks of `diagnose`. A check measures how good a precision is if certain modules stay in
+//! FP32. `diagnose` repeats it with different modules, to find those that must stay in FP32.
 
 use std::rc::Rc;
 
@@ -35,20 +35,20 @@ impl Outcome {
     }
 }
 
-/// A check that decides whether enough modules of the model are in FP32.
+/// Measures whether enough modules of the model stay in FP32.
 pub trait Check {
     /// Returns a description of the measured value, for reports.
     fn describe(&self) -> String;
 
-    /// Runs the check on the model. `overrides` sets the precisions of single modules.
+    /// Runs the check with the modules' precisions in `overrides`.
     ///
     /// # Errors
     /// When the value cannot be measured.
     fn run(&mut self, overrides: &Overrides) -> Result<Outcome>;
 }
 
-/// Measures how much worse the validation metric is than under 32-true: the mean of the differences
-/// between runs with the same seed.
+/// Measures how much worse the validation metric is than under 32-true. Compares runs with the same
+/// seed and takes the mean over the seeds.
 pub struct MetricLoss<'a> {
     case: &'a Case,
     precision: Precision,
@@ -98,8 +98,8 @@ impl Check for MetricLoss<'_> {
             let metric = match train(&with(self.case, seed, overrides), self.precision) {
                 Ok(record) if !record.not_finite().is_empty() => f64::NAN,
                 Ok(record) => record.last(self.case.model.judge.name).unwrap_or(f64::NAN),
-                // If a run ended because values were not finite, the check fails, whatever the runs
-                // with other seeds give.
+                // If one run ended because values were not finite, the check fails, whatever the
+                // results with other seeds are.
                 Err(Error::NonFinite(_) | Error::Scaler(_)) => f64::NAN,
                 Err(error) => return Err(error),
             };
@@ -113,8 +113,8 @@ impl Check for MetricLoss<'_> {
 /// exact inputs, so that errors of earlier layers do not count. The result is the largest error of
 /// all layers.
 pub struct LayerError<'a> {
-    /// The model and the batch with which the errors are measured. Each check replaces the
-    /// precisions of its single modules by those that the search tries.
+    /// The model and the batch with which the errors are measured. Each run of the check replaces
+    /// its `overrides`.
     pub subject: Subject<'a>,
     /// The options with which the errors are measured.
     pub options: Options,
@@ -137,8 +137,7 @@ impl Check for LayerError<'_> {
     }
 }
 
-/// Returns a copy of `case` with the seed `seed`. `overrides` sets the precisions of single
-/// modules.
+/// Returns a copy of `case` with the seed `seed` and the modules' precisions in `overrides`.
 pub(super) fn with(case: &Case, seed: u64, overrides: &Overrides) -> Case {
     let mut case = case.clone();
     case.trainer.seed = seed;

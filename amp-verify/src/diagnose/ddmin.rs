@@ -20,9 +20,9 @@ pub struct Minimal<T> {
 
 /// Searches for a subset of `all` for which `passes` returns true, and which is 1-minimal: without
 /// any one of its elements, `passes` returns false. Returns `None` if `passes` returns false for
-/// `all`. Smaller subsets that pass may exist, if removing elements can turn a failing set into a
-/// passing one. For n elements the search takes at most n² + 3n calls of `passes`. If a single
-/// element is enough, it takes about 2·log₂ n calls.
+/// `all`. The subset may still contain a smaller one that passes, if more than one element must be
+/// removed to get it. For n elements the search takes at most n² + 3n calls of `passes`. If a
+/// single element is enough, it takes about 2·log₂ n calls.
 ///
 /// # Errors
 /// When `passes` returns an error.

@@ -22,19 +22,19 @@ use crate::layers::Group;
 pub enum Attribution {
     /// The precision passes the check.
     Passes,
-    /// Training is not deterministic, which may explain the failure. The check was repeated with
-    /// the same seeds, and the measured value changed by at least the difference between the first
-    /// value and the limit.
+    /// Training is not deterministic, which may explain the failure. A second run of the check with
+    /// the same seeds gave another value. The two values differ by at least as much as the first
+    /// one exceeded the limit.
     Determinism {
         /// The result of the repeated check.
         again: Outcome,
     },
-    /// The environment has changed: 32-true now gives other results than those in the reference
-    /// file.
+    /// The environment has changed: 32-true gives other results than those in the reference file.
     Environment,
     /// Fused layers give other results than the same layers run one at a time.
     Fusion {
-        /// The groups of fused layers whose results differ by more than their bound.
+        /// The groups of fused layers whose results differ more than accepted from those of the
+        /// separate layers.
         groups: Vec<Group>,
     },
     /// The precision is the cause, because none of the other causes applies.
@@ -50,14 +50,14 @@ pub struct Diagnosis {
     pub check: String,
     /// Why the precision failed the check.
     pub attribution: Attribution,
-    /// The result of the check under the precision, before any further module is set to FP32.
+    /// The result of the check before the search sets modules to FP32.
     pub before: Outcome,
     /// The modules that must stay in FP32. Null if the precision is not the cause, or if the check
     /// fails even with all modules in FP32.
     pub fix: Option<Fix>,
 }
 
-/// A set of modules that must stay in FP32, and what is known about it.
+/// The modules that must stay in FP32, and the results with these modules in FP32.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fix {
     /// The paths of the modules. The check passes if all of them stay in FP32. If `is_one_minimal`
@@ -72,8 +72,8 @@ pub struct Fix {
     pub after: Outcome,
     /// The fields of the model's struct that contain the modules in `modules`.
     pub fields: Vec<String>,
-    /// The result of the check with all of `fields` in FP32, as the attribute `#[precision(fp32)]`
-    /// on these fields would set them.
+    /// The result of the check with all of `fields` in FP32, which is what the attribute
+    /// `#[precision(fp32)]` on these fields would do.
     pub with_fields: Outcome,
     /// How much time and memory these modules cost in FP32. Null if the check does not train.
     pub cost: Option<Cost>,
@@ -88,9 +88,10 @@ pub struct Cost {
     pub peak_memory_ratio: f64,
 }
 
-/// What is known about the model before the check of the precision runs.
+/// The inputs of [`diagnose`]: facts about the model that were found before.
 pub struct Scope<'a> {
-    /// The precisions of single modules in every run of the check, for example from a policy file.
+    /// The modules' precisions in every run of the check, for example from a policy file. The
+    /// search adds FP32 modules to them.
     pub overrides: &'a Overrides,
     /// The paths of the layers: modules that compute something themselves, and do not only call
     /// other modules. The search first tries to find enough modules among these layers.
@@ -98,10 +99,10 @@ pub struct Scope<'a> {
     /// The paths of all modules. The search uses them if the check fails even with all of `layers`
     /// in FP32.
     pub modules: Vec<String>,
-    /// Whether 32-true now gives other results than those in the reference file of an earlier run.
+    /// Whether 32-true gives other results than those in the reference file of an earlier run.
     /// `None` if the user gave no reference file.
     pub baseline_moved: Option<bool>,
-    /// The groups of layers that run as one fused kernel. Each group has the difference between its
+    /// The groups of layers that run as one fused kernel, each with the difference between its
     /// results and those of the same layers run one at a time.
     pub groups: Vec<Group>,
     /// The path of a layer that an earlier check found suspicious. Before the search, this layer is
@@ -134,9 +135,9 @@ pub fn diagnose(check: &mut dyn Check, scope: &Scope<'_>) -> Result<Diagnosis> {
 }
 
 fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Result<Attribution> {
-    // Wrong fused kernels are reported first, for two reasons. First, a check that measures each
-    // layer separately passes even if the fused kernel is wrong. Second, an FP32 region in a group
-    // prevents the fusion, so the search would find "fixes" that only hide the fault.
+    // Wrong fused kernels are reported first, because the other checks miss them. A check that
+    // measures each layer separately passes even if the fused kernel is wrong. And a layer in FP32
+    // prevents the fusion of its group, so the search would find "fixes" that only hide the fault.
     let groups: Vec<Group> = scope.groups.iter().filter(|group| group.is_beyond).cloned().collect();
     if !groups.is_empty() {
         return Ok(Attribution::Fusion { groups });
@@ -168,7 +169,7 @@ fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Opti
         true => after,
         false => check.run(&fp32(scope.overrides, &fields))?,
     };
-    // The check fails if no module is in FP32, so a set of one module is minimal.
+    // No smaller set passes: the check fails if no module is in FP32.
     Ok(Some(Fix {
         modules,
         is_one_minimal: true,

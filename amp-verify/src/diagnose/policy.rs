@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 pub type Overrides = BTreeMap<String, Region>;
 
 const SCHEMA: &str = "amp-policy/2";
-/// The previous version of the file format, in which the field `overrides` was called `islands`.
+/// The previous version of the file format, which can still be read. Its field `islands` is called
+/// `overrides` in the current version.
 const PREVIOUS: &str = "amp-policy/1";
 
 /// The content of a policy file: the precisions of single modules of one model.
@@ -30,10 +31,10 @@ pub struct PolicyFile {
     pub model: String,
     /// The precision under which the policy was found.
     pub precision: Precision,
-    /// The description of the machine on which the policy was found, for the reader. The policy may
-    /// be used on other machines.
+    /// The machine on which the policy was found. This is only information: the policy may be used
+    /// on other machines.
     pub fingerprint: Fingerprint,
-    /// Why these modules stay in FP32, for the reader.
+    /// Why these modules stay in FP32. This is only information.
     pub reason: String,
     /// The precisions of single modules, by the module's path. They replace the precisions that the
     /// model's code sets for these modules.

@@ -1,6 +1,6 @@
-//! The reference file of a diagnosis has the results of an earlier run under 32-true. If 32-true
-//! now gives other results, the environment has changed, so the precision is not the cause of the
-//! failure.
+//! The reference file of a diagnosis has the results of an earlier run under 32-true. If a new run
+//! under 32-true gives other results, the environment has changed. The failure then says nothing
+//! about the precision.
 
 use std::{
     fmt, fs,
@@ -100,7 +100,7 @@ impl Reference {
         Ok(Self { path: path.to_owned(), known })
     }
 
-    /// Trains the model in 32-true, and returns whether the results differ from those in the file.
+    /// Trains the model under 32-true. Returns whether the results differ from those in the file.
     /// # Errors
     /// When training fails, or the reference was recorded on another machine or with other options.
     pub(super) fn moved(&self, case: &Case) -> Result<bool> {

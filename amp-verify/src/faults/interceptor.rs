@@ -23,8 +23,9 @@ pub struct Faulty {
     /// The gradients of the previous step, for the fault that adds the gradients of each step to
     /// those of the next step.
     stale: Vec<Tensor>,
-    /// Whether the gate observes each step of the run. If so, the trainer calls this interceptor
-    /// within each step. Some faults affect only runs whose steps the gate does not observe.
+    /// Whether the gate observes each step of the run. Only then does the trainer call
+    /// `before_step`, which sets this to true. Some faults affect only the runs in which it stays
+    /// false.
     watched: Rc<Cell<bool>>,
     steps: loss::Steps,
     /// The values of the model's buffers before the first step, for the fault that restores them
@@ -34,7 +35,7 @@ pub struct Faulty {
 
 impl Faulty {
     /// Creates the interceptor that puts `fault` into a run under `precision`. If the fault does
-    /// not affect this precision, the run is not changed.
+    /// not affect this precision, the interceptor changes nothing.
     pub fn new(fault: Fault, precision: Precision) -> Self {
         Self {
             fault,
@@ -98,7 +99,8 @@ impl Interceptor for Faulty {
         let watched = self.watched.get();
         let loss = loss::training_step(fault, &mut self.steps, watched, model, batch, step)?;
         for (now, first) in buffers(model).zip(&self.buffers) {
-            // `data` hides the change from autograd, which keeps the buffers for the backward pass.
+            // Writes through `data`, because autograd would refuse a change of buffers that it has
+            // saved for the backward pass.
             no_grad(|| now.f_data()?.f_copy_(first))?;
         }
         Ok(loss)
@@ -124,8 +126,8 @@ impl Interceptor for Faulty {
         match self.fault() {
             Some(Fault::NothingLearns) => replaced(AdamW { lr: 1e-12, ..AdamW::default() }),
             Some(Fault::LearningRateDoubled) => replaced(AdamW { lr: 2e-3, ..AdamW::default() }),
-            // Under 32-true, sets a weight decay so large that it changes the weights within a few
-            // steps. Under every other precision, sets no weight decay.
+            // Drops the weight decay under every precision but 32-true. Under 32-true, it is so
+            // large that a few steps are enough to see the difference.
             Some(Fault::WeightDecayDropped) => {
                 let weight_decay = if self.precision == Precision::F32True { 1.0 } else { 0.0 };
                 replaced(AdamW { weight_decay, ..AdamW::default() })

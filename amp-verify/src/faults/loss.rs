@@ -25,8 +25,8 @@ pub(super) struct Steps {
     meter: Option<MemoryMeter>,
 }
 
-/// The number of steps that the trainer runs operator by operator before it captures a step as a
-/// CUDA graph.
+/// The number of steps that the trainer runs in eager mode before it captures a step as a CUDA
+/// graph.
 const BEFORE_CAPTURE: u64 = 3;
 /// The number of elements of the tensor that a fault leaks in each step.
 const ELEMENTS: i64 = 1 << 16;
@@ -62,8 +62,8 @@ pub(super) fn training_step(
         Fault::LossIsNan => times(f64::NAN, model.training_step(batch, step)?),
         Fault::AlwaysSkips => times(f64::INFINITY, model.training_step(batch, step)?),
         Fault::LossInF16 => {
-            // Truncates the loss to a multiple of 1/64. The gradient hardly changes, because the
-            // loss is multiplied by a constant that is close to 1.
+            // Truncates the loss to a multiple of 1/64. The factor that does this is a constant
+            // close to 1, so the gradient hardly changes.
             let loss = model.training_step(batch, step)?;
             let steps_up = loss.f_detach()?.f_mul_scalar(64.0)?.f_trunc()?.f_div_scalar(64.0)?;
             Ok(loss.f_mul(&steps_up.f_div(&loss.f_detach()?)?)?)
@@ -135,7 +135,8 @@ pub(super) fn training_step(
         }
         Fault::TakesTooMuch => {
             let loss = model.training_step(batch, step)?;
-            // Allocates far more than the step of a small model needs, but writes only one element.
+            // Allocates far more memory than a step of a small model needs. The memory is not used,
+            // apart from one element.
             let room = Tensor::f_empty([1 << 27], (Kind::Float, loss.device()))?;
             Ok(loss.f_add(&room.f_select(0, 0)?.f_zero_()?)?)
         }
@@ -186,8 +187,8 @@ fn in_context(
     model.training_step(batch, &mut own)
 }
 
-/// Multiplies the input by 1000, and normalizes it with its variance. The variance is computed in
-/// f16, where it overflows.
+/// Normalizes the input, multiplied by 1000, with its variance. The variance is computed in f16,
+/// where it overflows.
 fn normed_in_f16(batch: &AnyBatch) -> Result<AnyBatch> {
     let batch = Batch::from_any(batch)?;
     let large = batch.input.f_mul_scalar(1000.0)?.f_to_kind(Kind::Half)?;

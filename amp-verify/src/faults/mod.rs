@@ -1,6 +1,6 @@
-//! Typical mistakes in mixed-precision training, with which the self-test tests the gate: the gate
-//! must report each of them. A fault is put into training through public interfaces, in most cases
-//! by wrapping the model, its optimizer or its schedule.
+//! Typical mistakes in mixed-precision training (faults). The self-test puts them into training and
+//! checks that the gate reports each of them. A fault is put into training through public
+//! interfaces, in most cases by wrapping the model, its optimizer or its schedule.
 
 mod interceptor;
 mod loss;
@@ -106,7 +106,7 @@ faults! {
     SchedulerMovesOnSkip in Schedule: "a skipped step advances the schedule",
     ScheduleTwice in Schedule: "the schedule advances twice in each step",
     ScheduleStuck in Schedule: "the schedule never advances",
-    ScheduleLate in Schedule: "the schedule misses its first advance and stays one behind",
+    ScheduleLate in Schedule: "the schedule misses its first advance and stays one step behind",
     RatesIgnored in Schedule: "the optimizer always uses its first learning rate",
     LearningRateDoubled in Schedule: "the learning rate is twice the baseline's",
     ClipBeforeUnscale in Clipping: "gradients are clipped while they are still scaled",
@@ -136,13 +136,13 @@ faults! {
     NothingLearns in Optimizer: "the weights change neither under the precision nor in the \
         baseline, so the two runs agree",
     LayerNormInF16 in Norms: "a norm computes its variance in f16, which overflows",
-    BuffersMoveOnSkip in Norms: "a skipped step changes batch statistics",
-    StatisticsFrozen in Norms: "batch statistics do not change in training",
-    StatisticsTwice in Norms: "batch statistics include each batch twice",
+    BuffersMoveOnSkip in Norms: "a skipped step changes running statistics",
+    StatisticsFrozen in Norms: "running statistics do not change in training",
+    StatisticsTwice in Norms: "running statistics include each batch twice",
     CountsConverted in Norms: "the counters of batch norms have 32 bits from the second batch on",
     EvaluationMode in Norms: "training runs in evaluation mode",
     DropoutOff in Dropout: "dropout is off in training",
-    DropoutOnInput in Dropout: "dropout is also applied to the input",
+    DropoutOnInput in Dropout: "dropout is also applied to the model's input",
     SameMaskEachStep in Dropout: "dropout zeroes the same elements in every step",
     DropoutScaleWrong in Dropout: "a layer zeroes a third of its elements but scales the others as if it zeroed a fifth",
     DropoutInValidation in Dropout: "dropout is active in validation",
@@ -152,7 +152,7 @@ faults! {
     Bf16Weights in Precision: "master weights are kept in bf16",
     LayerTruncates in Precision: "a layer truncates to f16, instead of rounding",
     LayerLosesDigits in Precision: "the 16-bit results of one layer lose their last two bits",
-    LayerFlushesSmall in Precision: "the 16-bit results of one layer below the smallest normal number become zero",
+    LayerFlushesSmall in Precision: "in one layer, 16-bit results below the smallest normal number become zero",
     LayerWide in Precision: "a layer multiplies in f32 and casts the result to f16",
     RoundedTwice in Precision: "a layer's values are rounded to bf16 and then to f16",
     LossInF16 in Precision: "the loss is truncated to 6 bits after the binary point",
@@ -163,10 +163,10 @@ faults! {
     SmallGradientsLost in Precision: "gradients below a hundredth of the largest are set to zero",
     ValidatesOnTraining in Metrics: "the precision is validated on the training set",
     BothValidateOnTraining in Metrics: "the precision and the baseline are validated on the training set",
-    ValidatesFirstBatch in Metrics: "only the first batch is validated",
-    ValidatesInTrainingMode in Metrics: "layers validate in training mode",
+    ValidatesFirstBatch in Metrics: "validation uses only its first batch",
+    ValidatesInTrainingMode in Metrics: "validation runs in training mode",
     ValidationMovesWeights in Metrics: "validation changes a weight",
-    LeaksEachStep in Memory: "each step keeps a tensor",
+    LeaksEachStep in Memory: "each step leaks a tensor",
     MeasuresWithin in Memory: "a second memory meter starts during a measurement and disturbs the first one",
     TakesTooMuch in Memory: "a step needs several times the memory of 32-true",
     LoseStateOnLoad in Resume: "a resumed run has the saved weights, but a new scaler and optimizer",
@@ -180,15 +180,15 @@ faults! {
     FusedLayersWrong in Graph: "fused layers return values that are 5 % too large",
     UnwatchedStepWrong in Graph: "in runs whose steps the gate does not observe, the loss is \
         5 % too large from the fourth batch on",
-    CapturedRatesStale in Graph: "a captured step keeps the learning rates of its capture",
+    CapturedRatesStale in Graph: "a step that runs as a CUDA graph keeps the learning rates of its capture",
 }
 
 impl Fault {
     /// Returns which property a model must have so that this fault changes the model's results.
     /// Returns `None` if the fault changes the results of every model.
     ///
-    /// If the model needs a property, the fault is put only into models that declare the fault with
-    /// [`Model::reveals`](crate::Model::reveals).
+    /// If the fault needs such a property, it is put only into models that were registered with
+    /// [`Model::reveals`](crate::Model::reveals) for this fault.
     pub fn needs(self) -> Option<&'static str> {
         match self {
             Self::SkipUnscale | Self::UnscaleTwice => Some(
@@ -317,9 +317,10 @@ impl Fault {
         }
     }
 
-    /// Activates a fault that a wrapper around the model cannot cause, if the fault affects this
-    /// precision. The fault stays active until the returned value is dropped. `layer` is the path
-    /// of the layer for a fault that changes a single layer. The registered model names this layer.
+    /// Activates a fault that must be put into the trainer or into a layer and not into a wrapper
+    /// around the model. Does nothing if the fault does not affect this precision. The fault stays
+    /// active until the returned value is dropped. `layer` is the path of the layer for a fault in
+    /// one layer.
     pub(crate) fn planted(
         fault: Option<Self>,
         precision: Precision,

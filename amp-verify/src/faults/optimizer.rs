@@ -80,13 +80,14 @@ impl Broken {
         Ok(())
     }
 
-    /// Rounds the weights in the same way as an optimizer that stores them in a smaller dtype.
+    /// Rounds the weights after the step, as an optimizer with weights in a 16-bit dtype would.
     fn round_weights(&self) -> Result<()> {
         let rounded: fn(&Tensor) -> Result<Tensor> = match self.fault {
             Fault::Bf16Weights => {
                 |tensor| Ok(tensor.f_to_kind(Kind::BFloat16)?.f_to_kind(tensor.kind())?)
             }
-            // 2⁻¹³ is the spacing of f16 numbers between 0.125 and 0.25, where most weights are.
+            // Truncates to multiples of 2⁻¹³: the spacing of f16 numbers between 0.125 and 0.25,
+            // where most weights are.
             Fault::TruncatingRounding => {
                 |tensor| Ok(tensor.f_mul_scalar(8192.0)?.f_trunc()?.f_div_scalar(8192.0)?)
             }
@@ -167,8 +168,8 @@ impl Optimizer for Broken {
     fn capabilities(&self) -> Capabilities {
         let own = self.inner.capabilities();
         match self.fault {
-            // The wrapper accepts the clipping factor on every device, because it multiplies the
-            // gradients by the factor itself.
+            // Lets the trainer pass the clipping factor to this wrapper even if the inner optimizer
+            // does not take it: the wrapper multiplies the gradients itself.
             Fault::DeferredFactorWrong => Capabilities { scales: true, captures: false, ..own },
             _ => own,
         }
@@ -176,8 +177,8 @@ impl Optimizer for Broken {
 
     fn write_rates(&mut self) -> Result<()> {
         match self.fault {
-            // Does nothing. A step that is replayed as a CUDA graph therefore keeps the learning
-            // rates that it had when it was captured. In other steps this call is not needed.
+            // Leaves out the update of the learning rates that a captured CUDA graph reads, so a
+            // replayed step keeps those of its capture.
             Fault::CapturedRatesStale => Ok(()),
             _ => self.inner.write_rates(),
         }

@@ -21,8 +21,8 @@ pub enum Tier {
 }
 
 impl Tier {
-    /// Returns two numbers of seeds: the number with which the statistical test is first evaluated,
-    /// and the largest number. See [`evaluations`](crate::verdict::evaluations).
+    /// Returns two numbers of seeds: how many the statistical test gets in its first evaluation,
+    /// and how many at most in the later ones. See [`evaluations`](crate::verdict::evaluations).
     pub fn seeds(self) -> (usize, usize) {
         match self {
             Self::Quick => (4, 10),
@@ -60,7 +60,8 @@ pub struct GateArgs {
     /// Number of seeds in the first evaluation [default: the tier's]
     #[arg(long, value_name = "N")]
     pub seeds: Option<usize>,
-    /// Largest number of seeds, used if the first evaluation is inconclusive [default: the tier's]
+    /// Largest number of seeds; the gate adds seeds while the verdict is inconclusive [default: the
+    /// tier's]
     #[arg(long, value_name = "M")]
     pub max_seeds: Option<usize>,
     /// The first seed; the further seeds are the numbers that follow it
@@ -72,19 +73,20 @@ pub struct GateArgs {
     /// Also fail a precision that is better than the baseline by more than the margin
     #[arg(long)]
     pub equivalence: bool,
-    /// The margin: how much worse than the baseline the metric may be, for the model that --model
-    /// names [default: the declared or recorded margin; for a model that is changed by one of the
-    /// options below, the margin recorded with the same change]
+    /// How much worse than the baseline the metric of the model in --model may be (the margin)
+    /// [default: the model's margin; if an option below changes the model, the margin recorded with
+    /// the same change]
     #[arg(long, value_name = "DELTA")]
     pub margin: Option<f64>,
-    /// Time limit, in seconds or as 10m, 2h or HH:MM:SS: after this time the gate stops checking
-    /// rules; it trains with one seed after another, and starts no seed that might exceed the limit
+    /// Time limit, in seconds or as 10m, 2h or HH:MM:SS; the gate then trains one seed after
+    /// another, starts no seed that might exceed the limit, and checks no further rules after the
+    /// limit
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub time_limit: Option<Duration>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub changes: ChangeArgs,
-    /// auto, cpu, cuda or cuda:N
+    /// The device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Allow TF32 in f32 matrix products on CUDA, in the baseline as well
@@ -94,7 +96,7 @@ pub struct GateArgs {
     #[arg(long)]
     pub deterministic: bool,
     /// Kernels of layers and losses on CUDA, in the baseline as well: own (fused layers, which
-    /// round less often), or libtorch (one layer at a time, with the roundings of PyTorch)
+    /// round less often), or libtorch (one layer at a time, which rounds as PyTorch does)
     #[arg(long, value_name = "WHOSE", value_parser = Kernels::from_str,
           default_value_t = Kernels::default())]
     pub kernels: Kernels,
@@ -116,11 +118,12 @@ pub struct GateArgs {
     /// Compare the results of the first seed with the goldens (recorded results) in this folder
     #[arg(long, value_name = "FOLDER")]
     pub goldens: Option<PathBuf>,
-    /// A policy file: the precisions of single modules, as written by --fix; needs a single --model
+    /// A policy file as written by --fix, with the precisions of single modules; needs --model with
+    /// one name
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// Write the modules that must stay in FP32 to this policy file, if a model fails; needs a
-    /// single --model
+    /// If a model fails, write the modules that must stay in FP32 to this policy file; needs
+    /// --model with one name
     #[arg(long, value_name = "FILE", conflicts_with = "no_diagnose")]
     pub fix: Option<PathBuf>,
     /// Do not search for the causes of failures; by default the first few failures are diagnosed

@@ -1,16 +1,16 @@
-//! Limits how much the gate computes to check the rules of one model, so that checking the rules of
-//! a large model takes minutes. A large model is judged on fewer examples, fewer steps and fewer
-//! draws. A draw is a training run of the first steps in which rounding is emulated; the gate
-//! computes its bounds from such runs.
+//! Limits how much the gate computes to check the rules for one model, so that a large model takes
+//! only minutes. A large model is judged on fewer examples, fewer steps and fewer draws. A draw is
+//! a training run of the first steps in which rounding is emulated. The gate computes its bounds
+//! from the draws.
 //!
 //! The work for a model is measured by the number of multiplications with weights in the forward
-//! pass of one example. This number depends only on the model and its data. So each call of the
-//! gate judges a model on the same number of examples, steps and draws.
+//! pass of one example. This number depends only on the model and its data. The numbers of
+//! examples, steps and draws for a model are therefore the same in each call of the gate.
 //!
-//! A bound is mean + k·s. The mean and the standard deviation s are computed from the measured
+//! A bound is mean + k·s, where s is the standard deviation. Both are computed from the measured
 //! values of the draws. With fewer draws, the factor k is larger. A bound from [`FEWEST_DRAWS`]
-//! draws is wider than a bound from [`DRAWS`] draws: 1.12 times as wide if s is a tenth of the mean
-//! (the smallest s that the gate uses), and 1.26 times as wide if s is half of the mean.
+//! draws is 1.12 times as wide as a bound from [`DRAWS`] draws if s is a tenth of the mean, the
+//! smallest s that the gate uses. It is 1.26 times as wide if s is half of the mean.
 
 use amp_core::{Result, data::AnyBatch, precision::Precision};
 
@@ -27,11 +27,11 @@ const FEWEST_DRAWS: u64 = 12;
 /// The largest number of steps of an epoch that the gate observes.
 const EPOCH_STEPS: i64 = 64;
 /// The gate observes at least this many steps of an epoch, or all of them if the epoch is shorter.
-/// Each observed step is repeated twice with emulated rounding. So 16 steps give 32 emulated steps,
-/// from which a bound is computed.
+/// Each observed step runs two more times with emulated rounding. So 16 steps give 32 emulated
+/// steps, from which a bound is computed.
 const FEWEST_STEPS: i64 = 16;
-/// The number of additional forward passes for each observed step of the epoch: one under 32-true,
-/// and two with emulated rounding.
+/// The number of forward passes per observed step of the epoch, in addition to the step's own: one
+/// under 32-true, and two with emulated rounding.
 const PASSES: f64 = 3.0;
 /// The smallest number of examples from which batch statistics can be computed.
 const FEWEST_EXAMPLES: i64 = 2;
@@ -56,10 +56,10 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Computes the budget for the model of `case`. For this, the model runs once on a few
-    /// examples. If the model cannot run on so few, it runs on a whole batch, and the gate judges
-    /// it on whole batches. `steps` is the number of first steps that the gate compares with
-    /// 32-true.
+    /// Computes the budget for the model of `case`. Runs the model once on [`FEWEST_EXAMPLES`]
+    /// examples, to count its multiplications. If this fails, runs it on a whole batch, and the
+    /// gate then judges the model on whole batches. `steps` is how many of the first steps of
+    /// training the gate compares with 32-true.
     ///
     /// # Errors
     /// When the model does not run on a batch.
@@ -81,8 +81,8 @@ impl Budget {
     }
 
     /// Computes the budget from the number of multiplications per example (`products`), the
-    /// smallest number of examples in a pass (`fewest`), and the number of examples in a batch
-    /// (`batch`).
+    /// smallest number of examples in a pass (`fewest`), the number of examples in a batch
+    /// (`batch`), and the number of batches in an optimizer step (`window`).
     fn for_work(products: f64, (fewest, batch): (i64, i64), window: i64, steps: u64) -> Self {
         let within = |limit: f64, work: f64, fewest: i64, most: i64| -> i64 {
             // If `work` is 0, the quotient is infinite, so that the result is `most`.
@@ -138,8 +138,8 @@ mod tests {
     ) {
         let found = Budget::for_work(products, (batch.min(2), batch), 1, 6);
         assert_eq!(found, Budget { examples, draws, epoch_steps });
-        // With gradient accumulation over two batches, each step needs twice as many
-        // multiplications, so the budget has no more draws and steps than before.
+        // If each step accumulates two batches, it needs twice as many multiplications. The budget
+        // then has at most as many draws and steps as without accumulation.
         let twice = Budget::for_work(products, (batch.min(2), batch), 2, 6);
         assert!(twice.draws <= draws && twice.epoch_steps <= epoch_steps);
     }

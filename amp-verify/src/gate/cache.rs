@@ -24,8 +24,8 @@ pub struct Cache(Option<Open>);
 
 struct Open {
     folder: PathBuf,
-    /// The digest of the binary, which contains the models, the trainer, the checksums of the data
-    /// and libtorch's version.
+    /// The digest of the binary. The binary contains the models, the trainer, the checksums of the
+    /// data and libtorch's version.
     binary: String,
     threads: usize,
 }
@@ -68,9 +68,9 @@ impl Open {
     fn path(&self, job: &Job) -> Option<PathBuf> {
         let device = hardware::parse_device(&job.device).ok()?;
         let machine = Fingerprint::of(device).ok()?;
-        // The fingerprint (the description of the machine) also contains the current settings of
-        // this process, which an earlier job may have changed. These settings are cleared here,
-        // because the key already contains the settings of the job.
+        // The fingerprint (the description of the machine) also contains this process's settings.
+        // They are cleared, because an earlier job may have set them, and the key already contains
+        // the settings of this job.
         let machine = Fingerprint { threads: 0, tf32: false, deterministic: false, ..machine };
         let parts = [
             self.binary.clone(),

@@ -1,4 +1,5 @@
-//! The result of checking one of the gate's rules: a measured value (`figure`) and its bound.
+//! The result of checking one of the gate's rules: a measured value (in the field `figure`) and its
+//! bound.
 
 use amp_core::memory::show_bytes;
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ pub enum Comparison {
     Shown,
     /// There are too few seeds to decide whether the measured value is within its bound.
     Open,
-    /// Nothing was compared. `what` contains the reason.
+    /// Nothing was compared. The field [`what`](Checked::what) contains the reason.
     LeftOut,
 }
 
@@ -48,7 +49,8 @@ pub struct Checked {
     pub rule: Reason,
     /// A description of the compared quantity, or the reason why nothing was compared.
     pub what: String,
-    /// A description of the run: its mode and its number of steps. Empty if nothing was compared.
+    /// The runs from which the value comes, for example their mode and number of steps. Empty if
+    /// nothing was compared.
     pub over: String,
     /// What the comparison shows.
     pub result: Comparison,
@@ -101,7 +103,7 @@ impl Checked {
         Self { rule, what, over, result, figure: None, bound: None, unit: Unit::Equal }
     }
 
-    /// Returns whether the rule was checked, and not left out.
+    /// Returns whether the rule was checked.
     pub fn is_done(&self) -> bool {
         self.result != Comparison::LeftOut
     }

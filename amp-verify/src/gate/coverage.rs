@@ -22,7 +22,8 @@ use crate::{
 /// checked.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Coverage {
-    /// Properties of the runs, each with its name: metric, changes, memory, path, modes and size.
+    /// Name and value of each property of the runs: `metric`, `changed`, `memory`, `path`, `modes`
+    /// and `size`.
     pub ran: Vec<(&'static str, String)>,
     /// The comparisons of measured values with their bounds, ordered by rule.
     pub rows: Vec<Row>,
@@ -30,7 +31,8 @@ pub struct Coverage {
     pub missing: Vec<Missing>,
     /// The number of the gate's rules that were checked.
     pub rules: usize,
-    /// The number of the gate's rules that the jobs reported, whether checked or not.
+    /// The number of all rules of the gate in the jobs' results, including those that were left
+    /// out.
     pub of_rules: usize,
 }
 
@@ -56,7 +58,7 @@ pub struct Row {
     pub result: Comparison,
 }
 
-/// An entry of the list of what was not checked, and the reason.
+/// Something that was not checked, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     /// The title of a rule of the gate, or a description of what was not checked.
@@ -99,7 +101,7 @@ impl Row {
             Comparison::Open => format!("{figure}, bound {bound}: too few seeds to decide"),
             Comparison::Broken => format!("{figure}, BROKEN"),
             _ if figure == bound => figure.clone(),
-            _ => format!("{figure} of {bound}"),
+            _ => format!("{figure}, bound {bound}"),
         };
         format!("{rule}: {what}: {found} ({over})")
     }
@@ -111,8 +113,8 @@ impl Coverage {
         let mut coverage = Self::default();
         let all = seeds(&result.seeds);
         // The rules about the first steps and about the training path were checked with one seed.
-        // The seed is read from the list of jobs, because without full runs there is no list of
-        // seeds.
+        // It is read from the jobs, because `result.seeds` is empty if there were no full training
+        // runs.
         let of_rules = report.jobs.iter().find(|job| {
             (&job.model, job.precision) == (&model.model, result.precision)
                 && matches!(job.task, Task::Conformance | Task::Path)
@@ -182,7 +184,7 @@ impl Coverage {
             (result.peak_memory_bytes, result.watched_peak_memory_bytes)
         {
             let (plain, watched) = (show_bytes(plain), show_bytes(watched));
-            let text = format!("at most {plain} in unobserved runs, {watched} in observed runs");
+            let text = format!("at most {plain} in full runs, {watched} in short observed runs");
             coverage.ran.push(("memory", text));
         }
         match &result.path {
@@ -210,7 +212,7 @@ impl Coverage {
         let device = report.fingerprint.as_ref().map_or("an unknown device", |f| f.device.as_str());
         let graphs = match replayed {
             0 => "operator by operator".to_owned(),
-            replayed => format!("{replayed} of them as a CUDA graph"),
+            replayed => format!("{replayed} steps as a CUDA graph"),
         };
         let each = if *batches_per_step == 1 { "batch" } else { "batches" };
         self.ran.push((
@@ -256,8 +258,9 @@ impl Coverage {
 
 const METRIC: &str = "Validation metric";
 
-/// Formats the statistical test over seeds like the other comparisons. The measured value is the
-/// upper limit of how much worse the precision is than 32-true, and its bound is the margin.
+/// Formats the statistical test over seeds as a comparison of a measured value with a bound. The
+/// measured value is the upper confidence limit of how much worse the metric is than under 32-true.
+/// The bound is the margin.
 fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
     let is_share = model.direction.is_share();
     let shown = |value: f64| match is_share {
@@ -275,7 +278,7 @@ fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
         rule: METRIC,
         compares: "compares the metric with that of 32-true with the same seeds",
         what: format!(
-            "{}: upper limit of how much worse it is, at significance level {}",
+            "{}: how much worse than under 32-true (upper confidence limit, α = {})",
             model.metric, judgement.alpha
         ),
         over: format!("full runs, {}, {seeds}", model.length),

@@ -1,4 +1,4 @@
-//! The time at which the gate stops checking rules, because of its time limit.
+//! The time at which a job of the gate must stop, so that the gate keeps its time limit.
 
 use std::{
     cell::Cell,
@@ -11,8 +11,8 @@ use amp_core::{Error, Result};
 /// The reason that reports give if the time limit ended the gate before a rule was judged.
 pub(super) const OVER: &str = "the time limit was reached";
 
-/// The time at which a job of the gate must end. All clones of a deadline share a flag, which says
-/// whether the deadline has ended the job.
+/// The time at which a job of the gate must end. Clones share a flag that is set when
+/// [`check`](Self::check) returns an error.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Deadline {
     at: Option<Instant>,
@@ -20,8 +20,8 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// Creates a deadline that passes after `time`, counted from now. `None` means that the job may
-    /// take any time.
+    /// Creates a deadline at the time `time` after this call. `None` means that the job may take
+    /// any time.
     pub(super) fn within(time: Option<Duration>) -> Self {
         // If the moment is too far in the future for an `Instant`, there is no deadline.
         let at = time.and_then(|time| Instant::now().checked_add(time));

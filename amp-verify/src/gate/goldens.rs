@@ -96,8 +96,8 @@ impl Case<'_> {
         let mut found = known.clone();
         found.runs.insert(baseline.into(), figures(base, base, Precision::F32True));
         found.runs.insert(precision.into(), figures(own, base, self.precision));
-        // Memory is not compared: before a golden is recorded, a warm-up run allocates workspaces,
-        // but the gate makes no warm-up run.
+        // Memory is not compared: a golden is recorded after a warm-up run, which has already
+        // allocated workspaces, but the gate makes no warm-up run.
         let agreement = Agreement { spread: None, memory: false };
         Ok(agreement.moved(&known, &found))
     }

@@ -20,8 +20,8 @@ pub(super) fn copies<T: FromIterator<(String, Tensor)>>(
     named.map(|(name, gradient)| Ok((name.to_owned(), copy_of(gradient)?))).collect()
 }
 
-/// Returns a copy on the same device and in the same dtype, because a copy in f64 on the host would
-/// take too much memory.
+/// Returns a copy of the tensor on the same device and in the same dtype. (A copy in f64 on the
+/// host would take too much memory.)
 pub(super) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_detach_copy())?)
 }

@@ -15,24 +15,25 @@ use sha2::{Digest, Sha256};
 use crate::{rounding::rounding_of, scalars::all_finite};
 
 /// How many batches at the start of a run are recorded, to compare the order of the examples
-/// between runs. These batches suffice to distinguish two shuffles. Later batches could not be
-/// read, because they may be part of a CUDA graph.
+/// between runs. Two runs that shuffle differently already differ in these batches. Later batches
+/// cannot be read if they are part of a CUDA graph.
 const NOTED: usize = 3;
 
-/// How many values of each tensor are recorded in each of the first [`NOTED`] batches. A run in 16
-/// bits rounds the values, so they can only be compared within the rounding.
+/// How many values of each tensor are recorded in each of the first [`NOTED`] batches. If a run
+/// stores its batches in 16 bits, its digest differs from that of 32-true. Then these values are
+/// compared, with a tolerance for rounding.
 const VALUES: i64 = 64;
 
-/// The largest number of examples of a data set whose digests are computed. It is limited because a
-/// data set may be larger than memory.
+/// Digests are computed of at most this many examples of a data set, because a data set may be
+/// larger than memory.
 const MOST_EXAMPLES: i64 = 1 << 16;
-/// The largest number of elements in all examples of a data set whose digests are computed.
+/// Digests are computed of at most this many elements of a data set, in all examples together.
 const MOST_NUMBERS: i64 = 1 << 27;
 /// The number of examples that are read at once.
 const AT_ONCE: usize = 256;
 
-/// Records a digest and some values of the first batches of a run, which depend on the order of the
-/// examples.
+/// The record of the order in which a run uses the examples: a digest and some values of its first
+/// batches.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Order(Rc<RefCell<Noted>>);
 
@@ -77,8 +78,8 @@ fn spaced(tensor: &Tensor) -> Result<Vec<f64>> {
 }
 
 /// Returns whether the values of two runs' first batches are equal up to rounding to `storage`, the
-/// dtype in which one of the runs stores its batches. Several roundings are accepted, because
-/// transforms of the data may round several times.
+/// dtype in which one of the runs stores its batches. The tolerance allows for several rounding
+/// errors, because the transforms of the data may round too.
 pub(super) fn are_near(base: &[f64], own: &[f64], storage: Kind) -> bool {
     let size = base.iter().map(|value| value.powi(2)).sum::<f64>() / base.len().max(1) as f64;
     let unit = 8.0 * rounding_of(storage).max(rounding_of(Kind::Float));
@@ -129,8 +130,8 @@ impl Validation {
         let (train, seen) = sample(train)?;
         let train: HashSet<String> = train.into_iter().collect();
         let shared = self.examples.iter().filter(|example| train.contains(*example)).count();
-        // Only the fraction `seen` of the training examples was compared. So only about this
-        // fraction of the duplicates was found, and the result is divided by this fraction.
+        // Only the fraction `seen` of the training examples was read, so only about this fraction
+        // of the duplicates was found. Dividing by `seen` estimates the number of all duplicates.
         let overlap = shared as f64 / self.examples.len().max(1) as f64 / seen;
         Ok(overlap.min(1.0))
     }
@@ -152,11 +153,11 @@ fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
         true => (0..count).collect(),
         false => (0..count).map(spaced).collect(),
     };
-    // In a larger batch, an example may depend on the other examples: the batch may pad it to the
-    // length of the longest example, or store all examples in one shared tensor, as the nodes of
-    // graphs. So examples are read one at a time. A data set that returns whole batches may be slow
-    // to read in this way, so it is read in larger batches, unless they have shared tensors. A
-    // stream copies its state for each example, but this state is small.
+    // Reads the examples one at a time, because an example may look different in a larger batch:
+    // padded to the length of the longest example, or stored with all others in one shared tensor,
+    // as the nodes of graphs are. Only data sets that return whole batches without shared tensors
+    // are read in batches, because reading single examples may be slow for them. (A stream copies
+    // its state for each example, but this state is small.)
     let alone = set.reads_single_examples() || set.is_stream() || !first.is_divisible();
     let at_once = if alone { 1 } else { AT_ONCE };
     for places in places.chunks(at_once) {
@@ -301,7 +302,8 @@ mod tests {
         }
     }
 
-    /// A stream of the sentences, which begins with the sentence of the given index.
+    /// A stream of the sentences, repeated without end. The number is the index of the next
+    /// sentence.
     struct Spoken(Sentences, i64);
 
     impl IterableDataset for Spoken {
@@ -332,7 +334,8 @@ mod tests {
         }
     }
 
-    /// Checks that a sentence is recognized although it is padded to another length.
+    /// Checks that a validation sentence is found in the training set even if batches of the two
+    /// sets pad it to different lengths.
     #[rstest]
     #[case::indexed(false)]
     #[case::stream(true)]

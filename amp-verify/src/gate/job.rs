@@ -125,8 +125,8 @@ impl Job {
             return Outcome::ended();
         }
         let started = std::time::Instant::now();
-        // Keeps the initial weights of the first build. Further builds of the same model in this
-        // job then copy these weights, which is faster than computing them.
+        // Keeps the initial weights when the model is first built. If the job builds the model
+        // again, the weights are copied, which is faster than initializing them.
         let _remembering = Remembering::new();
         let _kernels = self.kernels.enter();
         let model = registry.find(Some(&self.model)).ok();
@@ -182,9 +182,9 @@ impl Job {
         Ok(case)
     }
 
-    /// Returns the case for a run under `precision`. Without a fault of the self-test this is a
-    /// copy of `case`, so that its data is not loaded again. With a fault the case is built for
-    /// this precision, because a fault may affect only one precision.
+    /// Returns the case for a run under `precision`: a copy of `case`, so that its data is not
+    /// loaded again. If the self-test has put a fault into the job, builds a new case, because the
+    /// fault may affect only one precision.
     pub(super) fn case_like(
         &self,
         case: &Case,
@@ -205,9 +205,9 @@ impl Job {
         // A control run breaks the invariant that training changes the weights, so its invariants
         // are not checked.
         config.checks.level = if self.task == Task::Frozen { Check::Off } else { self.check };
-        // These tasks train for a few steps, or for one epoch at most. If a parameter is frozen
-        // until a later step or epoch, these tasks train it from the first step, because otherwise
-        // no rule would check it.
+        // These tasks run only a few steps, or at most one epoch. A parameter that is unfrozen
+        // later than that would be frozen in all their steps, and no rule would check it. So these
+        // tasks train such a parameter from the first step.
         if matches!(self.task, Task::Conformance | Task::Path) {
             config.optimization.freeze.retain(|freeze| !freeze.ends_after(conformance::STEPS));
         }
@@ -259,8 +259,8 @@ impl Job {
         }
         let record = trainer.fit(model.as_mut(), &case.data)?;
         let memory = meter.read()?;
-        // Counting makes the copies once more, so it is left out where the peak of 32-true contains
-        // copies too: on CUDA, and under the mixed precisions, whose copies are as large.
+        // To count the bytes of the data's copies, the copies are made once more. This is left out
+        // on CUDA and under the mixed precisions, whose copies are as large as those under 32-true.
         let is_baseline = self.precision == Precision::F32True;
         let may_differ = is_baseline || policy.precision.storage() != Kind::Float;
         let data_bytes = match case.trainer.device.is_cuda() || !may_differ {
@@ -268,8 +268,8 @@ impl Job {
             false => case.data.copied_bytes(policy)?,
         };
         let validation = identity::Validation::of(&case.data)?;
-        // The overlap of training and validation examples is judged in the runs under a precision.
-        // The runs under 32-true use the same data, so they do not compute the overlap again.
+        // The runs under 32-true use the same data, so only the other runs compute the overlap of
+        // training and validation examples.
         let overlap = match is_baseline {
             true => None,
             false => Some(validation.overlap(&case.data.train)?),

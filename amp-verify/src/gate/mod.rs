@@ -1,6 +1,7 @@
-//! `cargo amp gate`. Data flows through the modules in this order: [`job::Job`]s for every model,
-//! precision and seed → [`pool::Pool`] → [`crate::verdict`] → [`Report`] → table, JUnit, JSON,
-//! Markdown, annotations.
+//! `cargo amp gate`: compares training under each precision with training under 32-true.
+//! [`pool::Pool`] runs the [`job::Job`]s of every model, precision and seed, and [`crate::verdict`]
+//! judges their results. The [`Report`] is then written as table, JUnit, JSON, Markdown and
+//! annotations.
 
 mod args;
 mod budget;
@@ -159,9 +160,9 @@ impl Plan {
     }
 }
 
-/// Runs the plan. Without a time limit, first judges each precision of each model with the smaller
-/// number of seeds. Runs the other seeds for each precision whose result is inconclusive. With a
-/// time limit, runs one seed after another until the limit.
+/// Runs the plan. Without a time limit, judges each precision of each model with the plan's first
+/// number of seeds, and adds seeds where the result is inconclusive. With a time limit, runs one
+/// seed after another until the limit.
 ///
 /// # Errors
 /// When the cache cannot be written.
@@ -243,16 +244,16 @@ fn left_out(plan: &Plan) -> Vec<String> {
     let (first, most) = Tier::Nightly.seeds();
     if plan.most < most {
         let (own, at_most) = (plan.first, plan.most);
-        left.push(format!("seeds: {own} to {at_most} here, {first} to {most} nightly"));
+        left.push(format!("{first} to {most} seeds instead of {own} to {at_most}"));
     }
     left
 }
 
 /// Starts the processes that run the jobs. On a GPU the jobs run in this process, and operations on
-/// the host use all cores. On a CPU, `processes` processes are started. By default, there are as
-/// many as fit on the cores if each process uses `threads` threads. The number of threads does not
-/// depend on the number of processes. Otherwise, another number of processes would change the last
-/// digits of results, because sums are split among threads.
+/// the host use all cores. On a CPU, starts `processes` processes with `threads` threads each. The
+/// default is as many processes as the cores allow. The number of threads must not depend on the
+/// number of processes: sums are split among threads, so another number of threads would change the
+/// last digits of results.
 ///
 /// # Errors
 /// When a process cannot be started or the cache cannot be opened.

@@ -24,10 +24,11 @@ pub struct Outcome {
     pub skipped_steps: u64,
     /// The loss scale at the end of the run.
     pub final_scale: Option<f64>,
-    /// The largest number of bytes that tensors occupied at one time, including the gate's tensors.
+    /// The largest number of bytes that tensors occupied at one time. Tensors that the gate itself
+    /// keeps for its comparisons are included.
     pub peak_memory_bytes: u64,
-    /// How many of these bytes are copies of the data sets in the precision's dtype. Not counted (0)
-    /// on CUDA and under the mixed precisions.
+    /// How many bytes of `peak_memory_bytes` are copies of the data sets in the precision's dtype.
+    /// On CUDA and under the mixed precisions they are not counted, and the value is 0.
     #[serde(default)]
     pub data_bytes: u64,
     /// The dtypes of matrix products, loss and weights, as observed in the first step.
@@ -35,12 +36,13 @@ pub struct Outcome {
     /// The number of examples in the validation set.
     pub examples: i64,
     /// A digest of the initial weights, the order of examples and the validation set. It must equal
-    /// the digest of the 32-true run with the same seed, unless the precision stores batches in another
-    /// dtype.
+    /// the digest of the 32-true run with the same seed, except if the precision stores batches in
+    /// another dtype.
     pub pairing: String,
     /// A digest of the initial weights and the validation set.
     pub start: String,
-    /// Some values of the first batches, in the run's dtype.
+    /// Some values of the first batches, in the dtype in which the run stores them. They show the
+    /// order of the examples.
     pub first_values: Vec<f64>,
     /// The fraction of the validation examples that are also training examples; null under
     /// 32-true.
@@ -53,7 +55,8 @@ pub struct Outcome {
     pub batch_size: i64,
     /// The description of the machine and its settings; null if the job did not train.
     pub fingerprint: Option<Fingerprint>,
-    /// The relative error of a matrix product in f32; null for other precisions than 32-true.
+    /// The relative error of one f32 matrix product on the device, which shows whether TF32 is
+    /// used; null for other precisions than 32-true.
     pub product_error: Option<f64>,
     /// The comparison of the first steps with 32-true; null unless the task is `Conformance`.
     pub conformance: Option<Vec<Checked>>,
@@ -71,7 +74,7 @@ pub struct Outcome {
 impl Outcome {
     /// Returns whether this run began with the same weights, examples and validation set as `base`,
     /// the run under 32-true with the same seed. If the precision stores batches in another dtype,
-    /// the examples are compared within the rounding to this dtype.
+    /// the examples may differ by the rounding to this dtype.
     pub(super) fn is_paired(&self, base: &Self, precision: Precision) -> bool {
         let storage = precision.storage();
         self.pairing == base.pairing

@@ -1,5 +1,5 @@
-//! The plan of a call of the gate: which models and precisions are judged, and which training runs
-//! and checks are needed for this.
+//! The plan of one call of `cargo amp gate`: which models and precisions are judged, and which
+//! training runs and checks are needed for this.
 
 use std::{ops::Deref, path::PathBuf, sync::Arc, time::Duration};
 
@@ -41,8 +41,8 @@ impl Subject {
         Self::with(registry, model, &Changes::default(), model.quick(), None)
     }
 
-    /// Prepares to judge `model` with these changes, trained for `length`. If `margin` is given, it
-    /// is used in place of the declared or recorded margin.
+    /// Prepares to judge `model` with `changes` to its hyperparameters, data or training, trained
+    /// for `length`. If `margin` is given, it is used in place of the declared or recorded margin.
     ///
     /// # Errors
     /// When there is no margin for these changes, or the model does not allow one of the changes.
@@ -54,8 +54,8 @@ impl Subject {
         margin: Option<f64>,
     ) -> Result<Self> {
         let margin = margin.map_or_else(|| registry.margin(model, changes, length), Ok)?;
-        // The value that the registry declares for `learns_by` is valid only for the registered
-        // model without changes.
+        // The registry's `learns_by` is only valid without changes to the model. Otherwise the
+        // margin is used.
         let own = model.learns_by.filter(|_| changes.is_empty());
         Ok(Self { model: Arc::clone(model), margin, learns_by: own.unwrap_or(margin) })
     }
@@ -224,8 +224,8 @@ impl Plan {
 
     pub(crate) fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
         let fault = match (precision, self.fault) {
-            // If a fault of the self-test does not affect 32-true, the jobs under 32-true do not
-            // contain it. So all such faults share these jobs.
+            // A fault of the self-test that does not affect 32-true is left out of the jobs under
+            // 32-true. So these jobs are equal for all such faults and run only once.
             (Precision::F32True, Some(fault)) if !fault.touches_baseline() => None,
             (_, fault) => fault,
         };
@@ -252,8 +252,9 @@ impl Plan {
         (0..count as u64).map(move |index| first + index)
     }
 
-    /// Returns the jobs from which all models can be judged for the first time: the checks of the
-    /// rules, and the full training runs of the first seeds.
+    /// Returns the jobs that run first: for each model, the checks of the gate's rules, and the full
+    /// training runs with the first seeds. If their result is inconclusive, runs with more seeds
+    /// follow.
     pub(crate) fn first_look(&self) -> Vec<Job> {
         let mut jobs = self.rules();
         for model in &self.models {
@@ -264,8 +265,9 @@ impl Plan {
         jobs
     }
 
-    /// Returns the jobs that need only one seed: the control run without learning, the comparison
-    /// of the first steps with 32-true, and the check of the observed steps against rules.
+    /// Returns the jobs that need only one seed: the control run, in which no weight changes, the
+    /// comparison of the first steps with 32-true, and the check of the observed steps against
+    /// rules.
     pub(super) fn rules(&self) -> Vec<Job> {
         let mut jobs = Vec::new();
         for model in &self.models {

@@ -26,8 +26,8 @@ use super::{
 };
 use crate::registry::Registry;
 
-/// The number of seconds from which a duration is reported on standard error: the duration of a
-/// stage of a job, or of a job that runs in this process.
+/// If a job that runs in this process, or a stage of any job, takes at least this many seconds, its
+/// duration is printed on standard error.
 pub(super) const LONG: f64 = 5.0;
 
 /// The hidden command that starts the binary as a worker process of the gate.
@@ -42,7 +42,7 @@ pub struct Pool {
     /// The number of threads that each process uses for one operation.
     threads: usize,
     cache: Cache,
-    /// The outcomes of all jobs of the gate so far, by the text that identifies the job.
+    /// The jobs that have run and their outcomes, by [`Job::key`].
     outcomes: BTreeMap<String, (Job, Outcome)>,
     /// The number of jobs that were run.
     pub executed: usize,
@@ -50,7 +50,7 @@ pub struct Pool {
     pub cached: usize,
 }
 
-/// The request to a worker to run a job.
+/// A request to a worker to run a job.
 #[derive(Serialize, Deserialize)]
 struct Order {
     job: Job,
@@ -100,8 +100,8 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Sets the number of threads of this process to the number that a worker has. So a run in this
-    /// process has the same results as a run in a worker.
+    /// Sets the number of threads of this process to that of a worker. With another number, sums
+    /// would be split differently, and a run would not have the same results as in a worker.
     pub(super) fn join(&self) {
         tch::set_num_threads(i32::try_from(self.threads).unwrap_or(1));
     }
@@ -131,7 +131,7 @@ impl Pool {
         times
     }
 
-    /// Runs those jobs of the gate whose outcomes are not known yet.
+    /// Runs those of the jobs whose outcomes are neither in this pool nor in the cache.
     ///
     /// # Errors
     /// When the cache cannot be written.
@@ -168,9 +168,9 @@ impl Pool {
         open.sort_by_key(|job| std::cmp::Reverse(job.length));
         self.executed += open.len();
         for (job, outcome) in self.execute(&open, end) {
-            // Two kinds of outcomes are not stored, so that the next gate runs the job again. One
-            // is a crash, because the machine may have caused it. The other is an outcome that is
-            // incomplete because of the time limit.
+            // Two kinds of outcomes are not cached, so that the next call of the gate runs the job
+            // again: crashes, because the machine may have caused them, and outcomes that the time
+            // limit left incomplete.
             let crashed = outcome.failures.iter().any(|failure| failure.reason == Reason::Crashed);
             if !crashed && !outcome.ended {
                 self.cache.put(&job, &outcome)?;
@@ -260,8 +260,8 @@ fn outcome(output: &mut impl BufRead, other: &mut impl Write) -> std::io::Result
         }
         match line.strip_prefix(OUTCOME.as_bytes()) {
             Some(outcome) => return Ok(serde_json::from_slice(outcome)?),
-            // The function `sent` writes a line break before each outcome. If this gives an empty
-            // line, the line is dropped.
+            // Drops the empty line that may result from the line break that `sent` writes before
+            // each outcome.
             None if line == b"\n" => {}
             None => other.write_all(&line)?,
         }
@@ -295,8 +295,8 @@ fn sent(outcome: &Outcome) -> serde_json::Result<String> {
 mod tests {
     use super::*;
 
-    /// Checks that an outcome is found among lines that the model has printed, and that the end of
-    /// a worker is an error.
+    /// Checks that outcomes are found among the lines that the model prints, and that it is an
+    /// error if a worker's output ends without an outcome.
     #[test]
     fn a_model_may_print() {
         let outcome_sent = Outcome::failed(Failure::new(Reason::Crashed, "a text"));

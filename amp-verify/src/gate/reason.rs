@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::text::one_line;
 
-/// The reason for a failure: the rule of the gate that a run broke. If the metric of a precision is
-/// too much worse, no reason is recorded here, because the statistical test reports it.
+/// The reason for a failure: the rule of the gate that a run broke. A metric that is too much worse
+/// than under 32-true has no variant here, because the statistical test reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// A loss or a metric is not finite.
     NonFinite,
-    /// No step was applied, or the loss scale collapsed.
+    /// No step was applied, or training stopped because the loss scale became too small.
     AllSkipped,
     /// The trained model is not better than the model of the control run, in which no weight
     /// changes.
@@ -22,13 +22,13 @@ pub enum Reason {
     /// Initial weights, order of examples, data or random numbers differ from those of the 32-true
     /// run.
     NotPaired,
-    /// The validation set contains training examples.
+    /// Too many examples of the validation set are also training examples.
     Contaminated,
     /// In the first steps, gradients, updates or learning rates differ from those of 32-true by
     /// more than the precision's rounding explains.
     NotConformant,
-    /// A run whose steps the gate observes ends with other values than the same run without an
-    /// observer.
+    /// The same run ends with different weights, optimizer state or logged values if the gate
+    /// observes its steps.
     Watching,
     /// In training mode a step's gradient differs from that of 32-true by more than the precision's
     /// rounding explains.
@@ -37,8 +37,8 @@ pub enum Reason {
     Update,
     /// The learning rates differ from those that the schedule prescribes.
     Schedule,
-    /// The loss scale breaks its rule: it does not fall after an overflow, or does not grow after
-    /// enough steps without overflow.
+    /// The loss scale does not fall after an overflow, or does not grow after enough steps without
+    /// overflow, as the loss scaler's settings require.
     Scale,
     /// A step was wrongly skipped or applied, or a skipped step changed something.
     Skip,
@@ -46,13 +46,13 @@ pub enum Reason {
     Buffers,
     /// Validation changes a tensor, or two validations give different results.
     Validation,
-    /// A resumed run ends with other values than an uninterrupted run.
+    /// A run that was saved half way, or resumed, ends with other values than an uninterrupted run.
     Resume,
-    /// The fraction of elements that dropout sets to zero does not fit the factor by which dropout
-    /// scales the kept elements.
+    /// Dropout at a rate p zeroes a fraction p of the elements and scales the others by 1/(1 − p).
+    /// The measured fraction and factor do not belong to the same p.
     Dropout,
-    /// The rounding errors of a layer have a nonzero mean, which shows that the layer truncates. Or
-    /// the errors are larger than the layer's dtype explains.
+    /// A layer's rounding errors exceed the bound for its dtype, or their mean is not zero, as with
+    /// truncation in place of rounding to nearest.
     Rounding,
     /// The values of a layer have more or fewer significant digits than the layer's dtype.
     Width,
@@ -61,7 +61,7 @@ pub enum Reason {
     /// An epoch does not use all its batches, or its steps do not have the requested number of
     /// batches.
     Batches,
-    /// Steps leak memory, or use several times the memory of 32-true.
+    /// Steps leak memory, or need more than twice the memory of 32-true.
     Memory,
     /// A run violated an invariant of training.
     Invariant,
@@ -137,7 +137,7 @@ impl Reason {
         }
     }
 
-    /// Returns the title of the rule that is broken, in plain words.
+    /// Returns a title for this rule.
     pub fn title(self) -> &'static str {
         match self {
             Self::NonFinite => "Finite numbers",
@@ -169,8 +169,8 @@ impl Reason {
         }
     }
 
-    /// Describes in one line how the gate checks this rule. The HTML report shows the line below the
-    /// title of the rule.
+    /// Describes in one line how the gate checks this rule, as the HTML report does below the
+    /// rule's title.
     pub fn compares(self) -> &'static str {
         match self {
             Self::NonFinite => "loss, metric and weights must be finite",
@@ -216,8 +216,7 @@ impl Reason {
                  which dropout scales the other elements"
             }
             Self::Rounding => {
-                "compares the errors of each 16-bit layer on exact inputs with what rounding \
-                 explains"
+                "compares the error that each 16-bit layer itself makes with what rounding explains"
             }
             Self::Width => {
                 "compares the significant digits of values and gradients with those of their dtype"
@@ -242,11 +241,11 @@ impl Reason {
         }
     }
 
-    /// Returns the part of training that is broken, if no choice of precision can repair it.
-    /// Returns `None` if too little precision may be the cause.
+    /// Returns which part of training is wrong, if no choice of precision can repair this failure.
+    /// Returns `None` for a failure that too low a precision may cause.
     pub fn rule(self) -> Option<&'static str> {
         match self {
-            Self::NotPaired => Some("the same start as 32-true's"),
+            Self::NotPaired => Some("the start of the run, which must be that of 32-true"),
             Self::Watching => Some("the training path"),
             Self::Update => Some("clipping or the optimizer's step"),
             Self::Schedule => Some("the learning rate's schedule"),

@@ -103,8 +103,7 @@ fn results(report: &Report) -> impl Iterator<Item = (&ModelReport, &PrecisionRes
     report.models.iter().flat_map(|model| model.results.iter().map(move |result| (model, result)))
 }
 
-/// Lists what was not checked. Each line names the models and the precisions for which it was not
-/// checked.
+/// Lists what was not checked, one line each, with the models and the precisions concerned.
 fn missing(report: &Report) -> Vec<String> {
     let mut found: BTreeMap<String, BTreeMap<Precision, BTreeSet<&str>>> = BTreeMap::new();
     for (model, result) in results(report) {
@@ -168,7 +167,7 @@ pub fn table(report: &Report) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     // A report on many models and precisions has hundreds of comparisons. The terminal shows only
-    // the comparisons of failing precisions. The files contain all comparisons.
+    // those of failing precisions, but the files contain all of them.
     let all = results(report).count();
     let mut comparisons = String::new();
     for (model, result) in results(report) {
@@ -187,11 +186,12 @@ pub fn table(report: &Report) -> String {
     format!("{heading}\n{table}\n{found}{comparisons}{}\n", closing(report).join("\n"))
 }
 
-/// If more combinations of model and precision than this were judged, the terminal shows only the
-/// comparisons of the failing combinations.
+/// If the report has more combinations of model and precision than this, the terminal shows only
+/// the comparisons of the failing ones.
 const LISTED: usize = 2;
 /// The columns of the table of comparisons.
-const COLUMNS: [&str; 6] = ["rule", "what was compared", "over", "figure", "bound", "of the bound"];
+const COLUMNS: [&str; 6] =
+    ["rule", "what was compared", "over", "figure", "bound", "share of the bound"];
 
 /// Formats the comparisons for one model under one precision as a table.
 fn compared(report: &Report, model: &ModelReport, result: &PrecisionResult) -> String {
@@ -316,7 +316,8 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
     xml.to_string()
 }
 
-/// Describes in one line why a precision of a model did not pass.
+/// Describes in one line why a model did not pass under a precision: the failure and, if there is
+/// one, the diagnosis.
 fn message(model: &ModelReport, result: &PrecisionResult) -> String {
     let failure = failure(model, result);
     match &result.finding {
@@ -372,7 +373,8 @@ fn escaped(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-/// Escapes a property of a GitHub workflow command, as GitHub's package actions/toolkit does.
+/// Escapes the value of a property, such as `title`, of a GitHub workflow command, as GitHub's
+/// package actions/toolkit does.
 fn property(text: &str) -> String {
     escaped(text).replace(':', "%3A").replace(',', "%2C")
 }

@@ -18,8 +18,8 @@ use crate::{
     verdict::{Judgement, Verdict},
 };
 
-/// The status of one precision of a model, or of the whole report. The variants are ordered from
-/// best to worst. The status of the report is the worst status of its precisions.
+/// The status of one model under one precision, or of a whole report. The variants are ordered from
+/// best to worst. A report has the worst status of all models and precisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -65,10 +65,10 @@ pub struct Report {
     pub status: Status,
     /// The tier in which the gate ran.
     pub tier: Tier,
-    /// The description of the machine. Null if no control run ended.
+    /// The description of the machine. Null if no control run finished.
     pub fingerprint: Option<Fingerprint>,
-    /// The accepted probability that a precision passes although it is worse than 32-true by the
-    /// margin.
+    /// The significance level α: the accepted probability that a precision passes although it is
+    /// worse than 32-true by the margin.
     pub alpha: f64,
     /// The time limit for the checks of rules and the full training runs, in seconds. Null if there
     /// is no limit.
@@ -116,7 +116,7 @@ pub struct ModelReport {
     pub model: String,
     /// The name of the metric by which the model is judged.
     pub metric: String,
-    /// Whether larger or smaller values are better.
+    /// Whether larger or smaller values of the metric are better.
     pub direction: Direction,
     /// The length of each training run.
     pub length: Length,
@@ -153,8 +153,8 @@ pub struct PrecisionResult {
     pub baseline: Vec<Option<f64>>,
     /// The metric of the precision's run with each seed.
     pub metric: Vec<Option<f64>>,
-    /// The checks that are made on full runs before the statistical test. Null if one of the runs
-    /// failed.
+    /// The checks of the full training runs, except the statistical test. Null if there were no
+    /// such runs or one of them failed.
     pub runs: Option<Vec<Checked>>,
     /// The comparison of the first steps with 32-true. Null if this job failed.
     pub conformance: Option<Vec<Checked>>,
@@ -181,8 +181,8 @@ pub struct PrecisionResult {
 }
 
 impl ModelReport {
-    /// Returns a note for the report if the registry declares the model's metric as a fraction, but
-    /// a measured value is no fraction.
+    /// Returns a warning for the report if the registry declares the metric as a fraction, but a
+    /// measured value is not between 0 and 1.
     pub fn no_share(&self) -> Option<String> {
         let of = |result: &PrecisionResult| [result.baseline.clone(), result.metric.clone()];
         let values = self.results.iter().flat_map(of).flatten().flatten();
@@ -191,7 +191,7 @@ impl ModelReport {
 }
 
 impl PrecisionResult {
-    /// Computes the status from the failures and the statistical test, and sets it.
+    /// Sets the status to what follows from the failures and the statistical test.
     pub(super) fn settle(mut self) -> Self {
         let moved = |failure: &Failure| failure.reason != Reason::NotComparable;
         self.status = if self.failures.iter().any(moved) {
@@ -208,8 +208,8 @@ impl PrecisionResult {
         self
     }
 
-    /// Returns the most important fact about this model and precision, in one line. The line is
-    /// empty if there is nothing to say.
+    /// Returns the main reason for the status of this model and precision, in one line. The line is
+    /// empty if the status needs no reason.
     pub fn note(&self) -> String {
         match (&self.failures.first(), &self.judgement) {
             (Some(failure), _) => failure.text.clone(),
@@ -224,8 +224,9 @@ impl PrecisionResult {
             }
             (None, _) if self.cut_short => match self.seeds.len() {
                 0 => "the time limit was reached before the first seed".into(),
-                1 => "1 seed, which shows no spread: the time limit was reached before the next"
-                    .into(),
+                1 => {
+                    "1 seed, too few for a test: the time limit was reached before the next".into()
+                }
                 seeds => format!("{seeds} seeds: the time limit was reached before the next"),
             },
             _ => String::new(),

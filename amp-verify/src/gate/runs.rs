@@ -1,5 +1,6 @@
-//! Checks on full runs that are made before the statistical test: whether the compared runs had the
-//! same start, whether their memory is as expected, and whether the model learned.
+//! Checks on full runs that are made before the statistical test: whether the compared runs started
+//! from the same weights and data, whether their peak memory is similar, and whether the model
+//! learned.
 
 use amp_core::{
     Result,
@@ -17,18 +18,18 @@ use super::{
 };
 use crate::{draws, text::percent, verdict::mean};
 
-/// The largest accepted relative error of a product of f32 matrices. In TF32 the error is about
-/// 1e-4.
+/// The largest relative error of an f32 matrix product that the gate accepts from the baseline. In
+/// TF32, the error is about 1e-4.
 const F32_PRODUCT: f64 = 1e-5;
-/// The accepted fraction of validation examples that are also training examples. It is not zero,
-/// because in real data the same text or image may occur twice.
+/// The largest accepted fraction of validation examples that are also training examples. It is not
+/// zero, because in real data the same text or image may occur twice.
 const OVERLAP: f64 = 0.05;
-/// The largest accepted peak memory of a precision, as a multiple of the peak memory of 32-true. If
-/// the weights are wider than f32, this multiple is multiplied by their width relative to f32. A
-/// copy of the data that only the precision needs is accepted in addition.
+/// The largest accepted peak memory under a precision, as a multiple of the peak memory under
+/// 32-true. For 64-true, the multiple is doubled, because its weights are twice as wide. If the
+/// precision keeps a converted copy of the data, the size of the copy is added to the limit.
 const MEMORY: f64 = 2.0;
-/// The additional peak memory that a precision may use on CUDA, in bytes. A library may allocate a
-/// workspace in the first run that calls the library, and this may be the run under the precision.
+/// The peak memory that a precision may use on CUDA beyond this multiple, in bytes. cuBLAS and
+/// other libraries allocate a workspace on their first call, which may be in the precision's run.
 const WORKSPACES: f64 = (1_u64 << 28) as f64;
 
 /// The full runs under a precision and under 32-true, one of each for each seed.
@@ -43,7 +44,7 @@ pub(super) struct Runs<'a> {
 }
 
 impl Runs<'_> {
-    /// Checks the full runs: start, memory, and whether the model learned.
+    /// Checks TF32, the initial weights and data, peak memory, and whether the model learned.
     pub(super) fn check(&self) -> Findings {
         let mut findings = Findings::default();
         self.products(&mut findings);
@@ -129,7 +130,8 @@ impl Runs<'_> {
         let (base, own) = (first.peak_memory_bytes, own.peak_memory_bytes);
         let width = self.precision.storage().elt_size_in_bytes() as f64 / 4.0;
         let is_cuda = first.fingerprint.as_ref().is_some_and(|f| f.capability.contains('.'));
-        // A CPU keeps a copy of the data only if the precision stores it in another dtype.
+        // On a CPU, a run copies the data only if its precision stores batches in another dtype
+        // than the data set's.
         let data = own_data.saturating_sub(base_data) as f64;
         let workspaces = if is_cuda { WORKSPACES } else { 0.0 };
         let most = MEMORY * width.max(1.0) * base as f64 + data + workspaces;
@@ -148,18 +150,17 @@ impl Runs<'_> {
     }
 }
 
-/// Returns a failure if the model draws random numbers in another dtype in the run under the
-/// precision (`path`) than in the control run under 32-true. In this case the two runs of a seed
-/// use different random numbers, so neither their metrics nor their gradients can be compared.
+/// Returns a failure if the model draws random numbers in one dtype under the precision (`path`)
+/// and in another dtype under 32-true (`control`). The two runs of a seed then use different random
+/// numbers, so neither their metrics nor their gradients can be compared.
 pub(super) fn draws_otherwise(control: &Outcome, path: &Outcome) -> Option<Failure> {
     let (draws, base) = (&path.observed.draws, &control.observed.draws);
     let text = draws::difference(draws, Precision::F32True, base)?;
     Some(Failure::new(Reason::NotPaired, text))
 }
 
-/// Checks that the model has learned: the mean metric of the runs must be better than the metric of
-/// the control runs by at least `learns_by`. A run whose metric is not finite is left out of the
-/// mean.
+/// Checks that the model has learned: the mean metric of the runs must be better than that of the
+/// control runs by at least `learns_by`. Runs whose metric is not finite are left out.
 pub(super) fn learning(
     model: &Subject,
     untrained: &Untrained,
@@ -202,9 +203,9 @@ pub(super) fn learning(
 /// When libtorch fails.
 pub fn product_error(device: Device) -> Result<f64> {
     const SIZE: i64 = 256;
-    // Uses no random numbers, because the random generator belongs to the training run. Uses the
-    // sines and cosines of square numbers. In a sum of sines of equally spaced numbers, the terms
-    // would cancel, and the relative error would be ten times as large.
+    // The matrices contain sines and cosines of 0, 1, 4, 9, …, because random numbers would change
+    // the state of the training run's generator. With sines of 0, 1, 2, 3, …, the products within a
+    // dot product would nearly cancel, and the relative error would be ten times as large.
     let phases = Tensor::f_arange(SIZE * SIZE, (Kind::Double, device))?.f_square()?;
     let phases = phases.f_view([SIZE, SIZE])?;
     let [a, b] = [phases.f_sin()?, phases.f_cos()?].map(|m| m.f_to_kind(Kind::Float));
@@ -227,8 +228,9 @@ mod tests {
         model, project,
     };
 
-    /// A model that adds noise in training. If `right` is true, it draws the noise through the
-    /// context. Otherwise it draws in the dtype of its layer's output.
+    /// A model that adds noise in training. If `right` is true, it draws the noise with the
+    /// context's `randn_like`. Otherwise it draws the noise with libtorch's `randn_like`, in the
+    /// dtype of the layer's output.
     #[derive(LightningModule)]
     #[forward(|x| {
         let x = body(x)?;
@@ -250,8 +252,9 @@ mod tests {
         head: Linear,
     }
 
-    /// Checks that drawing random numbers in another dtype than under 32-true is reported as a
-    /// failure, and that drawing through the context breaks no rule on gradients.
+    /// Checks that a model fails if its noise is bfloat16 under bf16-mixed, but float32 under
+    /// 32-true. If the model draws the noise with the context's `randn_like`, it passes this check
+    /// and the check of the gradients.
     #[rstest]
     #[case::right(true, None)]
     #[case::like(false, Some("draws bfloat16 numbers, but float32 numbers under 32-true"))]
@@ -280,8 +283,9 @@ mod tests {
         Ok(())
     }
 
-    /// Checks that the outcome counts the copies of the data that 64-true needs on a CPU: 64 rows of
-    /// five numbers of 8 bytes, for training and for validation. Under 32-true, nothing is copied.
+    /// Checks that a run under 64-true on a CPU reports the size of its copies of the data. The
+    /// training and the validation set have 64 rows each, with five 8-byte numbers per row. A run
+    /// under 32-true copies nothing.
     #[test]
     fn copies_of_the_data_are_counted() {
         let model = model!(Noisy).judged_by_loss().margin(1.0).batch_size(8);

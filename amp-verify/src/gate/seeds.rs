@@ -1,5 +1,4 @@
-//! Makes the training runs of all seeds. With a time limit, makes the runs of one seed after
-//! another.
+//! Trains the models with all seeds. If there is a time limit, trains with one seed after another.
 
 use std::time::{Duration, Instant};
 
@@ -33,8 +32,8 @@ impl Seeds {
 }
 
 /// Runs the plan's jobs. Without a time limit, first trains every model with `plan.first` seeds.
-/// While the statistical test of a precision is inconclusive, trains under this precision with as
-/// many seeds as the next evaluation of the test needs, up to `plan.most`.
+/// Then, as long as the statistical test of a precision is inconclusive, trains with more seeds and
+/// evaluates the test again. Trains with at most `plan.most` seeds in all.
 pub(super) fn run(plan: &Plan, pool: &mut Pool, started: Instant) -> Result<Seeds> {
     match plan.time_limit {
         _ if plan.rules_only => {
@@ -68,20 +67,20 @@ fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
     Ok(seeds)
 }
 
-/// Checks the rules until the time limit, and then makes the training runs of one seed after
-/// another. The runs of a seed begin only if they would end within the limit, assuming that they
-/// take as long as those of the slowest seed so far.
+/// Runs the jobs that check the gate's rules, and then trains with one seed after another. Stops
+/// when the remaining time is not longer than the slowest seed so far took.
 ///
-/// The number of seeds after which the statistical test is evaluated depends only on the time, and
-/// not on the results of the seeds. So each evaluation keeps its significance level.
+/// When the time limit ends the training depends only on the time that the seeds take, and not on
+/// their metrics. So stopping early does not change the significance level of the statistical test.
 fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Result<Seeds> {
-    // If the time is too far in the future for an `Instant`, there is no time limit for the rules.
+    // If the end of the time limit is too far in the future for an `Instant`, these jobs have no
+    // time limit.
     pool.run_until(started.checked_add(limit), plan.rules())?;
     let mut seeds = Seeds::new(plan, 0);
     let places = 0..plan.precisions.len();
     let all = (0..plan.models.len()).flat_map(|model| places.clone().map(move |at| (model, at)));
-    // Leaves out each model and precision that breaks a rule, because no seed can change its
-    // verdict.
+    // Leaves out each combination of model and precision that breaks a rule, because no seed can
+    // change its verdict.
     let mut open: Vec<(usize, usize)> =
         all.filter(|(model, at)| plan.holds_rules(pool, *model, plan.precisions[*at])).collect();
     let evaluations = evaluations(plan.first, plan.most);
@@ -116,8 +115,8 @@ fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Re
 }
 
 impl Plan {
-    /// Returns whether a model and a precision need more than `count` seeds: nothing failed, and
-    /// the statistical test with `count` seeds is inconclusive.
+    /// Returns whether a model and a precision need more seeds than `count`: there is no failure,
+    /// and the statistical test with `count` seeds is inconclusive.
     fn is_open(&self, pool: &Pool, model: usize, precision: Precision, count: usize) -> bool {
         let result = self.judge(pool, &self.models[model], precision, (count, false));
         let verdict = result.judgement.map(|judgement| judgement.verdict);

@@ -25,8 +25,8 @@ pub(super) fn waves(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("waves", part(0)?, part(256)?, batch_size))
 }
 
-/// Returns sequences of ten words. The target of a word is a tag. In the example with index i, only
-/// the first i mod 11 words have a target. So one of eleven examples has no target at all.
+/// Returns sequences of ten words, in which some words have a tag as their target. In example i,
+/// only the first i mod 11 words have one. So one of eleven examples has no target at all.
 pub(super) fn words(batch_size: i64) -> Result<DataModule> {
     let part = |first: i64, count: i64| {
         let x =

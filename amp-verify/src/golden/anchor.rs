@@ -1,7 +1,7 @@
-//! The anchor of a golden (recorded results): the values of the first recording, each with a budget
-//! for the sum of all later changes. Without an anchor, many small accepted changes could add up to
-//! a large change. Neither insta nor this code overwrites an anchor file. To record a new anchor,
-//! delete the file, and give the reason in the commit.
+//! The anchor of a golden (recorded results): the values of the first recording, and how far later
+//! recordings may move away from each of them (the budget). Without an anchor, many small accepted
+//! changes could add up to a large change. An anchor file is never overwritten, not by insta
+//! either. To record a new anchor, delete the file, and give the reason in the commit.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agreement, Golden, Moved, comparable::kernels, compare};
 
-/// The budget for the sum of all accepted changes of a recorded value, in multiples of the
-/// tolerance for one change.
+/// The budget of a value, as a multiple of the tolerance with which a run is compared with the
+/// golden.
 const BUDGET: f64 = 2.0;
 
 /// The content of an anchor file: the results of a golden's first recording.
@@ -48,7 +48,7 @@ pub struct Value {
 
 impl Anchor {
     /// Creates an anchor from the values of a golden (recorded results). The budget of a value is
-    /// twice the tolerance of this value, which is computed from `agreement`.
+    /// twice its tolerance, which is computed from `agreement`.
     ///
     /// # Errors
     /// When a value is not finite.

@@ -9,8 +9,8 @@ use amp_core::hardware::Fingerprint;
 /// The two machines must have the same version of libtorch, and the same settings of TF32 and of
 /// deterministic algorithms. Two CPUs may differ in processor, kernels and number of threads,
 /// because the tolerances cover the resulting differences. Two GPUs must have the same compute
-/// capability, because libtorch chooses its kernels by the compute capability. On two GPUs of the
-/// same model, the results must be equal.
+/// capability, because libtorch chooses its kernels by the compute capability. If the product names
+/// of the two GPUs are equal, the results must be equal.
 pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String> {
     let cuda = |machine: &Fingerprint| machine.threads == 0;
     let kind = |machine: &Fingerprint| match cuda(machine) {
@@ -42,16 +42,15 @@ pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     }
 }
 
-/// Returns whether the machine on which results were recorded and this machine run the same
-/// kernels. Two CPUs do if they have the same kernel set. Two GPUs do if they are of the same
-/// model.
+/// Returns whether the two machines run the same kernels: CPUs with the same kernel set, or GPUs
+/// with the same product name.
 pub(super) fn same_kernels(golden: &Fingerprint, found: &Fingerprint) -> bool {
     kernels(golden) == kernels(found) && (golden.threads > 0 || golden.device == found.device)
 }
 
-/// Returns whether the two machines have the same model of GPU and use deterministic algorithms, as
-/// golden tests do. If so, the same training run gives the same bits and needs the same memory on
-/// the two machines.
+/// Returns whether the GPUs of the two machines have the same product name and use deterministic
+/// algorithms, as golden tests do. If so, the same training run gives bitwise equal results and
+/// needs the same memory on both.
 pub(super) fn same_gpu(golden: &Fingerprint, found: &Fingerprint) -> bool {
     let gpu = |machine: &Fingerprint| machine.threads == 0 && machine.deterministic;
     gpu(golden) && gpu(found) && golden.device == found.device

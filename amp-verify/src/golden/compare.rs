@@ -18,14 +18,15 @@ use super::{
 /// The accepted relative difference of peak memory: 5 %. Peak memory differs between CPUs, because
 /// their kernels use workspaces of different sizes.
 pub(super) const MEMORY_SHARE: f64 = 0.05;
-/// The smallest tolerance of a loss, relative to the loss. Sums of f64 numbers in another order
-/// cause differences of this size.
+/// The smallest tolerance of a loss, relative to the loss. Adding f64 numbers in another order
+/// causes differences of this size.
 const LOSS_SHARE: f64 = 1e-6;
 
 /// A value of a run that differs from the recorded value by more than its tolerance.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moved {
-    /// The precision of the run. Empty for a property that all precisions share.
+    /// The precision of the run. Empty for a value that is the same under all precisions, for
+    /// example the batch size.
     pub precision: String,
     /// The name of the value, for example `loss`.
     pub figure: &'static str,
@@ -47,13 +48,12 @@ impl Moved {
 #[derive(Debug, Clone)]
 pub struct Agreement {
     /// The recorded differences between machines, from which the tolerances are computed. If it is
-    /// `None`, the tolerances are computed from the differences between seeds that the golden
-    /// contains (`n` and `s`). These tolerances are wider than necessary.
+    /// `None`, the tolerances are computed from the differences between seeds (`n` and `s` in the
+    /// golden), and are wider than necessary.
     pub spread: Option<Spread>,
-    /// Whether to compare peak memory. Even if this is true, peak memory is compared only if the
-    /// run used the same kernels as the recorded run. Before the run there must be a warm-up run,
-    /// as before the recorded run, because the first run of a process also allocates memory that is
-    /// needed only once.
+    /// Whether to compare peak memory. It is compared only if the run used the same kernels as the
+    /// recorded run. Do a warm-up run first, as was done before recording, because the first run of
+    /// a process also allocates memory that later runs reuse.
     pub memory: bool,
 }
 
@@ -62,9 +62,9 @@ pub struct Agreement {
 pub struct Tolerances {
     /// By how much the metric may differ.
     pub accuracy: f64,
-    /// By how much the difference between the metric and the metric of 32-true may differ. This
-    /// tolerance is wider than the tolerance of the metric, because each of the two runs may differ
-    /// between machines.
+    /// By how much the difference between the metric and 32-true's metric may change. This
+    /// tolerance is wider than that of the metric, because each of the two runs may differ between
+    /// machines.
     pub accuracy_delta: f64,
     /// By how much the validation loss may differ.
     pub loss: f64,
@@ -75,11 +75,10 @@ pub struct Tolerances {
     pub skips: u64,
 }
 
-/// By how much the number of skipped steps may differ between two kernel sets. The gradients of the
-/// two kernel sets differ only by rounding. So it is rare that a gradient overflows with one kernel
-/// set and not with the other: the gradient must be very close to the largest f16 number. After one
-/// halving of the loss scale, this gradient is far from overflow with both kernel sets. Therefore
-/// the numbers of skipped steps differ by at most one.
+/// By how much the number of skipped steps may differ between two kernel sets. Their gradients
+/// differ only by rounding, so a gradient overflows with only one of them if it is very close to
+/// the largest f16 number. Once the loss scale is halved, this gradient is far from overflow with
+/// both kernel sets. So the numbers of skipped steps differ by at most one.
 const SKIPS_OF_OTHER_KERNELS: u64 = 1;
 
 impl Tolerances {
@@ -96,7 +95,7 @@ impl Agreement {
         let head = |g: &Golden| {
             let hyperparameters = serde_json::Value::Object(g.hyperparameters.clone());
             format!(
-                "{} on {}, seeds {:?}, {} epochs of {}, {hyperparameters}",
+                "{} on {}, seeds {:?}, {} epochs, batch size {}, {hyperparameters}",
                 g.model, g.data, g.seeds, g.epochs, g.batch_size
             )
         };
@@ -124,14 +123,12 @@ impl Agreement {
     }
 
     /// Returns by how much the results of another machine with the same kernels may differ from the
-    /// recorded results (the golden). The tolerance of the metric is at most the model's margin, with
-    /// which `cargo amp gate` judges it. So every regression that fails the gate also fails the
-    /// comparison with the golden.
+    /// recorded results (the golden). The tolerance of the metric is at most the model's margin, so
+    /// every regression that fails `cargo amp gate` also fails the comparison with the golden.
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
-        // The smallest tolerance of an accuracy corresponds to one and a quarter examples. So a
-        // difference of one example is always accepted, even if the division by the number of
-        // examples rounds.
+        // An accuracy may always differ by one correctly classified example. The factor 1.25 leaves
+        // room for the rounding of the division.
         let step = match golden.direction.is_share() {
             true => 1.25 / golden.examples as f64,
             false => LOSS_SHARE * figures.accuracy.unwrap_or(0.0).abs(),
@@ -143,8 +140,9 @@ impl Agreement {
                 (tolerance(accuracy), tolerance(loss), tolerance(peak_memory_bytes))
             }
             None => {
-                // 32-true has no differences from itself, so no tolerance can be computed from
-                // them. It gets the widest tolerance of the other precisions.
+                // Without a spread, the tolerance of a precision follows from its differences from
+                // 32-true. 32-true itself has no such differences. It gets the widest tolerance of
+                // the other precisions.
                 let others = golden.runs.values().filter_map(|run| run.paired);
                 let paired: Vec<_> =
                     figures.paired.map_or_else(|| others.collect(), |own| vec![own]);
@@ -180,7 +178,7 @@ impl Agreement {
         let Tolerances { accuracy, accuracy_delta, loss, peak_memory_bytes, .. } = allowed;
         within(moved, precision, "accuracy", golden.accuracy, found.accuracy, accuracy);
         let (a, b) = (golden.accuracy_delta, found.accuracy_delta);
-        // 32-true has no difference from itself, so nothing is compared for 32-true.
+        // 32-true is not compared with itself.
         if precision != Precision::F32True.name() || a.is_some() || b.is_some() {
             within(moved, precision, "accuracy_delta", a, b, accuracy_delta);
         }
@@ -228,8 +226,7 @@ pub(super) fn exact<T: PartialEq + fmt::Display>(
 }
 
 /// Adds a value to `moved` if it differs from the recorded value by more than the tolerance. A
-/// value that is not finite is always added, even if the recorded value is the same. The reason is
-/// that two runs that failed in the same way do not agree.
+/// value that is not finite is always added, even if the recorded value is not finite either.
 pub(super) fn within(
     moved: &mut Vec<Moved>,
     precision: &str,
@@ -294,8 +291,9 @@ pub fn table(moved: &[Moved]) -> Table {
     table
 }
 
-/// Compares recorded results that contain NaN with a good run, and with a run that has NaN too.
-/// Returns whether both comparisons fail. The gate's self-test calls this function.
+/// Compares recorded results that contain NaN with a good run, and with a run that has NaN in the
+/// same place. Returns whether both comparisons fail, as they must. The gate's self-test calls this
+/// function.
 pub fn refuses_not_a_number() -> bool {
     let samples = |value: f64| vec![value; 3];
     let name = Precision::F16Mixed.name().to_owned();

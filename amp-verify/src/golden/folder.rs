@@ -15,21 +15,21 @@ const ANCHORS: &str = "AMP_ANCHORS";
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    /// The source file of the golden test, which the golden names.
+    /// The source file of the golden test. Its path is written into the golden's header.
     source: &'static str,
     /// Whether a missing golden (recorded results) or anchor (first recording) may be written.
     writes: bool,
-    /// Whether a golden may be recorded if neither the golden nor its anchor exists. This is false
-    /// in CI, where the new files would be lost.
+    /// Whether a missing golden may be recorded together with its missing anchor. This is false in
+    /// CI, where the new files would be lost.
     records_new: bool,
     /// Whether the library insta itself writes goldens that are missing or have changed.
     insta_writes: bool,
-    /// Whether `INSTA_UPDATE` tells insta what to write. If so, insta alone decides whether the
-    /// results of a test are recorded.
+    /// Whether `INSTA_UPDATE` is set, other than to `auto`. If so, only insta records goldens, and
+    /// this code records none.
     insta_decides: bool,
-    /// Whether the golden test must train with every seed even if the results of the first seed
-    /// agree with the recorded ones. This is so if the whole text must be equal, or if the results
-    /// are to be recorded again.
+    /// Whether the golden test must train with every seed, even if the results of the first seed
+    /// agree with the recorded ones. This is true if `INSTA_REQUIRE_FULL_MATCH` is `1` or
+    /// `INSTA_UPDATE` is `force`.
     whole: bool,
 }
 
@@ -51,9 +51,9 @@ impl Folder {
         }
     }
 
-    /// Returns the recorded results (the golden) of this model for this kind of machine. A new
-    /// run's first seed is compared with these results before the other seeds are trained. Returns
-    /// `None` if the golden does not exist, or if every seed must be trained.
+    /// Returns the recorded results (the golden) of this model for this kind of machine. The caller
+    /// compares them with the results of the first seed, and need not train with the other seeds if
+    /// they agree. Returns `None` if there is no golden, or if every seed must be trained.
     pub(super) fn known(&self, target: &Target, found: &Golden) -> Option<Golden> {
         if self.whole { None } else { target.known(found, &self.path) }
     }
@@ -68,10 +68,10 @@ impl Folder {
         target.with_recorded_spread(&self.path, &name)
     }
 
-    /// Checks before the training whether the golden and its anchor exist or may be written, so
-    /// that a test with a missing file fails at once. `test` is the name of the test. Returns the
-    /// description of the machine on which the golden was recorded, or `None` if there is no golden
-    /// yet.
+    /// Checks that the golden and its anchor exist or may be written. This happens before the
+    /// training, so that a test with a missing file fails at once. `test` is the name of the test.
+    /// Returns the description of the machine on which the golden was recorded, or `None` if there
+    /// is no golden yet.
     ///
     /// # Errors
     /// When the golden or its anchor is missing and may not be written, the golden was recorded on
@@ -122,8 +122,8 @@ impl Folder {
         }
     }
 
-    /// Prepares insta's comparison of new results with the recorded golden, as [`Target::prepare`]
-    /// does. Writes the golden's missing files if the test may write.
+    /// Calls [`Target::prepare`], so that insta can compare the new results with the recorded
+    /// golden. Writes the golden's missing files if the test may write.
     ///
     /// # Errors
     /// When [`Target::prepare`] fails, or a file cannot be written.

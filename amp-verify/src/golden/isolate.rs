@@ -1,19 +1,18 @@
 //! Trains the model of a golden test in a separate process.
 //!
-//! libtest runs the tests of a binary on threads of one process. In a process, libtorch has only
-//! one random generator, one set of numeric switches and one set of memory statistics. If a golden
-//! were trained in this process, its values would change whenever another test draws a random
-//! number. Therefore [`verify!`](crate::verify) starts the test binary again, as a new process that
-//! runs only this test. The new process trains, writes the results to a file and ends. The test
-//! then compares the results with the golden.
+//! libtest runs the tests of a binary on threads of one process. The tests share libtorch's random
+//! generator, its global settings (such as TF32) and its memory statistics. If the model were
+//! trained in this process, its results would change whenever another test draws a random number.
+//! Therefore [`verify!`](crate::verify) starts the test binary again, as a new process that runs
+//! only this test. The new process trains, writes the results to a file and ends. The test then
+//! compares the results with the golden.
 //!
 //! On a GPU, even tests that ran earlier in the process change the results, because they change the
 //! order in which autograd adds gradients. Autograd runs the backward pass of a GPU on a thread of
-//! its own. This thread executes the node with the largest sequence number first. Each thread
-//! numbers the nodes that it creates, one after another. In a second derivative, for example of a
-//! gradient penalty, some nodes are from the test's thread and some from autograd's thread. The
-//! order of these nodes depends on how many nodes each of the two threads has created in earlier
-//! tests.
+//! its own, and executes the node with the largest sequence number first. Each thread numbers the
+//! autograd nodes that it creates. In a double backward, for example of a gradient penalty, some
+//! nodes were created by the test's thread and some by autograd's. So the order in which they run
+//! depends on how many nodes each thread created in earlier tests.
 //!
 //! If the CPU has more instructions than the CPU on which the golden was recorded, the new process
 //! uses the golden's [kernels]. The test's own process cannot do this, because libtorch chooses its
@@ -43,10 +42,10 @@ use super::{
 const ORDER: &str = "AMP_VERIFY_ORDER";
 
 /// The name of the main thread. With `--test-threads=1`, libtest may run tests on the main thread.
-/// The name of the running test is then unknown.
+/// Then the name of the thread is not the name of the test.
 const MAIN_THREAD: &str = "main";
 
-/// How many lines from the end of a failed process's output are shown.
+/// If a process fails, this number of lines from the end of its output is shown.
 const SHOWN: usize = 15;
 
 /// Locked while a process of a golden test trains on a GPU, so that only one such process trains at
@@ -61,17 +60,17 @@ pub struct Site {
     pub folder: &'static str,
     /// The source file that contains the call of `verify!`.
     pub file: &'static str,
-    /// Whether the source file was compiled as a test.
+    /// Whether the crate that calls `verify!` was compiled with `cfg(test)`.
     pub is_test: bool,
 }
 
-/// What a call of [`verify!`](crate::verify) has to do in this process. In most cases, a new
-/// process trains, and this process compares.
+/// What a call of [`verify!`](crate::verify) does in this process. In most cases, another process
+/// trains, and this process compares.
 pub enum Turn {
     /// Create the data and train in this process.
     Train(Training),
-    /// Compare the results with the recorded ones (the golden). A new process has already trained
-    /// and computed the results.
+    /// Compare the results of another process, which has already trained, with the recorded ones
+    /// (the golden).
     Compare(Box<Taken>),
     /// Do nothing: this process was started to train for another call of `verify!`.
     Pass,
@@ -90,8 +89,7 @@ pub struct Training {
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     /// The id of the process that waits for the results. Processes that the new process starts
-    /// inherit the environment variable. They ignore the order, because the id of their parent
-    /// process differs from this id.
+    /// inherit the environment variable too, but ignore it, because their parent has another id.
     parent: u32,
     /// The name of the test, which is also the name of the thread that runs it.
     test: String,
@@ -117,10 +115,10 @@ thread_local! {
 }
 
 impl Turn {
-    /// Decides whether this call of `verify!` trains in this process, starts a new process, or does
-    /// nothing. First checks that no file of the golden is missing. If other tests could change the
-    /// results, or if the golden's kernels must be selected, starts a new process that trains, and
-    /// waits for its results.
+    /// Decides whether this call of `verify!` trains in this process, compares the results of a new
+    /// process, or does nothing. First checks that no file of the golden is missing. Starts a new
+    /// process if other tests could change the results, or if the golden's kernels must be
+    /// selected. Then waits until the new process has trained.
     ///
     /// # Panics
     /// When a golden is missing and may not be written, the device is unknown, or the training in
@@ -172,8 +170,8 @@ impl Training {
         Ok(Self { folder, order, _section: random::seeded(target.first_seed())? })
     }
 
-    /// Trains `target`, whose data must be set. If this process was started only for this training,
-    /// writes the results to a file and ends the process.
+    /// Trains the model of `target`. The caller must have set the target's data. If this process
+    /// was started only for this training, writes the results to a file and ends the process.
     ///
     /// # Panics
     /// When a training run fails, or a value differs from the anchor by more than its budget. The
@@ -239,9 +237,8 @@ fn other_tests_may_interfere(test: &str, args: &[String], is_on_gpu: bool) -> bo
 }
 
 /// Trains in a new process with the environment variables `kernels`, and returns the results.
-/// Returns `None` if the new process ends without training. This happens if the threads of the
-/// tests do not have the names of the tests, because the new process then cannot recognize the
-/// test.
+/// Returns `None` if the new process does not find the test, and so ends without training. This
+/// happens if the thread of the test does not have the test's name.
 fn trained_elsewhere(
     target: &Target,
     test: &str,

@@ -1,19 +1,18 @@
 //! Makes a new process use the CPU kernels with which a golden was recorded, on a CPU that has more
 //! instructions than the golden's CPU.
 //!
-//! Kernels for other instructions round differently. The metric and the loss then still agree
-//! within their tolerances. But a scaled gradient close to the largest f16 number may overflow with
-//! only one of the two kernel sets, and peak memory differs by a fifth. A CPU with more
-//! instructions can run the golden's kernels. With them, the comparison is as strict as on the
-//! golden's CPU.
+//! Kernels for other instructions round differently. The metric and the loss still agree within
+//! their tolerances. But peak memory differs by a fifth, and a scaled gradient close to the largest
+//! f16 number may overflow with only one of the two kernel sets. A CPU with more instructions can
+//! run the golden's kernels, and the comparison is then as strict as on the golden's CPU.
 
 use std::env;
 
 use amp_core::hardware::Fingerprint;
 
-/// The kernel sets of ATEN_CPU_CAPABILITY, from the fewest to the most instructions. Each has the
-/// corresponding values of MKL_ENABLE_INSTRUCTIONS and ONEDNN_MAX_CPU_ISA. The value of
-/// ONEDNN_MAX_CPU_ISA excludes instructions that multiply f16 numbers.
+/// The kernel sets of ATEN_CPU_CAPABILITY, from the fewest to the most instructions, each with the
+/// corresponding values of MKL_ENABLE_INSTRUCTIONS and ONEDNN_MAX_CPU_ISA. With these values,
+/// oneDNN does not use instructions that multiply f16 numbers.
 const SETS: [(&str, &str, &str); 3] = [
     ("default", "SSE4_2", "SSE41"),
     ("avx2", "AVX2", "AVX2"),
@@ -24,9 +23,9 @@ const SETS: [(&str, &str, &str); 3] = [
 pub(super) type Variable = (&'static str, &'static str);
 
 /// Returns the environment variables that make a new process on the machine `found` use the CPU
-/// kernels with which the golden was recorded. Returns no variables in three cases: on a GPU, if
-/// the process uses these kernels anyway, and if the CPU lacks instructions for these kernels.
-/// Leaves out variables that are already set in this process.
+/// kernels with which the golden was recorded. Returns none if the machine is a GPU, uses these
+/// kernels anyway, or lacks instructions for them. Leaves out variables that are already set in
+/// this process.
 pub(super) fn environment(golden: &Fingerprint, found: &Fingerprint) -> Vec<Variable> {
     let variables = variables(golden, found).unwrap_or_default();
     variables.into_iter().filter(|(name, _)| env::var_os(name).is_none()).collect()

@@ -95,12 +95,11 @@ pub struct Figures {
 pub struct Paired {
     /// The number of seeds.
     pub n: usize,
-    /// The mean of the regression over the seeds. The regression is the metric of 32-true minus the
-    /// metric of the precision. If lower values of the metric are better, the regression has the
-    /// opposite sign.
+    /// The mean over the seeds of the regression: by how much the metric is worse under the
+    /// precision than under 32-true. The regression is negative if the precision is better.
     pub mean: f64,
-    /// The standard deviation of the regression over the seeds, or the standard deviation that
-    /// rounding of the metric alone would cause, whichever is larger.
+    /// The standard deviation of the regression over the seeds. It is never below the standard
+    /// deviation of the rounding of an accuracy to multiples of 1/N for N validation examples.
     pub s: f64,
     /// The standard deviation, over the seeds, of the difference between the validation loss under
     /// the precision and under 32-true.
@@ -110,8 +109,9 @@ pub struct Paired {
 }
 
 impl Golden {
-    /// Creates a golden (results to record) from comparisons of one model, one for each seed.
-    /// `margin` is how much worse than 32-true the gate accepts a precision to be.
+    /// Creates a golden (the results to record). `comparisons` has one comparison of the model's
+    /// precisions for each seed. A precision fails the gate if its metric is worse than 32-true's
+    /// by `margin` or more.
     ///
     /// # Errors
     /// When `comparisons` is empty.
@@ -141,17 +141,17 @@ impl Golden {
     }
 }
 
-/// Computes statistics of the differences from the baseline. Each comparison gives one difference:
-/// between the run at index `at` and the baseline of the same comparison. Returns `None` for the
-/// baseline itself, and if there are fewer than two comparisons (seeds).
+/// Computes statistics over the seeds of the differences between a precision and the baseline.
+/// `comparisons` has one comparison for each seed, in which the precision's run has the index `at`
+/// and the baseline's the index 0. Returns `None` if `at` is 0, or if there are fewer than two
+/// seeds.
 fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> Option<Paired> {
     if at == 0 || comparisons.len() < 2 {
         return None;
     }
     let deltas = comparisons.iter().map(|comparison| comparison.runs[at].delta.as_ref());
     let direction = comparisons[0].direction;
-    // `delta` is the metric of the precision minus the metric of 32-true. So 0 is passed as the
-    // metric of 32-true.
+    // The difference of the metrics is passed as the precision's metric, so 32-true's is 0.
     let worse = |delta: f64| direction.regression(0.0, delta);
     let worse: Vec<f64> =
         deltas.clone().map(|delta| delta?.accuracy.map(worse)).collect::<Option<_>>()?;
@@ -168,7 +168,7 @@ fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> 
 /// header before the JSON.
 ///
 /// # Errors
-/// When the text has another form.
+/// When the text is neither of the two.
 pub fn parse(text: &str) -> Result<Golden> {
     let body = match text.strip_prefix("---\n") {
         Some(rest) => rest.split_once("---\n").map_or("", |(_, body)| body),

@@ -26,9 +26,8 @@ pub struct Taken {
 
 impl Target {
     /// Trains the model under every precision with every seed. On CUDA, requests deterministic
-    /// algorithms and switches TF32 off. So machines with the same compute capability run the same
-    /// kernels. On CUDA, also loads no batches ahead, so that peak memory does not depend on
-    /// timing.
+    /// algorithms, switches TF32 off and loads no batches ahead. So machines with the same compute
+    /// capability run the same kernels, and peak memory does not depend on timing.
     ///
     /// # Errors
     /// When a training run fails, or the model or the device does not exist.
@@ -36,10 +35,10 @@ impl Target {
         self.golden_like(|_| None)
     }
 
-    /// Trains the model as [`golden`](Self::golden) does, but stops after the first seed if the
-    /// results of the first seed agree with the recorded golden. The other seeds would only give
-    /// `n`, `s` and `power`, and these are taken from the recorded golden. `known` receives the
-    /// results of the first seed and returns the recorded golden for them.
+    /// Trains the model as [`golden`](Self::golden) does, but stops after the first seed if its
+    /// results agree with the recorded golden. (The other seeds are needed only for the number of
+    /// seeds, the standard deviation and the power, which are then taken from the recorded golden.)
+    /// `known` returns the recorded golden for the results of the first seed.
     ///
     /// # Errors
     /// When a training run fails, or the model or the device does not exist.
@@ -49,9 +48,9 @@ impl Target {
         let _alone = random::seeded(self.first_seed())?;
         let device = self.device()?;
         hardware::set_numerics(false, device.is_cuda())?;
-        // Trains with one thread per operation, because the models in tests are too small for more.
-        // If other processes use the cores, two threads that wait for each other take ten times as
-        // long as one thread.
+        // Each operation runs on one thread. The models in tests are too small to gain from a
+        // second one, and if other processes use the cores, two threads that wait for each other
+        // take ten times as long as one.
         let threads = tch::get_num_threads();
         tch::set_num_threads(1);
         let taken = self.over_seeds(device, known);
@@ -108,9 +107,9 @@ impl Target {
         Golden::over_seeds(&taken, margin, case.data.val.examples())
     }
 
-    /// Completes the results of the first seed with the statistics over all seeds (n, s and power)
-    /// from the recorded golden. Returns `None` if the results of the first seed do not agree with
-    /// the recorded golden.
+    /// Completes the results of the first seed with the recorded golden's statistics over all
+    /// seeds. Returns `None` if the results of the first seed do not agree with the recorded
+    /// golden.
     fn completed(&self, mut first: Golden, known: &Golden) -> Option<Golden> {
         first.seeds.clone_from(&self.check.seeds);
         for (precision, figures) in &mut first.runs {
@@ -124,7 +123,8 @@ impl Target {
     }
 
     /// Reads the spread (the recorded differences between machines) of the golden `name` from
-    /// `folder`. Returns a copy of this target with the spread, unless it already has one.
+    /// `folder`. Returns a copy of this target with this spread. If the target already has a
+    /// spread, the file is not read.
     ///
     /// # Errors
     /// When the spread file is damaged.
@@ -136,10 +136,10 @@ impl Target {
         Ok(target)
     }
 
-    /// Reads the recorded results (the golden) of this model from the folder. `found` contains the
-    /// new results; the kind of its machine is part of the golden's file name. Returns `None` if
-    /// there is no golden, or if its format is too old to be parsed. In the latter case, insta
-    /// compares the texts later, and shows both.
+    /// Reads the recorded results (the golden) of this model from the folder. The file's name
+    /// contains the kind of the machine, which is taken from the new results, `found`. Returns
+    /// `None` if there is no golden, or if its format is too old to be parsed. (insta then compares
+    /// the texts, and shows both.)
     pub(super) fn known(&self, found: &Golden, folder: &Path) -> Option<Golden> {
         let name = self.file_name(found.fingerprint.as_ref());
         let text = fs::read_to_string(folder.join(format!("{name}.snap"))).ok()?;
@@ -167,9 +167,8 @@ impl Target {
         {
             return Err(Error::NotComparable(why));
         }
-        // If neither the golden nor the anchor (the first recording) exists, and no file may be
-        // written, no anchor is loaded. In this case insta fails the test and keeps the new
-        // snapshot for review.
+        // Skipped if neither the golden nor its anchor (the first recording) exists and no file may
+        // be written. Then insta fails the test and keeps the new snapshot for review.
         if snapshot.exists() || path.exists() || may_write {
             let anchor = Anchor::load_or_create(&path, golden, &agreement, may_write)?;
             let exceeded = anchor.exceeded(golden);
@@ -211,9 +210,10 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 }
 
 /// Trains a model under several precisions and compares the results with the recorded results, the
-/// golden. The golden is an insta snapshot in the folder `tests/goldens` of the calling crate. Its
-/// anchor, a second file, limits the sum of all later changes. The model comes from a registry
-/// (`registry = …`), or is given with its data (`data = …`). After these arguments, setters of
+/// golden. The golden is an insta snapshot in the folder `tests/goldens` of the calling crate. A
+/// second file, the anchor, keeps the values of the first recording, and limits how far later
+/// recordings may move away from them. The model comes from a registry (`registry = …`), or is
+/// given with its data (`data = …`). After these arguments, setters of
 /// [`Target`](crate::golden::Target) may follow as `name = value`:
 ///
 /// ```no_run,standalone_crate
@@ -249,12 +249,12 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 /// anchor is written in CI as well. If the results of a later run differ from the golden, the test
 /// prints a table of the differences and fails. `cargo insta review` accepts the new results.
 ///
-/// # Tolerance over CPUs
-/// `cargo amp margins --what goldens` records how much the results of a golden differ between CPUs,
-/// in the file `NAME.spread.json` next to the golden. This macro reads the file and computes the
-/// tolerances from it. If the target's [`Check`](crate::golden::Check) has a spread, that spread is
-/// used in place of the file. If there is neither a file nor a spread, the tolerances are computed
-/// from the differences between the golden's seeds.
+/// # Tolerances for other CPUs
+/// `cargo amp margins --what goldens` measures how much the results differ between CPUs (the
+/// spread), and writes the file `NAME.spread.json` next to the golden. This macro computes the
+/// tolerances from this file, or from the [`spread`](crate::golden::Check::spread) of the target's
+/// options if it is set. If there is neither, the tolerances are computed from the differences
+/// between the golden's seeds.
 ///
 /// # Other tests of the same binary
 /// All tests of a binary run on threads of one process, and libtorch has one random generator for
@@ -298,8 +298,7 @@ macro_rules! verify {
         };
         let taken = match $crate::golden::Turn::of(&target, site) {
             $crate::golden::Turn::Train(training) => {
-                // The data is created only here, because a process that does not train needs no
-                // data.
+                // Only a process that trains evaluates the expression for the data.
                 ::std::option::Option::Some(training.take(&target$(.data($data))?))
             }
             $crate::golden::Turn::Compare(taken) => ::std::option::Option::Some(*taken),

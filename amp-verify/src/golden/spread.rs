@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::verdict::{standard_deviation, t_quantile};
 
-/// The results of the same training runs on several kinds of machines, for comparison with a golden
-/// (recorded results). The machines differ in their kernels and in their numbers of threads.
+/// The results of a golden's training runs, repeated on several kinds of machines. The machines
+/// differ in their kernels and in their numbers of threads. The tolerances of the golden test are
+/// computed from the differences.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The command and the machine that recorded these results.
@@ -35,7 +36,8 @@ impl Spread {
     /// Parses the text of a spread file, which has the results of several machines.
     ///
     /// # Errors
-    /// When the text has another format, or has fewer than three samples of a value.
+    /// When the text has another format, or contains the results of fewer than three runs under a
+    /// precision.
     pub fn parse(text: &str) -> Result<Self> {
         let spread: Self = serde_json::from_str(text)
             .map_err(|error| Error::config(format!("recorded spread: {error}")))?;

@@ -32,7 +32,8 @@ pub struct Check {
     pub seeds: Vec<u64>,
     /// The recorded differences between machines, from which the tolerances are computed. If it is
     /// `None`, [`verify!`](crate::verify) reads the file `NAME.spread.json` next to the golden. If
-    /// there is no such file, the tolerances are computed from n and s in the golden.
+    /// there is no such file, the tolerances are computed from the differences between seeds in the
+    /// golden.
     pub spread: Option<Spread>,
 }
 
@@ -74,7 +75,8 @@ impl Target {
     /// Selects the model `name` of the registry.
     ///
     /// # Panics
-    /// When the registry has a mistake, or has no model of this name.
+    /// When the registry is invalid, for example because two models have the same name, or has no
+    /// model of this name.
     ///
     /// # Examples
     ///
@@ -218,8 +220,8 @@ impl Target {
         self
     }
 
-    /// Adds a name to the file of the recorded results, to distinguish it from other files of the
-    /// same model. A parametrized test needs one name for each of its cases.
+    /// Appends `name` to the file name of the recorded results. Several tests of the same model
+    /// need different file names, and so do the cases of a parametrized test.
     #[must_use]
     pub fn case(mut self, name: impl ToString) -> Self {
         self.case = Some(name.to_string());
@@ -260,7 +262,7 @@ impl Target {
             }
             Source::Own { subject, data, clip, accumulate } => {
                 let data = data.as_ref().ok_or_else(|| {
-                    Error::config(format!("{} has no data: give it with `data`", subject.name))
+                    Error::config(format!("{} has no data: set it with `data`", subject.name))
                 })?;
                 data.check()?;
                 let mut trainer = TrainerConfig::new(Precision::F32True, device).with(|config| {

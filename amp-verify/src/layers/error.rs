@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::scalars;
 
-/// The mean of the errors of a tensor, computed in two ways (`magnitude` and `shift`). Each of the
-/// two means has a z value: the mean divided by its standard error.
+/// Two means of the errors of a tensor: `magnitude` shows whether the errors shrink or enlarge the
+/// values, `shift` whether they make them lower or higher. Each mean has a z value: the mean
+/// divided by its standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bias {
     /// The mean of the errors, each multiplied by the sign of the exact value. It is negative if
@@ -35,8 +36,9 @@ impl Bias {
 /// How the bias of activations changes from layer to layer: the slope of a linear fit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Growth {
-    /// The slope of a least-squares line through one value for each layer, in the order in which
-    /// the layers run. The value is the relative change of magnitude, Σ error × sign / Σ |exact|.
+    /// The slope of a least-squares line through the layers, in the order in which they run. The
+    /// line is fitted to the relative change of magnitude of each layer's output, Σ error × sign /
+    /// Σ |exact|.
     pub per_layer: f64,
     /// The slope divided by its standard error. `None` if the line fits exactly.
     pub t: Option<f64>,
@@ -80,10 +82,10 @@ pub(super) fn roots(squares: &[Tensor]) -> Result<Vec<Option<f64>>> {
 
 /// Computes the bias (the mean) of the errors in `found`. Returns `None` if an error is not finite.
 ///
-/// The errors of one example are correlated. So are the errors of one feature, for example because
-/// they depend on the same rounded weight. (Features are dimension 1 of `[N, C, H, W]`, and
-/// otherwise the last dimension.) The standard error takes the two correlations into account
-/// (two-way clustering, Cameron, Gelbach and Miller 2011).
+/// The errors of one example are correlated, and so are the errors of one feature, for example
+/// because they depend on the same rounded weight. The standard error takes this into account
+/// (two-way clustering, Cameron, Gelbach and Miller 2011). The feature is dimension 1 of `[N, C, H,
+/// W]`, and the last dimension of any other shape.
 ///
 /// # Errors
 /// When the shapes of the two tensors differ.
@@ -106,11 +108,9 @@ pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
     Ok(Some(Bias { magnitude, magnitude_z, shift, shift_z }))
 }
 
-/// Computes on the device the sums from which a mean and its standard error are computed. The first
-/// one is the sum of all values, and the last one is the sum of their squares. If there are several
-/// examples, two more are between them: the values of each example are summed, and the squares of
-/// these sums are added; the values of each feature are summed, and the squares of these sums are
-/// added.
+/// Computes on the device the sums from which a mean and its standard error follow. The first one
+/// is the sum of all values, and the last one is the sum of their squares. If there are several
+/// examples, two sums are between them: Σ (sum over an example)², and Σ (sum over a feature)².
 fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     if values.numel() == 0 {
         return Ok(Vec::new());
@@ -120,8 +120,9 @@ fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     let mut sums = vec![values.f_sum(Kind::Double)?];
     let size = values.size();
     let feature = if size.len() == 4 { 1 } else { size.len().saturating_sub(1) };
-    // If a layer has only one feature, z is at most 1. This is intended, because all errors of the
-    // layer depend on the same rounded weights. These weights alone may shift the mean.
+    // If a layer has only one feature, |z| is at most 1, so no bias is reported. This is intended:
+    // all errors of the layer come from the same rounded weights, so their mean may differ from 0
+    // by chance.
     if size.len() > 1 && size[0] > 1 {
         for dim in [0, feature] {
             let others: Vec<i64> =

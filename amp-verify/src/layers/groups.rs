@@ -29,11 +29,13 @@ pub struct Group {
     /// The relative difference of the outputs: rms(fused − separate)/rms(separate). Null if it is
     /// not finite.
     pub forward: Option<f64>,
-    /// The largest relative difference between the gradients of an input with fused and with
-    /// separate layers. Null if there are no gradients, or if it is not finite.
+    /// The relative difference between an input's gradient from the fused layers and from the
+    /// separate layers: the largest of all inputs. Null if there are no gradients, or if the
+    /// difference is not finite.
     pub input_gradient: Option<f64>,
-    /// The largest relative difference between the gradients of a parameter with fused and with
-    /// separate layers. Null if there are no gradients, or if it is not finite.
+    /// The relative difference between a parameter's gradient from the fused layers and from the
+    /// separate layers: the largest of all parameters. Null if there are no gradients, or if the
+    /// difference is not finite.
     pub weight_gradient: Option<f64>,
     /// The largest accepted difference between the outputs of fused and separate layers.
     pub forward_bound: f64,
@@ -44,17 +46,17 @@ pub struct Group {
 }
 
 /// The accepted difference of outputs, in unit roundoffs of the output's dtype. The fused kernel
-/// and the separate layers each round their results once, and a few times inside.
+/// rounds its results once, and so does each separate layer. The kernels may also round
+/// intermediate values a few times.
 const OF_OUTPUT: f64 = 4.0;
 /// The accepted difference of gradients, in unit roundoffs of the output's dtype.
 const OF_GRADIENT: f64 = 8.0;
-/// The smallest bound for the difference between fused and separate layers. f32 sums in another
-/// order may differ by this relative amount.
+/// The relative difference between fused and separate layers that is always accepted, because f32
+/// sums may be added in another order.
 const LEAST: f64 = 1e-4;
-/// If the norm of a gradient is less than this fraction of the norm of all gradients of the group,
-/// the gradient may consist of rounding errors alone. In this case, the difference between the
-/// fused and the separate gradient is divided by this fraction of the norm of all gradients, and
-/// not by the norm of the gradient itself.
+/// The difference between a fused and a separate gradient is divided by the norm of the gradient,
+/// but at least by this fraction of the norm of all gradients of the group. A gradient with a
+/// smaller norm may consist of rounding errors alone.
 const SHARE: f64 = 1e-2;
 
 impl Group {
@@ -209,8 +211,8 @@ fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option
             let sum = output.f_mul(&direction(&output)?)?.f_sum(output.kind())?;
             let leaves: Vec<&Tensor> =
                 wanted.iter().zip(&traced).filter(|(_, traced)| **traced).map(|(t, _)| t).collect();
-            // The autograd graph is kept after this backward pass. It contains casts that autocast
-            // has cached, and other graphs use the same casts.
+            // Keeps the autograd graph after this backward pass (`retain_graph`). It contains
+            // weight casts from autocast's cache, which the graph of the whole step uses too.
             let mut found = Tensor::f_run_backward(&[sum], &leaves, true, false)?.into_iter();
             let mut next = |traced: &bool| traced.then(|| found.next()).flatten();
             traced.iter().map(|traced| next(traced).filter(Tensor::defined)).collect()
@@ -240,9 +242,9 @@ fn norm(tensor: &Tensor) -> Result<f64> {
     Ok(tensor.f_to_kind(Dtype::Double)?.f_norm()?.f_double_value(&[])?)
 }
 
-/// Returns the largest relative difference between a gradient of the fused run and the same
-/// gradient of the separate layers. The result is NaN if only one of the two runs has the gradient.
-/// Returns `None` if there are no gradients.
+/// Returns the largest relative difference between a gradient with fused layers and the same
+/// gradient with separate layers. Returns NaN if a gradient exists in only one of the two cases,
+/// and `None` if there are no gradients.
 fn largest(fused: &[Option<Tensor>], apart: &[Option<Tensor>]) -> Result<Option<f64>> {
     let mut all = 0.0;
     for gradient in apart.iter().flatten() {

@@ -1,4 +1,5 @@
-//! Rounds the parameters and the intermediate tensors of a layer that runs separately.
+//! Rounds a layer's parameters and intermediate tensors when the layer runs separately, outside the
+//! model's forward pass.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -16,7 +17,7 @@ use crate::rounding::{is_narrow, rounded, rounded_stochastically};
 pub(super) type Inner = BTreeMap<(String, String), Kind>;
 
 /// How to round a layer's parameters and intermediate tensors to the dtype `to`. If `seed` is
-/// given, the parameters are rounded stochastically, and otherwise to nearest.
+/// given, the parameters are rounded stochastically. Otherwise they are rounded to nearest.
 #[derive(Debug, Clone)]
 pub(super) struct Rounded {
     pub(super) to: Kind,
@@ -30,8 +31,9 @@ pub(super) struct Rounded {
 pub(super) struct Inside {
     path: String,
     to: Kind,
-    /// The dtypes that intermediate tensors have under the precision. An intermediate tensor that
-    /// is not listed belongs to a fused operation, and is rounded to the dtype `to`.
+    /// The dtypes that intermediate tensors have under the precision. If an intermediate tensor is
+    /// not listed, because a fused operation computes it under the precision, it is rounded to the
+    /// dtype `to`.
     inner: Rc<Inner>,
 }
 
@@ -106,8 +108,8 @@ mod tests {
         head: Linear,
     }
 
-    /// A recurrent layer rounds at every position of its sequence. Checks that its error on exact
-    /// inputs is about as large as the expected error of all these roundings together.
+    /// Checks that the error that is expected of a recurrent layer includes the roundings at every
+    /// position of the sequence: the layer's measured error is about as large.
     #[rstest]
     fn the_expected_error_of_a_layer_has_its_inner_roundings(
         #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,

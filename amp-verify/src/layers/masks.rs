@@ -5,9 +5,9 @@ use amp_core::{
     tch::{Device, Kind, Tensor},
 };
 
-/// Returns whether dropout drops the same elements in these dtypes for equal seeds. On the CPU,
-/// dropout drops the same elements. On CUDA it does not, because the number of elements that one
-/// thread draws depends on the dtype.
+/// Returns whether dropout zeroes the same elements in all these dtypes if the seeds are equal.
+/// This is so on the CPU, but not on CUDA, where the number of elements that one thread draws
+/// depends on the dtype.
 pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     let draw = |kind: Kind| -> Result<Tensor> {
         let _section = random::seeded(0)?;
@@ -66,9 +66,9 @@ mod tests {
         head: Linear,
     }
 
-    /// Checks the own error of a dropout layer. All separate runs of the layer zero the same
-    /// elements, so they differ only by rounding, and the error is within its bound. If the layer
-    /// has a fault that loses digits, the error exceeds the bound.
+    /// Checks that the rounding error of a dropout layer is within its bound, because all separate
+    /// runs of the layer zero the same elements. If an injected fault makes the layer round to
+    /// fewer digits, the error exceeds the bound.
     #[test]
     fn a_layer_that_drops_elements_is_judged_by_its_rounding() -> Result<()> {
         let options = (Kind::Float, Device::Cpu);

@@ -36,11 +36,10 @@ pub struct Options {
     pub log2_scale: i32,
     /// What is required of a safe loss scale.
     pub window: WindowOptions,
-    /// The largest number of bytes that the recorded tensors of layers may occupy at once. On a
-    /// GPU, the limit is half of the free memory if half of the free memory is more than this
-    /// number. If all layers together need more, they are measured in parts. If a single layer
-    /// needs more, all layers are measured on fewer examples, and the report contains the number of
-    /// these examples.
+    /// The number of bytes that the recorded tensors of the layers may occupy at once. On a GPU,
+    /// half of the free memory is used if it is larger than this number. If all layers together
+    /// need more, they are measured in parts. If a single layer needs more, all layers are measured
+    /// on fewer examples. The report gives their number.
     pub budget: usize,
 }
 
@@ -62,7 +61,8 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
 }
 
 /// Measures every layer as [`measure`] does, but does not compare fused layers. Also compares the
-/// error that each 16-bit layer makes on exact inputs with the error that rounding explains.
+/// own error of each 16-bit layer with the error that rounding explains. A layer's own error is its
+/// error on inputs computed in 64-true.
 ///
 /// # Errors
 /// When a step fails, or the model does not run the same layers under every precision.
@@ -99,12 +99,12 @@ fn in_parts(
         // Frees the tensors of this part before the next part is measured.
         last = Some(passes.ends());
     }
-    let ends = last.ok_or_else(|| Error::config("the model's step runs no module"))?;
+    let ends = last.ok_or_else(|| Error::config("the model's training step calls no layer"))?;
     Ok((ends.report(&subject, model.name(), options, layers, &changes)?, all))
 }
 
 /// Returns the paths of the layers, as in [`measure`], and the paths of all modules. Each path
-/// occurs once, in the order in which the modules end.
+/// occurs once, in the order in which the modules finish their first run.
 ///
 /// # Errors
 /// When the training step fails.
@@ -138,16 +138,17 @@ struct Ends {
     draws: Option<String>,
 }
 
-/// The training steps from which the layers of one part of the model are measured.
+/// The recorded training steps under the precision, 32-true and 64-true, with the tensors of the
+/// layers of one part of the model.
 pub(super) struct Passes {
     /// The indices of the layers that are measured together.
     part: Range<usize>,
     pub(super) reference: Pass,
     baseline: Pass,
     pub(super) actual: Pass,
-    /// A second step in 64-true. In this step, each layer also runs separately: on its exact
-    /// inputs, on its rounded inputs, on the inputs that it has under the precision, and on its
-    /// rounded inputs with rounded parameters.
+    /// A second step in 64-true, in which each layer also runs separately: on the 64-true step's
+    /// inputs, on these inputs rounded, on the inputs under the precision, and with rounded
+    /// parameters on the rounded inputs.
     pub(super) alone: Pass,
     pub(super) log2_scale: i32,
     dropout: bool,
@@ -160,8 +161,9 @@ const ON_EXACT: usize = 0;
 pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
 pub(super) const OF_ROUNDED: usize = 3;
-/// How many times each layer runs with stochastically rounded parameters. For a 16-bit norm, the
-/// inputs are perturbed as well, because such a norm also rounds its statistics.
+/// How many times each layer runs with stochastically rounded parameters. For a normalization layer
+/// with 16-bit parameters, these runs also perturb the inputs, which has the same effect as
+/// rounding the mean and the standard deviation.
 const RUNS_OTHERWISE: u64 = 3;
 
 /// One tensor of a layer, for example its output, under the precision, 32-true and 64-true.
@@ -169,10 +171,9 @@ struct Values {
     exact: Tensor,
     baseline: Tensor,
     actual: Tensor,
-    /// The tensor computed twice on the same rounded inputs: under the precision, and in 64-true.
+    /// On the same rounded inputs: the tensor under the precision, and the tensor in 64-true.
     local: Option<[Tensor; 2]>,
-    /// The tensor computed in 64-true on two inputs: on those under the precision, and on the exact
-    /// ones.
+    /// In 64-true: the tensor on the inputs under the precision, and on the exact inputs.
     inherited: Option<[Tensor; 2]>,
 }
 
@@ -262,8 +263,8 @@ impl Passes {
         Ends { log2_scale, dropout, loss: self.actual.loss, exact_loss: self.reference.loss, draws }
     }
 
-    /// Adds to `layers` what was measured for the layers of this part of the model, and to
-    /// `changes` how much the precision changes the magnitude of each layer's output.
+    /// Adds the measurements of this part's layers to `layers`. Appends to `changes`, for each
+    /// layer, the relative change of magnitude of the output under the precision.
     fn add(&self, layers: &mut Vec<Layer>, changes: &mut Vec<f64>) -> Result<()> {
         for at in self.places() {
             let (call, exact) = (&self.actual.calls[at], &self.reference.calls[at]);

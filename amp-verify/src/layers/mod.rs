@@ -1,7 +1,8 @@
 //! Measures the rounding error of each layer in a training step under a precision. The exact values
 //! come from a 64-true step with the same weights, batch and random numbers on the same machine.
-//! The errors are compared with those of a 32-true step. Each layer is measured separately. A
-//! [`Group`] compares layers that `Trainer::fit` fuses with the same layers run one after another.
+//! Each layer's error is also compared with its error in a 32-true step. For layers that
+//! `Trainer::fit` fuses, a [`Group`] compares the fused kernel with the same layers run one after
+//! another.
 
 mod args;
 mod error;
@@ -131,13 +132,14 @@ pub struct Report {
     pub seed: u64,
     /// The number of examples in the batch.
     pub batch_size: i64,
-    /// The loss scale as an exponent of 2. 0 if the precision has no loss scale.
+    /// The loss scale is 2 to the power of this number. The number is 0 if the precision has no
+    /// loss scale.
     pub log2_scale: i32,
     /// Whether dropout was on in the measured steps. It is on only if it zeroes the same elements
     /// in all dtypes.
     pub dropout: bool,
-    /// The loss of the step under the precision. Null if it is not finite. The same holds for all
-    /// other measured values of the report.
+    /// The loss of the step under the precision. Like every measured value of the report, it is
+    /// null if it is not finite.
     pub loss: Option<f64>,
     /// The loss of the 64-true step.
     pub exact_loss: f64,
@@ -150,12 +152,12 @@ pub struct Report {
     /// How the relative bias of activations changes from layer to layer. Null if there are fewer
     /// than three layers.
     pub growth: Option<Growth>,
-    /// The loss scales that are safe for all layers with 16-bit gradients. Null if no layer has
-    /// 16-bit gradients.
+    /// The loss scales at which no layer's 16-bit gradients overflow and few of their values become
+    /// zero. Null if no layer has 16-bit gradients.
     pub window: Option<CommonWindow>,
-    /// Describes the random numbers that the model draws in another dtype than under 64-true. If
-    /// there are any, the errors of the layers also contain the differences between these numbers
-    /// and those of 64-true. Null if all random numbers are the same.
+    /// Describes the random numbers (for example of a dropout mask) that differ from the 64-true
+    /// step's, because the model draws them in another dtype. These differences are part of the
+    /// layers' errors. Null if all random numbers are the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draws: Option<String>,
 }
@@ -174,14 +176,14 @@ pub struct Layer {
     pub input_gradient: Option<Flow>,
     /// The errors of the gradients of the layer's parameters. Null if the layer has no parameters.
     pub weight_gradient: Option<Flow>,
-    /// The loss scales that are safe for the layer's gradients. Null if the gradients do not have
-    /// 16 bits.
+    /// The loss scales at which the layer's gradients do not overflow and few of their values
+    /// become zero. Null if the gradients are not in a 16-bit dtype.
     pub window: Option<Window>,
     /// How far the loss scale is from the nearer end of `window`, in powers of 2. Negative if the
     /// loss scale is outside `window`.
     pub margin_bits: Option<i32>,
-    /// The kinds of tensors for which the error that this layer itself makes is the largest of all
-    /// layers.
+    /// The kinds of tensors (output or gradients) in which this layer makes the largest relative
+    /// error of all layers. Errors inherited from earlier layers do not count.
     pub worst: Vec<Kind>,
 }
 
@@ -215,27 +217,26 @@ pub struct Flow {
     /// `error` divided by `baseline_error`: how many times larger the error is than under 32-true.
     /// Null if 32-true is exact.
     pub ratio: Option<f64>,
-    /// The error that the layer itself makes. The layer runs separately on exact inputs that are
-    /// rounded to its input dtypes. Its results are compared with the results of 64-true on the
-    /// same rounded inputs.
+    /// The error that the layer itself makes. The layer runs separately, on the inputs of the
+    /// 64-true step, rounded to the layer's input dtypes. Its results are compared with those of
+    /// 64-true on the same rounded inputs.
     pub local_error: Option<f64>,
     /// The error that the layer inherits from earlier layers. The layer runs in 64-true on the
-    /// inputs that it had in the step under the precision. The results are compared with the
-    /// results of 64-true on the exact inputs.
+    /// inputs of the step under the precision. The results are compared with those of the 64-true
+    /// step.
     pub inherited_error: Option<f64>,
-    /// Which fraction of the error the layer itself makes: local² / (local² + inherited²). Null if
-    /// the two errors are zero, or if one of them is not finite.
+    /// The fraction of the error that the layer itself makes: local² / (local² + inherited²). Null
+    /// if both errors are zero, or if one of them is not finite.
     pub local_share: Option<f64>,
     /// The bias (the mean) of the errors that the layer itself makes.
     pub bias: Option<Bias>,
     /// How many values overflow or underflow in the layer's dtype, predicted from the exponents of
     /// the values in 32-true. Gradients are multiplied by the loss scale first. Null if the layer's
-    /// output does not have 16 bits.
+    /// output is not in a 16-bit dtype.
     pub predicted: Option<Losses>,
-    /// Counts two kinds of values: those that are finite in the 32-true step but not under the
-    /// precision, and those that are not zero in the 32-true step but zero under the precision. For
-    /// example, the output of a ReLU that is positive only in the 32-true step belongs to the
-    /// second kind.
+    /// Counts the values that are finite in the 32-true step, but not under the precision, and the
+    /// values that are zero only under the precision. If an input of a ReLU is positive in the
+    /// 32-true step, but negative under the precision, its output is counted as zero too.
     pub observed: Losses,
     /// The exponents of the values in the 32-true step.
     pub histogram: Histogram,
@@ -266,18 +267,20 @@ impl Flow {
 }
 
 impl Report {
-    /// Returns the layer that itself makes the largest error in tensors of this kind.
+    /// Returns the layer that makes the largest relative error in tensors of this kind, without the
+    /// errors inherited from earlier layers.
     pub fn worst(&self, kind: Kind) -> Option<&Layer> {
         self.layers.iter().find(|layer| layer.worst.contains(&kind))
     }
 }
 
-/// Marks for each kind of tensor the layer that itself makes the largest error.
+/// Marks for each kind of tensor the layer that makes the largest relative error, without the
+/// errors inherited from earlier layers.
 fn mark_worst(layers: &mut [Layer]) {
     for kind in Kind::ALL {
         let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, Flow::relative_local_error);
-        // If several layers have the same error, marks the first one. The errors of the later
-        // layers may follow from the error of the first one.
+        // If several layers have the same largest error, for example infinity, marks the first one,
+        // which may have caused the others.
         let worst = layers.iter().map(blame).fold(0.0, f64::max);
         let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
         if let Some(layer) = first {

@@ -1,8 +1,8 @@
-//! Measures the own error of each layer that computes in 16 bits: the error that the layer makes on
-//! exact inputs. This error is compared with a second error: that of the same layer in 64-true with
-//! rounded parameters and rounded results. The comparison reveals three faults. The layer may round
-//! too often. It may compute in a wider dtype and cast back. Or it may first round to fewer digits
-//! than its dtype has.
+//! Measures the own error of each 16-bit layer: the error that the layer makes when its inputs come
+//! from a 64-true step, and so have no errors from earlier layers. This error is compared with the
+//! error that rounding alone causes: the error of the same layer in 64-true with rounded parameters
+//! and rounded results. The comparison reveals three faults: the layer rounds too often, it
+//! computes in a wider dtype and casts back, or it first rounds to fewer digits than its dtype has.
 
 use amp_core::{
     Result,
@@ -21,36 +21,35 @@ use crate::{
     verdict::{CONFIDENCE, RISK, count_limit},
 };
 
-/// What was measured when a layer ran separately on exact inputs, so that all errors are the
-/// layer's own.
+/// What was measured when a layer ran separately on the inputs of a 64-true step, so that all
+/// errors are made by the layer itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Own {
     /// The path of the layer, as in [`Layer`](super::Layer).
     pub path: String,
-    /// The error of the layer on exact inputs, divided by the error that rounding its parameters
-    /// and results causes. It is the larger value of the forward and the backward pass. `None` if
-    /// nothing is rounded and there is no error. Infinite if nothing is rounded but there is an
-    /// error.
+    /// The layer's own error, divided by the error that rounding its parameters and results causes.
+    /// Of the quotients of the forward and the backward pass, this is the larger one. `None` if
+    /// both errors are 0. Infinite if only the error of rounding is 0.
     pub error: Option<f64>,
     /// The kinds of results that the layer computes in a wider dtype and then casts to 16 bits.
     pub wide: Vec<Kind>,
-    /// The kinds of tensors that have fewer significant digits than their dtype, because they were
-    /// first rounded to another dtype.
+    /// The kinds of f16 tensors whose values have only as many significant digits as bf16, because
+    /// they were first rounded to bf16.
     pub twice: Vec<Kind>,
     /// How many values became zero, infinite or NaN although the layer's dtype can represent them.
-    /// The numbers are those of the forward or of the backward pass, whichever is nearer to its
-    /// bound.
+    /// The forward and the backward pass are counted separately. This is the count that is larger
+    /// relative to its bound.
     pub lost: Lost,
 }
 
 /// How many values a layer turned into zero, infinity or NaN although its dtype can represent them,
-/// and the largest number that rounding explains.
+/// and how many such values rounding alone can explain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Lost {
-    /// The number of values that became zero, infinite or NaN. Equal values are counted once,
-    /// because they have the same cause.
+    /// The number of values that became zero, infinite or NaN. Equal values count as one, because
+    /// they have the same cause.
     pub found: u64,
-    /// The largest accepted value of `found`.
+    /// The number of such values that rounding alone can explain: the largest accepted `found`.
     pub bound: u64,
 }
 
@@ -61,47 +60,47 @@ impl Lost {
     }
 }
 
-/// The largest accepted error of a layer on exact inputs, in multiples of the error that rounding
-/// its parameters and results once causes. It is above 1, because some layers round several times
-/// inside.
+/// The largest accepted own error of a layer, in multiples of the error of rounding its parameters
+/// and results once. It is above 1, because some layers round several times inside.
 pub const WITHIN: f64 = 3.0;
-/// Decides whether a layer counts as computing in a wider dtype. Let e be the results of 64-true,
-/// rounded to the layer's dtype. Let m be the number of the layer's results that differ from e, and
-/// n the number of results with rounded parameters that differ from e. The layer counts as
-/// computing in a wider dtype if `FEWER`·m < n.
+/// Decides whether a layer computes in a wider dtype, with unrounded parameters. The reference is
+/// the layer's output in 64-true, rounded to the layer's dtype. Rounding the parameters first
+/// changes n elements of the reference. The layer's actual output differs from the reference in m
+/// elements. If the layer rounds its parameters, m is about n. If `FEWER`·m < n, the layer counts
+/// as computing in a wider dtype.
 const FEWER: f64 = 4.0;
-/// If fewer results than this number differ with rounded parameters, it is not judged whether the
-/// layer computes in a wider dtype.
+/// If rounding the parameters changes fewer elements of the output than this number, the layer does
+/// not count as computing in a wider dtype.
 const LEAST_DIFFERING: f64 = 40.0;
-/// An f16 tensor has too few binary digits if at least this fraction of its elements have no more
-/// digits than bf16.
+/// An f16 tensor counts as first rounded to bf16 if bf16 can represent at least this fraction of
+/// its elements exactly.
 const ALL: f64 = 0.99;
-/// If more than this fraction of the exact values, rounded to f16, have no more digits than bf16,
-/// it is not judged whether the tensor has too few digits.
+/// If bf16 can represent more than this fraction of a tensor's 64-true values, rounded to f16,
+/// exactly, the tensor is not checked for rounding to bf16.
 const BY_CHANCE: f64 = 0.75;
-/// A value can become zero only if the error of all roundings before the last one is at least this
-/// fraction of the value. A counted value is at least four times the dtype's smallest positive
-/// number. The last rounding has an error of at most half of this number, which is an eighth of the
-/// value. So the other errors must be at least 7/8 of the value.
+/// Rounding may turn a value into zero if the errors of all roundings before the last one can add
+/// up to this fraction of the value. The last rounding changes the value by at most half of the
+/// dtype's smallest positive number. Only values of at least four times this number are counted, so
+/// the last rounding changes them by at most 1/8. The other 7/8 must come from the earlier
+/// roundings.
 const LOSES: f64 = 7.0 / 8.0;
-/// A tensor with fewer elements is not judged by the digits of its elements.
+/// A tensor with fewer finite nonzero elements than this is not checked for rounding to bf16.
 const LEAST_ELEMENTS: usize = 64;
 
 impl Own {
-    /// Returns whether the error that the layer makes on exact inputs is larger than rounding
-    /// explains.
+    /// Returns whether the own error of the layer is larger than rounding explains.
     pub fn is_beyond(&self) -> bool {
         self.error.is_some_and(|error| error.is_nan() || error > WITHIN)
     }
 }
 
 impl Passes {
-    /// Measures the error that each layer with 16-bit results makes on exact inputs, for the layers
-    /// of this part of the model.
+    /// Measures the own error of each layer with 16-bit results in this part of the model.
     pub(super) fn own(&self) -> Result<Vec<Own>> {
         let mut all = Vec::new();
-        // `RISK` is the accepted probability of a false alarm for all 16-bit layers together. It is
-        // divided equally among the outputs and gradients of these layers.
+        // `RISK` is the accepted probability that at least one 16-bit layer fails this check
+        // although all layers are correct. It is divided equally among the outputs and the input
+        // gradients of these layers.
         let layers = self.actual.calls.iter().filter(|call| is_narrow(call.output.kind())).count();
         let risk = RISK / (2 * layers.max(1)) as f64;
         for at in self.places().filter(|at| is_narrow(self.actual.calls[*at].output.kind())) {
@@ -112,8 +111,8 @@ impl Passes {
                 twice: Vec::new(),
                 lost: Lost::default(),
             };
-            // The gradients of parameters are left out. They are sums over a batch, and some
-            // kernels round partial sums to 16 bits.
+            // The gradients of parameters are not checked, because they are sums over a batch, and
+            // some kernels round partial sums to 16 bits.
             for kind in [Kind::Forward, Kind::InputGradient] {
                 let Some(values) = self.otherwise(at, kind)? else { continue };
                 if let Some(error) = values.error()? {
@@ -155,8 +154,8 @@ impl Passes {
         }))
     }
 
-    /// Returns the kinds of the layer's f16 tensors that have no more digits than bf16, although
-    /// the values of 64-true have more.
+    /// Returns the kinds of the layer's f16 tensors whose values bf16 can represent exactly,
+    /// although it cannot represent the corresponding values of the 64-true step.
     fn twice(&self, at: usize) -> Result<Vec<Kind>> {
         let (actual, reference) = (&self.actual.calls[at], &self.reference.calls[at]);
         let scale = 2.0_f64.powi(self.log2_scale);
@@ -208,8 +207,8 @@ fn distinct(values: &Tensor) -> Result<u64> {
     Ok(different.numel() as u64)
 }
 
-/// One kind of tensor of a layer (its output or a gradient), computed in several ways. All results
-/// are multiplied by the same factor.
+/// One kind of tensor of a layer (its output or a gradient), computed in several ways. Gradients
+/// are multiplied by the loss scale.
 struct Otherwise {
     /// The layer's results under the precision.
     found: Tensor,
@@ -232,14 +231,14 @@ impl Otherwise {
         let own = roots.next().flatten().unwrap_or(f64::INFINITY);
         let expected: Vec<f64> = roots.flatten().collect();
         let expected = expected.iter().sum::<f64>() / expected.len() as f64;
-        // If nothing is rounded, `expected` is 0: any error then gives infinity.
+        // If nothing is rounded, `expected` is 0, so any error gives infinity.
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
     /// Counts the lost values: values well within the range of the dtype that became zero, infinite
-    /// or NaN. Rounding can only lose a value if its error is about as large as the value. The
-    /// bound is an upper tolerance limit of the number of such values, computed from the results of
-    /// 64-true with rounded parameters.
+    /// or NaN. Rounding alone can lose a value only if the rounding error is about as large as the
+    /// value. The results of 64-true with rounded parameters show how many such values there are.
+    /// The bound is a statistical upper limit (a tolerance limit) for this number.
     fn lost(&self, to: Dtype, risk: f64) -> Result<Lost> {
         let Some(format) = Format::of(to) else { return Ok(Lost::default()) };
         let power = |exponent: i32| 2.0_f64.powi(exponent);
@@ -247,7 +246,8 @@ impl Otherwise {
             (power(format.min_subnormal_exponent() + 2), power(format.max_exponent()));
         let size = self.exact.f_abs()?;
         let held = size.f_ge(least)?.f_logical_and(&size.f_le(most)?)?;
-        // The error of rounding once, inside the layer, a value as large as the root mean square.
+        // `inside` is the error of one rounding inside the layer, of a value as large as the root
+        // mean square.
         let squares = size.f_square()?.f_masked_fill(&held.f_logical_not()?, 0.0)?;
         let rms = squares.f_mean(Dtype::Double)?.f_sqrt()?;
         let (inside, reached) = (rms.f_mul_scalar(rounding_of(to))?, size.f_mul_scalar(LOSES)?);
@@ -269,8 +269,8 @@ impl Otherwise {
         Ok(Lost { found, bound: count_limit(seen, self.others.len(), risk, CONFIDENCE) })
     }
 
-    /// Returns whether the layer computes in a wider dtype: nearly all of its results equal the
-    /// results with unrounded parameters, although many results with rounded parameters do not.
+    /// Returns whether the layer computes in a wider dtype: nearly all of its results equal those
+    /// of 64-true with unrounded parameters, although rounding the parameters changes many results.
     fn is_wide(&self) -> Result<bool> {
         let differing = |other: &Tensor| -> Result<Tensor> {
             Ok(other.f_ne_tensor(&self.rounded)?.f_sum(Dtype::Int64)?)
@@ -319,15 +319,14 @@ mod tests {
         assert_eq!(values.is_wide()?, is_wide);
         let error = values.error()?.expect("weights are rounded");
         assert!(error < 1.1 && (error > 0.85) == rounds, "{error}");
-        // With inputs of 0, the results are the bias alone, which is the same whether it is rounded
-        // once or twice. So nothing shows that the layer computes in a wider dtype.
+        // If the inputs are 0, the output is the rounded bias, with and without rounded parameters.
+        // So computing in a wider dtype cannot be detected.
         assert!(!product(rounds, 0.0)?.is_wide()?);
         Ok(())
     }
 
-    /// Checks which values count as lost. A layer loses values that f16 can represent if it turns
-    /// subnormal numbers into zeros, or finite numbers into infinities. Values that are too small
-    /// for f16 are not lost by the layer. Equal values count once.
+    /// Checks which values count as lost: f16 numbers that become zero or infinite, but not values
+    /// that are too small for f16. Equal values count once.
     #[rstest]
     #[case::rounded(1.0, 4096, |tensor: &Tensor| tensor.shallow_clone(), 0)]
     #[case::flushed(1.0 / 65536.0, 4096, |tensor: &Tensor| tensor * tensor.abs().ge(2.0_f64.powi(-14)), 4096)]
@@ -348,17 +347,18 @@ mod tests {
         let others = (0..4).map(|_| nearest.shallow_clone()).collect();
         let values = Otherwise { found, rounded: nearest, exact, others };
         let lost = values.lost(Dtype::Half, 1e-7)?;
-        // Some of the numbers are too small for the dtype, and a few are equal in f32.
+        // A few of the random numbers are not counted, because they are too small for f16 or equal
+        // to another one in f32.
         assert!(lost.found.abs_diff(expected) <= expected / 50, "{lost:?}");
         assert_eq!(lost.over_bound() > 1.0, expected > 100, "{lost:?}");
         Ok(())
     }
 
-    /// Checks the bound of the number of values that a layer may turn into zero. The bound is
-    /// computed from the number of values that are so small that rounding alone can turn them into
-    /// zero. These values are below 3·8/7 times the larger of two errors: the error that rounded
-    /// parameters cause, and the error of rounding a value that is as large as the root mean
-    /// square.
+    /// Checks that the bound is computed from the number of values that rounding alone may turn
+    /// into zero. These are the values below `WITHIN`/`LOSES` = 3·8/7 times the rounding error. The
+    /// rounding error is the one that rounded parameters cause (the case `parameters`), or, if it
+    /// is larger, the error of rounding a value as large as the root mean square (the case
+    /// `inside`).
     #[rstest]
     #[case::inside(0.0, 2.0_f64.powi(-11))]
     #[case::parameters(0.01, 0.01)]
@@ -381,9 +381,9 @@ mod tests {
         Ok(())
     }
 
-    /// Checks the fraction of numbers that have no more digits than bf16. The fraction is 1/8 for
-    /// random f16 numbers, and 1 for numbers that were rounded to bf16. Zeros, infinities and fewer
-    /// than 64 values give no result.
+    /// Checks the fraction of numbers that bf16 can represent exactly. The fraction is 1/8 for
+    /// random f16 numbers, whose last three bits are zero by chance, and 1 for numbers that were
+    /// rounded to bf16. Zeros, infinities and fewer than 64 values give no result.
     #[test]
     fn digits_are_counted() -> Result<()> {
         let _section = random::seeded(12)?;

@@ -7,11 +7,11 @@ use amp_core::{Result, memory::cuda_free, tch::Device};
 
 use super::pass::Ran;
 
-/// The number of f64 values that are kept for each element of a layer's input and output: the
-/// values and gradients of four steps, and of up to eight separate runs of the layer.
+/// The number of f64 values that are kept for each element of a layer's input and output: one value
+/// and one gradient from each of four steps and up to eight separate runs of the layer.
 const COPIES: usize = 24;
-/// The number of f64 values that are kept for each element of a layer's parameters: the gradients
-/// of four steps, and of up to eight separate runs of the layer.
+/// The number of f64 values that are kept for each element of a layer's parameters: one gradient
+/// from each of four steps and up to eight separate runs of the layer.
 const OF_PARAMETERS: usize = 12;
 
 /// The default of `Options::budget`, in bytes.
@@ -20,9 +20,9 @@ pub(super) const BUDGET: usize = 4 << 30;
 /// default.
 const SHARE: usize = 2;
 
-/// Returns how many bytes of layers' tensors may be kept at once. On a GPU this is a large part of
-/// the free memory, so that there are few parts: each part repeats the whole step. `wanted` is
-/// `Options::budget`.
+/// Returns how many bytes of layers' tensors may be kept at once. `wanted` is `Options::budget`. On
+/// a GPU, returns a large part of the free memory if this is more than `wanted`, so that the layers
+/// are divided into few parts. For each part, the whole step runs again.
 pub(super) fn budget(device: Device, wanted: usize) -> Result<usize> {
     if !device.is_cuda() || wanted < BUDGET {
         return Ok(wanted);
@@ -54,8 +54,7 @@ pub(super) fn parts(calls: &[Ran], budget: usize) -> Vec<Range<usize>> {
 }
 
 /// Returns how many of `all` examples are used, so that the tensors of the largest layer fit into
-/// `budget` bytes. Returns at least 2 if there are 2 examples, because batch statistics need two
-/// examples.
+/// `budget` bytes: at least 2 if there are 2, because batch statistics need two examples.
 pub(super) fn examples(calls: &[Ran], all: i64, budget: usize) -> i64 {
     let largest = calls.iter().map(bytes).max().unwrap_or_default();
     match largest > budget {
@@ -73,8 +72,9 @@ mod tests {
 
     use super::*;
 
-    /// Creates a layer with these numbers of values and parameters. The layer needs 192 bytes for
-    /// each value and 96 bytes for each parameter.
+    /// Creates a layer with `values` elements in its input and output and `parameters` elements in
+    /// its parameters. Measuring it takes 192 bytes for each of the former and 96 bytes for each of
+    /// the latter.
     fn layer(values: usize, parameters: usize) -> Ran {
         let empty = || Tensor::zeros([0], (Kind::Float, Device::Cpu));
         Ran {

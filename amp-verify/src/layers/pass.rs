@@ -1,4 +1,5 @@
-//! Runs one training step and records each layer's tensors. Also runs layers on other inputs.
+//! Runs one training step and records each layer's tensors. Also runs layers separately, on inputs
+//! that do not come from this step.
 
 use std::{
     cell::{Cell, RefCell},
@@ -28,11 +29,11 @@ use crate::{reset::ResetModel, rounding::is_narrow};
 /// One run of a layer within a step. Input and output have the step's dtypes. Gradients are in f64
 /// and divided by the loss scale.
 pub(super) struct Ran {
-    /// The module's path, with `#2` after it for the module's second run in the step.
+    /// The module's path. For the module's second run in the step, `#2` follows the path.
     pub(super) path: String,
     pub(super) op: Op,
-    /// The number of elements of the layer's input and output together, and the number of elements
-    /// of its own parameters.
+    /// Two numbers of elements: of the layer's input and output together, and of the parameters
+    /// that belong to the layer itself.
     pub(super) numbers: (usize, usize),
     /// The layer's input and output. They are empty if the tensors of this layer are not kept, to
     /// save memory.
@@ -46,8 +47,8 @@ pub(super) struct Ran {
 
 impl Ran {
     /// Returns whether this is a normalization layer with 16-bit parameters. Such a layer also
-    /// rounds the mean and the standard deviation of its input, which has the effect of perturbing
-    /// the input by one unit roundoff.
+    /// rounds the mean and the standard deviation of its input. This has the same effect as
+    /// perturbing the input by one unit roundoff.
     pub(super) fn rounds_statistics(&self, precision: Precision) -> bool {
         let has_parameters = self.numbers.1 > 0;
         self.op == Op::Other
@@ -92,8 +93,8 @@ impl Rerun {
 pub(super) struct Pass {
     /// The records of the layers, in the order in which the layers ended.
     pub(super) calls: Vec<Ran>,
-    /// The gradients of the unscaled loss in f64, by parameter, for the layers whose tensors are
-    /// kept.
+    /// The gradients of the unscaled loss, in f64, by the parameter's name. Contains only the
+    /// parameters of layers whose tensors are kept.
     pub(super) gradients: BTreeMap<String, Tensor>,
     pub(super) loss: f64,
     /// The dtypes of intermediate tensors.
@@ -143,15 +144,15 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Returns options with which no tensors are kept, to count the layers.
+    /// Returns options for a step that only lists the layers, and keeps no tensors.
     pub(super) fn counting() -> Self {
         let (keeps, jobs) = (0..0, Vec::new());
         Self { precision: Precision::F32True, scale: 1.0, dropout: false, keeps, jobs }
     }
 }
 
-/// Runs the training step and records the tensors of the layers. In all passes of one measurement,
-/// each layer draws the same random numbers, regardless of how often it also runs separately.
+/// Runs the training step and records the tensors of the layers. In all steps and separate runs of
+/// one measurement, a layer draws the same random numbers.
 pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
     let _section = random::seeded(subject.seed)?;
@@ -200,7 +201,8 @@ pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> 
     wanted.extend(parameters.iter().map(|parameter| parameter.tensor.shallow_clone()));
     let scaled = match scale {
         1.0 => loss.shallow_clone(),
-        // The loss scaler keeps its scale as an f32 tensor, so its product with an f16 loss is f32.
+        // Multiplies by an f32 tensor, as the loss scaler does. So the scaled loss is f32, even if
+        // the loss is f16.
         scale => loss.f_mul(&Tensor::from(scale as f32).f_to_device(subject.device)?)?,
     };
     let found = match wanted.is_empty() {
@@ -274,7 +276,7 @@ impl Observer {
     fn observe(&self, call: &Call<'_>) -> Result<()> {
         let at = self.calls.borrow().len();
         let jobs = self.jobs.get(at).map_or(&[][..], Vec::as_slice);
-        // The random numbers of a layer depend only on the layer's index.
+        // The seed of a layer's random numbers depends only on the layer's index.
         self.drawn.set(self.drawn.get() + 1);
         let seed = self.seed.wrapping_add(self.drawn.get());
         let mut reruns = Vec::with_capacity(jobs.len());
@@ -346,7 +348,8 @@ impl Observer {
             (&job.gradient, wanted.is_empty(), output.requires_grad())
         {
             let gradient = gradient.f_mul_scalar(scale)?.f_to_kind(output.kind())?;
-            // The gradient of Σ y·g with respect to y equals g exactly.
+            // The gradient of Σ y·g with respect to the output y is exactly g, so the backward pass
+            // starts from g.
             let sum = output.f_mul(&gradient)?.f_sum(output.kind())?;
             // Keeps the graph, because the graph of the whole step also uses autocast's cached
             // casts.

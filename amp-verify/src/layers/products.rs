@@ -13,9 +13,9 @@ use amp_core::{
 
 use super::Subject;
 
-/// Counts the multiplications with weights of layers in one forward pass. Each element of a weight
-/// matrix counts once for each position of the layer's output. Products that do not contain a
-/// weight, such as those of attention, do not count.
+/// Counts the multiplications by weights in one forward pass. In a convolution, for example, each
+/// weight is multiplied once for each position of the output. Products without a weight, such as
+/// those of attention, do not count.
 ///
 /// # Errors
 /// When the forward pass fails.
@@ -79,8 +79,9 @@ mod tests {
         head: Linear,
     }
 
-    /// Checks the number of multiplications. For each of 2 examples, the convolution multiplies
-    /// 4·3·3·3 weights at each of 3·3 positions, and the linear layer multiplies 36·5 weights once.
+    /// Checks the number of multiplications. The batch has 2 examples. For each, the convolution
+    /// multiplies its 4·3·3·3 weights at 3·3 positions, and the linear layer multiplies its 36·5
+    /// weights once.
     #[test]
     fn products_are_those_of_the_definition() -> Result<()> {
         let options = (Kind::Float, Device::Cpu);

@@ -22,9 +22,9 @@ use crate::{
 /// on a CPU and whose model is in `models`. If `models` is empty, includes the goldens of all
 /// registered models. Returns the names of the goldens.
 ///
-/// If `adds` is true, keeps the recorded spread and adds metrics and losses that are measured with
-/// this CPU's own kernels. The recorded peak memory stays as it is, because peak memory is compared
-/// only between equal kernels.
+/// If `adds` is true, keeps the values that the spread file already has, and adds the metrics and
+/// losses of runs on this CPU with its own kernels. The recorded peak memory is not changed,
+/// because peak memory is compared only between equal kernels.
 ///
 /// # Errors
 /// When the folder has no golden of these models, a run fails, or a file cannot be written.
@@ -37,7 +37,7 @@ pub(super) fn record(
     let goldens = of_cpus(registry, folder, models)?;
     if goldens.is_empty() {
         return Err(Error::config(format!(
-            "{}: there is no golden of a CPU in this folder: record one first with `cargo amp test`",
+            "{}: this folder has no golden recorded on a CPU: record one first with `cargo amp test`",
             folder.display()
         )));
     }
@@ -92,11 +92,12 @@ fn of_cpus(
     Ok(goldens)
 }
 
-/// Reads the spread (the differences between CPUs) that was recorded earlier.
+/// Reads how much recorded results differ between CPUs (the spread) from `path`, the file to which
+/// the results of this CPU are added.
 fn recorded(path: &Path) -> Result<Spread> {
     Spread::read(path)?.ok_or_else(|| {
         Error::config(format!(
-            "{}: this file is missing, so nothing can be added: record it first, without --add",
+            "{}: this file is missing, so --add cannot extend it: record it first, without --add",
             path.display()
         ))
     })
@@ -166,8 +167,8 @@ fn verify(golden: &Golden, set: &KernelSet) -> Result<Comparison> {
     serde_json::from_str(&text).map_err(|error| failed(error.into()))
 }
 
-/// Returns the error for a run that failed. `said` is what the run wrote to standard error. A process
-/// that a signal ends writes nothing.
+/// Returns the error for a run that failed. `said` is what the run wrote to standard error. It is
+/// empty if a signal ended the process.
 fn failed_run(model: &str, set: &KernelSet, status: ExitStatus, said: &str) -> Error {
     if !said.is_empty() {
         return Error::config(format!("{model}: {said}"));

@@ -1,5 +1,5 @@
-//! The kernels and the numbers of threads of other CPUs. Environment variables select these kernels
-//! on this CPU.
+//! Environment variables that make this CPU use the kernels and the numbers of threads of other
+//! CPUs.
 
 use std::fs;
 
@@ -9,10 +9,10 @@ pub(super) const DESCRIPTION: &str = "ATen, oneDNN and MKL kernels of SSE, AVX2 
                                       with and without bf16 instructions, and MKL's compatible ones, \
                                       each with 1 and 2 threads";
 
-/// For each set of kernels, the values of four environment variables: ATen's kernels, the newest
-/// instructions that oneDNN may use, MKL's instructions, and MKL's mode for equal results on every
-/// processor (empty if this mode is off). `AVX512_CORE` has no bf16 instructions. `ALL` has all
-/// instructions of this machine.
+/// The kernel sets. Each has the values of ATEN_CPU_CAPABILITY (ATen's kernels), ONEDNN_MAX_CPU_ISA
+/// (the newest instructions that oneDNN may use), MKL_ENABLE_INSTRUCTIONS, and MKL_CBWR (MKL's mode
+/// with equal results on every processor; not set if empty). `AVX512_CORE` excludes bf16
+/// instructions, and `ALL` allows all instructions of this machine.
 const KERNELS: [(&str, &str, &str, &str); 5] = [
     ("default", "SSE41", "SSE4_2", ""),
     ("avx2", "AVX2", "AVX2", ""),

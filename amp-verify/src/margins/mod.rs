@@ -1,6 +1,6 @@
-//! Measures how much the metrics of a project's models differ between precisions in correct
-//! training. `cargo amp margins` writes the result to the file `margins.json` in the project's
-//! folder. The gate reads its margins from this file.
+//! Measures how much the metrics of a project's models differ between precisions if nothing is
+//! wrong. `cargo amp margins` computes the models' margins from this, and writes them to the file
+//! `margins.json` in the project's folder, which the gate reads.
 
 #[cfg(feature = "cli")]
 mod goldens;

@@ -23,8 +23,8 @@ pub enum What {
     /// How much each model's metric differs between precisions, over several seeds; the model's
     /// margin is computed from these differences
     Metric,
-    /// How much the results of goldens differ between CPUs, written next to each golden as
-    /// NAME.spread.json
+    /// How much the results of each golden (recorded results of a test) differ between CPUs,
+    /// written next to the golden as NAME.spread.json
     Goldens,
 }
 
@@ -37,7 +37,7 @@ pub struct MarginsArgs {
     /// What to record, separated by commas [default: metric]
     #[arg(long, value_enum, value_delimiter = ',')]
     pub what: Vec<What>,
-    /// auto, cpu, cuda or cuda:N
+    /// The device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Number of seeds with which the differences of the metric are measured
@@ -46,26 +46,29 @@ pub struct MarginsArgs {
     /// The folder of the goldens [default: tests/goldens of the project]
     #[arg(long, value_name = "FOLDER")]
     pub goldens: Option<PathBuf>,
-    /// Keep the recorded differences of goldens, and add results with this CPU's own kernels
+    /// For goldens: keep the results in NAME.spread.json, and add results of this CPU with its own
+    /// kernels
     #[arg(long)]
     pub add: bool,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub changes: ChangeArgs,
-    /// Number of processes at a time [default: one for each core of a CPU, 1 on CUDA]
+    /// Number of processes that run at the same time [default: one for each core of a CPU, 1 on
+    /// CUDA]
     #[arg(long, value_name = "N")]
     pub processes: Option<usize>,
 }
 
 /// The precisions whose differences from 32-true are recorded: all except 32-true itself.
 const PRECISIONS: &[Precision] = Precision::ALL.split_at(1).1;
-/// The first seed. The gate uses other seeds, because a margin must not be used to judge the same
-/// runs from which it was computed.
+/// The first seed. The gate uses other seeds, because runs must not be judged with a margin that
+/// was computed from the same runs.
 const METRIC_SEED: u64 = 100;
 /// The margin of a metric for which higher is better is rounded up to a multiple of this step: half
 /// a percentage point of an accuracy.
 const MARGIN_STEP: f64 = 0.005;
-/// The margin is this multiple of the largest standard deviation among the precisions.
+/// The margin is this multiple of sigma, the standard deviation over the seeds of a precision's
+/// differences from 32-true. The precision with the largest sigma decides.
 const MARGIN_SIGMAS: f64 = 3.0;
 
 /// Records what the options ask for, and returns the text to print. Margins are written to the
@@ -73,7 +76,7 @@ const MARGIN_SIGMAS: f64 = 3.0;
 /// golden.
 ///
 /// # Errors
-/// When an option is out of range, a run fails, or the file cannot be written.
+/// When an option is out of range, a run fails, or a file cannot be read or written.
 pub fn command(registry: &Registry, args: &MarginsArgs) -> Result<String> {
     let models: Vec<Model> = match args.model.as_slice() {
         [] => registry.models().map(|model| Model::clone(model)).collect(),
@@ -199,7 +202,7 @@ fn first_failure(outcome: &Outcome) -> String {
     outcome.failures.first().map_or("it returned no metric".to_owned(), |first| first.text.clone())
 }
 
-/// Computes a model's margin from `widest`, the largest standard deviation among the precisions.
+/// Computes a model's margin from `widest`, the largest sigma of a precision.
 fn margin_of(direction: Direction, widest: f64) -> f64 {
     let margin = MARGIN_SIGMAS * widest;
     match direction.is_share() {

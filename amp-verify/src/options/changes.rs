@@ -33,9 +33,9 @@ pub struct ChangeArgs {
     /// Clip gradients to this global norm
     #[arg(long, value_name = "NORM")]
     pub gradient_clip_val: Option<f64>,
-    /// End training when this logged value, for example val_loss, no longer improves. To improve
-    /// means to fall, except for a metric that the model declares as better when higher: it must
-    /// rise [default: each model's own]
+    /// End training when this logged value, for example val_loss, stops improving. Lower is better,
+    /// unless the model declares the value as a metric for which higher is better [default: each
+    /// model's own]
     #[arg(long, value_name = "NAME")]
     pub early_stopping: Option<String>,
     /// Number of epochs without improvement after which training ends [default: each model's own,
@@ -46,8 +46,8 @@ pub struct ChangeArgs {
     /// 0.1
     #[arg(long, value_name = "LIMIT")]
     pub limit_train_batches: Option<Limit>,
-    /// Validate on only the first batches of each set: a number of batches, or a fraction such as
-    /// 0.1; 0 switches validation off
+    /// Validate on only the first batches of each validation set: a number of batches, or a
+    /// fraction such as 0.1; 0 switches validation off
     #[arg(long, value_name = "LIMIT")]
     pub limit_val_batches: Option<Limit>,
 }
@@ -99,8 +99,8 @@ mod tests {
         Ok(DataModule::new("ones", rows()?, rows()?, batch_size))
     }
 
-    /// Checks that the changes reach the model's run, and that the plan of the learning rates has
-    /// the length of the changed run.
+    /// Checks that the options change the number of epochs and of optimizer steps in the training
+    /// plan, from which learning rate schedules take their length.
     #[test]
     fn a_run_is_planned_with_the_changes() -> Result<()> {
         let registry = Registry::new(project!())

@@ -27,7 +27,8 @@ pub struct LogArgs {
     #[arg(long, value_name = "N", value_parser = positive, 
           default_value_t = LoggingConfig::default().log_every_n_steps.cast_unsigned())]
     pub log_every_n_steps: u64,
-    /// Measure the phases of every N-th step and print their times [default: set by the model]
+    /// Measure how long the phases of every N-th step (such as the forward pass) take, and print
+    /// the times [default: set by the model]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub profile: Option<u64>,
     /// Write the times of the measured steps to this file as a trace for chrome://tracing or
@@ -38,7 +39,7 @@ pub struct LogArgs {
 
 impl LogArgs {
     /// Returns the trainer's options for logging: how often it logs values, and how often it
-    /// measures the phases of a step.
+    /// measures the times of the phases of a step.
     pub fn logging(&self) -> LoggingConfig {
         let steps = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         LoggingConfig {

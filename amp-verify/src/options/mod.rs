@@ -42,7 +42,7 @@ pub struct RunArgs {
     /// The model; `cargo amp models` lists them [default: the first one]
     #[arg(long)]
     pub model: Option<String>,
-    /// auto, cpu, cuda or cuda:N
+    /// The device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
     #[command(flatten)]

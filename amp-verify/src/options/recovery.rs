@@ -14,7 +14,7 @@ pub struct RecoveryArgs {
     #[arg(long, value_name = "POLICY", value_parser = NonFinite::from_str,
           default_value_t = NonFinite::default())]
     pub on_non_finite: NonFinite,
-    /// The first loss scale under 16-mixed
+    /// The initial loss scale under 16-mixed
     #[arg(long, value_name = "SCALE", default_value_t = GradScalerConfig::default().init_scale,
           value_parser = loss_scale)]
     pub init_scale: f64,
@@ -52,7 +52,7 @@ impl RecoveryArgs {
     }
 }
 
-/// Parses a loss scale that f32 can represent.
+/// Parses a loss scale. It must be above 0 and finite as an f32 number.
 fn loss_scale(text: &str) -> Result<f64, String> {
     let scale: f64 = text.parse().map_err(|error| format!("{error}"))?;
     let usable = (scale as f32).is_finite() && scale as f32 > 0.0;

@@ -30,7 +30,7 @@ pub struct ParityArgs {
     /// [default: these three]
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str)]
     pub precision: Vec<Precision>,
-    /// auto, cpu, cuda or cuda:N
+    /// The device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Number of seeds, at least 2. For each seed the model and its PyTorch version start with the
@@ -46,27 +46,27 @@ pub struct ParityArgs {
     /// End training after N optimizer steps, if this is before the end of the last epoch
     #[arg(long, value_name = "N", value_parser = positive)]
     pub max_steps: Option<u64>,
-    /// The margin: how far the metrics may differ on average [default: the declared or recorded
-    /// margin of the model's own length; another --epochs or --max-steps has no default margin]
+    /// The margin: how far the metrics of the model and of its PyTorch version may differ on
+    /// average [default: the margin that is declared or recorded for the same length of training]
     #[arg(long, value_name = "M")]
     pub margin: Option<f64>,
     /// Number of batches at the start whose losses are compared with the PyTorch version's
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
     pub losses: u64,
-    /// Kernels of the Rust model's layers and losses on CUDA: own (amp-core's), or libtorch. If the
-    /// loss scaler skips different steps in the model and in its PyTorch version, the model runs
-    /// again with libtorch's kernels, which round as PyTorch does
+    /// Kernels of the Rust model's layers and losses on CUDA: own (amp-core's), or libtorch (which
+    /// round as PyTorch does). If the model and its PyTorch version skip different steps, the model
+    /// also runs with libtorch's kernels
     #[arg(long, value_name = "WHOSE", value_parser = Kernels::from_str,
           default_value_t = Kernels::default())]
     pub kernels: Kernels,
     /// A Python interpreter with torch
     #[arg(long, value_name = "PATH", default_value = "python3")]
     pub python: PathBuf,
-    /// Threads of one CPU operation, on both sides [default: all cores]
+    /// Threads of one CPU operation, in Rust and in PyTorch [default: all cores]
     #[arg(long)]
     pub threads: Option<i32>,
-    /// Store the result rows in this folder, and reuse them if the binary, the machine and the
-    /// options are the same
+    /// Store the results in this folder, and reuse them if the binary, the machine and the options
+    /// are the same
     #[arg(long, value_name = "FOLDER")]
     pub cache: Option<PathBuf>,
     /// Print the report as JSON

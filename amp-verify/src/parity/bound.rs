@@ -1,13 +1,14 @@
-//! Bounds for the differences between the first losses of our side (the model in Rust) and of its
-//! PyTorch version. The bounds hold if the two sides compute the same function in f32.
+//! Bounds for how far the losses of the model in Rust ("our side") may be from those of its PyTorch
+//! version, in the first batches under 32-true. The losses stay within the bounds if the two sides
+//! compute the same function.
 //!
-//! The two sides round at different places in the computation. A difference between their weights
-//! changes the next step, so it may grow with every step. How fast it grows depends on the model,
-//! its weights and its data. Therefore the growth is measured. A few runs of our side use the same
-//! batches, but their initial weights are perturbed at random by
-//! [up to sixteen unit roundoffs](super::ours). The bound of a loss is [`FACTOR`] times the largest
-//! difference between the perturbed runs and the unperturbed run, up to the batch of this loss. The
-//! bound is at least [`LEAST`], because the sum that computes the loss rounds too.
+//! The two sides round at different places in the computation. So their weights differ after the
+//! first step, and this difference may grow from step to step, at a rate that depends on the model,
+//! its weights and its data. Therefore the growth is measured: our side trains a few more times on
+//! the same batches, with initial weights that are perturbed at random by [up to sixteen unit
+//! roundoffs](super::ours). The bound of a batch's loss is [`FACTOR`] times the largest difference
+//! between the perturbed runs and the unperturbed run in this batch and all earlier ones. A bound
+//! is at least [`LEAST`], because computing the loss rounds too.
 
 /// The number of runs with perturbed initial weights, from which the bounds are computed.
 pub(super) const RUNS: u64 = 4;
@@ -18,8 +19,8 @@ const FACTOR: f64 = 4.0;
 const LEAST: f64 = 1.0 / 1_048_576.0;
 
 /// Returns for each step the difference between the losses in `own` and in `other`, divided by the
-/// loss in `own`. If the mean loss is larger than this loss, divides by the mean loss. So the
-/// difference of a loss near 0, for example of a GAN's critic, does not look large.
+/// loss in `own` or by the mean loss, whichever is larger. (Divided by a loss near 0, for example
+/// of a GAN's critic, any difference would look large.)
 pub(super) fn differences(own: &[f64], other: &[f64]) -> Vec<f64> {
     let finite = own.iter().filter(|loss| loss.is_finite());
     let typical = finite.clone().map(|loss| loss.abs()).sum::<f64>() / finite.count().max(1) as f64;

@@ -1,5 +1,5 @@
-//! Stores the rows of the table of `parity` (one for each model and precision) in a folder, in one
-//! file per row. A later call of `parity` can then reuse them.
+//! Stores the results of `parity` in a folder, so that later calls of `parity` can reuse them. Each
+//! model and precision has one row of results, in a file of its own.
 
 use std::{
     collections::BTreeMap,
@@ -13,9 +13,9 @@ use sha2::{Digest, Sha256};
 
 use super::{ParityArgs, Row, args::Subject};
 
-/// A folder of result rows. The name of a row's file is a digest of everything that the results
-/// depend on: the binary, the machine, the versions of Python and torch, the Python source of the
-/// model, and the options. The digest does not cover the files of data sets.
+/// The folder of stored results. The name of a row's file is a digest of everything that the
+/// results depend on: the binary, the machine, the versions of Python and torch, the Python source
+/// of the model, and the options. The digest does not cover the files of data sets.
 pub(super) struct Cache {
     folder: PathBuf,
     /// The digest of the running binary. The binary contains the models, so the digest changes if a

@@ -58,15 +58,14 @@ fn has_code(line: &str, comment: &str) -> bool {
 /// A piece of the model's Rust source whose lines are counted or left out as a whole: an item, or a
 /// method of an `impl` block.
 struct Part {
-    /// The type to which a method belongs. `None` if this is not a method.
+    /// The type to which the `impl` block belongs. `None` if the piece is not from an `impl` block.
     owner: Option<String>,
-    /// The name of the item or method. It is empty for the implementation of a trait. An
-    /// implementation of a trait is counted if its type is counted, whatever the names of its
-    /// methods are.
+    /// The name of the item or method. It is empty for the implementation of a trait, which is
+    /// counted whenever its type is counted.
     name: String,
     /// The names that occur in the item or method.
     mentions: BTreeSet<String>,
-    /// The lines of the item, counted from 1.
+    /// The line numbers of the item, from 1.
     lines: Vec<usize>,
 }
 
@@ -78,9 +77,8 @@ impl Part {
         Self { owner, name: name.to_string(), mentions, lines }
     }
 
-    /// Returns whether the lines of this piece are counted: whether `known`, the set of names that
-    /// the counted code mentions, contains the piece's name and the piece's owner. For a piece
-    /// without a name only the owner matters, and for a piece without an owner only the name.
+    /// Returns whether the lines of this piece are counted. `known` has the names that the counted
+    /// code mentions. It must contain the piece's name and owner, as far as the piece has them.
     fn is_of(&self, known: &BTreeSet<String>) -> bool {
         let is_known = |name: &String| known.contains(name);
         self.owner.as_ref().is_none_or(is_known) && (self.name.is_empty() || is_known(&self.name))
@@ -185,9 +183,9 @@ impl Net {
 }
 ";
 
-    /// Checks which lines are counted for `Net`: 8 of the struct, 5 of `Block`, 3 of
-    /// `Drop for Block`, 3 of the function `far`, 3 of the method `apart`, and 1 of the constant
-    /// `WIDTH`.
+    /// Checks the number of lines that are counted for `Net`: 8 for the struct, 5 for `Block`, 3
+    /// for `Drop for Block`, 3 for the function `far`, 3 for the method `apart`, and 1 for the
+    /// constant `WIDTH`.
     #[test]
     fn lines_are_counted_for_each_model() -> Result<()> {
         assert_eq!(of_model(RUST, "Net")?, 23);

@@ -1,10 +1,11 @@
 //! `cargo amp parity`: compares models with their PyTorch versions.
 //!
 //! The model in Rust and its PyTorch version start with the same weights, and use the same batches,
-//! hyperparameters, precision and schedule. `ours` writes the initial weights to a file and trains
-//! the model. `theirs` sends the batches to the PyTorch version's process. `report` compares the
-//! two sides: the first losses (`bound` computes the bounds of their differences), the skipped
-//! steps (`skips`), and the final metric over several seeds.
+//! hyperparameters, precision and schedule. The module `ours` writes the initial weights to a file
+//! and trains the model in Rust. `theirs` sends the batches to a Python process, which trains the
+//! PyTorch version. `report` compares the results of the two: the losses of the first batches (with
+//! bounds from `bound`), the skipped optimizer steps (with `skips`), and the final metric over
+//! several seeds.
 
 mod args;
 mod bound;
@@ -45,8 +46,8 @@ use crate::{
 /// comparison, passes a message about the progress to `tell`.
 ///
 /// # Errors
-/// When an option is invalid, or the model in Rust fails. If a PyTorch version fails, the error is
-/// in its row of the report.
+/// When an option is invalid, or the model in Rust fails. If a PyTorch version fails, its row in
+/// the report contains the error.
 pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     let plan = args.plan(registry)?;
     let (mut rows, mut versions) = (Vec::new(), BTreeMap::new());
@@ -81,8 +82,8 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
                 none => none.insert(start()?),
             };
             let row = comparison.row(theirs).map_err(|error| error.at(&what))?;
-            // If the PyTorch version failed, the results lack seeds. Such results are not stored,
-            // because the PyTorch version may succeed in the next call.
+            // If the PyTorch version failed, the row lacks the results of some seeds. It is not
+            // stored in the cache, because the next call of `parity` may succeed.
             let is_whole = row.seeds.len() as u64 == args.seeds;
             if let Some(file) = file.filter(|_| is_whole) {
                 cache::write(&file, &row)?;
@@ -164,9 +165,10 @@ impl Comparison<'_> {
         Ok(row)
     }
 
-    /// Runs our side (the model in Rust) again to find out why the two sides skip different steps.
-    /// One run uses libtorch's kernels, one run uses this library's kernels, and a few runs have
-    /// randomly perturbed initial weights.
+    /// Trains the model in Rust again, to find out whether it and its PyTorch version skip
+    /// different steps because of rounding: once with libtorch's kernels, which round as PyTorch
+    /// does, once with this library's kernels, and a few times with initial weights that are
+    /// perturbed at random.
     fn again(&self, mut case: Case, losses: &[f64], twin: &Ran) -> Result<Again> {
         let mut traced = |kernels: Kernels| {
             case.trainer.numerics.kernels = kernels;
@@ -190,7 +192,7 @@ impl Comparison<'_> {
         })
     }
 
-    /// Compares the first losses of the model and of its PyTorch version. Under 32-true, compares
+    /// Compares the losses of the first batches in Rust and in PyTorch. Under 32-true, compares
     /// each difference with a bound.
     fn first_losses(&self, case: &Case, own: &[f64], mut other: Vec<f64>) -> Result<First> {
         let count = usize::try_from(self.args.losses).unwrap_or(usize::MAX);

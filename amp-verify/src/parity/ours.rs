@@ -26,8 +26,8 @@ use crate::{
     rounding::{moved, rounding_of},
 };
 
-/// Returns by which fraction a weight is perturbed at most: sixteen unit roundoffs of f32 under
-/// 32-true, and one unit roundoff under a 16-bit precision.
+/// Returns by how much a weight is perturbed at most, as a fraction of the weight: sixteen unit
+/// roundoffs of f32 under 32-true, and one unit roundoff under a 16-bit precision.
 fn share(precision: Precision) -> f64 {
     match precision.compute() {
         kind @ (Kind::Half | Kind::BFloat16) => rounding_of(kind),
@@ -36,8 +36,8 @@ fn share(precision: Precision) -> f64 {
 }
 
 /// Perturbs the model's weights at random, each by at most the fraction that [`share`] returns.
-/// `number` is the number of the run and the seed of the perturbation. Afterwards the random
-/// generator has the state that it had before.
+/// `number`, the number of the run, is the seed of the perturbation. The random generator's state
+/// is restored afterwards.
 fn move_weights(model: &dyn LightningModule, number: u64, precision: Precision) -> Result<()> {
     let before = RandomState::read(Device::Cpu)?;
     seed_everything(number)?;
@@ -65,9 +65,9 @@ pub(super) struct Ours {
     pub(super) hyperparameters: Hyperparameters,
 }
 
-/// Returns the trainer's options with which the model and its PyTorch version are trained. A
-/// skipped step advances the schedule and changes the running statistics of batch norms, because a
-/// training loop in PyTorch does so too.
+/// Returns the trainer's options for the model and its PyTorch version. With them, a skipped step
+/// advances the learning rate schedule and changes the running statistics of batch norms, as in a
+/// PyTorch training loop.
 pub(super) fn config(case: &Case, precision: Precision) -> Result<TrainerConfig> {
     let mut config = case.trainer(precision)?;
     config.recovery.skipped_step_advances = true;
@@ -146,9 +146,9 @@ fn traced(case: &Case, precision: Precision, moved: Option<(u64, u64)>) -> Resul
                 skipped.push(*attempt);
             }
             Event::Scale { scale: new, .. } => *next = *new,
-            // The new loss scale applies from the next batch on. The gradients of a model that
-            // optimizes manually are read after the loss scale was updated, and must be recorded
-            // with the old loss scale.
+            // A new loss scale applies from the next batch on. If the model optimizes manually, its
+            // gradients are read after the scaler's update, but they were computed with the old
+            // scale.
             Event::Batch { .. } => *scale = *next,
             _ => {}
         }
@@ -237,8 +237,8 @@ struct Kept {
     plan: Option<TrainingPlan>,
 }
 
-/// Trains the model to the end of the run, or only on the first `batches` batches. Even in a run
-/// that ends early, schedules depend on the training plan of the whole run.
+/// Trains the model to the end, or only on the first `batches` batches. In the latter case, the
+/// learning rate schedules are the same as in the whole run.
 fn fit(
     case: &Case,
     config: TrainerConfig,

@@ -17,12 +17,12 @@ use crate::{
 
 /// The version of the format of [`Report`].
 pub const SCHEMA: &str = "amp-parity/1";
-/// The largest accepted probability that a row is shown as agreeing although the metrics of the
-/// model and its PyTorch version differ by the margin or more.
+/// If the metrics of the model and of its PyTorch version differ by the margin or more, the status
+/// is `Agree` with at most this probability.
 const ALPHA: f64 = 0.05;
 
-/// If a loss has a bound of at most this fraction of the loss, comparing the loss is informative.
-/// If the bound is larger, rounding alone may change the loss by more than 0.1 %.
+/// Comparing two losses is informative only if the bound of their difference is at most this
+/// fraction of the loss: 0.1 %. Otherwise rounding alone may hide a mistake.
 const TELLING: f64 = 1e-3;
 
 /// Whether a model and its PyTorch version agree.
@@ -63,20 +63,21 @@ pub struct Seed {
     pub again: Option<Again>,
 }
 
-/// The comparison of the first losses of the model and its PyTorch version, for the first seed.
+/// The comparison of the losses of the first batches in Rust and in PyTorch, for the first seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct First {
     /// The largest relative difference between the two losses of a batch. Null if there is a batch
-    /// for which only one of the two losses is finite.
+    /// in which one loss is finite and the other is not.
     pub largest: Option<f64>,
-    /// The index, from 0, of the batch with the largest difference. If there are bounds, the batch
-    /// for which the difference divided by its bound is largest.
+    /// The index, from 0, of the batch whose losses differ most. If there are bounds, the batch
+    /// with the largest quotient of difference and bound.
     pub batch: usize,
-    /// For this batch, the relative difference of the losses and its bound. Null if there are no
-    /// bounds, as under 16-bit precisions.
+    /// The relative difference of the losses of the batch with index `batch`, and the bound of this
+    /// difference. Null if there are no bounds, as under 16-bit precisions.
     pub bound: Option<(f64, f64)>,
-    /// How many losses at the start have a bound of at most 0.1 %. Rounding alone may change later
-    /// losses by more, so comparing later losses says little. Null if there are no bounds.
+    /// The number of batches, counted from the first one, before a bound exceeds 0.1 %. Rounding
+    /// alone may change the losses of later batches by more, so comparing them says little. Null if
+    /// there are no bounds.
     #[serde(default)]
     pub told: Option<usize>,
     /// The losses that were compared, of the model and of its PyTorch version.
@@ -94,10 +95,10 @@ pub struct Row {
     pub status: Status,
     /// The reasons why the model and its PyTorch version disagree. Empty if they do not.
     pub failures: Vec<String>,
-    /// Differences between the model and its PyTorch version that are accepted, with the reasons.
+    /// The differences between the model and its PyTorch version that are accepted, and why.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// The comparison of the first losses; null if the PyTorch version failed.
+    /// The comparison of the losses of the first batches; null if the PyTorch version failed.
     pub first: Option<First>,
     /// The name of the metric that is compared.
     pub metric: String,
@@ -107,10 +108,10 @@ pub struct Row {
     /// finite.
     pub judgement: Option<Judgement>,
     /// The largest number of bytes that tensors occupied at one time, for the first seed. On a CPU,
-    /// the PyTorch version's memory is measured only in the third step.
+    /// the PyTorch version's peak is that of its third step.
     pub peak_memory_bytes: Option<Pair<Option<u64>>>,
-    /// The numbers of lines of code. For the model, these are the lines of its struct and of
-    /// everything in the same source that the struct refers to.
+    /// The numbers of lines of code. In Rust, these are the lines of the model's struct, and of
+    /// everything in the same source to which the struct refers.
     pub lines: Pair<usize>,
 }
 
@@ -170,7 +171,7 @@ impl First {
 }
 
 impl Row {
-    /// Creates the row for one model and precision, without results yet.
+    /// Creates a row without results for one model and precision.
     pub(super) fn new(model: &str, precision: Precision, judge: Judge, lines: Pair<usize>) -> Self {
         Self {
             model: model.to_owned(),
@@ -187,9 +188,10 @@ impl Row {
         }
     }
 
-    /// Decides from the first losses, the skipped steps and the metrics whether the model and its
-    /// PyTorch version agree, and sets the row's status. The metrics agree if two one-sided tests
-    /// show that the mean of their difference is between −`margin` and `margin`.
+    /// Decides from the losses of the first batches, the skipped steps and the metrics whether the
+    /// model and its PyTorch version agree, and sets the row's status. The metrics agree if an
+    /// equivalence test (two one-sided t-tests) shows that their mean difference over the seeds is
+    /// between −`margin` and `margin`.
     pub(super) fn judge(&mut self, judge: Judge, margin: f64, examples: i64, losses: u64) {
         self.failures.extend(self.first.as_ref().and_then(First::failure));
         for seed in &self.seeds {
@@ -261,9 +263,10 @@ mod tests {
         row
     }
 
-    /// Compares the metrics of the model and of its PyTorch version with three seeds. Checks that
-    /// they agree if the interval m ± 2.92·s/√3 is within ±0.02. Here m is the mean of the three
-    /// differences between model and PyTorch version, and s is their standard deviation.
+    /// Checks that the metrics of the model and of its PyTorch version agree if their mean
+    /// difference over three seeds is within ±0.02 with a confidence of 95 %. The interval is m ±
+    /// 2.92·s/√3, with the mean m and the standard deviation s of the differences, and 2.92 from
+    /// the t distribution.
     #[rstest]
     #[case::alike([0.9, 0.9, 0.9], Status::Agree, "")]
     #[case::near([0.895, 0.9, 0.905], Status::Agree, "")]
@@ -284,7 +287,7 @@ mod tests {
     #[rstest]
     #[case::another_step(vec![0, 2], 1024.0, "skips the steps [0, 2] of the first 100, PyTorch [0, 1]")]
     #[case::later(vec![0, 1, 120], 512.0, "")]
-    #[case::another_scale(vec![0, 1], 256.0, "ends with the scale")]
+    #[case::another_scale(vec![0, 1], 256.0, "ends with loss scale")]
     fn first_skips_are_the_same_and_scales_near(
         #[case] skipped: Vec<u64>,
         #[case] scale: f64,
@@ -316,8 +319,7 @@ mod tests {
         assert_eq!(row.status, status, "{:?}", row.failures);
     }
 
-    /// Checks that only the first losses, whose bounds are at most 0.1 %, are counted. The bounds
-    /// grow from step to step.
+    /// Checks that `told` is the number of batches before a bound exceeds 0.1 %.
     #[test]
     fn losses_with_a_small_bound_are_counted() {
         let losses = Pair { ours: vec![2.0; 4], theirs: vec![2.0; 4] };
@@ -327,8 +329,8 @@ mod tests {
         assert_eq!(told(None), None);
     }
 
-    /// Checks that the model and its PyTorch version disagree if the PyTorch version trains on
-    /// fewer batches.
+    /// Checks that fewer losses from the PyTorch version than from the model in Rust count as a
+    /// failure.
     #[test]
     fn both_sides_need_the_same_number_of_losses() {
         let losses = Pair { ours: vec![2.0, 1.0], theirs: vec![2.0] };

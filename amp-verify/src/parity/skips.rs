@@ -1,14 +1,13 @@
 //! Compares which optimizer steps the model and its PyTorch version skip. If they skip different
 //! steps, looks for the reason.
 //!
-//! If the skipped steps differ, our side (the model in Rust) trains again with libtorch's kernels,
-//! which round where PyTorch rounds, and records the loss scale and the largest gradient of each
-//! step. The difference is accepted if rounding explains it. There are two such explanations.
-//! First: with libtorch's kernels our side skips the same steps as the PyTorch version. Second: in
-//! the first step that only one side skips, the largest gradient is so close to overflow that
-//! rounding alone may make it overflow. How much rounding changes a gradient is measured with
-//! "perturbed runs": [runs](super::ours) whose initial weights are perturbed at random by up to one
-//! unit roundoff.
+//! If the skipped steps differ, the model in Rust is trained again with libtorch's kernels, which
+//! round where PyTorch rounds. The loss scale and the largest gradient of each step are recorded.
+//! The difference is accepted if, with libtorch's kernels, the model skips the same steps as the
+//! PyTorch version. It is also accepted if, in the first step that only one side (Rust or PyTorch)
+//! skips, the largest gradient is so close to overflow that rounding alone may make it overflow.
+//! How much rounding changes a gradient is measured with "perturbed runs": [runs](super::ours)
+//! whose initial weights are perturbed at random by up to one unit roundoff.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +15,8 @@ use super::{Pair, Seed, bound, ours::Traced};
 
 /// The largest finite f16 number.
 pub(super) const LARGEST: f64 = 65504.0;
-/// The smallest bound for the relative difference between the largest gradients of two runs: two
-/// unit roundoffs of f16.
+/// Rounding is assumed to change the largest gradient of a step by at least this fraction, two unit
+/// roundoffs of f16, even if the perturbed runs show less.
 const LEAST: f64 = 1.0 / 1024.0;
 
 /// One attempt at an optimizer step. For a model that optimizes manually, all steps on one batch
@@ -28,8 +27,8 @@ pub struct Attempt {
     pub step: u64,
     /// The loss scale in this attempt at an optimizer step.
     pub scale: f64,
-    /// The largest magnitude in the scaled gradients of all parameters, divided by the largest f16
-    /// number (65504). Null if a gradient is not finite.
+    /// The largest absolute value in the scaled gradients of all parameters, as a fraction of the
+    /// largest f16 number (65504). Null if a gradient is not finite.
     pub largest: Option<f64>,
     /// Whether this attempt at an optimizer step was skipped.
     pub skipped: bool,
@@ -57,24 +56,26 @@ pub struct Again {
 /// "perturbed runs", whose initial weights are perturbed at random by up to one unit roundoff.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Rounding {
-    /// For each step, by which fraction rounding may change the largest gradient. This is four
-    /// times the largest relative difference between the gradients of a perturbed and the
-    /// unperturbed run at the same loss scale, over all steps so far.
+    /// For each step, by which fraction rounding may change the largest gradient: four times the
+    /// largest relative difference between a perturbed run and the unperturbed run in this step and
+    /// all earlier ones. Before the comparison, the gradients are converted to the same loss scale.
     pub largest: Vec<f64>,
-    /// The steps that some runs of the model skip and others apply. Perturbed runs count too.
+    /// The steps that some runs in Rust (perturbed or not) skip and others apply.
     pub either: Vec<u64>,
-    /// The first step in which the losses of the model and its PyTorch version differ by more than
-    /// rounding alone explains. The limit is four times the largest difference in loss between a
-    /// perturbed and the unperturbed run of the model. Null if no step exceeds the limit.
+    /// The first step in which the losses in Rust and in PyTorch differ by more than rounding alone
+    /// explains. Rounding explains four times the largest difference between a perturbed run and
+    /// the unperturbed run in Rust. Null if there is no such step.
     pub parted: Option<u64>,
 }
 
 impl Rounding {
-    /// Computes the effect of rounding from the unperturbed run's attempts (`own`), the losses of
-    /// both versions, and the perturbed runs (`moved`). Each optimizer step has `window` batches.
+    /// Computes how much rounding changes the first steps. `own` has the attempts of the
+    /// unperturbed run. `losses` has the losses of this run and of the PyTorch version. `moved` has
+    /// the perturbed runs. Gradients are accumulated over `window` batches for each optimizer step.
     pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
-        // Returns the largest gradient of an attempt, converted to the loss scale of the
-        // unperturbed run. The two scales differ after a step that only one of the runs skipped.
+        // Returns the largest gradient of an attempt, converted to `scale`, the loss scale of the
+        // unperturbed run. A perturbed run has another loss scale after a step that only one of the
+        // two runs skipped.
         let size = |attempt: &Attempt, scale: f64| {
             attempt.largest.map_or(f64::NAN, |largest| largest * scale / attempt.scale)
         };
@@ -109,9 +110,9 @@ impl Rounding {
 pub(super) enum Skips {
     /// The model and its PyTorch version skip the same steps.
     Same,
-    /// The two skip different steps because of rounding. The text explains the difference.
+    /// They skip different steps because of rounding. The text explains the difference.
     Rounding(String),
-    /// The two skip different steps, and rounding does not explain this. The text names the steps.
+    /// They skip different steps, which rounding does not explain. The text names the steps.
     Differ(String),
 }
 
@@ -121,7 +122,8 @@ fn first(skipped: &[u64], count: u64) -> Vec<u64> {
 }
 
 /// Returns whether the final loss scales of two runs differ at most by the factor 2. This factor is
-/// accepted, because rounding alone may make a late step overflow, which halves the scale.
+/// accepted, because rounding alone may make one of the last steps overflow in only one run, which
+/// halves that run's loss scale.
 fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
     match (own, other) {
         (None, None) => true,
@@ -147,7 +149,7 @@ impl Seed {
         let seed = self.seed;
         let [scale, to] = [self.scale.ours, self.scale.theirs].map(|scale| scale.unwrap_or(1.0));
         let what = match own == other {
-            true => format!("seed {seed}: Rust ends with the scale {scale}, PyTorch with {to}"),
+            true => format!("seed {seed}: Rust ends with loss scale {scale}, PyTorch with {to}"),
             false => format!(
                 "seed {seed}: Rust skips the steps {own:?} of the first {count}, PyTorch {other:?}"
             ),
@@ -192,7 +194,7 @@ impl Again {
             None => "not finite".to_owned(),
         };
         format!(
-            "; step {}, scale {}: the largest gradient is {}, PyTorch's {}",
+            "; step {}, loss scale {}: the largest gradient is {}, PyTorch's {}",
             own.step,
             own.scale,
             size(own),
@@ -204,11 +206,10 @@ impl Again {
 /// Decides whether rounding explains the first step that only one side skips. Returns the
 /// explanation, or `None` if rounding does not explain the step.
 ///
-/// Rounding explains the step under two conditions. First, up to this step the losses of the two
-/// sides must not differ by more than rounding explains. Second, one of two facts must show that
-/// the step is near to overflow. Either some of our runs skip this step while others apply it. Or
-/// rounding may make a gradient of the side that applies the step overflow: the largest gradient,
-/// increased by as much as rounding may change it, reaches the largest f16 number.
+/// Rounding explains the step only if the losses of the two sides differ in no earlier step by more
+/// than rounding explains. In addition, the step must be near to overflow. It is if some of our
+/// runs skip it and others apply it. It also is if rounding could raise the largest gradient, on
+/// the side that applies the step, to the largest f16 number.
 fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option<String> {
     let (ours, other) = parting(own, theirs)?;
     let applied = if ours.skipped { other } else { ours };
@@ -227,8 +228,8 @@ fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option
     let largest = applied.largest?;
     (largest * (1.0 + apart) >= 1.0).then(|| {
         format!(
-            "only one side skips step {step}. On the other side its largest gradient is {largest:.4} of f16's largest \
-             number, and rounding may change it by up to {apart:.1e}, which explains the difference"
+            "only one side skips step {step}. On the other side, the step's largest gradient is {largest:.4} of f16's \
+             largest number, and rounding may change it by up to {apart:.1e}, which explains the difference"
         )
     })
 }
@@ -245,7 +246,7 @@ mod tests {
     use super::*;
 
     /// Creates one attempt for each largest gradient. `None` stands for gradients that are not
-    /// finite: the step is skipped, and the scale of the next attempt is halved.
+    /// finite: the step is skipped, and the next attempt has half the loss scale.
     fn attempts(largest: &[Option<f64>]) -> Vec<Attempt> {
         let mut scale = 65536.0;
         let attempt = |(step, largest): (u64, &Option<f64>)| {
@@ -280,7 +281,8 @@ mod tests {
         }
     }
 
-    /// Compares the skips among the first 100 steps. Returns the result's name and its text.
+    /// Compares the skips among the first 100 steps. Returns the name of the [`Skips`] variant and
+    /// its text.
     fn told(seed: &Seed) -> (&'static str, String) {
         match seed.skips(100) {
             Skips::Same => ("same", String::new()),
@@ -289,20 +291,20 @@ mod tests {
         }
     }
 
-    /// Checks both explanations by rounding: our side with libtorch's kernels skips the PyTorch
-    /// version's steps, or a gradient is close to the largest f16 number. The columns are the
-    /// largest gradients of our side, of our side with libtorch's kernels, and of the PyTorch
-    /// version; then the expected result and a part of its text.
+    /// Checks both cases in which rounding explains a difference: with libtorch's kernels, Rust
+    /// skips the same steps as PyTorch, or a gradient is close to the largest f16 number. The first
+    /// three columns have the largest gradient of each step: in Rust, in Rust with libtorch's
+    /// kernels, and in PyTorch. Then follow the expected result and a part of its text.
     #[rstest]
     #[case::same(&[None, Some(0.7)], &[], &[None, Some(0.7)], "same", "")]
     #[case::wide(
         &[Some(1.4), Some(1.3)], &[None, Some(0.65)], &[None, Some(0.65)], "rounding",
         "skips the steps [] of the first 100, PyTorch [0]; with libtorch's kernels, Rust skips [0], as PyTorch does; \
-         step 0, scale 65536: the largest gradient is 1.4000 of f16's largest number, PyTorch's not finite"
+         step 0, loss scale 65536: the largest gradient is 1.4000 of f16's largest number, PyTorch's not finite"
     )]
     #[case::undecided(
         &[Some(0.5), Some(0.3)], &[Some(0.5), Some(0.9995)], &[Some(0.5), None], "rounding",
-        "with libtorch's kernels only one side skips step 1. On the other side its largest gradient is 0.9995"
+        "with libtorch's kernels only one side skips step 1. On the other side, the step's largest gradient is 0.9995"
     )]
     #[case::too_small(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.5), None], "differ",
@@ -315,7 +317,7 @@ mod tests {
     #[case::beyond_f16(
         &[Some(0.5), Some(1.08)], &[Some(0.4), Some(0.3)], &[Some(0.5), None], "rounding",
         "skips the steps [] of the first 100, PyTorch [1]; only one side skips step 1. On the other \
-         side its largest gradient is 1.0800"
+         side, the step's largest gradient is 1.0800"
     )]
     #[case::skips_more(
         &[None, None], &[None, None], &[None, Some(0.5)], "differ",
@@ -333,9 +335,9 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// Checks that the explanation depends on the measured effect of rounding. Only the PyTorch
-    /// version skips step 1. In Rust, the largest gradient of step 1 is 0.97 of the largest f16
-    /// number.
+    /// Checks that the perturbed runs (`largest`, `either` and `parted` of [`Rounding`]) decide
+    /// whether rounding explains a difference. Only the PyTorch version skips step 1. In Rust, the
+    /// largest gradient of this step is 0.97 times the largest f16 number.
     #[rstest]
     #[case::moves_far(vec![1e-3, 0.05], vec![], None, "rounding", "rounding may change it by up to 5.0e-2")]
     #[case::moves_little(vec![0.05, 0.02], vec![], None, "differ", "")]
@@ -358,9 +360,8 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// Checks that the bound comes from a perturbed run. At the same loss scale, the gradient of
-    /// the perturbed run in step 2 is 1.1 times the gradient of the unperturbed run. So from step 2
-    /// on, the bound is 4 · 0.1.
+    /// Checks that rounding may change gradients by the fraction 4 · 0.1 from step 2 on if, at the
+    /// same loss scale, a perturbed run's gradient in step 2 is 1.1 times the unperturbed run's.
     #[test]
     fn moved_runs_say_what_rounding_does() {
         let own = attempts(&[Some(0.5), Some(0.5), Some(0.5), Some(0.5)]);
@@ -380,7 +381,7 @@ mod tests {
         assert_eq!(found(&[2.0, 2.001, 2.001, 2.07], 1).parted, None);
     }
 
-    /// Checks that different skips have no explanation if the model in Rust was not trained again.
+    /// Checks that rounding explains no difference if the model in Rust was not trained again.
     #[test]
     fn other_skips_need_an_explanation() {
         let mut seed = seed(&[Some(1.4)], &[None], &[None]);
@@ -388,8 +389,8 @@ mod tests {
         assert!(matches!(seed.skips(100), Skips::Differ(_)));
     }
 
-    /// Checks that different skips have no explanation if the model in Rust, trained again, skips the
-    /// same first steps as the PyTorch version, but ends with another loss scale.
+    /// Checks that rounding does not explain a difference if, with libtorch's kernels, Rust skips
+    /// the same first steps as PyTorch, but the final loss scales differ by more than the factor 2.
     #[test]
     fn the_second_run_must_end_near_the_twins_scale() {
         let mut seed = seed(&[Some(0.4)], &[None], &[None]);

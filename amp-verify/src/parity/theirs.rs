@@ -30,8 +30,8 @@ use crate::{
 
 /// The Python program that runs a PyTorch version.
 const PROGRAM: &str = include_str!("program.py");
-/// Batches are collected and then sent to the PyTorch version's process together, as soon as they
-/// have more than this number of bytes.
+/// The number of bytes of batches that are collected before they are sent together to the PyTorch
+/// version's process.
 const CHUNK: usize = 1 << 26;
 
 /// A running process that trains a PyTorch version, and the temporary folder with the files that
@@ -236,15 +236,15 @@ impl Ran {
 #[derive(Default)]
 struct Chunk {
     batches: Vec<AnyBatch>,
-    /// For each optimizer step, the weights of the step's batches in the mean of the batches'
-    /// losses.
+    /// For each optimizer step, the factors with which the losses of its batches are multiplied
+    /// before they are added. The factors of a step sum to 1.
     shares: Vec<Vec<f64>>,
     bytes: usize,
 }
 
 impl Chunk {
-    /// Adds the batches of one optimizer step. The weight of a batch is proportional to the number
-    /// of elements over which its loss is a mean, for example the number of examples or tokens.
+    /// Adds the batches of one optimizer step. The factor of a batch's loss is proportional to the
+    /// number of elements (for example examples or tokens) over which this loss is a mean.
     fn add(&mut self, model: &dyn LightningModule, step: Vec<AnyBatch>) -> Result<()> {
         let counts = match step.as_slice() {
             [_] => vec![1.0],

@@ -92,8 +92,8 @@ impl DataSet {
     }
 
     /// Sets hyperparameters whose values follow from the data, for example the number of features.
-    /// If a model that is trained on this data has hyperparameters of these names, the values given
-    /// here replace the model's values.
+    /// If a model that is trained on this data has hyperparameters with these names, they get these
+    /// values.
     #[must_use]
     pub fn hyperparameters<V: Into<Value>>(
         mut self,

@@ -1,4 +1,5 @@
-//! The logged value by which a model is judged.
+//! The logged validation value by which a model is judged, that is, by which its runs under
+//! different precisions are compared.
 
 use amp_core::callback::Mode;
 use serde::{Deserialize, Serialize};
@@ -10,15 +11,16 @@ pub enum Direction {
     /// Larger is better. The metric is a fraction of the examples, for example an accuracy.
     #[default]
     HigherIsBetter,
-    /// Larger is better. The metric is a number in a unit of its own, for example a reward.
+    /// Larger is better. The metric is not a fraction, for example a reward.
     HigherScoreIsBetter,
     /// Smaller is better, for example a loss.
     LowerIsBetter,
 }
 
 impl Direction {
-    /// Returns how much worse the value `own` is than the value `baseline`, in the unit of these
-    /// values. The result is negative if `own` is better.
+    /// Returns how much worse the metric of a run (`own`) is than the metric of the run with which
+    /// it is compared (`baseline`), in the unit of the metric. The result is negative if `own` is
+    /// better.
     pub fn regression(self, baseline: f64, own: f64) -> f64 {
         match self {
             Self::HigherIsBetter | Self::HigherScoreIsBetter => baseline - own,
@@ -26,7 +28,7 @@ impl Direction {
         }
     }
 
-    /// Returns this direction as the type that callbacks use.
+    /// Returns this direction as the `mode` argument of callbacks such as `EarlyStopping`.
     pub fn mode(self) -> Mode {
         match self {
             Self::HigherIsBetter | Self::HigherScoreIsBetter => Mode::Max,
@@ -39,7 +41,7 @@ impl Direction {
         *self != Self::LowerIsBetter
     }
 
-    /// Returns whether the metric is a fraction of the examples, which is shown in percent.
+    /// Returns whether the metric is a fraction of the examples. Such a metric is shown in percent.
     pub fn is_share(&self) -> bool {
         *self == Self::HigherIsBetter
     }
@@ -54,9 +56,9 @@ impl Direction {
         let mut values = values.into_iter().filter(|_| self.is_share());
         let value = values.find(|value| value.is_finite() && !(0.0..=1.0).contains(value))?;
         Some(format!(
-            "`{name}` is {value:.4}, which is no fraction, but is declared as one (shown in \
-             percent, with intervals for steps of one example): declare it with \
-             `.score(\"{name}\")` in the registry"
+            "`{name}` is {value:.4}, which is no fraction of the examples, but the registry \
+             declares it as one: declare it with `.score(\"{name}\")`, so that it is not shown \
+             in percent"
         ))
     }
 }
@@ -95,8 +97,8 @@ impl Judge {
         Self { name, direction: Direction::HigherIsBetter }
     }
 
-    /// Judges a model by the logged value `name`, a number in a unit of its own, for example
-    /// `val_psnr`. Larger values are better.
+    /// Judges a model by the logged value `name`, which is not a fraction, for example `val_psnr`.
+    /// Larger values are better.
     pub const fn score(name: &'static str) -> Self {
         Self { name, direction: Direction::HigherScoreIsBetter }
     }
@@ -111,9 +113,9 @@ impl Judge {
         Self::lower(LOSS)
     }
 
-    /// Returns the smallest possible difference between two values of the metric if there are N =
-    /// `examples` validation examples. A fraction of the examples changes in steps of 1/N. Any other
-    /// metric is assumed to be continuous, and the result is 0.
+    /// Returns the smallest possible difference between two values of the metric, where `examples`
+    /// is the number of validation examples. For a fraction of the examples, this is 1/`examples`.
+    /// Any other metric is assumed to be continuous, and the result is 0.
     pub fn resolution(self, examples: i64) -> f64 {
         match self.direction.is_share() {
             true => 1.0 / examples.max(1) as f64,

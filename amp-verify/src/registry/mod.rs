@@ -63,7 +63,7 @@ pub struct Registry {
     pub(crate) bench: Bench,
 }
 
-/// What a project adds to `cargo amp bench`: workloads (models to train), peers (other engines,
+/// What a project adds to `cargo amp bench`: workloads (models to train), peers (other frameworks,
 /// such as Lightning) and targets for speed and memory.
 #[cfg(feature = "cli")]
 #[derive(Clone, Default)]
@@ -77,12 +77,12 @@ pub(crate) struct Bench {
 #[cfg(feature = "cli")]
 type Overheads = dyn Fn() -> Result<Vec<Overhead>> + Send + Sync;
 
-/// The Python program that trains models with the peers. Peers are the other engines that `bench`
-/// measures, for example Lightning.
+/// The Python program that trains models with the peers. Peers are the other frameworks that
+/// `bench` measures, for example Lightning.
 #[cfg(feature = "cli")]
 #[derive(Clone)]
 pub(crate) enum Peers {
-    /// The path of a file in the project.
+    /// The path of the program's file, relative to the project's folder.
     File(String),
     /// The source text of the program.
     Text(&'static str),
@@ -125,7 +125,7 @@ impl Registry {
     }
 
     /// Sets the Python program that `cargo amp bench --peers` runs to train the workloads with
-    /// other engines, such as Lightning. `file` is a path relative to the project's folder.
+    /// other frameworks, such as Lightning. `file` is a path relative to the project's folder.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers(mut self, file: impl Into<String>) -> Self {
@@ -134,9 +134,8 @@ impl Registry {
     }
 
     /// Sets the text of the Python program that `cargo amp bench --peers` runs to train the
-    /// workloads with other engines. [`peers`](Self::peers) sets the path of the program instead.
-    /// The binary contains this text, so the program is available on machines without the project's
-    /// files.
+    /// workloads with other frameworks. Unlike the file of [`peers`](Self::peers), the text is part
+    /// of the binary, so it is available on machines without the project's files.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers_program(mut self, text: &'static str) -> Self {
@@ -145,7 +144,7 @@ impl Registry {
     }
 
     /// Sets a function that measures how much time the training loop takes in addition to the
-    /// model's operations. `cargo amp bench` calls the function if it runs on a CPU.
+    /// model's operations. `cargo amp bench` calls the function if the benchmark runs on a CPU.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn loop_overheads(
@@ -228,18 +227,18 @@ impl Registry {
         Margins::read(&self.project.margins_file())
     }
 
-    /// Returns the margin of `model` with `changes`, trained for `length`: how much worse than
-    /// 32-true a precision may be. The length in `changes` is ignored. The first margin that exists
-    /// is returned:
+    /// Returns the margin of a model: how much worse than 32-true a precision may be. `changes` are
+    /// the user's changes to the registered model, and `length` is the length of training. The
+    /// length in `changes` is ignored. Returns the first of these margins that exists:
     ///
-    /// 1. The margin that the registry declares. It is valid only for the model without changes, if
-    ///    `length` is the model's full length or the length of the gate's quick tier.
+    /// 1. The margin that the registry declares. It is valid only if nothing but the length is
+    ///    changed, and `length` is the model's full length or the length of the gate's quick tier.
     /// 2. The margin that `cargo amp margins` recorded for the same changes and the same length.
     /// 3. The margin that was recorded for the length of the gate's quick tier, if `length` is the
     ///    model's full length.
     ///
     /// # Errors
-    /// When there is no such margin, or it was recorded with other hyperparameters.
+    /// When none of these margins exists, or the recorded margin belongs to other hyperparameters.
     pub fn margin(&self, model: &Model, changes: &Changes, length: Length) -> Result<f64> {
         let is_changed = !changes.without_length().is_empty();
         let is_own = length == model.quick() || length == model.length();
@@ -315,8 +314,9 @@ fn first_repeated<'a>(names: &[&'a str]) -> Option<&'a str> {
     repeated.map(|(_, name)| *name)
 }
 
-/// Says that a model has no margin. `length` is the length of training, if it is not one of the
-/// model's own lengths.
+/// Returns the error for a model without a margin. `length` is the length of training if the user
+/// changed it, that is, if it is neither the model's full length nor the length of the gate's quick
+/// tier.
 fn no_margin(name: &str, changes: &Changes, length: Option<Length>) -> Error {
     let changes = Changes { length, ..changes.clone() };
     Error::config(match changes.is_empty() {
@@ -325,9 +325,9 @@ fn no_margin(name: &str, changes: &Changes, length: Option<Length>) -> Error {
              {name}`, or give one with --margin"
         ),
         false => format!(
-            "{name} has no margin for {changes}: a margin is valid only for one size, one data \
-             set and one length; give one with --margin, or record one with `cargo amp margins \
-             --model {name}` and the same options"
+            "{name} has no margin for {changes}: a margin is valid only for the same \
+             hyperparameters, data set and length of training; give one with --margin, or record \
+             one with `cargo amp margins --model {name}` and the same options"
         ),
     })
 }

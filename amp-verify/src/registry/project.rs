@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The environment variable that names the folder with the files of a packed project.
-/// `cargo amp pack` copies these files, so that the project runs on a machine without its sources.
+/// The environment variable that replaces the project's folder on a machine without the project's
+/// sources. It names the folder with the project's files that `cargo amp pack` copied.
 const PACKED: &str = "AMP_PROJECT";
 /// The file in the project's folder that contains the recorded margins.
 const MARGINS: &str = "margins.json";
@@ -43,7 +43,7 @@ impl Project {
         &self.folder
     }
 
-    /// Returns the path of a file or folder, given relative to the package's folder.
+    /// Returns the path of the file or folder `relative` in the package's folder.
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.folder.join(relative)
     }

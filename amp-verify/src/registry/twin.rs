@@ -1,15 +1,15 @@
-//! The PyTorch version of a model.
+//! The PyTorch version of a model: the same model, written in PyTorch.
 
 use amp_core::Hyperparameters;
 use serde_json::Value;
 
-/// The same model in PyTorch. [`Model::twin`](crate::Model::twin) declares it.
-/// `cargo amp parity` trains both versions of the model on the same batches from the same initial
-/// weights, and compares the results.
+/// The PyTorch version of a model: the same model, written in PyTorch.
+/// [`Model::twin`](crate::Model::twin) declares it. `cargo amp parity` trains the model in Rust and
+/// its PyTorch version on the same batches from the same initial weights, and compares the results.
 ///
 /// The Python source defines a class that extends `torch.nn.Module`. The class has the name under
 /// which the model is registered. The parameters of the class have the same names as the parameters
-/// of the model. The class has these methods. A method that Lightning also has is named as in
+/// of the model. The class has these methods. Those that Lightning has too are named as in
 /// Lightning:
 ///
 /// - `__init__(self, hp)` creates the layers. `hp.NAME` is a hyperparameter of the model.
@@ -21,13 +21,13 @@ use serde_json::Value;
 ///   `estimated_stepping_batches`.
 /// - `manual_step(self, batch, step)` replaces `training_step` if the model optimizes manually.
 ///   `with step.forward(): …` runs under autocast, and `step.minimize(at, loss)` makes a step of
-///   optimizer `at`. Inside `with step.toggled(at): …`, only the parameters of optimizer `at`
-///   require gradients. `step.batch_idx` is the index of the batch in the epoch.
+///   the optimizer with index `at`. Inside `with step.toggled(at): …`, only the parameters of this
+///   optimizer require gradients. `step.batch_idx` is the index of the batch in the epoch.
 /// - `validation_step(self, batch)` returns a tensor, or a tuple of tensors, with one row for each
 ///   example.
 /// - `metric(self, …)` returns the number by which the model is judged. Its arguments are the
-///   results of `validation_step`, concatenated over all batches. Without this method, the number
-///   is the mean of the first result.
+///   results of `validation_step`, concatenated over all batches. Without this method, the model is
+///   judged by the mean of the first result of `validation_step`.
 /// - `on_train_batch_end(self)` is optional. It is called after each optimizer step.
 ///
 /// ```no_run,standalone_crate
@@ -76,8 +76,7 @@ pub struct Twin {
 
 impl Twin {
     /// Creates a PyTorch version from the Python source `python`. `rust` is the Rust source of the
-    /// model, from which `parity` counts the lines of code for its table. The binary contains both
-    /// texts.
+    /// model, whose lines of code `parity` counts for its table. The binary contains both sources.
     pub fn new(python: &'static str, rust: &'static str) -> Self {
         Self { python, rust, hyperparameters: Hyperparameters::new() }
     }

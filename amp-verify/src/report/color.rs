@@ -1,6 +1,5 @@
 //! The colors of charts. Charts are drawn with the colors for a white background. On the HTML page,
-//! each color is replaced by a CSS variable. In a dark color scheme, this variable has another
-//! value.
+//! CSS variables replace these colors. In a dark color scheme, the variables have other values.
 
 use amp_core::precision::Precision;
 use plotters::style::RGBColor;

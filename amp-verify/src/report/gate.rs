@@ -46,8 +46,8 @@ fn results(report: &Report) -> impl Iterator<Item = (&ModelReport, &PrecisionRes
     report.models.iter().flat_map(|model| model.results.iter().map(move |result| (model, result)))
 }
 
-/// Formats the first failure of the combination of model and precision with the worst status. Adds
-/// the diagnosis: the layer at fault, and what to do.
+/// Describes the combination of model and precision with the worst status: its first failure, and
+/// the diagnosis (the layer at fault, and what to do).
 fn first_failure(report: &Report) -> String {
     let failing = results(report).filter(|(_, result)| result.status != Status::Pass);
     let Some((model, result)) = failing.max_by_key(|(_, result)| result.status) else {

@@ -23,15 +23,14 @@ pub use steps::measure_steps;
 /// The values of one run over time, for charts.
 #[derive(Debug, Clone, Default)]
 pub struct RunHistory {
-    /// One point at the end of each epoch. It consists of the number of optimizer steps applied so
-    /// far, and the validation loss.
+    /// For each epoch: the number of optimizer steps applied until its end, and the validation loss
+    /// at its end.
     pub val_loss: Vec<(f64, f64)>,
-    /// One point at the end of each epoch. It consists of the number of optimizer steps applied so
-    /// far, and the training loss.
+    /// For each epoch: the number of optimizer steps applied until its end, and the training loss.
     pub train_loss: Vec<(f64, f64)>,
-    /// Points at the start of the run, at its end, and at each change of the loss scale. Each point
-    /// consists of the number of steps attempted so far, and the loss scale from then on. Empty if
-    /// the loss is not scaled.
+    /// The number of steps attempted so far, and the loss scale from then on: at the start of the
+    /// run, at each change of the loss scale, and at the end of the run. Empty if the loss is not
+    /// scaled.
     pub scale: Vec<(f64, f64)>,
     /// For each skipped step: the index of the step among the attempted steps, and the loss scale
     /// in this step.

@@ -109,8 +109,8 @@ pub fn html(content: &Content<'_>) -> Result<String> {
 type Line = (Precision, Vec<(f64, f64)>);
 
 /// Draws the metric under each precision with a confidence interval. With several seeds, this is
-/// the interval of the mean over the seeds. With one seed, it is Wilson's interval, which needs an
-/// accuracy. For any other metric of one seed, there is no chart.
+/// the interval of the mean over the seeds. With one seed, it is Wilson's interval, which exists
+/// only for a fraction such as an accuracy. Otherwise there is no chart.
 fn metric(content: &Content<'_>) -> Result<String> {
     let Content { comparison, examples, .. } = content;
     let is_share = comparison.direction.is_share();
@@ -178,8 +178,8 @@ fn metric(content: &Content<'_>) -> Result<String> {
     Ok(sections)
 }
 
-/// Subtracts the first line, that of 32-true, from each other line. If the two lines have different
-/// lengths, the result has the length of the shorter line.
+/// Subtracts the first line, which is that of 32-true, from each other line. If two lines have
+/// different numbers of points, the excess points of the longer one are left out.
 fn against_first(all: &[Line]) -> Vec<Line> {
     let Some(((_, first), others)) = all.split_first() else { return Vec::new() };
     let less = |points: &[(f64, f64)]| {

@@ -29,8 +29,9 @@ fn unit(dtype: amp_core::tch::Kind) -> f64 {
     2.0_f64.powi(log2)
 }
 
-/// Measures the layers in one step under each 16-bit precision of the comparison. If there is none,
-/// measures them under 32-true. For 16-mixed, uses the loss scale from the end of the run.
+/// Measures the layers in one step under each 16-bit precision of the comparison. If the comparison
+/// has no 16-bit precision, measures the layers under 32-true. For 16-mixed, uses the loss scale
+/// from the end of the run.
 ///
 /// # Errors
 /// When a step fails, or the model does not run the same layers under every precision.
@@ -49,7 +50,7 @@ pub fn measure_steps(case: &Case, comparison: &Comparison) -> Result<Vec<Report>
     measured.into_iter().map(measure).collect()
 }
 
-/// Returns the name of a kind of tensors, in the plural.
+/// Returns the name of a kind of tensors in the plural, for example `Input gradients`.
 pub(super) fn plural(kind: Kind) -> &'static str {
     match kind {
         Kind::Forward => "Outputs",
@@ -80,8 +81,8 @@ pub(super) fn sections(steps: &Result<Vec<Report>>) -> Result<String> {
     Ok(html)
 }
 
-/// Draws the exponents of all layers' values under 32-true. Below the chart, shows what fraction of
-/// these values each format would lose.
+/// Draws the exponents of all layers' values under 32-true. Below the chart, a table shows what
+/// fraction of these values would overflow, become subnormal or become zero in each format.
 fn exponents(report: &Report, kind: Kind, log2_scale: Option<i32>) -> Result<String> {
     let mut all = Histogram::default();
     for flow in report.layers.iter().filter_map(|layer| layer.flow(kind)) {

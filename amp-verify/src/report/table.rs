@@ -105,8 +105,8 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
     table(&heads, &rows) + &list
 }
 
-/// Formats the fraction `count`/`all` as a percentage with two significant digits. Zero is
-/// formatted as `0`.
+/// Formats the fraction `count`/`all` as a percentage with about two significant digits. Zero is
+/// formatted as `0`, and less than 0.01 % as `<0.01 %`.
 pub(super) fn share(count: u64, all: u64) -> String {
     let percent = 100.0 * count as f64 / all.max(1) as f64;
     match percent {
@@ -119,8 +119,8 @@ pub(super) fn share(count: u64, all: u64) -> String {
 }
 
 /// Formats a table of the fractions of values that would overflow, become subnormal or become zero
-/// in each floating-point format. One column is for the values themselves, and one for the values
-/// times the loss scale.
+/// in each floating-point format. Each format has one row for the values themselves and, with a
+/// `log2_scale`, one row for the values times the loss scale.
 pub(super) fn losses(
     report: &Report,
     kind: Kind,
@@ -150,9 +150,9 @@ pub(super) fn power(exponent: i32) -> String {
     format!("2{}", superscript(f64::from(exponent)))
 }
 
-/// Returns a note that names two layers. If all values are multiplied by 2^`log2_scale`, the first
-/// layer has the largest fraction of values that would overflow in f16, and the second layer has
-/// the largest fraction of values that would become zero.
+/// Returns a note about f16 if all values are multiplied by 2^`log2_scale`. The note names the
+/// layer with the largest fraction of values that would overflow, and the layer with the largest
+/// fraction that would become zero.
 fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     let flows =
         report.layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.flow(kind)?)));

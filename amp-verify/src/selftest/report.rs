@@ -28,11 +28,12 @@ pub struct FaultResult {
     pub invariants: Vec<String>,
     /// Whether the statistical test of the metrics reported the fault.
     pub by_seeds: bool,
-    /// Whether full training runs were made. They are made only if no rule reported the fault.
+    /// Whether full training runs were made. They are made only if the rules and the first steps
+    /// did not reveal the fault.
     pub trained: bool,
     /// The text of the first failure that the gate reported.
     pub first_line: String,
-    /// The cause that the diagnosis found. Null if no diagnosis was requested.
+    /// The cause that the diagnosis found. Null if no diagnosis was made.
     #[serde(default)]
     pub finding: Option<String>,
 }
@@ -50,18 +51,18 @@ impl FaultResult {
 pub struct Report {
     /// The result for each fault.
     pub faults: Vec<FaultResult>,
-    /// The faults that were not put into training, each with the reason.
+    /// The faults that were not tested, each with the reason.
     pub left_out: Vec<String>,
-    /// How many times the gate judged training without a fault. Each time it judged the next model.
+    /// How many unchanged runs (into which no fault was put) the gate judged. They train the models
+    /// in turn.
     pub repetitions: u64,
-    /// How many verdicts the gate gave on runs without a fault: one for each model and precision. In
-    /// JSON this field is called `cells`.
+    /// How many verdicts the gate gave on unchanged runs: one for each model and precision. In JSON
+    /// this field is called `cells`.
     #[serde(rename = "cells")]
     pub verdicts: usize,
-    /// The verdicts FAIL on runs without a fault, each with the model, the precision and the seed.
+    /// The verdicts FAIL on unchanged runs, each with the model, the precision and the seed.
     pub false_alarms: Vec<String>,
-    /// The number of verdicts INCONCLUSIVE on runs without a fault. They do not count as false
-    /// alarms.
+    /// The number of verdicts INCONCLUSIVE on unchanged runs. They do not count as false alarms.
     pub inconclusive: usize,
     /// Whether the comparison with a golden (recorded results) that contains NaN failed, as it
     /// must.
@@ -70,8 +71,8 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// The reasons for a failure that no fault of the self-test can cause. Two of them need a golden
-/// (recorded results), and the third one does not compare values.
+/// The kinds of failure that no fault of the self-test can cause. The first two occur only in a
+/// comparison with a golden (recorded results), and the third is a run that ended with an error.
 const ELSEWHERE: &[Reason] = &[Reason::Moved, Reason::NotComparable, Reason::Crashed];
 
 impl Report {
@@ -81,8 +82,8 @@ impl Report {
             + usize::from(self.nan_golden_refused)
     }
 
-    /// Returns the number of tested faults: those in `faults`, and a golden (recorded results) that
-    /// contains NaN.
+    /// Returns the number of tested faults: those in `faults`, and one more, a golden (recorded
+    /// results) that contains NaN.
     pub fn injected(&self) -> usize {
         self.faults.len() + 1
     }
@@ -92,8 +93,8 @@ impl Report {
         self.reported() == self.injected() && self.false_alarms.is_empty()
     }
 
-    /// Returns the checks that reported no fault. If only some faults were tested, the list is
-    /// empty, because a check might report one of the faults that were not tested.
+    /// Returns the checks that reported no fault. If only some faults were tested, returns no
+    /// checks, because a check might report one of the other faults.
     pub fn idle(&self) -> Vec<Reason> {
         let all = self.faults.len() + self.left_out.len() == Fault::ALL.len();
         let saw =
@@ -140,8 +141,9 @@ impl Report {
             out += &format!("{letter}  {}: {count}{mark}\n", check.name());
         }
         let by_seeds = self.faults.iter().filter(|result| result.by_seeds).count();
-        out +=
-            &format!("seeds: {by_seeds}; –: a rule was broken, so that no full runs were needed\n");
+        out += &format!(
+            "seeds: {by_seeds}; –: no full runs (a rule already reported the fault, or --rules)\n"
+        );
         for invariant in Invariant::ALL {
             let breaks = |result: &&FaultResult| {
                 result.invariants.iter().any(|name| name == invariant.name())

@@ -23,11 +23,11 @@ use crate::{
 /// precision, for example the loss scaler.
 const PRECISION: Precision = Precision::F16Mixed;
 
-/// The number of seeds with which the gate judges a fault that breaks no rule.
+/// The number of seeds of the full training runs, which are made for a fault that breaks no rule.
 const SEEDS: usize = 3;
 
 /// Puts each fault into training and checks that the gate reports it. Then lets the gate judge
-/// training without a fault with new seeds, and counts the false alarms.
+/// unchanged training with new seeds, and counts the false alarms.
 ///
 /// # Errors
 /// When the name of a fault is unknown or the device does not exist.
@@ -37,7 +37,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     let is_cuda = hardware::parse_device(&args.device)?.is_cuda();
     let changes = args.changes.changes();
     if !changes.is_empty() && args.model.is_none() {
-        return Err(Error::config("selftest: the options change one model: name it with --model"));
+        return Err(Error::config("selftest: the options change a model: name it with --model"));
     }
     let chosen_model = args.model.as_deref().map(|name| registry.find(Some(name))).transpose()?;
     let mut pool = gate::pool(registry, &args.device, args.processes, 1, None)?;
@@ -51,8 +51,8 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             (Some(model), _) => {
                 let plan = plan(registry, args, model, &changes)?;
                 let (precisions, first, most) = (vec![PRECISION], SEEDS, SEEDS);
-                // The training invariants are not checked in the runs with a fault. A broken
-                // invariant would end a run before another check could report the fault.
+                // A broken training invariant would end a run before another check could report the
+                // fault. So invariants are not checked in these runs, but in a job of their own.
                 let (fault_of_plan, check) = (Some(fault), Check::Off);
                 let own = Plan { fault: fault_of_plan, check, precisions, first, most, ..plan };
                 plans.push((fault, own));
@@ -110,8 +110,8 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     })
 }
 
-/// Runs the gate on training with a fault, and returns the cause that the gate's diagnosis finds.
-/// No full training runs are made, because the gate's rules already report the fault.
+/// Runs the gate on training with a fault, and returns the cause that its diagnosis finds. No full
+/// training runs are made, because a rule already reports the fault.
 fn cause(plan: &Plan, pool: &mut Pool) -> Result<Option<String>> {
     let seeds = Some(Duration::MAX);
     let plan = Plan { diagnosed: 1, time_limit: seeds, ..plan.clone() };
@@ -142,7 +142,8 @@ fn plan(
 ) -> Result<Plan> {
     let (first, most) = Tier::Quick.seeds();
     let length = changes.length.unwrap_or(model.quick());
-    // The rules need no margin. Any margin does, because no metric is compared with it.
+    // If only rules are checked, no metric is compared with the margin, so any number serves as the
+    // margin.
     let margin = args.rules.then_some(f64::MAX);
     Ok(Plan {
         registry: registry.clone(),
@@ -169,8 +170,8 @@ fn plan(
     })
 }
 
-/// The jobs of the gate that check rules, in the order in which they run. After the first job that
-/// reports a fault, no further job runs for this fault. If no job reports it, full training runs
+/// The gate's jobs that check a fault against rules, in the order in which they run. After the
+/// first job that reports the fault, no further job runs. If no job reports it, full training runs
 /// follow.
 const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
 
@@ -178,9 +179,9 @@ const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
 /// gate's rules have found so far, and the job that checks the training invariants.
 type Case<'a> = ((&'a (Fault, Plan), Vec<Failure>), &'a Job);
 
-/// Runs the gate's checks for each fault and returns the results. First come the rules of the
-/// training path, then the first steps. Full training runs follow only for faults that no rule and
-/// no first step reported. With `rules_only` there are no full training runs.
+/// Runs the gate's checks for each fault and returns the results. The rules of the training path
+/// are checked first, and then the first steps. Full training runs follow only for faults that are
+/// not reported by then. If `rules_only` is true, there are no full training runs.
 fn results(plans: &[(Fault, Plan)], rules_only: bool, pool: &mut Pool) -> Result<Vec<FaultResult>> {
     let mut seen: Vec<Vec<Failure>> = vec![Vec::new(); plans.len()];
     for task in STAGES {
@@ -216,8 +217,8 @@ fn results(plans: &[(Fault, Plan)], rules_only: bool, pool: &mut Pool) -> Result
                 reported = result.note();
             }
         }
-        // Of the failures in this job, only broken invariants count. All other checks are made in
-        // other jobs.
+        // Of the failures of this job, only broken invariants count. Other jobs make all other
+        // checks.
         let broken = pool.outcome(job).into_iter().flat_map(|outcome| &outcome.failures);
         let broken: Vec<&Failure> =
             broken.filter(|failure| failure.reason == Reason::Invariant).collect();

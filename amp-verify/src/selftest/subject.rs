@@ -1,4 +1,4 @@
-//! Chooses the model into whose training a fault is put.
+//! Chooses the model into whose training the self-test puts a fault.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use crate::{
 
 impl Fault {
     /// Returns the model into whose training the fault is put: the first model that declares the
-    /// fault with [`Model::reveals`]. If there is no such model, and the fault changes the results
-    /// of every model, returns the registry's first model.
+    /// fault with [`Model::reveals`]. If no model declares it, returns the registry's first model
+    /// if the fault changes the results of every model, and `None` otherwise.
     pub fn subject(self, registry: &Registry) -> Option<&Arc<Model>> {
         let declared = registry.all_models().find(|model| model.faults().contains(&self));
         declared.or_else(|| registry.models().next().filter(|_| self.needs().is_none()))

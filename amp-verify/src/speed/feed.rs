@@ -1,5 +1,5 @@
-//! The loss of speed if a large data set is in host memory, and batches are copied to the device
-//! during training.
+//! Measures how much slower training is with a large data set in host memory, whose batches are
+//! copied to the device during training, than with the same data set in device memory.
 
 use amp_core::precision::Precision;
 use serde::{Deserialize, Serialize};
@@ -28,14 +28,16 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Returns by which fraction training is slower with the data in host memory than with the data
-    /// in the device's memory: the median over the rounds. Returns `None` without rounds.
+    /// Returns the fraction by which training is slower with the data in host memory than with the
+    /// data in the device's memory (the median over the rounds). Returns `None` if there are no
+    /// rounds.
     pub fn cost(&self) -> Option<f64> {
         paired_ratio(&self.host, &self.device).map(|ratio| 1.0 - ratio)
     }
 
-    /// Returns two rates in steps per second: with the data in host memory, and with the data in
-    /// the device's memory.
+    /// Returns the median and the quartiles of the speed in steps per second: first with the data
+    /// in host memory, then with the data in the device's memory. Returns `None` if there are no
+    /// rounds.
     pub fn rates(&self) -> Option<(Spread, Spread)> {
         Some((Spread::of(&self.host)?, Spread::of(&self.device)?))
     }

@@ -11,12 +11,11 @@ pub enum Engine {
     Eager,
     /// This library's trainer. The device runs each whole step as a CUDA graph.
     Graph,
-    /// This library's trainer, with CUDA graphs and with gradients that are stored in 16 bits,
-    /// rounded as PyTorch rounds them.
+    /// This library's trainer, with CUDA graphs and with the gradients of linear layers rounded to
+    /// 16 bits, as PyTorch does in mixed precision.
     #[serde(rename = "graph-16-bit")]
     Graph16Bit,
-    /// This library's trainer, with CUDA graphs, gradients in 16 bits, and the optimizer's state in
-    /// 8 bits.
+    /// The same as `Graph16Bit`, with the optimizer's state in 8 bits.
     GraphLean,
     /// This library's trainer, with CUDA graphs, but without the checks of the training invariants.
     GraphUnchecked,
@@ -37,7 +36,7 @@ pub enum Engine {
 
 impl Engine {
     /// The peers: the PyTorch engines with which this library's trainer is compared, in the order
-    /// of the tables. A Python program runs them.
+    /// in which tables list them. A Python program runs them.
     pub const PEERS: [Self; 6] = [
         Self::Lightning,
         Self::TorchLoop,

@@ -1,5 +1,5 @@
-//! The benchmark's measurements, and the types with which a project's registry declares what the
-//! benchmark measures (workloads) and which speed to reach (targets).
+//! The results of the benchmark. Also the types with which a registry declares what the benchmark
+//! trains (workloads), and which speed and memory to reach (targets).
 
 mod feed;
 mod measurement;

@@ -2,22 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How much time this trainer's loop takes in addition to the tensor operations of a step. The
-/// function that [`Registry::loop_overheads`](crate::Registry::loop_overheads) sets measures this
-/// time.
+/// How much time this trainer's loop takes in addition to the tensor operations of a step. This
+/// time is measured by the function that is passed to
+/// [`Registry::loop_overheads`](crate::Registry::loop_overheads).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
     /// The name of the model.
     pub model: String,
-    /// The microseconds per step that the loop takes in addition to the tensor operations: one
-    /// value for each measured block of steps, in ascending order.
+    /// The microseconds per step that the loop takes in addition to the tensor operations: the
+    /// values of several measurements, in ascending order.
     pub microseconds: Vec<f64>,
     /// The microseconds per step that the tensor operations alone take.
     pub bare_microseconds: f64,
 }
 
 impl Overhead {
-    /// Returns the median over the measured blocks of steps.
+    /// Returns the median of `microseconds`.
     pub fn median(&self) -> f64 {
         self.microseconds.get(self.microseconds.len() / 2).copied().unwrap_or(f64::NAN)
     }

@@ -27,7 +27,7 @@ pub struct Report {
     pub fingerprint: Fingerprint,
     /// The name of the host's CPU.
     pub cpu: String,
-    /// The versions of this workspace and, if other engines were measured, of Python and its
+    /// The versions of amp and libtorch and, if PyTorch engines were measured, of Python and its
     /// packages.
     pub versions: BTreeMap<String, String>,
     /// The number of rounds. In each round, every engine was measured once.
@@ -40,7 +40,8 @@ pub struct Report {
     /// How much time the training loop takes in addition to the tensor operations. Measured only on
     /// the CPU.
     pub overheads: Vec<Overhead>,
-    /// The speed with the data in host memory, for the workloads that ask for this measurement.
+    /// The speed with the data in host memory and in device memory, for the workloads that declare
+    /// this comparison with [`Workload::fed_on`](super::Workload::fed_on).
     pub feeds: Vec<Feed>,
     /// The targets for speed and memory that the registry declares, compared with the measurements.
     pub targets: Vec<Target>,
@@ -64,19 +65,20 @@ pub struct Row {
     /// The largest number of bytes that tensors occupied at one time.
     pub peak_memory_bytes: Option<u64>,
     /// The time in seconds from building the model to the end of the first training step. It
-    /// includes loading kernels and, for some peers, compiling the model. Two effects limit
-    /// comparisons. Only the first of this trainer's engines loads kernels, because the others run
-    /// later in the same process. And the peers compile at the same time, so they slow each other
-    /// down.
+    /// includes loading kernels and, for some PyTorch engines, compiling the model. Compare the
+    /// times of different engines with care. This trainer's engines run in one process, so only the
+    /// first of them loads kernels. The PyTorch engines all compile at the same time, so they slow
+    /// each other down.
     pub first_step_seconds: Option<f64>,
     /// The time of a step in microseconds for the same model at a tiny size. At this size, tensor
     /// operations take almost no time, so this is the time of the host's work, including the
     /// launches of CUDA kernels. Measured only for this trainer.
     pub host_microseconds: Option<f64>,
-    /// The number of ids in a batch if the examples are random ids; null for other examples.
+    /// The number of token ids in a batch if the examples are random token ids; null for other
+    /// examples.
     pub ids: Option<i64>,
-    /// The number of floating-point operations in the matrix products of a step. Null if the number
-    /// is not known for this size of the workload.
+    /// The number of floating-point operations in the matrix products of a step. Null if the option
+    /// `--size` has changed a workload whose number is declared.
     pub matrix_operations: Option<f64>,
     /// The reason why this row has no measurements; null if it has measurements.
     pub failure: Option<String>,
@@ -128,8 +130,8 @@ impl Report {
         self.row(workload, precision, engine)
     }
 
-    /// Returns whether the models were trained on a CUDA device. The fingerprint (the description
-    /// of the machine) has the number of threads only for a CPU, and 0 for a CUDA device.
+    /// Returns whether the models were trained on a CUDA device. In this case the number of threads
+    /// in the fingerprint (the description of the machine) is 0.
     pub fn is_cuda(&self) -> bool {
         self.fingerprint.threads == 0
     }
@@ -164,9 +166,8 @@ impl Report {
         self.memory_of(self.ours(workload, precision)?)
     }
 
-    /// Returns at which fraction of the device's speed a step computes its matrix products. The
-    /// device's speed is the one measured for large bf16 matrix products. The speed of the step is
-    /// the number of operations divided by the whole time of the step.
+    /// Returns the floating-point operations of a step's matrix products, divided by the time of
+    /// the whole step, as a fraction of the speed that was measured for large bf16 matrix products.
     pub fn matrix_share(&self, row: &Row) -> Option<f64> {
         let operations = row.matrix_operations?;
         let reached: Vec<f64> = row.rates.iter().map(|rate| rate * operations).collect();

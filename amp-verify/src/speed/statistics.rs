@@ -1,8 +1,8 @@
-//! Medians and quartiles of a few rounds.
+//! The median and the quartiles of values that were measured in several rounds.
 
 use serde::{Deserialize, Serialize};
 
-/// The median and quartiles of the values of some rounds.
+/// The median and the quartiles of values that were measured in several rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The median of the values.
@@ -31,8 +31,8 @@ impl Spread {
     }
 }
 
-/// Returns the quantile of sorted values, interpolated linearly (type 7 of Hyndman and Fan, the
-/// default of numpy and R).
+/// Returns the value below which the fraction `share` of the sorted values lies, interpolated
+/// linearly (type 7 of Hyndman and Fan, the default of numpy and R).
 fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let at = share * (sorted.len().checked_sub(1)?) as f64;
     let (low, part) = (at.floor() as usize, at.fract());
@@ -40,9 +40,9 @@ fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     Some(sorted[low] + part * (sorted[high] - sorted[low]))
 }
 
-/// Returns the median over the rounds i of `numerator[i] / denominator[i]`. A temporary slowdown of
-/// the machine affects all measurements of a round, so it has little effect on the ratio of two
-/// measurements of one round.
+/// Divides two quantities that were measured in each round, for example the speeds of two engines,
+/// and returns the median of the ratios. A temporary slowdown of the machine affects both
+/// measurements of a round, so it has little effect on their ratio.
 pub fn paired_ratio(numerator: &[f64], denominator: &[f64]) -> Option<f64> {
     let ratios: Vec<f64> = numerator.iter().zip(denominator).map(|(a, b)| a / b).collect();
     Spread::of(&ratios).map(|spread| spread.median)

@@ -52,7 +52,7 @@ impl Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// A ratio, printed as `20×`.
+    /// A multiple, printed as `20×`.
     Times,
     /// A fraction, printed as `65 %`.
     Percent,

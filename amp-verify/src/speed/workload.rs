@@ -3,8 +3,9 @@
 use amp_core::{Hyperparameters, Result, data::AnyBatch, tch::Device};
 use serde_json::Value;
 
-/// A registered model and its data, which `cargo amp bench` trains.
-/// [`Registry::workload`](crate::Registry::workload) adds it to a registry.
+/// A training run that `cargo amp bench` measures: a registered model with its data, batch size and
+/// hyperparameters. [`Registry::workload`](crate::Registry::workload) adds a workload to a
+/// registry.
 #[derive(Debug, Clone)]
 pub struct Workload {
     pub(crate) name: String,
@@ -21,11 +22,11 @@ pub struct Workload {
     pub(crate) operations: Option<f64>,
     pub(crate) compiler_modes: bool,
     pub(crate) mixed_alone: bool,
-    /// Whether the option `--size` has replaced the size that the registry declares.
+    /// Whether the option `--size` has changed the workload that the registry declares.
     pub(crate) resized: bool,
 }
 
-/// How many batches of random examples a workload has, and what the examples contain.
+/// The random examples that replace the model's data.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Noise {
     pub(crate) batches: i64,
@@ -37,14 +38,15 @@ pub(crate) struct Noise {
 pub(crate) enum NoiseInput {
     /// Each example has `features` values from N(0, 1). Its target is one of `classes` classes.
     Features { features: i64, classes: i64 },
-    /// Each example has `length` ids below `vocabulary`. The target of an example has one id for
-    /// each position.
+    /// Each example has `length` token ids below `vocabulary`. Its target has one token id for each
+    /// position.
     Tokens { length: i64, vocabulary: i64 },
     /// A function generates the examples. Its argument is the number of examples.
     Drawn(fn(i64) -> Result<AnyBatch>),
 }
 
-/// The kinds of devices to which an option of a workload applies.
+/// The kinds of devices (CUDA, CPU) to which a setting of a workload applies, for example
+/// [`Workload::on`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Devices {
     /// Whether the option applies on CUDA devices.
@@ -108,7 +110,7 @@ impl Workload {
     }
 
     /// Replaces the model's data by `batches` batches of random sequences. A sequence has `length`
-    /// ids below `vocabulary`. Its target is a random id at each position.
+    /// token ids below `vocabulary`. Its target has a random token id for each position.
     #[must_use]
     pub fn tokens(mut self, batches: i64, length: i64, vocabulary: i64) -> Self {
         self.noise = Some(Noise { batches, input: NoiseInput::Tokens { length, vocabulary } });
@@ -118,8 +120,8 @@ impl Workload {
     /// Replaces the model's data by `batches` batches of examples that the function `draw`
     /// generates. The argument of `draw` is the number of examples. The function must take random
     /// numbers from libtorch's global generator, which the benchmark seeds before the call. The
-    /// Python program of the peers cannot call `draw`. For a model with such examples, this program
-    /// needs its own function that generates them.
+    /// Python program that runs the PyTorch engines cannot call `draw`, so it needs a Python
+    /// function that generates the examples.
     ///
     /// ```
     /// use amp_core::{
@@ -140,10 +142,10 @@ impl Workload {
         self
     }
 
-    /// Sets the number of floating-point operations in the matrix products of a step, from which
-    /// the tables compute the speed of matrix products. By default, this number is computed: 6
-    /// operations for each weight of a matrix and each example. The default is correct for models
-    /// that apply each linear layer once per example.
+    /// Sets the number of floating-point operations in the matrix products of a step. The column
+    /// "matrix rate" is computed from this number. The default is 6 operations for each example and
+    /// each element of a weight matrix: 2 in the forward pass and 4 in the backward pass. It is
+    /// correct for models that apply each linear layer once per example.
     #[must_use]
     pub fn operations_of_a_step(mut self, operations: f64) -> Self {
         self.operations = Some(operations);
@@ -175,16 +177,15 @@ impl Workload {
     }
 
     /// Sets the hyperparameters of a tiny version of the model. The benchmark trains this version
-    /// on batches of 8 examples with 8 random features or ids, to measure how long the host works
-    /// in a step. So the tensor operations of the tiny version must take almost no time.
+    /// on batches of 8 examples with 8 random features or token ids, to measure the host's time for
+    /// a step. Choose hyperparameters with which tensor operations take almost no time.
     #[must_use]
     pub fn tiny(mut self, hyperparameters: Value) -> Self {
         self.tiny = Some(object(hyperparameters));
         self
     }
 
-    /// Sets the smallest number of steps that are timed in a round, on CUDA and on a CPU. The
-    /// default is 64.
+    /// Sets how many steps of a round are timed at least, on CUDA and on a CPU. The default is 64.
     #[must_use]
     pub fn steps_of_a_round(mut self, cuda: i64, cpu: i64) -> Self {
         self.steps = (cuda, cpu);

@@ -6,9 +6,9 @@
 //! is its standard deviation. The confidence interval of d̄ is from L to U: d̄ ± t(1 − α, n −
 //! 1)·s/√n. Let δ be the margin: how much worse than 32-true a precision may be. The precision
 //! passes if U < δ, and fails if L > δ. Otherwise the result is inconclusive. The test is evaluated
-//! up to three times: after the first seeds, after a third of the further seeds, and after all of
-//! them. The first evaluation has the level α/2, and each of the other two α/4. So the total risk
-//! is at most α (Bonferroni).
+//! up to three times: with `first` seeds, with `first` plus a third of the remaining seeds, and
+//! with `most` seeds. The first evaluation has the level α/2, and each of the other two α/4. So the
+//! total risk is at most α (Bonferroni).
 
 mod statistics;
 
@@ -22,11 +22,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The test shows that the precision is worse than 32-true by less than the margin. With
-    /// [`Design::equivalence`], it is also better by less than the margin.
+    /// The test shows that the precision is not worse than 32-true by the margin or more. With
+    /// [`Design::equivalence`], it also shows that the precision is not better by the margin or
+    /// more.
     Pass,
     /// The test shows that the precision is worse than 32-true by more than the margin, or, with
-    /// [`Design::equivalence`], better by more than the margin. Or a check failed.
+    /// [`Design::equivalence`], better by more than the margin.
     Fail,
     /// The test shows neither a pass nor a failure, because there are too few seeds, or a
     /// difference is NaN.
@@ -47,8 +48,8 @@ pub struct Design {
     /// The largest number of seeds. The test is evaluated with more seeds than `first` only if it
     /// was inconclusive with fewer.
     pub most: usize,
-    /// The smallest step of the metric: for an accuracy, one divided by the number of validation
-    /// examples.
+    /// The smallest amount by which the metric can change: for an accuracy, one divided by the
+    /// number of validation examples.
     pub resolution: f64,
     /// Whether a precision that is better by more than the margin fails as well (two one-sided
     /// tests, Schuirmann 1987).
@@ -64,7 +65,7 @@ pub struct Judgement {
     pub n: usize,
     /// The mean of the differences (d̄). It is positive if the precision is worse than 32-true.
     pub mean: f64,
-    /// The standard deviation of the differences, as measured.
+    /// The standard deviation of the differences.
     pub s: f64,
     /// The standard deviation from which the interval was computed. It is at least resolution/√6,
     /// for the reason given at [`Design::judge`].
@@ -77,8 +78,8 @@ pub struct Judgement {
     pub margin: f64,
     /// The significance level of this evaluation of the test.
     pub alpha: f64,
-    /// The probability that a precision without regression passes, computed from `n` and `s_used`.
-    /// The probability of detecting a regression as large as the margin is the same.
+    /// The power of the test, computed from `n` and `s_used`: the probability that a precision
+    /// which is as good as 32-true passes.
     pub power: f64,
     /// Whether the precision is better than 32-true by more than the margin. This is not a
     /// regression, but it shows that something has changed.
@@ -86,8 +87,8 @@ pub struct Judgement {
 }
 
 /// Returns the numbers of seeds with which the test is evaluated, in increasing order: `first`,
-/// `first` and a third of the further seeds, and `most`. A number that occurs more than once is
-/// returned once. The test ends as soon as it is not inconclusive.
+/// `first` plus a third of the remaining seeds, and `most`. Equal numbers are returned once. The
+/// test ends at the first evaluation whose result is not inconclusive.
 ///
 /// # Examples
 ///
@@ -118,10 +119,10 @@ impl Design {
     /// Decides from the differences from 32-true whether a precision passes. There is one
     /// difference for each seed.
     ///
-    /// An accuracy changes in steps of size q, so a few differences may be equal by chance. Then
-    /// their standard deviation s would be 0, and the interval would be too narrow. Rounding two
-    /// metrics to multiples of q gives their difference a standard deviation of q/√6. Therefore at
-    /// least this value is used for s.
+    /// An accuracy is a multiple of q (the `resolution`), so a few differences may be equal by
+    /// chance. Their standard deviation s would then be 0, and the interval would have no width.
+    /// The rounding of two metrics to multiples of q alone gives their difference a standard
+    /// deviation of q/√6. Therefore at least q/√6 is used for s.
     ///
     /// # Examples
     ///

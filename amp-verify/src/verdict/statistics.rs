@@ -1,4 +1,5 @@
-//! Statistics of the test and of bounds: Student's t, the power of the test, and tolerance limits.
+//! Statistics for the non-inferiority test and for the bounds of measured values: Student's t, the
+//! power of the test, and tolerance limits.
 
 use statrs::distribution::{
     ChiSquared, Continuous, ContinuousCDF, DiscreteCDF, Normal, Poisson, StudentsT,
@@ -7,8 +8,8 @@ use statrs::distribution::{
 /// The accepted probability that a value measured in correct training exceeds its bound.
 #[cfg(feature = "cli")]
 pub(crate) const RISK: f64 = 1e-5;
-/// The confidence with which a value exceeds its bound with at most the probability [`RISK`],
-/// although the distribution is estimated from a few runs.
+/// The confidence that the probability of exceeding a bound is at most [`RISK`]. It is below 1,
+/// because a bound is estimated from a few runs.
 #[cfg(feature = "cli")]
 pub(crate) const CONFIDENCE: f64 = 0.95;
 
@@ -85,11 +86,11 @@ pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
     high
 }
 
-/// Returns the upper tolerance limit of a count. With probability `confidence`, at most the
-/// fraction `risk` of further counts of the same Poisson distribution is larger. `seen` is the sum
-/// of `draws` counts. With the same confidence, the mean of the distribution is then at most
-/// χ²(confidence; 2·seen + 2)/(2·draws) (Garwood 1936). If `draws` is 0, there is no limit, and the
-/// result is `u64::MAX`.
+/// Returns the upper tolerance limit of a count. `draws` counts of a Poisson distribution have the
+/// sum `seen`. With probability `confidence`, at most the fraction `risk` of further counts of this
+/// distribution is above the limit. The limit is computed for the largest mean that the
+/// distribution may have with this confidence: χ²(confidence; 2·seen + 2)/(2·draws) (Garwood 1936).
+/// If `draws` is 0, there is no limit, and the result is `u64::MAX`.
 pub fn count_limit(seen: u64, draws: usize, risk: f64, confidence: f64) -> u64 {
     let freedom = 2.0 * seen as f64 + 2.0;
     let most = ChiSquared::new(freedom).map(|chi| chi.inverse_cdf(confidence));
@@ -116,9 +117,10 @@ pub fn count_limit(seen: u64, draws: usize, risk: f64, confidence: f64) -> u64 {
 struct NoncentralT {
     normal: Normal,
     freedom: f64,
-    /// The distance between two points.
+    /// The distance between neighbouring points.
     width: f64,
-    /// The points u at which the integrand is evaluated, each with the density of u.
+    /// The points at which the integrand is evaluated, each with the density of the chi
+    /// distribution.
     points: Vec<(f64, f64)>,
 }
 
@@ -126,8 +128,8 @@ impl NoncentralT {
     /// The number of intervals between the points.
     const INTERVALS: i32 = 2000;
 
-    /// Evaluates the densities of the points, which are the same for every probability. Returns
-    /// `None` if `freedom` is not a number above 0.
+    /// Chooses the points and evaluates the density at each of them, once for all probabilities.
+    /// Returns `None` if `freedom` is not a number above 0.
     fn new(freedom: f64) -> Option<Self> {
         let (normal, chi) = (Normal::new(0.0, 1.0).ok()?, ChiSquared::new(freedom).ok()?);
         // T = (Z + shift)·√ν/u, where Z has a standard normal distribution, and u has a chi

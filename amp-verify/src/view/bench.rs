@@ -11,8 +11,8 @@ use crate::bench::{
 };
 use crate::text::counted;
 
-/// The texts of a table. The first `names` columns contain names. The remaining columns contain
-/// numbers and are aligned to the right.
+/// A table as texts. The first `names` columns contain names. The remaining columns contain numbers
+/// and are aligned to the right.
 struct Cells {
     header: Vec<String>,
     rows: Vec<Vec<String>>,
@@ -213,11 +213,12 @@ fn closing(report: &Report) -> Vec<String> {
     let ours = if report.is_cuda() { Engine::Graph } else { Engine::Eager };
     let mut lines = vec![format!(
         "ours: the speed of our engine `{}`, divided by the speed of the row's engine; 32-true: the speed of the \
-         row's engine, divided by its speed under 32-true; memory: the peak of tensor bytes, for our engines without \
-         the bytes from before the run, and with the data set if it is on the device; first step: the time from \
-         building the model to the end of its first step, including loading kernels and compiling (of our engines \
-         only the first loads kernels; the peers compile at the same time); host: the time of a step of the same \
-         model at a size at which tensor operations take almost no time",
+         row's engine, divided by its speed under 32-true; memory: the peak of tensor bytes (for our engines, \
+         bytes that were allocated before the run do not count, and the data set counts if it is on the device); \
+         first step: the time from building the model to the end of its first step, including loading kernels and \
+         compiling (only the first of our engines loads kernels; the PyTorch engines compile at the same time); host: \
+         the host's time for a step, measured with a small version of the model whose tensor operations take almost \
+         no time",
         ours.name()
     )];
     let rates: Vec<f64> = report.bf16_matrix_rates.iter().map(|rate| rate / 1e12).collect();

@@ -13,15 +13,15 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
     out += &match attribution {
         Attribution::Passes => "The check passes, so there is no cause to find.\n".into(),
         Attribution::Determinism { again } => format!(
-            "determinism: repeated with the same seeds, the check gave {}; use --deterministic, \
-             or more seeds\n",
+            "determinism: repeated with the same seeds, the check gives another result ({}); use \
+             --deterministic, or more seeds\n",
             outcome(*again)
         ),
         Attribution::Environment => {
-            "environment: 32-true itself differs from the reference\n".into()
+            "environment: 32-true itself differs from the reference file\n".into()
         }
         Attribution::Precision => {
-            "precision: the precision fails again and 32-true passes\n".into()
+            "precision: repeated, the check fails again; under 32-true it passes\n".into()
         }
         Attribution::Fusion { groups } => {
             let each = groups.iter().map(|group| {
@@ -45,7 +45,7 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
     };
     let minimal = if fix.is_one_minimal { "each is needed" } else { "not minimal" };
     out += &format!(
-        "must stay in FP32 ({minimal}; {} tests): {}\nwith these in FP32: {}\n",
+        "must stay in FP32 ({minimal}; {} sets of modules tried): {}\nwith these in FP32: {}\n",
         fix.tests,
         fix.modules.join(", "),
         outcome(fix.after)

@@ -19,8 +19,8 @@ use super::phases;
 /// saved, because this may happen in every step.
 pub struct EpochTable<W> {
     out: W,
-    /// Whether the program that reads the output has closed the pipe. This ends the table, but not
-    /// the training.
+    /// Whether the program that reads the output has closed the pipe. If so, nothing more is
+    /// printed, but the training continues.
     closed: bool,
     /// The header that was printed last.
     header: String,
@@ -111,9 +111,9 @@ impl<W: Write> Subscriber for EpochTable<W> {
                     values.iter().map(|logged| column(logged, logged.name.clone())).collect();
                 let (names, lr, seconds) = (names.join("  "), "lr", "seconds");
                 let header = format!("epoch  step  {names}  {lr:>9} {seconds:>8}");
-                // The header is printed again if the columns change. For example, if a run is
-                // resumed in the middle of an epoch, this epoch lacks the values that are measured
-                // over a whole epoch.
+                // The header is printed again if the columns change. For example, values that are
+                // measured over a whole epoch are missing in an epoch that was resumed in the
+                // middle.
                 if header != self.header {
                     self.line(&header)?;
                     self.header = header;

@@ -50,9 +50,9 @@ pub fn layers(report: &Report) -> String {
     }
     out += &format!("{table}\n");
     out += "E: error, divided by the error under 32-true; *: the layer with the largest own error; local: the layer's own \
-            part in the squared error of its output; overflow, underflow: values, predicted / observed\n";
+            share of the squared error of its output; overflow, underflow: number of values, predicted / observed\n";
     if let Some(draws) = &report.draws {
-        out += &format!("the errors include differences between random numbers: {draws}\n");
+        out += &format!("the errors also contain the effect of other random numbers: {draws}\n");
     }
     out += &groups(&report.groups);
     for kind in Kind::ALL {
@@ -89,8 +89,8 @@ fn groups(groups: &[Group]) -> String {
         return "each layer was measured alone; fit fuses no layers on this device\n".to_owned();
     }
     let mut out =
-        "each layer was measured alone; fit fuses these groups, whose results differ from the \
-         single layers' by:\n"
+        "each layer was measured alone; fit fuses these groups of layers, whose results differ \
+         from those of the separate layers by:\n"
             .to_owned();
     for group in groups {
         let figure = |what: &str, figure: Option<f64>, bound: f64| {

@@ -39,7 +39,7 @@ impl Subscriber for PhaseTables {
 
 /// Formats for each phase of a step its mean time, the standard deviation of this time, and the
 /// phase's fraction of the step's time. If there are several steps, leaves out the first one,
-/// because it also loads kernels and observes dtypes.
+/// because in it kernels are loaded and dtypes are recorded.
 pub fn phases(profile: &[Profile]) -> String {
     let steps = if profile.len() > 1 { &profile[1..] } else { profile };
     let on_device = steps.iter().flat_map(|step| &step.spans).any(|span| span.device.is_some());

@@ -80,8 +80,8 @@ struct Column {
     cell: fn(&Run) -> String,
 }
 
-/// Returns the number of the table's columns for names and for results of training. The columns
-/// after them are about time and memory.
+/// Returns the number of the first columns, which contain names, losses and metrics. If the table
+/// is divided, the remaining columns, with times and memory, are in the second table.
 fn results(comparison: &Comparison) -> usize {
     5 + metric_columns(comparison).len()
 }
@@ -190,8 +190,8 @@ fn signed_loss(value: f64) -> String {
     signed(value, 4)
 }
 
-/// Formats the mean over the seeds ± half of the width of its confidence interval. Returns `None`
-/// if there is only one seed.
+/// Formats the mean of the values that `of` selects, over the seeds, ± half of the width of its
+/// confidence interval. Returns `None` if there is only one seed.
 fn over(
     run: &Run,
     of: impl Fn(&OverSeeds) -> Option<&Sample>,
@@ -205,7 +205,7 @@ fn over(
     })
 }
 
-/// Formats one of the differences from the baseline. The text is empty for the baseline itself.
+/// Formats a difference from the baseline with `text`. The result is empty for the baseline itself.
 fn delta(run: &Run, text: impl Fn(&Delta) -> Option<String>) -> String {
     run.delta.as_ref().and_then(text).unwrap_or_default()
 }

@@ -1,5 +1,6 @@
-//! Tests of a model that draws random numbers in different dtypes under the two precisions that are
-//! compared: reports must name these random numbers.
+//! Tests of a model whose random numbers have another dtype, and therefore other values, under each
+//! precision. Reports must say so, because the results then differ for a reason other than
+//! rounding.
 
 use amp_core::{event::Event, prelude::*};
 use amp_verify::{
@@ -62,8 +63,8 @@ fn case(name: &str, right: bool) -> Result<Case> {
     Case::new(&registry, registry.find(Some(name))?, Choices::default(), Device::Cpu)
 }
 
-/// Checks that each run that draws other random numbers than the baseline has one note about
-/// them.
+/// Checks that a run whose random numbers differ from those of the baseline has exactly one note
+/// about this.
 #[test]
 fn runs_with_other_numbers_have_a_note() -> Result<()> {
     let notes = |right: bool| -> Result<Vec<Vec<String>>> {
@@ -85,8 +86,8 @@ fn runs_with_other_numbers_have_a_note() -> Result<()> {
     Ok(())
 }
 
-/// Checks that the report on layers names the random numbers that differ. These random numbers
-/// differ from those of the exact run, and this difference is part of the layers' errors.
+/// Checks that the report on layers says which operation draws other random numbers than under
+/// 64-true. The difference increases the measured errors of the layers.
 #[test]
 fn the_errors_of_layers_name_other_numbers() -> Result<()> {
     let measured =
@@ -107,7 +108,8 @@ fn the_errors_of_layers_name_other_numbers() -> Result<()> {
     Ok(())
 }
 
-/// Checks that an error in a layer names the run in which it occurred, out of several runs.
+/// Checks that the message of an error which ends one of several runs begins with the model and the
+/// precision of that run.
 #[test]
 fn an_error_names_its_run() -> Result<()> {
     let precisions = [Precision::F16True];

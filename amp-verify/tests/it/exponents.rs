@@ -37,10 +37,10 @@ fn the_low_exponent_leaves_the_share_below() {
     assert_eq!(Histogram::of(&tensor(&[0.0])).expect("a histogram").low_exponent(0.1), None);
 }
 
-/// Returns the values at which a cast to the format changes its behaviour, and for each value the
-/// numbers just below and just above it. The values are the format's largest number, the middle
-/// between this number and the number that would follow it, the format's smallest number, and half
-/// of the smallest number. Every second number is negative.
+/// Returns the values at which the result of a cast to the format changes, and for each value the
+/// numbers just below and just above it. These are the format's largest number, the limit above
+/// which a cast overflows, the format's smallest number, and half of it, below which a cast gives
+/// zero. Every second number is negative.
 fn edges(format: Format) -> Vec<f64> {
     let largest = match format {
         Format::F16 => 65504.0,
@@ -71,8 +71,8 @@ fn the_prediction_is_what_a_cast_does(#[case] format: Format) {
     let found = Histogram::of(&edges).expect("a histogram").predict(format, 0);
     assert_eq!(found, cast(&edges, format, 0).expect("a cast"), "{format:?}");
     assert!(found.overflow >= 2 && found.underflow >= 4, "{format:?}: {found:?}");
-    // Checks that the prediction also holds for random values of all magnitudes, at several loss
-    // scales.
+    // Checks that the predicted numbers of overflows and underflows are also correct for random
+    // values of all magnitudes, at several loss scales.
     let _section = amp_core::random::seeded(1).expect("a seed");
     let spread = Tensor::randn([4096], (Kind::Float, Device::Cpu)) * 12.0;
     let sizes: Tensor = Tensor::randn([4096], (Kind::Float, Device::Cpu)) * spread.exp2();

@@ -25,8 +25,9 @@ fn ones(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("ones", rows()?, rows()?, batch_size))
 }
 
-/// Checks that the table counts the parameters that are trained at first, and also those that are
-/// trained after a freeze. The stem has 9 parameters and the head 4.
+/// Checks that the line above the table shows how many parameters are trained from the first step
+/// on, and how many at the end of the run, when a freeze may have ended. The stem has 9 parameters
+/// and the head 4.
 #[rstest]
 #[case::none(&[], "Net (13 parameters) on ones")]
 #[case::endless(&["stem.*"], "Net (4 parameters) on ones")]

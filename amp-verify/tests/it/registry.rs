@@ -118,8 +118,9 @@ fn a_margin_is_declared_or_recorded_or_asked_for() {
     assert_eq!(margin(&model!(Line).margin(0.25)).expect("declared"), 0.25);
 }
 
-/// Checks that a regression is positive if the value is worse than the baseline's, whether higher
-/// or lower values are better. Also checks the smallest possible change of a metric and of a loss.
+/// Checks the sign of a regression: it is positive if the value is worse than the baseline's, for
+/// metrics of which higher values are better and for those of which lower values are better. Also
+/// checks the smallest possible change of a metric and of a loss.
 #[test]
 fn a_regression_is_what_is_worse() {
     assert_eq!(Direction::HigherIsBetter.regression(0.75, 0.5), 0.25);
@@ -131,9 +132,10 @@ fn a_regression_is_what_is_worse() {
     assert_eq!(model!(Line).score("val_psnr").judge(), Judge::score("val_psnr"));
 }
 
-/// Checks that a callback compares epochs by the value by which the model is judged. If the model
-/// declares no such value and logs no accuracy, this is the validation loss, and a note says so. If
-/// the model does not log the declared value, the run is refused.
+/// Checks by which value `ModelCheckpoint` chooses the best epoch: the metric that the registry
+/// declares for the model. If none is declared and the model logs no accuracy, it is the validation
+/// loss, and a note says so. If the model does not log the declared metric, the run ends with an
+/// error before training.
 #[rstest]
 #[case::none(model!(Line), Ok(Judge::loss()), 1)]
 #[case::loss(model!(Line).judged_by_loss(), Ok(Judge::loss()), 0)]
@@ -201,9 +203,10 @@ fn a_monitored_value_has_its_direction(#[case] name: &str, #[case] mode: &str) {
     assert!(stopping.contains(&format!("mode: {mode}")), "{stopping}");
 }
 
-/// Checks how a length is converted. A length in steps becomes `max_steps`, and `max_epochs` is
-/// large enough for these steps and 32 skipped steps. A length in epochs becomes `max_epochs`. An
-/// epoch of 64 examples in batches of 8 has 8 steps, or 4 steps of two batches each.
+/// Checks how the length of a training becomes `max_epochs` and `max_steps` of the trainer. A
+/// length in epochs sets `max_epochs`. A length in steps sets `max_steps`, and sets `max_epochs` to
+/// enough epochs for these steps and 32 skipped ones. Here, an epoch of 64 examples in batches of 8
+/// has 8 steps, or 4 steps if two batches make one step.
 #[rstest]
 #[case::epochs(model!(Line).epochs(7), Choices::default(), (7, None))]
 #[case::steps(model!(Line).steps(100), Choices::default(), (17, Some(100)))]
@@ -235,9 +238,9 @@ struct Stepped {
     head: Linear,
 }
 
-/// Checks that a short run of a case, such as the warm-up before a run, builds its schedule for the
-/// number of steps of the whole run. The schedule of this model lowers the rate after each
-/// sixteenth of the run, so it cannot be built for a run of two steps.
+/// Checks that a short run, such as the warm-up before training, builds its schedule for the number
+/// of steps of the whole training. The schedule of this model lowers the learning rate after each
+/// sixteenth of its steps, so it cannot be built for two steps.
 #[test]
 fn shorter_runs_have_the_schedule_of_the_whole_run() {
     let (registry, model) = (registry(), model!(Stepped).epochs(4).batch_size(8));
@@ -259,8 +262,8 @@ fn no_length_is_refused(#[case] length: Length, #[case] expected: &str) {
     assert!(error.expect("no length").to_string().contains(expected));
 }
 
-/// Checks that the quick tier is at most as long as full training. Its length is in the unit of the
-/// full length (epochs or steps), unless the model declares another length.
+/// Checks the length of the gate's quick tier. By default it is 3 epochs or 100 steps, in the unit
+/// of the full length, but at most the full length. A model can declare another length in steps.
 #[rstest]
 #[case::epochs(model!(Line).epochs(9), "3 epochs")]
 #[case::fewer_epochs(model!(Line).epochs(1), "1 epoch")]
@@ -295,10 +298,11 @@ fn a_set_is_as_large_as_the_model_says() {
     }
 }
 
-/// Checks that a changed model uses only a margin that was recorded with the same changes, and that
-/// a margin is used only for the length with which it was recorded. The only exception is the full
-/// length, for which the margin of the quick tier is used if no other was recorded. A margin that
-/// was recorded with other hyperparameters is refused.
+/// Checks which margin is used. A declared margin holds for the unchanged model at its full length
+/// and in the quick tier. A recorded margin holds only for the length and the changes with which it
+/// was recorded. At the full length, the quick tier's recorded margin is used if there is no other.
+/// If the registry's hyperparameters have changed since a margin was recorded, this margin is an
+/// error.
 #[test]
 fn a_margin_is_of_one_size_and_one_length() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -353,8 +357,8 @@ fn a_margin_is_of_one_size_and_one_length() {
     assert!(other.contains("(input_size was 2 and is now 3)"), "{other}");
 }
 
-/// Checks that files of older versions are read: with one margin of the unchanged model, and the
-/// margins of the changed model in another list.
+/// Checks that margin files of older versions are read. They contain one margin of the unchanged
+/// model, and a separate list of margins of the changed model.
 #[test]
 fn margins_of_older_files_are_read() {
     let entry = |margin: f64| json!({ "margin": margin, "n": 3, "steps": 10, "spread": {} });

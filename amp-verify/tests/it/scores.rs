@@ -25,8 +25,8 @@ fn rows(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("rows", part(1)?, part(2)?, batch_size))
 }
 
-/// Checks that a fraction is shown in percent and a score in its own unit, and that there is a note
-/// if the metric is declared as a fraction, but a value is no fraction.
+/// Checks that a fraction is shown in percent and a score in its own unit. If a metric is declared
+/// as a fraction, but one of its values is not between 0 and 1, a note suggests `.score(…)`.
 #[rstest]
 #[case::a_fraction(Judge::higher("val_share"), "25.00%", None)]
 #[case::no_fraction(
@@ -53,8 +53,9 @@ fn a_score_is_shown_in_its_own_unit(
     Ok(())
 }
 
-/// Checks the interval over several seeds with equal values. Its width is 0, but not for a
-/// fraction, because a fraction changes in steps of one example.
+/// Checks the confidence interval of several seeds that all have the same value. Its width is 0 for
+/// a score. For a fraction it is larger, because a fraction is rounded to a multiple of 1 / (number
+/// of examples).
 #[rstest]
 #[case::a_fraction(model!(Level).metric("val_share"), false)]
 #[case::a_score(model!(Level).score("val_level"), true)]

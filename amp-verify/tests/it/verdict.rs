@@ -21,8 +21,9 @@ fn quantiles_are_the_tables(#[case] p: f64, #[case] freedom: f64, #[case] expect
     assert!((t_quantile(p, freedom) - expected).abs() < 1e-7 * expected);
 }
 
-/// Checks the smallest numbers of seeds with which the power is 80 % and 97 % against published
-/// tables of the one-sided t test. The first column is the margin divided by σ, and α is 0.05.
+/// Checks the numbers of seeds that a power of 80 % (second column) and of 97 % (third column)
+/// needs against published tables of the one-sided t test. The first column is the margin divided
+/// by σ, and α is 0.05.
 #[rstest]
 #[case(0.5, 27, 52)]
 #[case(1.0, 8, 14)]
@@ -69,9 +70,9 @@ fn three_ways(#[case] d: &[f64], #[case] equivalence: bool, #[case] expected: Ve
     assert_eq!(found.improved, found.mean < -0.04);
 }
 
-/// Checks that equal differences do not give an empty interval. The interval is then computed from
-/// the standard deviation of the error of rounding to the metric's step, so it is wider than one
-/// step.
+/// Checks that the interval of equal differences is not empty. Their standard deviation is 0, so
+/// the interval is computed from the standard deviation that is caused by rounding to multiples of
+/// the metric's smallest change. The interval is wider than this change.
 #[test]
 fn equal_differences_are_judged_by_the_metrics_step() {
     let step = 1.0 / 360.0;
@@ -119,10 +120,10 @@ fn rate(design: Design, mean: f64, verdict: Verdict) -> f64 {
     f64::from(count) / f64::from(TRIALS)
 }
 
-/// Checks the probability with which a regression as large as the margin passes. It is α, or, with
-/// several evaluations of which the first is at α/2, between α/2 and α. In 4,000 trials the observed rate may differ
-/// from the probability by 3.3 binomial standard deviations, which chance exceeds once in a
-/// thousand times.
+/// Checks how often a regression as large as the margin passes. With one evaluation, the
+/// probability is α. With several evaluations, the first of which has the level α/2, it is between
+/// α/2 and α. The rate in 4,000 trials may differ from these limits by 3.3 binomial standard
+/// deviations. A larger difference occurs by chance in about one of a thousand runs of the test.
 #[rstest]
 #[case::one_look(5, 5, 0.05, 0.05)]
 #[case::two_looks(3, 4, 0.025, 0.05)]
@@ -141,7 +142,7 @@ fn a_regression_of_the_margin_passes_at_most_alpha(
 }
 
 /// Checks that the levels of all evaluations add up to α, so that the total risk is at most α, and
-/// that the evaluation after the first has a third of the further seeds.
+/// that the second evaluation adds a third of the seeds that remain after the first.
 #[rstest]
 #[case(5, 5, &[5])]
 #[case(3, 4, &[3, 4])]
@@ -158,9 +159,9 @@ fn the_levels_of_all_evaluations_add_up_to_alpha(
     assert!((total - design.alpha).abs() < 1e-12, "{total}");
 }
 
-/// Checks two probabilities of a design with one evaluation. A precision without regression passes
-/// with the probability `power`. A precision that is worse by twice the margin fails with the same
-/// probability.
+/// Checks that, with one evaluation, two simulated rates equal the result of `power`: how often a
+/// precision passes that is as good as 32-true, and how often a precision fails that is worse by
+/// twice the margin.
 #[rstest]
 fn power_is_the_simulated_rate(#[values(3, 5, 8)] n: usize) {
     let design = Design { first: n, most: n, ..DESIGN };
@@ -199,8 +200,8 @@ fn the_tolerance_factor_is_the_tables(
 }
 
 /// Checks the upper limit of a Poisson count against values that were computed in Python by summing
-/// Poisson probabilities. First, the script searched for the largest mean with which `draws` counts
-/// have a sum of at most `seen` with a probability of 5 %. The limit is the smallest count that a
+/// Poisson probabilities. First, a script searched for the mean with which the sum of `draws`
+/// counts is at most `seen` with a probability of 5 %. The limit is the smallest count that a
 /// Poisson distribution with this mean exceeds with at most the probability `risk`.
 #[rstest]
 #[case(0, 1, 0.01, 8)]

@@ -1,4 +1,5 @@
-//! Tests whether the code after the last layer, such as a user's loss, causes an error.
+//! Finds out whether a rounding error comes from the code after the last layer, for example from a
+//! user's loss.
 
 use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
@@ -16,8 +17,9 @@ use super::{
 };
 use crate::{reset::ResetModel, rounding::is_narrow};
 
-/// Records which modules return an output after the last module has received its input: the last
-/// module, and modules that contain it. Their outputs go to the code after the layers.
+/// Records the modules whose outputs go to the code after the layers: the last module, and the
+/// modules that contain it. The input of each module clears the record, so only modules that return
+/// later stay in it.
 #[derive(Default)]
 struct Last(RefCell<BTreeSet<String>>);
 
@@ -33,7 +35,7 @@ impl Substitute for Last {
     }
 }
 
-/// Converts the 16-bit outputs of these modules to f32.
+/// Converts the 16-bit outputs of the modules with these paths to f32.
 struct Widened(BTreeSet<String>);
 
 impl Substitute for Widened {
@@ -51,10 +53,10 @@ impl Substitute for Widened {
 
 /// Tests whether the code after the last layer causes the differences from 32-true. Runs the steps
 /// twice: with the outputs of the last layers in 16 bits, and with these outputs converted to f32.
-/// If `is_within` accepts the differences of the second run only, returns a sentence for the
-/// report. Otherwise, or if the precision does not compute in 16 bits, or if a run fails, returns
-/// an empty text. In both runs, the tensors between the layers are observed, so no fused kernel
-/// runs. `config` returns the trainer's options for a number of steps.
+/// If `is_within` accepts the differences only in the second run, returns a sentence for the
+/// report. Otherwise returns an empty text. The text is also empty if the precision does not
+/// compute in 16 bits, or if a run fails. No fused kernel runs, because the tensors between the
+/// layers are observed. `config` returns the trainer's options for a number of steps.
 pub(super) fn blame(
     steps: &Steps<'_>,
     model: &mut ResetModel,
@@ -115,7 +117,8 @@ mod tests {
         head: Linear,
     }
 
-    /// A model whose loss computes in f32, and whose 16-bit values are wrong before the last layer.
+    /// A model with an error in a 16-bit value before the last layer, and with a loss that computes
+    /// in f32.
     #[derive(LightningModule)]
     #[forward(|x| {
         let hidden = hidden(x)?;

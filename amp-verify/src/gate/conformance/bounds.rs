@@ -1,5 +1,5 @@
-//! Bounds for the differences between the first steps of a precision and those of 32-true. The
-//! bounds are computed from runs with emulated rounding.
+//! Bounds for how far the first training steps under a precision may differ from the same steps
+//! under 32-true. The bounds are computed from runs that emulate the precision's rounding.
 
 use amp_core::tch::Kind;
 
@@ -9,34 +9,36 @@ use crate::{
     verdict::{CONFIDENCE, RISK, mean, standard_deviation, tolerance_factor},
 };
 
-/// The smallest standard deviation with which a bound is computed, as a fraction of the mean. It
-/// covers kernels that round at other places inside a module than the emulation does.
+/// A bound is computed with at least this standard deviation s, as a fraction of the mean of the
+/// emulated runs' differences. This allows for kernels that, inside a module, round at other places
+/// than the emulation does.
 const LEAST_SPREAD: f64 = 0.1;
-/// The smallest bound for the difference of the loss, in unit roundoffs of the loss's dtype. The
-/// emulation rounds the inputs, outputs and intermediate tensors of modules. In a real run, the
-/// computation between the last module and the loss also rounds a few times.
+/// The smallest bound for the relative difference of the loss, in unit roundoffs of the loss's
+/// dtype. It allows for the few roundings between the last module and the loss, which the emulation
+/// leaves out: it rounds only the inputs, outputs and intermediate tensors of modules.
 pub(in crate::gate) const OF_LOSS: f64 = 4.0;
-/// The smallest bound for the differences of gradients, in unit roundoffs of the loss's dtype. The
-/// roundings that [`OF_LOSS`] covers also change the gradients.
+/// The smallest bound for the relative difference of a gradient, in unit roundoffs of the loss's
+/// dtype. The roundings that [`OF_LOSS`] allows for also change the gradients.
 pub(in crate::gate) const OF_GRADIENT: f64 = 24.0;
 
-/// The two quantities from which the lower limits of all bounds are computed.
+/// The smallest values that bounds may have are computed from these two quantities.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Least {
     /// The dtype in which the loss is computed.
     pub(super) loss: Kind,
-    /// The lower limit for the bounds of differences between weights. It is the error that arises
-    /// because an optimizer's constants are rounded to f32.
+    /// The smallest bound for a difference between weights: the error that arises because the
+    /// optimizer's constants are rounded to f32.
     pub(super) weights: f64,
 }
 
-/// The bounds, which are upper tolerance limits: with confidence 0.95, at most a fraction [`RISK`]
-/// of correct runs exceeds mean + k·s, with the factor k of [`tolerance_factor`]. For a distance,
-/// the mean and s are computed from distance^(2/3). This power is nearly normal, because the square
-/// of a distance is a sum of squares (Wilson and Hilferty 1931). A signed difference has a limit on
-/// each side of zero, each with half of the risk. The gradients of all parameters share the risk
-/// [`RISK`] equally. The limits assume that the normal distribution also holds for values larger
-/// than all measured ones.
+/// The bounds. A bound is the upper tolerance limit mean + k·s, where s is the standard deviation
+/// and k the factor of [`tolerance_factor`]: with confidence 0.95, at most a fraction [`RISK`] of
+/// correct runs exceeds it. For a distance (a norm of differences), the mean and s are those of
+/// distance^(2/3). This power is nearly normal, because the square of a distance is a sum of
+/// squares (Wilson and Hilferty 1931). A signed difference has one limit above zero and one below.
+/// Each of the two may be exceeded with probability [`RISK`]/2, and the gradient of each of n
+/// parameters with probability [`RISK`]/n. The limits assume that the normal distribution also
+/// holds for values larger than all measured ones.
 pub(super) struct Bounds<'a> {
     runs: &'a [Figures],
     least: Least,
@@ -89,9 +91,9 @@ fn limit_of_distance(values: &[f64], k: f64) -> f64 {
     k.mul_add(spread, middle).powf(1.5)
 }
 
-/// Returns the upper tolerance limit that follows from `distances`. With confidence 0.95, the
-/// probability that one of `together` new distances exceeds the limit is at most [`RISK`]. The
-/// limit is infinite if there are fewer than two distances.
+/// Computes an upper tolerance limit from the measured `distances`: with confidence 0.95, if
+/// `together` new distances are measured, the probability that any of them exceeds the limit is at
+/// most [`RISK`]. The limit is infinite if `distances` has fewer than two values.
 pub(in crate::gate) fn tolerance_limit(
     distances: impl IntoIterator<Item = f64>,
     together: u64,
@@ -112,8 +114,8 @@ mod tests {
 
     /// Returns forty values whose mean is `mean` and whose standard deviation is `deviation`.
     fn forty_draws(mean: f64, deviation: f64) -> Vec<f64> {
-        // Twenty values lie on each side of the mean. The variance (with n − 1) is 40/39 of their
-        // squared distance from the mean.
+        // Twenty values lie above the mean and twenty below, all at the distance `away`. Their
+        // variance (with n − 1) is 40/39·away².
         let away = deviation * (39.0_f64 / 40.0).sqrt();
         (0..40).map(|at| mean + if at % 2 == 0 { away } else { -away }).collect()
     }
@@ -124,12 +126,11 @@ mod tests {
         What::Gradient(parameter.into())
     }
 
-    /// Checks that the bounds from forty runs are mean + k·s, with tolerance factors k for 95 %
-    /// confidence. The factors were computed in Python from the noncentral t distribution. A
-    /// distance has the risk 1e-5, and k is 5.297515. A signed difference has the risk 5e-6 on each
-    /// side of zero, and k is 5.483708. Each of the three gradients has a third of the risk 1e-5.
-    /// The bounds of distances are computed from distance^(2/3), and s is at least a tenth of the
-    /// mean.
+    /// Checks that the bounds from forty runs are mean + k·s. The expected factors k, for 95 %
+    /// confidence, were computed in Python from the noncentral t distribution: 5.297515 for a
+    /// distance (risk 1e-5), and 5.483708 for a signed difference (risk 5e-6 on each side of zero).
+    /// The three gradients have a risk of 1e-5/3 each. The bounds of distances are computed from
+    /// distance^(2/3), and s is at least a tenth of the mean.
     #[test]
     fn a_bound_is_a_tolerance_limit() {
         assert_eq!(RISK, 1e-5);
@@ -150,7 +151,7 @@ mod tests {
         let bounds = Bounds::new(&runs, LEAST);
         let third = bounds.of(&gradient("w")).powf(2.0 / 3.0);
         let k = (third - 0.1) / 0.02;
-        assert!(k > 5.483708 && k < 5.7, "{k}: a third of the risk");
+        assert!(k > 5.483708 && k < 5.7, "k is {k} for a third of the risk");
         for (what, expected) in [
             (What::Loss, 5.483_708e-4),
             (What::Length, 0.003_741_854),
@@ -168,8 +169,9 @@ mod tests {
         assert_eq!(bounds.of(&gradient("unused")), 24.0 / 256.0);
     }
 
-    /// Checks that a parameter's gradient exceeds its bound if this parameter has no gradient in
-    /// the runs with emulated rounding. The bound of such a parameter is only a few unit roundoffs.
+    /// Checks the bound for a parameter that has a gradient in the checked run, but none in the
+    /// runs with emulated rounding: it is only a few unit roundoffs, so any real difference exceeds
+    /// it.
     #[test]
     fn an_unknown_gradient_is_beyond_its_bound() {
         let runs = vec![BTreeMap::from([(What::Loss, 0.0)]); 3];

@@ -13,10 +13,9 @@ use crate::{
     scalars::{read, square, square_of_difference},
 };
 
-/// If the norm of a parameter's gradient is less than this fraction of the whole gradient's norm,
-/// the gradient may consist of rounding errors alone. An example is the bias of a layer before a
-/// batch norm. Then the difference of the gradients is divided by this fraction of the whole
-/// gradient's norm, in place of the norm of the parameter's gradient.
+/// The difference of a parameter's gradients is divided by the gradient's norm, but by at least
+/// this fraction of the norm of all gradients together. A smaller gradient may consist of rounding
+/// errors alone, for example that of a bias before a batch norm.
 const SHARE: f64 = 1e-2;
 
 /// The measures of difference between the first steps of two runs. In the formulas, l is the loss,
@@ -87,12 +86,11 @@ fn ratio(a: f64, b: f64) -> f64 {
 /// For each parameter, by name, a mask of the weights that are left out of comparisons.
 pub(super) type Masks = BTreeMap<String, Tensor>;
 
-/// Returns a mask of the weights whose first gradient consists only of rounding error. A weight is
-/// in the mask if its gradient in the run `rounded`, which emulates the precision's rounding,
-/// differs from its gradient in the run `exact` by at least the absolute value of the exact
-/// gradient. An example is the bias of attention's keys, whose exact gradient is 0. Adam normalizes
-/// gradients by their absolute values. So the updates of these weights are as large as those of
-/// other weights, but these updates say nothing about the precision.
+/// Returns a mask of the weights whose first gradient is only rounding error: the gradients g in
+/// the run `exact` and g' in the run `rounded`, which emulates the precision's rounding, satisfy
+/// |g' − g| ≥ |g|. An example is the bias of attention's keys, for which g is 0. Adam normalizes
+/// gradients by their size, so it changes these weights as much as others, but in random
+/// directions. They say nothing about the precision and are left out of comparisons.
 pub(super) fn noisy(exact: &Ran, rounded: &Ran) -> Result<Masks> {
     let found = by_name(rounded);
     let mut masks = Masks::new();
@@ -100,7 +98,8 @@ pub(super) fn noisy(exact: &Ran, rounded: &Ran) -> Result<Masks> {
         let Some(other) = found.get(name.as_str()) else { continue };
         let mask = no_grad(|| -> Result<Tensor> {
             let away = other.f_sub(own)?.f_abs()?;
-            // An infinite or NaN gradient of the emulated run is not a rounding error.
+            // A weight whose gradient is infinite or NaN in the emulated run is not masked: this is
+            // not a rounding error.
             let differs = away.f_gt(0.0)?.f_logical_and(&away.f_isfinite()?)?;
             Ok(away.f_ge_tensor(&own.f_abs()?)?.f_logical_and(&differs)?)
         })?;
@@ -125,8 +124,8 @@ pub(super) struct Exact<'a> {
 }
 
 impl<'a> Exact<'a> {
-    /// Prepares comparisons with the run `ran`. When weights are compared, those of `masks` are
-    /// left out, unless no other weight changes in the run.
+    /// Prepares comparisons with the run `ran`. Comparisons of weights leave out those in `masks`.
+    /// If these are the only weights that change in the run, no weight is left out.
     pub(super) fn new(ran: &'a Ran, masks: &Masks) -> Result<Self> {
         let of_names = ran.names.iter().map(|name| masks.get(name).map(Tensor::shallow_clone));
         let mut exact = Self {
@@ -167,9 +166,9 @@ impl<'a> Exact<'a> {
         Ok(whole(roots(squares)?))
     }
 
-    /// Returns the error that f32 itself causes in the differences between weights, relative to the
-    /// weights' update. The constants of an optimizer, such as 1 − lr·λ, are rounded to f32. This
-    /// rounding changes all weights in the same direction in each step.
+    /// Returns how much the weights may differ because the optimizer's constants, such as 1 − lr·λ,
+    /// are rounded to f32, divided by the norm of the weights' update. Such a rounded constant
+    /// scales all weights by the same wrong factor in each step.
     pub(super) fn of_constants(&self) -> f64 {
         ratio(STEPS as f64 * rounding_of(Kind::Float) * self.weights, self.way)
     }

@@ -131,8 +131,8 @@ fn unchanged(
     model: &mut ResetModel,
     (of_job, budget, of): (&Ran, Budget, &Steps<'_>),
 ) -> Result<Unchanged> {
-    // If a fault also affects 32-true, these runs have the fault too, because this check looks only
-    // for differences between the precision and 32-true.
+    // A fault that also affects 32-true stays in the runs with emulated rounding, because this
+    // check is to find only differences between the precision and 32-true.
     let fault = job.fault.filter(|fault| fault.touches_baseline());
     let is_unbroken = fault == job.fault;
     let job = &Job { fault, ..job.clone() };
@@ -154,7 +154,7 @@ fn unchanged(
     };
     let mut emulated =
         |number| steps.run_at_low_scale(model, Some(Rounding::new(&emulation, job.seed, number)));
-    // This is a separate run, so that the masks do not depend on the runs from which the bounds are
+    // The masks come from a run of their own, and not from those from which the bounds are
     // computed.
     let noisy = noisy(exact, &emulated(0)?)?;
     let exact = Exact::new(exact, &noisy)?;
@@ -164,9 +164,9 @@ fn unchanged(
     Ok(Unchanged { runs, least, noisy })
 }
 
-/// Compares each measured difference from 32-true with its bound, and returns the results. For the
-/// gradients, returns one result: that of the parameter whose difference is largest relative to its
-/// bound. Also returns a text for each of these results that exceeds its bound.
+/// Compares each measured difference from 32-true with its bound. Returns the results, and a text
+/// for each result that exceeds its bound. All gradients together have one result: that of the
+/// parameter whose difference is largest relative to its bound.
 fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Vec<String>) {
     let all: Vec<(&What, f64, f64)> =
         found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();
@@ -321,7 +321,8 @@ mod tests {
         head: Linear,
     }
 
-    /// Checks that the bounds allow for targets that are stored in 16 bits.
+    /// Checks that a correct run stays within its bounds if its precision stores the targets in 16
+    /// bits and the loss depends mainly on the targets.
     #[rstest]
     fn targets_may_be_rounded(
         #[values(Precision::F16True, Precision::Bf16True)] precision: Precision,

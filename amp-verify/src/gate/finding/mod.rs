@@ -1,5 +1,5 @@
 //! Diagnoses why a precision failed the gate. Repeats the run of the first failing seed in this
-//! process: first as it was, and then with some modules in FP32. [`crate::diagnose`] describes the
+//! process, first unchanged and then with some modules in FP32. [`crate::diagnose`] describes the
 //! search.
 
 mod words;
@@ -50,24 +50,26 @@ pub struct Finding {
     pub seed: u64,
     /// Why the precision failed.
     pub cause: Cause,
-    /// How badly the run of this seed failed, as a number. If the metric is too much worse, it is
-    /// the difference of the metrics divided by the margin. If rules are broken, it is the number
-    /// of broken rules plus 1. Null if it is not finite.
+    /// A number for how badly the run of this seed failed. If the metric is too much worse than
+    /// under 32-true, it is the difference of the metrics divided by the margin. If rules are
+    /// broken, it is the number of broken rules plus 1. Null if it is not finite.
     pub figure: Option<f64>,
-    /// The path of the first layer that on exact inputs makes a larger error than rounding
-    /// explains. If there is none, the path of the layer that makes the largest error on exact
-    /// inputs. The errors are measured in the first forward pass. Null if they were not measured.
+    /// The path of the suspected layer. In the first forward pass, each layer runs on inputs
+    /// computed in 64-true, and the error of its output is the layer's own error. The suspected
+    /// layer is the first whose own error exceeds the bound for rounding errors, or else the one
+    /// with the largest own error. Null if the errors were not measured.
     pub layer: Option<String>,
-    /// The error of `layer` on exact inputs, relative to the layer's exact output. Null if it is
+    /// The own error of `layer`, divided by the root mean square of its exact output. Null if it is
     /// not finite.
     pub layer_error: Option<f64>,
-    /// Whether `layer_error` is larger than rounding explains.
+    /// Whether the own error of `layer` exceeds the bound for rounding errors.
     #[serde(default)]
     pub is_beyond: bool,
     /// The paths of the modules that must stay in FP32. With these modules in FP32 the run passes.
     /// Empty if FP32 does not help.
     pub modules: Vec<String>,
-    /// Whether the search has shown that the run fails if any one of `modules` is not in FP32.
+    /// Whether the search has shown that every module in `modules` is needed: the run fails if any
+    /// one of them is not in FP32.
     pub one_minimal: bool,
     /// How many sets of modules the search tested.
     pub tests: usize,
@@ -80,9 +82,9 @@ pub struct Finding {
     pub text: String,
 }
 
-/// Diagnoses why models fail under precisions, for at most as many failures as the plan allows.
+/// Diagnoses the failing combinations of model and precision, at most as many as the plan allows.
 /// Returns the number of failures that were not diagnosed. If `is_over` is true, the time limit has
-/// passed, and only those causes are found that need no further run.
+/// passed: nothing is trained, and only broken rules are diagnosed.
 pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport], is_over: bool) -> usize {
     let mut open = if is_over { 0 } else { plan.diagnosed };
     let mut more = 0;
@@ -105,8 +107,8 @@ pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport], is_ove
     more
 }
 
-/// Returns the diagnosis of a model that breaks rules of training under a precision. No run is
-/// needed for this: the text lists each broken rule with its failure.
+/// Returns the diagnosis of a model that breaks rules of training under a precision: a list of the
+/// broken rules, each with its failure. No run is needed for this.
 fn rule(plan: &Plan, result: &PrecisionResult) -> Option<Finding> {
     let broken: Vec<String> = result
         .failures
@@ -124,7 +126,8 @@ fn rule(plan: &Plan, result: &PrecisionResult) -> Option<Finding> {
 }
 
 impl Finding {
-    /// Creates a diagnosis that has only the seed and the failure as a number.
+    /// Creates a diagnosis with the given `seed` and `figure`, the cause `Unknown` and nothing
+    /// else.
     fn of(seed: u64, figure: Option<f64>) -> Self {
         Self {
             seed,
@@ -153,17 +156,17 @@ struct Suspect<'a> {
     /// The metric of 32-true with this seed. `None` unless the precision failed because its metric
     /// is too much worse.
     baseline: Option<f64>,
-    /// Whether the first steps differ from those of 32-true by too much.
+    /// Whether the first steps differ from those of 32-true by more than is accepted.
     steps: bool,
-    /// Whether the observed steps of a run broke a rule.
+    /// Whether a rule was broken in the steps that the gate observed.
     in_training: bool,
     /// Whether 32-true failed as well.
     baseline_fails: bool,
     /// Whether the results of 32-true differ from its golden (the recorded results). `None` if they
     /// cannot be compared.
     baseline_moved: Option<bool>,
-    /// How badly the run failed, as a number, as in [`Finding::figure`]. It is above 1 if the
-    /// precision failed.
+    /// A number for how badly the run failed, see [`Finding::figure`]. It is above 1 if the metric
+    /// is too much worse or a rule is broken.
     known: f64,
     /// The outcome of the gate's full training run with this seed. `None` if there was no such run.
     recorded: Option<Outcome>,
@@ -223,8 +226,8 @@ impl<'a> Suspect<'a> {
             plan,
             model,
             precision,
-            // With a time limit, a rule may fail before a seed has run. Then the diagnosis uses the
-            // plan's first seed.
+            // With a time limit, a rule may fail before any full training run. `seeds` is then
+            // empty, and the diagnosis uses the plan's first seed.
             seed: result.seeds.get(at).copied().unwrap_or(plan.first_seed),
             baseline: losing.and_then(|at| baseline[at].metric),
             steps,
@@ -244,8 +247,8 @@ impl<'a> Suspect<'a> {
             false => self.search(&mut finding).err(),
         };
         finding.text = text(&finding, self.known > 1.0);
-        // If the diagnosis fails with an error, the error is reported, and the status of the model
-        // under this precision does not change.
+        // If the diagnosis itself ends with an error, this error becomes part of its text. It does
+        // not change whether the model has passed the gate under this precision.
         if let Some(error) = failed {
             finding.cause = Cause::Unknown;
             let error = error.to_string();
@@ -293,9 +296,9 @@ impl<'a> Suspect<'a> {
             Attribution::Determinism { .. } => Cause::Nondeterministic,
             Attribution::Precision | Attribution::Fusion { .. } => Cause::Precision,
             // The repeated run passes. If 32-true differs from its golden (the recorded results),
-            // the environment has changed. If the repetition has the same results as before, the
-            // model failed only because the precision differs from its golden, or because of
-            // `--equivalence`. Otherwise the results are not reproducible.
+            // the cause is the environment. If the repeated run has the same results as before, the
+            // precision has failed the comparison with its own golden, or `--equivalence`. If its
+            // results are different, training is not deterministic.
             Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
             Attribution::Passes if self.repeats(&job) => Cause::Precision,
             Attribution::Passes => Cause::Nondeterministic,
@@ -303,8 +306,8 @@ impl<'a> Suspect<'a> {
         if finding.cause != Cause::Precision {
             return Ok(());
         }
-        // Names the first layer whose own error (the error on exact inputs) is larger than rounding
-        // explains. If there is none, names the layer with the largest own error.
+        // Names the first layer whose own error exceeds the bound for rounding errors, or else the
+        // layer with the largest own error.
         if let Some(report) = measured {
             let beyond = report.layers.iter().find(|layer| Some(&layer.path) == suspect.as_ref());
             if let Some(layer) = beyond.or_else(|| report.worst(Kind::Forward)) {
@@ -336,8 +339,8 @@ impl Suspect<'_> {
 /// Repeats the failing runs of the seed, each time with another set of modules in FP32.
 struct Again<'a> {
     suspect: &'a Suspect<'a>,
-    /// How badly the run failed in the gate, as a number. The first call of the check returns this
-    /// number in place of repeating the run. `None` after this call.
+    /// A number for how badly the run failed in the gate, see [`Finding::figure`]. The first check,
+    /// which would only repeat that run, takes and returns this number instead.
     known: Option<f64>,
 }
 
@@ -391,7 +394,7 @@ fn of_steps(outcome: &Outcome) -> f64 {
     }
 }
 
-/// Returns the results of a run that must be equal in a repeated run with the same seed.
+/// Returns the results of a run that must be the same when the run is repeated with the same seed.
 fn figures(outcome: &Outcome) -> (Option<f64>, Option<f64>, u64, Option<f64>) {
     (outcome.metric, outcome.loss, outcome.skipped_steps, outcome.final_scale)
 }

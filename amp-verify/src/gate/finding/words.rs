@@ -20,7 +20,7 @@ pub(super) fn text(finding: &Finding, searched: bool) -> String {
         }
         Cause::Baseline => return "baseline: 32-true fails as well".into(),
         Cause::Unknown => return "unknown: ".into(),
-        // The code that finds a broken rule also writes the whole text about it.
+        // [`super::rule`] writes the whole text about a broken rule.
         Cause::Rule => return String::new(),
         Cause::Precision => {
             format!("precision: the run with seed {seed} fails again, but passes under 32-true")

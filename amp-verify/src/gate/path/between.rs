@@ -1,6 +1,6 @@
-//! Finds what changes in a run between two of its steps. Hooks of the model may set its state and
-//! write to its weights and buffers. The gate's copies of the model run no hooks. So they receive
-//! these changes before the next step.
+//! Finds what the model's hooks change between two steps of the observed run: they may set its
+//! state and write to its weights and buffers. The gate repeats the steps on copies of the model
+//! that run no hooks, so it applies these changes to the copies before the next step.
 
 use std::collections::BTreeMap;
 
@@ -34,8 +34,7 @@ impl Kept {
         Ok(Self { role, copies: copies.collect::<Result<_>>()? })
     }
 
-    /// Returns the tensors of the model that differ from their copies, with the values before and
-    /// after the change.
+    /// Returns the tensors of the model that differ from the kept copies, with the values of both.
     pub(super) fn changes(&self, model: &dyn LightningModule) -> Result<Vec<Change>> {
         let own = named_tensors(model).into_iter().filter(|(.., role)| *role == self.role);
         let pairs = own.filter_map(|(name, after, _)| {
@@ -43,7 +42,8 @@ impl Kept {
             Some(Change { name, before, after })
         });
         let pairs: Vec<Change> = pairs.collect();
-        // One comparison of all tensors waits for the device only once.
+        // Usually nothing has changed. So all tensors are first compared together, which
+        // synchronizes with the device only once.
         if all_equal(pairs.iter().map(|pair| (&pair.before, &pair.after)))? {
             return Ok(Vec::new());
         }
@@ -122,8 +122,8 @@ mod tests {
 
     impl WarmUp {
         fn start(&mut self) -> Result<()> {
-            // This hook also runs when a run is resumed. Then `beta` is not 0, and `gain` keeps the
-            // value from the checkpoint.
+            // The hook also runs when training is resumed. `beta` is then above 0, and `gain` keeps
+            // the value from the checkpoint.
             if self.beta == 0.0 {
                 let _ = self.gain.f_fill_(0.5)?;
             }
@@ -142,8 +142,8 @@ mod tests {
         }
     }
 
-    /// Checks that the loss under 32-true uses the state and the buffers that hooks of the run have
-    /// set, in each step and in the validation.
+    /// Checks that the gate's 32-true copy of the model gets the state and the buffers that hooks
+    /// have set, before each step and before the validation. Otherwise its loss would differ.
     #[test]
     fn a_weight_of_the_loss_may_grow_from_step_to_step() -> Result<()> {
         passes(model!(WarmUp))
@@ -186,7 +186,7 @@ mod tests {
         }
 
         fn start(&mut self) -> Result<()> {
-            // This hook also runs when a run is resumed. Then `started` is true, and the slow
+            // The hook also runs when training is resumed. `started` is then true, and the slow
             // weights keep the values from the checkpoint.
             if !std::mem::replace(&mut self.started, true) {
                 self.mix(0.0)?;
@@ -204,8 +204,8 @@ mod tests {
         }
     }
 
-    /// Checks that a hook may write to frozen weights that belong to no optimizer, for example those
-    /// of a momentum encoder.
+    /// Checks that a hook may write to frozen weights that belong to no optimizer, for example
+    /// those of a momentum encoder.
     #[test]
     fn a_hook_may_write_to_frozen_weights() -> Result<()> {
         passes(model!(Momentum).freeze([Freeze::new("slow.*")]))

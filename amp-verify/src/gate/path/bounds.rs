@@ -2,19 +2,19 @@
 //! be through rounding alone. The bounds are computed from passes with emulated rounding, in the
 //! same way for every model.
 //!
-//! The effect of rounding differs between steps. If the gradients of the examples nearly cancel in
-//! a step, rounding changes the step's gradient a hundred times as much as in other steps. Let g be
-//! the gradient of a pass with emulated rounding, and r the gradient under 32-true. Let e be the
-//! root mean square of ‖g − r‖/‖r‖ over the passes of one step. A few passes determine e well,
-//! because it is a norm over all weights. For each pass of the epoch, the measured difference is
-//! divided by e, where e is computed from the other passes of the same step. Let L be the upper
-//! tolerance limit of these quotients. Then e·L is the largest expected effect of rounding in this
-//! step.
+//! In a step in which the gradients of the examples nearly cancel, rounding may change the gradient
+//! a hundred times as much as in other steps. So the effect of rounding is measured in each step,
+//! by a few passes with emulated rounding. Let g be the gradient of such a pass, r the gradient
+//! under 32-true, and e the root mean square of ‖g − r‖/‖r‖ over the passes of the step. A few
+//! passes determine e well, because it is a norm over all weights. The difference that needs a
+//! bound, for example that of the loss, is measured in each pass of the epoch. It is divided by the
+//! e of the step's other passes. Let L be the upper tolerance limit of all these quotients. Then
+//! rounding is expected to cause a difference of at most e·L in the step.
 //!
-//! In a few steps, rounding switches a ReLU unit on or off, and the few passes of this step may not
-//! show it. Let P be the upper tolerance limit of the measured differences of all passes of the
-//! epoch. The bound of a step is the larger of e·L and P, plus a constant for the rounding that is
-//! not emulated.
+//! In rare steps, rounding switches a ReLU unit on or off in the observed run, but in none of the
+//! step's few emulated passes. The effect is then larger than e·L. Therefore let P be the upper
+//! tolerance limit of the differences in all passes of the epoch. The bound of a step is the larger
+//! of e·L and P, plus a constant for the rounding that is not emulated.
 
 use amp_core::{precision::Precision, tch::Kind};
 
@@ -28,9 +28,9 @@ use crate::{
 const PASSES: i64 = 32;
 /// The smallest number of passes with emulated rounding for each step.
 const PASSES_OF_STEP: i64 = 2;
-/// The constant for the rounding that is not emulated, under 64-true. If rounding switches a ReLU
-/// unit on or off, the gradient changes by more than through other f32 rounding. Under 64-true,
-/// this is so rare that the passes do not show it.
+/// The constant in the bounds for gradients under 64-true. It allows for a ReLU unit that rounding
+/// switches on or off. Under 64-true this is so rare that it happens in no pass with emulated
+/// rounding.
 const OF_SWITCHES: f64 = 1e-3;
 
 /// Returns the number of passes with emulated rounding that the gate makes for each step of an
@@ -40,8 +40,8 @@ pub(super) fn passes(steps: i64) -> u64 {
     ((PASSES + steps - 1) / steps).max(PASSES_OF_STEP).cast_unsigned()
 }
 
-/// The differences from 32-true. Each pair is a difference and its bound, from the step in which
-/// the difference is largest relative to its bound.
+/// The differences from 32-true in an epoch. Each pair is a difference and its bound. Both are from
+/// the step in which the difference is largest relative to its bound.
 pub(super) struct Judged {
     pub(super) projection: (f64, f64),
     pub(super) parameter: (f64, f64),
@@ -54,7 +54,7 @@ impl Judged {
             Precision::F64True => OF_SWITCHES,
             other => OF_GRADIENT * rounding_of(loss_dtype(other)),
         };
-        // The loss is computed from the outputs of the last module, which have the precision's
+        // The loss also contains the rounding of the last module's outputs to the precision's
         // dtype.
         let of_logits = match precision.compute() {
             kind if is_narrow(kind) => OF_LOSS * rounding_of(kind),
@@ -82,10 +82,9 @@ fn loss_dtype(precision: Precision) -> Kind {
 }
 
 /// Computes the bound of each step. Returns the difference that is largest relative to its bound,
-/// together with this bound. `figure` returns the difference to judge. `size` returns the effect of
-/// rounding in a pass, for example ‖g − r‖/‖r‖. The root mean square of `size` over the passes of a
-/// step is e in the module's documentation. `not_emulated` is the constant for the rounding that is
-/// not emulated.
+/// and this bound. `figure` selects the difference that is bounded, and `size` the effect of
+/// rounding (‖g − r‖/‖r‖ in the module's documentation). `not_emulated` is the constant for the
+/// rounding that is not emulated.
 fn worst(
     steps: &[Compared],
     figure: impl Fn(&Figures) -> f64,
@@ -123,9 +122,9 @@ fn worst(
     judged.fold((0.0, not_emulated), |most, one| if share(one) > share(most) { one } else { most })
 }
 
-/// Returns the largest accepted relative difference between batch statistics and those of 32-true.
-/// The validation loss may differ by half of this value. Rounding alone causes differences of a few
-/// hundredths of this value.
+/// Returns how far the running statistics of batch norms may differ from those under 32-true,
+/// relative to their norm. The validation loss may differ by half of this. Rounding alone causes
+/// only a few hundredths of it.
 pub(super) fn statistics_bound(precision: Precision) -> f64 {
     match precision {
         Precision::F64True | Precision::F32True => 1e-3,
@@ -147,8 +146,8 @@ mod tests {
         verdict::tolerance_factor,
     };
 
-    /// Returns a step with two passes with emulated rounding. The distance between the passes'
-    /// gradients and the 32-true gradient is `error`. All other differences are half of `error`.
+    /// Returns a step with two passes with emulated rounding. In both, the gradient's distance from
+    /// the 32-true gradient is `error`, and every other difference is half of it.
     fn step(error: f64, found: Figures) -> Compared {
         let pass = Figures {
             projection: 0.5 * error,
@@ -167,15 +166,14 @@ mod tests {
     /// The constant for the rounding that is not emulated, under 16-mixed.
     const LEAST: f64 = 24.0 / 16_777_216.0;
 
-    /// Checks the bounds of two kinds of steps. There are 32 steps with two passes each. Rounding
-    /// changes the gradient of step 7 a hundred times as much as that of the other steps.
+    /// Checks the bound of step 7, in which rounding changes the gradient a hundred times as much
+    /// as in the other steps, and the bound of another step.
     ///
-    /// In all 64 passes, the difference divided by the step's error is 0.5. The bound of step 7 is
-    /// the tolerance limit of these ratios, times the step's error of 1. The limit is computed from
-    /// the ratios to the power of 2/3. These powers are equal, so a tenth of their mean is used as
-    /// their standard deviation. The bound of every other step is the tolerance limit of the
-    /// differences in all 64 passes. In the two passes of step 7, the differences are a hundred
-    /// times as large as in the other passes.
+    /// The epoch has 32 steps with two emulated passes each. In all 64 passes, the difference
+    /// divided by e is 0.5. So the bound of step 7, where e is 1, is the tolerance limit L of 64
+    /// times 0.5. L is computed with a tenth of the mean as standard deviation, because these
+    /// quotients are all equal. The bound of the other steps is P, the tolerance limit of the 64
+    /// differences: 0.005 in 62 passes, and 0.5 in the two passes of step 7.
     #[rstest]
     #[case::sensitive(7, 0.5 * (1.0 + 0.1 * k()).powf(1.5))]
     #[case::calm(0, limit_of_all())]
@@ -205,9 +203,9 @@ mod tests {
         (mean + k() * (square / 63.0).sqrt()).powf(1.5)
     }
 
-    /// Checks that the reported step is the step whose difference is largest relative to its bound.
-    /// The difference 0.05 in the sensitive step is within its bound. The smaller difference 0.04
-    /// in another step exceeds its bound.
+    /// Checks that the reported step is the one whose difference is largest relative to its bound.
+    /// Step 7, which is more sensitive to rounding, has the difference 0.05, within its bound. The
+    /// difference 0.04 in step 9 is smaller, but exceeds its bound.
     #[test]
     fn the_step_that_is_furthest_beyond_its_bound_is_judged() {
         let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.001))).collect();
@@ -224,8 +222,8 @@ mod tests {
         steps[3].found.projection = f64::NAN;
         let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;
         assert!(figure.is_nan() && bound.is_finite(), "{figure} {bound}");
-        // If a gradient of a pass with emulated rounding is NaN, the bound is NaN. The rule then
-        // counts as broken.
+        // A NaN in a pass with emulated rounding makes the bound NaN. The rule then counts as
+        // broken.
         let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.001))).collect();
         steps[3].rounded[0].error = f64::NAN;
         let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;
@@ -233,9 +231,10 @@ mod tests {
         assert!(checked.is_broken(), "{figure} {bound}");
     }
 
-    /// Checks that the bound is the constant alone if emulated rounding changes nothing. The
-    /// constant depends on the dtypes of the loss and of the logits. Under 64-true, the constant of
-    /// the gradients is larger because of ReLU units that switch.
+    /// Checks that the bound is only the constant for the rounding that is not emulated, if
+    /// emulated rounding changes nothing. The constant depends on the dtypes of the loss and of the
+    /// logits. For gradients under 64-true, it allows for ReLU units that rounding switches on or
+    /// off.
     #[rstest]
     #[case::f16(Precision::F16Mixed, [24.0 / 16_777_216.0, 4.0 / 2048.0])]
     #[case::bf16(Precision::Bf16Mixed, [24.0 / 16_777_216.0, 4.0 / 256.0])]

@@ -28,8 +28,8 @@ use crate::{
 
 /// The number of passes with perturbed weights from which the bounds are computed.
 const DRAWS: u64 = 12;
-/// The smallest bound for [`GradientDifference::size`]. Sums in another order may cause a difference
-/// as large as this.
+/// The smallest bound for [`GradientDifference::size`]. Sums in another order may cause a
+/// difference as large as this.
 const SIZE: f64 = 1e-3;
 /// The smallest bound for [`GradientDifference::distance`]. Sums in another order may cause a
 /// distance as large as this.
@@ -44,10 +44,10 @@ struct GradientDifference {
 }
 
 /// Compares the gradient of the first examples on the GPU with their gradient on the CPU. The two
-/// devices sum in different orders. This changes the gradient of a deep model more than the
-/// gradient of a shallow model, so the bounds are measured for each model. The GPU repeats the pass
-/// with weights that are changed at random, by the relative rounding error of one sum. The bounds
-/// are upper tolerance limits of the changes of the gradient in these passes.
+/// devices sum in different orders, which changes the gradient of a deep model more than that of a
+/// shallow one. So the bounds are measured for each model: the GPU repeats the pass with slightly
+/// perturbed weights ([`SUMS`], the relative rounding error of an f32 sum). The bounds are upper
+/// tolerance limits of the changes of the gradient that result.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let device = setup.case.trainer.device;
     if !device.is_cuda() {
@@ -61,7 +61,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         |figure: fn(&GradientDifference) -> f64| tolerance_limit(moved.iter().map(figure), 1);
     for (what, figure, bound) in [
         (
-            "component along the CPU's gradient, relative difference from its norm",
+            "component along the CPU's gradient, relative difference from this gradient's norm",
             found.size,
             SIZE.max(limit(|gradient_difference| gradient_difference.size)),
         ),
@@ -80,9 +80,9 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
 /// The gradient of each parameter, by name.
 type Gradients = BTreeMap<String, Tensor>;
 
-/// Computes the gradient of a batch under 32-true, with layers fused as in `fit`, and `draws`
-/// further gradients with perturbed weights. Returns the first gradient, and the differences
-/// between each further gradient and the first one.
+/// Computes the gradient of a batch under 32-true, with layers fused as in `fit`. Then repeats this
+/// `draws` times with perturbed weights. Returns the unperturbed gradient, and how far each
+/// perturbed gradient is from it.
 fn gradients(
     setup: &Setup<'_>,
     device: Device,

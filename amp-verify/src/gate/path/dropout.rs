@@ -17,20 +17,20 @@ pub(super) const CHANCE: f64 = 6.0;
 /// vary because 16-bit values are rounded.
 const CONSTANT: f64 = 0.01;
 
-/// A probe (an observer of the forward pass) that recognizes a dropout layer by the effect on its
-/// input, and counts the elements that the layer sets to zero.
+/// A probe (an observer of the forward pass) that recognizes dropout layers by their effect on the
+/// input, and counts the elements that they set to zero.
 #[derive(Default)]
 pub(super) struct Counter(RefCell<Counts>);
 
 #[derive(Default)]
 struct Counts {
-    /// Whether the zeroed elements of one batch were counted. Further batches are not counted,
-    /// because counting reads every element of each layer's output.
+    /// Whether the first batch is finished. Only this batch is counted, because counting reads
+    /// every element of each layer's output.
     done: bool,
     /// The number of dropout layers that were found.
     layers: u64,
     /// The largest difference, in standard errors, between the fraction of zeroed elements of a
-    /// layer and the rate that follows from the layer's factor.
+    /// layer and the dropout rate that follows from the layer's factor.
     worst: f64,
     /// A sentence about the layer that has the largest difference.
     text: String,
@@ -49,8 +49,8 @@ struct Drops {
 }
 
 impl Counter {
-    /// Ends the counting. The caller calls this function after each batch, so only the first batch
-    /// is counted.
+    /// Ends the counting. The caller calls this after each batch, so it has an effect only after
+    /// the first.
     pub(super) fn end(&self) {
         self.0.borrow_mut().done = true;
     }
@@ -72,8 +72,8 @@ impl Counter {
         };
         let rate = 1.0 - 1.0 / factor;
         let deviation = (share * (1.0 - share) / elements).sqrt();
-        // The measured factor is not exact, because values are rounded. The difference that this
-        // may cause is subtracted.
+        // Subtracts the error that the rate may have because `factor` is computed from rounded
+        // values.
         let away = ((share - rate).abs() - CONSTANT * rate.max(0.0)).max(0.0) / deviation;
         let mut counts = self.0.borrow_mut();
         counts.layers += 1;

@@ -29,8 +29,8 @@ pub(super) struct FinalState {
     pub(super) counts: Counts,
 }
 
-/// Records the optimizers' state at the end of each epoch and the memory after each step. It does
-/// not read the values within a step, so the trainer can use CUDA graphs.
+/// Records the optimizers' state at the end of each epoch and the memory after each step. It reads
+/// no tensor within a step, because then the trainer could not use CUDA graphs.
 #[derive(Clone, Default)]
 pub(super) struct StateRecorder(Rc<RefCell<Recorded>>);
 
@@ -119,9 +119,10 @@ impl FinalState {
         Ok(Self { tensors, values: state.values().clone(), record, counts })
     }
 
-    /// Returns how far the final states of other runs with the same steps may differ from this one.
-    /// `again` is the final state of a repetition of this run. If the two final states have the
-    /// same bits, no bit may differ. Otherwise the tolerance is computed from their difference.
+    /// Returns how far the final state of another run of the same steps may differ from this one.
+    /// `again` is the final state after this run was repeated. If it has the same bits as this one,
+    /// the other run must have the same bits, too. Otherwise the tolerance is computed from the
+    /// difference.
     pub(super) fn repeated(&self, again: &Self) -> Result<Tolerance> {
         match self.difference(again, &Tolerance::default())? {
             None => Ok(Tolerance::default()),

@@ -20,13 +20,13 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         findings.left_out(Reason::Fusion, "this device fuses no layers");
         return Ok(());
     };
-    // Names the first group whose difference exceeds its bound. Later groups may differ only
-    // because they depend on the results of this group.
+    // Names the first group whose difference exceeds its bound, because the differences of later
+    // groups may follow from it.
     let named = groups.iter().find(|group| group.is_beyond).unwrap_or(worst);
     if named.is_beyond {
         let text = format!(
-            "the fused layers {}: the difference of their results from those of the same layers \
-             run one at a time is {} of its bound",
+            "the fused layers {}: their results differ from those of the same layers run one at a \
+             time by {} of the accepted difference",
             in_code(named),
             of_bound(named.over_bound())
         );

@@ -87,8 +87,8 @@ struct Checks<'a> {
     observed: &'a mut Observed,
     /// The number of stages of the job that have ended.
     ended: usize,
-    /// For each scenario in which a repeated run gave other bits: the accepted differences between
-    /// two runs.
+    /// How far two runs of a scenario may differ, for each scenario whose run was repeated to find
+    /// out.
     tolerances: Vec<(Scenario, Tolerance)>,
 }
 
@@ -214,7 +214,7 @@ impl<'a> Checks<'a> {
         );
         self.same(Scenario::Overflowing, &what, &plain, &observed)?;
         self.followed(&what, &observation);
-        // A policy may put the whole model into FP32. Then nothing overflows.
+        // `overrides` may put the whole model into FP32. Then no step overflows.
         if observation.skipped == 0 && self.setup.job.overrides.is_empty() {
             self.findings.fail(Reason::Skip, "no step was skipped although gradients overflow");
         }
@@ -254,14 +254,14 @@ impl<'a> Checks<'a> {
                 "within the tolerance of a repeated run, because the device is not reproducible"
             }
         };
-        let compared = format!("weights, optimizer state, scale and logs, {how}");
+        let compared = format!("weights, optimizer state, loss scale and logs, {how}");
         self.findings.equal(Reason::Watching, compared, what, wrong);
         Ok(())
     }
 
-    /// Returns how far the final states of two runs with the same options may differ. On a CPU, or
-    /// if they have the same bits, nothing may differ. Otherwise repeats the first run: the
-    /// tolerance is computed from the difference between this run and its repetition.
+    /// Returns how far the final states of the two runs may differ. On a CPU, and if they have the
+    /// same bits, the tolerance is 0. Otherwise repeats the first run and computes the tolerance
+    /// from how far its two final states differ.
     fn tolerance(
         &mut self,
         scenario: Scenario,
@@ -280,8 +280,8 @@ impl<'a> Checks<'a> {
         Ok(tolerance)
     }
 
-    /// Records the check of a rule that requires equal values. The rule counts as broken if a
-    /// failure of this rule was found before.
+    /// Adds the comparison for a rule that requires equal values. The rule is broken if one of the
+    /// failures so far belongs to it.
     fn said(&mut self, rule: Reason, what: &str, over: impl Into<String>) {
         let is_held = self.findings.failures.iter().all(|failure| failure.reason != rule);
         self.findings.checked.push(Checked::equal(rule, what, over, is_held));
@@ -364,7 +364,7 @@ impl<'a> Checks<'a> {
         let error = steps.iter().map(|step| step.found.error).fold(0.0, larger);
         for (what, (figure, bound)) in [
             (
-                "component along 32-true's gradient, relative difference from its norm",
+                "component along 32-true's gradient, relative difference from this gradient's norm",
                 judged.projection,
             ),
             ("a gradient's component along 32-true's, relative difference", judged.parameter),

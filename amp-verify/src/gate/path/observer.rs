@@ -34,8 +34,8 @@ use crate::{
 pub(super) struct Observation {
     pub(super) device: Device,
     pub(super) clip: Option<Clip>,
-    /// A second build of the model. When the run creates its optimizers, this build becomes part of
-    /// the replay, which repeats the run's optimizer steps in float64.
+    /// A second build of the model, on which `replay` repeats the run's optimizer steps in float64.
+    /// It is passed to `replay` when the run creates its optimizers.
     copy: Option<Box<dyn LightningModule>>,
     pub(super) replay: Option<Replay>,
     /// The reason why the optimizer steps cannot be repeated in float64. `None` if they can.
@@ -60,8 +60,8 @@ pub(super) struct Observation {
     /// finite.
     losses: Vec<(f64, bool)>,
     /// Copies of the model's buffers after the latest step, if the run is compared with a reference
-    /// (a model under 32-true). The buffers cannot be copied after the run, because weight
-    /// averaging then has replaced them.
+    /// (a model under 32-true). They are copied during the run, because weight averaging (EMA, SWA)
+    /// may replace the buffers when the run ends.
     pub(super) buffers: BTreeMap<String, Tensor>,
     /// Copies of the model's tensors from before the first batch of the current step.
     before: Vec<Before>,
@@ -124,8 +124,8 @@ impl Observation {
         }
     }
 
-    /// Returns whether the loss of the current step is finite. A batch with the weight 0, for
-    /// example without targets, does not count, unless no batch of the step has a weight.
+    /// Returns whether the loss of the current step is finite. A batch of weight 0, for example a
+    /// batch without targets, is ignored if another batch of the step has a weight above 0.
     fn has_finite_loss(&self) -> bool {
         let counts = self.losses.iter().any(|(weight, _)| *weight > 0.0);
         self.losses.iter().all(|(weight, finite)| *finite || counts && *weight == 0.0)
@@ -176,15 +176,15 @@ impl Observation {
         Ok(())
     }
 
-    /// Returns whether the step with this outcome was skipped because no target contributes to its
-    /// loss. Such a step does not change the loss scale.
+    /// Returns whether the step with this outcome was skipped because all its batches have the
+    /// weight 0: none of them has a target. Such a step does not change the loss scale.
     fn is_left_out(&self, outcome: &StepOutcome) -> bool {
         let counts = self.losses.iter().any(|(weight, _)| *weight > 0.0);
         *outcome != StepOutcome::Applied && !counts
     }
 
     /// Repeats an applied step in float64, and compares weights, optimizer state and learning
-    /// rates. The model's hooks, which may change weights, run afterwards.
+    /// rates. Called before the model's hooks run, because they may change weights.
     fn repeat(&mut self, model: &dyn LightningModule, hook: &Hook<'_>) -> Result<()> {
         let Some(replay) = &mut self.replay else { return Ok(()) };
         replay.step(&self.gradients)?;

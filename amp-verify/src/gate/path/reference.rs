@@ -1,7 +1,8 @@
-//! Computes the gradient of each step's examples under 32-true, with the current weights of the
-//! observed run and the same dropout masks. So only the rounding of this one step differs. The
-//! layers run one at a time, and this module itself computes the mean over the batches of a step.
-//! So the comparison also checks fused kernels, and the trainer's accumulation of gradients.
+//! Computes the gradient of each step's examples under 32-true, with the weights and the dropout
+//! masks that the observed run has in this step. So it differs from the run's gradient only by the
+//! rounding in this one step. The layers are not fused, and gradients are averaged over a step's
+//! batches without the trainer. So the comparison also checks fused kernels and the trainer's
+//! accumulation of gradients.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -31,18 +32,18 @@ use crate::{
 /// whole gradient's norm. A smaller gradient may consist mostly of rounding errors.
 const SHARE: f64 = 0.05;
 
-/// A model under 32-true. Before each step it receives the weights of the observed run, and what the
-/// hooks of the run have changed.
+/// A model under 32-true. Before each step it receives the weights of the observed run, and what
+/// the run's hooks have changed.
 pub(super) struct Reference {
     model: Box<dyn LightningModule>,
     policy: Policy,
     device: Device,
-    /// The denominator of the mean in the loss of the step's first batch with targets. 0 until there
-    /// is such a batch.
+    /// The loss weight of the step's first batch with targets: the number of elements over which
+    /// its loss is averaged. 0 until there is such a batch.
     unit: f64,
-    /// The sum of the weights of the step's batches so far. A batch's weight is the denominator of
-    /// the mean in its loss, divided by `unit`, so that large denominators do not make gradients
-    /// overflow.
+    /// The sum of the weights of the step's batches so far. The weight of a batch is the number of
+    /// elements over which its loss is averaged, divided by `unit`, so that weights are near 1 and
+    /// weighted gradients do not overflow.
     weight: f64,
     /// Whether a step has begun and not yet ended.
     within_step: bool,
@@ -73,15 +74,15 @@ pub(super) struct Figures {
     pub(super) parameter: f64,
     /// ‖g − r‖/‖r‖ for the whole gradient.
     pub(super) error: f64,
-    /// ‖g − r‖/‖r‖ for the gradient of a single parameter: the largest value of the same
-    /// parameters.
+    /// ‖g − r‖/‖r‖ for the gradient of a single parameter: the largest value of the parameters that
+    /// are compared separately.
     pub(super) parameter_error: f64,
     /// |l − m|/|m| for the losses of a batch: the largest value of all batches of the step.
     pub(super) loss: f64,
 }
 
-/// For one step, how far two kinds of passes are from the reference (the model under 32-true): the
-/// pass of the observed run, and the passes with emulated rounding on the same examples.
+/// How far a step is from the same step of the reference (the model under 32-true): in the observed
+/// run (`found`), and in each pass with emulated rounding (`rounded`).
 #[derive(Debug, Clone, Default)]
 pub(super) struct Compared {
     pub(super) found: Figures,
@@ -113,9 +114,9 @@ impl Reference {
         Self { rounding: Some(rounding), ..self }
     }
 
-    /// Copies the run's weights before the first batch of a step. A parameter is frozen in this
-    /// model only if the run has never trained it so far. So the comparison detects a parameter
-    /// that the run freezes by mistake after it was trained.
+    /// Copies the run's weights before the first batch of a step. Parameters that the run has not
+    /// trained yet are frozen here too. If the run freezes a parameter again, its gradient is still
+    /// computed here, so the comparison detects a parameter that was frozen by mistake.
     fn begin(&mut self, run: &dyn LightningModule) -> Result<()> {
         let is_first = !std::mem::replace(&mut self.has_begun, true);
         let own = named_tensors(self.model.as_ref());
@@ -209,9 +210,9 @@ impl Reference {
         Ok(own)
     }
 
-    /// Ends a step. Compares the gradients of the observed run with those of this model under
-    /// 32-true. Also compares the gradients of the passes with emulated rounding with those of this
-    /// model. A step whose batches all have the weight 0 has no gradient to compare.
+    /// Ends a step. Compares the observed run's `gradients`, and those of the models `rounded` with
+    /// emulated rounding, with the gradients of this model. Stores no comparison if all batches of
+    /// the step have the weight 0.
     pub(super) fn compare(
         &mut self,
         gradients: &[BTreeMap<String, Tensor>],
@@ -281,9 +282,9 @@ impl Reference {
     }
 
     /// Returns the name of the run's buffer that differs most from the same buffer under 32-true,
-    /// and the relative difference minus the part that rounding explains. This part is 20 unit
-    /// roundoffs, because a running average with momentum 0.1 contains the rounding errors of about
-    /// ten steps. `run` are the run's buffers after its last step.
+    /// and the relative difference minus 20 unit roundoffs. (A running average with momentum 0.1
+    /// contains the rounding errors of about ten steps, which may be as large as that.) `run` has
+    /// the run's buffers after its last step.
     pub(super) fn buffers(&self, run: &BTreeMap<String, Tensor>) -> Result<Option<(String, f64)>> {
         let (mut buffers, mut sums) = (Vec::new(), Vec::new());
         for (name, own, role) in named_tensors(self.model.as_ref()) {

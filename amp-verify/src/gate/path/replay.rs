@@ -27,10 +27,9 @@ use crate::{
     scalars::{read, square, square_of_difference},
 };
 
-/// The accepted relative differences between the run and the repetition in float64. The difference
-/// of weights is relative to the norm of their update since the first step. The difference of
-/// optimizer state is relative to its norm. The value covers several f32 operations with a relative
-/// error of 2⁻²⁴ each.
+/// The accepted relative difference between the run and the repetition in float64: for weights
+/// relative to the norm of how far all steps so far have moved them, for optimizer state relative
+/// to its norm. It allows for several f32 operations with a relative error of 2⁻²⁴ each.
 const ROUNDING: f64 = 2e-5;
 
 /// Repeats the optimizer steps of a run with f64 copies of the parameters.
@@ -42,8 +41,8 @@ pub(super) struct Replay {
     /// For each optimizer, the rule with which this module repeats its steps. `None` if this module
     /// has no rule for the optimizer.
     rules: Vec<Option<Ruled>>,
-    /// Copies of the run's parameters from before the first step, by name, plus all changes by
-    /// hooks. So the parameters differ from these copies only by the updates of the optimizers.
+    /// The run's parameters before the first step, by name. What hooks change later is added, so
+    /// that their distance from the current parameters is only what the optimizers have done.
     initial: BTreeMap<String, Tensor>,
     /// Copies of the run's parameters after the latest step, before hooks changed them.
     kept: Kept,
@@ -59,7 +58,7 @@ pub(super) struct Replay {
 /// The update rule of one of the model's optimizers, and the state that the rule needs.
 struct Ruled {
     rule: Rule,
-    /// For each parameter, the number of its updates so far, and its optimizer state.
+    /// For each parameter by name: how often it was updated, and its optimizer state.
     kept: BTreeMap<String, (u64, Slots)>,
 }
 
@@ -69,7 +68,7 @@ struct Distance {
     what: String,
     /// The norm of the difference between the run and the repetition.
     off: f64,
-    /// The norm by which the difference is divided in messages.
+    /// The norm by which `off` and `allowed` are divided in messages.
     of: f64,
     /// The largest accepted norm of the difference between the run and the repetition.
     allowed: f64,
@@ -108,7 +107,8 @@ impl Replay {
             .iter()
             .map(|parameter| Ok((parameter.name.clone(), copy_of(&parameter.tensor)?)))
             .collect::<Result<_>>()?;
-        // The run's optimizers may leave out frozen parameters, so these are frozen here too.
+        // An optimizer may be configured without the frozen parameters. So the run's frozen
+        // parameters are also frozen here while this model configures its optimizers.
         let frozen: Vec<Tensor> = nn::parameters(model.as_ref())
             .into_iter()
             .zip(nn::parameters(run))
@@ -245,15 +245,15 @@ impl Replay {
         Ok(None)
     }
 
-    /// Compares the running averages of an optimizer. The averages reveal a wrong factor on the
-    /// gradients. The steps of an adaptive optimizer do not reveal it, because they do not depend
-    /// on this factor.
+    /// Compares the running averages in an optimizer's state. They reveal if all gradients were
+    /// multiplied by a wrong factor. The steps of an adaptive optimizer do not, because there the
+    /// factor cancels.
     fn averages(&self, own: &State, run: &Scheduled) -> Result<Vec<Distance>> {
         let run_parameters = run.optimizer.parameters();
         let run = run.optimizer.state()?;
         let (mut slots, mut each) = (Vec::new(), Vec::new());
-        // The run rounds clipped gradients to the dtype of the parameters. So the accepted
-        // difference is at least one unit roundoff of this dtype.
+        // `eps` is at least the unit roundoff of the parameters' dtype, because the run rounds
+        // clipped gradients to this dtype.
         let kinds = run_parameters.iter().map(|parameter| rounding_of(parameter.tensor.kind()));
         let mut eps = kinds.fold(0.0_f64, f64::max);
         for (name, tensor) in own.tensors() {
@@ -273,17 +273,17 @@ impl Replay {
         }
         let distance = |(slot, (off, size)): (String, (f64, f64))| {
             let (off, of) = (off.sqrt(), size.sqrt());
-            // 3 unit roundoffs cover the rounding of the gradients. (Squaring a gradient doubles
-            // its relative error.) Each step adds 1 unit roundoff, because it rounds the average.
+            // Accepts 3 unit roundoffs for the rounding of the gradients, whose relative error
+            // doubles if they are squared, and 1 more for each step, which rounds the average.
             let allowed = (ROUNDING + (3.0 + self.steps as f64) * eps) * of;
             Distance { what: format!("the optimizer's `{slot}`"), off, of, allowed }
         };
         Ok(sums.into_iter().map(distance).collect())
     }
 
-    /// Returns the additional difference of weights that is accepted for the optimizer Lion (0 for
-    /// any other optimizer). Lion steps by the sign of an average, and rounding may change the sign
-    /// of an average that is near zero.
+    /// Returns by how much more the weights may differ if the optimizer is Lion (0 for any other
+    /// optimizer). Lion uses only the sign of an average, and rounding may change the sign of an
+    /// average that is near zero.
     fn signs(&self) -> f64 {
         let by_sign = self
             .scheduled
@@ -354,8 +354,8 @@ impl Ruled {
     }
 }
 
-/// Makes a step with the code of the optimizer. To set the gradient g of each parameter p, runs a
-/// backward pass of Σ⟨p, g⟩, because the gradient of this sum is g.
+/// Makes a step with the optimizer's own code. A backward pass of Σ⟨p, g⟩ over all parameters p
+/// sets the gradient of each p to its g.
 fn step_with_own_code(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Result<()> {
     scheduled.optimizer.zero_grad()?;
     let mut sum = Tensor::from(0.0);

@@ -23,9 +23,8 @@ pub struct PathReport {
     pub steps: u64,
     /// The number of steps in `steps` that ran as a CUDA graph.
     pub replayed: u64,
-    /// The reason why the model itself needs access to the values within a step, for example a
-    /// hook. This access prevents CUDA graphs and clipping within the step. Null if the model needs
-    /// no such access.
+    /// Why the model's own code reads tensors within a step, for example in a hook. Such a model
+    /// runs without CUDA graphs and without clipping within the step. Null if its code reads none.
     pub watched_by_itself: Option<String>,
     /// The trainer's notes on the run, for example why there are no CUDA graphs.
     pub notes: Vec<String>,

@@ -1,5 +1,5 @@
-//! Checks two things in short training runs: that gradients are clipped, and that a run can be
-//! saved half way and resumed in a new model.
+//! Checks in short training runs that gradients are clipped, and that a run can be saved half way
+//! and resumed in a new model.
 
 use amp_core::Result;
 
@@ -12,8 +12,8 @@ use super::{
 use crate::{faults::Fault, gate::reason::Reason};
 
 impl Checks<'_> {
-    /// Checks runs whose gradients are clipped to the norm `limit`, in place of the model's own
-    /// limit. Then checks that such a run can be saved and resumed.
+    /// Checks the steps of a run whose gradients are clipped to the norm `limit`, whatever limit
+    /// the model declares. Then checks that such a run can be saved and resumed.
     pub(super) fn clipped(&mut self, limit: f64) -> Result<()> {
         if !(limit > 0.0 && limit.is_finite()) {
             self.findings.left_out(
@@ -32,8 +32,8 @@ impl Checks<'_> {
         self.resume(scenario, &plain)
     }
 
-    /// Compares two runs with the uninterrupted run `plain`. The first run is saved half way and
-    /// goes on. The second one resumes from the saved file in a new model.
+    /// Compares two runs with the uninterrupted run `plain`: one that is saved half way and goes
+    /// on, and one that resumes from the saved file in a new model.
     fn resume(&mut self, scenario: Scenario, plain: &FinalState) -> Result<()> {
         let folder = run::folder()?;
         let path = folder.path().join("half.safetensors");
@@ -48,8 +48,8 @@ impl Checks<'_> {
                 false => Tolerance::default(),
             };
             let difference = match Fault::loses_state(self.setup.job.fault) {
-                // The self-test's fault makes the resumed run start its counters at zero, so only
-                // its tensors are compared.
+                // This fault of the self-test makes the resumed run count its steps from zero. So
+                // only the tensors are compared.
                 true => plain.tensors_differ(state, &tolerance)?,
                 false => plain.difference(state, &tolerance)?,
             };
@@ -59,9 +59,9 @@ impl Checks<'_> {
                     {difference}"
                 )
             });
-            let compared = format!("{what}: weights, optimizer state, schedules, scale");
+            let compared = format!("{what}: weights, optimizer state, schedules, loss scale");
             let half = STEPS / 2;
-            let over = format!("saved after {half} of {STEPS} steps at a scale of {LOW_SCALE}");
+            let over = format!("saved after {half} of {STEPS} steps, loss scale {LOW_SCALE}");
             self.findings.equal(Reason::Resume, compared, over, wrong);
         }
         Ok(())

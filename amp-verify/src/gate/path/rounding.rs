@@ -1,8 +1,8 @@
 //! Checks how each 16-bit layer rounds. The layer runs on rounded inputs, and its results are
 //! compared with results in float64 on the same inputs. Rounding to nearest gives errors with mean
-//! zero. Truncation gives errors with a nonzero mean. The expected size of the errors follows from
-//! the rounding of parameters and results. If the errors are larger, the layer loses precision
-//! inside. If there are no errors, the layer does not compute in 16 bits.
+//! zero, truncation does not. How large the errors may be follows from the rounding of the
+//! parameters and the results. If they are larger, the layer loses precision inside. If there are
+//! none, the layer does not compute in 16 bits.
 
 use amp_core::{Result, tch::Kind};
 
@@ -19,8 +19,8 @@ use crate::{
 /// The accepted mean of a layer's rounding errors, divided by their root mean square. Truncation
 /// towards zero gives 0.87.
 const MEAN: f64 = 0.4;
-/// If the mean of a layer's errors is less than this number of standard errors from zero, chance
-/// may explain the mean. In this case the mean is not judged.
+/// The mean of a layer's errors is judged only if it is further from zero than this number of
+/// standard errors. A smaller mean may be chance.
 const CHANCE: f64 = 6.0;
 
 /// Measures the layers on the first training examples, and checks how they round.
@@ -53,8 +53,9 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
 /// zero.
 fn mean(report: &layers::Report, findings: &mut Findings) {
     let (mut worst, mut layer) = (0.0, "");
-    // Layers without weights are left out. Dropout, for example, multiplies all elements by a
-    // constant. The constant is rounded, so the errors of all products have the same sign.
+    // Layers without weights are left out, because their errors may have a nonzero mean although
+    // they round to nearest. Dropout, for example, multiplies all elements by one rounded constant,
+    // so all products are too large or all too small.
     let weighed = report.layers.iter().filter(|layer| layer.weight_gradient.is_some());
     let count = weighed.clone().count();
     for own in weighed {
@@ -70,27 +71,27 @@ fn mean(report: &layers::Report, findings: &mut Findings) {
     findings.measured(
         Reason::Rounding,
         format!("mean of a layer's errors, divided by their root mean square{whose}"),
-        &format!("the first examples, {count} layers with weights on exact inputs"),
+        &format!("the first examples, {count} layers with weights on inputs computed in float64"),
         Unit::Number,
         (worst, MEAN),
     );
 }
 
-/// Checks that no layer makes larger errors on exact inputs than rounding explains.
+/// Checks that no layer's own error exceeds the bound for rounding errors.
 fn size(own: &[Own], findings: &mut Findings) {
     let errors = own.iter().filter_map(|own| Some((own.error?, own.path.as_str())));
     let Some((error, path)) = errors.max_by(|a, b| a.0.total_cmp(&b.0)) else { return };
     findings.measured(
         Reason::Rounding,
         format!("a layer's own error, divided by what rounding explains, largest in `{path}`"),
-        &format!("the first examples, {} layers on exact inputs", own.len()),
+        &format!("the first examples, {} layers on inputs computed in float64", own.len()),
         Unit::Number,
         (error, WITHIN),
     );
 }
 
 /// Checks that no layer turns values that its dtype can represent into 0 or infinity. Also records
-/// how far the loss scale is from the limits of the range that is safe for all layers.
+/// how far the loss scale could change before the gradients of some layer under- or overflow.
 fn exponents(report: &layers::Report, own: &[Own], findings: &mut Findings) {
     let worst = own.iter().max_by(|a, b| a.lost.over_bound().total_cmp(&b.lost.over_bound()));
     if let Some(Own { path, lost, .. }) = worst {
@@ -100,7 +101,7 @@ fn exponents(report: &layers::Report, own: &[Own], findings: &mut Findings) {
             format!(
                 "values that became 0 or infinite although the dtype can represent them{whose}"
             ),
-            &format!("the first examples, {} layers on exact inputs", own.len()),
+            &format!("the first examples, {} layers on inputs computed in float64", own.len()),
             Unit::Number,
             (lost.found as f64, lost.bound as f64),
         );
@@ -124,8 +125,8 @@ fn exponents(report: &layers::Report, own: &[Own], findings: &mut Findings) {
 /// Checks that the layers compute in 16 bits and round only once.
 fn width(own: &[Own], findings: &mut Findings) {
     let mut wrong = None;
-    // Only the first difference is reported. Values are compared before gradients, because
-    // gradients follow from values.
+    // Only the first error is reported. Values come before gradients, because wrong values also
+    // make gradients wrong.
     for kind in [layers::Kind::Forward, layers::Kind::InputGradient] {
         let what = if kind == layers::Kind::Forward { "values" } else { "gradients" };
         for Own { path, .. } in own.iter().filter(|own| own.wide.contains(&kind)) {
@@ -145,7 +146,7 @@ fn width(own: &[Own], findings: &mut Findings) {
             });
         }
     }
-    let over = format!("the first examples, {} layers on exact inputs", own.len());
+    let over = format!("the first examples, {} layers on inputs computed in float64", own.len());
     findings.equal(
         Reason::Width,
         "to how many binary digits results and gradients are rounded",

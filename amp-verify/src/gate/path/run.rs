@@ -38,12 +38,12 @@ use crate::{
 
 /// The number of steps of the short runs.
 pub(super) const STEPS: u64 = 6;
-/// The number of applied steps in the run that starts with so high a loss scale that steps
-/// overflow.
+/// The number of applied steps in the run with [`HIGH_SCALE`], whose first steps overflow.
 const SCALED_STEPS: u64 = 12;
 /// A loss scale with which no step overflows.
 pub(super) const LOW_SCALE: f64 = 1024.0;
-/// A loss scale with which steps overflow: f16 gradients above 65504/2³⁴ = 3.8e-6 become infinite.
+/// A loss scale (2³⁴) with which steps overflow: f16 gradients above 65504/2³⁴ = 3.8e-6 become
+/// infinite.
 pub(super) const HIGH_SCALE: f64 = 17_179_869_184.0;
 
 /// The kinds of training runs whose steps the gate checks. Each kind has other trainer options.
@@ -82,9 +82,9 @@ impl Setup<'_> {
         Ok(loader.limited(config.loops.limit_train_batches).batches())
     }
 
-    /// Returns by how many bytes the memory of the loaded batches can differ between steps. Batches
-    /// have different sizes if their sequences have different lengths. Returns 0 if all full
-    /// batches are equally large.
+    /// Returns by how many bytes the memory of the loaded batches can differ between steps, for
+    /// example because sequences have different lengths. Returns 0 if all full batches are equally
+    /// large.
     pub(super) fn varying_bytes(&self, scenario: Scenario) -> Result<u64> {
         let config = self.config(scenario)?;
         let (data, mut sizes) = (&self.case.data, Vec::new());
@@ -116,8 +116,8 @@ impl Setup<'_> {
                     Length::Epochs(_) => most,
                     Length::Steps(steps) => most.min(i64::try_from(steps).unwrap_or(most)),
                 };
-                // With gradient accumulation, ends the epoch such that its last step has only one
-                // batch, because the last step of a real epoch may be short as well.
+                // With gradient accumulation, the last step has only one batch, because the last
+                // step of a real epoch may have too few batches as well.
                 let most = steps * window - (window - 1);
                 if self.batches(&config)? > most {
                     config.loops.limit_train_batches = Limit::Batches(most);
@@ -128,8 +128,7 @@ impl Setup<'_> {
                 config.optimization.gradient_clip = Some(Clip::Norm(limit));
             }
             Scenario::Overflowing => {
-                // If every step is skipped, `max_steps` is never reached. Then `max_epochs` ends
-                // the run.
+                // Ends a run in which every step is skipped: such a run never reaches `max_steps`.
                 config.max_epochs = 12;
                 config.max_steps = Some(SCALED_STEPS);
                 config.numerics.scaler.init_scale = HIGH_SCALE;
@@ -151,7 +150,7 @@ impl Setup<'_> {
         Ok(self.fit(self.config(scenario)?, vec![Box::new(saver)], None)?.0)
     }
 
-    /// Resumes the run that was saved to `path` after `done` steps, in a new model.
+    /// Creates a new model and resumes the run from `path`, where it was saved after `done` steps.
     pub(super) fn resumed(&self, scenario: Scenario, path: &Path, done: u64) -> Result<FinalState> {
         let mut config = self.config(scenario)?;
         if Fault::loses_state(self.job.fault) {
@@ -168,9 +167,9 @@ impl Setup<'_> {
         self.fit(self.config(scenario)?, Vec::new(), None)
     }
 
-    /// Creates the models that train under 32-true with emulated rounding. Bounds are computed from
-    /// the gradients of these models. Each model rounds with other random numbers. The number of
-    /// models is the number that the bounds of an epoch with `windows` steps require.
+    /// Creates the models that train under 32-true with emulated rounding, each with other random
+    /// numbers. Bounds are computed from their gradients. An epoch of `windows` steps needs
+    /// [`bounds::passes`] models.
     fn rounded(&self, windows: i64) -> Result<Vec<Reference>> {
         let overrides = Rc::new(self.job.overrides.clone());
         let mut model = self.case.build()?;
@@ -185,8 +184,8 @@ impl Setup<'_> {
         (1..=bounds::passes(windows)).map(draw).collect()
     }
 
-    /// Trains with the gate's observer. Returns the final state of the run, what the observer saw,
-    /// and the model.
+    /// Trains with the gate's observer. Returns the final state of the run, what the observer has
+    /// recorded, and the model.
     pub(super) fn observed(
         &self,
         scenario: Scenario,

@@ -11,11 +11,10 @@ use amp_core::{
 use super::final_state::{dot, exact};
 use crate::scalars::all_equal;
 
-/// The smallest tolerance of a tensor, relative to the norm of the tensor, if a repeated run gives
-/// other bits.
+/// If a repeated run gives other bits, each tensor may differ by at least this fraction of its
+/// norm.
 const LEAST: f64 = 0.05;
-/// The tolerance of a tensor is this multiple of the difference between the tensor in a run and in
-/// a repetition of the run.
+/// A tensor may differ by this many times its difference between a run and the repeated run.
 const REPEATED: f64 = 4.0;
 
 /// For each tensor, the accepted difference between two runs of the same steps, relative to the
@@ -28,10 +27,9 @@ pub(super) struct Tolerance {
 
 impl Tolerance {
     /// Computes the tolerance from two runs of the same steps that gave different bits. The
-    /// tolerance of a tensor is four times its difference between these runs, and at least 5 %.
-    /// Some tensors need more than 5 %. For example, the gradient of the bias of an attention's
-    /// keys consists of rounding errors alone, and an adaptive optimizer turns this gradient into
-    /// steps that are as large as those of other parameters.
+    /// tolerance of a tensor is four times its difference between these runs, and at least 5 % of
+    /// its norm. It exceeds 5 % for example for the bias of attention's keys: its gradient is only
+    /// rounding error, but an adaptive optimizer moves it as far as other parameters.
     pub(super) fn of_repeated(
         run: &[(String, Tensor)],
         again: &[(String, Tensor)],

@@ -108,8 +108,9 @@ mod tests {
         Job::new("Net", precision, 1, Length::Epochs(1), task)
     }
 
-    /// Checks which rules are listed as not judged if the time limit ends the check after `ended`
-    /// stages. These are the rules of all later stages that run on a CPU and under the precision.
+    /// Checks that, if the time limit ends the check after `ended` stages, the rules of all later
+    /// stages that run on a CPU under this precision are listed as not judged. Only their number is
+    /// compared.
     #[rstest]
     #[case::all(0, Precision::F16Mixed, 17)]
     #[case::unscaled(0, Precision::Bf16Mixed, 14)]

@@ -38,8 +38,8 @@ impl Model {
     }
 
     /// Sets the number of epochs in the gate's quick tier, in `cargo amp margins`, and in golden
-    /// tests (tests that compare a run with recorded results). The default is 3, or the full length
-    /// if the full length is shorter.
+    /// tests (tests that compare a run with recorded results). The default is the full length, but
+    /// at most 3 epochs.
     #[must_use]
     pub fn quick_epochs(mut self, epochs: i64) -> Self {
         self.quick = Some(Length::Epochs(epochs));
@@ -47,8 +47,8 @@ impl Model {
     }
 
     /// Sets the number of optimizer steps in the gate's quick tier and in `cargo amp margins`. If
-    /// the full length is set by [`steps`](Self::steps), the default is 100, or the full length if
-    /// the full length is shorter.
+    /// the full length was set with [`steps`](Self::steps), the default is the full length, but at
+    /// most 100 steps. Otherwise, see [`quick_epochs`](Self::quick_epochs).
     #[must_use]
     pub fn quick_steps(mut self, steps: u64) -> Self {
         self.quick = Some(Length::Steps(steps));

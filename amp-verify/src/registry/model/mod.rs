@@ -25,8 +25,8 @@ pub type Build = dyn Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + 
 
 /// A registered model: its name, and how it is built, trained and judged.
 ///
-/// [`model!`](crate::model!) creates this value from a struct that derives `LightningModule`. The
-/// documentation of each setter below names the default.
+/// [`model!`](crate::model!) creates a `Model` from a struct that derives `LightningModule`. The
+/// documentation of each method that sets a value names the default.
 #[derive(Clone)]
 pub struct Model {
     pub(crate) name: &'static str,
@@ -131,8 +131,8 @@ impl Model {
         self
     }
 
-    /// Sets the validation metric by which the model is judged, if the metric is a number in a unit
-    /// of its own, such as a reward or a peak signal-to-noise ratio. Higher values must be better.
+    /// Sets the validation metric by which the model is judged: a number that is not a fraction,
+    /// such as a reward or a peak signal-to-noise ratio, for which higher values are better.
     #[must_use]
     pub fn score(mut self, name: &'static str) -> Self {
         self.judge = Judge::score(name);
@@ -165,9 +165,9 @@ impl Model {
         self
     }
 
-    /// Sets by how much the metric of the trained model must be better than the metric of the same
-    /// model with frozen weights. If the improvement is smaller, the gate fails, because the model
-    /// did not learn. The default is the margin.
+    /// Sets by how much training must improve the metric, compared with the same model with frozen
+    /// weights. If it improves less, the gate fails, because the model did not learn. The default
+    /// is the margin.
     #[must_use]
     pub fn learns_by(mut self, difference: f64) -> Self {
         self.learns_by = Some(difference);
@@ -204,17 +204,17 @@ impl Model {
         self
     }
 
-    /// Ends training if the logged value `name` has not improved for `patience` epochs. If `name`
-    /// is a metric for which higher is better, an improvement is a rise. For every other value, it
-    /// is a fall.
+    /// Ends training if the logged value `name` has not improved for `patience` epochs. An
+    /// improvement is a lower value. If `name` is the metric by which the model is judged and
+    /// higher values of it are better, an improvement is a higher value.
     #[must_use]
     pub fn early_stopping(mut self, name: impl Into<String>, patience: u32) -> Self {
         self.early_stopping = Some((name.into(), patience));
         self
     }
 
-    /// Measures the time of each phase of a step, in every n-th step. By default no step is
-    /// measured.
+    /// Measures how long each phase of a step takes, in one of every `steps` steps. By default no
+    /// step is measured.
     #[must_use]
     pub fn profile_every_n_steps(mut self, steps: i64) -> Self {
         self.profile_every_n_steps = Some(steps);
@@ -243,10 +243,11 @@ impl Model {
         self
     }
 
-    /// Declares that these faults of `cargo amp selftest` change the results of this model. Only
-    /// then can `selftest` put these faults into the training of this model, to test that the gate
-    /// reports them. [`Fault::needs`](crate::selftest::Fault::needs) documents which property a
-    /// model needs so that a fault has an effect.
+    /// Declares which faults of `cargo amp selftest` change the results of this model. A fault is a
+    /// mistake that `selftest` makes in training on purpose, to test that the gate reports it. With
+    /// this model, `selftest` tests only these faults.
+    /// [`Fault::needs`](crate::selftest::Fault::needs) says which property a model needs for each
+    /// fault.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn reveals(mut self, faults: impl IntoIterator<Item = Fault>) -> Self {
@@ -254,9 +255,9 @@ impl Model {
         self
     }
 
-    /// Sets the path of the layer into which `cargo amp selftest` puts faults, for example
-    /// `encoder.layers.1.linear1`. Only those faults that change a single layer use this path. The
-    /// layer must compute in 16 bits, and must not be fused with other layers.
+    /// Sets the path of the layer into which `cargo amp selftest` puts those faults that change a
+    /// single layer, for example `encoder.layers.1.linear1`. The layer must compute in 16 bits, and
+    /// must not be fused with other layers.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn plants_in(mut self, layer: &'static str) -> Self {
@@ -264,7 +265,8 @@ impl Model {
         self
     }
 
-    /// Sets the PyTorch version of the model, which `cargo amp parity` also trains.
+    /// Sets the same model written in PyTorch (its PyTorch version). `cargo amp parity` trains both
+    /// and compares them.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn twin(mut self, twin: Twin) -> Self {
@@ -318,8 +320,8 @@ impl Model {
         })
     }
 
-    /// Returns the values of all hyperparameters of the model. Values that `set` does not contain
-    /// are defaults.
+    /// Returns the values of all hyperparameters of the model: those in `set`, and the defaults of
+    /// all others.
     ///
     /// # Errors
     /// When a hyperparameter is unknown or out of range.

@@ -24,7 +24,7 @@ pub(super) struct Axis {
 /// The area of a chart between its axes, which are already drawn.
 pub(super) type Plane<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Ticked, Ticked>>;
 
-/// A range of numbers together with the ticks to draw, as the drawing library requires it.
+/// A range of numbers together with the ticks to draw, in the form that the drawing library needs.
 pub(super) struct Ticked {
     range: Range<f64>,
     ticks: Vec<f64>,
@@ -78,8 +78,9 @@ impl Axis {
         })
     }
 
-    /// Returns a logarithmic axis. `range` is a range of exponents of `base`. The distance between
-    /// ticks is 1, 2, 4, … exponents: the smallest distance that gives at most about `most` ticks.
+    /// Returns a logarithmic axis. `range` is a range of exponents of `base`. The exponents of two
+    /// neighbouring ticks differ by the smallest power of 2 (1, 2, 4, …) with which the axis has
+    /// about `most` ticks or fewer.
     pub(super) fn powers(base: u32, range: Range<f64>, most: f64, title: &str) -> Self {
         let steps = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
         let wide = |step: &f64| (range.end - range.start) / step <= most;
@@ -109,9 +110,8 @@ impl Axis {
         self.plane_beside(y, y.room, area)
     }
 
-    /// Draws the chart area as `plane` does, but leaves `room` pixels to the left of the chart area
-    /// for the labels of `y`. Charts above one another get the same left edge if they are drawn
-    /// with the same `room`.
+    /// Draws the chart area as `plane` does, but leaves `room` pixels to its left for the labels of
+    /// `y`. Charts above one another have the same left edge if they get the same `room`.
     pub(super) fn plane_beside<'a, 'b>(
         &self,
         y: &Self,
@@ -149,7 +149,8 @@ impl Axis {
 }
 
 fn multiples(range: &Range<f64>, step: f64) -> Vec<f64> {
-    // A tick at the end of the range is included even if the quotient is rounded down.
+    // Because of the tolerance 1e-9, a tick at an end of the range is not lost if the division
+    // rounds.
     let first = (range.start / step - 1e-9).ceil() as i64;
     let last = (range.end / step + 1e-9).floor() as i64;
     (first..=last).map(|index| index as f64 * step).collect()

@@ -1,5 +1,5 @@
-//! A chart of the fraction of values that have each exponent. Below, strips show which exponents
-//! each format can represent.
+//! A histogram of the exponents of values. Below it, strips show which exponents each format can
+//! represent.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ const STRIPS: u32 = 140;
 /// The range of exponents that the chart shows. Values with a smaller or larger exponent are drawn
 /// at the edge.
 const FURTHEST: (i32, i32) = (-80, 40);
-/// The lower end of the y axis, as an exponent of ten: smaller fractions are drawn there.
+/// The lower end of the y axis, as an exponent of ten. Smaller fractions are drawn at this end.
 const LOWEST: f64 = -7.0;
 
 /// The data of the chart.
@@ -106,7 +106,7 @@ fn outline(shares: &BTreeMap<i32, f64>, floor: f64) -> Vec<(f64, f64)> {
     points
 }
 
-/// Returns the usual short name of the format.
+/// Returns the short name of the format, for example `bf16`.
 pub(in crate::report) fn short(format: Format) -> &'static str {
     match format {
         Format::F16 => "f16",

@@ -46,8 +46,8 @@ pub(in crate::report) fn scale(
     let skips: Vec<(f64, f64)> = skips.iter().map(exponent).collect();
     let mut stairs: Vec<(f64, f64)> = Vec::new();
     for (x, y) in scale.iter().map(exponent) {
-        // The loss scale is constant until it changes: draws a horizontal line, then a vertical
-        // line.
+        // The loss scale is constant until it changes, so this draws a horizontal line, then a
+        // vertical one.
         stairs.extend(stairs.last().map(|(_, before)| (x, *before)));
         stairs.push((x, y));
     }

@@ -14,9 +14,9 @@ use crate::{
 const LETTERS: usize = 24;
 
 /// Draws one row for each layer, with the first layer at the top. On a logarithmic axis, marks show
-/// the errors of the output, of the input gradient and of the weight gradient, each divided by the
-/// error under 32-true. One vertical line is at 1. A second vertical line is at `unit`, the unit
-/// roundoff of the precision's dtype divided by that of f32.
+/// the errors of the output, the input gradient and the weight gradient, each divided by the same
+/// error under 32-true. One vertical line is at 1, and another at `unit`, the unit roundoff of the
+/// precision's dtype divided by that of f32.
 pub(in crate::report) fn ratios(report: &Report, unit: f64) -> Result<String> {
     let layers = || report.layers.iter().rev();
     let flows = || layers().flat_map(|layer| Kind::ALL.iter().filter_map(|kind| layer.flow(*kind)));

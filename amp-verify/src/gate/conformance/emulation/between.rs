@@ -13,14 +13,13 @@ use super::{Draws, Emulation, SUMS};
 use crate::rounding::{is_narrow, moved, rounded, rounded_stochastically};
 
 /// Rounds the tensors of one forward pass: the inputs and outputs of modules, the intermediate
-/// tensors that modules offer, and the gradients of weights.
+/// tensors that modules pass to [`Substitute::within`], and the gradients of weights.
 pub(super) struct Between {
     emulation: Rc<Emulation>,
     draws: Rc<Draws>,
     moves: bool,
-    /// For each weight, the last alias of a chain that begins at the weight. Each use of the weight
-    /// adds an alias to the chain, see [`weight`](Self::weight). The key is the address of the
-    /// weight's elements.
+    /// For each weight, by the address of its elements, the latest of its aliases. Each use of the
+    /// weight makes an alias of the previous alias, see [`weight`](Self::weight).
     used: RefCell<BTreeMap<usize, Tensor>>,
 }
 
@@ -62,8 +61,8 @@ impl Substitute for Between {
     }
 
     fn within(&self, path: &str, name: &str, inner: &Tensor) -> Result<Tensor> {
-        // If the precision ran this operation fused, no dtype of the intermediate tensor was
-        // recorded. The tensor then has the dtype in which the module computes.
+        // If the precision fuses this operation, the dtype of the intermediate tensor was not
+        // recorded. The tensor is then rounded to the dtype in which the module computes.
         let seen = self.emulation.inner.get(&(path.to_owned(), name.to_owned())).copied();
         self.round(inner, seen.or_else(|| self.computed(path)))
     }
@@ -75,10 +74,10 @@ impl Substitute for Between {
         }
     }
 
-    /// Rounds the gradient of each use of a weight. If several operations use the same cast weight,
-    /// autograd adds up their gradients in 16 bits. Therefore each use adds an alias to the chain
-    /// in `used`, and gets an alias of the chain's end. So the backward pass also rounds the sum
-    /// after each addition.
+    /// Returns an alias of the weight whose gradient is rounded in the backward pass. If several
+    /// operations share one 16-bit copy of the weight, autograd adds up their gradients in 16 bits.
+    /// Each use then makes an alias of the previous use's alias, so that the backward pass rounds
+    /// the sum after each addition.
     fn weight(&self, path: &str, weight: &Tensor, casts: Casts) -> Result<Tensor> {
         let Some(kind) = self.computed(path).filter(|kind| is_narrow(*kind)) else {
             return Ok(weight.shallow_clone());

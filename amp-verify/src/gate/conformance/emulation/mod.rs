@@ -34,15 +34,17 @@ use crate::{
     rounding::{is_narrow, moved, rounded, rounded_stochastically, rounding_of},
 };
 
-/// The relative size of the random perturbation of values between modules when the rounding of
-/// 32-true itself is emulated. It is the error of an f32 sum with several hundred terms, as modules
-/// compute it.
+/// When the rounding of 32-true itself is emulated, the inputs and outputs of modules are changed
+/// at random by at most this fraction of their value. It is the relative error of an f32 sum with
+/// several hundred terms, such as those in a matrix product.
 pub(in crate::gate) const SUMS: f64 = 1.0 / 1_048_576.0;
-/// The relative error of the mean in a loss that is computed in f32.
+/// When the rounding of 32-true itself is emulated, the loss is changed at random by at most this
+/// fraction of its value: the relative error of the loss's mean over the batch in f32.
 const MEANS: f64 = 1.0 / 8_388_608.0;
 
-/// The number of additional roundings in the gradient of a layer norm's weight or bias. The
-/// gradient is a sum over the batch, and some kernels keep partial sums in 16 bits.
+/// The largest random error, in unit roundoffs, that is added to the gradient of a layer norm's
+/// weight or bias. This gradient is a sum over the batch, and some kernels keep partial sums in 16
+/// bits.
 const OF_PARTS: f64 = 3.0;
 
 /// Where a model rounds under a precision, and to which dtypes.
@@ -70,8 +72,8 @@ struct Kinds {
 }
 
 impl Emulation {
-    /// Runs one forward pass of `model` under `precision`, and records the dtypes between the
-    /// modules. The model must be newly built.
+    /// Runs one forward pass of `model` under `precision`, and records the dtypes in which modules
+    /// receive, compute and return tensors. The model must be newly built.
     pub(in crate::gate) fn of(
         case: &Case,
         model: &mut dyn LightningModule,
@@ -93,22 +95,22 @@ impl Emulation {
             // Autograd stays on, because the loss may have a gradient penalty.
             first_loss(model, &batch, &mut step)?.kind()
         };
-        // A run under 64-true counts as exact. So the rounding of 32-true explains its difference
-        // from 32-true, and this rounding is emulated.
+        // 64-true and 32-true differ because 32-true rounds. So for 64-true the emulation runs in
+        // 64-true and emulates the rounding of 32-true.
         let (wide, rounds) = match precision {
             Precision::F64True => (Precision::F64True, Precision::F32True),
             other => (Precision::F32True, other),
         };
         let (mut modules, inner) = (seen.modules.take(), seen.inner.take());
-        // A module that has buffers is a batch norm. The gradients of its parameters are summed in
-        // f32.
+        // Only batch norms have buffers. Their kernels sum the gradients of their parameters in
+        // f32, so there are no partial sums in 16 bits.
         for (name, _, role) in named_tensors(model) {
             let module = name.rsplit_once('.').and_then(|(module, _)| modules.get_mut(module));
             if let (Role::Buffer, Some(module)) = (role, module) {
                 module.sums_parts = false;
             }
         }
-        // The dtypes of what the model itself computes between its modules.
+        // The empty path stands for what the model itself computes between its modules.
         let computed = precision.compute();
         let own = Kinds { given: computed, returned: computed, computed, sums_parts: false };
         modules.entry(String::new()).or_insert(own);
@@ -244,9 +246,9 @@ impl Rounding {
         }
     }
 
-    /// Makes the rounding perturb the values between modules as well, before they are rounded.
-    /// Weights that are stored in 16 bits cannot be perturbed. So without these perturbations, all
-    /// emulated runs of a step would round in the same way.
+    /// Perturbs also the inputs and outputs of modules at random before they are rounded. Weights
+    /// that are stored in 16 bits cannot be perturbed. So without this, all emulated runs of a step
+    /// would round in the same way.
     pub(in crate::gate) fn moving_between_modules(self) -> Self {
         Self { moves_between: true, ..self }
     }

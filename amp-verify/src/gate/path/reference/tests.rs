@@ -41,8 +41,8 @@ fn passes(model: Model, precision: Precision) -> Result<()> {
     Ok(())
 }
 
-/// Checks that frozen parameters break no rule. Until they are trained, they have no gradient,
-/// neither in the run nor in the reference.
+/// Checks that frozen parameters break no rule. They have no gradient in the run and in the
+/// reference, so there is nothing to compare.
 #[rstest]
 #[case::always(Freeze::new("first.*"))]
 #[case::until_a_step(Freeze::new("first.*").until_step(4))]
@@ -51,9 +51,8 @@ fn frozen_parameters_are_not_compared(#[case] freeze: Freeze) -> Result<()> {
     passes(model, Precision::Bf16Mixed)
 }
 
-/// Checks that the rules also apply to parameters that the user's run freezes until a later epoch
-/// or step. The gate trains these parameters from the first step, because its runs end before this
-/// epoch or step.
+/// Checks that the gate trains, and so checks, a parameter from the first step if a user's run
+/// would train it only in a later epoch or step, after the gate's runs have ended.
 #[rstest]
 #[case::until_an_epoch(Freeze::new("first.*").until_epoch(2), true)]
 #[case::until_a_late_step(Freeze::new("first.*").until_step(1000), true)]
@@ -83,8 +82,9 @@ struct Tagger {
     body: Sequential,
 }
 
-/// Checks that the reference weights batches as the trainer does: by their numbers of targets,
-/// which may be 0. A step without targets must not lower the loss scale.
+/// Checks that the reference weights batches by their numbers of targets (which may be 0), as the
+/// trainer does. Also checks that the gate expects no lower loss scale after a step without
+/// targets.
 #[rstest]
 #[case::some_without_targets(1, 4, Precision::Bf16Mixed)]
 #[case::all_with_targets(2, 4, Precision::Bf16Mixed)]

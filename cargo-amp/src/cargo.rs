@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// Creates a command for cargo in the working directory, so that it reads the same configuration as
-/// a plain `cargo`.
+/// Creates a command that runs cargo in the working directory, so that cargo reads the same
+/// configuration as if the user had called it.
 pub(crate) fn command() -> Command {
-    // Cargo sets the variable `CARGO` to its own path for the programs that it starts. Because this
-    // function uses that path, `cargo +toolchain amp` builds with the chosen toolchain.
+    // For the programs that it starts, cargo sets the variable `CARGO` to its own path. With this
+    // cargo, `cargo +toolchain amp` builds with the chosen toolchain.
     Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn metadata() -> Result<Value, Error> {
     let mut command = command();
     command.args(["metadata", "--no-deps", "--format-version", "1"]);
     let answer = run(&mut command, |reason| {
-        format!("cargo cannot read the crate here: {reason}; `cargo metadata` says more")
+        format!("cargo cannot read the crate here: {reason}; run `cargo metadata` for details")
     })?;
     serde_json::from_slice(&answer).map_err(|e| {
         Error::new(format!("`cargo metadata` printed something that is not JSON ({e})"))
@@ -45,7 +45,7 @@ pub(crate) fn metadata() -> Result<Value, Error> {
 }
 
 /// Runs cargo without showing its output, and returns what cargo wrote to stdout. If cargo fails,
-/// `explain` turns cargo's reason into the error message.
+/// `explain` makes the error message from the reason that cargo printed.
 pub(crate) fn run(
     command: &mut Command,
     explain: impl FnOnce(String) -> String,

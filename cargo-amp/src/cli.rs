@@ -149,7 +149,8 @@ impl Invocation {
             words.0.next();
             if !words.package(first, &mut package)? {
                 return Err(Error::new(format!(
-                    "unexpected option `{}` before the command: options of a command follow it",
+                    "unexpected option `{}` before the command: put a command's options after the \
+                     command",
                     first.display()
                 )));
             }
@@ -206,7 +207,10 @@ impl Words<'_> {
             }
         }
         let name = name.ok_or_else(|| {
-            Error::new("the crate's name is missing: run `cargo amp new NAME`, as in my-model")
+            Error::new(
+                "the crate's name is missing: run `cargo amp new NAME`, for example with the name \
+                 my-model",
+            )
         })?;
         Ok(Request::New { name, amp_source })
     }

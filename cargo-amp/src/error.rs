@@ -4,8 +4,8 @@ use std::fmt;
 
 /// An error of `cargo amp` itself: one line with the cause and the remedy.
 ///
-/// `cargo amp` starts other programs: a build, a test, the amp binary. Each of these programs
-/// reports its own errors, and `cargo amp` exits with the program's exit code.
+/// `cargo amp` starts other programs: a build, a test, the amp binary. If one of them fails, it
+/// prints its own error, and `cargo amp` exits with its exit code.
 #[derive(Debug)]
 pub(crate) struct Error(String);
 

@@ -16,17 +16,17 @@ use crate::libtorch::Libtorch;
 use crate::project::{Package, Project};
 use crate::{test_build, test_parts};
 
-/// The variable with the number of threads that libtorch uses for each operation, unless the
-/// program sets another number.
+/// The environment variable that sets the number of threads that libtorch uses for each operation,
+/// unless the program sets another number.
 const THREADS: &str = "OMP_NUM_THREADS";
 
-/// The variable with the number of times that a thread of libgomp polls for the other threads of an
-/// operation before it sleeps.
+/// The environment variable that sets how many times a thread of libgomp checks whether the other
+/// threads of an operation have finished before it sleeps.
 const SPIN: &str = "GOMP_SPINCOUNT";
 
-/// Makes the threads of an operation sleep while they wait for each other, if other processes use
-/// the cores too. By default the threads spin for milliseconds, and a small model then takes ten
-/// times as long. Does nothing if the user has chosen how threads wait.
+/// Makes threads that wait for other threads of an operation sleep early, if other processes use
+/// the cores too. By default they spin for milliseconds, which makes training of a small model ten
+/// times as slow on shared cores. Does nothing if the user has chosen how threads wait.
 fn wait_asleep(command: &mut Command) {
     let chosen = [SPIN, "OMP_WAIT_POLICY"].iter().any(|name| env::var_os(name).is_some());
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -37,8 +37,8 @@ fn wait_asleep(command: &mut Command) {
 }
 
 /// Returns whether other processes use at least half of the cores. `load` is the content of
-/// `/proc/loadavg`, as in `0.20 0.18 0.12 3/80 11206`: 3 threads are running, and this thread
-/// is one of them.
+/// `/proc/loadavg`, for example `0.20 0.18 0.12 3/80 11206`. The 3 before the slash is the number
+/// of running threads, including this one.
 fn are_shared(cores: usize, load: &str) -> bool {
     let running = load.split_whitespace().nth(3).and_then(|tasks| tasks.split_once('/'));
     let running = running.and_then(|(running, _)| running.parse::<usize>().ok()).unwrap_or(1);
@@ -68,8 +68,8 @@ pub(crate) fn test(
     if parts.len() < 2 || cores < 2 || options.device == Some(Device::Cuda) {
         return replace_process(test_command(libtorch, package, &[], options));
     }
-    // Builds all tests first. Otherwise each part would build its own tests, while the other part
-    // waits for cargo's lock on the build folder.
+    // Builds all tests first. Otherwise the two cargo processes that later run parts of the tests
+    // would build one after the other, because each waits for the other's lock on the build folder.
     if let ControlFlow::Break(code) = cargo::build(test_build::command(libtorch, package))? {
         return Ok(code);
     }
@@ -85,8 +85,7 @@ fn test_command(
     options: &TestOptions,
 ) -> Command {
     let mut command = cargo::test(package.map(|package| package.name.as_str()));
-    // With this option, cargo runs all test binaries even if one fails, and lists the failed
-    // binaries at the end.
+    // Runs all test binaries even if one fails. Cargo then lists the failed binaries at the end.
     command.arg("--no-fail-fast").args(selection);
     libtorch.apply_to_run(&mut command);
     command.envs(options.python.as_ref().map(|folder| ("AMP_TEST_PYTHON", folder)));
@@ -94,13 +93,14 @@ fn test_command(
         command.env("AMP_DEVICE", device.name());
     }
     if options.device == Some(Device::Cuda) {
-        // Tests run one at a time, because the memory of a CUDA device is counted for the whole
+        // Tests run one at a time, because tests that measure CUDA memory measure that of the whole
         // process.
         command.env("RUST_TEST_THREADS", "1");
     } else if env::var_os(THREADS).is_none() {
-        // The test processes already use all cores, so each operation gets a single thread. Threads
-        // of one operation wait for each other in a busy loop. If other processes use the cores at
-        // the same time, a small model then takes up to thirty times the CPU time.
+        // The test processes already use all cores, so each operation gets a single thread. With
+        // several threads, the threads of an operation would wait for each other in a busy loop. On
+        // cores that other processes use too, a small model would take up to thirty times the CPU
+        // time.
         command.env(THREADS, "1");
     }
     if !options.arguments.is_empty() {
@@ -150,11 +150,12 @@ pub(crate) fn build(
     };
     let binary = executables.into_iter().find(|found| found.kind == "bin" && found.target == "amp");
     binary.map(|found| ControlFlow::Continue(found.path)).ok_or_else(|| {
-        Error::new("cargo built amp but did not say where: check `cargo build --bin amp`")
+        Error::new("cargo built amp but did not say where: see what `cargo build --bin amp` prints")
     })
 }
 
-/// Replaces this process by `command`, which then receives signals and sets the exit code.
+/// Replaces this process by `command` (exec), so that signals reach `command` and its exit code is
+/// that of `cargo amp`.
 #[cfg(unix)]
 fn replace_process(mut command: Command) -> Result<ExitCode, Error> {
     use std::os::unix::process::CommandExt;

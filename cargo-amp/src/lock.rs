@@ -1,4 +1,4 @@
-//! Prevents two processes from downloading the same files at the same time.
+//! Prevents two processes from downloading into the same folder at the same time.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -6,7 +6,8 @@ use std::path::Path;
 
 use crate::error::Error;
 
-/// Waits until no other process downloads into the folder that `path` protects.
+/// Locks the file `path`. The lock ends when the returned file is dropped. If another process holds
+/// the lock, prints that the other process is fetching `what`, and waits.
 pub(crate) fn lock(path: &Path, what: &str) -> Result<File, Error> {
     let cannot_lock = |e: io::Error| {
         Error::new(format!("{} cannot be locked ({e}): make it writable", path.display()))

@@ -13,7 +13,7 @@ print('%d.%d' % sys.version_info[:2])
 print(importlib.util.find_spec('pip') is not None)
 ";
 
-/// Texts that describe a download. The messages about the download contain them.
+/// The parts of the messages that describe what is downloaded.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted {
     /// The short name of what is downloaded, for example `libtorch`.
@@ -62,8 +62,8 @@ impl Pip {
     ///
     /// With `--target`, pip also works in a Python that the distribution manages (PEP 668).
     pub(crate) fn install(target: &Path, requirements: &[String]) -> Vec<String> {
-        // Nothing is compiled, so a package that has no wheel is refused. Python's bytecode is not
-        // needed.
+        // Accepts only packages with a wheel, so nothing is built from source, and writes no `.pyc`
+        // files.
         let options = ["install", "--only-binary=:all:", "--no-compile", "--target"];
         Self::arguments(&options, target, requirements)
     }
@@ -95,11 +95,12 @@ impl Pip {
                 .args(arguments)
                 .current_dir(folder)
                 // pip unpacks into a temporary folder and then moves the files to the target
-                // folder. If the temporary folder is on the same disk, moving is a rename, and a
-                // small /tmp does not get full.
+                // folder. With a temporary folder on the same disk, files are moved by renaming,
+                // and a small /tmp does not fill up.
                 .env("TMPDIR", temporary)
-                // The user may have set these variables for other installs. pip refuses them
-                // together with --target, or outside a virtual environment.
+                // Overrides the user's values of these two variables. pip refuses `PIP_USER`
+                // together with --target, and `PIP_REQUIRE_VIRTUALENV` outside a virtual
+                // environment.
                 .env("PIP_USER", "0")
                 .env("PIP_REQUIRE_VIRTUALENV", "0")
                 // pip's cache would store a second copy of every download.
@@ -127,7 +128,8 @@ impl Pip {
         let otherwise = self.wanted.otherwise;
         let says = |marks: &[&str]| marks.iter().any(|mark| errors.contains(mark));
         let no_wheel = says(&["No matching distribution found"]);
-        // If pip cannot reach an index, it reports that the package has no versions.
+        // If pip cannot reach its index, it reports the same error as for a package without
+        // versions.
         let index_answered = !errors.contains("(from versions: none)");
         if disk_is_full(errors) {
             format!("the disk is full: make room in {}, {otherwise}", folder.display())

@@ -5,9 +5,9 @@ use std::process::{Command, ExitStatus, Stdio};
 
 /// Runs `command` and shows its output. Returns its exit status and what it wrote to stderr.
 ///
-/// Everything that the command prints goes to stderr, because stdout belongs to the program that
-/// runs afterwards. The command gets this process's stderr as its stdout, so that pip detects a
-/// terminal and shows progress bars.
+/// Everything that the command prints goes to this process's stderr. Only the program that `cargo
+/// amp` starts later, for example the amp binary, writes to stdout. The command writes its own
+/// stdout directly to that stderr, so that pip detects a terminal and shows progress bars.
 pub(crate) fn show(command: &mut Command) -> io::Result<(ExitStatus, String)> {
     let mut child = command
         .stdin(Stdio::null())

@@ -15,8 +15,8 @@ const BINARY: &str = "amp";
 pub(crate) struct Project {
     root: PathBuf,
     packages: Vec<Package>,
-    /// The index of the package that the working directory belongs to. `None` in the root of a
-    /// workspace without a package of its own.
+    /// The index in `packages` of the package that contains the working directory. `None` if no
+    /// package contains it, for example in the root of a virtual workspace.
     current: Option<usize>,
     test_python_packages: Vec<String>,
 }
@@ -181,8 +181,7 @@ impl Package {
             default_run: package["default_run"].as_str().map(String::from),
             dependencies: items(&package["dependencies"])
                 .iter()
-                // Only dependencies of tests and of build scripts have a `kind`. They are not
-                // counted.
+                // Leaves out dev-dependencies and build-dependencies, the only ones with a `kind`.
                 .filter(|dependency| dependency["kind"].is_null())
                 .map(|dependency| text(&dependency["name"]).into())
                 .collect(),
@@ -254,7 +253,7 @@ impl<'a> Settings<'a> {
         let strings: Option<Vec<_>> =
             items(value).iter().map(|item| item.as_str().map(String::from)).collect();
         strings.filter(|_| value.is_array() || value.is_null()).ok_or_else(|| {
-            Error::new(format!("`{key}` in {} in Cargo.toml must be a list of texts", self.place))
+            Error::new(format!("`{key}` in {} in Cargo.toml must be a list of strings", self.place))
         })
     }
 }

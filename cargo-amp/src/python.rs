@@ -1,5 +1,5 @@
-//! Installs the Python packages that a project's tests need. They are installed once. An
-//! interrupted installation leaves no incomplete folder.
+//! Installs the Python packages that a project's tests need. They are installed once for each
+//! project. An interrupted installation is not used: its folder is not renamed to `.amp/python`.
 
 use std::fs;
 use std::io;
@@ -54,7 +54,7 @@ pub(crate) fn ensure(project: &Project) -> Result<Option<PathBuf>, Error> {
     }
     let pip = Pip::find(WANTED)?;
     let partial = home.with_extension("partial");
-    // An interrupted run may have left this folder.
+    // An interrupted installation may have left this folder.
     remove(&partial).map_err(unwritable)?;
     let fetched = fetch(&pip, project, &partial);
     let placed = fetched.and_then(|()| place(&partial, &home, requirements).map_err(unwritable));

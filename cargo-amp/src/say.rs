@@ -1,5 +1,5 @@
-//! Prints lines for the user. If the reader closes the pipe, the output is dropped, while
-//! `println!` would panic.
+//! Macros that print lines for the user. Unlike `println!`, they do not panic if the program that
+//! reads the output has closed the pipe.
 
 /// Prints a line to standard output.
 macro_rules! say {

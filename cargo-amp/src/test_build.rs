@@ -12,8 +12,8 @@ use crate::project::Package;
 pub(crate) fn command(libtorch: &Libtorch, package: Option<&Package>) -> Command {
     let mut command = cargo::test(package.map(|package| package.name.as_str()));
     command.arg("--no-run");
-    // Sets the same environment variables as for the run of the tests, so that cargo builds nothing
-    // twice.
+    // Sets the environment variables with which the tests run. With other values, cargo would build
+    // the tests again before it runs them.
     libtorch.apply_to_run(&mut command);
     command
 }
@@ -22,9 +22,9 @@ pub(crate) fn command(libtorch: &Libtorch, package: Option<&Package>) -> Command
 pub(crate) struct TestBuild(Child);
 
 impl TestBuild {
-    /// Starts building all test binaries of `package`, or of the whole workspace. pip mostly waits
-    /// for the network and the disk, so cargo builds in the meantime. Cargo prints only
-    /// warnings and errors, because pip shows its progress on the same terminal.
+    /// Starts building all test binaries of `package`, or of the whole workspace, while pip waits
+    /// for the network and the disk. Cargo prints only warnings and errors, because pip shows its
+    /// progress on the same terminal.
     pub(crate) fn start(libtorch: &Libtorch, package: Option<&Package>) -> Result<Self, Error> {
         note!("building the tests while pip fetches Python packages");
         let mut command = command(libtorch, package);
@@ -40,7 +40,7 @@ impl TestBuild {
 
 impl Drop for TestBuild {
     fn drop(&mut self) {
-        // Both calls fail if cargo has already ended. These errors are ignored.
+        // These calls may fail because cargo has already ended, so errors are ignored.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

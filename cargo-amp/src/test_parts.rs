@@ -1,8 +1,8 @@
 //! Divides the tests of a project into parts, and runs two parts at a time.
 //!
-//! Many tests of a project use a single core: they wait for a process that they have started, or
-//! for the random numbers that all tests of a process share. Cargo runs one test binary at a time,
-//! so a core would often be idle.
+//! A plain `cargo test` runs one test binary at a time and often uses a single core, because many
+//! tests of a project wait for a process that they have started, or for the random generator that
+//! all tests of a process share. With two parts at a time, fewer cores are idle.
 
 use std::env;
 use std::io::{self, IsTerminal, Read, Write};
@@ -21,11 +21,12 @@ use crate::project::Package;
 /// The number of parts that run at the same time.
 const AT_ONCE: usize = 2;
 
-/// The time for which the output of a part is read after its cargo has ended. A process that a test
-/// left running may hold the output open for longer.
+/// How long the output of a part is still read after its cargo has ended. A process that a test has
+/// left running may keep the pipe open for longer.
 const LEFT_OPEN: Duration = Duration::from_secs(1);
 
-/// The variable that says whether cargo prints colours. By default cargo prints none into a pipe.
+/// The environment variable that sets whether cargo prints colours. By default cargo prints none
+/// into a pipe.
 const COLOR: &str = "CARGO_TERM_COLOR";
 
 /// The tests that one run of cargo runs.
@@ -42,20 +43,21 @@ impl Part {
     }
 }
 
-/// A message from the threads that run and read a part.
+/// A message about a part, from the thread that runs it or the thread that reads its output.
 enum Report {
     Output(Vec<u8>),
     End(io::Result<ExitStatus>),
 }
 
 /// Divides the tests of `packages` into parts that together run the same tests as a plain `cargo
-/// test`. One part has all unit tests, one part has all documentation tests, and for each name of
-/// an integration test target, one part has the targets of this name. Returns no parts if options
-/// cannot select the same tests as a plain `cargo test`.
+/// test`. The parts are: all unit tests, all documentation tests, and for each name of an
+/// integration test target all targets of this name. Returns no parts if no options of `cargo test`
+/// select the same tests as a plain `cargo test`.
 pub(crate) fn parts(packages: &[Package]) -> Vec<Part> {
     let targets: Vec<_> = packages.iter().flat_map(|package| &package.targets).collect();
-    // `--lib` also runs the tests of libraries with `test = false`. If an option names a target
-    // without the features that it needs, cargo ends with an error.
+    // Two kinds of targets cannot be selected as in a plain `cargo test`: libraries with `test =
+    // false`, whose tests `--lib` runs too, and targets with required features, for which cargo
+    // ends with an error if the features are off.
     let differs = targets.iter().any(|target| {
         target.is_library() && !target.has_tests || target.has_tests && target.needs_features
     });
@@ -79,7 +81,8 @@ pub(crate) fn parts(packages: &[Package]) -> Vec<Part> {
     let unit = (!unit.is_empty()).then(|| Part::new("unit tests", unit.concat()));
     let integration = integration.into_iter().map(|options| Part::new(options[1].clone(), options));
     let has_docs = |package: &Package| package.targets.iter().any(|target| target.has_doc_tests);
-    // `--doc` also runs the documentation tests of libraries with `doctest = false`.
+    // `--doc` would also run the documentation tests of libraries with `doctest = false`, which a
+    // plain `cargo test` skips. Therefore these packages are excluded.
     let excluded = packages.iter().filter(|package| package.has_library() && !has_docs(package));
     let excluded = excluded.flat_map(|package| ["--exclude".to_owned(), package.name.clone()]);
     let docs = packages.iter().any(has_docs).then(|| {
@@ -136,8 +139,8 @@ fn run_part(
     mut command: Command,
     reports: &Sender<(usize, Report)>,
 ) -> io::Result<ExitStatus> {
-    // Each cargo process first locks files of the project. If two processes did so at the same time,
-    // one of them would print that it waits for the lock.
+    // Each cargo process first locks files of the project. Processes start one after the other,
+    // because otherwise one of them would print that it waits for the lock.
     static STARTS: Mutex<()> = Mutex::new(());
     let starts = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut from, to) = io::pipe()?;
@@ -146,8 +149,8 @@ fn run_part(
     }
     // Both streams share one pipe, which keeps their lines in order.
     let mut child = command.stdin(Stdio::null()).stdout(to.try_clone()?).stderr(to).spawn()?;
-    // `command` owns both writing ends of the pipe. The reading end finds the end of the output only
-    // when all writing ends are closed.
+    // Closes the writing ends of the pipe in this process, which `command` owns. Otherwise `read`
+    // would wait for more output after cargo has ended.
     drop(command);
     let reports = reports.clone();
     let ((reads, first_read), (ends, end_read)) = (mpsc::channel(), mpsc::channel());
@@ -157,11 +160,11 @@ fn run_part(
             let _ = reports.send((at, Report::Output(buffer[..count].to_vec())));
             let _ = reads.send(());
         }
-        // If the command printed nothing, this ends the wait for its first output.
+        // Ends the wait for the command's first output (`first_read` below) if there was none.
         drop(reads);
         let _ = ends.send(());
     });
-    // Cargo prints its first line when it no longer needs the locks.
+    // When cargo prints its first line, it has released the locks.
     let _ = first_read.recv();
     drop((starts, first_read));
     let status = child.wait();

@@ -11,8 +11,8 @@ const TRAINING: usize = 1600;
 /// The number of validation points.
 const VALIDATION: usize = 400;
 
-/// Returns the points as `[points, 2]` coordinates, with the number of their spiral, 0 or 1, as the
-/// class. The batches have `batch_size` points.
+/// Returns the data set. The inputs are the coordinates of the points, `[points, 2]`. The class of
+/// a point is its spiral, 0 or 1. A batch has `batch_size` points.
 ///
 /// # Errors
 /// When libtorch cannot allocate memory for the points.
@@ -30,8 +30,8 @@ fn points(count: usize, random: &mut fastrand::Rng) -> Result<Batch> {
     let mut spirals = Vec::with_capacity(count);
     for point in 0..count {
         let spiral = point % 2;
-        // A spiral leads from near the centre outwards in one and a quarter turns. The second
-        // spiral is rotated by half a turn.
+        // From the centre outwards, a spiral makes one and a quarter turns. The second spiral is
+        // rotated by half a turn.
         let distance = 0.1 + 0.9 * random.f32();
         let angle = TAU * (1.25 * distance + 0.5 * spiral as f32);
         let mut noise = || 0.05 * (random.f32() - 0.5);

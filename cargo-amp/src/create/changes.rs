@@ -18,7 +18,7 @@ enum Change {
 }
 
 impl Changes {
-    /// Writes `text` to `path` in one step, and creates missing parent folders.
+    /// Writes `text` to `path` atomically, and creates missing parent folders.
     pub(crate) fn write(&mut self, path: &Path, text: &str) -> Result<(), Error> {
         self.try_write(path, text).map_err(|e| unwritable(path, &e))
     }
@@ -65,7 +65,7 @@ impl Drop for Changes {
     }
 }
 
-/// Returns the change that, when undone, restores the current state of `path`.
+/// Returns the entry for [`Changes`] from which the current state of `path` can be restored.
 fn before(path: &Path) -> io::Result<Change> {
     match fs::read(path) {
         Ok(bytes) => Ok(Change::Replaced(path.into(), bytes)),

@@ -57,7 +57,7 @@ struct Init<'a> {
     project: &'a Project,
     package: &'a Package,
     changes: Changes,
-    /// The lines to print at the end, one for each file.
+    /// The lines to print at the end: for each file, whether it was added, extended or not changed.
     said: Vec<String>,
 }
 
@@ -185,8 +185,8 @@ fn print_advice(project: &Project, package: &Package) -> Result<(), Error> {
     let manifest = read(&project.root().join("Cargo.toml"))?.unwrap_or_default();
     if !manifest.contains("[profile.dev") {
         say!(
-            "next: add `[profile.dev]` with `opt-level = 1` to {}, or training is slow in the \
-             builds that `cargo amp verify` and the tests share",
+            "next: add `[profile.dev]` with `opt-level = 1` to {}: without it, training is slow in \
+             `cargo amp verify` and in the tests",
             project.root().join("Cargo.toml").display()
         );
     }

@@ -33,7 +33,7 @@ pub(crate) fn new(name: &str, amp_source: Option<&str>) -> Result<ExitCode, Erro
     }
     let partial = working.join(format!(".{name}.partial"));
     if partial.exists() {
-        // An interrupted run may have left this folder.
+        // An interrupted `cargo amp new` may have left this folder.
         fs::remove_dir_all(&partial).map_err(|e| unwritable(&partial, &e))?;
     }
     let mut changes = Changes::default();
@@ -59,7 +59,7 @@ pub(crate) fn new(name: &str, amp_source: Option<&str>) -> Result<ExitCode, Erro
 
 /// Refuses names that `cargo new` refuses and names that would clash with a dependency.
 fn check_name(name: &str) -> Result<(), Error> {
-    let another = "choose another name for `cargo amp new NAME`, as in my-model";
+    let another = "choose another name for `cargo amp new NAME`, for example my-model";
     let dashed = name.replace('_', "-");
     if STANDARD.contains(&&*dashed) {
         return Err(Error::new(format!("`{name}` is a crate of the Rust distribution: {another}")));
@@ -77,7 +77,7 @@ fn check_name(name: &str) -> Result<(), Error> {
     try_it.args(["new", "--lib", "--vcs", "none"]).arg(format!("--name={name}")).arg(&scratch);
     let answer = cargo::run(&mut try_it, |reason| format!("{reason}: {another}"));
     if scratch.exists() {
-        // The folder is temporary, so an error here is ignored.
+        // The folder is temporary, so an error while it is removed is ignored.
         let _ = fs::remove_dir_all(&scratch);
     }
     answer.map(drop)

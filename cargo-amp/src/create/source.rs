@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// The names under which cargo records crates.io as the source of a package.
+/// The two ways in which cargo writes crates.io as the source of a package.
 const CRATES_IO: [&str; 2] =
     ["registry+https://github.com/rust-lang/crates.io-index", "sparse+https://index.crates.io/"];
 
@@ -27,8 +27,8 @@ pub(crate) enum Source {
 
 impl Source {
     /// Returns the source that the user gives with `--amp-source`. Without this option, returns the
-    /// source from which cargo-amp was installed, so that the library has the same version as the
-    /// command.
+    /// source from which cargo-amp was installed, so that the crate depends on the same version of
+    /// amp-core.
     pub(crate) fn find(option: Option<&str>) -> Result<Self, Error> {
         if let Some(option) = option {
             return Self::parse(option);
@@ -84,12 +84,13 @@ impl Source {
         }
     }
 
-    /// Parses the identifier under which cargo lists an installed package. Returns `None` if the
-    /// package comes from a registry other than crates.io.
+    /// Parses the source of an installed package as cargo writes it, for example
+    /// `git+https://…#<revision>`. Returns `None` if the package comes from a registry other than
+    /// crates.io.
     fn of_package(identifier: &str) -> Option<Result<Self, Error>> {
         if let Some(url) = identifier.strip_prefix("git+") {
             let (url, rev) = url.split_once('#')?;
-            // The revision alone identifies the source, so `?branch=…` is dropped.
+            // The revision (a commit) is enough, so a branch or tag (`?branch=…`) is dropped.
             let url = url.split('?').next()?;
             return Some(Ok(Source::Git { url: url.into(), rev: Some(rev.into()) }));
         }
@@ -154,8 +155,9 @@ fn run_from_checkout() -> Option<PathBuf> {
     Path::new(&env::var_os("CARGO_MANIFEST_DIR")?).parent().map(Path::to_owned)
 }
 
-/// Returns the source of this program that `cargo install` recorded, for example
-/// `git+https://…#<revision>`. The record is in the folder above the program's `bin`.
+/// Returns the source from which `cargo install` installed this program, for example
+/// `git+https://…#<revision>`. Cargo records it in a file in the parent of the folder `bin` that
+/// contains the program.
 fn recorded() -> Option<String> {
     let program = env::current_exe().ok()?;
     let record = fs::read(program.parent()?.parent()?.join(".crates2.json")).ok()?;

@@ -35,8 +35,8 @@ impl Cache {
         self.0.join(format!("libtorch-{REQUIRED}"))
     }
 
-    /// Returns the folder in which a download is prepared. If the download is interrupted, the
-    /// folder keeps the wheels that are complete.
+    /// Returns the folder for a download that is not complete. If the download is interrupted, the
+    /// folder keeps the complete wheels.
     pub(super) fn partial(&self) -> PathBuf {
         self.0.join(format!("libtorch-{REQUIRED}.partial"))
     }

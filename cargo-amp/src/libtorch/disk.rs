@@ -9,8 +9,8 @@ pub(super) fn free_mb(folder: &Path) -> Option<u64> {
     parse(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// Parses the last line, which is `filesystem blocks used available capacity% mount`. Names may
-/// contain spaces.
+/// Reads the free space from the last line of the output of `df`: `filesystem blocks used available
+/// capacity% mount`. The names of the file system and of the mount may contain spaces.
 fn parse(table: &str) -> Option<u64> {
     let fields: Vec<&str> = table.lines().last()?.split_whitespace().collect();
     let capacity = fields.iter().rposition(|field| field.ends_with('%'))?;

@@ -15,11 +15,11 @@ const LIBRARY_FOLDERS: [&str; 7] = [
     "/run/opengl-driver/lib",
 ];
 
-/// Files that exist exactly while the driver is loaded.
+/// Files that exist if, and only if, the driver is loaded.
 const LOADED: [&str; 2] = ["/proc/driver/nvidia/version", "/dev/nvidiactl"];
 
-/// Returns whether a program that is started now could use an NVIDIA GPU. The driver itself is not
-/// called.
+/// Returns whether a program that this process starts could use an NVIDIA GPU. Looks only for
+/// files, without calling the driver.
 pub(super) fn is_present() -> bool {
     let hidden = env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|set| hides_every_gpu(&set));
     !hidden && (LOADED.iter().any(|path| Path::new(path).exists()) || has_library())

@@ -15,8 +15,8 @@ spec = importlib.util.find_spec('torch')
 print(os.path.dirname(spec.origin) if spec and spec.origin else '')
 ";
 
-/// Returns the folder that `LIBTORCH` names as an absolute path, because builds run in other
-/// working directories.
+/// Returns the absolute path of the folder in `LIBTORCH`. A relative path would be wrong in builds,
+/// which run in other working directories.
 pub(super) fn of_variable(folder: &Path) -> Result<PathBuf, Error> {
     let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     check(&folder).map_err(|problem| {
@@ -32,7 +32,7 @@ pub(super) fn of_variable(folder: &Path) -> Result<PathBuf, Error> {
 /// Returns the folder of the torch package of the user's Python. Called if `LIBTORCH_USE_PYTORCH` is
 /// set.
 pub(super) fn of_python() -> Result<PathBuf, Error> {
-    // The build script of the bindings calls the Python with this name, so this function must call
+    // The build script of the bindings chooses `python` or `python3` in the same way, so both use
     // the same Python.
     let python = if env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
     let asked = "LIBTORCH_USE_PYTORCH is set";
@@ -58,7 +58,8 @@ pub(super) fn of_python() -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
-/// Checks a torch folder. The error is a relative clause that follows the folder's name.
+/// Checks a torch folder. The error text begins with "which", because error messages append it to
+/// the folder's path.
 fn check(torch: &Path) -> Result<(), String> {
     if !torch.is_dir() {
         return Err("which is not a folder".into());

@@ -13,19 +13,20 @@ pub(super) enum State {
     Absent,
     /// All files that the manifest lists exist.
     Complete(Variant),
-    /// All libraries exist, but there is no manifest, because the user installed the folder with
+    /// The files are complete, but there is no manifest, because the user created the folder with
     /// `pip install --target`.
     Unstamped,
-    /// Not usable. Contains the reason and, if it is known, the variant.
+    /// The folder cannot be used. The value contains the reason and, if it is known, the variant.
     Unusable(String, Option<Variant>),
 }
 
 /// How thoroughly the files of a libtorch folder are checked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look {
-    /// Checks only the libraries, which are a few dozen files. Used at every start of `cargo amp`.
+    /// Checks only the libraries (a few dozen files) and skips the headers. Used at every start of
+    /// `cargo amp`.
     Quick,
-    /// Checks every file, which is about ten thousand files.
+    /// Checks every file, about ten thousand.
     Thorough,
 }
 
@@ -53,7 +54,7 @@ fn is_header(path: &str) -> bool {
     path.starts_with("torch/include/")
 }
 
-/// Checks the version of libtorch, and that the files exist which the variant needs.
+/// Checks the version of libtorch, and that the files that the variant needs exist.
 pub(super) fn check(folder: &Path, variant: Variant) -> Result<(), String> {
     match version::of(&folder.join("torch")) {
         Some(found) if version::is_required(&found) => {}
@@ -66,7 +67,8 @@ pub(super) fn check(folder: &Path, variant: Variant) -> Result<(), String> {
     }
 }
 
-/// Checks that a folder which the user installed is complete, and then writes a manifest for it.
+/// Checks that a folder that the user filled with pip is complete, and then writes a manifest for
+/// it.
 pub(super) fn take_over(folder: &Path) -> io::Result<Variant> {
     let manifest = from_records(folder).map_err(io::Error::other)?;
     manifest.write(folder)?;
@@ -75,7 +77,8 @@ pub(super) fn take_over(folder: &Path) -> io::Result<Variant> {
 
 /// Creates a manifest from the list of files that pip recorded for each package.
 ///
-/// The sizes of all files are checked, although only libraries and headers are used.
+/// Checks the sizes of all files of the packages, but puts only libraries and headers into the
+/// manifest.
 fn from_records(folder: &Path) -> Result<Manifest, String> {
     let has_cuda = folder.join("torch/lib/libtorch_cuda.so").is_file();
     let variant = if has_cuda { Variant::Cuda } else { Variant::Cpu };

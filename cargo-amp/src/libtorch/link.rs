@@ -1,6 +1,6 @@
 //! The project's `.libtorch`, a symbolic link to the libtorch in the user's cache.
-//! `.cargo/config.toml` and the run-time search path of binaries contain the path of the link, so
-//! their text is the same in every project.
+//! `.cargo/config.toml` and the run-time search path of binaries contain the path of the link and
+//! not that of the cache, so they are the same for every user.
 
 use std::fs;
 use std::io;
@@ -10,13 +10,14 @@ use crate::error::Error;
 
 const NAME: &str = ".libtorch";
 
-/// Returns an error if the link cannot be created, before libtorch is fetched.
+/// Returns an error if something other than a link is at the path of the link. Called before
+/// libtorch is fetched.
 pub(super) fn check(project: &Path, home: &Path) -> Result<(), Error> {
     let path = project.join(NAME);
     match path.symlink_metadata() {
         Ok(found) if !found.is_symlink() => Err(Error::new(format!(
-            "{} is not a link, but libtorch is now kept once per user in {}: remove it, or move it \
-             there",
+            "{} is not a link to libtorch, which is kept once per user in {}: remove it, or move \
+             it there",
             path.display(),
             home.display()
         ))),
@@ -31,13 +32,13 @@ pub(super) fn ensure(project: &Path, home: &Path) -> Result<(), Error> {
     if fs::read_link(&path).is_ok_and(|target| target == home) {
         return Ok(());
     }
-    // The new link is moved into place by renaming, so that a simultaneous build always finds a
-    // link.
+    // The new link is created under a temporary name and then renamed, so that a build that runs at
+    // the same time always finds a link.
     let new = project.join(format!("{NAME}.{}", std::process::id()));
     let made = symlink(home, &new).and_then(|()| fs::rename(&new, &path));
     made.map_err(|e| {
-        // Removes a temporary link that an interrupted run may have left. Usually there is none, so
-        // an error is ignored.
+        // If only the renaming failed, the temporary link exists. An error while it is removed is
+        // ignored.
         let _ = fs::remove_file(&new);
         Error::new(format!(
             "the link {} to libtorch could not be made ({e}): make the folder writable, or set \
@@ -67,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_project_in_which_no_link_can_be_made_is_refused() {
-        // In this folder not even root can create a link.
+        // Even root cannot create a link in this folder.
         let refused = ensure(Path::new("/proc/self"), Path::new("/cache/libtorch"));
         let line = refused.expect_err("refused").to_string();
         for part in ["/proc/self/.libtorch", "writable", "LIBTORCH=/cache/libtorch/torch"] {

@@ -14,7 +14,8 @@ const NAME: &str = "amp-manifest";
 /// then replaces all folders that have another number.
 const LAYOUT: u32 = 1;
 
-/// The files of a libtorch. The manifest is written last, so a folder with a manifest was complete.
+/// The files of a libtorch. The manifest is written after all other files, so a folder without a
+/// manifest may be incomplete.
 pub(super) struct Manifest {
     pub(super) variant: Variant,
     /// The size and path of each file.
@@ -42,7 +43,7 @@ impl Manifest {
         }
     }
 
-    /// Writes the manifest in one step, so that an interruption leaves no partial manifest.
+    /// Writes the manifest atomically, so that an interruption leaves no partial manifest.
     pub(super) fn write(&self, folder: &Path) -> io::Result<()> {
         let mut text = header(self.variant) + "\n";
         for (size, path) in &self.files {
@@ -61,7 +62,7 @@ impl Manifest {
         (first == header(variant)).then_some(Manifest { variant, files })
     }
 
-    /// Checks the sizes of those files in `folder` for whose path `is_looked_at` returns true.
+    /// Checks the sizes of the files in `folder` for whose paths `is_looked_at` returns true.
     pub(super) fn check(
         &self,
         folder: &Path,

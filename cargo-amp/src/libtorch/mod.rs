@@ -27,17 +27,19 @@ pub(crate) use variant::Variant;
 
 /// A libtorch that is complete and has the required version.
 pub(crate) enum Libtorch {
-    /// The libtorch in the user's cache. The project's `.libtorch` is a link to this folder.
-    /// `.cargo/config.toml` passes the path of the link to cargo and the linker.
+    /// The libtorch in the user's cache, with the path of its folder `torch`. The project's
+    /// `.libtorch` is a link to the parent of this folder. `.cargo/config.toml` passes the path of
+    /// the link to cargo and the linker.
     Provisioned(PathBuf, Variant),
     /// A folder that the user has chosen, with `lib` and `include`.
     Foreign(PathBuf),
 }
 
 impl Libtorch {
-    /// Searches for libtorch in the same places and in the same order as the build script of the
-    /// bindings. If the user has not chosen a libtorch, downloads one into the user's cache unless
-    /// the cache already has it, and creates the link in `project`.
+    /// Returns the libtorch that the user has chosen with `LIBTORCH_USE_PYTORCH` or `LIBTORCH`,
+    /// which the build script of the bindings reads in the same order. If the user has chosen none,
+    /// downloads libtorch into the user's cache if it is not there, and creates the link
+    /// `.libtorch` in `project`.
     pub(crate) fn find_or_provision(project: &Path) -> Result<Self, Error> {
         Self::find(project, None, Look::Quick)
     }
@@ -58,8 +60,7 @@ impl Libtorch {
     }
 
     fn find(project: &Path, wanted: Option<Variant>, look: Look) -> Result<Self, Error> {
-        // The build script of the bindings accepts any value of this variable, so this code does
-        // too.
+        // Any value counts as set, even 0, because the build script of the bindings does the same.
         if env::var_os("LIBTORCH_USE_PYTORCH").is_some() {
             return foreign::of_python().map(Libtorch::Foreign);
         }
@@ -90,9 +91,8 @@ impl Libtorch {
     /// Sets the environment variables with which `command` builds with this libtorch and loads it.
     pub(crate) fn apply(&self, command: &mut Command) {
         match self {
-            // Nothing to set here, because `.cargo/config.toml` sets the environment. A plain
-            // `cargo` therefore has the same environment as `cargo amp`, and neither command
-            // rebuilds what the other has built.
+            // `.cargo/config.toml` sets the environment. A plain `cargo` therefore has the same
+            // environment as `cargo amp`, and neither rebuilds what the other has built.
             Libtorch::Provisioned(..) => {
                 command.env_remove("LIBTORCH");
             }
@@ -102,11 +102,11 @@ impl Libtorch {
         }
     }
 
-    /// Sets the environment variables with which `command` runs a program, or a cargo that runs
-    /// tests. Unlike `apply`, always sets LD_LIBRARY_PATH. The run-time search path from
-    /// `.cargo/config.toml` is not enough, because it works only for binaries in the project's own
-    /// `target` folder. It does not work for documentation tests, which are built elsewhere, or if
-    /// CARGO_TARGET_DIR or `build.target-dir` is set.
+    /// Sets the environment variables for a `command` that runs a built program or `cargo test`.
+    /// Unlike `apply`, always sets LD_LIBRARY_PATH. Without it, a program finds libtorch through
+    /// the run-time search path in the binary, which works only in the project's own `target`
+    /// folder. Documentation tests are built elsewhere, and so is everything if CARGO_TARGET_DIR or
+    /// `build.target-dir` is set.
     pub(crate) fn apply_to_run(&self, command: &mut Command) {
         self.apply(command);
         let (Libtorch::Provisioned(torch, _) | Libtorch::Foreign(torch)) = self;

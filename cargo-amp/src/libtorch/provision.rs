@@ -31,7 +31,7 @@ pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Resu
         State::Complete(found) if enough(found) => return Ok(found),
         _ => cache.create()?,
     }
-    // The system releases the lock at the latest when this process ends.
+    // The lock is released when `_lock` is dropped or this process ends.
     let _lock = lock(&cache.lock_file(), "libtorch")?;
     // The state is checked again, because another process may have fetched libtorch while this
     // process waited for the lock.
@@ -55,7 +55,7 @@ pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Resu
 }
 
 /// Downloads `variant` and moves it into the cache. If `adds` is true, the cache already has a
-/// complete libtorch, and the variant is added to it.
+/// complete libtorch for CPUs, whose files are reused.
 fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
     let supported = cfg!(target_os = "linux")
         && (cfg!(target_arch = "x86_64") || cfg!(target_arch = "aarch64"));
@@ -67,8 +67,8 @@ fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
     }
     let (home, partial) = (cache.home(), cache.partial());
     let new = partial.join("new");
-    // If an earlier run was interrupted just before the last move, the complete folder already
-    // exists.
+    // An earlier run may have been interrupted after it had filled this folder, before it moved the
+    // folder into the cache.
     let is_made = matches!(
         installed::inspect(&new, Look::Thorough),
         State::Complete(found) if found >= variant
@@ -77,8 +77,8 @@ fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
         tidy(&partial).map_err(|e| cache.unwritable(&e))?;
         let made = make(cache, variant, adds, &new);
         if made.is_err() {
-            // Removes everything except complete wheels. If a file cannot be removed now, the next
-            // download removes it.
+            // Removes everything except complete wheels. If this fails, the next download removes
+            // the files.
             let _ = tidy(&partial);
             report_kept(cache);
         }
@@ -100,8 +100,8 @@ fn make(cache: &Cache, variant: Variant, adds: bool, new: &Path) -> Result<(), E
     let missing: Vec<_> =
         variant.wheels().iter().filter(|wheel| wheels.find(wheel).is_none()).collect();
     announce(cache, variant, adds, variant.wheels().len() - missing.len());
-    // The folder's name contains the process id, because a pip that an interrupted fetch started
-    // may still be writing to its own folder.
+    // The folder's name contains the process id, because the pip of an interrupted download may
+    // still be running and writing to its own folder.
     let work = cache.partial().join(format!("work.{}", std::process::id()));
     for wheel in missing {
         wheels.fetch(&pip, wheel, &work)?;
@@ -119,8 +119,8 @@ fn check_room(
     wheels: &Wheels<'_>,
 ) -> Result<(), Error> {
     // The wheels are removed last, so the disk must have room for the wheels and the unpacked
-    // files. This room is also enough for the second copy of a wheel that exists while pip moves
-    // the wheel.
+    // files. This space is also enough for the second copy of one wheel that exists for a moment
+    // while pip moves the wheel.
     let all = variant.download_mb() + variant.unpacked_mb();
     let linked = if adds { Variant::Cpu.unpacked_mb() } else { 0 };
     let needed = all.saturating_sub(wheels.megabytes() + linked);
@@ -187,8 +187,8 @@ fn tidy(partial: &Path) -> io::Result<()> {
             fs::remove_dir_all(entry.path())?;
         }
     }
-    // `remove_dir` removes only empty folders. As long as a complete wheel is left, both calls
-    // fail, and the errors are ignored.
+    // Removes both folders if they are empty. If a complete wheel is left, both calls fail, and the
+    // errors are ignored.
     let _ = fs::remove_dir(partial.join(Wheels::FOLDER));
     let _ = fs::remove_dir(partial);
     Ok(())
@@ -201,7 +201,8 @@ fn link_files(home: &Path, new: &Path) -> io::Result<()> {
     let Found::Manifest(manifest) = Manifest::find(home) else { return Ok(()) };
     for (size, path) in &manifest.files {
         let (from, to) = (home.join(path), new.join(path));
-        // A file of the wrong size is incomplete. It is left out here and unpacked again.
+        // A file of another size than in the manifest is damaged. It is not linked, but unpacked
+        // again.
         if fs::metadata(&from).is_ok_and(|found| found.len() == *size) {
             fs::create_dir_all(to.parent().unwrap_or(new))?;
             fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop))?;

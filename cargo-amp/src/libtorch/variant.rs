@@ -23,8 +23,8 @@ const fn wheel(name: &'static str, version: &'static str) -> Wheel {
 }
 
 /// The wheels, in the versions that torch 2.11.0 and its cuda-toolkit 13.0.2 require. A libtorch
-/// for CPUs needs only the first three wheels, because libtorch_cpu.so is linked with one library
-/// of the second wheel and one library of the third.
+/// for CPUs needs only the first three wheels: libtorch_cpu.so is linked with libcudart from the
+/// second and with libcupti from the third.
 const WHEELS: [Wheel; 16] = [
     wheel("torch", REQUIRED),
     wheel("nvidia-cuda-runtime", "13.0.96"),
@@ -76,7 +76,8 @@ const CUDA_RULES: &[&str] = &[
     "+nvidia/*/lib/*.so*",
 ];
 
-/// The files that a libtorch with CUDA must contain. A libtorch for CPUs needs only the first seven.
+/// The files without which a libtorch with CUDA is incomplete. A libtorch for CPUs needs all but
+/// the last.
 const NEEDED: [&str; 8] = [
     "torch/version.py",
     "torch/include/ATen/ATen.h",

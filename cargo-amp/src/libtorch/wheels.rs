@@ -21,10 +21,9 @@ const UNPACK: &str = include_str!("unpack.py");
 /// The exit status with which `UNPACK` reports a damaged wheel.
 const DAMAGED: i32 = 3;
 
-/// The text of the file that replaces `libtorch.so` in a libtorch for CPUs. The wheel's
-/// `libtorch.so` is left out, because it is linked with the CUDA libraries. The build of the
-/// bindings passes `-ltorch` to the linker, so a file of this name must exist. The text is a linker
-/// script. GNU ld, gold and LLD accept it (each was tested).
+/// The content of `libtorch.so` in a libtorch for CPUs: a linker script in place of the wheel's
+/// library, which is linked with the CUDA libraries. The file must exist, because the build of the
+/// bindings passes `-ltorch` to the linker. GNU ld, gold and LLD accept such a script (tested).
 const LINKER_SCRIPT: &str = "INPUT(libtorch_cpu.so)\n";
 
 /// The wheels that were downloaded completely.
@@ -63,7 +62,7 @@ impl<'a> Wheels<'a> {
         for folder in [&incoming, &temporary, &self.folder] {
             fs::create_dir_all(folder).map_err(|e| self.cache.unwritable(&e))?;
         }
-        // The path is shown relative to the cache, so that the message is short.
+        // pip gets a path relative to the cache, so that the printed command is short.
         let shown = incoming.strip_prefix(self.cache.folder()).unwrap_or(&incoming);
         let arguments = Pip::download(shown, wheel.requirement());
         note!("    python3 {}", arguments.join(" "));
@@ -86,7 +85,7 @@ impl<'a> Wheels<'a> {
         for wheel in variant.wheels() {
             let path = self.find(wheel).ok_or_else(|| {
                 Error::new(format!(
-                    "{} was removed in the meantime: run the command again",
+                    "{} was removed after its download: run the command again to download it again",
                     wheel.requirement()
                 ))
             })?;
@@ -125,8 +124,8 @@ impl<'a> Wheels<'a> {
         Err(Error::new(if status.code() == Some(DAMAGED) {
             fs::remove_file(wheel).map_err(|e| self.cache.unwritable(&e))?;
             format!(
-                "{} was damaged in {folder} and is removed: run the command again, which fetches \
-                 it again",
+                "{} was damaged and has been removed from {folder}: run the command again to \
+                 download it again",
                 wheel.file_name().unwrap_or_default().display()
             )
         } else if disk_is_full(&errors) {

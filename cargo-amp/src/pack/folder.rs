@@ -15,8 +15,9 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Creates the folder to write. If `output` already exists but `cargo amp pack` did not create
-    /// it, returns an error, because packing would replace the folder.
+    /// Prepares to write the folder `output`, without creating anything. If `output` exists, it
+    /// must be empty or an earlier packed folder, because `finish` replaces it. Otherwise this is
+    /// an error.
     pub(crate) fn new(output: PathBuf) -> Result<Self, Error> {
         let output = path::absolute(&output).map_err(|e| unwritable(&output, &e))?;
         let refuse = |what: &str| {
@@ -42,7 +43,7 @@ impl Folder {
         Ok(Self { output, partial, replaced })
     }
 
-    /// Creates the temporary folder, and first removes what an interrupted run has left.
+    /// Creates an empty temporary folder. Folders that an interrupted run has left are removed.
     pub(crate) fn begin(&self) -> Result<(), Error> {
         remove(&self.partial)
             .and_then(|()| remove(&self.replaced))
@@ -107,8 +108,8 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // After `finish` there is nothing to remove. Otherwise packing has failed with an error,
-        // which is reported. An error while the folder is removed is ignored.
+        // Does nothing after `finish`. Otherwise packing has failed, and only its error is
+        // reported, so an error while the folder is removed is ignored.
         let _ = remove(&self.partial);
     }
 }

@@ -1,8 +1,8 @@
 //! `cargo amp pack`: creates a folder that can be copied to a machine with a GPU and without Rust.
 //!
-//! The packed folder contains `run.sh`, the binaries in `bin`, and files of the packages. Each file
-//! has the same relative path as in the workspace. Files that are recorded on the other machine can
-//! therefore be copied back to the same paths.
+//! The packed folder contains `run.sh`, the binaries in `bin`, and files of the packages. Each of
+//! these files has the same relative path as in the workspace. Goldens (results for golden tests)
+//! that are recorded on the other machine can therefore be copied back to the same paths.
 
 mod folder;
 
@@ -21,7 +21,8 @@ use folder::Folder;
 /// Names in the packed folder that a package must not use.
 const RESERVED: [&str; 2] = ["run.sh", "bin"];
 
-/// A request to pack. It is checked as far as possible before anything is downloaded or built.
+/// What to pack. [`new`](Pack::new) checks what can be checked before anything is downloaded or
+/// built.
 pub(crate) struct Pack<'a> {
     project: &'a Project,
     package: &'a Package,
@@ -54,7 +55,8 @@ impl<'a> Pack<'a> {
 
     /// Builds and packs.
     pub(crate) fn run(mut self, libtorch: &Libtorch) -> Result<ExitCode, Error> {
-        // Builds with the release profile, because the packed binaries also measure time.
+        // Builds with the release profile, because the packed binary also runs `bench`, which
+        // measures time.
         let amp = match handover::build(libtorch, self.package, true)? {
             ControlFlow::Continue(amp) => amp,
             ControlFlow::Break(code) => return Ok(code),
@@ -96,8 +98,8 @@ impl<'a> Pack<'a> {
             if !self.bin_only {
                 files.push("tests/goldens");
             }
-            // Files that must exist were checked before. Optional files are copied only if they
-            // exist.
+            // The files that the packages list exist, as `new` has checked. The margins and the
+            // goldens may be missing.
             files.retain(|path| package.folder.join(path).exists());
             for path in files {
                 let place = place(self.project, package).join(path);
@@ -107,8 +109,8 @@ impl<'a> Pack<'a> {
         Ok(())
     }
 
-    /// Lists the packages with their paths in the packed folder, first the package of the amp
-    /// binary.
+    /// Returns the content of `bin/packages`: one line for each package, with its name and its path
+    /// in the packed folder. The package of the amp binary comes first.
     fn packages(&self) -> String {
         let others = self.project.packages().iter().filter(|one| one.name != self.package.name);
         let line = |package: &Package| {
@@ -117,8 +119,8 @@ impl<'a> Pack<'a> {
         [self.package].into_iter().chain(others).map(line).collect()
     }
 
-    /// Builds the tests and benchmarks of the workspace with the tests' profile. Returns the
-    /// executables with their paths in the packed folder.
+    /// Builds the tests and benchmarks of the workspace with the dev profile, as `cargo test` does.
+    /// Returns the executables with their paths in the packed folder.
     fn build_checks(
         &self,
         libtorch: &Libtorch,
@@ -150,8 +152,8 @@ impl<'a> Pack<'a> {
     /// Returns those test binaries in `built` that no package excludes in its `Cargo.toml`.
     fn tests(&self, mut built: Vec<Executable>) -> Result<Vec<(PathBuf, Executable)>, Error> {
         built.retain(|found| {
-            // Leaves out the amp binary, because it has no tests. Leaves out the tests of
-            // procedural macros, because they need the compiler's libraries.
+            // Leaves out the test binary of `amp`, which has no tests, and those of procedural
+            // macros, which run only where the compiler's libraries are installed.
             let is_amp = found.kind == "bin" && found.target == "amp";
             found.is_test && !is_amp && found.kind != "proc-macro"
         });
@@ -185,8 +187,8 @@ impl<'a> Pack<'a> {
         };
         let place = |found: Executable| {
             let package = &package(&found)?.name;
-            // A library and a test may have the same name, so the name of a library's test binary
-            // also contains its kind.
+            // A library and an integration test may have the same name, so the kind (such as `lib`)
+            // is appended to the name of a library's test binary.
             let name = match &*found.kind {
                 "test" | "bench" => found.target.clone(),
                 kind => format!("{}-{kind}", found.target),
@@ -199,7 +201,7 @@ impl<'a> Pack<'a> {
 
 /// Returns the folder for a package's files in the packed folder.
 fn place<'a>(project: &Project, package: &'a Package) -> &'a Path {
-    // A member of a workspace may be outside the workspace's folder.
+    // A package outside the workspace's folder gets a folder with its name.
     package.folder.strip_prefix(project.root()).unwrap_or(Path::new(&package.name))
 }
 

@@ -60,8 +60,8 @@ pub(crate) fn metadata(folder: &Path) -> serde_json::Value {
 /// settings.
 #[track_caller]
 pub(crate) fn assert_formatted(project: &Checkout, folder: &Path) {
-    // Without a rustfmt.toml in its folder, the crate would be formatted with the rustfmt.toml of
-    // this repository.
+    // An empty rustfmt.toml selects the default settings. Without it, rustfmt would use the
+    // rustfmt.toml of this repository.
     project.write("plain/rustfmt.toml", "");
     for name in files(folder).keys().filter(|name| name.ends_with(".rs")) {
         let mut command = Command::new("rustfmt");

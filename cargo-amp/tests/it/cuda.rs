@@ -89,7 +89,7 @@ fn a_libtorch_with_cuda_also_serves_cpus() {
 fn other_commands_accept_either_variant_and_suggest_cuda() {
     let checkout = Checkout::new();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cpu"])));
-    // The stand-in for cargo exits with 7.
+    // The script that replaces cargo exits with 7.
     let run = output(&mut checkout.cargo_amp(&["verify"]));
     assert_eq!((run.status.code(), stderr(&run).as_str()), (Some(7), ""));
     for command in ["verify", "setup"] {
@@ -120,7 +120,7 @@ fn a_failure_to_add_cuda_leaves_the_old_libtorch() {
     let run = output(&mut checkout.cargo_amp(&["setup", "--cpu"]));
     assert_eq!((run.status.code(), stderr(&run).as_str()), (Some(0), ""));
 
-    // All wheels are still there, including torch's wheel.
+    // The failed run has kept all wheels, so pip is not run again.
     let fetched = checkout.pip_runs();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
     assert_eq!(checkout.pip_runs(), fetched);
@@ -156,13 +156,12 @@ fn an_index_without_cuda_is_detected_before_anything_is_replaced() {
     let run = output(command.env("FAKE_PIP", "cpu-index"));
     assert_refused(&run, &["libtorch_cuda.so is missing", "check pip's configuration"]);
     assert!(!checkout.home().exists());
-    // A package index that has only the CPU wheels is enough for `--cpu`.
+    // The wheels that this index has are enough for `--cpu`.
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cpu"])));
     assert!(checkout.is_provisioned());
 }
 
-/// Asserts that all CUDA libraries which a program can load exist, and that no other CUDA libraries
-/// exist.
+/// Asserts that libtorch contains exactly the CUDA libraries that a program may load.
 #[track_caller]
 fn assert_has_cuda(checkout: &Checkout) {
     assert!(checkout.is_provisioned());

@@ -1,4 +1,5 @@
-//! A failed fetch ends with one line that names the cause and the fix, and leaves no partial files.
+//! Tests that a failed download ends with one line that names the cause and the fix, and leaves no
+//! partial files.
 
 use std::fs;
 
@@ -36,7 +37,7 @@ fn a_wheel_that_cannot_be_unpacked_is_not_installed() {
         let run = output(checkout.cargo_amp(&["verify"]).env("FAKE_UNPACK", failure));
         assert_refused(&run, parts);
         assert!(!checkout.home().exists() && !checkout.partial().join("new").exists());
-        // The wheels are complete, so nothing is fetched again.
+        // All wheels were downloaded before unpacking failed, so this run needs no network.
         let run = output(checkout.cargo_amp(&["setup"]).env("FAKE_PIP", "network"));
         assert_succeeded(&run);
         assert!(checkout.is_provisioned(), "{failure}");
@@ -108,7 +109,7 @@ fn a_disk_without_room_is_refused_before_the_download() {
     assert_eq!(checkout.pip_runs(), 0);
     assert!(checkout.is_bare());
     assert_succeeded(&setup(&["setup", "--cpu"], "1200000"));
-    // The space of existing wheels is not needed again.
+    // Less space is needed than above, because the libtorch for CPUs already has some of the files.
     assert_refused(&setup(&["setup", "--cuda"], "5400000"), &["with CUDA needs 5.60 GB"]);
     assert_succeeded(&setup(&["setup", "--cuda"], "5500000"));
 }
@@ -121,7 +122,7 @@ fn a_cache_that_cannot_be_written_is_refused() {
     let mut command = checkout.cargo_amp(&["setup"]);
     let run = output(command.env("XDG_CACHE_HOME", checkout.path("file")));
     assert_refused(&run, &["could not be put into", "/file/cargo-amp", "make it writable"]);
-    // A folder has the path of the lock file, so the lock file cannot be created.
+    // A folder at the path of the lock file prevents its creation.
     let lock = checkout.path("cache/cargo-amp/libtorch-2.11.0.lock");
     fs::create_dir_all(&lock).expect("writable");
     let run = output(&mut checkout.cargo_amp(&["setup"]));

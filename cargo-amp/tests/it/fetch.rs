@@ -1,4 +1,4 @@
-//! Fetches libtorch into the user's cache, with a stand-in for pip.
+//! Tests of fetching libtorch into the user's cache, with a script that replaces pip.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -57,11 +57,11 @@ fn for_cpus_only_the_needed_files_are_unpacked() {
         "torch/version.py",
     ];
     assert_eq!(checkout.files(), expected);
-    // In place of the library there is a linker script, which `wheels.rs` writes.
+    // In a libtorch for CPUs, libtorch.so is a linker script (see `wheels.rs`).
     let script = fs::read_to_string(checkout.home().join("torch/lib/libtorch.so"));
     assert_eq!(script.expect("written"), "INPUT(libtorch_cpu.so)\n");
-    // A second run prints nothing, because all files that the manifest lists exist. The manifest
-    // does not list the file of the wheel whose path leads out of the folder.
+    // A second run prints nothing, because all files that the manifest lists exist. The wheel also
+    // has a file whose path leads out of the folder; it is neither unpacked nor listed.
     assert_eq!(stderr(&output(&mut checkout.cargo_amp(&["setup"]))), "");
 }
 

@@ -66,7 +66,7 @@ fn the_torch_of_python_is_used_when_asked_for() {
 #[test]
 fn in_a_virtual_environment_its_python_is_used() {
     let checkout = Checkout::new();
-    // There is no stand-in named `python`, so the error shows that `python` was called.
+    // PATH contains no program, so the error names the program that was called: `python`.
     let run = output(
         checkout
             .cargo_amp(&["setup"])

@@ -138,7 +138,8 @@ fn the_name_that_cargo_passes_to_a_subcommand_is_not_an_argument() {
     let run = output(&mut checkout.cargo_amp(&["amp", "test", "--device", "cpu"]));
     assert!(stdout(&run).contains("device cpu"), "{}", stderr(&run));
     let run = output(&mut checkout.cargo_amp(&["amp", "amp"]));
-    // The second `amp` is passed to the binary as a command.
+    // Only the first `amp` comes from cargo. The second is a command, so cargo is called to build
+    // the binary.
     assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
 }
 
@@ -176,14 +177,15 @@ fn every_other_command_passes_its_arguments_to_the_built_binary() {
     );
     let mut command = checkout.cargo_amp(&["verify", "--format", "a b", "--", "-x"]);
     real_cargo(&mut command);
-    // The target folder is not the default one, and the command is called from a folder below the
-    // root. The binary must run in that folder, not in the root.
+    // Sets another target folder than the default, and calls cargo-amp in a subfolder of the root.
+    // The binary must then run in this subfolder.
     checkout.write("data/note", "");
     let folder = checkout.path("data");
     command.env("CARGO_TARGET_DIR", checkout.path("some \"target\"")).current_dir(&folder);
     let run = output(&mut command);
     assert_eq!(run.status.code(), Some(3), "{}", stderr(&run));
-    // With that target folder, the run-time search path of the binary does not lead to libtorch.
+    // The binary needs LD_LIBRARY_PATH, because its run-time search path works only in the default
+    // target folder.
     let expected = format!(
         r#"["verify", "--format", "a b", "--", "-x"] in {}
 search {home}/torch/lib:{home}/nvidia/cu13/lib
@@ -195,8 +197,8 @@ search {home}/torch/lib:{home}/nvidia/cu13/lib
     assert!(fs::exists(checkout.path("some \"target\"/debug/amp")).expect("readable"));
 }
 
-/// Sets the variables with which `command` runs the real cargo, with the toolchain that runs this
-/// test.
+/// Sets the environment variables with which `command` runs the real cargo with the toolchain of
+/// this test.
 fn real_cargo(command: &mut Command) {
     for variable in ["CARGO", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "HOME"] {
         if let Some(value) = env::var_os(variable) {

@@ -6,7 +6,8 @@ use std::process::Output;
 use crate::crates::{amp_source, assert_formatted, files, metadata};
 use crate::support::{Checkout, assert_refused, assert_succeeded, output, stdout};
 
-/// Creates a crate `here/own` with a library, and a folder with amp-core.
+/// Creates the crate `here/own`, which has a library, and a folder that looks like a checkout of
+/// this repository.
 fn own_crate() -> (Checkout, String) {
     let project = Checkout::new();
     let source = amp_source(&project);
@@ -89,8 +90,8 @@ fn existing_files_are_kept_and_the_users_part_is_printed() {
         assert_eq!(after[name], before[name], "{name}");
     }
 
-    // A second run prints the same lines and changes nothing. After the user has added the lines,
-    // the next run succeeds.
+    // A second run fails in the same way and changes nothing. After the printed lines were added to
+    // `.cargo/config.toml`, the next run succeeds.
     let again = init(&project, "here/own", &[]);
     assert_refused(&again, &["add the lines above"]);
     assert_eq!(files(&folder), after);
@@ -140,7 +141,7 @@ fn in_a_workspace_the_package_is_extended_and_the_root_configured() {
     assert_eq!(after["b/Cargo.toml"], before["b/Cargo.toml"]);
     assert_eq!(after["Cargo.toml"], before["Cargo.toml"]);
 
-    // The current package is extended, if there is one.
+    // Without `--package`, the package of the working directory is extended.
     let run = init(&project, "here/own/b/src", &["--amp-source", &source]);
     assert_succeeded(&run);
     assert!(project.path("here/own/b/src/bin/amp.rs").is_file());
@@ -186,8 +187,8 @@ fn a_failure_changes_nothing() {
     refused(&["--amp-source", &source], &parts);
     assert_eq!(amp_source(&project), source);
 
-    // `init` creates the folder `.github` after it has written other files. Here this fails,
-    // because a file has the folder's name.
+    // A file at the path of the folder `.github` makes `init` fail after it has written other
+    // files.
     project.write("here/own/.github", "a file\n");
     let before = files(&folder);
     let run = init(&project, "here/own", &["--amp-source", &source]);

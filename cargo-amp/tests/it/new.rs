@@ -159,8 +159,8 @@ fn under_cargo_run_the_source_is_the_checkout() {
         command.env("CARGO_MANIFEST_DIR", format!("{source}/cargo-amp"));
         output(&mut command)
     };
-    // `CARGO_MANIFEST_DIR` is the checkout of cargo-amp only if `cargo run` has started cargo-amp
-    // itself. If another package has started it, cargo-amp ignores this variable.
+    // For programs started by `cargo run`, cargo sets `CARGO_MANIFEST_DIR` to the folder of the
+    // package that is run. cargo-amp ignores the variable if this package is not cargo-amp.
     assert_refused(&run("other"), &["pass --amp-source"]);
     assert_succeeded(&run("cargo-amp"));
     let manifest = fs::read_to_string(project.path("here/one/Cargo.toml")).expect("a manifest");

@@ -54,10 +54,10 @@ pub(crate) fn workspace() -> Checkout {
     project
 }
 
-/// Writes the messages that cargo prints for these executables. Each executable is given as the
-/// folder of its package, its kind, its name, and whether it is a test binary. Each executable is a
-/// shell script that prints its arguments, and that fails if the variable `FAILS` contains its
-/// name.
+/// Writes the file `built/<file>` with the messages that cargo prints after it has built `targets`,
+/// and the executables in these messages. A target consists of its package's folder, its kind, its
+/// name, and whether it is a test binary. The executables are shell scripts that print their
+/// arguments and fail if the variable `FAILS` is their name.
 pub(crate) fn build(project: &Checkout, file: &str, targets: &[(&str, &str, &str, bool)]) {
     let mut messages = String::new();
     for (package, kind, name, is_test) in targets {

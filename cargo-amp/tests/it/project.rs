@@ -32,7 +32,7 @@ fn built(project: &Checkout, folder: &str, arguments: &[&str]) -> String {
     project.write("built/amp", "");
     let mut command = project.cargo_amp(arguments);
     command.current_dir(project.path(folder)).env("FAKE_BUILT", project.path("built"));
-    // The replacement for cargo has built nothing.
+    // The script that replaces cargo builds nothing, so cargo-amp fails after the build.
     assert_refused(&output(&mut command), &["cargo built amp but did not say where"]);
     let log = std::fs::read_to_string(project.path("built/log")).expect("cargo was called");
     std::fs::remove_file(project.path("built/log")).expect("just read");
@@ -147,8 +147,8 @@ fn unknown_settings_are_refused() {
             "[package.metadata.amp]\npack-skip-test = [\"ui\"]",
             ["[package.metadata.amp] of `mine`", "unknown key `pack-skip-test`: use pack or"],
         ),
-        ("[package.metadata.amp]\npack = \"data\"", ["`pack` in ", "must be a list of texts"]),
-        ("[package.metadata.amp]\npack = [3]", ["`pack` in ", "must be a list of texts"]),
+        ("[package.metadata.amp]\npack = \"data\"", ["`pack` in ", "must be a list of strings"]),
+        ("[package.metadata.amp]\npack = [3]", ["`pack` in ", "must be a list of strings"]),
         ("[package.metadata]\namp = true", ["[package.metadata.amp]", "must be a table"]),
         (
             "[workspace.metadata.amp]\npack = [\"data\"]",
@@ -156,7 +156,7 @@ fn unknown_settings_are_refused() {
         ),
         (
             "[workspace.metadata.amp]\ntest-python-packages = { numpy = \"2\" }",
-            ["`test-python-packages` in [workspace.metadata.amp]", "must be a list of texts"],
+            ["`test-python-packages` in [workspace.metadata.amp]", "must be a list of strings"],
         ),
     ] {
         project.write("Cargo.toml", &format!("{manifest}{settings}\n"));

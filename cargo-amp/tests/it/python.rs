@@ -1,12 +1,12 @@
-//! Tests that the Python packages for a project's tests are fetched only for the tests, and only
-//! once. pip is replaced.
+//! Tests that the Python packages for a project's tests are downloaded only by `cargo amp test`,
+//! and only once. A script replaces pip.
 
 use std::fs;
 use std::path::Path;
 
 use crate::support::{Checkout, assert_refused, assert_succeeded, output, stderr, stdout};
 
-/// Creates a project whose tests need packages.
+/// Creates a project whose tests need Python packages.
 fn asking() -> Checkout {
     let project = Checkout::new();
     let manifest = fs::read_to_string(project.path("Cargo.toml")).expect("written");
@@ -46,7 +46,7 @@ fn only_the_tests_fetch_the_packages_and_only_once() {
     output(&mut project.cargo_amp(&["verify"]));
     assert_eq!(fetches(&project), Vec::<String>::new());
 
-    // The replacement for cargo exits with 7.
+    // The script that replaces cargo exits with 7.
     let first = output(&mut project.cargo_amp(&["test"]));
     assert_eq!(first.status.code(), Some(7), "{}", stderr(&first));
     assert!(is_whole(&project));
@@ -59,11 +59,11 @@ fn only_the_tests_fetch_the_packages_and_only_once() {
     let second = output(&mut project.cargo_amp(&["test"]));
     assert_eq!(stderr(&second), "");
     assert_eq!(fetches(&project).len(), 1);
-    // The tests were built while pip ran the first time.
+    // The tests were built only once while pip ran, in the first run.
     let [(_, built)] = &builds(&project)[..] else { panic!("{:?}", builds(&project)) };
     assert_eq!(built, "test --workspace --no-run --quiet");
     assert_eq!(project.pip_runs(), runs_of_setup, "libtorch was fetched by setup alone");
-    // An environment variable passes the packages' folder to the tests.
+    // The variable `AMP_TEST_PYTHON` contains the folder of the packages.
     let line = format!("python {}\n", project.path(".amp/python").display());
     assert!(stdout(&second).contains(&line), "{}", stdout(&second));
 }
@@ -109,8 +109,8 @@ fn tests_that_do_not_build_are_not_run() {
     assert_eq!(built, "test --package mine --no-run --quiet");
 }
 
-/// If pip fails, cargo-amp ends the build that runs at the same time, so that the error is the last
-/// line.
+/// If pip fails, cargo-amp ends the build that runs at the same time, so that no output of cargo
+/// follows the error.
 #[test]
 fn a_failed_fetch_ends_the_build() {
     let project = asking();

@@ -53,7 +53,7 @@ fn an_incomplete_folder_is_replaced() {
         ("verify", "libgomp.so.1 is missing or cut short", |c| {
             fs::remove_file(c.home().join("torch/lib/libgomp.so.1")).expect("there");
         }),
-        // Only `cargo amp setup` checks each header.
+        // Of all commands, only `setup` checks the headers.
         ("setup", "torch.h is missing or cut short", |c| {
             let header = "torch/include/torch/csrc/api/include/torch/torch.h";
             fs::write(c.home().join(header), "torch").expect("there");
@@ -110,7 +110,8 @@ fn a_damaged_libtorch_with_cuda_is_replaced_with_cuda() {
     let checkout = Checkout::new();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
     fs::remove_file(checkout.home().join("torch/lib/libc10.so")).expect("there");
-    // This run has no driver, as on the login node of a cluster. CUDA is fetched nevertheless.
+    // On a machine without a driver, such as the login node of a cluster, the default is a libtorch
+    // for CPUs. CUDA is fetched again because the damaged libtorch had CUDA.
     output(&mut checkout.cargo_amp(&["verify"]));
     assert!(checkout.home().join("torch/lib/libtorch_cuda.so").is_file());
     assert!(checkout.is_provisioned());

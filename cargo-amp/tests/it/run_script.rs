@@ -1,5 +1,5 @@
-//! Tests of the packed `run.sh`, with scripts as binaries and a folder that looks like Python's
-//! torch.
+//! Tests of the packed `run.sh`. The packed binaries are scripts, and a folder that looks like
+//! Python's torch replaces torch.
 
 use std::fs;
 use std::process::Output;
@@ -107,8 +107,8 @@ fn every_test_runs_against_the_goldens_of_its_package() {
         ],
     );
 
-    // `run.sh test` runs all binaries even if some fail, and even the binaries of a package whose
-    // folder is missing. At the end it lists the binaries that failed.
+    // Some test binaries fail, and the folder of their package is missing. `run.sh test` still runs
+    // all binaries, and lists those that failed at the end.
     fs::remove_dir_all(project.path("dist/checks")).expect("packed");
     let failed = run(&project, &["test"], &[("FAILS", "checks"), ("AMP_DEVICE", "cpu")]);
     assert_eq!(failed.status.code(), Some(1));
@@ -128,7 +128,8 @@ fn goldens_are_recorded_by_the_named_binaries() {
     assert!(project.path("dist/tests/goldens").is_dir());
     let all = run(&project, &["golden-record"], &[]);
     assert_eq!(ran(&all).len(), 4);
-    // `run.sh` lists the files that already exist, so that the user can copy them.
+    // `run.sh` also lists goldens that existed before, such as this one, so that the user can copy
+    // all files.
     assert!(stdout(&all).contains("other_cpu.snap"), "{}", stdout(&all));
     let refused = run(&project, &["golden-record", "absent"], &[]);
     assert_refused(&refused, &["there is no absent in "]);

@@ -1,6 +1,6 @@
-//! A small project in a temporary folder. The cargo-amp binary runs in this project isolated from
-//! the machine. It has no network and no pip, its cache is inside the project, and its only
-//! environment variables are those that are set here.
+//! A small project in a temporary folder. The cargo-amp binary runs in this project. It uses no
+//! network, scripts replace pip and cargo, its cache is inside the project, and it gets only the
+//! environment variables that are set in this file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Returns the folder with the scripts that replace python3, cargo, strip and df. The scripts are
-/// committed files. If a test wrote such a script, a process started by another test could still
-/// have the file open, and the script could then not be run.
+/// committed files and not written by the tests: Linux does not run a script that is still open for
+/// writing in another process, such as one that another test has started.
 pub(crate) fn fakes() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake")
 }
@@ -57,7 +57,8 @@ impl Checkout {
         self.path(folder)
     }
 
-    /// Runs cargo-amp with `arguments` in the root, in a clean environment with the replacements
+    /// Creates the command that runs cargo-amp with `arguments` in the project's root. Its
+    /// environment has only the variables set below, and the scripts that replace programs come
     /// first on PATH.
     pub(crate) fn cargo_amp(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cargo-amp"));
@@ -79,7 +80,8 @@ impl Checkout {
         command
     }
 
-    /// Runs cargo-amp with `arguments`, simulating a machine with an NVIDIA driver.
+    /// Creates the command that runs cargo-amp with `arguments` as on a machine with an NVIDIA
+    /// driver.
     pub(crate) fn cargo_amp_with_driver(&self, arguments: &[&str]) -> Command {
         self.write("driver/libcuda.so.1", "");
         let mut command = self.cargo_amp(arguments);
@@ -92,7 +94,7 @@ impl Checkout {
         self.path("cache/cargo-amp/libtorch-2.11.0")
     }
 
-    /// Returns the folder in which a download of libtorch is prepared.
+    /// Returns the folder for a download of libtorch that is not complete.
     pub(crate) fn partial(&self) -> PathBuf {
         self.path("cache/cargo-amp/libtorch-2.11.0.partial")
     }
@@ -103,8 +105,7 @@ impl Checkout {
         log.lines().map(str::to_owned).collect()
     }
 
-    /// Returns how many times pip was run. pip runs once for each wheel, so a libtorch for CPUs
-    /// needs `CPU_WHEELS` runs.
+    /// Returns how many times pip was run: once for each downloaded wheel.
     pub(crate) fn pip_runs(&self) -> usize {
         self.pip_log().len()
     }

@@ -35,7 +35,8 @@ fn parts_run_two_at_a_time_and_are_printed_in_order() {
     command.env("FAKE_PARTS", project.path("parts"));
     let mut child =
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("cargo-amp runs");
-    // The process that the test `first` leaves behind keeps its output open.
+    // The part `first` leaves a process running that keeps the output pipe open. cargo-amp must end
+    // nevertheless.
     wait_until("cargo-amp ends", || child.try_wait().is_ok_and(|status| status.is_some()));
     let run = child.wait_with_output().expect("it has ended");
     project.write("parts/end", "");
@@ -58,8 +59,8 @@ fn parts_run_two_at_a_time_and_are_printed_in_order() {
     assert_eq!(started, wanted);
 }
 
-/// If options cannot select the tests of a plain `cargo test`, cargo-amp runs a plain `cargo test`. It
-/// does so on CUDA as well, where two parts would share the device.
+/// cargo-amp calls `cargo test` once, without parts, on CUDA (two parts would share the device),
+/// and if no options select the same tests as a plain `cargo test`.
 #[test]
 fn tests_that_cannot_be_divided_run_in_one_cargo() {
     let one_call = |project: &Checkout, arguments: &[&str]| {
@@ -80,7 +81,7 @@ fn tests_that_cannot_be_divided_run_in_one_cargo() {
     }
 }
 
-/// A target whose tests cargo leaves out belongs to no part.
+/// Targets with `test = false` or `doctest = false` belong to no part.
 #[test]
 fn targets_without_tests_are_left_out() {
     let project = divisible();
@@ -98,7 +99,8 @@ fn targets_without_tests_are_left_out() {
     assert_eq!(calls, ["--no-fail-fast --lib", "--no-fail-fast --test first", "--no-run"]);
 }
 
-/// A library without documentation tests is excluded if another library has some.
+/// If some libraries have documentation tests, the others are excluded from that part with
+/// `--exclude`.
 #[test]
 fn libraries_without_documentation_tests_are_excluded() {
     let project = divisible();

@@ -66,7 +66,7 @@ fn jpeg(number: i64) -> Vec<u8> {
     file
 }
 
-/// Prepares each file four times.
+/// Loads each file four times and applies the transforms.
 fn prepare(set: &ImageFolder) {
     for at in 0..PREPARED {
         set.get(at % FILES, &mut Draws::new(2, 0).rng(at)).expect("an example");

@@ -2,10 +2,11 @@
 //! are small, so that this time is visible. The benchmark compares three steps: the step that the
 //! derive macro generates, the same step written by hand, and the bare calls of libtorch.
 //!
-//! `cargo bench -p tests --bench step` measures the times of the three steps, to be compared with
-//! each other. If `AMP_STEP` contains the name of one of the steps, and for example
-//! `AMP_STEPS=100`, the program runs this step 100 times and ends. Two such runs under `valgrind
-//! --tool=callgrind` with different numbers of steps give the number of instructions per step.
+//! `cargo bench -p tests --bench step` measures the times of the three steps. To count instructions
+//! instead, set `AMP_STEP` to the name of a step (`derived`, `by-hand` or `bare-libtorch`) and
+//! `AMP_STEPS` to a number: the program runs this step so many times and ends. Two such runs under
+//! `valgrind --tool=callgrind` with different numbers of steps give the number of instructions per
+//! step.
 
 use amp_core::{
     data::{AnyBatch, Batch, BatchType},
@@ -108,10 +109,9 @@ fn bare(weights: &[(Tensor, Tensor)], batch: &Batch, sum: &mut Tensor) -> Result
     Ok(loss)
 }
 
-/// A function that runs one step.
 type Run = Box<dyn FnMut() -> Tensor>;
 
-/// Returns the three steps to compare, by name.
+/// Returns the three steps to compare, each with its name.
 fn candidates() -> Result<Vec<(&'static str, Run)>> {
     amp_core::tch::set_num_threads(1);
     let context = || Context::new(Policy::new(Precision::F32True, Device::Cpu), true);

@@ -1,7 +1,7 @@
-//! Measures how many rows per second are read from a table: from Parquet files, decoded by one
-//! thread and by one thread for each core, and from a CSV file. The table has eight columns of
-//! floating-point numbers, one of integers and one of text, and three columns of these kinds with
-//! missing values. The Parquet file has 16 row groups of 65,536 rows, compressed by zstd.
+//! Measures how many rows of a table are read per second: from Parquet files with one thread and
+//! with one thread per core, and from a CSV file. Ten columns have no missing values: eight of
+//! floating-point numbers, one of integers and one of text. Three more columns, one of each kind,
+//! have missing values. The Parquet file has 16 row groups of 65,536 rows, compressed by zstd.
 //!
 //! Run the benchmark with `cargo bench -p tests --bench tables`. If `AMP_PYTHON` names a Python
 //! with torch and pyarrow, pyarrow writes the Parquet file as well, and reads the same files in
@@ -103,7 +103,7 @@ fn cell(column: &dyn Array, row: usize) -> String {
     }
 }
 
-/// The two sets of columns that are read. Only those of `gaps` have missing values.
+/// The two sets of columns that are read separately. Only those of `gaps` have missing values.
 const PARTS: [&str; 2] = ["full", "gaps"];
 
 fn columns(part: &str, table: &ParquetTable) -> Result<Columns> {
@@ -154,8 +154,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Reads the files in this process and in Python in turn, and prints the medians of nine rounds.
-/// One earlier round is not counted.
+/// Reads the files in this process and in Python in turn, and prints the medians of nine rounds,
+/// which follow a warm-up round.
 fn compare(path: &Path, csv: &Path, columns: &[Columns; 2], counts: &[usize]) {
     let Some(mut python) = Peer::start("tables", path.as_os_str()) else { return };
     println!("| file | columns | threads | ours: s, CPU s | pyarrow: s, CPU s | ours / pyarrow |");
@@ -191,7 +191,8 @@ fn compare(path: &Path, csv: &Path, columns: &[Columns; 2], counts: &[usize]) {
     }
 }
 
-/// Returns two sums that depend on every value of the batch and on the value's row.
+/// Returns two sums over the batch, one of all values, and one of all values weighted by their row.
+/// If the sums of two readers agree, the readers return the same tensors.
 fn checksum(batch: &AnyBatch) -> [f64; 2] {
     let sums = batch.tensors().map(|(_, tensor)| {
         let rows = tensor.to_kind(Kind::Double).view([(GROUPS * ROWS) as i64, -1]);

@@ -1,5 +1,6 @@
 //! Compiles the README's example and the documentation of the derive macros. amp-derive's examples
-//! need amp-core, on which amp-derive cannot depend. The tests across crates are in `tests/tests`.
+//! need amp-core, on which amp-derive cannot depend. Tests that use several crates of the workspace
+//! are in `tests/tests`.
 
 /// Compiles and runs the examples in the documentation of `derive(LightningModule)`.
 #[cfg(doctest)]

@@ -4,9 +4,9 @@
 use std::{fs, path::PathBuf};
 
 const RULES: std::ops::RangeInclusive<u32> = 1..=37;
-/// The rules on FP8 may have a note instead of a test.
+/// The rules on FP8. Instead of naming a test, they may say that FP8 is not built yet.
 const FP8: std::ops::RangeInclusive<u32> = 20..=22;
-const NO_FP8: &str = "FP8 is not built yet";
+const NO_FP8: &str = "FP8 is not implemented yet";
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -36,8 +36,8 @@ fn names(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2).filter(|name| name.contains("::"))
 }
 
-/// Returns `None` if a test of this name exists. Otherwise returns the reason why it does not
-/// exist.
+/// Returns `None` if a test of this name exists. Otherwise returns what is missing: the file or the
+/// function.
 fn missing(name: &str) -> Option<String> {
     let (folder, rest) = match name.split_once("::") {
         Some(("tests", rest)) => ("tests/tests", rest),

@@ -105,7 +105,8 @@ fn an_allow_attribute_silences_the_advice() {
     assert!(Net::builder().build().is_ok());
 }
 
-/// In this module, every usual name means something else, and no trait is in scope.
+/// A module that uses usual names, such as `Option`, `name` and `loss`, for its own structs and
+/// fields, and in which no trait is in scope.
 #[no_implicit_prelude]
 mod hostile {
     use ::amp_core::{LightningModule, Module, nn};

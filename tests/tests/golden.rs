@@ -67,8 +67,8 @@ fn in_16(golden: &mut Golden) -> &mut Figures {
 }
 
 /// If results differ from the golden (the recorded results), the comparison names each value that
-/// differs. This holds whether the tolerance comes from a recorded spread or from the seeds in the
-/// golden.
+/// differs. This holds whether the tolerance comes from a spread file (results of several machines)
+/// or from the seeds in the golden.
 #[rstest]
 fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
     let agreement = Agreement { spread: recorded.then(spread), memory: true };
@@ -160,8 +160,9 @@ fn one_model_of_gpu_repeats_every_figure() {
     }
 }
 
-/// No golden (recorded results) of this repository accepts a change of the accuracy that is larger
-/// than the model's margin, with or without a recorded spread.
+/// Checks all goldens (recorded results) of this repository. No golden tolerates a change of the
+/// accuracy that is larger than the model's margin (how much worse than under 32-true the metric
+/// may be), whether or not a spread file sets the tolerances.
 #[test]
 fn no_golden_tolerates_more_than_the_gate() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens");
@@ -197,9 +198,9 @@ fn nan_agrees_with_nothing() {
     }
 }
 
-/// Small changes of the results cannot add up without limit. Each change is within the tolerance of
-/// the golden, and the changed results are accepted as the new golden. The anchor (the first
-/// recording) still reports when the sum of all changes exceeds its budget.
+/// Small changes of the results cannot add up without limit. Each change here is within the
+/// tolerance of the golden and is accepted as the new golden. But the anchor (the first recording)
+/// has a budget, and the comparison with it fails when the sum of all changes exceeds this budget.
 #[test]
 fn accepted_drift_cannot_ratchet() {
     let agreement = agreement();

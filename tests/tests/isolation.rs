@@ -78,8 +78,8 @@ fn golden() -> Result<()> {
     Ok(())
 }
 
-/// Trains in the same way as `golden`. The spread in the check is so large that any result is
-/// accepted.
+/// Trains in the same way as `golden`. The test passes a spread (samples of the results, which
+/// determine the tolerance) in `check`. This spread is so large that any result is accepted.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn with_a_spread_of_its_own() {
@@ -276,7 +276,7 @@ fn each_golden_of_a_test_has_its_own_process() {
         cases.map(|case| ["anchor.json", "snap"].map(|end| format!("drawn_cpu_{case}.{end}")));
     assert_eq!(files(folder.path()), names.concat());
     passed(&run(folder.path(), &tests, &[]), 2);
-    // The second pass of the loop has another golden than the first pass.
+    // The file `drawn_cpu_4.snap` is the golden of the loop's second iteration.
     let path = folder.path().join("drawn_cpu_4.snap");
     let golden = fs::read_to_string(&path).expect("the golden");
     let moved = golden.replacen("\"skipped_steps\": 0", "\"skipped_steps\": 9", 1);
@@ -312,8 +312,8 @@ fn without_other_tests_training_needs_no_child_process() {
     passed(&run(folder.path(), &["on_other_threads", "golden"], &[exact]), 2);
 }
 
-/// If a golden was recorded on a CPU with fewer instructions, it is reproduced to the last digit.
-/// The training runs in a process in which this CPU uses only the kernels for those instructions.
+/// A golden that was recorded on a CPU with fewer vector instructions is reproduced to the last
+/// digit: training runs in a process that uses only the kernels for those instructions.
 #[test]
 fn a_golden_of_older_kernels_is_compared_with_these_kernels() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,7 +1,8 @@
 //! Tests the library that `cargo amp new` writes: it compiles, its tests pass, and its model
 //! trains.
 
-// The template's files refer to each other as modules of the crate `my_model`.
+// The files of the template are compiled here as one module with the name that they have as a
+// crate, because they refer to each other as `my_model`.
 #[path = "../../cargo-amp/templates/lib.rs"]
 #[allow(unreachable_pub, reason = "these are modules of a library")]
 mod my_model;

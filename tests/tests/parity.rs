@@ -35,7 +35,8 @@ struct Options {
 fn python() -> &'static str {
     static LOADED: OnceLock<(Child, String)> = OnceLock::new();
     let (_, program) = LOADED.get_or_init(|| {
-        // The waiting Python process ends when this process ends, and then removes the folder.
+        // Another Python process keeps torch loaded and waits. It ends when this process ends, and
+        // then removes the folder.
         let folder = tempdir().expect("a temporary folder").keep();
         let (own, program) = (folder.join("forked_python.py"), folder.join("python"));
         fs::write(&own, include_str!("../forked_python.py")).expect("a program can be written");
@@ -124,9 +125,9 @@ fn changed(
     Ok(Registry::new(project!()).data_set(data.as_ref().clone()).model(model))
 }
 
-/// If only the PyTorch version skips a step, the report shows the largest gradients of the steps
-/// before. The PyTorch version overflows in step 3. Until then, the largest gradients of the model
-/// and of the PyTorch version are nearly equal.
+/// The PyTorch version overflows in step 3, so it skips this step, and the Rust model does not. The
+/// report shows the largest gradient of each of the first steps. Before step 3, the two largest
+/// gradients are nearly equal.
 #[rstest]
 #[case::automatic(lstm("return F.mse_loss(", &format!("return {} * F.mse_loss(", overflows("self")))?)]
 #[case::manual(wgan("loss = gap +", &format!("loss = gap + {} *", overflows("self")))?)]
@@ -183,9 +184,9 @@ fn a_twin_that_trains_otherwise_disagrees(#[case] from: &str, #[case] to: &str) 
     Ok(())
 }
 
-/// If the folder already contains a row of the report, this row is not computed again. There are
-/// three exceptions: the options or the PyTorch version have changed, the file of the row is
-/// damaged, or the PyTorch version failed.
+/// With `--cache`, a command takes the rows of its report from the folder. It computes a row again
+/// if the options or the PyTorch version have changed, if the file of the row is damaged, or if the
+/// PyTorch version failed.
 #[test]
 fn rows_are_kept_in_a_folder() -> Result<()> {
     const RATE: &str = "lr=self.learning_rate";

@@ -67,9 +67,9 @@ fn a_project_has_at_most_150_lines_of_code() {
 /// the matrix products run in the dtype of the precision.
 #[rstest]
 #[case::lstm("LstmForecaster", 2, json!({}))]
-// With the width in the registry, this model would need 45 seconds of CPU time, nearly all of it
-// for convolutions in f16. It is therefore made smaller. The diffusion model and GPT-2 are made
-// smaller for the same reason.
+// With the width in the registry, ResNet would need 45 seconds of CPU time, nearly all of it for
+// convolutions in f16, so the test uses a smaller width. The diffusion model and GPT-2 are smaller
+// for the same reason.
 #[case::image_folder("ResNet", 4, json!({ "width": 8 }))]
 #[case::tabular("TabularNet", 2, json!({}))]
 #[case::two_tower("TwoTower", 2, json!({}))]
@@ -94,8 +94,8 @@ fn trains_under_every_precision(#[case] name: &str, #[case] epochs: i64, #[case]
     for precision in Precision::ALL {
         let mut ignore = |_: &Event| Ok(());
         let record = runner::run(&case, precision, Extras::default(), &mut ignore).expect("a run");
-        // The loss of an epoch is the mean over its batches. Models with manual optimization log
-        // the validation loss.
+        // Models with manual optimization log no training loss, so the validation loss is used for
+        // them.
         let loss = |epoch: &EpochEnd| {
             epoch.value("train_loss").or_else(|| epoch.value("val_loss")).expect("a loss")
         };

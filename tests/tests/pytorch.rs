@@ -88,7 +88,8 @@ fn read(path: &Path) -> HashMap<String, Tensor> {
     Tensor::read_safetensors(path).expect("a safetensors file").into_iter().collect()
 }
 
-/// Returns PyTorch's input and outputs for the model `name`, as `input`, `f32` and `f64`.
+/// Returns a function that looks up a recorded tensor of the model `name`: `input`, or PyTorch's
+/// output `f32` or `f64`.
 fn outputs(name: &str) -> impl Fn(&str) -> Tensor {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join("logits.safetensors");
@@ -143,8 +144,8 @@ fn every_model_has_a_copy() {
 /// A model that loads the weights of its copy in PyTorch computes the same logits as the copy. On
 /// the CPU, the bounds are 1e-6 in f32 and 1e-12 in f64. On CUDA, sums in f32 are computed in
 /// another order. The bound there is the larger of two numbers: eight times the distance between
-/// PyTorch's f32 and f64 logits, and eight roundings of the largest logit. TF32 is off in this
-/// test, because it would cause differences that are a hundred times as large.
+/// PyTorch's f32 and f64 logits, and eight times the rounding error of the largest logit. TF32 is
+/// off in this test, because it would cause differences that are a hundred times as large.
 #[rstest]
 fn pytorchs_weights_give_its_logits(
     #[values(Precision::F32True, Precision::F64True)] precision: Precision,

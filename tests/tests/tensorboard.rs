@@ -1,4 +1,4 @@
-//! Compares a run with its event files, which TensorBoard itself reads.
+//! Compares the values of a run with those that TensorBoard reads from the run's event files.
 
 use std::{
     collections::BTreeMap,

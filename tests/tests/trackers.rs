@@ -1,4 +1,4 @@
-//! Tests that the readers of MLflow and W&B can read the logs of a run, without a server.
+//! Tests that MLflow's and W&B's own Python code reads the logs of a run, without a server.
 
 use std::{
     collections::BTreeMap,
@@ -119,7 +119,7 @@ fn mlflows_client_reads_every_run() -> Result<()> {
     let mut logger = MlflowLogger::create(&store)?;
     let memory = train(&mut logger)?;
     drop(logger);
-    // A second logger continues in the same experiment.
+    // A second logger in the same folder must keep the experiment and its runs.
     drop(MlflowLogger::create(&store)?);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/read_mlflow.py");
     let runs: Vec<MlflowRun> =
@@ -211,8 +211,8 @@ fn holds(memory: &MemoryLogger, history: &[&Value], summary: &Value) {
         let last = values.last().expect("a value").1;
         assert_eq!(summary["update"][tag].as_f64(), Some(last), "{tag}");
         if tag.starts_with("grad_scaler/") {
-            // These values are logged at attempted steps, including skipped ones. One row may stand
-            // for several attempted steps, so the row contains only the last value.
+            // These values are logged at each attempted step, also if it is skipped. Several
+            // attempts may share a row, which then contains only the value of the last one.
             assert_eq!(rows.last().map(|(_, value)| *value), Some(last), "{tag}");
         } else {
             let by_step: BTreeMap<u64, f64> = values.iter().copied().collect();

@@ -1,5 +1,5 @@
 //! Tests of the error messages of the derive macros. Each file `ui/<rule>/<defect>.rs` breaks one
-//! rule in one point. The `.stderr` file next to it contains the expected output of rustc.
+//! rule at one place. The `.stderr` file next to it contains the expected output of rustc.
 //!
 //! The cases use the amp-core library that was built for this test, so no crate is built again.
 //!
@@ -143,8 +143,7 @@ fn normalized(text: &str) -> String {
             None => line.to_owned(),
         });
     }
-    // If ` --> file` stands above `15 | code`, the column of the line numbers ends where the arrow
-    // begins.
+    // rustc writes the arrow of ` --> file` where the column of line numbers ends.
     let arrow = lines.iter().find(|line| line.trim_start().starts_with("--> "));
     let width = arrow.map_or(0, |line| indent(line));
     let digits = |line: &String| {

@@ -58,7 +58,8 @@ impl Peer {
         Some(Self { process, requests, answers })
     }
 
-    /// Sends a request, which is one line, to the script. Returns the two numbers of the answer.
+    /// Sends a request, which is one line, to the script. Returns the two numbers of its answer:
+    /// the wall-clock and CPU seconds, unless the request asks for others.
     pub(crate) fn run(&mut self, line: &str) -> Seconds {
         let mut requests = self.requests.as_ref().expect("it runs");
         writeln!(requests, "{line}").expect("it reads");

@@ -14,7 +14,7 @@ const CODE: &[&str] = &["rs", "cpp", "h", "cu", "cuh", "py"];
 /// to tools and are not searched.
 const DOTTED: &[&str] = &[".cargo", ".ci", ".github"];
 
-/// Lists every file, relative to the root.
+/// Lists the workspace's files, with paths relative to `root`.
 pub(crate) fn all(root: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![PathBuf::new()];

@@ -13,9 +13,9 @@ use crate::{
     modules::{Meaning, Names, Source, declared, is_test, sources},
 };
 
-/// Finds imports of a module that is above the importing module. `order` lists the modules from
-/// bottom to top. Also finds modules of `order` that the crate does not have, and modules of the
-/// crate that `order` does not contain.
+/// Finds imports that the order of the modules does not allow. `order` lists the modules from
+/// bottom to top, and a module may not import from a module above it. Also finds modules of `order`
+/// that the crate does not have, and modules of the crate that `order` does not contain.
 pub(crate) fn upward(root: &Path, krate: &str, order: &[&str]) -> Vec<Finding> {
     let (sources, mut findings) = sources(root, krate);
     let names = Names::new(&sources);
@@ -65,7 +65,8 @@ fn differences(root: &Source, krate: &str, order: &[&str]) -> Vec<Finding> {
     missing.chain(stale).collect()
 }
 
-/// Collects the names at the crate's root that a file uses.
+/// Collects the names at the root of the crate that a file uses, for example `nn` in
+/// `crate::nn::Linear`.
 struct Imports {
     /// The name of the crate in paths.
     krate: String,
@@ -74,7 +75,7 @@ struct Imports {
     found: Vec<(usize, String)>,
 }
 
-/// The module to which the segments of a path have led so far.
+/// What the segments of a path that have been followed so far refer to.
 #[derive(Clone, Copy)]
 enum At {
     Start,
@@ -87,7 +88,9 @@ impl Imports {
         Self { krate: krate.replace('-', "_"), depth: source.module.len(), found: Vec::new() }
     }
 
-    /// Resolves one segment of a path. Returns `None` if the rest of the path does not matter.
+    /// Follows one segment of a path. Returns the module to which the segment leads. Returns `None`
+    /// if the segment names no module, because the rest of the path then does not matter. If the
+    /// segment names an item at the crate's root, adds it to `found`.
     fn step(&mut self, at: At, name: &Ident) -> Option<At> {
         let text = name.to_string();
         match (at, text.as_str()) {
@@ -125,8 +128,8 @@ impl Imports {
         }
     }
 
-    /// Resolves the paths in the tokens of a macro, each beginning at `start`. The caller handles
-    /// `$crate`.
+    /// Follows the paths in the tokens of a macro, each from `start`. In braces after a path, as in
+    /// `crate::{…}`, paths begin where that path leads to. Paths with `$crate` are not followed.
     fn tokens(&mut self, tokens: TokenStream, start: At) {
         let (mut at, mut colons, mut dollar) = (None, 0, false);
         for token in tokens {

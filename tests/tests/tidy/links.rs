@@ -12,7 +12,8 @@ use crate::{
     pages::plain,
 };
 
-/// The folder of the book, and the name of the file with its table of contents.
+/// The folder of the book (the documentation that mdBook builds). `SUMMARY` is the file with its
+/// table of contents.
 const BOOK: &str = "docs";
 const SUMMARY: &str = "SUMMARY.md";
 
@@ -46,7 +47,7 @@ pub(crate) fn outside_the_book(root: &Path) -> Vec<Finding> {
             let path = target.split('#').next().unwrap_or_default();
             let file = plain(&page.with_file_name("").join(path));
             if !path.is_empty() && !is_elsewhere(&target) && !file.starts_with(book) {
-                let advice = format!("the book contains only {BOOK}: name the file in backticks");
+                let advice = format!("the book contains only {BOOK}: name the file without a link");
                 findings.push(Finding::new(&page, line, format!("link `{target}`: {advice}")));
             }
         }

@@ -1,7 +1,7 @@
 //! Checks rules for the source files. No module imports a module above it. No file is too long.
 //! Unsafe code is only in amp-core's `ffi`. Every page is mentioned in another file. Every link
-//! leads to an existing page or heading. Comments of functions begin with a verb. A wrapper of a
-//! model passes on every method. Each violation is reported in one line.
+//! leads to an existing page or heading. Comments of functions begin with a verb. The wrapper of a
+//! `LightningModule` forwards every method to the model. Each violation is reported in one line.
 
 mod files;
 mod imports;

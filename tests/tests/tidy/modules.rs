@@ -65,7 +65,7 @@ pub(crate) fn is_test(attrs: &[Attribute]) -> bool {
 /// What `crate::NAME` refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Meaning {
-    /// An item of the module with this name.
+    /// An item of the crate's top-level module whose name this is.
     Module(String),
     /// An item of another crate. Using it is not an import between modules of this crate.
     Foreign,
@@ -121,8 +121,8 @@ pub(crate) fn declared<'a>(items: &[&'a Item]) -> impl Iterator<Item = &'a ItemM
     modules.collect::<Vec<_>>().into_iter()
 }
 
-/// Adds the names that a re-export at the root defines. `first` is the first segment of the path
-/// after `crate` and `self`.
+/// Adds the names that a re-export at the root defines. `first` is the path's first segment, not
+/// counting `crate` and `self`; `None` if no segment has been read yet.
 fn re_exported(
     tree: &UseTree,
     first: Option<&str>,
@@ -133,8 +133,8 @@ fn re_exported(
         let first = first.unwrap_or(original);
         match modules.iter().find(|module| *module == first) {
             Some(module) => drop(names.insert(name, Meaning::Module(module.clone()))),
-            // A trait and a derive macro may have the same name. If only one of the two is in this
-            // crate, the name refers to it.
+            // A trait of this crate may have the same name as a derive macro of another crate. The
+            // name then refers to the trait.
             None => drop(names.entry(name).or_insert(Meaning::Foreign)),
         }
     };

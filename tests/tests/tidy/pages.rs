@@ -24,7 +24,7 @@ pub(crate) fn unlinked_pages(root: &Path) -> Vec<Finding> {
     unlinked_pages.map(|page| Finding::new(page, 1, advice)).collect()
 }
 
-/// Returns the parts of a text that look like the path of a page.
+/// Returns the words of a text that end in `.md`, which may be paths of pages.
 fn paths(text: &str) -> impl Iterator<Item = &str> {
     let is_part = |c: char| c.is_alphanumeric() || "_-./".contains(c);
     let words = text.split(move |c| !is_part(c)).map(|word| word.trim_end_matches('.'));

@@ -1,11 +1,12 @@
-//! Finds methods of a trait that a wrapper does not pass on to the wrapped value.
+//! Finds methods of a trait that a wrapper does not forward to the wrapped value.
 
 use std::path::Path;
 
 use crate::{Finding, files};
 
-/// Returns the methods of `LightningModule` that amp-verify's `Intercepted` does not pass on. Such a
-/// method would have its default, and the intercepted run would differ from the model's own run.
+/// Returns the methods of `LightningModule` that amp-verify's `Intercepted` does not forward to the
+/// wrapped model. For such a method, a run with `Intercepted` would call the trait's default
+/// instead of the model's own method.
 pub(crate) fn missing(root: &Path) -> Vec<Finding> {
     let text = |file: &str| files::text(&root.join(file));
     let (of_trait, wrapper) = ("amp-core/src/module/mod.rs", "amp-verify/src/interceptor.rs");

@@ -37,7 +37,8 @@ fn shown(findings: Vec<Finding>) -> Vec<String> {
     lines
 }
 
-/// Returns the findings for the module `low` in a crate whose root file begins with `root`.
+/// Returns the findings for a crate with the modules `low` and `high`. `low` is the code of the
+/// module of this name, and `root` is additional code in `lib.rs`.
 fn about_low(root: &str, low: &str) -> Vec<String> {
     let root = format!("mod low;\nmod high;\n{root}");
     let folder = planted(&[
@@ -119,8 +120,8 @@ fn missing_and_unknown_modules_of_the_order_are_found() {
     assert!(found[1].starts_with("kit/src/lib.rs:1: there is no module `gone`"), "{found:?}");
 }
 
-/// The check also finds an upward import in real code. The test adds such an import to a copy of
-/// amp-derive, which otherwise has none.
+/// The check also finds a forbidden import in real code. The test adds an import of a higher module
+/// to a copy of amp-derive, which otherwise has none.
 #[test]
 fn an_import_planted_in_amp_derive_is_found() {
     let folder = tempdir().expect("a temporary folder");
@@ -224,7 +225,7 @@ fn a_page_outside_the_book_is_found() {
     ]);
     let expected = [
         "docs/guide/three.md:1: list this page in docs/SUMMARY.md",
-        "docs/guide/two.md:2: link `../../README.md`: the book contains only docs: name the file in backticks",
+        "docs/guide/two.md:2: link `../../README.md`: the book contains only docs: name the file without a link",
     ];
     assert_eq!(shown(links::outside_the_book(folder.path())), expected);
 }

@@ -39,8 +39,8 @@ pub(crate) fn words(source: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Collects the places at which unsafe code occurs. `allowed` is true if the tokens belong to a
-/// lint attribute other than `deny` and `forbid`.
+/// Collects the places with unsafe code or with a lint attribute that allows it. `allowed` is true
+/// if the tokens are the arguments of `allow`, `expect` or `warn`.
 fn collect(tokens: TokenStream, allowed: bool, found: &mut Vec<(usize, String)>) {
     let mut levels = false;
     for token in tokens {

@@ -104,8 +104,8 @@ impl Functions {
             return;
         }
         let Some((line, word)) = attrs.iter().find_map(first_word) else { return };
-        // If a trait already describes the function, its comment may consist of a heading such as
-        // `# Errors`.
+        // A function in an `impl` may have a comment that begins with a heading such as `# Errors`,
+        // because the comment of its trait says what the function does.
         if word != "#" && !is_verb(&word) {
             self.found.push((line, word));
         }
@@ -133,7 +133,8 @@ impl<'ast> Visit<'ast> for Functions {
     }
 }
 
-/// Returns whether the attribute marks a test: `#[test]`, `#[rstest]` or a case of one.
+/// Returns whether the attribute marks a test (`#[test]` or `#[rstest]`) or a case of a
+/// parametrized test (`#[case]`).
 fn is_test(attr: &Attribute) -> bool {
     let last = attr.path().segments.last().map(|segment| segment.ident.to_string());
     last.is_some_and(|name| ["test", "rstest", "case"].contains(&name.as_str()))

@@ -57,7 +57,7 @@ impl<B> Whole<B> {
         hook.log("one", &Tensor::from(1.0), LogOptions::ON_EPOCH)
     }
 
-    /// Returns the number of epochs so far, and the value in `last`.
+    /// Returns the number of epochs so far, and the value of the `#[transient]` field `last`.
     #[must_use]
     pub const fn seen(&self) -> (u64, Option<f64>) {
         (self.epochs, self.last)

@@ -83,8 +83,8 @@ pub struct HeightNet {
     body: Sequential,
 }
 
-/// Opens the heights of a landscape at places in a plane, from two files in the project's folder
-/// `data`.
+/// Returns the heights of a landscape at points (x, y). Training and validation examples are the
+/// files `train.f32` and `val.f32` in the project's folder `data`.
 ///
 /// # Errors
 /// If a file is missing or damaged.

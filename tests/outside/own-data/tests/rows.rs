@@ -1,5 +1,5 @@
-//! Tests of the data set with numbers that the tests write, and of training on the data set that
-//! the registry contains.
+//! Tests of the data set with files that the tests write, and of training on the registry's data
+//! set.
 
 use std::{fs, path::Path};
 

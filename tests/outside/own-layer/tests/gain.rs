@@ -27,7 +27,8 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
     Vec::try_from(flat).expect("numbers")
 }
 
-/// Returns `[rows, columns]` of numbers without a simple pattern.
+/// Returns a tensor `[rows, columns]` of the values sin(pace · i), where i = 0, 1, … counts the
+/// elements.
 fn wave(rows: i64, columns: i64, pace: f64) -> Tensor {
     let numbers = Tensor::arange(rows * columns, (Kind::Float, Device::Cpu));
     (numbers * pace).sin().view([rows, columns])
@@ -150,7 +151,8 @@ struct Net {
     last: Linear,
 }
 
-/// Returns the dtypes of the two gains' weights after a run.
+/// Trains a model with two `Gain` layers, the second with `#[precision(fp32)]`. Returns the dtypes
+/// of their weights after the run.
 fn trained_kinds(precision: Precision) -> [Kind; 2] {
     let mut model = seeded(1, || Net::builder().build());
     let mut config = TrainerConfig::new(precision, Device::Cpu);

@@ -1,4 +1,4 @@
-//! Compares the logger's lines with the run's record.
+//! Compares the lines that the logger writes with the record that `Trainer::fit` returns.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! Compares the metric with sums computed here, for single batches and for an epoch with batches of
-//! unequal size.
+//! Compares the metric with known sums, for single batches and for an epoch with batches of unequal
+//! size.
 
 use amp_core::{metric::Metric, nn::named_tensors, optim::Sgd, prelude::*, tch::no_grad};
 use amp_verify::{DataSet, Registry, model, project};
@@ -19,8 +19,8 @@ fn counts_are_the_sum_and_the_number_of_elements() {
     assert_eq!(counts(&output, &target), (0.5 + 2.0 + 0.0 + 3.0, 4.0));
 }
 
-/// 2048 and 2047 are float16 numbers, but 2049 is not: computed in float16, the second difference
-/// would be 2048.
+/// The differences 2048 − 1 and 2048 + 1 are computed exactly. float16 cannot represent 2049, so
+/// computing in float16 would round the second difference to 2048.
 #[test]
 fn a_difference_of_16_bit_numbers_is_not_rounded() {
     let half = |values: &[f32]| Tensor::from_slice(values).to_kind(Kind::Half);
@@ -50,7 +50,7 @@ impl Line {
         Ok(OptimizerConfig::new(Sgd { lr: 0.0, ..Default::default() }))
     }
 
-    /// Returns the line y = 2·x + 1.
+    /// Returns a model with the weights of the line y = 2·x + 1.
     fn known() -> Self {
         let model = Self::builder().build().expect("a model");
         for (name, mut tensor, _) in named_tensors(&model) {
@@ -61,7 +61,7 @@ impl Line {
     }
 }
 
-/// Returns the distance of an example's target from the line.
+/// Returns how far the target of the example at `at` is above the line.
 fn error(at: i64) -> f32 {
     [0.0, 1.0, -0.5, 3.0, 0.25][(at % 5) as usize]
 }
@@ -79,8 +79,8 @@ fn line(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("line", examples(40)?, examples(13)?, batch_size))
 }
 
-/// 13 validation examples in batches of 8 and 5: the mean over examples differs from the mean of
-/// the two batches' means.
+/// The epoch's value is the mean over all 13 validation examples, and not the mean of the means of
+/// the two batches (8 and 5 examples).
 #[test]
 fn an_epochs_value_is_the_mean_over_its_examples() {
     let mut model = Line::known();

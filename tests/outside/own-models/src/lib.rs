@@ -15,7 +15,7 @@ use amp_verify::{
 };
 use serde_json::json;
 
-/// The vocabulary of the workload for a GPU.
+/// The number of different symbols in the workload for a GPU.
 const SYMBOLS: i64 = 8192;
 
 /// Returns the models and data sets of this project.

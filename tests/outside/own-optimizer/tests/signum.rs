@@ -1,4 +1,5 @@
-//! Tests of the optimizer: closed forms, a loop in f64, and a resumed run.
+//! Tests of the optimizer: they compare it with closed forms and with the same formula computed in
+//! f64, and they resume a run.
 
 use std::path::{Path, PathBuf};
 
@@ -94,9 +95,9 @@ fn options_out_of_range_are_refused() {
     assert!(refused(Signum { lr: 1.0, momentum: 1.0 }).contains("momentum is 1"));
 }
 
-/// The master weights of bf16 parameters equal the parameters after the same steps in f32. With
-/// `Moments`, m is stored in the requested dtype, and the parameters have the same values as with m
-/// in f32.
+/// After three steps, the f32 master weights of bf16 parameters equal f32 parameters that took the
+/// same steps. With `Moments`, m is stored in bf16 or 8 bits, and the parameters have the same
+/// values as with m in f32.
 #[test]
 fn every_storage_gives_the_same_steps() {
     let weight = |kind| {
@@ -196,7 +197,8 @@ impl Net {
     }
 }
 
-/// Returns numbers that have no simple pattern.
+/// Returns a tensor of this shape with the values sin(pace · i), where i = 0, 1, … counts the
+/// elements.
 fn wave(shape: &[i64], pace: f64) -> Tensor {
     let count = shape.iter().product::<i64>();
     (Tensor::arange(count, (Kind::Float, Device::Cpu)) * pace).sin().view(shape)

@@ -106,8 +106,8 @@ macro_rules! counting {
 
 counting!(u64, (u8, u8));
 
-/// The type of state can be a fragment of kind `ident` or `tt`, around which there is no invisible
-/// group.
+/// The type in `#[state]` can be a macro fragment of kind `ident` or `tt`. Unlike other fragments,
+/// these are not in an invisible group.
 #[test]
 fn state_can_have_a_type_of_the_caller() {
     let model = Counting::builder().build().expect("a model");
@@ -134,8 +134,9 @@ macro_rules! hygienic {
     };
 }
 
-// The macro defines the fields. The caller of the macro writes the expressions that mention the
-// fields, `self`, `cx` and `plan`.
+// The macro defines the fields, and the macro's caller writes the expressions in which `self`,
+// `cx`, `plan` and the names of the fields occur. The derive macro must resolve these names in
+// spite of macro hygiene.
 hygienic!(
     linear(2, width),
     |x| {

@@ -1,8 +1,9 @@
 //! Tests that the generated code still works if the user's code defines items with the same names
 //! as the generated code uses.
 
-/// A module without the prelude. It defines the prelude's names itself. It also defines items with
-/// the names of the generated variables, because a variable cannot shadow such an item.
+/// A module without the prelude, in which the prelude's names mean something else. It also has
+/// statics, constants and unit structs with usual names of variables. A `let` cannot shadow such an
+/// item, so the generated code must not have variables with these names.
 #[no_implicit_prelude]
 #[allow(dead_code, unused_macros, non_camel_case_types, non_upper_case_globals)]
 pub(crate) mod hostile {

@@ -2,7 +2,7 @@
 
 use kit::engine::prelude::*;
 
-/// A model that writes the path of amp-core in quotes, as serde does.
+/// A model whose attribute names amp-core by a path in quotes, as serde's `crate` attribute does.
 #[derive(LightningModule)]
 #[amp(crate = "kit::engine")]
 #[loss(cross_entropy)]
@@ -17,7 +17,8 @@ pub struct Quoted {
     head: Linear,
 }
 
-/// A block that names the path of amp-core. Blocks have the attribute `#[amp]` too.
+/// A block with `#[amp(crate = …)]`, where the path to amp-core is written without quotes. Blocks
+/// take this attribute as models do.
 #[derive(Module)]
 #[amp(crate = kit::engine)]
 #[forward(|x| Ok(relu(x)?.f_add_scalar(1.0)?))]

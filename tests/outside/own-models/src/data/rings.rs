@@ -29,8 +29,8 @@ pub fn load(batch_size: i64) -> Result<DataModule> {
 }
 
 /// Returns the expected accuracy of the best possible model. In the area where the two rings
-/// overlap, half of the points belong to each ring. In this area, every model is therefore wrong
-/// about half of the points.
+/// overlap, half of the points belong to each ring, so every model classifies about half of the
+/// points there wrongly.
 pub fn best_accuracy() -> f64 {
     let overlap = 2.0 * HALF_WIDTH - 1.0;
     1.0 - 0.5 * overlap / (2.0 * HALF_WIDTH)

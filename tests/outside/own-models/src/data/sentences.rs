@@ -29,8 +29,8 @@ pub fn load(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("sentences", train, val, batch_size))
 }
 
-/// Returns the loss of the best possible model in nats, which is the entropy of the next symbol. On
-/// new sentences a model can be better only by chance.
+/// Returns the loss of the best possible model in nats, which is the entropy of the next symbol. A
+/// model can only by chance have a lower loss on new sentences.
 pub fn entropy() -> f64 {
     -(FREQUENT * FREQUENT.ln() + (1.0 - FREQUENT) * (1.0 - FREQUENT).ln())
 }

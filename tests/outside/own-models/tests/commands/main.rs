@@ -16,9 +16,9 @@ use tempfile::{TempDir, tempdir};
 fn amp(folder: &TempDir, arguments: &[&str]) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_amp"));
     command.current_dir(folder.path()).env("AMP_PROJECT", folder.path());
-    // By default, the threads of one operation wait for each other in a busy loop. If other
-    // processes use the cores, the operation then takes many times as long. The setting does not
-    // change the results.
+    // By default, OpenMP threads wait for each other in a busy loop. If other processes use the
+    // cores, an operation with several threads then takes many times as long. `passive` avoids this
+    // and does not change the results.
     command.env("OMP_WAIT_POLICY", "passive");
     Said::of(command.args(arguments))
 }
@@ -118,8 +118,9 @@ fn the_gate_asks_for_a_margin_that_was_neither_declared_nor_recorded() {
     assert_eq!(files(folder.path()), [] as [&str; 0]);
 }
 
-/// To compare a model, the gate needs only a margin in the registry. If a project has recorded no
-/// bounds for the first training steps, the gate estimates the bounds.
+/// A margin in the registry (how much worse than under 32-true the metric may be) is all that the
+/// gate needs to compare a model. The gate also compares the first training steps. It estimates the
+/// bounds for their values itself, because the project has recorded none.
 #[test]
 fn a_declared_margin_is_all_that_the_gate_needs() {
     let folder = folder();
@@ -238,9 +239,9 @@ fn layers_measures_each_layer_of_both() {
     }
 }
 
-/// With a limit of 1, no layer has to stay in FP32, because no layer has an error that is as large
-/// as its values. With a tiny limit, some layers have to stay in FP32, because every layer has some
-/// rounding error.
+/// With `--limit 1`, diagnose keeps no layer in FP32, because no layer has an error as large as its
+/// values. With `--limit 1e-4`, it keeps some layers in FP32, because every layer has some rounding
+/// error.
 #[test]
 fn diagnose_tells_layers_that_hold_from_layers_that_do_not() {
     for model in ["RingNet", "NextSymbol"] {
@@ -257,8 +258,8 @@ fn diagnose_tells_layers_that_hold_from_layers_that_do_not() {
     }
 }
 
-/// A second run can resume from the checkpoint of the first. The best epoch is the one with the
-/// lowest loss.
+/// The first run saves its last epoch, and the epoch with the lowest validation loss. A second run
+/// resumes from these checkpoints.
 #[test]
 fn train_saves_a_run_that_another_goes_on_with() {
     let folder = folder();

@@ -128,10 +128,7 @@ fn examples_that_do_not_fit_are_refused() {
     );
     let rows = Collate::new().pad(Pad::new("input", 0.0));
     let text = refused(&rows, &[(3, image(4)), (17, image(5))]);
-    assert!(
-        text.contains("example 17 [3, 5, 5]: padding changes only the first dimension"),
-        "{text}"
-    );
+    assert!(text.contains("in example 17: padding changes only the first dimension"), "{text}");
     let double = Batch { target: Tensor::from(1.5), ..image(4) };
     assert_eq!(
         refused(&stacks, &[(3, image(4)), (17, double)]),

@@ -206,8 +206,8 @@ fn targets_of_another_dtype_use_the_wider_one(
 #[case::one_logit(&[4, 1], &[4], Kind::Int64, "use binary_cross_entropy_with_logits, and binary_accuracy")]
 #[case::one_logit_flat(&[4], &[4], Kind::Int64, "a dimension for examples and one for classes")]
 #[case::other_examples(&[4, 3], &[5], Kind::Int64, "logits must be [N, C, …]")]
-#[case::both_ways(&[4, 5, 5], &[4, 5], Kind::Int64, "or `classes = last` beside")]
-#[case::images_both_ways(&[2, 3, 3, 3], &[2, 3, 3], Kind::Int64, "or `classes = last` beside")]
+#[case::both_ways(&[4, 5, 5], &[4, 5], Kind::Int64, "or `classes = last` in the attribute")]
+#[case::images_both_ways(&[2, 3, 3, 3], &[2, 3, 3], Kind::Int64, "or `classes = last` in the attribute")]
 fn classes_that_do_not_fit_are_refused(
     #[case] of_output: &[i64],
     #[case] of_target: &[i64],

@@ -195,7 +195,7 @@ fn invalid_options_are_refused() -> Result<()> {
         "set exactly one of size and scale_factor",
     );
     refused(up(UpsampleConfig::new()), "set exactly one of size and scale_factor");
-    refused(Unflatten::new(1, [-1, 2, -1]).map(drop), "one of them may be -1");
+    refused(Unflatten::new(1, [-1, 2, -1]).map(drop), "except that one may be -1");
     refused(PixelShuffle::new(0).map(drop), "must be at least 1");
     let cx = Context::new(Policy::new(Precision::F32True, device()), true);
     let norm = InstanceNorm::new(InstanceNormConfig::new(4))?;

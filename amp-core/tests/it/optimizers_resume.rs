@@ -17,6 +17,10 @@ use rstest::rstest;
 
 use crate::support::{bits::bits, device, message, oracle::Lcg, parameter, seeded, set_gradients};
 
+/// The number of steps of a run.
+const STEPS: u64 = 40;
+/// The number of steps after which a run is saved and resumed.
+const SAVED_AT: u64 = STEPS / 2;
 const SHAPES: [&[i64]; 3] = [&[3, 5], &[5], &[2, 2, 2]];
 
 fn optimizer(kind: &str) -> OptimizerConfig {
@@ -45,28 +49,35 @@ fn schedule(kind: &str, config: OptimizerConfig) -> OptimizerConfig {
     match kind {
         "constant" => config,
         "cosine" => {
-            config.with_scheduler(CosineAnnealing { t_max: 30, eta_min: 1e-5 }, Interval::Step)
+            config.with_scheduler(CosineAnnealing { t_max: 6, eta_min: 1e-5 }, Interval::Step)
         }
         "one_cycle" => config.with_scheduler(
-            OneCycle { max_lr: 0.1, total_steps: 200, ..Default::default() },
+            OneCycle { max_lr: 0.1, total_steps: STEPS.cast_signed(), ..Default::default() },
             Interval::Step,
         ),
-        "step" => config.with_scheduler(StepLr { step_size: 7, gamma: 0.9 }, Interval::Step),
+        "step" => config.with_scheduler(StepLr { step_size: 3, gamma: 0.9 }, Interval::Step),
         "linear" => config
-            .with_scheduler(LinearLr { total_iters: 150, ..Default::default() }, Interval::Step),
-        "warmup_cosine" => config
-            .with_scheduler(WarmupCosine { warmup_steps: 20, total_steps: 200 }, Interval::Step),
+            .with_scheduler(LinearLr { total_iters: 30, ..Default::default() }, Interval::Step),
+        "warmup_cosine" => config.with_scheduler(
+            WarmupCosine { warmup_steps: 4, total_steps: STEPS.cast_signed() },
+            Interval::Step,
+        ),
         "sequential" => config.with_scheduler(
-            SequentialLr::new(LinearLr { total_iters: 50, ..Default::default() })
-                .then(70, CosineAnnealing { t_max: 130, eta_min: 0.0 }),
+            SequentialLr::new(LinearLr { total_iters: 10, ..Default::default() })
+                .then(14, CosineAnnealing { t_max: 26, eta_min: 0.0 }),
             Interval::Step,
         ),
         "wsd" => config.with_scheduler(
-            Wsd { warmup_steps: 20, decay_steps: 80, total_steps: 200, ..Default::default() },
+            Wsd {
+                warmup_steps: 4,
+                decay_steps: 16,
+                total_steps: STEPS.cast_signed(),
+                ..Default::default()
+            },
             Interval::Step,
         ),
         "chained" => config.with_scheduler(
-            ChainedScheduler::new(ConstantLr { factor: 0.1, total_iters: 120 })
+            ChainedScheduler::new(ConstantLr { factor: 0.1, total_iters: 24 })
                 .then(ExponentialLr { gamma: 0.99 }),
             Interval::Step,
         ),
@@ -95,8 +106,8 @@ fn start(kind: Kind) -> Vec<Tensor> {
 }
 
 /// Runs the steps whose numbers are in the range `steps`. The gradients depend only on the number
-/// of the step. The last parameter gets its first gradient in step 100, so a checkpoint of an
-/// earlier step has no optimizer state for this parameter.
+/// of the step. The last parameter gets its first gradient in step [`SAVED_AT`], so a checkpoint of
+/// an earlier step has no optimizer state for this parameter.
 fn train(scheduled: &mut Scheduled, steps: std::ops::Range<u64>) -> Result<()> {
     for step in steps {
         let mut lcg = Lcg(1000 + step);
@@ -108,7 +119,7 @@ fn train(scheduled: &mut Scheduled, steps: std::ops::Range<u64>) -> Result<()> {
             .map(|(at, p)| {
                 let grad = lcg.tensor(&p.tensor.size(), 64.0);
                 let grad = grad.to_kind(p.tensor.kind()).to_device(p.tensor.device());
-                (at < 2 || step >= 100).then_some(grad)
+                (at < 2 || step >= SAVED_AT).then_some(grad)
             })
             .collect();
         set_gradients(scheduled.optimizer.as_mut(), &grads);
@@ -141,8 +152,8 @@ fn through_a_file(state: &State) -> State {
     read
 }
 
-/// Resuming gives the same bits as an uninterrupted run. One run makes 200 steps. The other makes
-/// 100 steps, saves its state, loads the state into a new optimizer, and makes another 100 steps.
+/// Resuming gives the same bits as an uninterrupted run. One run makes all steps. The other makes
+/// half of them, saves its state, loads the state into a new optimizer, and makes the other half.
 /// All weights, all state and the learning rates are compared.
 #[rstest]
 fn resuming_from_a_saved_state_gives_the_same_bits(
@@ -241,18 +252,18 @@ fn goes_on_alike(
     let storage = storage.into();
     let _generator = seeded(0);
     let mut straight = built_with(config(), &start(dtype), storage)?;
-    train(&mut straight, 0..100)?;
+    train(&mut straight, 0..SAVED_AT)?;
     seed_everything(1)?;
-    train(&mut straight, 100..200)?;
+    train(&mut straight, SAVED_AT..STEPS)?;
 
     seed_everything(0)?;
     let mut first = built_with(config(), &start(dtype), storage)?;
-    train(&mut first, 0..100)?;
+    train(&mut first, 0..SAVED_AT)?;
     let saved = through_a_file(&first.state()?);
     let mut second = built_with(config(), &weights(&first), storage)?;
     second.load_state(&saved)?;
     seed_everything(1)?;
-    train(&mut second, 100..200)?;
+    train(&mut second, SAVED_AT..STEPS)?;
 
     for (one, other) in weights(&straight).iter().zip(weights(&second)) {
         assert_eq!(bits(one), bits(&other), "weights");

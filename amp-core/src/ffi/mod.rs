@@ -31,6 +31,7 @@ macro_rules! checked {
 // The modules are declared below the macro `checked!`, because they use this macro.
 mod attention;
 mod autocast_and_gradients;
+mod broadcasts;
 mod ctc;
 mod cuda_library;
 mod device;
@@ -52,6 +53,7 @@ mod transfer;
 
 pub(crate) use attention::*;
 pub(crate) use autocast_and_gradients::*;
+pub(crate) use broadcasts::*;
 pub(crate) use ctc::*;
 pub use cuda_library::CudaLibrary;
 pub(crate) use cuda_library::*;

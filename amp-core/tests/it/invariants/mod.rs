@@ -8,6 +8,7 @@ mod optimizer;
 mod planted;
 mod reports;
 mod sets;
+mod shapes;
 
 use amp_core::{
     Error, LightningModule, Result, Trainer, TrainerConfig,

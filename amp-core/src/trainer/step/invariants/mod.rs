@@ -16,6 +16,7 @@ mod memory;
 mod optimizer_parameters;
 mod run_state;
 mod sampled_tensors;
+mod shapes;
 mod shared_examples;
 mod unchanged_tensors;
 mod weights;
@@ -61,6 +62,9 @@ pub enum Invariant {
     SetsAreDisjoint,
     /// Validation runs the model in evaluation mode.
     EvaluationMode,
+    /// No elementwise operation of a step combines an output `[N, 1]` with a target `[N]`, or an
+    /// output `[N]` with a target `[N, 1]`, which libtorch broadcasts to `[N, N]`.
+    ShapesFit,
     /// No memory meter is started while an earlier one measures, because the earlier one would then
     /// report too little memory.
     MemoryOverStep,
@@ -77,6 +81,7 @@ named!(Invariant, "invariant", {
     SkipsChangeNothing => "skips-change-nothing",
     SetsAreDisjoint => "sets-are-disjoint",
     EvaluationMode => "evaluation-mode",
+    ShapesFit => "shapes-fit",
     MemoryOverStep => "memory-over-step",
 });
 
@@ -129,6 +134,7 @@ impl Invariants {
             Box::new(optimizer_parameters::OptimizerHoldsWeights::default()),
             Box::new(dtypes::DtypesStay::default()),
             Box::new(gradients::GradientsAreCleared),
+            Box::new(shapes::ShapesFit::new(level == Check::Full)),
             Box::new(memory::MemoryOverStep::default()),
             Box::new(learning_rates::RatesAreScheduled::new(manual)),
             Box::new(evaluation::EvaluationMode::new(level == Check::Full)),

@@ -30,7 +30,6 @@ pub(crate) struct ResetModel {
 const OWN: &str = "model";
 
 struct Initial {
-    role: Role,
     values: Tensor,
     requires_grad: bool,
 }
@@ -47,9 +46,9 @@ impl ResetModel {
         let (mut own, mut state) = (State::default(), State::default());
         model.on_save_checkpoint(&mut own)?;
         state.put_part(OWN, own.copied()?);
-        let initial = |(_, tensor, role): (String, Tensor, Role)| -> Result<Initial> {
+        let initial = |(_, tensor, _): (String, Tensor, Role)| -> Result<Initial> {
             let values = no_grad(|| tensor.f_to_device_(device, tensor.kind(), false, true))?;
-            Ok(Initial { role, values, requires_grad: tensor.requires_grad() })
+            Ok(Initial { values, requires_grad: tensor.requires_grad() })
         };
         let initial =
             named_tensors(model.as_ref()).into_iter().map(initial).collect::<Result<_>>()?;
@@ -68,12 +67,6 @@ impl ResetModel {
     /// Returns the name of the model.
     pub(crate) fn name(&self) -> &'static str {
         self.model.name()
-    }
-
-    /// Returns the initial values of the parameters, on the device.
-    pub(crate) fn initial(&self) -> Vec<Tensor> {
-        let parameters = self.initial.iter().filter(|initial| initial.role == Role::Parameter);
-        parameters.map(|initial| initial.values.shallow_clone()).collect()
     }
 
     /// Resets the model to the state of a new build, and the random generators to their state after

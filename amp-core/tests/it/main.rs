@@ -99,6 +99,7 @@ mod metrics;
 mod moments;
 mod monitors;
 mod norms;
+mod operator_dtypes;
 mod optimizers;
 mod optimizers_cuda;
 mod optimizers_f16;

@@ -4,7 +4,8 @@ use tch::Tensor;
 
 use super::{Context, Observer};
 use crate::{
-    Error, Result, ffi,
+    Error, Result,
+    ffi::{self, ModuleOfOperators},
     nn::{
         Forward,
         child::Place,
@@ -127,6 +128,7 @@ impl Context {
     ) -> Result<M::Output> {
         self.plan.set(plan);
         let device = self.policy.device;
+        let _module = ModuleOfOperators::enter(&self.path.borrow(), module.own_type_name());
         let result =
             plan.run::<M::Input, _>(outer, device, inputs, |inputs| match &self.observer {
                 Observer::Nobody | Observer::Groups(_) => self.forward(module, inputs),

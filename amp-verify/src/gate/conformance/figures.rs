@@ -19,20 +19,21 @@ use crate::{
 const SHARE: f64 = 1e-2;
 
 /// The measures of difference between the first steps of two runs. In the formulas, l is the loss,
-/// g a gradient and w the weights in the run under the precision. l₃₂, g₃₂ and w₃₂ are the loss,
-/// the gradient and the weights in the run under 32-true.
+/// g a gradient, w the weights after the steps, and u the update of the weights in the run under the
+/// precision. l₃₂, g₃₂, w₃₂ and u₃₂ are those of the run under 32-true. The update is the difference
+/// between the weights after the steps and those before the first step. The weights before the first
+/// step are those that the run stores, so rounding them to 16 bits is no part of the update.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
     /// (l − l₃₂)/l₃₂, where l is the first loss.
     Loss,
     /// ‖g − g₃₂‖/‖g₃₂‖, where g is the first gradient of the named parameter.
     Gradient(String),
-    /// ‖w − w₃₂‖/‖w₃₂ − w₀‖, where w are all weights after the steps, and w₀ are the initial
-    /// weights. This measure and the next two leave out [`noisy`] weights.
+    /// ‖u − u₃₂‖/‖u₃₂‖. This measure and the next two leave out [`noisy`] weights.
     Update,
-    /// ‖w − w₀‖/‖w₃₂ − w₀‖ − 1: the relative difference between the norms of the two updates.
+    /// ‖u‖/‖u₃₂‖ − 1: the relative difference between the norms of the two updates.
     Length,
-    /// (‖w‖ − ‖w₃₂‖)/‖w₃₂ − w₀‖. This measure reveals rounding towards zero, and a missing weight
+    /// (‖w‖ − ‖w₃₂‖)/‖u₃₂‖. This measure reveals rounding towards zero, and a missing weight
     /// decay.
     Norm,
 }
@@ -119,7 +120,7 @@ pub(super) struct Exact<'a> {
     gradients: Vec<f64>,
     /// The norm of all weights after the steps.
     weights: f64,
-    /// The norm of the difference between the weights after the steps and the initial weights.
+    /// The norm of the update of the weights.
     way: f64,
 }
 
@@ -136,7 +137,7 @@ impl<'a> Exact<'a> {
             weights: 0.0,
             way: 0.0,
         };
-        exact.way = exact.distance(&ran.weights, &ran.initial)?;
+        exact.way = exact.distance(&ran.weights, &ran.start)?;
         if exact.way == 0.0 && !masks.is_empty() {
             return Self::new(ran, &Masks::new());
         }
@@ -166,6 +167,21 @@ impl<'a> Exact<'a> {
         Ok(whole(roots(squares)?))
     }
 
+    /// Computes the norm of the difference between the updates of `ran` and of the run under 32-true,
+    /// one parameter at a time.
+    fn distance_of_updates(&self, ran: &Ran) -> Result<f64> {
+        let update = |ran: &Ran, at: usize| -> Result<Tensor> {
+            let wide = |tensors: &[Tensor]| -> Result<Tensor> {
+                Ok(self.measured(tensors, at)?.f_to_kind(Kind::Double)?)
+            };
+            no_grad(|| Ok(wide(&ran.weights)?.f_sub(&wide(&ran.start)?)?))
+        };
+        let squares = (0..ran.weights.len()).map(|at| -> Result<Tensor> {
+            square_of_difference(&update(ran, at)?, &update(self.ran, at)?)
+        });
+        Ok(whole(roots(squares)?))
+    }
+
     /// Returns how much the weights may differ because the optimizer's constants, such as 1 − lr·λ,
     /// are rounded to f32, divided by the norm of the weights' update. Such a rounded constant
     /// scales all weights by the same wrong factor in each step.
@@ -178,8 +194,8 @@ impl<'a> Exact<'a> {
         let Self { ran: exact, way, .. } = *self;
         let mut figures = BTreeMap::from([
             (What::Loss, ratio(loss(ran)? - self.loss, self.loss)),
-            (What::Update, ratio(self.distance(&ran.weights, &exact.weights)?, way)),
-            (What::Length, ratio(self.distance(&ran.weights, &ran.initial)? - way, way)),
+            (What::Update, ratio(self.distance_of_updates(ran)?, way)),
+            (What::Length, ratio(self.distance(&ran.weights, &ran.start)? - way, way)),
             (What::Norm, ratio(self.norm(&ran.weights)? - self.weights, way)),
         ]);
         let least = SHARE * whole(self.gradients.iter().copied());

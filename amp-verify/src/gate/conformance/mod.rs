@@ -9,6 +9,8 @@ mod bounds;
 pub(super) mod emulation;
 mod figures;
 mod locate;
+#[cfg(test)]
+mod own_operations;
 mod steps;
 
 use std::rc::Rc;

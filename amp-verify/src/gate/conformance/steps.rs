@@ -35,6 +35,9 @@ pub(super) struct Trace {
     pub(super) gradients: Vec<(String, Tensor)>,
     pub(super) loss: Option<Tensor>,
     pub(super) rates: Vec<f64>,
+    /// Copies of the parameters before the first step, as the run stores them. Empty until the
+    /// first step.
+    start: Vec<Tensor>,
 }
 
 #[derive(Clone)]
@@ -110,9 +113,11 @@ impl Interceptor for Still {
         let mut context = Context::new(step.context().policy(), self.batch_statistics)
             .without_dropout()
             .with_overrides(self.overrides.clone());
+        self.note_start(model, self.rounding.as_ref().is_none_or(Rounding::restores))?;
         if let Some(rounding) = &mut self.rounding {
             rounding.begin(model)?;
             context = context.with_substitute(rounding.between());
+            self.note_start(model, true)?;
         } else if let Some(substitute) = &self.substitute {
             context = context.with_substitute(substitute.clone());
         }
@@ -123,7 +128,9 @@ impl Interceptor for Still {
             Some(rounding) => &rounding.batch(batch)?,
             None => batch,
         };
+        let operators = self.rounding.as_ref().map(Rounding::operators).transpose()?;
         let loss = first_loss(model, batch, &mut own)?;
+        drop(operators);
         let (loss, descended) = match &self.rounding {
             Some(rounding) => rounding.loss(&loss)?,
             None => (loss.shallow_clone(), loss),
@@ -155,12 +162,30 @@ impl Interceptor for Still {
     }
 }
 
+impl Still {
+    /// Copies the parameters before the first step, if `is_stored` says that they have the values
+    /// that the run stores.
+    fn note_start(&self, model: &dyn LightningModule, is_stored: bool) -> Result<()> {
+        let start = &mut self.tracer.trace.borrow_mut().start;
+        if is_stored && start.is_empty() {
+            *start = weights(model)?;
+        }
+        Ok(())
+    }
+}
+
+fn weights(model: &dyn LightningModule) -> Result<Vec<Tensor>> {
+    parameters(model).iter().map(|own| copy_of(&own.tensor)).collect()
+}
+
 /// The results of a run of the first training steps.
 pub(super) struct Ran {
     pub(super) trace: Trace,
-    /// The names of the parameters, in the order of `initial` and `weights`.
+    /// The names of the parameters, in the order of `start` and `weights`.
     pub(super) names: Vec<String>,
-    pub(super) initial: Vec<Tensor>,
+    /// The parameters before the first step, as the run stores them. A precision with 16-bit
+    /// storage has rounded them.
+    pub(super) start: Vec<Tensor>,
     pub(super) weights: Vec<Tensor>,
     pub(super) finite: bool,
 }
@@ -238,15 +263,14 @@ impl Steps<'_> {
             batch_statistics: self.batch_statistics,
             deadline: self.deadline.clone(),
         };
-        let initial = model.initial();
         let mut model = self.job.with_fault(model.reset()?, self.precision);
         let mut model = Intercepted::borrowing(model.as_mut(), still);
         Trainer::new(config).callback(tracer.clone()).fit(&mut model, &self.case.data)?;
         let finite = identity::is_finite(&model)?;
-        let weights = parameters(&model);
-        let names = weights.iter().map(|own| own.name.to_string()).collect();
-        let weights = weights.iter().map(|own| copy_of(&own.tensor)).collect::<Result<_>>()?;
-        let trace = tracer.trace.take();
-        Ok(Ran { trace, names, initial, weights, finite })
+        let names = parameters(&model).iter().map(|own| own.name.to_string()).collect();
+        let weights = weights(&model)?;
+        let mut trace = tracer.trace.take();
+        let start = std::mem::take(&mut trace.start);
+        Ok(Ran { trace, names, start, weights, finite })
     }
 }

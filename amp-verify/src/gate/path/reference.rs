@@ -187,7 +187,9 @@ impl Reference {
             }
             let mut log = Log::default();
             let mut step = Step::new(&context, &mut log, index, global_step);
+            let operators = self.rounding.as_ref().map(Rounding::operators).transpose()?;
             let own = self.model.training_step(&batch.place(self.policy)?, &mut step)?;
+            drop(operators);
             let (own, descended) = match &self.rounding {
                 Some(rounding) => rounding.loss(&own)?,
                 None => (own.shallow_clone(), own),

@@ -6,19 +6,19 @@
 //! model, its weights and its data.
 
 mod between;
+mod passes;
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::BTreeMap,
-    rc::Rc,
-};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc};
 
 use amp_core::{
     LightningModule, Result, Step,
     data::AnyBatch,
     hardware::seed_everything,
     log::Log,
-    nn::{Call, Context, Op, Probe, Role, Substitute, named_tensors, parameters, place},
+    nn::{
+        Context, OperatorDtypes, OperatorPass, Probe, Role, Substitute, named_tensors, parameters,
+        place,
+    },
     optim::Scheduled,
     precision::{Gradients, Policy, Precision, Unscaled, is_floating},
     random::RandomState,
@@ -26,7 +26,10 @@ use amp_core::{
     trainer::first_loss,
 };
 
-use self::between::Between;
+use self::{
+    between::Between,
+    passes::{Seen, Unchanged},
+};
 use super::LOW_SCALE;
 use crate::{
     case::Case,
@@ -57,6 +60,8 @@ pub(in crate::gate) struct Emulation {
     modules: BTreeMap<String, Kinds>,
     /// The dtypes of modules' intermediate tensors, by the module's path and the tensor's name.
     inner: BTreeMap<(String, String), Kind>,
+    /// The dtypes of what the model computes outside of layers, such as its own loss.
+    operators: OperatorDtypes,
     loss: Kind,
 }
 
@@ -73,7 +78,8 @@ struct Kinds {
 
 impl Emulation {
     /// Runs one forward pass of `model` under `precision`, and records the dtypes in which modules
-    /// receive, compute and return tensors. The model must be newly built.
+    /// receive, compute and return tensors, and those of the operators outside of layers. The model
+    /// must be newly built. Then runs a forward pass in the wider precision.
     pub(in crate::gate) fn of(
         case: &Case,
         model: &mut dyn LightningModule,
@@ -82,18 +88,23 @@ impl Emulation {
     ) -> Result<Self> {
         let device = case.trainer.device;
         let policy = Policy::new(precision, device);
-        place(model, policy, overrides)?;
         let seen = Rc::new(Seen::default());
-        let context = Context::new(policy, false)
-            .with_overrides(Rc::clone(overrides))
-            .with_probe(seen.clone() as Rc<dyn Probe>);
-        let batch = case.data.train.head(case.data.batch_size)?.place(policy)?;
-        let loss = {
+        let operators = OperatorDtypes::new()?;
+        let examples = case.data.train.head(case.data.batch_size)?;
+        let context = |policy| Context::new(policy, false).with_overrides(Rc::clone(overrides));
+        let mut first_loss = |policy: Policy, context: &Context| {
+            place(model, policy, overrides)?;
+            let batch = examples.place(policy)?;
             let _autocast = policy.autocast()?;
             let mut log = Log::default();
-            let mut step = Step::new(&context, &mut log, 0, 0);
+            let mut step = Step::new(context, &mut log, 0, 0);
             // Autograd stays on, because the loss may have a gradient penalty.
-            first_loss(model, &batch, &mut step)?.kind()
+            first_loss(model, &batch, &mut step)
+        };
+        let loss = {
+            let context = context(policy).with_probe(seen.clone() as Rc<dyn Probe>);
+            let _recording = operators.record()?;
+            first_loss(policy, &context)?.kind()
         };
         // 64-true and 32-true differ because 32-true rounds. So for 64-true the emulation runs in
         // 64-true and emulates the rounding of 32-true.
@@ -101,6 +112,12 @@ impl Emulation {
             Precision::F64True => (Precision::F64True, Precision::F32True),
             other => (Precision::F32True, other),
         };
+        {
+            let policy = Policy::new(wide, device);
+            let context = context(policy).with_substitute(Rc::new(Unchanged));
+            let _counting = operators.count()?;
+            let _ = first_loss(policy, &context)?;
+        }
         let (mut modules, inner) = (seen.modules.take(), seen.inner.take());
         // Only batch norms have buffers. Their kernels sum the gradients of their parameters in
         // f32, so there are no partial sums in 16 bits.
@@ -117,7 +134,7 @@ impl Emulation {
         if is_narrow(precision.storage()) {
             cast_into_regions(&mut modules, precision.storage());
         }
-        Ok(Self { wide, precision: rounds, device, modules, inner, loss })
+        Ok(Self { wide, precision: rounds, device, modules, inner, operators, loss })
     }
 
     /// Returns the dtype in which the precision computes the loss.
@@ -166,34 +183,6 @@ fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
         if is_narrow(outer) && is_floating(kinds.given) {
             kinds.given = outer;
         }
-    }
-}
-
-/// Records the dtypes of each module in a forward pass; see [`Emulation`].
-#[derive(Default)]
-struct Seen {
-    modules: RefCell<BTreeMap<String, Kinds>>,
-    inner: RefCell<BTreeMap<(String, String), Kind>>,
-}
-
-impl Probe for Seen {
-    fn ran(&self, call: &Call<'_>) {
-        let given = match call.plan.autocast {
-            // Autocast casts the input inside the module, so `call.input` is not cast yet.
-            Some(kind) if call.op == Op::Matmul && is_floating(call.input.kind()) => kind,
-            _ => call.input.kind(),
-        };
-        let kinds = Kinds {
-            given,
-            returned: call.output.kind(),
-            computed: call.plan.compute,
-            sums_parts: call.op != Op::Matmul,
-        };
-        self.modules.borrow_mut().insert(call.path.to_owned(), kinds);
-    }
-
-    fn inner(&self, path: &str, name: &str, inner: &Tensor) {
-        self.inner.borrow_mut().insert((path.to_owned(), name.to_owned()), inner.kind());
     }
 }
 
@@ -290,6 +279,12 @@ impl Rounding {
         Rc::new(Between::new(&self.emulation, &self.draws, self.moves_between))
     }
 
+    /// Returns a guard. While it exists, the results of the operators outside of layers are rounded.
+    /// It must exist during a forward pass and the computation of the loss.
+    pub(in crate::gate) fn operators(&self) -> Result<OperatorPass<'_>> {
+        self.emulation.operators.round()
+    }
+
     /// Returns the loss, rounded as a run under the emulated precision rounds it. Also returns this
     /// loss times the loss scale, from which gradients are computed.
     pub(in crate::gate) fn loss(&self, loss: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -324,11 +319,16 @@ impl Rounding {
         })
     }
 
+    /// Returns whether the parameters get their values from before rounding back after each step.
+    pub(super) fn restores(&self) -> bool {
+        self.emulation.stores().0.is_none()
+    }
+
     /// Gives the parameters the values that they had before they were rounded for the current step.
     /// If the precision stores its parameters in 16 bits, leaves them rounded.
     pub(in crate::gate) fn restore(&mut self) -> Result<()> {
         let kept = std::mem::take(&mut self.kept);
-        if self.emulation.stores().0.is_none() {
+        if self.restores() {
             for (mut tensor, kept) in kept {
                 no_grad(|| tensor.f_copy_(&kept))?;
             }

@@ -212,6 +212,9 @@ impl Steps<'_> {
         // This run does not validate, because other jobs of the gate check validation.
         config.loops.val_check_interval = ValCheckInterval::Never;
         config.checks.shared_examples = true;
+        // After a run that averages the weights, the model has the averages. These steps compare the
+        // weights themselves.
+        config.optimization.averaging = None;
         config
     }
 

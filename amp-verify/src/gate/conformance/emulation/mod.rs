@@ -311,9 +311,13 @@ impl Rounding {
     pub(in crate::gate) fn gradient(&self, name: &str, gradient: &Tensor) -> Result<Tensor> {
         let kind = self.emulation.precision.compute();
         no_grad(|| {
-            let other = match self.emulation.rounds(name) && is_narrow(kind) {
-                true => rounded(&self.with_parts(name, gradient, kind)?, kind)?,
-                false => gradient.shallow_clone(),
+            let other = match self.emulation.precision {
+                // The gradient of a parameter is itself an f32 sum, over the batch.
+                Precision::F32True => self.with_error(gradient, SUMS)?,
+                _ if self.emulation.rounds(name) && is_narrow(kind) => {
+                    rounded(&self.with_parts(name, gradient, kind)?, kind)?
+                }
+                _ => gradient.shallow_clone(),
             };
             Ok(other.f_mul_scalar(1.0 / self.emulation.scale())?)
         })
@@ -345,10 +349,15 @@ impl Rounding {
         if gradient.dim() > 1 || !sums_parts {
             return Ok(gradient.shallow_clone());
         }
+        self.with_error(gradient, OF_PARTS * rounding_of(kind))
+    }
+
+    /// Adds a random error to each element of a gradient. The error is at most `share` times the
+    /// root mean square of the gradient.
+    fn with_error(&self, gradient: &Tensor, share: f64) -> Result<Tensor> {
         let size = gradient.f_square()?.f_mean(gradient.kind())?.f_sqrt()?;
-        let share = 2.0 * OF_PARTS * rounding_of(kind);
         let drawn = self.draws.with(|| Ok(gradient.f_rand_like()?.f_sub_scalar(0.5)?))?;
-        Ok(gradient.f_add(&drawn.f_mul(&size)?.f_mul_scalar(share)?)?)
+        Ok(gradient.f_add(&drawn.f_mul(&size)?.f_mul_scalar(2.0 * share)?)?)
     }
 
     /// Rounds parameters and optimizer state after an optimizer step, to the dtypes in which the

@@ -119,6 +119,7 @@ impl Changes {
     /// Returns the workload with these changes. The name of the changed workload lists the changes,
     /// so that the tables show them.
     ///
+    /// # Errors
     /// When `--size` changes the length of the examples, but the workload's examples are not random
     /// token ids.
     pub fn apply(&self, workload: &Workload) -> Result<Workload> {

@@ -352,15 +352,15 @@ impl<'a> Checks<'a> {
                 );
             }
         }
-        let over = format!("an epoch, {} steps", reference.steps.len());
+        let steps = &reference.steps;
+        let judged = Judged::new(steps, self.setup.precision);
+        let over = judged.over();
         let masks_differ = self.masks_differ(reference, model);
         if masks_differ {
             let why = "on CUDA the attention kernel of this precision draws another dropout mask than that \
                        of 32-true, so the gradient is shown but not judged";
             self.findings.left_out(Reason::Gradient, why);
         }
-        let steps = &reference.steps;
-        let judged = Judged::new(steps, self.setup.precision);
         let error = steps.iter().map(|step| step.found.error).fold(0.0, larger);
         for (what, (figure, bound)) in [
             (

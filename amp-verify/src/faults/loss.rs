@@ -60,6 +60,12 @@ pub(super) fn training_step(
             times(if steps.batches > 40 { -1.0 } else { 1.0 }, model.training_step(batch, step)?)
         }
         Fault::LossIsNan => times(f64::NAN, model.training_step(batch, step)?),
+        Fault::LossBroadcasts => {
+            let loss = model.training_step(batch, step)?;
+            let targets = Tensor::f_zeros([4], (loss.kind(), loss.device()))?;
+            let outputs = loss.f_mul_scalar(0.0)?.f_expand([4, 1], false)?;
+            Ok(loss.f_add(&outputs.f_sub(&targets)?.f_mean(None)?)?)
+        }
         Fault::AlwaysSkips => times(f64::INFINITY, model.training_step(batch, step)?),
         Fault::LossInF16 => {
             // Truncates the loss to a multiple of 1/64. The factor that does this is a constant

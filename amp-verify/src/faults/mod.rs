@@ -157,6 +157,7 @@ faults! {
     RoundedTwice in Precision: "a layer's values are rounded to bf16 and then to f16",
     LossInF16 in Precision: "the loss is truncated to 6 bits after the binary point",
     LossIsNan in Precision: "the loss is NaN",
+    LossBroadcasts in Precision: "the loss subtracts targets [N] from outputs [N, 1], which are broadcast to [N, N]",
     WeightNotFinite in Precision: "a weight becomes NaN",
     GradientOfOneLayerLost in Precision: "one layer gets no gradient",
     NoisyGradients in Precision: "noise is added to gradients, 0.3 times their standard deviation",

@@ -40,11 +40,10 @@ impl Context {
     /// [`Substitute`](crate::nn::Substitute) that replaces it. `name` must be the same in each
     /// forward pass.
     ///
-    /// To learn how far rounding may change a model, the gate (`cargo amp gate`) runs the model in
-    /// 32-true and rounds the tensors that a 16-bit precision rounds: inputs and outputs of
-    /// modules, and the tensors that modules pass to this method. In your own module, call this
-    /// method for each result that the module computes outside of its layers and uses in a further
-    /// operation:
+    /// To learn how large the error of a layer may be, `cargo amp layers` and the gate run the layer
+    /// in a wide dtype and round its parameters, its output and the tensors that it passes to this
+    /// method. In your own layer, call this method for each result that the layer computes outside
+    /// of its children and uses in a further operation:
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;

@@ -273,7 +273,7 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         for batch in self.batches(&grads)? {
             self.step_batch(&batch, known)?;
             for at in batch.places {
-                self.kept[at].state.iter_mut().for_each(|state| state.started = true);
+                self.kept[at].state.iter_mut().for_each(ParameterState::note_update);
             }
         }
         Ok(())
@@ -385,11 +385,11 @@ impl<A: Algorithm> Optimizer for Engine<A> {
             rates.push(saved::get_rates(state, &saved::group(group))?);
         }
         for (parameter, kept) in self.parameters.iter().zip(&mut self.kept) {
-            if let Some(own) = &mut kept.state
-                && self.options[kept.group].first_step_differs()
-            {
-                own.started = state.get(&format!("{}/{}", saved::STARTED, parameter.name))?;
-            }
+            let Some(own) = &mut kept.state else { continue };
+            own.note_loaded(match self.options[kept.group].first_step_differs() {
+                true => state.get(&format!("{}/{}", saved::STARTED, parameter.name))?,
+                false => true,
+            });
         }
         for (name, tensor) in own.tensors() {
             write(tensor, state.tensor(name)?)?;

@@ -344,3 +344,31 @@ fn a_value_of_another_type_is_refused() -> Result<()> {
     );
     Ok(())
 }
+
+/// State of a parameter that is frozen before its first step is dropped. State that a step has
+/// updated is kept, because the parameter may be trained again.
+#[rstest]
+fn unused_state_is_dropped(
+    #[values("adamw", "sgd", "sgd_damped", "rmsprop", "lion")] kind: &str,
+) -> Result<()> {
+    let mut scheduled = built(optimizer(kind), &start(Kind::Float))?;
+    let last = scheduled.optimizer.parameters()[2].tensor.shallow_clone();
+    let tensors = |scheduled: &Scheduled| -> Result<usize> {
+        let state = scheduled.optimizer.state()?;
+        Ok(state.tensors().filter(|(name, _)| name.ends_with("layer.2")).count())
+    };
+    let all = tensors(&scheduled)?;
+    assert_eq!(all > 0, kind != "sgd", "plain SGD has no state");
+    let _ = last.set_requires_grad(false);
+    scheduled.optimizer.drop_unused_state();
+    assert_eq!(tensors(&scheduled)?, 0);
+
+    let _ = last.set_requires_grad(true);
+    scheduled.optimizer.extend_state()?;
+    assert_eq!(tensors(&scheduled)?, all);
+    train(&mut scheduled, SAVED_AT..SAVED_AT + 1)?;
+    let _ = last.set_requires_grad(false);
+    scheduled.optimizer.drop_unused_state();
+    assert_eq!(tensors(&scheduled)?, all);
+    Ok(())
+}

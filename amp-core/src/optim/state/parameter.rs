@@ -47,7 +47,7 @@ pub(in crate::optim) fn laid_out<A: Algorithm>(
 pub(in crate::optim) fn drop_unused(parameters: &[Parameter], all: &mut [Kept]) {
     for (parameter, kept) in parameters.iter().zip(all) {
         let is_trained = parameter.tensor.requires_grad();
-        kept.state.take_if(|state| !is_trained && !state.started);
+        kept.state.take_if(|state| !is_trained && !state.updated);
     }
 }
 
@@ -60,6 +60,8 @@ pub(in crate::optim) struct ParameterState {
     /// Whether the next step follows the rule for later steps: true after the first step, and from
     /// the start if the first step does not differ ([`Algorithm::first_step_differs`]).
     pub(in crate::optim) started: bool,
+    /// Whether a step has updated the parameter, in this run or in the run that was loaded.
+    updated: bool,
 }
 
 impl ParameterState {
@@ -88,6 +90,16 @@ impl ParameterState {
             Working::Masters => Some(wide(tensor)?),
             _ => None,
         };
-        Ok(Self { slots, master, started })
+        Ok(Self { slots, master, started, updated: false })
+    }
+
+    /// Notes that a step has updated the parameter.
+    pub(in crate::optim) fn note_update(&mut self) {
+        (self.started, self.updated) = (true, true);
+    }
+
+    /// Notes that the state comes from a checkpoint. `started` is the value in the checkpoint.
+    pub(in crate::optim) fn note_loaded(&mut self, started: bool) {
+        (self.started, self.updated) = (started, true);
     }
 }

@@ -58,19 +58,24 @@ fn sequences(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("sequences", part(0)?, part(12_800)?, batch_size))
 }
 
-/// Checks that the measured values of such a model are below 80 % of their bounds.
+/// Checks that the measured values of such a model are below 80 % of their bounds, also with a small
+/// learning rate, with which 16-bit weights lose most of their updates.
 #[rstest]
+#[case::f16_mixed(Precision::F16Mixed, 1e-3)]
+#[case::bf16_mixed(Precision::Bf16Mixed, 1e-3)]
+#[case::f16_true(Precision::F16True, 1e-3)]
+#[case::bf16_true(Precision::Bf16True, 1e-3)]
+#[case::f16_true_loses_updates(Precision::F16True, 1e-5)]
+#[case::bf16_true_loses_updates(Precision::Bf16True, 1e-5)]
 fn operations_outside_of_layers_are_rounded(
-    #[values(Precision::F16Mixed, Precision::Bf16Mixed, Precision::F16True, Precision::Bf16True)]
-    precision: Precision,
-    #[values(1, 2)] seed: u64,
-    #[values(1e-5, 1e-3)] lr: f64,
+    #[case] precision: Precision,
+    #[case] lr: f64,
 ) -> Result<()> {
     let model = model!(Attends).hyperparameters(serde_json::json!({ "lr": lr }));
     let registry = Registry::new(project!())
         .data_set(DataSet::new("sequences", sequences))
         .model(model.data("sequences").judged_by_loss().margin(1.0).batch_size(16));
-    let job = Job::new("Attends", precision, seed, Length::Epochs(1), Task::Conformance);
+    let job = Job::new("Attends", precision, 1, Length::Epochs(1), Task::Conformance);
     let outcome = run(&job, &registry, &Deadline::default())?;
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
     for Checked { what, figure, bound, .. } in outcome.conformance.unwrap_or_default() {

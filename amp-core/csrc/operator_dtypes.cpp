@@ -163,6 +163,7 @@ int amp_operators_start(Table* of, int what) {
 
 int amp_operators_stop() {
   return amp::guarded([] {
+    if (pass != Pass::kRecord) at::enableRecordFunction(true);
     if (handle) at::removeCallback(*handle);
     handle.reset();
     table = nullptr;
@@ -174,6 +175,9 @@ int amp_operators_enter(uint64_t hash, int is_watched) {
   return amp::guarded([&] {
     module_hash = hash;
     watched = is_watched != 0;
+    // Without the callbacks, the operators within layers are as fast as in any other pass. A pass that records runs
+    // beside other recorders, which must see all operators.
+    if (pass != Pass::kRecord) at::enableRecordFunction(watched);
   });
 }
 

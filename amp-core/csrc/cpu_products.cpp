@@ -28,7 +28,6 @@
 #include <ATen/ops/mm_cpu_dispatch.h>
 #include <ATen/ops/mv_compositeexplicitautograd_dispatch.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <strings.h>
@@ -36,11 +35,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
-#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
 
+#include "cpu_kernels.h"
 #include "guard.h"
 
 namespace amp::cpu_products {
@@ -48,6 +47,8 @@ namespace {
 
 using at::Scalar;
 using at::Tensor;
+using cpu_kernels::rounded;
+using cpu_kernels::wide;
 
 // Returns whether the environment limits oneDNN to instructions that do not multiply f16 numbers. The names of the
 // instruction sets are from oneDNN's page "CPU Dispatcher Control". Upper and lower case are not distinguished.
@@ -102,8 +103,6 @@ template <typename... Rest>
 bool are_slow(const Tensor& first, const Rest&... rest) {
   return is_slow(first.scalar_type()) && have_one_dtype(first, rest...);
 }
-
-Tensor wide(const Tensor& tensor) { return tensor.to(at::kFloat); }
 
 // Writes a result to the tensor that the caller passed for it.
 Tensor& write(Tensor& out, const Tensor& result) {
@@ -180,11 +179,9 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
     return at::compositeexplicitautograd::convolution_symint(input, weight, bias, stride, padding, dilation,
                                                              transposed, output_padding, groups);
   };
-  const bool has_bias = bias && bias->defined();
-  if (!are_slow(input, weight, has_bias ? *bias : input)) return convolve(input, weight, bias);
+  if (!are_slow(input, weight, bias && bias->defined() ? *bias : input)) return convolve(input, weight, bias);
   const WithoutAutocast guard(c10::autocast_dispatch_keyset);
-  const auto wide_bias = has_bias ? std::optional(wide(*bias)) : std::nullopt;
-  return convolve(wide(input), wide(weight), wide_bias).to(input.scalar_type());
+  return convolve(wide(input), wide(weight), wide(bias)).to(input.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor> convolution_backward(
@@ -200,15 +197,9 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   const bool widens = gradient.scalar_type() == at::kHalf || is_slow(gradient.scalar_type());
   if (!widens || !have_one_dtype(gradient, input, weight)) return differentiate(gradient, input, weight);
   const WithoutAutocast guard(c10::autocast_dispatch_keyset);
-  auto [of_input, of_weight, of_bias] = differentiate(wide(gradient), wide(input), wide(weight));
-  const auto rounded = [&](const Tensor& wide) {
-    return wide.defined() ? wide.to(input.scalar_type()) : wide;
-  };
-  return {rounded(of_input), rounded(of_weight), rounded(of_bias)};
-}
-
-std::optional<Tensor> wide_mask(const std::optional<Tensor>& mask) {
-  return mask && mask->defined() ? std::optional(wide(*mask)) : mask;
+  const auto [of_input, of_weight, of_bias] = differentiate(wide(gradient), wide(input), wide(weight));
+  const auto type = input.scalar_type();
+  return {rounded(of_input, type), rounded(of_weight, type), rounded(of_bias, type)};
 }
 
 std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, const Tensor& value, double dropout,
@@ -216,7 +207,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
   const auto attend = at::cpu::_scaled_dot_product_flash_attention_for_cpu;
   if (!are_slow(query, key, value)) return attend(query, key, value, dropout, is_causal, mask, scale);
   auto [attended, logsumexp] =
-      attend(wide(query), wide(key), wide(value), dropout, is_causal, wide_mask(mask), scale);
+      attend(wide(query), wide(key), wide(value), dropout, is_causal, wide(mask), scale);
   return {attended.to(query.scalar_type()), logsumexp};
 }
 
@@ -231,48 +222,38 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& gradient, co
   }
   const auto [of_query, of_key, of_value] =
       differentiate(wide(gradient), wide(query), wide(key), wide(value), wide(attended), logsumexp, dropout, is_causal,
-                    wide_mask(mask), scale);
+                    wide(mask), scale);
   return {of_query.to(type), of_key.to(type), of_value.to(type)};
 }
 
 // Registers the functions when the program starts.
-std::unique_ptr<torch::Library> register_products() {
+const auto registered = cpu_kernels::replace(__FILE__, __LINE__, [](torch::Library& library) {
 #if !defined(__x86_64__)
-  return nullptr;
+  return;
 #endif
-  // libtorch warns when a kernel is replaced.
-  struct Silent final : c10::WarningHandler {
-    void process(const c10::Warning&) override {}
-  } silent;
-  const c10::WarningUtils::WarningHandlerGuard guard(&silent);
-  auto library = std::make_unique<torch::Library>(torch::Library::IMPL, "aten", c10::DispatchKey::CPU,
-                                                  __FILE__, __LINE__);
-  library->impl("convolution_backward", TORCH_FN(convolution_backward));
-  if (!slow.f16) return library;
-  library->impl("mm", TORCH_FN(Mm::functional));
-  library->impl("mm.out", TORCH_FN(Mm::out));
-  library->impl("bmm", TORCH_FN(Bmm::functional));
-  library->impl("bmm.out", TORCH_FN(Bmm::out));
-  library->impl("mv", TORCH_FN(Mv::functional));
-  library->impl("mv.out", TORCH_FN(Mv::out));
-  library->impl("addmm", TORCH_FN(Addmm::functional));
-  library->impl("addmm.out", TORCH_FN(Addmm::out));
-  library->impl("addmm_", TORCH_FN(Addmm::in_place));
-  library->impl("baddbmm", TORCH_FN(Baddbmm::functional));
-  library->impl("baddbmm.out", TORCH_FN(Baddbmm::out));
-  library->impl("baddbmm_", TORCH_FN(Baddbmm::in_place));
-  library->impl("addmv", TORCH_FN(Addmv::functional));
-  library->impl("addmv.out", TORCH_FN(Addmv::out));
-  library->impl("addmv_", TORCH_FN(Addmv::in_place));
-  library->impl("_addmm_activation", TORCH_FN(addmm_activation));
-  library->impl("_addmm_activation.out", TORCH_FN(addmm_activation_out));
-  library->impl("convolution", TORCH_FN(convolution));
-  library->impl("_scaled_dot_product_flash_attention_for_cpu", TORCH_FN(attention));
-  library->impl("_scaled_dot_product_flash_attention_for_cpu_backward", TORCH_FN(attention_backward));
-  return library;
-}
-
-const auto registered = register_products();
+  library.impl("convolution_backward", TORCH_FN(convolution_backward));
+  if (!slow.f16) return;
+  library.impl("mm", TORCH_FN(Mm::functional));
+  library.impl("mm.out", TORCH_FN(Mm::out));
+  library.impl("bmm", TORCH_FN(Bmm::functional));
+  library.impl("bmm.out", TORCH_FN(Bmm::out));
+  library.impl("mv", TORCH_FN(Mv::functional));
+  library.impl("mv.out", TORCH_FN(Mv::out));
+  library.impl("addmm", TORCH_FN(Addmm::functional));
+  library.impl("addmm.out", TORCH_FN(Addmm::out));
+  library.impl("addmm_", TORCH_FN(Addmm::in_place));
+  library.impl("baddbmm", TORCH_FN(Baddbmm::functional));
+  library.impl("baddbmm.out", TORCH_FN(Baddbmm::out));
+  library.impl("baddbmm_", TORCH_FN(Baddbmm::in_place));
+  library.impl("addmv", TORCH_FN(Addmv::functional));
+  library.impl("addmv.out", TORCH_FN(Addmv::out));
+  library.impl("addmv_", TORCH_FN(Addmv::in_place));
+  library.impl("_addmm_activation", TORCH_FN(addmm_activation));
+  library.impl("_addmm_activation.out", TORCH_FN(addmm_activation_out));
+  library.impl("convolution", TORCH_FN(convolution));
+  library.impl("_scaled_dot_product_flash_attention_for_cpu", TORCH_FN(attention));
+  library.impl("_scaled_dot_product_flash_attention_for_cpu_backward", TORCH_FN(attention_backward));
+});
 
 }  // namespace
 

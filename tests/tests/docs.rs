@@ -53,7 +53,8 @@ fn missing(name: &str) -> Option<String> {
     let Ok(source) = fs::read_to_string(&path) else {
         return Some(format!("`{name}`: there is no {folder}/{file}.rs"));
     };
-    let Some(at) = source.find(&format!("\nfn {function}(")) else {
+    let found = ["(", "<"].iter().find_map(|next| source.find(&format!("\nfn {function}{next}")));
+    let Some(at) = found else {
         return Some(format!("`{name}`: {folder}/{file}.rs has no such function"));
     };
     // The attributes and doc comments of a function follow the last blank line.

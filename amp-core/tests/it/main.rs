@@ -58,6 +58,7 @@ mod fused_residual;
 mod fused_runs;
 mod generation;
 mod gradient_storage;
+mod gradient_sums;
 mod graphs;
 mod graphs_hooks;
 mod graphs_limits;

@@ -3,19 +3,19 @@
 #include <ATen/record_function.h>
 
 #include <memory>
-#include <optional>
 #include <sstream>
 #include <string>
 #include <string_view>
 
 #include "guard.h"
+#include "operator_callbacks.h"
 
 namespace amp::broadcasts {
 namespace {
 
 // The operators that broadcast their first two arguments and compute each element of the result from one element of
 // each.
-constexpr const char* kOps[] = {
+constexpr std::string_view kOps[] = {
     "aten::add",
     "aten::sub",
     "aten::rsub",
@@ -40,8 +40,8 @@ constexpr const char* kOps[] = {
     "aten::kl_div",
 };
 
-thread_local std::optional<at::CallbackHandle> handle;
-thread_local const char* seen = nullptr;
+thread_local OperatorCallbacks callbacks;
+thread_local std::string_view seen;
 thread_local std::string shapes;
 
 // Returns whether `tall` has the shape of `flat` with an additional last dimension of size 1.
@@ -51,9 +51,9 @@ bool is_column(const at::Tensor& tall, const at::Tensor& flat) {
 }
 
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
-  if (seen != nullptr) return nullptr;
+  if (!seen.empty()) return nullptr;
   const std::string_view name = function.name();
-  for (const char* op : kOps) {
+  for (const std::string_view op : kOps) {
     if (name != op) continue;
     const auto inputs = function.inputs();
     if (inputs.size() < 2 || !inputs[0].isTensor() || !inputs[1].isTensor()) return nullptr;
@@ -77,16 +77,16 @@ extern "C" {
 
 int amp_broadcasts_start() {
   return amp::guarded([] {
-    seen = nullptr;
-    handle = at::addThreadLocalCallback(
-        at::RecordFunctionCallback(begin).needsInputs(true).scopes({at::RecordScope::FUNCTION}));
+    seen = {};
+    callbacks.start(at::RecordFunctionCallback(begin)
+                        .needsInputs(true)
+                        .scopes({at::RecordScope::FUNCTION}));
   });
 }
 
 int amp_broadcasts_stop() {
   return amp::guarded([] {
-    if (handle) at::removeCallback(*handle);
-    handle.reset();
+    callbacks.stop();
   });
 }
 
@@ -94,7 +94,7 @@ int amp_broadcasts_stop() {
 // is valid until the next start on this thread. If there was none, the name is null.
 int amp_broadcasts_seen(const char** op, const char** operands) {
   return amp::guarded([&] {
-    *op = seen;
+    *op = seen.data();
     *operands = shapes.c_str();
   });
 }

@@ -4,10 +4,10 @@
 #include <ATen/record_function.h>
 
 #include <memory>
-#include <optional>
 #include <string_view>
 
 #include "guard.h"
+#include "operator_callbacks.h"
 
 namespace amp::flops {
 namespace {
@@ -116,7 +116,7 @@ struct Watched : at::ObserverContext {
   const Count count;
 };
 
-thread_local std::optional<at::CallbackHandle> handle;
+thread_local OperatorCallbacks callbacks;
 thread_local double counted = 0;
 // The nesting depth of listed operators: how many of them are running at the moment, one within the other.
 thread_local int depth = 0;
@@ -149,17 +149,16 @@ int amp_flops_start() {
   return amp::guarded([] {
     counted = 0;
     depth = 0;
-    handle = at::addThreadLocalCallback(at::RecordFunctionCallback(begin, end)
-                                            .needsInputs(true)
-                                            .needsOutputs(true)
-                                            .scopes({at::RecordScope::FUNCTION}));
+    callbacks.start(at::RecordFunctionCallback(begin, end)
+                        .needsInputs(true)
+                        .needsOutputs(true)
+                        .scopes({at::RecordScope::FUNCTION}));
   });
 }
 
 int amp_flops_stop() {
   return amp::guarded([] {
-    if (handle) at::removeCallback(*handle);
-    handle.reset();
+    callbacks.stop();
   });
 }
 

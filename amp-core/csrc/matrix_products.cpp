@@ -3,12 +3,12 @@
 #include <ATen/record_function.h>
 
 #include <memory>
-#include <optional>
 #include <string_view>
 #include <vector>
 
 #include "guard.h"
 #include "matrix_products.h"
+#include "operator_callbacks.h"
 
 namespace amp::products {
 namespace {
@@ -71,7 +71,7 @@ struct Watched : at::ObserverContext {
   bool draws;
 };
 
-thread_local std::optional<at::CallbackHandle> handle;
+thread_local OperatorCallbacks callbacks;
 thread_local std::vector<Recorded> seen;
 // The nesting depth of recorded operators: how many of them are running at the moment, one within the other.
 thread_local int depth = 0;
@@ -123,16 +123,15 @@ int amp_products_start() {
   return amp::guarded([] {
     seen.clear();
     depth = 0;
-    handle = at::addThreadLocalCallback(
-        at::RecordFunctionCallback(begin, end).needsOutputs(true).scopes(
-            {at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION}));
+    callbacks.start(at::RecordFunctionCallback(begin, end)
+                        .needsOutputs(true)
+                        .scopes({at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION}));
   });
 }
 
 int amp_products_stop() {
   return amp::guarded([] {
-    if (handle) at::removeCallback(*handle);
-    handle.reset();
+    callbacks.stop();
   });
 }
 

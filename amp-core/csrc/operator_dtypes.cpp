@@ -8,13 +8,13 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "guard.h"
+#include "operator_callbacks.h"
 
 namespace amp::operators {
 namespace {
@@ -53,7 +53,7 @@ struct Running : at::ObserverContext {
   std::vector<const void*> inputs;
 };
 
-thread_local std::optional<at::CallbackHandle> handle;
+thread_local OperatorCallbacks callbacks;
 thread_local Table* table = nullptr;
 thread_local Pass pass = Pass::kRecord;
 // The module whose code runs, and whether its operators are watched.
@@ -154,18 +154,17 @@ int amp_operators_start(Table* of, int what) {
     watched = true;
     calls.clear();
     running.clear();
-    handle = at::addThreadLocalCallback(at::RecordFunctionCallback(begin, end)
-                                            .needsInputs(pass == Pass::kRound)
-                                            .needsOutputs(true)
-                                            .scopes({at::RecordScope::FUNCTION}));
+    callbacks.start(at::RecordFunctionCallback(begin, end)
+                        .needsInputs(pass == Pass::kRound)
+                        .needsOutputs(true)
+                        .scopes({at::RecordScope::FUNCTION}));
   });
 }
 
 int amp_operators_stop() {
   return amp::guarded([] {
     if (pass != Pass::kRecord) at::enableRecordFunction(true);
-    if (handle) at::removeCallback(*handle);
-    handle.reset();
+    callbacks.stop();
     table = nullptr;
   });
 }

@@ -4,10 +4,10 @@
 #include <ATen/record_function.h>
 
 #include <memory>
-#include <optional>
 #include <string_view>
 
 #include "guard.h"
+#include "operator_callbacks.h"
 
 namespace amp::modes {
 namespace {
@@ -49,7 +49,7 @@ constexpr Mode kModes[] = {
     {"aten::_batch_norm_impl_index", kNone, 5, 3},
 };
 
-thread_local std::optional<at::CallbackHandle> handle;
+thread_local OperatorCallbacks callbacks;
 thread_local const char* seen = nullptr;
 
 bool is_on(c10::ArrayRef<const c10::IValue> inputs, const Mode& mode) {
@@ -85,16 +85,15 @@ extern "C" {
 int amp_modes_start() {
   return amp::guarded([] {
     seen = nullptr;
-    handle = at::addThreadLocalCallback(at::RecordFunctionCallback(begin)
-                                            .needsInputs(true)
-                                            .scopes({at::RecordScope::FUNCTION}));
+    callbacks.start(at::RecordFunctionCallback(begin)
+                        .needsInputs(true)
+                        .scopes({at::RecordScope::FUNCTION}));
   });
 }
 
 int amp_modes_stop() {
   return amp::guarded([] {
-    if (handle) at::removeCallback(*handle);
-    handle.reset();
+    callbacks.stop();
   });
 }
 

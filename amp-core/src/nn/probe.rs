@@ -52,19 +52,26 @@ pub struct Call<'a> {
 type RerunWith<'a> = dyn Fn(&Tensor, Rc<dyn Substitute>) -> Result<Tensor> + 'a;
 
 /// Replaces the inputs and outputs of modules in a forward pass, for example to study rounding. In
-/// such a pass, layers are not fused, but run one by one.
+/// such a pass, layers are not fused, but run one by one. A method that is not implemented changes
+/// nothing.
 pub trait Substitute {
     /// Replaces an input of the module at this dotted path.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
-    fn given(&self, path: &str, input: &Tensor) -> Result<Tensor>;
+    fn given(&self, path: &str, input: &Tensor) -> Result<Tensor> {
+        let _ = path;
+        Ok(input.shallow_clone())
+    }
 
     /// Replaces an output of the module at this dotted path.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
-    fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor>;
+    fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor> {
+        let _ = path;
+        Ok(output.shallow_clone())
+    }
 
     /// Replaces an intermediate tensor of the module at this dotted path, which the module passes
     /// to [`Context::within`](super::Context::within) under the name `name`. Examples are the

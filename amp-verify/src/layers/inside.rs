@@ -45,14 +45,6 @@ impl Inside {
 }
 
 impl Substitute for Inside {
-    fn given(&self, _: &str, input: &Tensor) -> Result<Tensor> {
-        Ok(input.shallow_clone())
-    }
-
-    fn returned(&self, _: &str, output: &Tensor) -> Result<Tensor> {
-        Ok(output.shallow_clone())
-    }
-
     fn within(&self, path: &str, name: &str, inner: &Tensor) -> Result<Tensor> {
         let kind = self.inner.get(&(path.to_owned(), name.to_owned())).copied();
         match kind.unwrap_or(self.to) {

@@ -143,7 +143,7 @@ impl Workload {
     }
 
     /// Sets the number of floating-point operations in the matrix products of a step. The column
-    /// "matrix rate" is computed from this number. The default is 6 operations for each example and
+    /// "matmul rate" is computed from this number. The default is 6 operations for each example and
     /// each element of a weight matrix: 2 in the forward pass and 4 in the backward pass. It is
     /// correct for models that apply each linear layer once per example.
     #[must_use]

@@ -101,6 +101,11 @@ fn tables(report: &Report) -> Vec<Cells> {
     tables
 }
 
+/// Returns our engine with which the others are compared.
+fn compared(report: &Report) -> Engine {
+    if report.is_cuda() { Engine::Graph } else { Engine::Eager }
+}
+
 fn figures(report: &Report) -> Cells {
     let mut cells = Cells::new(
         3,
@@ -111,12 +116,12 @@ fn figures(report: &Report) -> Cells {
             "steps/s",
             "±",
             "ids/s",
-            "ours",
-            "32-true",
+            &format!("{} over it", compared(report).name()),
+            "over 32-true",
             "memory",
             "first step",
-            "host",
-            "matrix rate",
+            "host time",
+            "matmul rate",
         ],
     );
     for row in &report.rows {
@@ -210,21 +215,20 @@ fn targets(targets: &[Target]) -> Cells {
 /// Returns the lines that follow the tables. They explain columns that are not obvious, and list
 /// failures and notes.
 fn closing(report: &Report) -> Vec<String> {
-    let ours = if report.is_cuda() { Engine::Graph } else { Engine::Eager };
     let mut lines = vec![format!(
-        "ours: the speed of our engine `{}`, divided by the speed of the row's engine; 32-true: the speed of the \
-         row's engine, divided by its speed under 32-true; memory: the peak of tensor bytes (for our engines, \
+        "{0} over it: the speed of our engine `{0}`, divided by the speed of the row's engine; over 32-true: the speed \
+         of the row's engine, divided by its speed under 32-true; memory: the peak of tensor bytes (for our engines, \
          bytes that were allocated before the run do not count, and the data set counts if it is on the device); \
          first step: the time from building the model to the end of its first step, including loading kernels and \
-         compiling (only the first of our engines loads kernels; the PyTorch engines compile at the same time); host: \
-         the host's time for a step, measured with a small version of the model whose tensor operations take almost \
+         compiling (only the first of our engines loads kernels; the PyTorch engines compile at the same time); \
+         host time: the host's time for a step, measured with a small version of the model whose tensor operations take almost \
          no time",
-        ours.name()
+        compared(report).name()
     )];
     let rates: Vec<f64> = report.bf16_matrix_rates.iter().map(|rate| rate / 1e12).collect();
     if let Some(rate) = crate::bench::statistics::Spread::of(&rates) {
         lines.push(format!(
-            "matrix rate: the rate of a step's matrix products, as a fraction of the {:.0} TFLOP/s that products of \
+            "matmul rate: the rate of a step's matrix products, as a fraction of the {:.0} TFLOP/s that products of \
              8192 × 8192 bf16 matrices reach on this device",
             rate.median
         ));

@@ -15,7 +15,7 @@ pub fn parity(report: &Report) -> String {
         "precision",
         "first losses apart",
         "metric",
-        "ours",
+        "Rust",
         "PyTorch",
         "skips",
         "memory",
@@ -32,7 +32,7 @@ pub fn parity(report: &Report) -> String {
         report.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     let mut out = format!("{table}\n");
     out += &format!(
-        "PyTorch versions trained with {}; A / B: our value / PyTorch's; first losses apart: the \
+        "PyTorch versions trained with {}; A / B: the Rust model's value / PyTorch's; first losses apart: the \
          largest relative difference between the losses of a batch, then under 32-true the \
          largest difference as a fraction of its bound, and how many of the losses have a bound \
          of at most 0.1 %; memory: the peak of tensor bytes; lines: lines of code of the model \

@@ -1,56 +1,18 @@
-//! Compiles the C++ shim (the code in `csrc`) against the libtorch that torch-sys found.
+//! Writes the C++ files that are compiled: the translation units, and the headers with the sources of
+//! CUDA kernels.
 
 use std::{
-    env,
     fmt::Write,
     fs,
     path::{Path, PathBuf},
 };
-
-fn main() {
-    println!("cargo:rerun-if-changed=csrc");
-    // Clippy does not link, so it needs no shim. Cargo keeps the outputs of clippy apart from those
-    // of `cargo build`, which therefore still compiles the shim.
-    println!("cargo:rerun-if-env-changed=RUSTC_WORKSPACE_WRAPPER");
-    let wrapper = env::var("RUSTC_WORKSPACE_WRAPPER").unwrap_or_default();
-    if cfg!(feature = "doc-only") || wrapper.ends_with("clippy-driver") {
-        return;
-    }
-    // torch-sys passes the folder of libtorch's libraries to the crates that depend on torch-sys.
-    // The headers are in a folder next to that folder.
-    let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys sets this"));
-    let include = lib.parent().expect("lib has a parent").join("include");
-    let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets this"));
-    embed_kernels(&out);
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .warnings(false)
-        // Debug info is off, because writing it for libtorch's headers takes longer than compiling
-        // the code.
-        .debug(false)
-        // The shim's loops run in each training step, so they are optimized in debug builds too.
-        .opt_level(3)
-        // libtorch was built with NDEBUG. Without NDEBUG, some headers of libtorch declare classes
-        // with another memory layout than in the built library.
-        .define("NDEBUG", None)
-        .include("csrc")
-        .include(&out)
-        .include(&include)
-        .include(include.join("torch/csrc/api/include"))
-        .flag("-Wall")
-        .flag("-Wno-unused-parameter")
-        .files(write_units(&out))
-        .compile("amp_shim");
-    println!("cargo:rustc-link-lib=dl");
-}
 
 /// Writes the translation units, which include the files of `csrc`, and returns their paths.
 ///
 /// Parsing libtorch's headers takes most of the compiler's time, so each set of headers is parsed
 /// once: one unit contains the files that need autograd or all operators, and the other contains
 /// the rest.
-fn write_units(out: &Path) -> [PathBuf; 2] {
+pub(crate) fn write(out: &Path) -> [PathBuf; 2] {
     const LARGE_HEADERS: [&str; 2] = ["<torch/csrc/autograd/", "<ATen/autocast_mode.h>"];
     let mut files: Vec<PathBuf> = fs::read_dir("csrc")
         .expect("the sources")
@@ -76,7 +38,7 @@ fn write_units(out: &Path) -> [PathBuf; 2] {
 /// Writes a header for each file of CUDA kernels, such as `kernels/adam.cu.h`, with the kernels'
 /// source as a string constant. The string begins with the shared headers. NVRTC compiles the
 /// string at run time for the available GPU.
-fn embed_kernels(out: &Path) {
+pub(crate) fn embed_kernels(out: &Path) {
     let folder = Path::new("csrc/kernels");
     let read = |name| fs::read_to_string(folder.join(name)).expect("what kernels share");
     let common = read("common.h") + &read("common.cuh");

@@ -1,6 +1,7 @@
 //! Every model trains under every precision, on the device in `AMP_DEVICE` or on the CPU.
 
 use amp_core::{
+    data::Limit,
     event::Event,
     hardware::parse_device,
     precision::{Precision, dtype_name},
@@ -35,7 +36,7 @@ fn no_model_is_left_out() {
     assert_eq!(registry.models().map(|model| model.name()).collect::<Vec<_>>(), NAMES);
 }
 
-/// The validation loss falls within two epochs, no step is skipped, and the matrix products run in
+/// The validation loss falls within two epochs of at most 60 steps, no step is skipped, and the matrix products run in
 /// the dtype of the precision.
 #[rstest]
 #[case::mixed_precision_demo("MixedPrecisionDemo")]
@@ -60,7 +61,8 @@ fn trains_under_every_precision(#[case] name: &str) {
     let registry = registry();
     let model = registry.find(Some(name)).expect("a model of this name");
     let choices = Choices { length: Some(Length::Epochs(2)), seed: 1, ..Choices::default() };
-    let case = Case::new(&registry, model, choices, device).expect("a case");
+    let mut case = Case::new(&registry, model, choices, device).expect("a case");
+    case.trainer.loops.limit_train_batches = Limit::Batches(60);
     for precision in Precision::ALL {
         let mut ignore = |_: &Event| Ok(());
         let record = runner::run(&case, precision, Extras::default(), &mut ignore).expect("a run");

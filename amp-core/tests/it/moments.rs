@@ -235,14 +235,15 @@ fn averages_of_f64_stay_f64() -> Result<()> {
 }
 
 /// With the option `moments`, the model `MixedPrecisionDemo` learns as well as with f32 state, in
-/// 32-true and in bf16-mixed. For each of six seeds, the final loss is divided by that with f32
-/// state. The mean of the six ratios is below 1.1. The final loss varies between seeds with a
-/// standard deviation of 2 % (measured with 24 seeds), so chance does not explain a mean of 1.1.
+/// 32-true and in bf16-mixed. For each of two seeds, the final loss is divided by that with f32
+/// state. The mean of the two ratios is below 1.1. The final loss varies between seeds with a
+/// standard deviation of 2 % (measured with 24 seeds), so that of the mean is 2 % too, and chance
+/// does not explain a mean of 1.1.
 #[rstest]
 fn a_model_learns_as_well_as_with_f32_state(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
-    const SEEDS: [u64; 6] = [1, 2, 3, 4, 5, 6];
+    const SEEDS: [u64; 2] = [1, 2];
     let losses = |moments| -> Result<Vec<f64>> {
         SEEDS.into_iter().map(|seed| final_loss(precision, moments, seed)).collect()
     };

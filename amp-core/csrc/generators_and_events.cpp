@@ -63,6 +63,11 @@ int amp_random_set(int cuda, const at::Tensor* state) {
   return amp::guarded([&] { amp::Random(device(cuda)).write(*state); });
 }
 
+// Seeds the generators of all devices, as torch.manual_seed does. Fails while a CUDA graph is captured.
+int amp_random_seed_all(uint64_t seed) {
+  return amp::guarded([&] { at::manual_seed(seed); });
+}
+
 // Seeds the generator of a CUDA device.
 int amp_random_seed(int cuda, uint64_t seed) {
   return amp::guarded([&] {

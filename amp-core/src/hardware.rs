@@ -149,11 +149,11 @@ pub fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
 /// use [`random::seeded`]. Waits while another thread is in a reproducible section.
 ///
 /// # Errors
-/// At present this function does not return an error.
+/// In a training step while it is captured as a CUDA graph. The trainer then runs the steps without
+/// a graph.
 pub fn seed_everything(seed: u64) -> Result<()> {
     let _place = random::place();
-    tch::manual_seed(seed.cast_signed());
-    Ok(())
+    ffi::seed_all_random(seed)
 }
 
 fn cpu_name() -> String {

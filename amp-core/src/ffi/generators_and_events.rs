@@ -12,6 +12,7 @@ use crate::Result;
 unsafe extern "C" {
     fn amp_random_get(cuda: c_int, out: *mut *mut C_tensor) -> c_int;
     fn amp_random_set(cuda: c_int, state: Handle) -> c_int;
+    fn amp_random_seed_all(seed: u64) -> c_int;
     fn amp_random_seed(cuda: c_int, seed: u64) -> c_int;
     fn amp_cpu_random_read(out: *mut *mut c_void) -> c_int;
     fn amp_cpu_random_write(random: *const c_void) -> c_int;
@@ -94,6 +95,13 @@ pub(crate) fn random_state(device: Device) -> Result<Tensor> {
 
 pub(crate) fn set_random_state(device: Device, state: &Tensor) -> Result<()> {
     checked!(amp_random_set(index(device), state.as_ptr()))
+}
+
+/// Seeds the default generators of all devices, as torch.manual_seed does. Fails while a CUDA graph
+/// is captured. `tch::manual_seed` would then end the process: it lets libtorch's exception pass
+/// through Rust.
+pub(crate) fn seed_all_random(seed: u64) -> Result<()> {
+    checked!(amp_random_seed_all(seed))
 }
 
 /// Seeds a CUDA device's default generator.

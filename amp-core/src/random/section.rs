@@ -7,7 +7,7 @@ use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, ffi};
 
 /// The threads that currently hold the lock.
 struct Holders {
@@ -163,9 +163,9 @@ pub fn seeded(seed: u64) -> Result<Section> {
             ));
         }
     }
-    // If `manual_seed` panics, dropping `section` ends the section.
+    // If seeding fails, dropping `section` ends the section.
     let section = Section { _hold: Hold::new(Kind::Section) };
-    tch::manual_seed(seed.cast_signed());
+    ffi::seed_all_random(seed)?;
     Ok(section)
 }
 

@@ -3,11 +3,12 @@
 use amp_core::{
     LightningModule, Result, Step,
     data::{AnyBatch, Batch, BatchType},
+    hardware::seed_everything,
     log::Log,
     memory::MemoryMeter,
     nn::{Context, named_tensors, parameters},
     precision::AutocastGuard,
-    tch::{self, Kind, Tensor, no_grad},
+    tch::{Kind, Tensor, no_grad},
 };
 
 use super::Fault;
@@ -114,7 +115,7 @@ pub(super) fn training_step(
             model.training_step(&Batch::new(input, batch.target)?.to_any()?, step)
         }
         Fault::SameMaskEachStep => {
-            tch::manual_seed(7);
+            seed_everything(7)?;
             model.training_step(batch, step)
         }
         Fault::TargetsShifted => {

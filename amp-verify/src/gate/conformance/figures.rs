@@ -137,7 +137,7 @@ impl<'a> Exact<'a> {
             weights: 0.0,
             way: 0.0,
         };
-        exact.way = exact.distance(&ran.weights, &ran.start)?;
+        exact.way = exact.norm(&ran.update)?;
         if exact.way == 0.0 && !masks.is_empty() {
             return Self::new(ran, &Masks::new());
         }
@@ -145,18 +145,18 @@ impl<'a> Exact<'a> {
         Ok(exact)
     }
 
-    /// Returns the tensor of `weights` with the index `at`, with zeros in place of the weights that
-    /// are left out of comparisons.
-    fn measured(&self, weights: &[Tensor], at: usize) -> Result<Tensor> {
+    /// Returns the tensor with the index `at`, with zeros in place of the weights that are left out of
+    /// comparisons. `tensors` are the weights or their update.
+    fn measured(&self, tensors: &[Tensor], at: usize) -> Result<Tensor> {
         no_grad(|| match &self.masks[at] {
-            Some(mask) => Ok(weights[at].f_masked_fill(mask, 0.0)?),
-            None => Ok(weights[at].shallow_clone()),
+            Some(mask) => Ok(tensors[at].f_masked_fill(mask, 0.0)?),
+            None => Ok(tensors[at].shallow_clone()),
         })
     }
 
-    /// Computes the norm of all compared weights together, one tensor at a time.
-    fn norm(&self, weights: &[Tensor]) -> Result<f64> {
-        let squares = (0..weights.len()).map(|at| square(&self.measured(weights, at)?));
+    /// Computes the norm of all compared weights, or of their update, one tensor at a time.
+    fn norm(&self, tensors: &[Tensor]) -> Result<f64> {
+        let squares = (0..tensors.len()).map(|at| square(&self.measured(tensors, at)?));
         Ok(whole(roots(squares)?))
     }
 
@@ -164,21 +164,6 @@ impl<'a> Exact<'a> {
     fn distance(&self, a: &[Tensor], b: &[Tensor]) -> Result<f64> {
         let squares = (0..a.len())
             .map(|at| square_of_difference(&self.measured(a, at)?, &self.measured(b, at)?));
-        Ok(whole(roots(squares)?))
-    }
-
-    /// Computes the norm of the difference between the updates of `ran` and of the run under 32-true,
-    /// one parameter at a time.
-    fn distance_of_updates(&self, ran: &Ran) -> Result<f64> {
-        let update = |ran: &Ran, at: usize| -> Result<Tensor> {
-            let wide = |tensors: &[Tensor]| -> Result<Tensor> {
-                Ok(self.measured(tensors, at)?.f_to_kind(Kind::Double)?)
-            };
-            no_grad(|| Ok(wide(&ran.weights)?.f_sub(&wide(&ran.start)?)?))
-        };
-        let squares = (0..ran.weights.len()).map(|at| -> Result<Tensor> {
-            square_of_difference(&update(ran, at)?, &update(self.ran, at)?)
-        });
         Ok(whole(roots(squares)?))
     }
 
@@ -194,8 +179,8 @@ impl<'a> Exact<'a> {
         let Self { ran: exact, way, .. } = *self;
         let mut figures = BTreeMap::from([
             (What::Loss, ratio(loss(ran)? - self.loss, self.loss)),
-            (What::Update, ratio(self.distance_of_updates(ran)?, way)),
-            (What::Length, ratio(self.distance(&ran.weights, &ran.start)? - way, way)),
+            (What::Update, ratio(self.distance(&ran.update, &exact.update)?, way)),
+            (What::Length, ratio(self.norm(&ran.update)? - way, way)),
             (What::Norm, ratio(self.norm(&ran.weights)? - self.weights, way)),
         ]);
         let least = SHARE * whole(self.gradients.iter().copied());

@@ -10,7 +10,7 @@ use amp_core::{
     log::Log,
     nn::{Context, Substitute, parameters},
     precision::{GradScalerConfig, Gradients, Precision, StepOutcome, Unscaled},
-    tch::Tensor,
+    tch::{Kind, Tensor, no_grad},
     trainer::{Check, StepAccess, ValCheckInterval, first_loss},
 };
 
@@ -178,15 +178,24 @@ fn weights(model: &dyn LightningModule) -> Result<Vec<Tensor>> {
     parameters(model).iter().map(|own| copy_of(&own.tensor)).collect()
 }
 
+/// Computes the difference between two values of a parameter, at least in f32.
+fn update(after: &Tensor, before: &Tensor) -> Result<Tensor> {
+    let wide = |tensor: &Tensor| match tensor.kind() {
+        Kind::Double => Ok(tensor.shallow_clone()),
+        _ => tensor.f_to_kind(Kind::Float),
+    };
+    no_grad(|| Ok(wide(after)?.f_sub(&wide(before)?)?))
+}
+
 /// The results of a run of the first training steps.
 pub(super) struct Ran {
     pub(super) trace: Trace,
-    /// The names of the parameters, in the order of `start` and `weights`.
+    /// The names of the parameters, in the order of `weights` and `update`.
     pub(super) names: Vec<String>,
-    /// The parameters before the first step, as the run stores them. A precision with 16-bit
-    /// storage has rounded them.
-    pub(super) start: Vec<Tensor>,
     pub(super) weights: Vec<Tensor>,
+    /// The difference between `weights` and the parameters before the first step, as the run stores
+    /// them: a precision with 16-bit storage has rounded them.
+    pub(super) update: Vec<Tensor>,
     pub(super) finite: bool,
 }
 
@@ -274,6 +283,8 @@ impl Steps<'_> {
         let weights = weights(&model)?;
         let mut trace = tracer.trace.take();
         let start = std::mem::take(&mut trace.start);
-        Ok(Ran { trace, names, start, weights, finite })
+        let pairs = weights.iter().zip(start);
+        let update = pairs.map(|(after, before)| update(after, &before)).collect::<Result<_>>()?;
+        Ok(Ran { trace, names, weights, update, finite })
     }
 }

@@ -123,6 +123,7 @@ thread_local int depth = 0;
 
 // Counts a listed operator when it begins, because its inputs are available only at the beginning.
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
+  if (!callbacks.are_on()) return nullptr;
   for (const Rule& rule : kRules) {
     if (rule.op != function.name()) continue;
     const Count count = depth++ == 0 ? rule.count(function.inputs()) : Count{};

@@ -87,6 +87,7 @@ const char* among(const char* const (&names)[N], std::string_view name) {
 }
 
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
+  if (!callbacks.are_on()) return nullptr;
   // If a backward pass runs within the forward pass, its products are not recorded, because gradients may have other
   // dtypes.
   const bool is_backward = function.scope() == at::RecordScope::BACKWARD_FUNCTION;

@@ -7,9 +7,15 @@
 
 namespace amp {
 
-// A function that runs at the beginning of each operator of this thread, and one that runs at its end.
+// A function that runs at the beginning of each operator of this thread, and one that runs at its end. Each recorder has
+// one object of this class per thread.
+//
+// libtorch also calls both functions on the threads that run a backward pass on CUDA for this thread. There, `are_on` of
+// the recorder's object is false, and the function must do nothing: the recorder's other variables of that thread have
+// not been set either.
 class OperatorCallbacks {
  public:
+  bool are_on() const { return handle_.has_value(); }
   void start(const at::RecordFunctionCallback& callback) {
     stop();
     handle_ = at::addThreadLocalCallback(callback);

@@ -68,7 +68,7 @@ const void* memory(const at::Tensor& tensor) {
 }
 
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
-  if (!watched) return nullptr;
+  if (!callbacks.are_on() || !watched) return nullptr;
   auto context = std::make_unique<Running>();
   const std::string_view name = function.name();
   running.push_back(name);

@@ -70,7 +70,7 @@ bool is_on(c10::ArrayRef<const c10::IValue> inputs, const Mode& mode) {
 }
 
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
-  if (seen != nullptr) return nullptr;
+  if (!callbacks.are_on() || seen != nullptr) return nullptr;
   const std::string_view name = function.name();
   for (const Mode& mode : kModes) {
     if (name == mode.op && is_on(function.inputs(), mode)) seen = mode.op;

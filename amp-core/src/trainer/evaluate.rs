@@ -7,7 +7,7 @@ use crate::{
     Error, LightningModule, LossScope, Result, Step,
     data::{AnyBatch, DataLoader, DataModule, Limit, Sets},
     event::RunStart,
-    ffi,
+    ffi::{self, WatchedBroadcasts},
     hardware::Fingerprint,
     log::{Interval, Log, Logged, Media},
     nn::{Context, Evaluating},
@@ -263,6 +263,7 @@ impl Evaluator {
             let outcome = parts.map(|part| {
                 let _between = ffi::between_captures_on(self.policy.device);
                 let _autocast = self.policy.autocast()?;
+                WatchedBroadcasts::note_batch(part.of_examples())?;
                 run(self, part, &mut log)
             });
             let outcome: Result<Vec<T>> = outcome.collect();

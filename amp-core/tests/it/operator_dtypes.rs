@@ -55,6 +55,20 @@ fn passes(
     Ok((narrow, recorded, wide, rounded))
 }
 
+/// A gradient within the forward pass, as that of a gradient penalty, can be computed in each pass.
+/// On CUDA, libtorch computes it on another thread.
+#[test]
+fn a_gradient_within_a_pass_is_computed() -> Result<()> {
+    let (_, recorded, _, rounded) = passes(Kind::BFloat16, |[a, b, _]| {
+        let output = a.f_mul(b)?.f_tanh()?.f_sum(None)?;
+        let gradient = Tensor::f_run_backward(&[output], &[a], true, true)?.remove(0);
+        Ok(gradient.f_to_kind(Kind::Float)?.f_square()?.f_sum(None)?)
+    })?;
+    let [recorded, rounded] = [recorded, rounded].map(|value| value.double_value(&[]));
+    assert!(recorded > 0.0 && (rounded / recorded - 1.0).abs() < 0.02, "{recorded}, {rounded}");
+    Ok(())
+}
+
 /// Checks that values and gradients in f32 with emulated rounding equal those in 16 bits, bit for
 /// bit. libtorch computes each of these operators in f32 and rounds the result.
 #[rstest]

@@ -1,5 +1,7 @@
 //! Divides batches into parts.
 
+use tch::Tensor;
+
 use super::{AnyBatch, FieldRole};
 use crate::{Error, Result};
 
@@ -16,6 +18,11 @@ impl AnyBatch {
     /// and therefore does not have one row per example.
     pub fn is_shared(&self, name: &str) -> bool {
         self.fields.iter().any(|field| field.name == name && field.role == FieldRole::Shared)
+    }
+
+    /// Returns the tensors that have one part for each example.
+    pub(crate) fn of_examples(&self) -> impl Iterator<Item = &Tensor> {
+        self.tensors().filter(|(name, _)| !self.is_shared(name)).map(|(_, tensor)| tensor)
     }
 
     /// Returns an error if the batch is not [divisible](Self::is_divisible). In the error, `why`

@@ -5,11 +5,11 @@ use tch::Tensor;
 use super::{Context, Observer};
 use crate::{
     Error, Result,
-    ffi::{self, ModuleOfOperators},
+    ffi::{self, ModuleOfOperators, WatchedBroadcasts},
     nn::{
         Forward,
         child::Place,
-        planted,
+        parameters, planted,
         probe::{Call, DtypeProbe, ModuleOutput, Probe},
     },
     precision::{Arguments, Kept, Region, RegionPlan, Tensors, is_floating},
@@ -180,6 +180,9 @@ impl Context {
     /// planted a fault in this module, the fault changes the output (see `planted`).
     fn forward<M: Forward + ?Sized>(&self, module: &M, inputs: Inputs<'_, M>) -> Result<M::Output> {
         let output = module.forward_with(inputs, self)?;
+        if WatchedBroadcasts::is_on() {
+            note_output(module, &output)?;
+        }
         planted::of_layer(&self.path.borrow(), output)
     }
 
@@ -284,4 +287,16 @@ fn all(value: &impl Tensors) -> Result<Vec<Tensor>> {
         Ok(tensor.shallow_clone())
     })?;
     Ok(tensors)
+}
+
+/// Tells the watch of broadcasts that these are outputs of the model, if the module has weights that
+/// are trained. The watch sees the operators of libtorch, but not this crate's kernels.
+fn note_output<M: Forward + ?Sized>(module: &M, output: &M::Output) -> Result<()> {
+    if parameters(module).iter().any(|own| own.tensor.requires_grad()) {
+        output.each(&mut |output| {
+            WatchedBroadcasts::note_output(output)?;
+            Ok(output.shallow_clone())
+        })?;
+    }
+    Ok(())
 }

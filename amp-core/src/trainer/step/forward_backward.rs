@@ -10,6 +10,7 @@ use crate::{
     LightningModule, Result, Step,
     data::AnyBatch,
     event::Phase,
+    ffi::WatchedBroadcasts,
     log::Log,
     loss,
     nn::Context,
@@ -71,6 +72,7 @@ impl Passes<'_> {
         let value = {
             let _autocast = self.policy.autocast()?;
             let _products = self.context.watch_products()?;
+            WatchedBroadcasts::note_batch(part.of_examples())?;
             let mut step = Step::new(self.context, log, index as usize, self.global_step);
             model.training_step(part, &mut step)?
         };

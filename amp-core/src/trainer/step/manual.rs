@@ -16,6 +16,7 @@ use crate::{
     Error, LightningModule, Result,
     callback::Action,
     event::Event,
+    ffi::WatchedBroadcasts,
     log::{Interval, Log},
     module::{Done, ManualStep},
     precision::StepOutcome,
@@ -54,7 +55,9 @@ fn manual_step(
     let index = examples.start.batch as usize;
     let mut own = Log::at(Interval::of(state.logs_after(0)));
     let mut step = ManualStep::new(policy, context, &mut own, &mut state.optim, index, global_step);
-    model.manual_step(&examples.batches[0], &mut step)?;
+    let batch = &examples.batches[0];
+    WatchedBroadcasts::note_batch(batch.of_examples())?;
+    model.manual_step(batch, &mut step)?;
     let Done { loss, outcomes } = step.done();
     let loss = loss.unwrap_or_else(|| Tensor::from(0.0));
     if let Some(probe) = probe {

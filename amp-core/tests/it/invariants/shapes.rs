@@ -1,4 +1,5 @@
-//! Tests that a training step must not broadcast an output `[N, 1]` and a target `[N]`.
+//! Tests that a training step and a validation must not broadcast an output `[N, 1]` and a target
+//! `[N]`.
 
 use amp_core::{
     Result,
@@ -58,5 +59,51 @@ fn equal_shapes_and_explicit_pairs_are_accepted(
 ) -> Result<()> {
     let _section = seeded(1);
     fit(config(level), &mut model(loss)?)?;
+    Ok(())
+}
+
+/// Returns a loss that fits. In validation, also compares each predicted class with `others`.
+fn compared(output: &Tensor, target: &Tensor, others: &Tensor) -> Result<Tensor> {
+    if !output.requires_grad() {
+        let _ = output.f_argmax(1, true)?.f_eq_tensor(others)?;
+    }
+    equal_shapes(output, target)
+}
+
+fn with_targets(output: &Tensor, target: &Tensor) -> Result<Tensor> {
+    compared(output, target, &target.f_to_kind(Kind::Int)?)
+}
+
+fn with_each_class(output: &Tensor, target: &Tensor) -> Result<Tensor> {
+    compared(output, target, &Tensor::f_arange(8, (Kind::Int64, output.device()))?)
+}
+
+/// A metric of one's own that compares predictions `[8, 1]` with targets `[8]` ends the run in the
+/// first validation, also if no training step does so.
+#[rstest]
+fn a_broadcast_metric_is_reported(
+    #[values(Check::Cheap, Check::Full)] level: Check,
+    #[values(0, 2)] num_sanity_val_steps: i64,
+) -> Result<()> {
+    let _section = seeded(1);
+    let config =
+        config(level).with(|config| config.loops.num_sanity_val_steps = num_sanity_val_steps);
+    let text = broken(fit(config, &mut model(with_targets)?), Invariant::ShapesFit);
+    let after = if num_sanity_val_steps == 0 { 7 } else { 0 };
+    let says = format!(
+        "validation after step {after}: `eq` combines tensors of the shapes [8, 1] and [8], so"
+    );
+    assert!(text.starts_with(&says), "{text}");
+    Ok(())
+}
+
+/// A comparison of each prediction with each class is accepted, even if there are as many classes
+/// as examples.
+#[rstest]
+fn a_comparison_with_each_class_is_accepted(
+    #[values(Check::Cheap, Check::Full)] level: Check,
+) -> Result<()> {
+    let _section = seeded(1);
+    fit(config(level), &mut model(with_each_class)?)?;
     Ok(())
 }

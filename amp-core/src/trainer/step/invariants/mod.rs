@@ -62,8 +62,9 @@ pub enum Invariant {
     SetsAreDisjoint,
     /// Validation runs the model in evaluation mode.
     EvaluationMode,
-    /// No elementwise operation of a step combines an output `[N, 1]` with a target `[N]`, or an
-    /// output `[N]` with a target `[N, 1]`, which libtorch broadcasts to `[N, N]`.
+    /// No elementwise operation of a step or a validation combines an output `[N, 1]` with a target
+    /// `[N]`, or an output `[N]` with a target `[N, 1]`, which libtorch broadcasts to `[N, N]`. An
+    /// output that the code made a column with `unsqueeze` is accepted.
     ShapesFit,
     /// No memory meter is started while an earlier one measures, because the earlier one would then
     /// report too little memory.

@@ -1,22 +1,25 @@
-//! Checks that no operation of a training step broadcasts an output and a target by mistake.
+//! Checks that no operation of a training step or a validation broadcasts an output and a target by
+//! mistake.
 
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{
     Result,
-    ffi::{Broadcast, WatchedBroadcasts},
+    ffi::{Broadcast, Watched, WatchedBroadcasts},
 };
 
 /// Checks that no elementwise operation combines an output `[N, 1]` with a target `[N]`.
 pub(super) struct ShapesFit {
-    /// Whether every checked step is watched. If false, only the first step is watched.
+    /// Whether every checked step and every validation is watched. If false, only the first step and
+    /// the first validation are watched.
     all: bool,
-    looked: bool,
-    watch: Option<WatchedBroadcasts>,
+    /// Whether a step has been watched, and a validation.
+    looked: [bool; 2],
+    watch: Option<(Watched, WatchedBroadcasts)>,
 }
 
 impl ShapesFit {
     pub(super) fn new(all: bool) -> Self {
-        Self { all, looked: false, watch: None }
+        Self { all, looked: [false; 2], watch: None }
     }
 }
 
@@ -26,16 +29,30 @@ impl Rule for ShapesFit {
     }
 
     fn moments(&self) -> &'static [Moment] {
-        &[Moment::GradientsCleared, Moment::StepEnds]
+        &[
+            Moment::GradientsCleared,
+            Moment::StepEnds,
+            Moment::EvaluationBegins,
+            Moment::EvaluationEnds,
+        ]
     }
 
     fn violation(&mut self, moment: Moment, _: &RunView<'_>) -> Result<Option<String>> {
-        if moment == Moment::GradientsCleared {
-            self.watch = (self.all || !self.looked).then(WatchedBroadcasts::start).transpose()?;
+        let watched = match moment {
+            Moment::GradientsCleared => Some(Watched::Training),
+            Moment::EvaluationBegins => Some(Watched::Validation),
+            _ => None,
+        };
+        if let Some(watched) = watched {
+            // An earlier watch is still there if its step or validation ended with an error.
+            self.watch = None;
+            if self.all || !self.looked[watched as usize] {
+                self.watch = WatchedBroadcasts::start(watched)?.map(|watch| (watched, watch));
+            }
             return Ok(None);
         }
-        let Some(watch) = self.watch.take() else { return Ok(None) };
-        self.looked = true;
+        let Some((watched, watch)) = self.watch.take() else { return Ok(None) };
+        self.looked[watched as usize] = true;
         let text = |Broadcast { operator, operands }| {
             format!(
                 "`{operator}` combines tensors of the shapes {operands}, so that libtorch broadcasts them and \

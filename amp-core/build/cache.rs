@@ -68,11 +68,14 @@ fn modified(path: &Path) -> Option<SystemTime> {
     path.metadata().ok()?.modified().ok()
 }
 
+/// Returns the paths of the files and folders in a folder, in any order.
+fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
+}
+
 /// Hashes the names and the contents of all files in a folder.
 fn hash_folder(folder: &Path, hasher: &mut DefaultHasher) -> io::Result<()> {
-    let mut paths = fs::read_dir(folder)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<io::Result<Vec<PathBuf>>>()?;
+    let mut paths = entries(folder)?;
     paths.sort();
     for path in paths {
         path.hash(hasher);
@@ -95,9 +98,7 @@ fn keep(library: &Path, cached: &Path) -> io::Result<()> {
         let _ = fs::remove_file(&partial);
     }
     written?;
-    let mut kept = fs::read_dir(folder)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<io::Result<Vec<PathBuf>>>()?;
+    let mut kept = entries(folder)?;
     kept.sort_by_key(|path| modified(path));
     let old = kept.len().saturating_sub(KEPT);
     kept.iter().take(old).try_for_each(fs::remove_file)

@@ -66,11 +66,6 @@ constexpr std::string_view kCopies[] = {
     "aten::to", "aten::_to_copy", "aten::detach", "aten::clone", "aten::contiguous", "aten::alias",
 };
 
-template <size_t N>
-bool among(const std::string_view (&names)[N], std::string_view name) {
-  return std::find(std::begin(names), std::end(names), name) != std::end(names);
-}
-
 // What the elements of a tensor were computed from. The numbers are combined with `|`.
 enum Origin : unsigned { kNothing = 0, kWeights = 1, kBatch = 2 };
 
@@ -95,7 +90,7 @@ thread_local OperatorCallbacks callbacks;
 // Whether only operators that record gradients are reported, as in the forward pass of training.
 thread_local bool is_training = false;
 thread_local std::unordered_map<const c10::StorageImpl*, Known> known;
-// The number of entries at which those of freed memory are removed.
+// When there are this many entries, those whose memory was freed are removed.
 constexpr size_t kEntries = 4096;
 thread_local size_t most_entries = kEntries;
 using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
@@ -127,14 +122,20 @@ unsigned origin_of(const at::Tensor& tensor) {
   return of_memory == kNothing ? kWeights | kBatch : of_memory | kWeights;
 }
 
+template <typename Map, typename Condition>
+void erase_if(Map& map, Condition&& holds) {
+  for (auto entry = map.begin(); entry != map.end();) {
+    entry = holds(entry->second) ? map.erase(entry) : std::next(entry);
+  }
+}
+
 // Returns the entry of a tensor's memory, or null if the tensor has no memory.
 Known* entry_of(const at::Tensor& tensor) {
   const auto* key = memory(tensor);
   if (key == nullptr) return nullptr;
   if (known.size() >= most_entries) {
-    for (auto entry = known.begin(); entry != known.end();) {
-      entry = entry->second.memory.expired() ? known.erase(entry) : std::next(entry);
-    }
+    erase_if(known, [](const Known& entry) { return entry.memory.expired(); });
+    erase_if(columns, [](const WeakTensor& column) { return column.expired(); });
     most_entries = std::max(kEntries, 2 * known.size());
   }
   return &known.try_emplace(key, Known{tensor.storage().getWeakStorageImpl(), kNothing, false}).first->second;
@@ -175,9 +176,10 @@ bool are_output_and_target(const at::Tensor& output, const at::Tensor& other, bo
 
 void look(const at::RecordFunction& function) {
   const auto inputs = function.inputs();
-  const std::string_view name = function.name();
-  const bool is_comparison = among(kComparisons, name);
-  if (!(is_comparison || among(kArithmetic, name)) || inputs.size() < 2) return;
+  const std::string_view comparison = among(kComparisons, function.name());
+  const bool is_comparison = !comparison.empty();
+  const std::string_view op = is_comparison ? comparison : among(kArithmetic, function.name());
+  if (op.empty() || inputs.size() < 2) return;
   if (!inputs[0].isTensor() || !inputs[1].isTensor()) return;
   const at::Tensor &a = inputs[0].toTensor(), &b = inputs[1].toTensor();
   if (!a.defined() || !b.defined() || !(is_column(a, b) || is_column(b, a))) return;
@@ -188,8 +190,7 @@ void look(const at::RecordFunction& function) {
   std::ostringstream text;
   text << a.sizes() << " and " << b.sizes();
   shapes = text.str();
-  seen = is_comparison ? *std::find(std::begin(kComparisons), std::end(kComparisons), name)
-                       : *std::find(std::begin(kArithmetic), std::end(kArithmetic), name);
+  seen = op;
 }
 
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
@@ -197,16 +198,16 @@ std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
   auto context = std::make_unique<Running>();
   const std::string_view name = function.name();
   const auto inputs = function.inputs();
-  const bool copies = among(kCopies, name);
+  const bool copies = !among(kCopies, name).empty();
   context->makes_column = name == "aten::unsqueeze";
-  for (const c10::IValue& input : among(kLikeOther, name) ? inputs.slice(0, 1) : inputs) {
+  for (const c10::IValue& input : among(kLikeOther, name).empty() ? inputs : inputs.slice(0, 1)) {
     for_each_tensor(input, [&](const at::Tensor& tensor) {
       context->origin |= origin_of(tensor);
       context->makes_column |= copies && is_explicit_column(tensor);
     });
   }
   if (context->origin == kNothing) return nullptr;
-  context->is_table = among(kTables, name);
+  context->is_table = !among(kTables, name).empty();
   tables += context->is_table;
   if (tables == 0 && (!is_training || at::GradMode::is_enabled())) look(function);
   return context;

@@ -15,7 +15,7 @@ namespace {
 
 // The recorded operators. If one of them runs within another, only the outer operator is recorded. Attention with
 // bf16 input and output, for example, may compute in f32 inside.
-constexpr const char* kProducts[] = {
+constexpr std::string_view kProducts[] = {
     "aten::mm",
     "aten::addmm",
     "aten::_addmm_activation",
@@ -47,14 +47,14 @@ constexpr const char* kProducts[] = {
 // The recorded operators that draw random numbers. From the same state of the generator, they draw different numbers
 // for different dtypes. Operators that are not listed draw the same numbers for every dtype and round them
 // (`bernoulli_`, dropout, `exponential_`), or draw integers (`randperm`).
-constexpr const char* kDraws[] = {
+constexpr std::string_view kDraws[] = {
     "aten::rand",   "aten::rand_like", "aten::randn",   "aten::randn_like",
     "aten::normal", "aten::normal_",   "aten::uniform", "aten::uniform_",
 };
 
 // Autocast runs these operators, and the matrix products that they call, in f32. Neither the operators nor these
 // products are recorded.
-constexpr const char* kInF32[] = {"aten::cdist", "aten::_cdist_forward", "aten::pdist"};
+constexpr std::string_view kInF32[] = {"aten::cdist", "aten::_cdist_forward", "aten::pdist"};
 
 // A recorded operator that has run: its name, the dtype of its output, and whether it draws random numbers. For random
 // numbers the dtype is the one in which they are drawn, before they are rounded to the output's dtype.
@@ -78,22 +78,15 @@ thread_local int depth = 0;
 // The number of pauses. While it is above 0, nothing is recorded.
 thread_local int paused = 0;
 
-template <size_t N>
-const char* among(const char* const (&names)[N], std::string_view name) {
-  for (const char* known : names) {
-    if (name == known) return known;
-  }
-  return nullptr;
-}
-
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
   if (!callbacks.are_on()) return nullptr;
   // If a backward pass runs within the forward pass, its products are not recorded, because gradients may have other
   // dtypes.
   const bool is_backward = function.scope() == at::RecordScope::BACKWARD_FUNCTION;
-  const char* draw = is_backward ? nullptr : among(kDraws, function.name());
-  const char* op = is_backward || draw != nullptr ? draw : among(kProducts, function.name());
-  if (op == nullptr && !is_backward && among(kInF32, function.name()) == nullptr) return nullptr;
+  const std::string_view name = function.name();
+  const char* draw = is_backward ? nullptr : among(kDraws, name).data();
+  const char* op = is_backward || draw != nullptr ? draw : among(kProducts, name).data();
+  if (op == nullptr && !is_backward && among(kInF32, name).empty()) return nullptr;
   return std::make_unique<Watched>(depth++ == 0 ? op : nullptr, draw != nullptr);
 }
 

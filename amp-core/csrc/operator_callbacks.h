@@ -3,9 +3,19 @@
 
 #include <ATen/record_function.h>
 
+#include <algorithm>
+#include <iterator>
 #include <optional>
+#include <string_view>
 
 namespace amp {
+
+// Returns the operator of this name from a list of constants, or an empty name if the list does not contain it.
+template <size_t N>
+std::string_view among(const std::string_view (&names)[N], std::string_view name) {
+  const auto* found = std::find(std::begin(names), std::end(names), name);
+  return found == std::end(names) ? std::string_view() : *found;
+}
 
 // A function that runs at the beginning of each operator of this thread, and one that runs at its end. Each recorder has
 // one object of this class per thread.

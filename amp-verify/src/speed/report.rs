@@ -126,8 +126,12 @@ impl Report {
     /// Returns the row of this trainer with its default options: with CUDA graphs on a CUDA device,
     /// without them on the CPU.
     pub fn ours(&self, workload: &str, precision: Precision) -> Option<&Row> {
-        let engine = if self.is_cuda() { Engine::Graph } else { Engine::Eager };
-        self.row(workload, precision, engine)
+        self.row(workload, precision, self.our_engine())
+    }
+
+    /// Returns the engine of [`ours`](Self::ours), with which the other engines are compared.
+    pub fn our_engine(&self) -> Engine {
+        if self.is_cuda() { Engine::Graph } else { Engine::Eager }
     }
 
     /// Returns whether the models were trained on a CUDA device. In this case the number of threads

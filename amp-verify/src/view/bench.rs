@@ -4,7 +4,6 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::significant;
 use crate::bench::{
-    interleaved::Engine,
     report::{Report, Row},
     statistics::paired_ratio,
     target::{Goal, Target, Unit},
@@ -101,11 +100,6 @@ fn tables(report: &Report) -> Vec<Cells> {
     tables
 }
 
-/// Returns our engine with which the others are compared.
-fn compared(report: &Report) -> Engine {
-    if report.is_cuda() { Engine::Graph } else { Engine::Eager }
-}
-
 fn figures(report: &Report) -> Cells {
     let mut cells = Cells::new(
         3,
@@ -116,7 +110,7 @@ fn figures(report: &Report) -> Cells {
             "steps/s",
             "±",
             "ids/s",
-            &format!("{} over it", compared(report).name()),
+            &format!("{} over it", report.our_engine().name()),
             "over 32-true",
             "memory",
             "first step",
@@ -223,7 +217,7 @@ fn closing(report: &Report) -> Vec<String> {
          compiling (only the first of our engines loads kernels; the PyTorch engines compile at the same time); \
          host time: the host's time for a step, measured with a small version of the model whose tensor operations take almost \
          no time",
-        compared(report).name()
+        report.our_engine().name()
     )];
     let rates: Vec<f64> = report.bf16_matrix_rates.iter().map(|rate| rate / 1e12).collect();
     if let Some(rate) = crate::bench::statistics::Spread::of(&rates) {

@@ -293,10 +293,7 @@ fn all(value: &impl Tensors) -> Result<Vec<Tensor>> {
 /// are trained. The watch sees the operators of libtorch, but not this crate's kernels.
 fn note_output<M: Forward + ?Sized>(module: &M, output: &M::Output) -> Result<()> {
     if parameters(module).iter().any(|own| own.tensor.requires_grad()) {
-        output.each(&mut |output| {
-            WatchedBroadcasts::note_output(output)?;
-            Ok(output.shallow_clone())
-        })?;
+        all(output)?.iter().try_for_each(WatchedBroadcasts::note_output)?;
     }
     Ok(())
 }

@@ -8,9 +8,10 @@ use amp_core::{
     callback::{Action, Callback},
     data::AnyBatch,
     log::Log,
+    loss::at_least_f32,
     nn::{Context, Substitute, parameters},
     precision::{GradScalerConfig, Gradients, Precision, StepOutcome, Unscaled},
-    tch::{Kind, Tensor, no_grad},
+    tch::{Tensor, no_grad},
     trainer::{Check, StepAccess, ValCheckInterval, first_loss},
 };
 
@@ -180,11 +181,7 @@ fn weights(model: &dyn LightningModule) -> Result<Vec<Tensor>> {
 
 /// Computes the difference between two values of a parameter, at least in f32.
 fn update(after: &Tensor, before: &Tensor) -> Result<Tensor> {
-    let wide = |tensor: &Tensor| match tensor.kind() {
-        Kind::Double => Ok(tensor.shallow_clone()),
-        _ => tensor.f_to_kind(Kind::Float),
-    };
-    no_grad(|| Ok(wide(after)?.f_sub(&wide(before)?)?))
+    no_grad(|| Ok(at_least_f32(after)?.f_sub(&at_least_f32(before)?)?))
 }
 
 /// The results of a run of the first training steps.

@@ -5,6 +5,7 @@ mod draws;
 mod evaluation;
 mod rng;
 mod section;
+mod seeding;
 mod state;
 
 pub use draws::Draws;
@@ -12,4 +13,5 @@ pub(crate) use evaluation::EvaluationDraws;
 pub use rng::Rng;
 pub(crate) use section::{Inherited, Place, place};
 pub use section::{Section, seeded};
+pub(crate) use seeding::Seeding;
 pub use state::RandomState;

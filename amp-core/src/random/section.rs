@@ -187,6 +187,12 @@ pub(crate) fn place() -> Place {
     Place { _hold: Hold::new(Kind::Place) }
 }
 
+/// Returns whether no other thread holds the lock. This thread must hold it.
+pub(super) fn is_alone() -> bool {
+    let holders = holders();
+    holders.section || holders.others <= 1
+}
+
 /// Lets a new thread use the random generators under the lock of the thread that starts it. The
 /// starting thread holds the lock until the new thread has ended.
 #[derive(Debug, Clone, Copy)]

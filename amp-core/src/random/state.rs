@@ -1,6 +1,6 @@
 //! The state of the random generators that a run uses.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     Result,
@@ -49,6 +49,17 @@ impl RandomState {
             Some(cuda) => ffi::set_random_state(device, cuda),
             None => Ok(()),
         }
+    }
+
+    /// Returns the seed of a CUDA device's generator, and the offset of its next random number in
+    /// the sequence of this seed. Returns `None` for other devices.
+    pub(super) fn seed_and_offset(device: Device) -> Result<Option<(i64, i64)>> {
+        if !device.is_cuda() {
+            return Ok(None);
+        }
+        // The state consists of the two numbers, each in eight bytes.
+        let numbers = ffi::random_state(device)?.f_view_dtype(Kind::Int64)?;
+        Ok(Some((numbers.f_int64_value(&[0])?, numbers.f_int64_value(&[1])?)))
     }
 
     /// Returns whether this state equals `other`. If the states are equal, no random number was

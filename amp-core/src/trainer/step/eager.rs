@@ -115,7 +115,7 @@ fn note_windows(
     examples: &Examples,
     emit: &mut Emit<'_>,
 ) -> Result<()> {
-    if examples.batches.len() < 2 || std::mem::replace(&mut state.looked_at_windows, true) {
+    if examples.batches.len() < 2 || std::mem::replace(&mut state.told.windows, true) {
         return Ok(());
     }
     match model.loss_scope() {
@@ -294,7 +294,7 @@ fn leave_out(
     emit: &mut Emit<'_>,
 ) -> Result<()> {
     state.rollback.restore(model)?;
-    if std::mem::replace(&mut state.told_left_out, true) {
+    if std::mem::replace(&mut state.told.left_out, true) {
         return Ok(());
     }
     let Position { epoch, batch } = examples.position(0);

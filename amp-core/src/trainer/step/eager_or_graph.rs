@@ -72,7 +72,10 @@ impl Steps {
         }
         self.release(&mut observers.log)?;
         let _between = ffi::between_captures_on(state.config.device);
-        self.direct.start(state, model, observers, examples)?;
+        state.seeding.is_watched = self.graph.as_ref().is_some_and(Replay::will_capture);
+        let started = self.direct.start(state, model, observers, examples);
+        state.seeding.is_watched = false;
+        started?;
         Ok(None)
     }
 

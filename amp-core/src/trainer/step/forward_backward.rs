@@ -15,6 +15,7 @@ use crate::{
     loss,
     nn::Context,
     precision::{GradScaler, Policy},
+    random::Seeding,
 };
 
 /// The settings and objects that the forward and backward passes over a batch use.
@@ -25,6 +26,7 @@ pub(super) struct Passes<'p> {
     /// The number of parts into which a batch is split.
     pub(super) parts: i64,
     pub(super) global_step: u64,
+    pub(super) seeding: &'p mut Seeding,
     pub(super) profiler: &'p mut Profiler,
 }
 
@@ -74,7 +76,7 @@ impl Passes<'_> {
             let _products = self.context.watch_products()?;
             WatchedBroadcasts::note_batch(part.of_examples())?;
             let mut step = Step::new(self.context, log, index as usize, self.global_step);
-            model.training_step(part, &mut step)?
+            self.seeding.watch(self.policy.device, || model.training_step(part, &mut step))??
         };
         self.profiler.lap(Phase::Forward)?;
         let scaled = match share {

@@ -40,7 +40,7 @@ impl StepState<'_> {
         let power = 10_u64.checked_pow(step.ilog10()).is_some_and(|power| power == step);
         let scheduled = self.optim.scheduled.iter().any(|one| one.is_scheduled());
         power
-            && !self.told_lost_updates
+            && !self.told.lost_updates
             && may_be_lost(self.config, self.policy.precision)
             && (step > 1 || !scheduled)
     }
@@ -81,7 +81,7 @@ impl StepState<'_> {
         if self.lr == 0.0 || all == 0.0 || lost < MANY * all {
             return Ok(None);
         }
-        self.told_lost_updates = true;
+        self.told.lost_updates = true;
         let kind = dtype_name(self.policy.precision.storage());
         Ok(Some(format!(
             "{:.0} % of the weights with a gradient did not change in step {} at the learning rate {:.2e}: \

@@ -10,6 +10,17 @@ use crate::{
     precision::StepOutcome,
 };
 
+/// The notes that a run writes at most once, and whether it has written them.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// Whether the trainer has checked if a note on accumulated gradients is needed.
+    pub(super) windows: bool,
+    /// Whether a note was written about a step in which no target counts in the loss.
+    pub(super) left_out: bool,
+    /// Whether a note about lost updates of 16-bit weights was written.
+    pub(super) lost_updates: bool,
+}
+
 /// Calls the hooks and callbacks that run after a batch, and emits the batch's events. `at` is the
 /// index of the batch in the step. `outcome` is the outcome of the step after its last batch, and
 /// `None` after earlier batches.

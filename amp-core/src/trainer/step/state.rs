@@ -9,6 +9,7 @@ use super::{
     observers::{Emit, Observers},
     optimization::Optimization,
     profile::Profiler,
+    report::Told,
     rollback::Rollback,
     run_length::Length,
     weight_average::Average,
@@ -20,6 +21,7 @@ use crate::{
     nn::{self, Context},
     precision::{Deferred, GradScaler, Gradients, KeptCasts, Policy, Precision, StepOutcome},
     probe::Products,
+    random::Seeding,
 };
 
 /// Counts of training steps.
@@ -57,12 +59,10 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) does_more: bool,
     /// Whether the dtypes of the first step were reported.
     pub(super) probed: bool,
-    /// Whether the trainer has checked if a note on accumulated gradients is needed.
-    pub(super) looked_at_windows: bool,
-    /// Whether a note was written about a step in which no target counts in the loss.
-    pub(super) told_left_out: bool,
-    /// Whether a note about lost updates of 16-bit weights was written.
-    pub(super) told_lost_updates: bool,
+    /// The notes that were written, each of which is written at most once.
+    pub(super) told: Told,
+    /// Detects training steps that seed the random generators.
+    pub(super) seeding: Seeding,
     /// The memory plan: which modules are recomputed in the backward pass. `None` before the first
     /// step, and without a memory budget.
     pub(in crate::trainer) memory: Option<MemoryPlan>,
@@ -99,9 +99,8 @@ impl<'a> StepState<'a> {
             parts: 1,
             does_more: false,
             probed: false,
-            looked_at_windows: false,
-            told_left_out: false,
-            told_lost_updates: false,
+            told: Told::default(),
+            seeding: Seeding::default(),
             memory: None,
             profiler: Profiler::new(config.device),
             average: config
@@ -248,9 +247,10 @@ impl<'a> StepState<'a> {
     /// Returns the settings and objects for the forward and backward passes of a training step.
     pub(super) fn passes(&mut self) -> Passes<'_> {
         let global_step = self.global_step();
-        let Self { policy, context, optim, parts, profiler, .. } = self;
+        let Self { policy, context, optim, parts, seeding, profiler, .. } = self;
         let (policy, parts) = (*policy, *parts);
-        Passes { policy, context, scaler: &optim.scaler, parts, global_step, profiler }
+        let scaler = &optim.scaler;
+        Passes { policy, context, scaler, parts, global_step, seeding, profiler }
     }
 
     /// Returns the settings and objects for forward and backward passes in the given [`Context`].

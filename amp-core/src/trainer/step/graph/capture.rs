@@ -58,6 +58,13 @@ impl StepGraph {
         let Device::Cuda(index) = state.policy().device else {
             return Err(refused("CUDA graphs need a CUDA device"));
         };
+        if state.seeding.was_found() {
+            return Err(refused(
+                "the training step seeds the random generator, or draws random numbers in some \
+                 steps only, which a graph cannot repeat: seed the generator before the training, \
+                 and draw numbers in each step",
+            ));
+        }
         let device = state.policy().device;
         let buffers = buffers(model, device)?;
         let inputs = batches.iter().map(AnyBatch::copied).collect::<Result<Vec<_>>>()?;

@@ -125,6 +125,11 @@ impl Replay {
         }
     }
 
+    /// Returns whether a graph will be captured after some more steps without a graph.
+    pub(in super::super) fn will_capture(&self) -> bool {
+        matches!(self.graph, Captured::After(_))
+    }
+
     /// Returns whether a step on these examples should be captured as a CUDA graph now.
     fn is_due(&self, state: &StepState<'_>, examples: &Examples) -> bool {
         let whole =

@@ -9,7 +9,7 @@ use amp_core::{
     nn::{Parameter, Role, named_tensors, parameters},
     optim::{AdamW, Optimizers, TrainingPlan},
     precision::{Gradients, Precision, StepOutcome, Unscaled},
-    tch::{Tensor, no_grad},
+    tch::{Kind, Tensor, no_grad},
     trainer::StepAccess,
 };
 
@@ -31,6 +31,8 @@ pub struct Faulty {
     /// The values of the model's buffers before the first step, for the fault that restores them
     /// after each forward pass.
     buffers: Vec<Tensor>,
+    /// Tensors that are never freed, for the fault that leaks memory.
+    leaked: Vec<Tensor>,
 }
 
 impl Faulty {
@@ -44,6 +46,7 @@ impl Faulty {
             watched: Rc::default(),
             steps: loss::Steps::default(),
             buffers: Vec::new(),
+            leaked: Vec::new(),
         }
     }
 
@@ -60,6 +63,8 @@ fn buffers(model: &dyn LightningModule) -> impl Iterator<Item = Tensor> {
 
 /// The norm to which the fault `ClipBeforeUnscale` clips gradients.
 const CLIP: f64 = 1.0;
+/// The number of elements of the tensor that a fault leaks in each step.
+const ELEMENTS: i64 = 1 << 16;
 
 impl Interceptor for Faulty {
     fn step_access(&self) -> StepAccess {
@@ -221,6 +226,11 @@ impl Interceptor for Faulty {
             && let Some(last) = parameters(model).last()
         {
             let _ = no_grad(|| last.tensor.shallow_clone().f_fill_(f64::NAN))?;
+        }
+        if fault == Some(Fault::LeaksEachStep)
+            && let Some(Parameter { tensor, .. }) = parameters(model).first()
+        {
+            self.leaked.push(Tensor::f_zeros([ELEMENTS], (Kind::Float, tensor.device()))?);
         }
         if *outcome != StepOutcome::Applied && fault == Some(Fault::DropFoundInf) {
             for Parameter { tensor, .. } in parameters(model) {

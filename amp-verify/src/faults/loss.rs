@@ -20,8 +20,8 @@ pub(super) struct Steps {
     batches: u64,
     /// The number of examples in the first batch.
     examples: i64,
-    /// Tensors that are never freed, for a fault that leaks memory.
-    kept: Vec<Tensor>,
+    /// The number of batches that the run has trained on so far, in a tensor on the device.
+    seen: Option<Tensor>,
     /// A memory meter that stays active over all steps, so that it disturbs another memory meter.
     meter: Option<MemoryMeter>,
 }
@@ -29,8 +29,6 @@ pub(super) struct Steps {
 /// The number of steps that the trainer runs in eager mode before it captures a step as a CUDA
 /// graph.
 const BEFORE_CAPTURE: u64 = 3;
-/// The number of elements of the tensor that a fault leaks in each step.
-const ELEMENTS: i64 = 1 << 16;
 
 pub(super) fn training_step(
     fault: Fault,
@@ -58,7 +56,16 @@ pub(super) fn training_step(
             times(if last { 0.25 } else { 1.0 }, model.training_step(batch, step)?)
         }
         Fault::LaterStepsWrong => {
-            times(if steps.batches > 40 { -1.0 } else { 1.0 }, model.training_step(batch, step)?)
+            // Counts the batches on the device, because a CUDA graph runs no code of the host.
+            let loss = model.training_step(batch, step)?;
+            let mut seen = match steps.seen.take() {
+                Some(seen) => seen,
+                None => Tensor::f_zeros([0_i64; 0], (Kind::Float, loss.device()))?,
+            };
+            let _ = seen.f_add_scalar_(1.0)?;
+            let early = seen.f_le(40.0)?.f_to_kind(loss.kind())?;
+            steps.seen = Some(seen);
+            Ok(loss.f_mul(&early.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)?)
         }
         Fault::LossIsNan => times(f64::NAN, model.training_step(batch, step)?),
         Fault::LossBroadcasts => {
@@ -122,11 +129,6 @@ pub(super) fn training_step(
             let batch = Batch::from_any(batch)?;
             let target = batch.target.f_roll([1], [0])?;
             model.training_step(&Batch::new(batch.input, target)?.to_any()?, step)
-        }
-        Fault::LeaksEachStep => {
-            let loss = model.training_step(batch, step)?;
-            steps.kept.push(Tensor::f_zeros([ELEMENTS], (Kind::Float, loss.device()))?);
-            Ok(loss)
         }
         Fault::MeasuresWithin => {
             let device = step.context().policy().device;

@@ -41,8 +41,8 @@ impl BuildOptimizer for Build {
         match self.fault {
             Fault::ParameterNotHeld => drop(parameters.remove(0)),
             Fault::CopyHeld => {
-                let copy = parameters[0].tensor.f_detach_copy()?.set_requires_grad(true);
-                parameters[0].tensor = copy;
+                let copy = no_grad(|| parameters[0].tensor.f_detach_copy())?;
+                parameters[0].tensor = copy.f_set_requires_grad(true)?;
             }
             _ => {}
         }
@@ -141,7 +141,7 @@ impl Optimizer for Broken {
             Fault::SteppedTwice => self.inner.step_with(known)?,
             Fault::WeightWrittenBack => {
                 let mut weight = self.inner.parameters()[0].tensor.shallow_clone();
-                let kept = weight.f_detach_copy()?;
+                let kept = no_grad(|| weight.f_detach_copy())?;
                 self.inner.step_with(known)?;
                 no_grad(|| weight.f_copy_(&kept))?;
                 return Ok(());

@@ -25,7 +25,7 @@ impl Tier {
     /// and how many at most in the later ones. See [`evaluations`](crate::verdict::evaluations).
     pub fn seeds(self) -> (usize, usize) {
         match self {
-            Self::Quick => (4, 10),
+            Self::Quick => (3, 10),
             Self::Nightly => (8, 24),
         }
     }

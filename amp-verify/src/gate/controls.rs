@@ -196,7 +196,7 @@ mod tests {
         gate: GateArgs,
     }
 
-    /// Checks that the gate compares 32-true with the mean over the control runs of all four seeds,
+    /// Checks that the gate compares 32-true with the mean over the control runs of all first seeds,
     /// not with the first control run. The model `Guess` does not learn, and its accuracy differs
     /// between seeds.
     #[test]
@@ -214,7 +214,7 @@ mod tests {
         pool.run([job(plan.first_seed, Task::Frozen)])?;
         let metric = |pool: &Pool, job| pool.outcome(job).and_then(|outcome| outcome.metric);
         let metrics: Vec<f64> = trained.iter().filter_map(|job| metric(&pool, job)).collect();
-        assert_eq!(metrics.len(), 4);
+        assert_eq!(metrics.len(), plan.first);
         assert_eq!(plan.untrained(&pool, model), Ok(metrics[0]));
         assert!((mean(&metrics) - metrics[0]).abs() > 0.01, "{metrics:?}");
         complete(&plan, &mut pool)?;

@@ -17,14 +17,15 @@ use crate::{
 /// are not `ignore_index`, where wᵢ is the weight of the target's class, or 1 without weights.
 ///
 /// With label smoothing ε, the target distribution is 1 − ε for the target's class plus ε/C for
-/// every class. With `z_loss` = z, z·log²(Σ exp xᵢ) is added to each lᵢ, which keeps the logits of
-/// large vocabularies near zero (PaLM, arXiv:2204.02311, uses z = 1e-4).
+/// every class. With `z_loss` = z, z·log²(Σ exp xᵢ) is added to each lᵢ, where the sum is over the
+/// classes. This keeps the logits of large vocabularies near zero (PaLM, arXiv:2204.02311, uses z =
+/// 1e-4).
 ///
 /// Logits with the classes in the last dimension are accepted, too, as in logits `[N, L, C]` for
-/// targets `[N, L]`. If the classes may be in the second or in the last dimension, as in logits
-/// `[N, 5, 5]` for targets `[N, 5]`, the loss is an error unless `classes` names the dimension. A
-/// floating-point target with the shape of the logits, `[N, C, …]`, contains the probability of
-/// each class.
+/// targets `[N, L]`. If the shapes do not show whether the second or the last dimension holds the
+/// classes, as in logits `[N, 5, 5]` for targets `[N, 5]`, the loss is an error unless `classes`
+/// names the dimension. A floating-point target with the shape of the logits, `[N, C, …]`, contains
+/// the probability of each class.
 ///
 /// # Errors
 /// When shapes or dtypes are invalid, the number of weights is not the number of classes, or an
@@ -142,7 +143,8 @@ impl CrossEntropy {
         in_fixed_order(logits, of, weight, ignored, reduction, entropy)
     }
 
-    /// Computes z·log²(Σ exp xᵢ), multiplied by the weight of each target.
+    /// Computes z·log²(Σ exp xᵢ) for each target, multiplied by the weight of the target, and
+    /// applies the reduction.
     fn z_term(
         &self,
         logits: &Tensor,
@@ -181,8 +183,8 @@ impl Loss for CrossEntropy {
 /// weights.
 ///
 /// # Errors
-/// The errors of [`CrossEntropy`]. On the CPU, a log probability above 0.001 is an error too. For
-/// logits, use [`CrossEntropy`].
+/// The errors of [`CrossEntropy`]. On the CPU, a value above 0.001 is an error too, because it is
+/// not a log probability. For logits, use [`CrossEntropy`].
 #[derive(Debug)]
 pub struct Nll {
     /// The weight of each class, a floating-point tensor of shape `[C]`. The loss of a target is
@@ -239,9 +241,9 @@ impl Loss for Nll {
 }
 
 /// Computes the loss by calling `of_reduction` with the reduction. If the logits have more than two
-/// dimensions, calls `of_reduction` without reduction and reduces the losses itself, because
-/// libtorch's CUDA kernel for such logits (nll_loss2d) adds up the losses in an order that differs
-/// from run to run.
+/// dimensions and the targets are classes, calls `of_reduction` with `Reduction::None` and reduces
+/// the losses itself, because libtorch's CUDA kernel for such logits (nll_loss2d) adds up the
+/// losses in an order that differs from run to run.
 fn in_fixed_order(
     logits: &Tensor,
     of: &Tensor,
@@ -279,7 +281,8 @@ fn weights_of(of: &Tensor, weight: Option<&Tensor>, ignored: i64, kind: Kind) ->
 }
 
 /// Reshapes an unreduced loss to the shape of the targets. If the logits have their classes in the
-/// last dimension, the loss was computed from logits flattened to `[M, C]`.
+/// last dimension, the loss was computed from logits flattened to `[M, C]`, and has the shape
+/// `[M]`.
 fn like_target(loss: Tensor, reduction: Reduction, target: &Tensor) -> Result<Tensor> {
     match reduction {
         Reduction::None => Ok(loss.f_reshape(target.size())?),

@@ -35,7 +35,7 @@ impl MeanOver<'_> {
     /// Computes the denominator for a batch from its targets, as an f64 scalar on the targets'
     /// device. Returns `None` if batches are weighted by their numbers of examples. `none_left_out`
     /// states that no target is -100. If -100 is the ignored class and there are no class weights,
-    /// the result is then `None`, too.
+    /// the result is then `None`, too, because every target counts.
     pub(crate) fn counts(&self, target: &Tensor, none_left_out: bool) -> Result<Option<Counted>> {
         let counted = match self {
             Self::Examples | Self::Batch => return Ok(None),

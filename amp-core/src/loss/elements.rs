@@ -138,8 +138,8 @@ of_elements!(SmoothL1 "smooth_l1_loss", |own, x, y, reduction| {
 /// computes the same loss from logits and runs under autocast.
 ///
 /// # Errors
-/// When the shapes differ, a dtype is not floating-point, the weight has another shape, or CUDA
-/// autocast is on.
+/// When the shapes of output and target differ, a dtype is not floating-point, the shape of the
+/// weight does not fit the output, or CUDA autocast is on.
 #[derive(Debug, Default)]
 pub struct BinaryCrossEntropy {
     /// The weight w: a single number, or a tensor with the shape of one example. Dimensions of size
@@ -174,7 +174,8 @@ of_elements!(BinaryCrossEntropy "binary_cross_entropy", |own, p, y, reduction| {
 /// ```
 ///
 /// # Errors
-/// When the shapes differ, a dtype is not floating-point, or a weight has another shape.
+/// When the shapes of output and target differ, a dtype is not floating-point, or the shape of a
+/// weight does not fit the output.
 ///
 /// On the CPU, a target that is not from 0 to 1 is an error. For labels such as -1 the loss would
 /// have no minimum. On CUDA the targets are not checked.

@@ -1,6 +1,6 @@
-//! Losses with the names of torch.nn.functional. For each loss there is a function, which uses
-//! torch's default options, and a struct with torch's options. The result is a scalar, the mean
-//! over the batch.
+//! Losses with the names of torch.nn.functional. Each loss is a struct with torch's options. For
+//! the most common losses there is also a function, which uses torch's default options. The result
+//! is a scalar, the mean over the batch.
 //!
 //! If shapes or dtypes are invalid, the error names the loss, describes the output and the target,
 //! and says what to change. Losses never broadcast. As in torch, losses under autocast are computed

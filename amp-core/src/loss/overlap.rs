@@ -10,8 +10,8 @@ use crate::{Result, ffi, precision::is_floating};
 
 /// The Dice loss of logits of shape `[N, C, …]` (Milletari et al. 2016): 1 − (2 Σ p t + s) / (Σ p +
 /// Σ t + s), averaged over classes and examples. Here p is the prediction, t is the target, and s
-/// is `smooth`. The sums are over the positions of one example, or with `batch` over the positions
-/// of all examples.
+/// is `smooth`. For each class, the sums are over the positions of one example, or with `batch`
+/// over the positions of all examples.
 ///
 /// For int64 classes of shape `[N, …]`, p is the softmax of the logits over dimension 1, and t is
 /// the one-hot encoding of the class. Positions of class -100 are ignored. For a floating-point
@@ -21,8 +21,7 @@ use crate::{Result, ffi, precision::is_floating};
 /// split into micro-batches.
 ///
 /// # Errors
-/// When shapes or dtypes are invalid, the smoothing is below 0, or a class on the CPU is out of
-/// range.
+/// When shapes or dtypes are invalid, `smooth` is below 0, or a class on the CPU is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct Dice {
     /// The number s that is added to numerator and denominator, at least 0. If it is above 0, the
@@ -74,7 +73,7 @@ impl Dice {
             return Err(misfit(NAME, output, target, why));
         }
         let counted = ffi::counted_classes(target, sizes[1]);
-        // `nothing` is 0. It is NaN if a class is out of range on CUDA, where this is no error. The
+        // `nothing` is 0, but NaN if a class is out of range on CUDA, where this is no error. The
         // loss is then NaN, too.
         let nothing = counted
             .and_then(|counted| Ok(counted.f_mul_scalar(0.0)?))

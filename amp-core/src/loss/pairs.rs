@@ -95,8 +95,8 @@ impl CosineEmbedding {
 }
 
 /// The triplet margin loss of anchors a, positives p and negatives n. It is max(0, ‖a − p + ε‖ₚ −
-/// ‖a − n + ε‖ₚ + margin), with norms along the last dimension. Use it in `#[loss(with = |(anchor,
-/// positive, negative), target| …, of = examples)]`.
+/// ‖a − n + ε‖ₚ + margin), where the norms are along the last dimension and have the degree of the
+/// option `p`. Use it in `#[loss(with = |(anchor, positive, negative), target| …, of = examples)]`.
 #[derive(Debug, Clone, Copy)]
 pub struct TripletMargin {
     /// The margin, above 0. The default is 1.
@@ -210,8 +210,9 @@ impl GaussianNll {
 ///
 /// A batch is never split into micro-batches, because each of them would have fewer negatives. With
 /// gradient accumulation, the losses of the batches are averaged. The result differs from the loss
-/// of one large batch. Under autocast the loss, including its matrix products, is computed in f32,
-/// because rounding a cosine to bf16 changes its logit by up to 1/(512 τ).
+/// of one large batch, in which each example has more negatives. Under autocast the loss, including
+/// its matrix products, is computed in f32, because rounding a cosine to bf16 changes its logit by
+/// up to 1/(512 τ).
 ///
 /// # Errors
 /// When the shapes are neither `[N, D]` for output and target nor `[N, 2, D]` for the output, a

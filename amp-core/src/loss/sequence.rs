@@ -1,4 +1,4 @@
-//! A loss for label sequences whose time steps are not known (CTC).
+//! A loss for sequences of labels if the time step of each label is not known (CTC).
 
 use tch::{Kind, Reduction, Tensor};
 
@@ -29,7 +29,7 @@ const NAME: &str = "ctc_loss";
 ///
 /// # Errors
 /// When shapes or dtypes are invalid, a label is below 0, at least C or equal to `blank`, -100
-/// occurs before a label of its row, or a length is not between 0 and T. On the CPU also when a log
+/// precedes a label in the same row, or a length is not between 0 and T. On the CPU also when a log
 /// probability is above 0.001: the output then contains logits, for which torch would return a
 /// number without meaning.
 ///

@@ -71,7 +71,8 @@ pub enum ClassDim {
 
 impl ClassDim {
     /// Reshapes the logits to `[M, C]` and the targets to `[M]` if by their shapes the classes may
-    /// be in either dimension and this option names one. Otherwise returns both unchanged.
+    /// be in the second or in the last dimension and this option names one of the two. Otherwise
+    /// returns both unchanged.
     pub(crate) fn resolve(self, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
         let sizes = output.size();
         let is_ambiguous = target.kind() == Kind::Int64
@@ -212,8 +213,8 @@ pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
 
 /// Calls `compute` in the dtype in which torch computes losses. If autocast is on for the tensors'
 /// device, 16-bit tensors are first converted to f32, and autocast is switched off during the call.
-/// Probes that record the dtypes of matrix products do not see those of the loss, because their
-/// dtypes do not depend on the model's precision.
+/// Probes that record the dtypes of matrix products then skip the products of the loss, because the
+/// dtypes of these products do not depend on the model's precision.
 pub(super) fn in_f32<const N: usize>(
     tensors: [&Tensor; N],
     compute: impl FnOnce([Tensor; N]) -> Result<Tensor>,

@@ -159,7 +159,7 @@ fn classes_of(
     let counted = ffi::counted_classes(&of, count);
     let counted = counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
     let kind = f32_or_f64(logits.kind());
-    // `nothing` is 0. It is NaN if a class is out of range on CUDA, where this is no error. All
+    // `nothing` is 0, but NaN if a class is out of range on CUDA, where this is no error. All
     // scores are then NaN, too.
     let nothing = counted.f_mul_scalar(0.0)?.f_to_kind(kind)?;
     let scores = logits.f_softmax(1, kind)?.f_add(&nothing)?;

@@ -12,10 +12,10 @@ use crate::{Result, loss::IGNORED};
 ///
 /// With `per_example`, the score is computed for each example and class. The scores are averaged
 /// over the classes of each example, and then over the examples. Without `per_example`, the score
-/// is computed from all positions together. The result equals that of [`FBeta`](super::FBeta) with
-/// β = 1. A class that occurs neither in the targets nor in the predictions of an example is left
-/// out of the example's average. An example without any remaining class is left out of the average
-/// over examples.
+/// is computed from all positions together. The result then equals that of [`FBeta`](super::FBeta)
+/// with β = 1. With `per_example`, a class that occurs neither in the targets nor in the
+/// predictions of an example is left out of the example's average. An example without any remaining
+/// class is left out of the average over examples.
 #[derive(Debug, Clone, Copy)]
 pub struct Dice {
     /// How the scores of the classes are averaged. The default is [`Average::Macro`].
@@ -25,7 +25,7 @@ pub struct Dice {
     pub per_example: bool,
     /// Whether class 0 (the background) counts in the average. The default is true.
     pub include_background: bool,
-    /// A class whose targets are ignored, in addition to -100.
+    /// Targets of this class are ignored, as those of class -100 always are.
     pub ignore_index: i64,
     /// The number of classes; `None` takes the number from the output. If a number is given, an
     /// output with another number of classes is an error.
@@ -51,8 +51,8 @@ impl Metric for Dice {
             predictions("dice", output, target, num_classes, ignore_index)?;
         let examples = target.size().first().copied().unwrap_or(1).max(1);
         let positions = (of.numel() as i64 / examples).max(1);
-        // The counts have an element for each pair of an example and a class, at the example's
-        // index times the number of classes (`example`), plus the class.
+        // The counts have an element for each pair of an example and a class. Its index is the
+        // class plus `example`, which is the example's index times the number of classes.
         let example = Tensor::f_arange(of.numel() as i64, (Kind::Int64, of.device()))?
             .f_div_scalar_mode(positions, "floor")?
             .f_mul_scalar(classes)?;

@@ -7,9 +7,9 @@
 //! errors.
 //!
 //! The values equal those of torchmetrics, with two differences. If all targets are ignored, or a
-//! class that the metric needs does not occur, the value is NaN, where torchmetrics returns 0. If
-//! an output or a target that is not ignored is NaN, the value is NaN, where many metrics of
-//! torchmetrics return a number.
+//! class that the metric needs does not occur, for example the positives of [`Auroc`], the value is
+//! NaN, where torchmetrics returns 0. If an output or a target that is not ignored is NaN, the
+//! value is NaN, where many metrics of torchmetrics return a number.
 //!
 //! ```
 //! use amp_core::{metric::{FBeta, Metric}, tch::Tensor};
@@ -129,11 +129,12 @@ impl Reduction {
         Self::Of(Arc::new(compute))
     }
 
-    /// Computes the metric's value from its state, as f64 on the host. The value of an empty state
-    /// is NaN.
+    /// Computes the metric's value from its state, as f64 on the host. For [`Mean`](Self::Mean) and
+    /// [`Ratio`](Self::Ratio), the value of a state without examples is NaN.
     ///
     /// # Errors
-    /// When an earlier operation on the device failed.
+    /// When the state lacks the sums that the reduction needs, the function of the reduction fails,
+    /// or an earlier operation on the device failed.
     pub fn compute(&self, state: &MetricState) -> Result<Tensor> {
         let on_host =
             |tensor: &Tensor| tensor.f_to_device_(Device::Cpu, Kind::Double, false, false);

@@ -26,7 +26,7 @@ use crate::{
 pub struct ReadAs<M> {
     /// The metric.
     pub metric: M,
-    /// A class whose targets are ignored, in addition to -100.
+    /// Targets of this class are ignored, as those of class -100 always are.
     pub ignore_index: i64,
     /// The dimension of the logits that holds the classes, for shapes in which it may be either the
     /// second or the last dimension.

@@ -127,7 +127,7 @@ impl Metric for R2 {
 /// [`CrossEntropy`](crate::loss::CrossEntropy).
 #[derive(Debug, Clone, Copy)]
 pub struct Perplexity {
-    /// A class whose targets are ignored, in addition to -100.
+    /// Targets of this class are ignored, as those of class -100 always are.
     pub ignore_index: i64,
 }
 

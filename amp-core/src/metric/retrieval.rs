@@ -17,10 +17,10 @@ const ROWS: i64 = 1024;
 /// contains the keys, both of shape `[N, D]`. If the model computes queries and keys, its output
 /// has the shape `[N, 2, D]`, and the target is not used.
 ///
-/// The keys of all batches are compared, so the value does not depend on the batch size. A key with
-/// the same similarity as the query's own key counts as more similar. A model whose outputs are all
-/// equal therefore has a recall of 0, if there are more than `k` keys. A NaN in a query or a key
-/// makes the metric NaN.
+/// Each query is compared with the keys of all batches, so the value does not depend on the batch
+/// size. A key with the same similarity as the query's own key counts as more similar. A model
+/// whose outputs are all equal therefore has a recall of 0, if there are more than `k` keys. A NaN
+/// in a query or a key makes the metric NaN.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;

@@ -166,7 +166,7 @@ macro_rules! score {
             $($(#[$key_doc])* pub $key: f64,)?
             /// How the scores of the classes are averaged. The default is [`Average::Macro`].
             pub average: Average,
-            /// A class whose targets are ignored, in addition to -100.
+            /// Targets of this class are ignored, as those of class -100 always are.
             pub ignore_index: i64,
             /// The number of classes. If it is given, the output must have this number of classes.
             pub num_classes: Option<i64>,
@@ -206,7 +206,7 @@ macro_rules! score {
             $($(#[$key_doc])* pub $key: f64,)?
             /// The probability above which a prediction is 1. The default is ½.
             pub threshold: f64,
-            /// A label whose elements are ignored, in addition to -100.
+            /// Elements with this label are ignored, as those with label -100 always are.
             pub ignore_index: i64,
         }
 
@@ -242,7 +242,7 @@ macro_rules! score {
             /// How the scores of the labels are averaged. The default is [`Average::Macro`], the
             /// mean over all labels. The score of a label that does not occur is 0.
             pub average: Average,
-            /// A label whose elements are ignored, in addition to -100.
+            /// Elements with this label are ignored, as those with label -100 always are.
             pub ignore_index: i64,
         }
 
@@ -332,7 +332,7 @@ score!(
 /// shape `[N, …]`.
 #[derive(Debug, Clone, Copy)]
 pub struct ConfusionMatrix {
-    /// A class whose targets are ignored, in addition to -100.
+    /// Targets of this class are ignored, as those of class -100 always are.
     pub ignore_index: i64,
     /// The number of classes. If it is given, the output must have this number of classes.
     pub num_classes: Option<i64>,
@@ -370,7 +370,7 @@ impl Metric for ConfusionMatrix {
 pub struct BinaryConfusionMatrix {
     /// The probability above which a prediction is 1. The default is ½.
     pub threshold: f64,
-    /// A label whose elements are ignored, in addition to -100.
+    /// Elements with this label are ignored, as those with label -100 always are.
     pub ignore_index: i64,
 }
 

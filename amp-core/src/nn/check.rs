@@ -1,4 +1,4 @@
-//! Checks that hand-written `visit` methods list sound tensors, and that every precision override
+//! Checks that hand-written `visit` methods list valid tensors, and that every precision override
 //! names an existing module.
 
 use std::collections::{BTreeMap, HashMap};

@@ -19,8 +19,8 @@ pub(in crate::nn) struct Place<'m> {
     /// The index of the module in the container at `path`; `None` if the module is not in a
     /// container.
     pub(in crate::nn) index: Option<usize>,
-    /// The precision region that the parent declares for its field, which is the first component of
-    /// `path`.
+    /// The precision region that the parent declares for the field that the first component of
+    /// `path` names.
     pub(in crate::nn) region: Option<Region>,
 }
 
@@ -46,7 +46,7 @@ pub(in crate::nn) struct Place<'m> {
 /// ```
 #[derive(Debug)]
 pub struct Child<'m, M: ?Sized> {
-    /// The modules between the running module and this module's parent, outermost first.
+    /// The modules between the running module and this module, outermost first.
     parents: Vec<Place<'m>>,
     place: Place<'m>,
     module: &'m M,
@@ -94,7 +94,7 @@ impl<'m, M: ?Sized> Child<'m, M> {
     }
 
     /// Runs `view`, which wraps the module to give it other inputs. Adds the child's name to the
-    /// module path, and computes in the precision chosen for the child.
+    /// module path, and applies the child's precision region.
     pub(super) fn run_as<V: Forward>(
         &self,
         view: &V,

@@ -7,8 +7,9 @@ use crate::{Error, Result, precision::is_floating};
 /// `DDPMScheduler` with default options: the model predicts the noise, the variance is
 /// `fixed_small`, and the images are clipped to −1 to 1.
 ///
-/// Let ᾱ_t = ∏ (1 − β_s) over s from 0 to t, and let ε be noise from N(0, 1). After step t, an
-/// image x with values from −1 to 1 has become √ᾱ_t x + √(1 − ᾱ_t) ε.
+/// Let β_s be the variance of the noise that step s adds, let ᾱ_t = ∏ (1 − β_s) over s from 0 to t,
+/// and let ε be noise from N(0, 1). After step t, an image x with values from −1 to 1 has become
+/// √ᾱ_t x + √(1 − ᾱ_t) ε.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, nn::DdpmSchedule, random::Rng, tch::Tensor};
@@ -99,8 +100,9 @@ impl DdpmSchedule {
     /// Takes one step of sampling: computes the images of step `timestep` − 1 from `sample`, the
     /// images of step `timestep`. First estimates the images without noise from `sample` and from
     /// `predicted`, the noise that the model predicts for `sample`, and clips the estimate to the
-    /// range from −1 to 1. Then returns the mean of the posterior for this estimate, plus `noise`
-    /// multiplied by the posterior's standard deviation. Step 0 adds no noise.
+    /// range from −1 to 1. Then returns the mean of the posterior, which is the distribution of the
+    /// images of step `timestep` − 1 given this estimate and `sample`, plus `noise` multiplied by
+    /// the posterior's standard deviation. Step 0 adds no noise.
     ///
     /// # Errors
     /// When shapes differ, or the step is out of range.

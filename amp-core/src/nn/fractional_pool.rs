@@ -31,8 +31,8 @@ impl<const N: usize> FractionalMaxPoolConfig<N> {
 }
 
 /// Returns the largest value of each window. The positions of the windows are random, and are drawn
-/// for each channel of each example (Graham, arXiv:1412.6071); nn.FractionalMaxPool2d and
-/// nn.FractionalMaxPool3d. As in torch, the positions are random in evaluation too.
+/// separately for each channel of each example (Graham, arXiv:1412.6071); nn.FractionalMaxPool2d
+/// and nn.FractionalMaxPool3d. As in torch, the positions are random in evaluation too.
 #[derive(Debug, Clone, Copy)]
 pub struct FractionalMaxPool<const N: usize> {
     config: FractionalMaxPoolConfig<N>,

@@ -193,7 +193,7 @@ impl RmsNormConfig {
 }
 
 /// Computes x / √(mean(x²) + eps) · weight, with the mean over the last dimensions; nn.RMSNorm. The
-/// mean is computed in f32.
+/// mean is computed in at least f32.
 #[derive(Debug)]
 pub struct RmsNorm {
     shape: Vec<i64>,

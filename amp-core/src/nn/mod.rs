@@ -161,7 +161,8 @@ use crate::{Result, precision::Region};
 /// it to check the dtypes of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// A matrix product or a convolution. Its output has the dtype in which it was computed.
+    /// A matrix product or a convolution. The output has the dtype in which the product is
+    /// computed.
     Matmul,
     /// Any other computation.
     Other,

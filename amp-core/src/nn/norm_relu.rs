@@ -41,9 +41,9 @@ impl BatchNorm {
     /// Computes max(norm(input) + residual, 0), the end of a residual block. Input and residual
     /// have the shape `[N, C, …]`.
     ///
-    /// If the residual has the layout and dtype of the input, the fused kernels of
-    /// [`forward_relu`](Self::forward_relu) compute the sum too. For the backward pass, these
-    /// kernels keep one bit for each element of the sum instead of the sum itself.
+    /// For the 16-bit images that [`forward_relu`](Self::forward_relu) supports, its fused kernels
+    /// compute the sum too, if the residual has the layout and dtype of the input. For the backward
+    /// pass, these kernels keep one bit for each element of the sum instead of the sum itself.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -84,7 +84,7 @@ impl BatchNorm {
 
 impl Child<'_, BatchNorm> {
     /// Calls [`BatchNorm::forward_relu`] as a child module: adds the child's name to the module
-    /// path, and computes in the precision chosen for the child.
+    /// path, and applies the child's precision region.
     ///
     /// # Errors
     /// When the layer fails; the error contains the path of the module that failed.
@@ -96,7 +96,7 @@ impl Child<'_, BatchNorm> {
     }
 
     /// Calls [`BatchNorm::forward_add_relu`] as a child module: adds the child's name to the module
-    /// path, and computes in the precision chosen for the child.
+    /// path, and applies the child's precision region.
     ///
     /// # Errors
     /// When the layer fails; the error contains the path of the module that failed.

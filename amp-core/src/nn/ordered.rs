@@ -15,8 +15,8 @@ pub(super) fn applies(input: &Tensor) -> Result<bool> {
 
 /// Resizes each dimension after the first two to its size in `out`, by linear interpolation. `by`
 /// contains each dimension's scale factor, which maps positions in the output to positions in the
-/// input. Without a scale factor, or with `align_corners`, the two sizes of the dimension determine
-/// this mapping. As in libtorch, 16-bit values are computed in f32.
+/// input. Without a scale factor, or with `align_corners`, the dimension's sizes in input and
+/// output determine this mapping. As in libtorch, 16-bit values are computed in f32.
 pub(super) fn linear(
     input: &Tensor,
     out: &[i64],

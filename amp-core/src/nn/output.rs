@@ -1,7 +1,7 @@
 //! Lets the loss compute the output layer of a model in chunks of rows, so that not all logits are
 //! in memory at once. Before the forward pass, the cross entropy requests the model's output layer.
-//! The derive marks the call of this layer in the forward pass. If chunks save time or memory, the
-//! marked layer does not run, but passes its input and its weights to the loss.
+//! The derive macro marks the call of this layer in the forward pass. If chunks save time or
+//! memory, the marked layer does not run, but passes its input and its weights to the loss.
 
 use std::{any::TypeId, cell::RefCell};
 
@@ -184,8 +184,8 @@ impl AtOutput {
 
 impl Drop for AtOutput {
     fn drop(&mut self) {
-        // After a call of `linear` that failed or panicked, the state is still `Called`. Restores
-        // the state from before the call.
+        // If `linear` was not called while the guard existed, the state is still `Called`. Restores
+        // the state from before the guard.
         if let Some(model) = self.0
             && STATE.with_borrow(|state| matches!(state, State::Called(_)))
         {

@@ -6,10 +6,10 @@ use super::{Context, Module, PaddingMode, Sizes, Visit, Visitor, conv::sides};
 use crate::{Error, Result};
 
 /// How many elements a layer adds at the start and at the end of each dimension. `1` adds one
-/// element on every side. `[1, 2]` adds one element on both sides of the first padded dimension,
-/// and two on both sides of the second. `[[0, 1], [2, 0]]` gives each dimension one number for its
-/// start and one for its end. The dimensions are in the order of the input, whereas torch's tuples
-/// begin with the last dimension.
+/// element on every side. `[1, 2]` adds one element on each side of the first padded dimension, and
+/// two on each side of the second. `[[0, 1], [2, 0]]` gives each dimension one number for its start
+/// and one for its end. The dimensions are in the order of the input, whereas torch's tuples begin
+/// with the last dimension.
 ///
 /// ```
 /// use amp_core::nn::Sides;

@@ -2,7 +2,8 @@
 //! `(&Within(&block)).part("head", |block| &block.head)`. Two traits have the method `part`.
 //! [`PartOfChild`] applies if `block` is a [`Child`] (a layer with its path), and returns `head` as
 //! a `Child`, too. [`PartOfAny`] applies to everything else, and returns a reference to the field.
-//! The method of `PartOfChild` needs one reference less, so method resolution tries it first.
+//! The method of `PartOfChild` needs one automatic reference less than that of `PartOfAny`, so
+//! method resolution tries it first.
 
 use std::ops::Index;
 

@@ -192,8 +192,9 @@ impl<const N: usize> Module for AvgPool<N> {
     }
 }
 
-/// Divides each dimension into as many windows as the output has elements, and returns the mean of
-/// each window; nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d and nn.AdaptiveAvgPool3d.
+/// Divides each spatial dimension into as many windows as the output has elements along it, and
+/// returns the mean of each window; nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d and
+/// nn.AdaptiveAvgPool3d.
 #[derive(Debug, Clone, Copy)]
 pub struct AdaptiveAvgPool<const N: usize> {
     output_size: Sizes<N>,
@@ -243,8 +244,9 @@ impl<const N: usize> Module for AdaptiveAvgPool<N> {
     }
 }
 
-/// Divides each dimension into as many windows as the output has elements, and returns the largest
-/// value of each window; nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d and nn.AdaptiveMaxPool3d.
+/// Divides each spatial dimension into as many windows as the output has elements along it, and
+/// returns the largest value of each window; nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d and
+/// nn.AdaptiveMaxPool3d.
 #[derive(Debug, Clone, Copy)]
 pub struct AdaptiveMaxPool<const N: usize> {
     output_size: Sizes<N>,

@@ -10,7 +10,7 @@ use crate::{Result, precision::RegionPlan};
 /// Observes the tensors of every module in a forward pass. In an observed pass, layers are not
 /// fused, but run one by one. A probe does not slow down forward passes that it does not observe.
 pub trait Probe {
-    /// Receives a module that has run, after all modules within it.
+    /// Receives a module that has run. The probe has then already received all modules within it.
     fn ran(&self, call: &Call<'_>);
 
     /// Receives an intermediate tensor that the module at this dotted path passes to
@@ -127,7 +127,7 @@ pub trait DtypeProbe {
     /// run.
     fn module_output(&self, output: &ModuleOutput<'_>);
 
-    /// Receives a matrix product that libtorch has computed, within a module or between modules.
+    /// Receives a matrix product that libtorch has computed, in a module or outside of all modules.
     fn matrix_product(&self, product: &Product<'_>) {
         let _ = product;
     }

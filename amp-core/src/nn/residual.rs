@@ -51,8 +51,9 @@ impl Child<'_, LayerNorm> {
     /// Computes what [`residual`](Self::residual) computes, for a branch that uses the output of
     /// the norm only in matrix products, such as attention or a feed-forward network. Under
     /// autocast, these products round their input to the autocast dtype. Therefore the kernel of
-    /// the norm writes its output in this dtype instead of f32. The results are the same, unless
-    /// the branch has its own `#[precision(…)]`; in this case use [`residual`](Self::residual).
+    /// the norm writes its output in this dtype instead of f32. The results are the same as those
+    /// of `residual`, unless the branch has its own `#[precision(…)]`; in this case use
+    /// [`residual`](Self::residual).
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;

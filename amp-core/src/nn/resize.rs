@@ -119,7 +119,7 @@ pub struct UpsampleConfig {
     /// Whether the corner elements of the input and of the output are at the same positions.
     pub align_corners: bool,
     /// Whether positions in the input are computed from the sizes of input and output instead of
-    /// from `scale_factor`. The results differ if the output's size was rounded.
+    /// from `scale_factor`. The two results differ only if the output's size was rounded.
     pub recompute_scale_factor: bool,
 }
 
@@ -185,7 +185,7 @@ impl Upsample {
     /// Returns the output's size, and the factor of each dimension that maps positions in the
     /// output to positions in the input. A factor is `None` if the sizes of input and output
     /// determine this mapping. The result is `None` if the options are for another number of
-    /// dimensions.
+    /// dimensions than `spatial` has.
     fn output(&self, spatial: &[i64]) -> Option<(Vec<i64>, Vec<Option<f64>>)> {
         let UpsampleConfig { size, scale_factor, recompute_scale_factor, .. } = self.config;
         if size.is_given() {

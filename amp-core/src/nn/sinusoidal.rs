@@ -11,8 +11,8 @@ use crate::{Error, Result, precision::is_floating};
 /// The values equal those of diffusers' `Timesteps(dim, flip_sin_to_cos=False,
 /// downscale_freq_shift=0)`. Vaswani et al. (arXiv:1706.03762, section 3.5) use the same values in
 /// another order: sines and cosines alternate. The values are computed in f64. If the input is
-/// floating-point, the result has its dtype; for integers, the result has the dtype in which the
-/// run's precision stores parameters.
+/// floating-point, the result has the input's dtype; for integers, the result has the dtype in
+/// which the run's precision stores parameters.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::SinusoidalEmbedding, prelude::*};

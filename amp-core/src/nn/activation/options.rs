@@ -180,7 +180,7 @@ pub struct PreluConfig {
 }
 
 impl PreluConfig {
-    /// Returns options with one slope for all channels, whose initial value is 0.25.
+    /// Returns options with a common slope for all channels, which starts at 0.25.
     #[expect(clippy::new_without_default, reason = "all layers' options begin with `new`")]
     pub fn new() -> Self {
         Self { num_parameters: 1, init: 0.25 }

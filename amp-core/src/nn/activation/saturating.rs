@@ -19,7 +19,7 @@ const FAR: f64 = 1e4;
 impl Saturating {
     /// Computes the activation, and passes the output to [`Context::within`] under `name`. If that
     /// call returns another tensor in place of the output, the backward pass computes the
-    /// derivative from the returned tensor, as libtorch would.
+    /// derivative from the returned tensor, as libtorch computes it from a rounded output.
     pub(in crate::nn) fn run(self, name: &str, x: &Tensor, cx: &Context) -> Result<Tensor> {
         let plain = self.of(x)?;
         let output = cx.within(name, &plain)?;

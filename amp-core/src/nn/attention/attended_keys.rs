@@ -81,8 +81,8 @@ impl AttendedKeys {
 
 /// Computes causal [`scaled_dot_product_attention`] without dropout. Call it in attention layers
 /// that you write yourself. A query attends to the keys up to its own position. If the model runs
-/// with a [`KvCache`](super::KvCache), a query also attends to the cached keys, which belong to all
-/// earlier tokens.
+/// with a [`KvCache`](super::KvCache), a query also attends to the cached keys of all earlier
+/// tokens.
 ///
 /// | tensor | shape |
 /// | --- | --- |

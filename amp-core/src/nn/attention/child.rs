@@ -71,7 +71,7 @@ impl Forward for AttendingWithWeights<'_> {
 
 impl Child<'_, MultiheadAttention> {
     /// Calls [`MultiheadAttention::attend_with_weights`] as a child module: adds the child's name
-    /// to the module path, and computes in the precision chosen for the child.
+    /// to the module path, and applies the child's precision region.
     ///
     /// # Errors
     /// When that method fails; the error contains the path of the innermost module that failed.
@@ -87,7 +87,7 @@ impl Child<'_, MultiheadAttention> {
     }
 
     /// Calls [`MultiheadAttention::attend`] as a child module: adds the child's name to the module
-    /// path, and computes in the precision chosen for the child.
+    /// path, and applies the child's precision region.
     ///
     /// # Errors
     /// When that method fails; the error contains the path of the innermost module that failed.

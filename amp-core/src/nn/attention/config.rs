@@ -31,8 +31,8 @@ pub struct MultiheadAttentionConfig {
     /// Which two elements of a query or key a [`RotaryEmbedding`](super::RotaryEmbedding) rotates
     /// as a pair. `None` means no rotary embedding. torch.nn has no rotary embeddings.
     pub rotary: Option<RotaryPairing>,
-    /// The base of the rotary embedding's angles: pair i of a head of width D is rotated by
-    /// position·base^(−2i/D).
+    /// The base of the rotary embedding's angles: pair i of a head of width D is rotated by the
+    /// angle position·base^(−2i/D).
     pub rotary_base: f64,
 }
 

@@ -18,7 +18,8 @@ use crate::{
 
 /// The keys and values that each attention layer of a causal model computed for earlier tokens.
 /// [`extend`](Self::extend) runs the model on the next tokens only. The output for these tokens
-/// equals, up to rounding, the output of the model on the whole sequence.
+/// equals, up to rounding, the output for the same tokens when the model runs on the whole
+/// sequence.
 ///
 /// [`MultiheadAttention`](super::MultiheadAttention) with `causal` uses the cache automatically,
 /// and so does every layer that contains it. Grouped queries and rotary embeddings are supported.
@@ -28,7 +29,8 @@ use crate::{
 ///
 /// For each attention layer the cache stores keys `[N, kv_heads, room, E]` and values of the same
 /// shape. `room` is the number of tokens for which memory is allocated. When the memory is full,
-/// `room` doubles. In total the cache stores 2 · layers · N · kv_heads · room · E elements.
+/// `room` at least doubles. In total the cache stores 2 · layers · N · kv_heads · room · E
+/// elements.
 ///
 /// ```
 /// use amp_core::{
@@ -98,7 +100,7 @@ impl KvCache {
     }
 
     /// Creates an empty cache whose first forward pass allocates memory for this number of tokens.
-    /// More memory is allocated only when the cache has more tokens.
+    /// More memory is allocated only when the cache gets more tokens than that.
     pub fn with_room(tokens: i64) -> Self {
         let cache = Self::default();
         cache.0.room.set(tokens);
@@ -147,7 +149,7 @@ impl KvCache {
     ///   [`Context::places`], because a model that counts positions from 0 would use wrong positions
     ///   for the new tokens.
     ///
-    /// After an error, the cache has the tokens that it had before.
+    /// After an error, the cache has the tokens that it had before the call.
     pub fn extend_with<T>(
         &mut self,
         length: i64,

@@ -8,7 +8,7 @@ use super::scores::{Shapes, is_mask, refused};
 use crate::Result;
 
 /// A mask without fully masked rows, for libtorch's kernels: if a mask masks all keys of a query,
-/// the kernels return different results, and some return NaN. Therefore such rows of the user's
+/// the result depends on the kernel, and some kernels return NaN. Therefore such rows of the user's
 /// mask are unmasked, and the output for these queries is set to zero afterwards.
 #[derive(Debug)]
 pub(super) struct OpenMask {
@@ -58,8 +58,8 @@ pub struct AttentionMask {
     /// A mask for whole keys, `[N, S]`. If it is boolean, true marks a key as padding. If it is
     /// floating-point, it is added to the scores of all queries.
     pub key_padding_mask: Option<Tensor>,
-    /// The prepared mask, if several layers share this mask. The first layer that runs stores it.
-    /// `None` if each layer prepares the mask itself.
+    /// The prepared mask (see [`OpenMask`]), if several layers share this mask. The first layer
+    /// that runs stores it. `None` if each layer prepares the mask itself.
     opened: Option<Arc<Mutex<Option<Opened>>>>,
 }
 
@@ -91,7 +91,8 @@ impl AttentionMask {
     /// Returns the same mask for use in several layers of one forward pass. The first layer checks
     /// and prepares the mask. Each later layer reuses the prepared mask, which saves four kernels
     /// per layer. [`TransformerEncoder`](crate::nn::TransformerEncoder) calls this function itself.
-    /// Do not write to the mask's tensors between the layers.
+    /// Do not write to the mask's tensors between the calls of the layers, because later layers
+    /// would ignore the change.
     ///
     /// ```
     /// use amp_core::{nn::AttentionMask, tch::Tensor};
@@ -224,9 +225,9 @@ mod tests {
     use super::*;
     use crate::precision::Tensors;
 
-    /// Checks that a second layer reuses the mask that the first layer prepared, but not for scores
-    /// of another dtype, and not if the mask's values changed between the layers. Scores of another
-    /// batch size are an error.
+    /// Checks that a second layer reuses the mask that the first layer prepared, but not if its
+    /// scores have another dtype than those of the first layer, and not if the mask's values
+    /// changed between the layers. Scores with another batch size than the mask are an error.
     #[test]
     fn layers_open_a_shared_mask_once() -> Result<()> {
         let scores = |batch: i64| -> Result<Shapes> {

@@ -327,7 +327,7 @@ impl MultiheadAttention {
     }
 
     /// Computes the attention of sequences of one token. The only attention weight is 1, so the
-    /// output equals the values. Dropout sets the values of whole heads to zero.
+    /// output equals the values. Dropout of this weight sets all values of a head to zero.
     fn attend_to_itself(&self, input: &Tensor, weight: &Tensor, dropout: f64) -> Result<Tensor> {
         let MultiheadAttentionConfig { embed_dim, num_heads, .. } = self.config;
         let values = self.project_values(input, weight)?;

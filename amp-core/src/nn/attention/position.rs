@@ -28,8 +28,8 @@ pub struct RotaryEmbeddingConfig {
     pub dim: i64,
     /// Which two elements form a pair that is rotated.
     pub pairing: RotaryPairing,
-    /// The base of the angles: pair i at position p is rotated by p·base^(−2i/dim). Llama 3 uses
-    /// 500000.
+    /// The base of the angles: pair i at position p is rotated by the angle p·base^(−2i/dim). Llama
+    /// 3 uses 500000.
     pub base: f64,
 }
 
@@ -45,8 +45,8 @@ impl RotaryEmbeddingConfig {
 /// and keys, but not to values.
 ///
 /// The input is `[…, L, D]`, and the output has the same shape and dtype. The angles are computed
-/// in f64, and the rotation in at least f32. In [`Module::forward`], the first of the L elements
-/// has the position 0.
+/// in f64, and the rotation in at least f32. In [`Module::forward`], the first of the L tokens has
+/// the position 0.
 ///
 /// ```
 /// use amp_core::{
@@ -84,8 +84,8 @@ impl RotaryEmbedding {
         Ok(Self { config })
     }
 
-    /// Rotates queries or keys `[…, L, D]`. The first of the L elements has the position `first`,
-    /// the next has `first + 1`, and so on.
+    /// Rotates queries or keys `[…, L, D]`. The first of the L tokens has the position `first`, the
+    /// next has `first + 1`, and so on.
     ///
     /// # Errors
     /// When the last dimension is not the width of a head.

@@ -69,8 +69,8 @@ pub fn scaled_dot_product_attention(
     attend(query, key, value, options, None)
 }
 
-/// Computes [`scaled_dot_product_attention`]. If `open` is given, it is the prepared mask, and
-/// replaces the mask of `options`.
+/// Computes [`scaled_dot_product_attention`]. If `open` is given, it is a mask that
+/// [`OpenMask::of`] has prepared, and replaces the mask of `options`.
 pub(super) fn attend(
     query: &Tensor,
     key: &Tensor,
@@ -176,11 +176,11 @@ pub(super) fn attend_with_weights(
 }
 
 /// Returns `output`, which is `exact` after rounding, with the gradient that a fused kernel
-/// computes. In the gradient of the scores, a fused kernel subtracts Σ ∇output · output (a sum over
-/// the width of a head, D in algorithm 4 of Dao et al., arXiv:2205.14135), and takes the rounded
-/// output for it. In comparison with the exact output, the gradient of each score differs by
-/// −weight · Σ ∇output · (output − exact). This function adds to `output` a term whose value is 0
-/// and whose gradient is this difference.
+/// computes. The gradient of a score is weight · (∇output · value − Σ ∇output · output), where Σ is
+/// a sum over the width of a head (D in algorithm 4 of Dao et al., arXiv:2205.14135). A fused
+/// kernel computes this sum from the rounded output, but autograd would compute it from the exact
+/// output. The two gradients differ by −weight · Σ ∇output · (output − exact). This function adds
+/// to `output` a term whose value is 0 and whose gradient is this difference.
 fn with_kernel_gradient(
     output: &Tensor,
     exact: &Tensor,

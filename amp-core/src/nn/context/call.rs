@@ -85,7 +85,7 @@ impl Context {
         }
     }
 
-    /// Returns whether the observer reads or replaces the tensors between modules.
+    /// Returns whether the observer reads or replaces the inputs and outputs of modules.
     pub(super) fn is_watched(&self) -> bool {
         matches!(self.observer, Observer::Tensors(_) | Observer::Substitutes(_))
     }
@@ -289,8 +289,9 @@ fn all(value: &impl Tensors) -> Result<Vec<Tensor>> {
     Ok(tensors)
 }
 
-/// Tells the watch of broadcasts that these are outputs of the model, if the module has weights that
-/// are trained. The watch sees the operators of libtorch, but not this crate's kernels.
+/// Marks the outputs of a module as outputs of the model for [`WatchedBroadcasts`], if the module
+/// has weights that are trained. The watch cannot find this out itself where this crate's kernels
+/// compute the outputs, because it sees only the operators of libtorch.
 fn note_output<M: Forward + ?Sized>(module: &M, output: &M::Output) -> Result<()> {
     if parameters(module).iter().any(|own| own.tensor.requires_grad()) {
         all(output)?.iter().try_for_each(WatchedBroadcasts::note_output)?;

@@ -28,9 +28,9 @@ impl Deref for Weight<'_> {
 }
 
 impl Context {
-    /// Returns whether an observer replaces the tensors between modules. In this case, a module
-    /// that otherwise computes several operations in one fused call computes them one by one, and
-    /// passes each result to [`within`](Self::within).
+    /// Returns whether the observer replaces tensors. In this case, a module that otherwise
+    /// computes several operations in one fused call computes them one by one, and passes each
+    /// result to [`within`](Self::within).
     pub(in crate::nn) fn has_substitutes(&self) -> bool {
         matches!(self.observer, Observer::Substitutes(_))
     }
@@ -42,8 +42,8 @@ impl Context {
     ///
     /// To learn how large the error of a layer may be, `cargo amp layers` and the gate run the layer
     /// in a wide dtype and round its parameters, its output and the tensors that it passes to this
-    /// method. In your own layer, call this method for each result that the layer computes outside
-    /// of its children and uses in a further operation:
+    /// method, as the precision would. In your own layer, call this method for each result that the
+    /// layer computes outside of its children and uses in a further operation:
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;

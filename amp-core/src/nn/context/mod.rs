@@ -107,8 +107,8 @@ impl Context {
         self
     }
 
-    /// Lets `substitute` replace the tensors between modules and within them. In such a forward
-    /// pass, layers are not fused, but run one by one. All activations are kept, because a
+    /// Lets `substitute` replace the inputs, outputs and intermediate tensors of modules. In such a
+    /// forward pass, layers are not fused, but run one by one. All activations are kept, because a
     /// recomputation in the backward pass would not replace any tensor.
     #[must_use]
     pub fn with_substitute(mut self, substitute: Rc<dyn Substitute>) -> Self {
@@ -155,8 +155,8 @@ impl Context {
         self
     }
 
-    /// Recomputes the activations of these segments in the backward pass, and those of no other
-    /// module.
+    /// Recomputes the activations of these segments (modules or ranges of layers) in the backward
+    /// pass, and those of no other module.
     #[must_use]
     pub(crate) fn with_segments(mut self, segments: Rc<[Segment]>) -> Self {
         self.checkpointing = Checkpointing::Chosen(segments);
@@ -227,8 +227,9 @@ impl Context {
         &self.checkpointing
     }
 
-    /// Returns whether a checkpointed module runs for the second time, in the backward pass, to
-    /// recompute its activations. In this case a norm must not update its running statistics again.
+    /// Returns whether this forward pass only measures or repeats another one, for example when a
+    /// checkpointed module runs again in the backward pass to recompute its activations. In this
+    /// case a norm must not update its running statistics.
     pub fn is_recomputing(&self) -> bool {
         self.recomputing
     }

@@ -16,8 +16,9 @@ use crate::{
 
 impl Context {
     /// Runs the child `name`, which is the output layer of `model`, as [`call`](Self::call) does.
-    /// The model must declare no precision region for the child. If the loss computes this layer,
-    /// fused with the loss, this function does not run it, and returns an undefined tensor.
+    /// The model must declare no precision region for the child, because the loss would not apply
+    /// it. If the loss computes this layer, fused with the loss, this function does not run it, and
+    /// returns an undefined tensor.
     ///
     /// # Errors
     /// When the child fails; the error contains the child's path.

@@ -50,8 +50,8 @@ impl Context {
     }
 
     /// Draws numbers from the uniform distribution on [0, 1), with the shape, dtype and device of
-    /// `like`. The numbers are drawn in f32 and then rounded to the nearest number of this dtype
-    /// below 1. See [`rand`](Self::rand).
+    /// `like`. The numbers are drawn in f32 and then rounded to this dtype. A number that would be
+    /// rounded to 1 becomes the largest 16-bit number below 1. See [`rand`](Self::rand).
     ///
     /// # Errors
     /// When `like` is not floating-point, or there is not enough memory.

@@ -69,8 +69,9 @@ impl<const N: usize> ConvConfig<N> {
 /// A convolution over `N` dimensions; nn.Conv1d, nn.Conv2d and nn.Conv3d. The input is `[N, C, L]`,
 /// `[N, C, H, W]` or `[N, C, D, H, W]`, or the same without the batch dimension.
 ///
-/// If a [`Conv2d`] computes in f16 or bf16 on CUDA, it uses the memory layout channels_last, which
-/// tensor cores need. Its output has this layout, and the following layers keep the layout until a
+/// On CUDA in f16 or bf16, a [`Conv2d`] uses the memory layout channels_last, which tensor cores
+/// need, if it has one group, dilation 1, and equal strides and paddings for height and width. Its
+/// output has this layout, and the following layers keep the layout until a
 /// [`Flatten`](super::Flatten). The weight and the weight's gradient are contiguous.
 ///
 /// ```no_run,standalone_crate

@@ -58,7 +58,7 @@ fn both_ways(
 
 /// Checks that a convolution in f16 or bf16 gives the output and gradients of a convolution in f64,
 /// up to rounding. Each gradient must have the dtype of its tensor, and the weight's gradient must
-/// have the weight's layout. One case has a single channel, because a tensor with one channel is
+/// have the weight's layout. Two cases have a single channel, because a tensor with one channel is
 /// contiguous and channels_last at once.
 #[test]
 fn a_layout_changes_no_value() -> Result<()> {

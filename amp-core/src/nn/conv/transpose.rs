@@ -62,7 +62,8 @@ impl<const N: usize> ConvTransposeConfig<N> {
 
 /// A transposed convolution, which computes the gradient of a convolution with respect to its
 /// input; nn.ConvTranspose1d, nn.ConvTranspose2d and nn.ConvTranspose3d. The input is `[N, C, L]`,
-/// `[N, C, H, W]` or `[N, C, D, H, W]`. The output is larger by about the factor `stride`.
+/// `[N, C, H, W]` or `[N, C, D, H, W]`. The output is larger than the input by about the factor
+/// `stride`.
 #[derive(Debug)]
 pub struct ConvTranspose<const N: usize> {
     weight: Tensor,

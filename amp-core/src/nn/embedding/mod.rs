@@ -23,8 +23,8 @@ pub struct EmbeddingConfig {
     pub padding_idx: Option<i64>,
     /// The largest norm of a vector. When a longer vector is looked up, it is scaled down to this
     /// norm. In training the vector is scaled in the table itself, as in torch, and the trainer
-    /// restores the table if it skips the step. In evaluation only the output is scaled, while
-    /// torch changes the table in evaluation, too.
+    /// restores the table if it skips the step. In evaluation only the output is scaled, unlike in
+    /// torch, which changes the table in evaluation, too.
     pub max_norm: Option<f64>,
     /// The exponent p of the norm that `max_norm` limits.
     pub norm_type: f64,

@@ -156,7 +156,8 @@ pub(super) fn buffer(shape: &[i64], value: f64) -> Result<Tensor> {
 
 /// Returns the bound of `kaiming_uniform_(a = √5)`, which nn.Linear and nn.Conv2d use: 1/√fan_in.
 pub(super) fn kaiming_bound(fan_in: i64) -> f64 {
-    // The operations have the same order as in torch, so that the result is bit-identical.
+    // The operations have the same order as in torch, so that the result is bit-identical to
+    // torch's.
     let gain = (2.0 / (1.0 + 5.0_f64.sqrt().powi(2))).sqrt();
     let std = gain / (fan_in as f64).sqrt();
     3.0_f64.sqrt() * std

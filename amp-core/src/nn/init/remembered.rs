@@ -24,10 +24,10 @@ struct Kept {
     after: RandomState,
 }
 
-/// A guard. While it exists, large tensors of random initial values are cached on this thread. If
-/// the same tensor is requested in the same state of libtorch's generator, the cached values are
-/// copied, and the generator gets the state that it had after the first computation. The values are
-/// the same as without the cache.
+/// A guard. While it exists, large tensors of random initial values are cached on this thread. If a
+/// tensor of the same shape and distribution is requested in the same state of libtorch's
+/// generator, the cached values are copied, and the generator gets the state that it had after the
+/// first computation. The values are the same as without the cache.
 ///
 /// ```
 /// use amp_core::{nn::{Init, Role, init}, random};

@@ -252,14 +252,14 @@ fn fans(init: &str, shape: &[i64]) -> Result<[i64; 2]> {
 }
 
 /// Returns the standard deviation of Xavier's initial values. The operations have torch's order, so
-/// the result is bit-identical.
+/// the result is bit-identical to torch's.
 fn xavier(init: &str, gain: f64, shape: &[i64]) -> Result<f64> {
     let [fan_in, fan_out] = fans(init, shape)?;
     Ok(gain * (2.0 / (fan_in + fan_out) as f64).sqrt())
 }
 
 /// Returns the standard deviation of Kaiming's initial values. The operations have torch's order,
-/// so the result is bit-identical.
+/// so the result is bit-identical to torch's.
 fn kaiming(init: &str, gain: f64, mode: FanMode, shape: &[i64]) -> Result<f64> {
     let [fan_in, fan_out] = fans(init, shape)?;
     let fan = match mode {
@@ -291,7 +291,7 @@ fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<T
 }
 
 /// Returns the matrix Q of the QR decomposition of a matrix of normal random numbers, multiplied by
-/// `gain`. The signs are chosen such that Q is uniformly distributed.
+/// `gain`. The signs are chosen such that Q is uniformly distributed over the orthogonal matrices.
 fn orthogonal(shape: &[i64], gain: f64) -> Result<Tensor> {
     let [rows, rest @ ..] = shape else { return no_matrix(shape) };
     if rest.is_empty() || shape.iter().any(|size| *size < 1) {

@@ -200,8 +200,8 @@ pub struct Lstm(Stack);
 /// h ← (1 − z)·n + z·h
 /// ```
 ///
-/// W, U, b, the inputs and the outputs are as in an [`Lstm`], but there is no cell state c and no
-/// projection.
+/// W, U, b, the inputs and the outputs are as in an [`Lstm`], and b_ih and b_hh are `bias_ih` and
+/// `bias_hh`. There is no cell state c and no projection.
 #[derive(Debug)]
 pub struct Gru(Stack);
 

@@ -173,8 +173,8 @@ impl Stack {
         Ok((x, states))
     }
 
-    /// Runs several consecutive layers in one call of libtorch. If an observer replaces the
-    /// tensors between operations, runs the layers step by step.
+    /// Runs several consecutive layers in one call of libtorch. If an observer replaces the results
+    /// of single operations, runs the layers step by step.
     fn cells<const STATES: usize>(
         &self,
         layers: Range<i64>,

@@ -1,7 +1,7 @@
 //! Computes recurrent layers step by step and one operation at a time, so that an observer can
 //! replace the result of each operation. Without an observer, libtorch's fused operations compute
-//! the same. In 16 bits, libtorch rounds exactly those tensors that the code of this file passes to
-//! [`Context::within`] and [`Context::weight`].
+//! the same results. In 16 bits, libtorch rounds exactly those tensors that the code of this file
+//! passes to [`Context::within`] and [`Context::weight`].
 
 use tch::Tensor;
 
@@ -226,8 +226,8 @@ fn read(
     Ok((Tensor::f_cat(&outputs, 0)?, joined(&ended)?.split_off(1)))
 }
 
-/// Makes two uses of the hidden state, `states[0]`: the product with the weight takes `states[0]`,
-/// and all other operations take the alias that is inserted at `states[1]`; see
+/// Separates the two uses of the hidden state, `states[0]`: the product with the weight takes
+/// `states[0]`, and all other operations take the alias that is inserted at `states[1]`; see
 /// [`Context::next_use`].
 pub(super) fn with_uses(mut states: Vec<Tensor>, cx: &Context) -> Result<Vec<Tensor>> {
     let again = cx.next_use(&states[0])?;

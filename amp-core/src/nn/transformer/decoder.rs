@@ -13,8 +13,9 @@ use crate::{
 };
 
 /// A decoder layer: self-attention of the target, attention of the target to the memory (the
-/// encoder's output), and a feed-forward network. Each of the three has a residual connection, and
-/// a layer norm before or after it; nn.TransformerDecoderLayer with batch_first.
+/// encoder's output), and a feed-forward network. Each of the three has a residual connection and a
+/// layer norm, whose place the option `norm_first` selects; nn.TransformerDecoderLayer with
+/// batch_first.
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -58,7 +59,7 @@ pub struct TransformerDecoderLayer {
 
 impl TransformerDecoderLayer {
     /// Creates the layer. Draws the weights of the attentions and of the feed-forward network in
-    /// PyTorch's order, so that equal seeds give equal weights.
+    /// PyTorch's order, so that the same seed gives the same weights as in PyTorch.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.

@@ -15,8 +15,8 @@ use crate::{
 };
 
 /// An encoder layer: self-attention and a feed-forward network on `[N, L, d_model]`. Each of the
-/// two has a residual connection, and a layer norm before or after it; nn.TransformerEncoderLayer
-/// with batch_first.
+/// two has a residual connection and a layer norm, whose place the option `norm_first` selects;
+/// nn.TransformerEncoderLayer with batch_first.
 ///
 /// [`Module::forward`] runs the layer without a mask. To pass a mask, call
 /// [`forward_masked`](Self::forward_masked):
@@ -53,7 +53,7 @@ struct Parts {
 
 impl TransformerEncoderLayer {
     /// Creates the layer. Draws the weights of the attention and of the feed-forward network in
-    /// PyTorch's order, so that equal seeds give equal weights.
+    /// PyTorch's order, so that the same seed gives the same weights as in PyTorch.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
@@ -95,7 +95,7 @@ impl TransformerEncoderLayer {
 
     /// Runs the layer with `mask` in its attention. The mask combines torch's src_mask and
     /// src_key_padding_mask. In a model, call `forward_masked` of the layer's [`Child`] instead. It
-    /// adds the layer's name to the module path and computes in the precision chosen for the layer.
+    /// adds the layer's name to the module path and applies the layer's precision region.
     ///
     /// # Errors
     /// When the input is not `[N, L, d_model]`, or the mask's shape does not match the input.
@@ -303,7 +303,7 @@ macro_rules! masked {
 
         impl Child<'_, $layer> {
             /// Calls `forward_masked` of the layer as a child module: adds the child's name to the
-            /// module path, and computes in the precision chosen for the child.
+            /// module path, and applies the child's precision region.
             ///
             /// # Errors
             /// When the layer fails; the error contains the path of the innermost module that

@@ -173,14 +173,14 @@ impl Transformer {
 }
 
 impl<'m> Child<'m, Transformer> {
-    /// Returns the encoder as a child module: a call adds `encoder` to the module path and computes
-    /// in the precision chosen for the encoder.
+    /// Returns the encoder as a child module: a call adds `encoder` to the module path and applies
+    /// the encoder's precision region.
     pub fn encoder(&self) -> Child<'m, TransformerEncoder> {
         self.part("encoder", |transformer| &transformer.encoder)
     }
 
-    /// Returns the decoder as a child module: a call adds `decoder` to the module path and computes
-    /// in the precision chosen for the decoder.
+    /// Returns the decoder as a child module: a call adds `decoder` to the module path and applies
+    /// the decoder's precision region.
     pub fn decoder(&self) -> Child<'m, TransformerDecoder> {
         self.part("decoder", |transformer| &transformer.decoder)
     }

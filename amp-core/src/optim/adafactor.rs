@@ -11,7 +11,8 @@ use crate::{Result, parameter::Parameter};
 /// Adafactor scales updates as Adam does, but needs less memory. If a parameter has at least two
 /// dimensions, the second moment is stored as the product of a column and a row. For an n × m
 /// matrix these are n + m numbers instead of n·m. There is no first moment. The defaults are those
-/// of torch.optim.Adafactor. In step t, with gradient g and weight w:
+/// of torch.optim.Adafactor. In step t, with gradient g, weight w, the numbers ε₁ and ε₂ of
+/// [`eps`](Self::eps), and rms for the root mean square:
 ///
 /// - β = t^[`beta2_decay`](Self::beta2_decay).
 /// - R has one element for each row, a running mean: R ← R + β(mean of g² in the row − R).

@@ -37,9 +37,9 @@ pub struct AdamW {
     pub weight_decay: f64,
     /// Whether one kernel computes the whole step (torch's `fused=True`). Otherwise the step
     /// consists of a few kernels, each of which processes all parameters (`foreach=True`). The
-    /// results of the two settings differ in the last bit. On CUDA the single kernel is a kernel of
-    /// this crate, which can also unscale and clip the gradients, and can be captured in a CUDA
-    /// graph.
+    /// results of the two settings may differ in the last bits. On CUDA the single kernel is a
+    /// kernel of this crate, which can also unscale and clip the gradients, and can be captured in
+    /// a CUDA graph.
     pub fused: bool,
 }
 

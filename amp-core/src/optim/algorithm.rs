@@ -64,9 +64,9 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// optimizer.
     const NAME: &'static str;
 
-    /// Whether the rule computes each element independently of the others. If a step updates f32
-    /// copies of a parameter, it copies the parameter piece by piece for such a rule, which needs
-    /// little memory, and the rule gets flat pieces. Any other rule gets the whole parameter.
+    /// Whether the rule computes each element independently of the others. If so, and if a step
+    /// updates f32 copies of the parameters, the rule gets a parameter in flat pieces, whose copies
+    /// need little memory. Any other rule gets the whole parameter.
     const ELEMENTWISE: bool = false;
 
     /// Returns the reason why parameters of the dtype `kind` are always updated in f32 and with f32
@@ -120,10 +120,11 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
         false
     }
 
-    /// Returns what [`step`](Self::step) supports on this device besides the update: skipping
-    /// itself, scaling the gradients, and being captured in a CUDA graph. By default this is
+    /// Returns what [`step`](Self::step) supports on this device besides the update: skipping the
+    /// step, scaling the gradients, and being captured in a CUDA graph. By default this is
     /// everything if the device is CUDA and the rule [can be captured](Self::captures), and
-    /// otherwise nothing. The trainer then unscales and clips the gradients before the step.
+    /// otherwise nothing. If a step cannot scale the gradients, the trainer unscales and clips them
+    /// before the step.
     fn capabilities(&self, device: Device) -> Capabilities {
         Capabilities::all(device.is_cuda() && self.captures())
     }

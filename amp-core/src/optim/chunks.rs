@@ -8,7 +8,7 @@ use tch::Tensor;
 use super::state::BLOCK;
 use crate::Result;
 
-/// The largest number of elements in a part.
+/// The largest number of elements in a part (the pieces whose f32 copies exist at the same time).
 const PART: i64 = 1 << 20;
 
 /// A range of elements of one tensor in a list of tensors. The tensor's dimensions are flattened.

@@ -69,9 +69,9 @@ impl OptimizerConfig {
     }
 }
 
-/// The optimizers of a model: one optimizer, or several optimizers that train different parameters
-/// in the same backward pass. Convert one [`OptimizerConfig`] or a `Vec` of several into this type
-/// with `From`.
+/// The optimizers of a model: one optimizer, or several, each of which trains some of the
+/// parameters with the gradients of a common backward pass. Convert one [`OptimizerConfig`] or a
+/// `Vec` of several into this type with `From`.
 ///
 /// ```
 /// use amp_core::optim::{AdamW, Muon, OptimizerConfig, Optimizers, Selection};

@@ -39,8 +39,8 @@ pub(super) struct Engine<A> {
     kept: Vec<Kept>,
     storage: Storage,
     /// Whether a skipped step leaves the running averages bit for bit unchanged. False if they are
-    /// stored in fewer bits and converted for a step, because even a skipped step then rounds them
-    /// again.
+    /// stored in fewer bits than f32 and converted for a step, because even a skipped step then
+    /// rounds them again.
     steady: bool,
 }
 

@@ -70,7 +70,8 @@ pub struct TrainingPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Interval {
-    /// After every optimizer step that was applied (not skipped).
+    /// After every optimizer step that was applied, and after skipped steps only with
+    /// [`skipped_step_advances`](crate::trainer::RecoveryConfig::skipped_step_advances).
     Step,
     /// After every epoch, including the epoch's validation.
     Epoch,

@@ -19,7 +19,8 @@ pub enum AdjustLr {
 
 /// Muon: the momentum of each matrix is made orthogonal before it is subtracted from the weights.
 /// Muon is meant for the matrices of hidden layers. The defaults are those of torch.optim.Muon.
-/// With momentum B and gradient g:
+/// With momentum buffer B, gradient g, weight w, μ = [`momentum`](Self::momentum) and a, b, c =
+/// [`ns_coefficients`](Self::ns_coefficients):
 ///
 /// - B ← μB + (1 − μ)g.
 /// - U = (1 − μ)g + μB with nesterov, and otherwise U = B.

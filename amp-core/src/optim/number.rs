@@ -33,8 +33,8 @@ impl From<&Number> for Number {
     }
 }
 
-/// The implementations of an operation on two numbers, one for each combination of places (host or
-/// device).
+/// The implementations of an operation on two numbers, one for each combination of the places (host
+/// or device) of the two numbers.
 struct Binary {
     host: fn(f64, f64) -> f64,
     by_host: fn(&Tensor, f64) -> std::result::Result<Tensor, TchError>,

@@ -27,7 +27,7 @@ pub struct RmsProp {
     pub eps: f64,
     /// The weight decay: weight_decay·weight is added to the gradient.
     pub weight_decay: f64,
-    /// The factor by which the running sum of updates decays in each step. 0 means no momentum.
+    /// The factor by which each step multiplies the running sum of updates. 0 means no momentum.
     pub momentum: f64,
     /// Whether gradients are divided by their standard deviation: the squared running mean of the
     /// gradient is subtracted from the running average of squared gradients.

@@ -89,7 +89,8 @@ impl<A: Algorithm> Rig<A> {
         std::iter::once(&self.param).chain(&self.states)
     }
 
-    /// Returns the largest difference between the parameters or states of `self` and `other`.
+    /// Returns the largest absolute difference between elements of the parameters or states of
+    /// `self` and `other`.
     fn off(&self, other: &Self) -> Result<f64> {
         let mut most = 0.0;
         for (own, other) in self.everything().zip(other.everything()) {

@@ -8,9 +8,9 @@ use serde_json::Value;
 use super::Rates;
 use crate::{Error, Result, state::State};
 
-/// The key of the name of the optimizer or schedule that saved the state.
+/// The key under which an optimizer or schedule saves its name.
 pub(super) const NAME: &str = "name";
-/// The key of the f32 master weights of 16-bit parameters.
+/// The key under which the f32 master weights of 16-bit parameters are saved.
 pub(super) const MASTER: &str = "master";
 /// The key of the flag that says whether a parameter has been updated before.
 pub(super) const STARTED: &str = "started";

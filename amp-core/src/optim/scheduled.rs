@@ -301,8 +301,8 @@ impl Scheduled {
     }
 }
 
-/// Checks that the rates of every schedule, including schedules that a user wrote, are finite and
-/// at least 0.
+/// Checks that the learning rates of an optimizer's schedule, which a user may have written, are
+/// finite and at least 0.
 fn rates_are_finite(optimizer: &str, rates: &[Rates]) -> Result<()> {
     match rates.iter().find(|rates| !(rates.lr >= 0.0 && rates.lr.is_finite())) {
         None => Ok(()),

@@ -20,7 +20,7 @@ use crate::{
 pub struct Sgd {
     /// The learning rate.
     pub lr: f64,
-    /// The factor by which the running sum of gradients decays in each step. 0 means no momentum.
+    /// The factor by which each step multiplies the running sum of gradients. 0 means no momentum.
     pub momentum: f64,
     /// The fraction of a new gradient that is not added to the running sum.
     pub dampening: f64,

@@ -36,8 +36,8 @@ pub struct StepTensors<'a> {
 
 impl StepTensors<'_> {
     /// Returns the kernels that compute the step: this crate's kernels if the step can be captured
-    /// in a CUDA graph, and otherwise libtorch's. Of these, a single one computes the whole step if
-    /// `fused` is true.
+    /// in a CUDA graph, and otherwise libtorch's. Of libtorch's kernels, a single one computes the
+    /// whole step if `fused` is true.
     pub(super) fn kernels(&self, fused: bool) -> Kernels<'_> {
         let OnDevice { factor, found_inf } = self.known;
         match self.rates {

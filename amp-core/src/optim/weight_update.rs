@@ -17,7 +17,7 @@ use crate::{Result, named::named};
 #[non_exhaustive]
 pub enum WeightUpdate {
     /// Rounds each result to the nearest number, as PyTorch does. The running averages have the
-    /// dtype of the parameters if the kernels support this dtype.
+    /// dtype of the parameters if the optimizer can compute in this dtype, and otherwise f32.
     #[default]
     RoundToNearest,
     /// Updates f32 copies of the weights (master weights), and rounds the copies to get the
@@ -76,9 +76,9 @@ pub(super) fn write(to: &Tensor, from: &Tensor) -> Result<()> {
 }
 
 /// Writes f32 values into a bf16 tensor with stochastic rounding. The probability of rounding a
-/// value up is the fraction that rounding down would cut off. For this, a random 16-bit number is
-/// added to the low 16 bits of the f32 value, and then the low 16 bits are cut off. Infinities and
-/// NaN are unchanged.
+/// value away from zero is the part that truncation would cut off, divided by the spacing of bf16
+/// numbers. For this, a random 16-bit number is added to the low 16 bits of the f32 value, and then
+/// the low 16 bits are cut off. Infinities and NaN are unchanged.
 pub(super) fn write_stochastically(to: &Tensor, from: &Tensor) -> Result<()> {
     let bits = from.f_view_dtype(Kind::Int)?;
     let noise = bits.f_randint_like(1 << 16)?;

@@ -40,8 +40,8 @@ pub(super) fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
         WeightUpdate::MasterWeights if is_half(kind) => Working::Masters,
         WeightUpdate::StochasticRounding if is_half(kind) => Working::Copies { stochastic: true },
         _ if A::upcasts(kind).is_some() => Working::Copies { stochastic: false },
-        // Averages that are stored in fewer bits are read as f32, so the parameters are updated in
-        // f32 too.
+        // Averages that are stored as bf16 or in 8 bits are read as f32, so the parameters are
+        // updated in f32 too.
         _ if is_half(kind) && storage.moments != Moments::Full => {
             Working::Copies { stochastic: false }
         }

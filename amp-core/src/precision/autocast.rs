@@ -8,9 +8,9 @@
 //! threads of the process share one cache of cast weights. When the outermost autocast region of
 //! any thread ends, libtorch clears the cache (ATen/autocast_mode.cpp). If a step of another thread
 //! uses a weight once before and once after this, the weight is cast twice, and the sum of its
-//! gradients is rounded differently. Therefore an autocast region waits for the [reproducible
-//! sections](crate::random::seeded) of other threads, and a reproducible section waits for the
-//! autocast regions of other threads.
+//! gradients is rounded differently than with a single cast. Therefore an autocast region waits for
+//! the [reproducible sections](crate::random::seeded) of other threads, and a reproducible section
+//! waits for the autocast regions of other threads.
 
 use std::{cell::RefCell, marker::PhantomData};
 
@@ -27,7 +27,8 @@ use crate::{
 pub struct AutocastState {
     /// Whether autocast is on.
     pub enabled: bool,
-    /// The dtype to which the inputs are cast. `None` if it is not f16, bf16, f32 or f64.
+    /// The dtype to which autocast casts the inputs of operators. `None` if it is not f16, bf16,
+    /// f32 or f64.
     pub dtype: Option<Kind>,
 }
 

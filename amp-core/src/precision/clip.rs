@@ -11,7 +11,7 @@ use crate::{Error, Result, ffi};
 pub enum Clip {
     /// Scales all gradients so that their global 2-norm is at most this number.
     Norm(f64),
-    /// Clamps every gradient element to `[-v, v]`.
+    /// Clamps every gradient element to `[-v, v]`, where v is this number.
     Value(f64),
 }
 
@@ -55,8 +55,8 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
     Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
 }
 
-/// Scales `grads` in place by min(1, `max_norm` / (norm + 1e-6)) and returns the norm before
-/// scaling.
+/// Scales `grads` in place by min(1, `max_norm` / (norm + 1e-6)), where norm is their global
+/// 2-norm. Returns this norm.
 ///
 /// The gradients are multiplied by this factor even if it is 1, so that the host need not wait for
 /// the norm to decide. If the norm is infinite, the factor is 0 and infinite gradients become NaN,

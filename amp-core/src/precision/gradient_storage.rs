@@ -62,7 +62,8 @@ impl Drop for NarrowGradients {
 
 /// Converts gradients that have fewer bits than their parameters to the parameters' dtype.
 pub(crate) fn upcast_gradients(parameters: &[Parameter]) -> Result<()> {
-    // Gradients are converted one by one, so that each 16-bit gradient is freed at once.
+    // Gradients are converted one by one, so that each 16-bit gradient is freed before the next one
+    // is converted.
     for parameter in parameters {
         let kind = parameter.tensor.kind();
         let narrow = Grads::of(slice::from_ref(parameter))?;

@@ -29,7 +29,8 @@ pub enum Kernels {
     /// The operators of libtorch, one for each layer, activation and loss, with the roundings and
     /// overflows of PyTorch. Steps take longer than with `Own`. Use this choice to find out whether
     /// results differ from PyTorch's only because of rounding. Optimizers and the loss scaler still
-    /// use the kernels of this library. Dropout sets the same elements to zero as PyTorch.
+    /// use the kernels of this library. With the same seed, dropout sets the same elements to zero
+    /// as in PyTorch.
     Libtorch,
 }
 

@@ -59,7 +59,8 @@ pub enum Precision {
     /// `16-true`: weights, inputs and gradients in f16.
     #[serde(rename = "16-true")]
     F16True,
-    /// `bf16-true`: weights, inputs, gradients and optimizer state in bf16.
+    /// `bf16-true`: weights, inputs and gradients in bf16. By default, Adam, Lion and RMSprop also
+    /// store their state in bf16.
     #[serde(rename = "bf16-true")]
     Bf16True,
 }
@@ -112,7 +113,7 @@ impl Precision {
     }
 
     /// Returns whether the loss is scaled. This is so only if gradients are f16 and weights are
-    /// f32.
+    /// f32, because small f16 gradients become zero.
     pub fn scales_loss(self) -> bool {
         self == Self::F16Mixed
     }

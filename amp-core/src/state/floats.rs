@@ -1,6 +1,6 @@
-//! Saves floats that are NaN or infinite, which JSON cannot represent. A saved value that is itself
-//! such a float is written as text. If the float is part of a larger value, saving fails, because
-//! serde_json would silently write null.
+//! Saves floats that are NaN or infinite, which JSON cannot represent. If a value itself is such a
+//! float, it is written as text. If such a float is part of a larger value, such as a list, saving
+//! fails, because serde_json would silently write null.
 
 use std::fmt;
 

@@ -41,7 +41,7 @@ impl State {
         Ok(())
     }
 
-    /// Stores another state within this state, with `part/` before each of its names.
+    /// Stores another state within this state, with the prefix `part/` added to each of its names.
     pub fn put_part(&mut self, part: &str, state: Self) {
         let under = |name: String| format!("{part}/{name}");
         self.tensors.extend(state.tensors.into_iter().map(|(name, t)| (under(name), t)));

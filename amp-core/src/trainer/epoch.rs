@@ -14,8 +14,8 @@ use crate::{
 };
 
 impl Run<'_, '_> {
-    /// Returns the epoch of the run's last step, and the number of steps before that step, if no
-    /// step is skipped.
+    /// Returns the epoch of the run's last step, and the number of steps before that step, assuming
+    /// that no step is skipped.
     pub(super) fn last_position(&self) -> (i64, u64) {
         let batches = self.loader.batches();
         self.config.last_position(batches, self.config.length(batches, self.max_epochs))
@@ -123,8 +123,9 @@ impl Run<'_, '_> {
         Ok(started)
     }
 
-    /// Ends the oldest step in flight. If the device skipped steps, puts their examples back at the
-    /// front of `queue`.
+    /// Ends the oldest step in flight (a step that was started and whose outcome is not known yet).
+    /// If a CUDA graph skipped steps because a value was not finite, puts their examples back at
+    /// the front of `queue`.
     fn end_step(&mut self, queue: &mut VecDeque<Examples>) -> Result<Vec<Action>> {
         let Self { model, state, steps, observers, .. } = self;
         match steps.end(state, *model, observers)? {

@@ -49,9 +49,9 @@ impl Loaders {
         Ok(Self(vec![(String::new(), loader)]))
     }
 
-    /// Returns the values of all logs, one log for each set. Appends the name of the set to the
-    /// names of its values. One more log may follow, which belongs to no set. The names of its
-    /// values do not change.
+    /// Returns the values of all logs, one log for each set. Appends the name of each set to the
+    /// names of the values in its log. A further log, which belongs to no set, may follow; its
+    /// values keep their names.
     fn values(&self, logs: &[Log]) -> Result<Vec<Logged>> {
         let mut values = Vec::new();
         let names = self.0.iter().map(|(name, _)| name.as_str()).chain([""]);
@@ -92,8 +92,8 @@ impl EvaluationStep {
 /// Receives the images, texts and histograms of an evaluation, with their names.
 pub(super) type Show<'s> = dyn FnMut(String, Media) -> Result<()> + 's;
 
-/// Receives the name of a set, the index of a batch in the set, and the result for each part of the
-/// batch.
+/// Receives the name of a set, the index of a batch in the set, and the results for the parts of
+/// the batch: one result, unless the batch did not fit into memory and was split.
 type Then<'t, T> = dyn FnMut(&str, usize, Vec<T>) -> Result<()> + 't;
 
 /// Returns the event that reports the start of a run. `parameters` is the number of trained

@@ -34,7 +34,7 @@ pub(super) struct Run<'r, 'c> {
     pub(super) config: &'r TrainerConfig,
     pub(super) model: &'r mut dyn LightningModule,
     pub(super) data: &'r DataModule,
-    /// The options of the loops, after `fast_dev_run` and `overfit_batches` have changed them.
+    /// The [`Loops`] options, after `fast_dev_run` and `overfit_batches` have changed them.
     pub(super) loops: Loops,
     pub(super) max_epochs: i64,
     pub(super) plan: TrainingPlan,
@@ -51,8 +51,8 @@ pub(super) struct Run<'r, 'c> {
     /// Whether the run has searched for the cause of a non-finite validation loss, which it does at
     /// most once.
     pub(super) explained: bool,
-    /// The reason why a callback has requested the end of the run. The run ends as soon as
-    /// `min_epochs` and `min_steps` are reached. `None` if no callback has requested the end.
+    /// The reason for which a callback has requested the end of the run. The run then ends as soon
+    /// as `min_epochs` and `min_steps` are reached. `None` if no callback has requested the end.
     stop: Option<String>,
     /// Whether a signal, a callback or `max_time` has ended the run.
     ended: bool,
@@ -157,7 +157,7 @@ impl<'r, 'c> Run<'r, 'c> {
         })
     }
 
-    /// Trains and validates from the current position to the end.
+    /// Trains and validates from the current position to the end of the run.
     pub(super) fn go(mut self, resumed: Option<Position>) -> Result<()> {
         self.start(resumed)?;
         if let Err(error) = self.epochs() {
@@ -202,7 +202,7 @@ impl<'r, 'c> Run<'r, 'c> {
         let trained_later = self.freezing.trained_later(self.last_position());
         let no_validation = self.validations.note(length).filter(|_| !self.val.is_empty());
         let config_notes = no_validation.into_iter().chain(full_gradients_note(self.config));
-        // If this is a short trial of a longer run, these notes are about the longer run, whose
+        // If this is a short trial of a longer run, the notes below are about the longer run, whose
         // length is `plan`.
         let last = self.config.last_position(self.loader.batches(), self.plan);
         let config_notes = config_notes.chain(self.freezing.note(last));
@@ -242,12 +242,12 @@ impl<'r, 'c> Run<'r, 'c> {
         let epoch = self.position.epoch;
         let (mut flow, train_seconds) = timed(|| self.train())?;
         if self.interrupted.is_some() {
-            // The run was saved when the signal interrupted it. The resumed run will end this
-            // epoch, with its validation and callbacks.
+            // If the user gave a file, the run was saved to it at the signal. The resumed run will
+            // end this epoch, with its validation and callbacks.
             return Ok(Flow::End);
         }
-        // A run that ends within an epoch can be resumed there. It then needs the sums of logged
-        // values from before the hooks below add to them.
+        // A run that ends within an epoch can be resumed there. For this, keep the sums of logged
+        // values without what the hooks below add to them.
         let batches = self.loader.batches();
         let unfinished = match self.position.batch < batches {
             true => Some(self.observers.log.copied(self.config.device)?),
@@ -370,7 +370,7 @@ impl Run<'_, '_> {
         observers.invariants.at(moment, state, *model, steps.running())
     }
 
-    /// Returns the received signal, if there is one.
+    /// Returns the number of the received signal, if there is one.
     pub(super) fn signal(&self) -> Option<u32> {
         match self.interruption.signal.load(Ordering::SeqCst) {
             0 => None,

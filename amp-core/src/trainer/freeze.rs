@@ -25,7 +25,7 @@ struct Entry {
 }
 
 impl Freezing {
-    /// Freezes the parameters that the options name, at the start of a run.
+    /// Freezes, at the start of a run, the parameters that the options name.
     ///
     /// # Errors
     /// When a pattern matches no parameter, or no parameter is left to train.
@@ -123,8 +123,8 @@ impl Freezing {
         &self.holding
     }
 
-    /// Freezes the parameters of the entries for which `holding` is true, and unfreezes the
-    /// parameters of all remaining entries.
+    /// Freezes the parameters of the entries for which `holding` is true, and unfreezes all other
+    /// parameters.
     pub(super) fn hold(&mut self, holding: Vec<bool>) {
         let is_frozen = |parameter: &&Parameter| {
             let mut entries = self.entries.iter().zip(&holding);

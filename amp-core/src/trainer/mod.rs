@@ -165,8 +165,8 @@ impl<'a> Trainer<'a> {
     ///
     /// The run takes its random numbers from libtorch's generators, which the whole process shares,
     /// and does not seed the generators. To make a run repeatable while other threads train, begin
-    /// a [reproducible section](crate::random::seeded) before you build the model. A run waits as
-    /// long as another thread is in a reproducible section.
+    /// a [reproducible section](crate::random::seeded), which seeds the generators, before you
+    /// build the model. A run waits as long as another thread is in a reproducible section.
     ///
     /// # Errors
     /// When the configuration is invalid, when the checkpoint is damaged or belongs to another run,
@@ -258,9 +258,9 @@ impl<'a> Trainer<'a> {
 
     /// Predicts on the prediction sets of `data`, batch by batch and in order. Calls `write` with
     /// the name of the set, the index of the batch in the set, and the predictions on the device.
-    /// If a batch does not fit into memory, it is split, and `write` is called for each part of the
-    /// batch with the same index. Subscribers receive the values that the model logs, as in
-    /// [`validate`](Self::validate).
+    /// If a batch does not fit into memory, it is split, and `write` is called once for each part,
+    /// always with the index of the whole batch. Subscribers receive the values that the model
+    /// logs, as in [`validate`](Self::validate).
     ///
     /// # Errors
     /// When the configuration is invalid, there is no set to predict, or a step, `write` or a
@@ -313,8 +313,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// Checks the configuration, moves the model to its device and creates the loaders of `sets`.
-    /// The error for a missing set contains `kind`, the purpose of the set, such as `to test on`,
-    /// and `method`, the method of [`DataModule`] that adds such a set.
+    /// If no set has a batch, the error names the purpose of the set, `kind`, such as `to test on`,
+    /// and the method of [`DataModule`] that adds such a set, `method`.
     fn prepare(
         &self,
         model: &dyn LightningModule,

@@ -19,8 +19,8 @@ use crate::{
 const VALIDATION: &str = "val_";
 
 impl Run<'_, '_> {
-    /// Returns whether the run has validation data, and validates at other times than once at the
-    /// end of each epoch.
+    /// Returns whether the run has validation data and does not simply validate once at the end of
+    /// each epoch.
     pub(super) fn validates(&self) -> bool {
         !self.val.is_empty() && !self.validations.follow_each_epoch()
     }
@@ -109,7 +109,8 @@ impl Run<'_, '_> {
             model.on_validation_epoch_end(&mut state.hook(epoch, log))
         };
         let global_step = state.global_step();
-        // Batches that are validated before training report nothing.
+        // The images, texts and histograms of batches that are validated before training are not
+        // reported.
         let mut show = |name, media| match most {
             None => emit(Event::Media { global_step, name, media }),
             Some(_) => Ok(()),

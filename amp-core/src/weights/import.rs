@@ -27,8 +27,8 @@ use crate::{
 /// [`rename`](Self::rename), [`transpose`](Self::transpose), [`stack`](Self::stack) and
 /// [`ignore`](Self::ignore) are the steps of an import. They run in the order in which they are
 /// called. Each step applies to the names that the previous steps produced. In a pattern, each `*`
-/// matches any text, as short as possible. In a new name, each `*` stands for the text that the
-/// pattern's `*` matched.
+/// matches any text, as short as possible. In a new name, the first `*` stands for the text that
+/// the pattern's first `*` matched, and so on.
 ///
 /// It is an error if a step matches no tensor, for example because of a misspelling, if the model
 /// does not have a tensor of the file, or if the file does not have a tensor of the model. As in

@@ -104,16 +104,16 @@ pub(super) struct Pair {
 }
 
 /// Returns whether `name` is a batch norm's count of batches. Files of old versions of torch and of
-/// other programs lack it, and torch accepts them.
+/// other programs lack this count, and torch accepts such files.
 fn is_count_of_batches(name: &str) -> bool {
     name.rsplit('.').next() == Some("num_batches_tracked")
 }
 
 /// Pairs every tensor of a model with its values in `tensors`, the tensors of a file. It is a
 /// mismatch if the file has no tensor with the same name and shape. There are two exceptions: names
-/// for which `keeps` returns true, and the count of batches of a batch norm. Such tensors keep their
-/// initial values. Returns the pairs, and one text for each mismatch. The pairs are complete only if
-/// there is no mismatch.
+/// for which `keeps` returns true, and the count of batches of a batch norm, if the file does not
+/// have it. Such tensors keep their initial values. Returns the pairs, and one text for each
+/// mismatch. The pairs are complete only if there is no mismatch.
 pub(super) fn pair(
     module: &(impl Visit + ?Sized),
     tensors: &BTreeMap<String, Tensor>,

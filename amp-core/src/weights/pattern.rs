@@ -1,5 +1,5 @@
-//! Patterns of names with wildcards. The text that a wildcard matched can be inserted into a new
-//! name.
+//! Patterns of names with wildcards (`*`). The text that a wildcard matched can be inserted into a
+//! new name.
 
 /// A pattern for dotted names. Each `*` matches any text, as short as possible.
 #[derive(Debug, Clone)]

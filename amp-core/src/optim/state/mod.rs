@@ -1,6 +1,6 @@
 //! The state of an optimizer. A [`slot`] declares a state tensor, such as a running average. Each
-//! [`parameter`] has one state tensor for each slot. Running averages can be stored in [fewer
-//! bits](quantized).
+//! [`parameter`] has one state tensor for each slot. Running averages can be stored in [fewer bits
+//! than f32](quantized).
 
 mod parameter;
 mod quantized;

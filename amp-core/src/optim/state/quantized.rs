@@ -1,4 +1,4 @@
-//! Storage of optimizer state in fewer bits.
+//! Storage of optimizer state in fewer bits than f32.
 
 use std::rc::Rc;
 
@@ -9,9 +9,9 @@ use crate::optim::weight_update::{wide, write, write_stochastically};
 use crate::{Result, ffi, named::named};
 
 /// How an optimizer stores its moments: the running averages of the gradients and of their squares.
-/// Each average has as many elements as the parameter. If averages are stored in fewer bits, a step
-/// converts them to f32 piece by piece, so that the f32 copies need little memory. On CUDA, Adam's
-/// kernel for f32 parameters reads and writes the stored averages directly. Averages of f64
+/// Each average has as many elements as the parameter. If averages are stored as bf16 or in 8 bits,
+/// a step converts them to f32 piece by piece, so that the f32 copies need little memory. On CUDA,
+/// Adam's kernel for f32 parameters reads and writes the stored averages directly. Averages of f64
 /// parameters are always f64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -22,7 +22,7 @@ pub(in crate::optim) enum SlotShape {
 
 impl Slot {
     /// Declares a running average with the shape of the parameter. The average may be stored in
-    /// fewer bits (see [`Moments`](super::Moments)).
+    /// fewer bits than f32 (see [`Moments`](super::Moments)).
     pub const fn like_parameter(name: &'static str) -> Self {
         Self { name, shape: SlotShape::Parameter { signed: true } }
     }
@@ -32,7 +32,7 @@ impl Slot {
         Self { name, shape: SlotShape::Parameter { signed: false } }
     }
 
-    /// Declares a tensor of another shape, which is never stored in fewer bits.
+    /// Declares a tensor of the given shape, to which [`Moments`](super::Moments) does not apply.
     pub fn of_shape(name: &'static str, shape: impl Into<Vec<i64>>) -> Self {
         Self { name, shape: SlotShape::Own(shape.into()) }
     }

@@ -18,7 +18,8 @@ impl GradScaler {
     }
 
     /// Updates the scale and the growth tracker on the device as [`update`](Self::update) does
-    /// after a step without overflow. The host's copies do not change.
+    /// after a step without overflow. If the step was skipped, the host later undoes this with
+    /// [`write_device`](Self::write_device). The host's copies do not change.
     pub(crate) fn update_applied(&mut self) -> Result<()> {
         self.end_iteration();
         if self.mode != Mode::Scale {

@@ -141,8 +141,8 @@ impl GradScaler {
     /// Creates a scaler for losses and gradients on `device`.
     ///
     /// # Errors
-    /// When a constant is out of range: the scale must be positive and finite in f32, growth
-    /// above 1, backoff between 0 and 1.
+    /// When a constant is out of range: the scale must be positive and finite in f32, the growth
+    /// factor above 1, the backoff factor between 0 and 1.
     pub fn new(device: Device, config: GradScalerConfig) -> Result<Self> {
         let scale = config.checked_scale()?;
         Ok(Self {
@@ -196,9 +196,9 @@ impl GradScaler {
     /// infinite in f32.
     ///
     /// PyTorch has no lower limit for the scale. At a scale of 2⁻¹²⁸ or less, unscaling makes
-    /// finite gradients infinite or NaN. Because the check for overflows comes before the
-    /// unscaling, the step is not skipped, and makes parameters infinite or NaN. The trainer calls
-    /// this method after [`update`](Self::update), and ends the training if it returns true.
+    /// finite gradients infinite or NaN. The check for overflows comes before the unscaling, so the
+    /// step is not skipped, and makes parameters infinite or NaN. End the training if this method
+    /// returns true after an [`update`](Self::update). The trainer acts earlier, at `min_scale`.
     pub fn has_collapsed(&self) -> bool {
         !((1.0 / f64::from(self.mirror.0)) as f32).is_finite()
     }
@@ -319,7 +319,7 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Undoes the last [`update`](Self::update): writes `state`, saved before it, into the existing
+    /// Undoes the last [`update`](Self::update): writes the earlier `state` into the existing
     /// tensors of the scale and the growth tracker, because captured CUDA graphs use these tensors.
     pub(crate) fn return_to(&mut self, state: ScalerState) -> Result<()> {
         let _ = self.scale.f_fill_(state.scale)?;

@@ -26,8 +26,8 @@ impl GradScaler {
         Ok(StepOutcome::Applied)
     }
 
-    /// Steps all optimizers, or none if a loss or a gradient of any optimizer is not finite. The
-    /// step of an optimizer without gradients changes nothing.
+    /// Steps all optimizers, or none if a loss or a gradient of any optimizer is not finite. For an
+    /// optimizer without gradients, the step changes nothing.
     ///
     /// # Errors
     /// When gradients belong to another optimizer or were unscaled before the last update, or an

@@ -1,4 +1,4 @@
-//! Unscales gradients, and records whether all are finite.
+//! Unscales gradients, and records whether all gradients are finite.
 
 use std::marker::PhantomData;
 
@@ -14,8 +14,8 @@ impl GradScaler {
     /// Divides gradients by the scale in place, and records on the device whether all are finite.
     ///
     /// # Errors
-    /// When there are no gradients, a parameter is f16 (whose range cannot represent unscaled
-    /// values), or the gradients were already unscaled.
+    /// When there are no gradients, a parameter is f16 (because f16 cannot represent all unscaled
+    /// gradients), or the gradients were already unscaled.
     pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
         if self.mode == Mode::Off {
             return Ok(self.unscaled_by(gradients, None));
@@ -43,8 +43,9 @@ impl GradScaler {
     /// Unscales and clips the gradients, as [`unscale`](Self::unscale) and
     /// [`clip_grad_norm`](Gradients::clip_grad_norm) do, but with one pass over the gradients less.
     /// The norm of the scaled gradients shows whether all gradients are finite. One multiplication
-    /// then unscales and clips them. If the scale is a power of two, the result is bit-identical.
-    /// Finite gradients stay finite, and gradients that are not finite do not become finite.
+    /// then unscales and clips them. If the scale is a power of two, the result is bit-identical to
+    /// that of these two methods. Finite gradients stay finite, and gradients that are not finite
+    /// do not become finite.
     ///
     /// # Errors
     /// When [`unscale`](Self::unscale) would return an error for these gradients.

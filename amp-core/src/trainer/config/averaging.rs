@@ -7,7 +7,8 @@ use crate::{Error, Result};
 /// How a run averages its weights and buffers, as torch.optim.swa_utils.AveragedModel does.
 /// Training itself uses the unaveraged weights. Validation uses the averaged weights, and so does
 /// the model after the run. Checkpoints contain both. The averages of 16-bit weights are f32,
-/// because most changes of an average are smaller than the spacing of 16-bit numbers.
+/// because most changes of an average are smaller than the spacing of 16-bit numbers and would be
+/// rounded away.
 ///
 /// ```
 /// use amp_core::{prelude::*, trainer::Averaging};

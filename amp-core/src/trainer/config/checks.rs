@@ -20,7 +20,7 @@ pub enum Check {
     Cheap,
     /// Checks every step and every validation. Also compares the contents of the training examples
     /// with those of the validation examples, to find examples in both sets. With CUDA graphs, a
-    /// step is launched only when the previous step has ended.
+    /// step is launched only when the previous step has ended, so that each step can be checked.
     Full,
 }
 

@@ -66,7 +66,8 @@ impl Freeze {
     }
 
     /// Returns whether the freeze has an end and lasts for at least the first `steps` optimizer
-    /// steps. Assumes that every freeze that ends at an epoch lasts for them.
+    /// steps. Assumes that every freeze that ends at an epoch lasts for these steps, because the
+    /// number of steps per epoch is not known here.
     pub fn ends_after(&self, steps: u64) -> bool {
         match self.until {
             Until::End => false,

@@ -9,8 +9,8 @@ use crate::named::named;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Graph {
-    /// Steps run as CUDA graphs if possible, and otherwise without. In the latter case, a note
-    /// gives the reason.
+    /// Steps run as CUDA graphs if possible, and otherwise without. If they cannot run as CUDA
+    /// graphs on a CUDA device, a note gives the reason.
     #[default]
     Auto,
     /// Steps must run as CUDA graphs. If that is not possible, the run ends with an error that

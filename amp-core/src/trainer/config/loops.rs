@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, data::Limit, optim::TrainingPlan};
 
-/// When a run validates. As text, it is written as in Lightning's `val_check_interval`.
+/// When a run validates. Its text form is that of Lightning's `val_check_interval`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -139,9 +139,9 @@ pub(in crate::trainer) fn show_time(time: Duration) -> String {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loops {
-    /// The smallest number of epochs. No callback ends the run earlier.
+    /// No callback can stop the run before this number of epochs has ended.
     pub min_epochs: i64,
-    /// The smallest number of optimizer steps. No callback ends the run earlier.
+    /// No callback can stop the run before this number of optimizer steps has ended.
     pub min_steps: u64,
     /// The largest training time: training ends with the first step that ends after this time. In a
     /// resumed run, the training time before the checkpoint counts too. `None` means no limit.
@@ -169,7 +169,8 @@ pub struct Loops {
     pub num_sanity_val_steps: i64,
     /// When the run validates: at the ends of epochs, within epochs, or never.
     pub val_check_interval: ValCheckInterval,
-    /// The number of training epochs from one validation to the next.
+    /// The number of training epochs from one validation to the next, if `val_check_interval` is a
+    /// fraction of an epoch.
     pub check_val_every_n_epoch: i64,
 }
 
@@ -271,8 +272,8 @@ impl Validations {
             ValCheckInterval::Fraction(part) => {
                 let every = ((self.batches as f64 * part) as i64).max(1);
                 let start = end - (end - 1) % self.window - 1;
-                // If a multiple of `every` batches lies within a step, the validation follows this
-                // step.
+                // If the number of trained batches passes a multiple of `every` within a step, the
+                // validation follows this step.
                 (epoch + 1) % self.every_n_epoch == 0
                     && (end / every > start / every || (part == 1.0 && end == self.batches))
             }
@@ -312,7 +313,7 @@ impl Validations {
     }
 
     /// Returns whether a validation runs at the end of this epoch. `is_whole` is false if the run
-    /// ends before all batches of the epoch.
+    /// ends before it has trained all batches of the epoch.
     pub(in crate::trainer) fn ends_epoch(&self, epoch: i64, is_whole: bool) -> bool {
         let by_fraction = matches!(self.interval, ValCheckInterval::Fraction(_));
         (is_whole || by_fraction) && self.follows(epoch, self.batches)

@@ -21,11 +21,13 @@ pub struct MemoryConfig {
     /// on the device.
     ///
     /// To stay below the budget, the trainer recomputes the activations of some modules in the
-    /// backward pass (activation checkpointing). Before the first step, it measures all modules
-    /// that can be recomputed, and chooses those that save enough memory at the least cost in time.
-    /// These modules are the layers of a [`Sequential`](crate::nn::Sequential), other modules that
-    /// are [`shared`](crate::Module::shared), and [`Checkpoint`](crate::nn::Checkpoint)s, whose own
-    /// setting is ignored. On the CPU, recomputation changes no result.
+    /// backward pass (activation checkpointing). Before the first step, it measures how many bytes
+    /// each module that can be recomputed keeps and how long its recomputation takes, and chooses
+    /// those that save enough memory at the least cost in time. These modules are the layers of a
+    /// [`Sequential`](crate::nn::Sequential), other modules that are
+    /// [`shared`](crate::Module::shared), and [`Checkpoint`](crate::nn::Checkpoint)s, whose own
+    /// setting `enabled` is ignored. On the CPU, the results are the same with and without
+    /// recomputation.
     pub budget: Option<u64>,
     /// Whether a batch that does not fit into memory is split into halves, quarters and so on. The
     /// gradients of the parts are added up. Batch statistics, such as those of a batch norm, are

@@ -58,7 +58,8 @@ pub struct TrainerConfig {
     pub seed: u64,
     /// The largest number of epochs that the run trains.
     pub max_epochs: i64,
-    /// Training ends after this number of optimizer steps, if that comes before the last epoch.
+    /// Training ends after this number of optimizer steps, if the run reaches it before the end of
+    /// the last epoch.
     pub max_steps: Option<u64>,
     /// Whether whole steps run as CUDA graphs. Results are bit-identical with and without CUDA
     /// graphs.
@@ -82,8 +83,9 @@ pub struct TrainerConfig {
 }
 
 impl TrainerConfig {
-    /// Creates options with Lightning's defaults, with two exceptions: a skipped step changes
-    /// nothing, and a step whose gradients are not finite is skipped under every precision.
+    /// Creates options with Lightning's defaults, with three exceptions: a skipped step changes
+    /// nothing, a step whose gradients are not finite is skipped under every precision, and no
+    /// batch is validated before training.
     ///
     /// # Examples
     ///
@@ -165,8 +167,8 @@ impl TrainerConfig {
         (batches - 1) / self.optimization.accumulate_grad_batches + 1
     }
 
-    /// Returns the epoch of the run's last step, and the number of steps before that step, if no
-    /// step is skipped. The run has `batches` batches per epoch and the length `length`.
+    /// Returns the epoch of the run's last step, and the number of steps before that step, assuming
+    /// that no step is skipped. The run has `batches` batches per epoch and the length `length`.
     pub(super) fn last_position(&self, batches: i64, length: TrainingPlan) -> (i64, u64) {
         let last = length.estimated_stepping_batches.max(1) - 1;
         (last / self.steps_per_epoch(batches).max(1), last.unsigned_abs())
@@ -190,7 +192,7 @@ impl TrainerConfig {
     }
 
     /// Returns an error if the forward pass changes a parameter that has a master weight: the next
-    /// optimizer step would undo the change.
+    /// optimizer step would overwrite the change with the updated master weight.
     pub(super) fn check_changed_in_forward(&self, model: &dyn LightningModule) -> Result<()> {
         let is_narrow = |kind| matches!(kind, Kind::Half | Kind::BFloat16);
         let mut changed = nn::changed_in_forward(model).into_iter();

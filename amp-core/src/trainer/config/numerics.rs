@@ -10,7 +10,7 @@ use crate::{
 /// Loss scaling, the formats of weights, optimizer state and gradients, and the choice of kernels.
 #[derive(Debug, Clone, Default)]
 pub struct NumericsConfig {
-    /// The constants of the loss scaler, which `16-mixed` uses.
+    /// The constants of the loss scaler. Only `16-mixed` scales the loss.
     pub scaler: GradScalerConfig,
     /// Maps the paths of modules to precision regions, which override the regions that the model
     /// declares.

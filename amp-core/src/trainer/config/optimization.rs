@@ -18,8 +18,8 @@ pub struct OptimizationConfig {
     pub averaging: Option<Averaging>,
     /// The number of epochs and steps for which the learning-rate schedules are built. `None` means
     /// the length of this run. For a short trial of a longer run, set this option to the
-    /// [`training_plan`](super::TrainerConfig::training_plan) of the longer run, because the
-    /// warm-up of the longer run may be longer than the trial.
+    /// [`training_plan`](super::TrainerConfig::training_plan) of the longer run, so that the trial
+    /// has the learning rates of the longer run's first steps.
     pub plan: Option<TrainingPlan>,
 }
 

@@ -21,8 +21,8 @@ pub struct RecoveryConfig {
     /// What happens to a step whose gradients are not finite.
     pub on_non_finite: NonFinite,
     /// The largest number of skipped steps in a row. If one more step is skipped,
-    /// [`on_non_finite`](Self::on_non_finite) decides what happens. With the default policy, the
-    /// run ends.
+    /// [`on_non_finite`](Self::on_non_finite) decides what happens. With the default policy,
+    /// [`NonFinite::Skip`], the run ends.
     pub max_consecutive_skips: u64,
     /// The number of applied steps between two copies of the state. [`NonFinite::RestoreLastGood`]
     /// restores the last copy.
@@ -74,7 +74,8 @@ impl RecoveryConfig {
         Ok(())
     }
 
-    /// Returns whether a run with these options may repeat a skipped step.
+    /// Returns whether a run with these options may repeat a skipped step until it is applied, and
+    /// not only to find the cause.
     pub(super) fn runs_again(&self) -> bool {
         matches!(self.on_non_finite, NonFinite::LowerScale | NonFinite::FallBackToBf16)
             || self.scale_floor.then == AtFloor::FallBackToBf16
@@ -150,7 +151,7 @@ pub enum AtFloor {
     /// Ends the run with an error.
     #[default]
     Halt,
-    /// Keeps the loss scale at the lowest allowed scale and reports a note.
+    /// Keeps the loss scale at the lowest allowed scale and reports this in an event.
     Warn,
     /// Continues the run in `bf16-mixed`.
     FallBackToBf16,

@@ -28,15 +28,15 @@ use crate::{
 /// backward pass.
 pub(in crate::trainer) const MEMORY: &str = "memory";
 
-/// The number of steps or epochs for which the learning rates of two schedules are compared.
+/// The number of steps or epochs in which the rates of saved and current schedule are compared.
 const HORIZON: i64 = 10_000;
 
 /// The number of steps or epochs, from the beginning of a schedule, whose learning rates are part
 /// of the schedule's digest in a checkpoint.
 const DIGEST_INTERVALS: usize = 1000;
 
-/// The settings that checkpoints of older versions do not contain. A setting that the checkpoint
-/// does not contain is not compared.
+/// The settings that checkpoints of older versions may lack. If a checkpoint lacks such a setting,
+/// the setting is not compared.
 const NEWER: [&str; 7] = [
     "limit_train_batches",
     "overfit_batches",
@@ -220,7 +220,7 @@ impl Run<'_, '_> {
         scheduled.map(|scheduled| scheduled.optimizer.fixed_options()).collect()
     }
 
-    /// Returns for each optimizer a digest of the learning rates at the beginning of its schedule.
+    /// Returns for each optimizer a digest (hash) of the rates at the beginning of its schedule.
     pub(in crate::trainer) fn rates_digests(&self) -> Result<Vec<Option<u64>>> {
         self.state
             .optim
@@ -313,7 +313,7 @@ impl Run<'_, '_> {
     }
 }
 
-/// Decides which differences between the saved run and the resumed run the user allows.
+/// Checks whether the user allows the differences between the saved run and the resumed run.
 struct Permits<'c> {
     with: &'c [Change],
     /// The kinds of the differences that were found and that the user allows.
@@ -346,7 +346,7 @@ impl Permits<'_> {
         }
     }
 
-    /// Records a difference. In the error, `cause` follows the words `saved by a run`.
+    /// Records a difference if `with` allows it. In the error, `cause` follows `saved by a run`.
     fn needs(&mut self, by: Option<Change>, cause: &str) -> Result<()> {
         let remedy = match by {
             Some(change) if self.with.contains(&change) => {

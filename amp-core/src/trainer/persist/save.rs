@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::{Error, Result, callback::Action, event::Event, log::Log, trainer::fit::Run};
 
 impl Run<'_, '_> {
-    /// Executes the actions that callbacks requested. Files are deleted after all other actions.
+    /// Executes the actions that callbacks requested. Deletes files after all other actions.
     pub(in crate::trainer) fn act(&mut self, actions: Vec<Action>) -> Result<()> {
         let mut deleted = Vec::new();
         for action in actions {

@@ -29,7 +29,8 @@ pub(in crate::trainer) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Copies weights and state within the memory of the device, which takes little time.
+    /// Copies weights and state within the memory of the device, which takes less time than a copy
+    /// to the host.
     pub(in crate::trainer) fn take(
         weights: Vec<(String, Tensor)>,
         state: Option<State>,
@@ -94,7 +95,8 @@ impl Writer {
         Ok(written)
     }
 
-    /// Deletes a file when all earlier files are written. A missing file is not an error.
+    /// Deletes a file after all files from earlier calls of [`write`](Self::write) are written. A
+    /// missing file is not an error.
     pub(in crate::trainer) fn delete(&mut self, path: PathBuf) -> Result<()> {
         self.send(Job::Delete(path))
     }

@@ -97,7 +97,7 @@ pub(super) fn step(
     Ok(actions)
 }
 
-/// The results of the forward and backward passes over a step's batches.
+/// The losses and logged values of the forward and backward passes over a step's batches.
 #[derive(Default)]
 struct Ran {
     /// The losses of the batches, in order.

@@ -13,7 +13,7 @@ use super::{
 use crate::{LightningModule, Result, ffi, log::Log, trainer::config::Graph};
 
 /// The two executors of a run, with and without CUDA graphs. At any time, all steps in flight
-/// belong to one of them.
+/// (started, with an outcome that the host does not know yet) belong to only one of them.
 pub(in crate::trainer) struct Steps {
     graph: Option<Replay>,
     direct: Direct,

@@ -57,7 +57,8 @@ pub(in crate::trainer) enum Ended {
         /// The actions that callbacks request after the step.
         actions: Vec<Action>,
     },
-    /// The device skipped this step and all steps that were started after it. No state has changed.
-    /// The steps must be repeated on these examples.
+    /// A value in this step was not finite, so the device skipped this step and all steps that were
+    /// started after it. No state has changed. The steps must be repeated on these examples, the
+    /// first one without a CUDA graph.
     Void(Vec<Examples>),
 }

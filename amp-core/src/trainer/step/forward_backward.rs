@@ -31,10 +31,10 @@ pub(super) struct Passes<'p> {
 }
 
 impl Passes<'_> {
-    /// Runs the forward and backward pass over a batch. Multiplies the loss by `share` and adds the
-    /// gradients to those of the parameters. Returns the loss before this multiplication, detached
-    /// from the autograd graph. If the batch is split, runs its parts one after the other and
-    /// returns the weighted mean of their losses.
+    /// Runs the forward and backward pass over a batch. Multiplies the loss by `share`, the weight
+    /// of this batch in the mean over the step, and adds the gradients to those of the parameters.
+    /// Returns the loss before this multiplication, detached from the autograd graph. If the batch
+    /// is split, runs its parts one after the other and returns the weighted mean of their losses.
     pub(super) fn run(
         &mut self,
         model: &mut dyn LightningModule,

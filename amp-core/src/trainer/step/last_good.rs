@@ -1,4 +1,5 @@
-//! A copy of a run's state, which the trainer restores after a step that was not finite.
+//! A copy of a run's state, which the trainer restores after a step that was not finite, if the
+//! recovery policy is `NonFinite::RestoreLastGood`.
 
 use super::{optimization::Optimization, state::StepState, weight_average::Average};
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
 /// schedules, and the averages of the weights.
 pub(super) struct LastGood {
     applied: u64,
-    /// The copied state. All names in it begin with [`COPY`].
+    /// The copied state. The names of all its tensors and values begin with [`COPY`].
     copy: State,
     /// Whether this copy was restored before.
     used: bool,
@@ -59,7 +60,8 @@ impl LastGood {
     }
 
     /// Returns whether restoring this copy can help after `applied` applied steps. A copy that was
-    /// restored before can help again only if a step has been applied since.
+    /// restored before can help again only if a step has been applied since then; otherwise the
+    /// same steps would fail again.
     pub(super) fn helps(&self, applied: u64) -> bool {
         !self.used || applied > self.applied
     }

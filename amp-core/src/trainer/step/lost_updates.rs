@@ -14,14 +14,14 @@ use crate::{
     trainer::config::TrainerConfig,
 };
 
-/// The smallest fraction of lost updates for which a note is emitted.
+/// A note is emitted if at least this fraction of the weights with a gradient did not change.
 const MANY: f64 = 0.25;
 
-/// The number of elements of each parameter that are compared. It is small, so that the copies need
-/// little memory.
+/// About how many elements of each parameter are compared before and after a step. The number is
+/// small, so that the copies need little memory.
 const SAMPLE: i64 = 1024;
 
-/// The 16-bit weights, each with the sampled elements that it had before a step.
+/// The 16-bit weights, each with the values of its sampled elements before a step.
 pub(super) struct Before(Vec<(Tensor, Tensor)>);
 
 /// Returns whether 16-bit weights may lose updates under these options.
@@ -63,8 +63,8 @@ impl StepState<'_> {
         Ok(Some(Before(pairs.collect::<Result<_>>()?)))
     }
 
-    /// Compares the sampled weights with their values before the step that was just applied.
-    /// Returns a note if many weights with a gradient did not change.
+    /// Compares the sampled weights with the values that they had before the step that was just
+    /// applied. Returns a note if many weights with a gradient did not change.
     pub(super) fn lost_updates(&mut self, before: &Before) -> Result<Option<String>> {
         let (mut lost, mut all) = (0.0, 0.0);
         for (weight, before) in &before.0 {

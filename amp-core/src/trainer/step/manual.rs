@@ -37,8 +37,8 @@ pub(super) fn step(
     end_batch(state, model, observers, (examples, 0), &loss, Some(&outcome))
 }
 
-/// Executes the model's `manual_step`. Returns the loss of the last backward pass in it, and
-/// whether the step was applied or skipped.
+/// Executes the model's `manual_step`. Returns the loss of its last backward pass, and whether the
+/// step was applied or skipped.
 fn manual_step(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

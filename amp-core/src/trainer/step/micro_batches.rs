@@ -1,4 +1,4 @@
-//! The batches of one optimizer step, and their micro-batches.
+//! The batches of one optimizer step, and the parts (micro-batches) into which they are split.
 
 use tch::Tensor;
 
@@ -9,14 +9,14 @@ use crate::{
 
 /// The batches of one optimizer step.
 pub(in crate::trainer) struct Examples {
-    /// The position of the first batch in the run.
+    /// The position, within the run, of the step's first batch.
     pub(super) start: Position,
     pub(in crate::trainer) batches: Vec<AnyBatch>,
     /// The factor by which the loss of each batch is multiplied. The sum of the multiplied losses
     /// is a mean over all examples of the step.
     pub(super) shares: Vec<f64>,
-    /// Whether the device has skipped these examples in a CUDA graph. Their step is then repeated
-    /// without a graph.
+    /// Whether a CUDA graph has skipped the step on these examples because a value was not finite.
+    /// The step is then repeated without a graph.
     pub(super) skipped: bool,
 }
 
@@ -41,7 +41,7 @@ impl Examples {
         Ok(Self { start, batches, shares, skipped: false })
     }
 
-    /// Returns the position in the run of the batch with the index `at` of this step.
+    /// Returns the position, within the run, of this step's batch with the index `at`.
     pub(super) fn position(&self, at: usize) -> Position {
         Position { batch: self.start.batch + at as i64, ..self.start }
     }
@@ -99,8 +99,8 @@ impl Examples {
     }
 }
 
-/// Splits a batch into at most `parts` parts, each with the factor of its loss. Returns `None` if
-/// the batch is not split.
+/// Splits a batch into at most `parts` parts, each with the factor by which its loss is multiplied.
+/// Returns `None` if the batch is not split.
 pub(super) fn split(
     model: &dyn LightningModule,
     batch: &AnyBatch,
@@ -111,7 +111,7 @@ pub(super) fn split(
     Ok(Some(parts.into_iter().zip(shares).collect()))
 }
 
-/// Returns the factor of each batch's loss in the mean over all batches.
+/// Returns for each batch the factor by which its loss is multiplied in the mean over all batches.
 fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>> {
     let weights = batches.iter().map(|batch| model.loss_weight(batch));
     let weights = weights.collect::<Result<Vec<_>>>()?;

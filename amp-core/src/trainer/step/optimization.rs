@@ -19,11 +19,12 @@ pub(in crate::trainer) struct Optimization<'a> {
     config: &'a TrainerConfig,
     pub(in crate::trainer) scheduled: Vec<Scheduled>,
     pub(in crate::trainer) scaler: GradScaler,
-    /// The guard that allows gradients in 16 bits. `None` if gradients are stored in the
-    /// parameters' dtype.
+    /// The guard that allows 16-bit gradients of f32 parameters. `None` if gradients are stored in
+    /// the parameters' dtype.
     narrow: Option<NarrowGradients>,
-    /// When the run must call its observers: within the step, directly after each step, or later.
-    /// If observers differ, the strictest requirement counts.
+    /// When the run must call its observers: within the step, directly after each step, or later,
+    /// when further steps may already be running. If observers differ, the strictest requirement
+    /// counts.
     pub(in crate::trainer) access: StepAccess,
 }
 
@@ -49,7 +50,7 @@ impl<'a> Optimization<'a> {
         Ok(Self { config, scheduled, scaler, narrow, access })
     }
 
-    /// Stores gradients in f32 from here on.
+    /// Stores gradients in f32 from now on, even if the options request 16 bits.
     pub(in crate::trainer) fn keep_full_gradients(&mut self) {
         self.narrow = None;
     }
@@ -84,7 +85,7 @@ impl<'a> Optimization<'a> {
         matches!(self.access, StepAccess::InStep(_))
     }
 
-    /// Unscales the gradients of each optimizer and returns them, for hooks.
+    /// Unscales the gradients of each optimizer and returns them, so that hooks can read them.
     pub(in crate::trainer) fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
         let mut gradients = Vec::with_capacity(self.scheduled.len());
         for scheduled in &self.scheduled {
@@ -115,9 +116,9 @@ impl<'a> Optimization<'a> {
     }
 
     /// Unscales and clips the gradients of a step in which no hook reads the unclipped gradients.
-    /// Needs as few passes over the gradients as possible: if an optimizer's kernel can unscale and
-    /// clip the gradients while it steps, leaves them scaled. In a `captured` step, this is not
-    /// possible for an optimizer that steps after the CUDA graph.
+    /// To save passes over the gradients, leaves them scaled if the optimizer's kernel can unscale
+    /// and clip them itself. In a `captured` step (a step captured as a CUDA graph), an optimizer
+    /// that steps after the graph cannot do this.
     pub(in crate::trainer) fn unscale_and_clip(
         &mut self,
         captured: bool,

@@ -1,7 +1,8 @@
 //! Saves and restores what a skipped or repeated step must not change: buffers, what the model
 //! saves in `on_save_checkpoint`, the states of the random generators, and parameters that the
-//! forward pass itself changes. Other parameters, optimizers, schedules and the loss scale need no
-//! copy, because only applied steps change them.
+//! forward pass itself changes. Other parameters, optimizers and schedules need no copy, because
+//! only applied steps change them. The loss scale needs none either: after an overflow it must stay
+//! lower.
 
 use tch::{Device, Tensor};
 
@@ -13,8 +14,8 @@ use crate::{
     state::State,
 };
 
-/// A copy of the random generators' states and of the model's own state, made before forward and
-/// backward passes that must not change them.
+/// A copy of the random generators' states and of what the model saves in `on_save_checkpoint`,
+/// made before forward and backward passes that must not change them.
 pub(in crate::trainer) struct StateBackup {
     device: Device,
     own: State,
@@ -22,7 +23,8 @@ pub(in crate::trainer) struct StateBackup {
 }
 
 impl StateBackup {
-    /// Copies the current state of the model and of the random generators.
+    /// Copies what the model saves in `on_save_checkpoint`, and the states of the random
+    /// generators.
     pub(in crate::trainer) fn begin(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let mut own = State::default();
         model.on_save_checkpoint(&mut own)?;

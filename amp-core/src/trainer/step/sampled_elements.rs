@@ -4,9 +4,9 @@ use tch::Tensor;
 
 use crate::Result;
 
-/// Returns the distance between two selected elements (1: all elements), so that about `most`
-/// elements are selected. The distance is odd, so that the elements of a matrix are not all in one
-/// column.
+/// Returns the distance between neighbouring selected elements (1 selects all), so that about
+/// `most` elements are selected. The distance is odd: a multiple of an even row length would select
+/// only one column of a matrix.
 pub(super) fn spacing(tensor: &Tensor, most: i64) -> i64 {
     (tensor.numel() as i64 / most) | 1
 }

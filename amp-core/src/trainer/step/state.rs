@@ -73,7 +73,7 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) good: Option<LastGood>,
     /// The learning rate of the last step.
     pub(in crate::trainer) lr: f64,
-    /// Whether the current step has begun to change the weights, until it has been reported.
+    /// Whether the current step has begun to change the weights and has not been reported yet.
     changing: bool,
 }
 

@@ -34,7 +34,8 @@ pub struct StepMemory {
     pub averages: u64,
     /// The measured number of bytes that the forward pass of one batch keeps for the backward pass.
     /// These are activations and, under autocast, the 16-bit copies of weights. Layers that are
-    /// recomputed keep only their inputs. The batch is not split, and a memory budget is ignored.
+    /// recomputed keep only their inputs. The batch is measured in one part, and without the
+    /// recomputation that a memory budget would require.
     pub activations: u64,
     /// The bytes of the tensors of the batch.
     pub batch: u64,

@@ -69,8 +69,8 @@ impl ModelSummary {
         if layer.depth == 0 {
             return self.model.clone();
         }
-        // Returns whether a later layer has the same depth and the same parent. If so, the vertical
-        // line of the tree continues down to that layer.
+        // Returns whether a later layer is a sibling of this layer, or of this layer's ancestor, at
+        // this depth. If so, the vertical line of the tree continues down to that sibling.
         let continues = |depth: usize| {
             let mut later =
                 self.layers[place + 1..].iter().take_while(|layer| layer.depth >= depth);

@@ -18,8 +18,8 @@ const PARAMETER: &str = "Parameter";
 const LIST: &str = "List";
 
 /// A row of the summary: a layer of a model, or a parameter. The parameters of a layer get their
-/// own rows only if the layer also contains other layers, or is the model itself. The numbers of a
-/// layer that contains others are the sums of the rows within it.
+/// own rows only if the layer also contains other layers, or is the model itself. The parameter
+/// numbers of a layer that contains others are the sums of the rows within it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerSummary {
     /// The dotted path of the layer, as in the names of its parameters. Empty for the model itself.

@@ -25,11 +25,12 @@ pub(super) struct StepGraph {
     shares: Vec<f64>,
     /// The dtype of the loss of each batch.
     losses: Vec<Kind>,
-    /// For each optimizer, the parameters that have a gradient in the graph, and these gradients,
-    /// unscaled and clipped.
+    /// For each optimizer, the parameters for which the graph computes a gradient, and the tensors
+    /// into which it writes these gradients.
     grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
     pub(super) log: CapturedLog,
-    /// A scalar on the device, which becomes 1 when a step is not finite and is 0 before that.
+    /// A scalar on the device, which is 0 until a step is not finite and then becomes 1. As long as
+    /// it is 1, the graph changes no parameter.
     pub(super) skip_flag: Tensor,
     /// `skip_flag` and the losses of the batches, in one tensor of shape `[1 + batches]` on the
     /// device.
@@ -46,8 +47,9 @@ pub(super) struct StepGraph {
 }
 
 impl StepGraph {
-    /// Captures a step on batches of the same shapes as `batches`. The capture computes nothing and
-    /// changes no parameter. `slots` is the largest number of steps in flight.
+    /// Captures a step on batches of the same shapes as `batches`. The capture only records the
+    /// step: it computes nothing and changes no parameter. `slots` is the largest number of steps
+    /// in flight.
     pub(super) fn capture(
         state: &mut StepState<'_>,
         model: &mut dyn LightningModule,
@@ -123,8 +125,8 @@ impl StepGraph {
             && self.inputs.iter().zip(&examples.batches).all(|(own, other)| own.is_like(other))
     }
 
-    /// Copies the sums of `log` into the tensors in which the graph adds up logged values. Makes
-    /// the tensors into which the graph writes gradients the gradients of the parameters.
+    /// Copies the sums of `log` into the tensors in which the graph adds up logged values. Sets the
+    /// gradient of each parameter to the tensor into which the graph writes it.
     pub(super) fn enter(&mut self, log: &mut Log) -> Result<()> {
         self.log.take_over(log)?;
         let mut grads = self.grads.iter();
@@ -142,8 +144,8 @@ impl StepGraph {
         self.graph.launch(&self.report, &self.reports[slot])
     }
 
-    /// Returns whether the step in this slot was skipped. The event of the step must have
-    /// completed.
+    /// Returns whether the step whose report is in this slot was skipped. The event of the step
+    /// must have completed.
     pub(super) fn is_void(&self, slot: usize) -> Result<bool> {
         Ok(self.reports[slot].f_double_value(&[0])? != 0.0)
     }

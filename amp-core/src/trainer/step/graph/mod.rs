@@ -4,8 +4,9 @@
 //! The graph contains the forward and backward passes over a step's batches, unscaling, the check
 //! for values that are not finite, clipping, the optimizer kernels of this crate, the update of the
 //! loss scale, and the sums of logged values. Optimizer kernels of libtorch get the learning rate
-//! from the host at each launch. Therefore they run after the graph, in the same stream. Several
-//! steps are [queued](replay), so that the device does not wait for the host.
+//! from the host at each launch. Therefore they run after the graph, in the same stream. The host
+//! launches several steps in advance (a [queue](replay)), so that the device does not wait for the
+//! host.
 //!
 //! If a step is not finite, the device changes no parameter in this step and in the steps queued
 //! after it. The host reads this later, undoes all other changes of these steps, and repeats the

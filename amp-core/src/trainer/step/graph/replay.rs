@@ -46,7 +46,8 @@ pub(in super::super) struct Replay {
 }
 
 enum Captured {
-    /// No graph exists. A graph is captured when this number of steps has run without a graph.
+    /// No graph exists. A graph is captured when this number of steps of the run have run without a
+    /// graph.
     After(u64),
     Graph(Box<StepGraph>),
     /// CUDA graphs cannot be used for the rest of the run.
@@ -57,7 +58,7 @@ enum Captured {
 struct Queued {
     examples: Examples,
     slot: usize,
-    /// The rows that metrics such as AUROC keep for each example.
+    /// The values that metrics such as AUROC keep for each example of the step.
     rows: Vec<Tensor>,
     /// The event after which the host can read the outcome of the step.
     known: CudaEvent,

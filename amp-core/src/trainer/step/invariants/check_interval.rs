@@ -102,7 +102,7 @@ mod tests {
         due
     }
 
-    /// Checks which of the first steps are checked at each level.
+    /// Checks, for each level, after which of the first steps the invariants are checked.
     #[test]
     fn each_level_has_its_steps() {
         assert!(looked_at(Check::Off, 2000).is_empty());
@@ -124,8 +124,8 @@ mod tests {
         assert!(clock.is_due(Moment::StepBegins, &counts, 0));
     }
 
-    /// Checks that a step in flight is checked when it ends itself, and not when a step that was
-    /// started before it ends.
+    /// Checks that the invariants of a step in flight are checked when this step ends, and not when
+    /// an earlier step ends.
     #[test]
     fn a_step_in_flight_is_looked_at_when_it_ends() {
         let mut clock = Clock::new(Check::Cheap);

@@ -1,5 +1,5 @@
-//! Checks that the dtypes, shapes and devices of a model's tensors do not change, and that its
-//! buffers stay the same tensors.
+//! Checks that the dtypes, shapes and devices of a model's tensors do not change, and that no
+//! buffer is replaced by another tensor.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,8 +8,8 @@ use tch::{Device, Kind};
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, ffi, nn::Role, precision::dtype_name};
 
-/// Checks that parameters and buffers keep their dtypes, shapes and devices, and that every buffer
-/// is still the same tensor.
+/// Checks that parameters and buffers keep their dtypes, shapes and devices, and that no buffer is
+/// replaced by another tensor.
 #[derive(Default)]
 pub(super) struct DtypesStay {
     first: HashMap<String, Form>,

@@ -3,11 +3,11 @@
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, memory};
 
-/// Checks that no memory meter reports too little because another meter was started before it
-/// ended.
+/// Checks that no memory meter reports too little memory because another meter was started before
+/// the first one ended.
 #[derive(Default)]
 pub(super) struct MemoryOverStep {
-    /// The number of such wrong measurements at the last check.
+    /// The number of such measurements on this thread at the last check.
     known: u64,
 }
 

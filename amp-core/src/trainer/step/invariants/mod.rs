@@ -64,7 +64,7 @@ pub enum Invariant {
     EvaluationMode,
     /// No elementwise operation of a step or a validation combines an output `[N, 1]` with a target
     /// `[N]`, or an output `[N]` with a target `[N, 1]`, which libtorch broadcasts to `[N, N]`. An
-    /// output that the code made a column with `unsqueeze` is accepted.
+    /// output whose second dimension the code added with `unsqueeze` is accepted.
     ShapesFit,
     /// No memory meter is started while an earlier one measures, because the earlier one would then
     /// report too little memory.

@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 use super::super::sampled_elements::sample;
 use crate::{Result, nn::Role, precision::is_floating};
 
-/// The approximate number of elements that are read from each tensor. It is small, because the
-/// elements of all tensors are concatenated and then copied to the host.
+/// The approximate number of elements that are read from each tensor. It is small, so that little
+/// memory is copied from the device to the host.
 const MOST: i64 = 128;
 
 /// A few elements of each of several tensors, all read at one moment.

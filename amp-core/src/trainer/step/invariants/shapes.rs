@@ -7,12 +7,13 @@ use crate::{
     ffi::{Broadcast, Watched, WatchedBroadcasts},
 };
 
-/// Checks that no elementwise operation combines an output `[N, 1]` with a target `[N]`.
+/// Checks that no elementwise operation combines an output `[N, 1]` with a target `[N]`, or an
+/// output `[N]` with a target `[N, 1]`.
 pub(super) struct ShapesFit {
     /// Whether every checked step and every validation is watched. If false, only the first step and
     /// the first validation are watched.
     all: bool,
-    /// Whether a step has been watched, and a validation.
+    /// Whether a step has been watched, and whether a validation has been watched.
     looked: [bool; 2],
     watch: Option<(Watched, WatchedBroadcasts)>,
 }

@@ -6,8 +6,8 @@ use crate::{
     data::{DataModule, SharedDataset, share_memory, shared_part},
 };
 
-/// The fraction of validation examples that may equal training examples. Data usually has some
-/// duplicates.
+/// The fraction of validation examples that may have the same contents as training examples,
+/// because data usually has some duplicates.
 const DUPLICATES: f64 = 0.05;
 
 /// Checks that no validation example is a training example.

@@ -2,9 +2,10 @@
 //! budget.
 //!
 //! The modules to recompute are chosen before the first step, with the examples of that step.
-//! First, the code [measures](Survey) how many bytes each module keeps. It runs a forward and
-//! backward pass with the choice that keeps the fewest bytes, and measures the peak memory. From
-//! these measurements it predicts which choice fits into the budget at the least cost in time, and
+//! First, the code [measures](Survey) how many bytes each module keeps for the backward pass, and
+//! how long its recomputation takes. It then runs a forward and backward pass with the choice for
+//! which these numbers predict the smallest peak, and measures the peak memory. From these
+//! measurements it predicts which choice fits into the budget at the least cost in time, and
 //! measures the peak of this choice, too. The difference between the predicted and the measured
 //! peak improves the next prediction.
 

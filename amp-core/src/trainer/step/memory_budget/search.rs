@@ -1,6 +1,6 @@
-//! Finds the choice of cells (layers, or groups of layers) to recompute that fits into the memory
-//! budget at the least cost in time. How many bytes the cells keep was measured before. How many
-//! bytes a step needs in addition is known only after a choice was tried.
+//! Finds the choice of cells (layers, or several layers that run fused) to recompute that fits into
+//! the memory budget at the least cost in time. How many bytes the cells keep was measured before.
+//! How many bytes a step needs in addition is known only after a choice was tried.
 
 use std::ops::Range;
 
@@ -19,9 +19,9 @@ pub(super) struct Tried {
     pub(super) peak: u64,
 }
 
-/// Tries choices with `measure`, which returns the peak of a choice in bytes. Returns the tried
-/// choice with the shortest recomputation whose peak is at most `budget`. If no tried choice fits,
-/// returns the one with the smallest peak.
+/// Tries choices with `measure`, which returns the peak of a choice in bytes. Of the tried choices
+/// whose peak is at most `budget`, returns the one with the shortest recomputation. If no tried
+/// choice fits, returns the one with the smallest peak.
 pub(super) fn search(
     cells: &[Cell],
     budget: u64,
@@ -49,8 +49,8 @@ pub(super) fn search(
     Ok(best)
 }
 
-/// Returns the next choice to try. Returns `None` if the search proposes a choice that was tried
-/// before, or if [`TRIES`] choices were tried.
+/// Returns the next choice to try. Returns `None` if no choice is predicted to fit, if the search
+/// proposes a choice that was tried before, or if [`TRIES`] choices were tried.
 fn next(cells: &[Cell], budget: u64, tried: &[Tried]) -> Option<Vec<Range<usize>>> {
     let last = tried.last().filter(|_| tried.len() < TRIES)?;
     let chosen = match tried.iter().any(|tried| tried.peak <= budget) {

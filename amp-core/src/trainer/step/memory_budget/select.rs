@@ -1,14 +1,15 @@
 //! Selects the layers to recompute, so that the activations of the remaining layers fit into
 //! memory.
 //!
-//! The forward pass is a chain of [cells](Cell), which are layers or groups of layers. Which
+//! The forward pass is a chain of [cells](Cell): layers, or several layers that run fused. Which
 //! tensors are in memory in the backward pass depends on which cells are recomputed. A cell that is
 //! not recomputed keeps the activations inside it, and also keeps its input if the backward pass of
-//! this cell or of the previous one needs it. Of neighbouring cells that are recomputed together,
-//! only the input of the first is kept. When they are recomputed, all their values are in memory,
-//! in addition to what earlier cells keep. During the backward pass of a cell, the gradients of its
-//! output and input are in memory, too. For cells that are recomputed together, the output of the
-//! last cell and its gradient stay in memory during the backward passes of all of them.
+//! this cell, or of the previous cell (whose output it is), needs it. Of neighbouring cells that
+//! are recomputed together, only the input of the first is kept. When they are recomputed, all
+//! their values are in memory, in addition to what earlier cells keep. During the backward pass of
+//! a cell, the gradients of its output and input are in memory, too. For cells that are recomputed
+//! together, the output of the last cell and its gradient stay in memory during the backward passes
+//! of all of them.
 //!
 //! This is the cost model for rematerialization in chains (Chen et al., "Training deep nets with
 //! sublinear memory cost", 2016; Beaumont et al., "Optimal checkpointing for heterogeneous chains",
@@ -45,9 +46,9 @@ fn parts(mut cell: Cell, much: u64) -> Vec<Cell> {
     within.into_iter().flat_map(|cell| parts(cell, much)).collect()
 }
 
-/// Returns the choice with the shortest recomputation that never needs more than `room` bytes. The
-/// choice consists of ranges of cells to recompute together. Returns `None` if every choice needs
-/// more.
+/// Returns, of the choices that never need more than `room` bytes, the one with the shortest
+/// recomputation. The choice consists of ranges of cells to recompute together. Returns `None` if
+/// every choice needs more.
 pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     let mut fronts = vec![vec![State::default()]];
     for end in 1..=cells.len() {
@@ -108,12 +109,14 @@ pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
     chosen
 }
 
-/// Returns the peak of the bytes of the cells under a choice, over the forward and backward pass.
+/// Returns the peak of the cells' bytes over the forward and backward pass, if the cells in
+/// `chosen` are recomputed.
 pub(super) fn peak(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
     walk(cells, chosen).1
 }
 
-/// Returns the number of bytes that the cells keep under a choice at the end of the forward pass.
+/// Returns the number of bytes that the cells keep at the end of the forward pass, if the cells in
+/// `chosen` are recomputed.
 pub(super) fn held(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
     walk(cells, chosen).0
 }
@@ -350,8 +353,8 @@ mod tests {
         assert_eq!(choose(&cells, 249), Some(vec![0..1, 1..2]));
     }
 
-    /// Checks that the choice still fits when pairs are dropped, for many layers of different
-    /// sizes.
+    /// Checks that the choice still fits when pairs (bytes, seconds) are dropped, because there are
+    /// many layers of different sizes.
     #[test]
     fn long_chains_are_thinned() {
         let layers: Vec<(u64, f64)> = (0..300_u64).map(|at| (at * at % 977 + 1, 1.0)).collect();

@@ -1,5 +1,6 @@
-//! Keeps the compiled shim in a folder of the user's cache. The compilation takes about a minute, and
-//! cargo repeats it for each project, and for each set of features of this crate.
+//! Keeps the compiled shim (the code in `csrc`) in a folder of the user's cache. The compilation
+//! takes about a minute. Without the cache, cargo repeats it for each project, and for each set of
+//! features of this crate.
 
 use std::{
     env,
@@ -88,7 +89,7 @@ fn hash_folder(folder: &Path, hasher: &mut DefaultHasher) -> io::Result<()> {
 }
 
 /// Copies the library to its path in the cache, and removes the oldest libraries there. Another
-/// build may do the same at the same time: it sees no file that is only half written.
+/// build may do the same at the same time: neither build sees a file that is only half written.
 fn keep(library: &Path, cached: &Path) -> io::Result<()> {
     let folder = cached.parent().expect("the cache");
     fs::create_dir_all(folder)?;

@@ -16,8 +16,9 @@ amp::KernelSource& source() {
   return source;
 }
 
-// Returns whether the matrix is large and has aligned rows. A matrix is large if most of the time goes into reading it.
-// Rows are aligned if each row begins at a multiple of 16 bytes, so that a thread can read 16 bytes at once.
+// Returns whether the matrix is large and has aligned rows. A matrix is large if most of a kernel's time goes into
+// reading it. Rows are aligned if each row begins at a multiple of 16 bytes, so that a thread can read 16 bytes at
+// once.
 bool is_large(const at::Tensor& matrix) {
   constexpr int64_t large = 1 << 21;
   const auto line = 16 / matrix.element_size();

@@ -171,8 +171,8 @@ int amp_foreach_add_each(const Handle* to, const Handle* from, size_t count) {
   });
 }
 
-// Runs the backward pass of a scalar loss, which adds to the parameters' gradients. If `seed` (f32) is not null, the
-// gradients are multiplied by `seed`.
+// Runs the backward pass of a scalar loss. This pass adds the gradients of the loss to the parameters' gradients. If
+// `seed` (f32) is not null, the gradients of the loss are first multiplied by `seed`.
 int amp_backward(Handle loss, Handle seed) {
   return amp::guarded([&] {
     loss->backward(seed == nullptr ? at::Tensor()

@@ -33,7 +33,7 @@ using namespace amp::images;
 
 constexpr unsigned threads = 256, finishing_threads = 512;
 // The number of blocks: three for each of the 132 multiprocessors of a Hopper GPU. The number is the same on
-// every GPU, because the order of the sums depends on it.
+// every GPU, because the order of the sums, and so their rounding, depends on it.
 constexpr int blocks = 396;
 
 struct Options {
@@ -63,7 +63,8 @@ void start(const std::string& name, const at::Tensor& images, const at::Tensor& 
   source.launch(name.c_str(), types, images.device(), blocks, threads, arguments);
 }
 
-// Launches the kernel `name` over the images. Each block processes one chunk of rows in one tile of columns.
+// Launches the kernel `name` over the images. Each block processes one chunk of rows (pixels) in one tile of
+// columns (channels).
 void pass(const std::string& name, const at::Tensor& images, const at::Tensor& weight,
           const Shape& shape, void** arguments) {
   start(name, images, weight, static_cast<unsigned>(shape.tiles * shape.chunks), threads, arguments);

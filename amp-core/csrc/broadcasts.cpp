@@ -1,5 +1,5 @@
-// Detects operators that combine a column [N, 1] with a vector [N], one of which is an output of the model and the other a
-// target, with libtorch's profiling callbacks.
+// Detects, with libtorch's profiling callbacks, operators that combine a column [N, 1] and a vector [N], where one is
+// an output of the model and the other is a target. The result is a table [N, N] of all pairs, usually by mistake.
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
@@ -20,7 +20,7 @@ namespace amp::broadcasts {
 namespace {
 
 // The operators that broadcast their first two arguments and compute each element of the result from one element of
-// each: arithmetic and losses, and comparisons.
+// each argument: arithmetic and losses, and comparisons.
 constexpr std::string_view kArithmetic[] = {
     "aten::add",
     "aten::sub",
@@ -61,7 +61,7 @@ constexpr std::string_view kLikeOther[] = {
 // The operators that compute a table of all pairs.
 constexpr std::string_view kTables[] = {"aten::outer", "aten::ger", "aten::linalg_outer"};
 
-// The operators whose result is a column on purpose if their argument is one.
+// The operators whose result is a column on purpose if their argument is a column on purpose.
 constexpr std::string_view kCopies[] = {
     "aten::to", "aten::_to_copy", "aten::detach", "aten::clone", "aten::contiguous", "aten::alias",
 };
@@ -69,8 +69,8 @@ constexpr std::string_view kCopies[] = {
 // What the elements of a tensor were computed from. The numbers are combined with `|`.
 enum Origin : unsigned { kNothing = 0, kWeights = 1, kBatch = 2 };
 
-// The origin of the elements in a tensor's memory. The weak pointer keeps no elements, but it prevents that new memory
-// gets the same address.
+// The origin of the elements in a tensor's memory. The weak pointer does not keep the elements, but it keeps new memory
+// from getting the same address.
 struct Known {
   c10::weak_intrusive_ptr<c10::StorageImpl> memory;
   unsigned origin;
@@ -164,10 +164,10 @@ bool is_column(const at::Tensor& tall, const at::Tensor& flat) {
       tall.sizes().slice(0, flat.dim()) == flat.sizes();
 }
 
-// Returns whether `output` is an output of the model and `other` a target. In training, everything without a gradient
-// may be the target of arithmetic and of losses: the batch, a constant, or a detached output. Otherwise only the batch
-// may, because comparisons with each class are usual. Two outputs are never reported: a table of their distances is
-// usual.
+// Returns whether `output` is an output of the model and `other` is a target. In training, everything without a
+// gradient may be the target of arithmetic and of losses: the batch, a constant, or a detached output. For comparisons,
+// and outside training, only the batch may be the target, because code often compares outputs with each class. Two
+// outputs are never reported: a table of their distances is usual.
 bool are_output_and_target(const at::Tensor& output, const at::Tensor& other, bool is_comparison) {
   if (origin_of(output) != (kWeights | kBatch)) return false;
   if (is_training && !is_comparison) return output.requires_grad() && !other.requires_grad();
@@ -231,7 +231,8 @@ void end(const at::RecordFunction& function, at::ObserverContext* context) {
 
 extern "C" {
 
-// Starts a watch of this thread. If `of_training` is not 0, only operators that record gradients are reported.
+// Starts to watch the operators of this thread. If `of_training` is not 0, only operators that record gradients are
+// reported.
 int amp_broadcasts_start(int of_training) {
   return amp::guarded([&] {
     reset();
@@ -262,7 +263,8 @@ int amp_broadcasts_note_batch(const at::Tensor* tensor) {
 }
 
 // Says that the tensor is an output of the model. The callbacks do not see the kernels of this crate, so the origin of
-// their results is not known otherwise. A module may also return a tensor of the batch, which stays one.
+// their results is not known otherwise. A module may also return a tensor of the batch. Such a tensor still counts as a
+// part of the batch.
 int amp_broadcasts_note_output(const at::Tensor* tensor) {
   return amp::guarded([&] {
     Known* entry = entry_of(*tensor);
@@ -270,8 +272,9 @@ int amp_broadcasts_note_output(const at::Tensor* tensor) {
   });
 }
 
-// Returns the first such operator since the start, and the shapes of its operands. The name is never freed; the text
-// is valid until the next start on this thread. If there was none, the name is null.
+// Returns the name of the first operator that was detected since the watch started, and the shapes of its operands as
+// text. The name is never freed; the text is valid until the next start on this thread. If no operator was detected,
+// the name is null.
 int amp_broadcasts_seen(const char** op, const char** operands) {
   return amp::guarded([&] {
     *op = seen.data();

@@ -45,7 +45,8 @@ struct Casts {
   std::map<Key, Cast> made;
   // The casts to channels_last that the current autocast region has made for convolutions.
   std::map<Key, Filter> filters;
-  // The weights that the current autocast region has used, in order. Each weight occurs once.
+  // The weights that the current autocast region has used, in the order of their first use. Each
+  // weight occurs once.
   std::vector<Use> used;
   // The weights that each earlier region used. The key of a region is the first weight that it
   // used.

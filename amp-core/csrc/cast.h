@@ -6,8 +6,8 @@
 namespace amp {
 
 // Casts an f32 tensor on a CUDA device to 16 bits, without a gradient. The first cast in an autocast region looks for
-// an earlier region that began with the same weight. If such a region exists, a single kernel casts all weights of that
-// region.
+// an earlier region that began with the same weight. If such a region exists, a single kernel casts all weights that
+// this earlier region used.
 at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype);
 
 // Casts the weight of a convolution to 16 bits and channels_last, without a gradient. Within an autocast

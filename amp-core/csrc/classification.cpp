@@ -329,8 +329,8 @@ extern "C" {
 
 // Computes the mean cross entropy of logits. The targets are class indices or probabilities. Targets of the class
 // `left_out` are ignored. The fraction `smoothing` of each target is divided equally among all classes. If `z` is not
-// 0, z·log²Σexp(logits) is added for each target. Writes a new tensor to `out`. Writes nothing if `z` is not 0 and the
-// kernels do not support these arguments.
+// 0, z·(log Σ exp(logits))² is added for each target. Writes a new tensor to `out`. Writes nothing if `z` is not 0 and
+// the kernels do not support these arguments.
 int amp_cross_entropy(const at::Tensor* logits, const at::Tensor* targets, double smoothing,
                       int64_t left_out, double z, at::Tensor** out) {
   return amp::guarded([&] {

@@ -6,7 +6,7 @@
 namespace amp::classification {
 
 // The options of a cross entropy: the fraction of the target that is divided among all classes, the
-// ignored class, and the factor of log²Σexp(logits).
+// ignored class, and the factor of the penalty (log Σ exp(logits))².
 struct Options {
   double smoothing;
   long long left_out;

@@ -1,4 +1,4 @@
-// nn.Conv2d. In 16 bits the layer can compute in channels_last, the layout that tensor cores need. In another layout
+// nn.Conv2d. In 16 bits the layer can compute in channels_last, the layout that tensor cores need. In any other layout
 // cuDNN would convert each input, output and gradient to channels_last and back. On CUDA, a first layer with few
 // channels is computed as a convolution with more channels (kernels/fold.cu). A convolution of adjacent patches is
 // computed as a matrix product.
@@ -75,9 +75,10 @@ constexpr int most_channels = folded_channels / 4;
 // stride 1 of blocks of 2×2 pixels. This is faster, because three channels do not fill a tensor core: cuDNN's
 // convolution of the original images takes ten times as long as reading and writing the memory.
 struct Fold {
-  // `side` is the side length of the filter in pixels, and `taps` the number of blocks that the filter covers along a
-  // side. `before` is the number of blocks of padding before the image. `ahead` is the number of zeros before the
-  // filter in its first block. `out` are the height and width of the output.
+  // `side` is the side length of the filter in pixels, and `taps` is the number of blocks that the filter covers along
+  // a side. `before` is the number of blocks of padding above the image and to its left. `ahead` is the number of zeros
+  // that precede the filter's first pixel in the first block that the filter covers. `out` are the height and width of
+  // the output.
   int64_t side, before, ahead, taps, out[2];
 
   Fold(const at::Tensor& input, const at::Tensor& weight, int64_t padding) {
@@ -91,8 +92,8 @@ struct Fold {
     }
   }
 
-  // Returns the filter for an image in blocks, of the shape [filters, 16·taps, taps, 1]. The positions along a row of
-  // the filter become channels.
+  // Returns the filter for an image in blocks, of the shape [filters, 16·taps, taps, 1]. A block of 2×2 pixels with 4
+  // channels has 16 channels, and the blocks along a row of the filter become channels too.
   at::Tensor filter(const at::Tensor& weight, at::ScalarType dtype) const {
     const auto behind = 2 * taps - side - ahead, count = weight.size(0);
     return at::constant_pad_nd(weight, {ahead, behind, ahead, behind, 0,
@@ -177,7 +178,7 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
   }
 };
 
-// Returns whether the windows are adjacent patches of a side of at least 4, as in the first layer of a vision
+// Returns whether the filters read adjacent patches of at least 4×4 pixels, as in the first layer of a vision
 // transformer. For smaller patches, copying the pixels into patches takes longer than cuDNN's convolution.
 bool are_patches(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
   constexpr int64_t smallest = 4;
@@ -206,8 +207,8 @@ at::Tensor of_patches(const at::Tensor& input, const at::Tensor& weight,
 }
 
 // A convolution of an input that is used a second time, as at the start of a residual block. The gradients of both uses
-// are added up. If the input's gradient is a matrix product, the product is accumulated into the gradient of the second
-// use.
+// are added up. If the input's gradient is a matrix product, as for 1×1 filters with stride 1, the product is
+// accumulated into the gradient of the second use.
 struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& filter, int64_t stride, int64_t padding) {

@@ -1,9 +1,10 @@
 // Matrix products, convolutions and attention of f16 and bf16 tensors on those x86 CPUs for which libtorch has no fast
-// kernels of these dtypes. libtorch's plain loops take 10 to 50 times as long as its f32 kernels, and its 16-bit attention
-// 3 to 5 times (AMD EPYC with AVX2). The functions of this file replace these kernels:
+// kernels of these dtypes. libtorch's plain loops take 10 to 50 times as long as its f32 kernels, and its 16-bit
+// attention takes 3 to 5 times as long as its f32 attention (AMD EPYC with AVX2). The functions of this file replace
+// these kernels:
 // - on CPUs without AVX-512, for both dtypes;
 // - on CPUs with AVX-512, but without instructions that multiply f16 numbers, for f16;
-// - on CPUs with such instructions, for the gradients of a convolution in f16 (97 times as long, Intel Xeon).
+// - on CPUs with such instructions, for the gradients of a convolution in f16 (97 times as long as in f32, Intel Xeon).
 // The functions cast the factors to f32, call the f32 kernel, and round the result once. libtorch's loops for products
 // and convolutions also sum in f32 and round once, so the two results differ only by the order of the f32 sums.
 // libtorch's 16-bit attention also rounds the softmax to 16 bits; the f32 kernel does not.

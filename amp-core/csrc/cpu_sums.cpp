@@ -1,8 +1,9 @@
 // Gradients that libtorch's CPU kernels add up in the dtype of the gradient, one addend after the other: those of a layer
 // norm's weight and bias, of the rows of a table (embedding, embedding bag), and of an indexed tensor. In f16 and bf16 the
-// error grows with the number of addends. bf16 numbers have 8 bits, so a sum that is 256 times as large as its addends
-// does not grow any more: a layer norm's bias gradient over 4096 rows is off by 32 %, over 32768 rows by 89 %. libtorch's
-// CUDA kernels add up in f32. The functions of this file do so on the CPU and round each gradient once.
+// error grows with the number of addends. bf16 numbers have 8 significant bits, so a sum that is 256 times as large as
+// its addends does not grow any more: a layer norm's bias gradient over 4096 rows is off by 32 %, over 32768 rows by
+// 89 %. libtorch's CUDA kernels add up in f32. The functions of this file do so on the CPU and round each gradient
+// once.
 //
 // The functions replace libtorch's kernels of these operators in the whole process. All other dtypes are passed on to
 // libtorch's kernel.
@@ -36,8 +37,8 @@ bool is_of(const std::optional<Tensor>& tensor, at::ScalarType type) {
   return tensor && tensor->defined() && tensor->scalar_type() == type;
 }
 
-// With parameters in f32, libtorch's kernel returns mean and 1/σ in f32 too, and computes the same output. With 16-bit
-// parameters it would round mean and 1/σ, which the backward pass reads, to 16 bits.
+// With parameters in f32, libtorch's kernel returns the mean and 1 / (standard deviation) in f32 too. With 16-bit
+// parameters it would compute the same output, but round these two, which the backward pass reads, to 16 bits.
 std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& input, c10::SymIntArrayRef shape,
                                               const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
                                               double eps) {

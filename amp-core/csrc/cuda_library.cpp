@@ -44,8 +44,8 @@ __attribute__((constructor)) void load_at_start() { attempt(); }
 
 extern "C" {
 
-// Returns the outcome of loading the CUDA library. Writes the path or the reason to `text`, which
-// stays valid.
+// Returns the outcome of loading the CUDA library. Writes the path or the reason to `text`. This
+// string stays valid until the process ends.
 int amp_cuda_library(const char** text) {
   *text = attempt().text.c_str();
   return attempt().status;

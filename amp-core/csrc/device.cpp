@@ -43,7 +43,7 @@ struct HostMemoryGuard {
 };
 
 // By default, libtorch allows TF32 in cuDNN but not in matrix products: an f32 convolution computes with 10 bits of
-// mantissa, and an f32 matrix product with 23. This program starts with TF32 off for both.
+// mantissa, and an f32 matrix product computes with 23. This program starts with TF32 off for both.
 [[maybe_unused]] const bool cudnn_starts_in_f32 = [] {
   at::globalContext().setAllowTF32CuDNN(false);
   return true;

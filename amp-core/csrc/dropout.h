@@ -23,7 +23,7 @@ struct Dropout {
     if (threshold != 0) random = draw_random(device);
   }
 
-  // Makes a dropout for the backward pass, which drops the same elements as the dropout of the forward pass. `drawn` is
+  // Makes a dropout for the backward pass. It drops the same elements as the dropout of the forward pass. `drawn` is
   // the result of the forward dropout's function `drawn`.
   Dropout(double p, const std::vector<int64_t>& drawn) : Dropout(p) {
     random.seed_.val = static_cast<uint64_t>(drawn.at(0));

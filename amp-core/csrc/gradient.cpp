@@ -29,8 +29,8 @@ extern "C" {
 
 // Computes the 2-norm of all `grads` together and the factor min(1, max_norm / (norm / scale +
 // 1e-6)) / scale. There is at least one gradient, and all are on one device. Norm and factor are
-// new scalars, in f64 if `wide` is not 0 and otherwise in f32. `scale` (f32) may be null. If the
-// norm is not finite and `found_inf` (f32) is not null, `found_inf` becomes NaN.
+// new scalars, in f64 if `wide` is not 0 and otherwise in f32. `scale` is the loss scale (f32), or
+// null for 1. If the norm is not finite and `found_inf` (f32) is not null, `found_inf` becomes NaN.
 int amp_clip_factor(const Handle* grads, size_t count, Handle scale, double max_norm,
                     Handle found_inf, int wide, at::Tensor** norm, at::Tensor** factor) {
   return amp::guarded([&] {

@@ -10,8 +10,8 @@
 namespace amp::watch {
 namespace {
 
-// Writes four f64 numbers to `figures`: the number 1, the number of NaNs in `grad`, the number of infinities, and the
-// largest magnitude. Until a gradient is computed, all four numbers are 0.
+// Writes four f64 numbers to `figures`: the number 1 (a gradient was computed), the number of NaNs in `grad`, the
+// number of infinities, and the largest magnitude. Until a gradient is computed, all four numbers are 0.
 void note(const at::Tensor& figures, const at::Tensor& grad) {
   const c10::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -26,7 +26,8 @@ void note(const at::Tensor& figures, const at::Tensor& grad) {
 
 extern "C" {
 
-// Returns a new f64 tensor for four statistics of the gradient of `tensor`. The backward pass writes the statistics.
+// Returns a new f64 tensor for four statistics of the gradient of `tensor`. The backward pass writes the statistics
+// (see `note`).
 int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   return amp::guarded([&] {
     auto figures = at::zeros({4}, tensor->options().dtype(at::kDouble).requires_grad(false));

@@ -48,7 +48,7 @@ void find(const amp::Library& library, const char* name, Function*& out) {
 
 // Opens NVRTC's library of built-in functions, which is in the same folder as NVRTC. NVRTC opens the
 // library by its bare name. The loader finds the bare name only on the search path, or if the library is
-// already open.
+// already open, as it is after this call.
 void load_builtins(const amp::Library& compiler) {
   int (*version)(int*, int*);
   find(compiler, "nvrtcVersion", version);
@@ -164,8 +164,8 @@ std::string read(const std::string& path) {
 }
 
 // Returns the text that replaces a built-in kernel file in an experiment. The environment variable
-// AMP_KERNELS names a folder like kernels/. Results may differ with other kernels, so a line on standard
-// error reports each replaced file. Returns an empty text if the file is not replaced.
+// AMP_KERNELS names a folder like kernels/. Results may differ from those of the built-in kernels, so a line
+// on standard error reports each replaced file. Returns an empty text if the file is not replaced.
 std::string tried(const char* file) {
   const char* folder = std::getenv("AMP_KERNELS");
   if (folder == nullptr || *folder == 0) return "";

@@ -1,8 +1,8 @@
 // nn.Linear on CUDA in training mode. Under autocast, the product for the weight's gradient accumulates in f32 and is
-// written in f32. PyTorch rounds this gradient to 16 bits and casts it back. If a weight accepts gradients of any dtype
-// (PyTorch's `grad_dtype`), its gradient stays in 16 bits. One kernel adds the bias and applies ReLU and dropout.
-// Another kernel applies GELU and dropout. The kernel that sums the bias's gradient also applies the activation's
-// derivative (activation.h).
+// written in f32. PyTorch rounds this gradient to 16 bits and then casts it back to f32. If a weight accepts gradients
+// of any dtype (PyTorch's `grad_dtype`), its gradient stays in 16 bits. One kernel adds the bias and applies ReLU and
+// dropout. Another kernel applies GELU and dropout. The kernel that sums the bias's gradient also applies the
+// activation's derivative (activation.h).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -148,8 +148,8 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       }
       if (bias) context->saved_data[addend_key] = *bias;
     }
-    // If the weight was cast, `save_for_backward` does not get the weight, so that the weight may be changed in place
-    // before the backward pass, as in PyTorch.
+    // If the weight was cast, `save_for_backward` does not get the weight. Autograd refuses to use saved tensors that
+    // were changed in place, but this weight may be changed before the backward pass, as in PyTorch.
     context->save_for_backward({input, casts ? at::Tensor() : weight, behind});
     auto& kept = context->saved_data;
     // The backward pass needs the cast of the weight only for the gradient of the input. If the input needs no

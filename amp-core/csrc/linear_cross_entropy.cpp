@@ -4,7 +4,7 @@
 // The forward pass also computes the gradients. For each chunk, it computes the logits and replaces them by their
 // gradients. Before the next chunk, it multiplies these gradients with the weight and with the input. Computing the
 // logits in the backward pass instead would not save memory, because all activations are still in memory when the
-// backward pass starts. It would also take a third more operations.
+// backward pass starts. It would also take a third more operations, because the logits would be computed twice.
 //
 // The gradient of the mean loss is known only in the backward pass. The forward pass therefore computes the gradients
 // of the sum of the losses, and neither multiplies by the gradient of the mean nor divides by the number of targets.

@@ -81,7 +81,7 @@ thread_local int paused = 0;
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
   if (!callbacks.are_on()) return nullptr;
   // If a backward pass runs within the forward pass, its products are not recorded, because gradients may have other
-  // dtypes.
+  // dtypes than the forward pass.
   const bool is_backward = function.scope() == at::RecordScope::BACKWARD_FUNCTION;
   const std::string_view name = function.name();
   const char* draw = is_backward ? nullptr : among(kDraws, name).data();

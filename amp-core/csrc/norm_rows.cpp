@@ -51,8 +51,8 @@ Outgoing backward(const Normalised& from, const Incoming& given, const amp::Drop
                       from.inverses.const_data_ptr()};
   int rows = static_cast<int>(means.numel());
   const auto columns = weight.numel();
-  // The largest number of blocks: two for each of the 132 multiprocessors of a Hopper GPU. The number
-  // is the same on every GPU, because the order of the sums depends on it.
+  // The largest number of blocks: two for each of the 132 multiprocessors of a Hopper GPU. The number is the same on
+  // every GPU, because the order of the sums, and so their rounding, depends on it.
   constexpr int most_blocks = 264;
   // The largest number of rows for which a block has four warps instead of eight, if two warps share a row. Blocks of
   // four warps process two rows each. Blocks of eight warps would process eight rows each, four at a time, so that few

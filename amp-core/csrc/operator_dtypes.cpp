@@ -1,5 +1,5 @@
-// Records the dtypes of operators' results in a forward pass, and rounds the results of the same operators in a later
-// forward pass in a wider dtype to the recorded dtypes. Uses libtorch's profiling callbacks.
+// Records the dtypes of operators' results in a forward pass. In a later forward pass, which computes in a wider dtype,
+// rounds the results of the same operators to the recorded dtypes. Uses libtorch's profiling callbacks.
 
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/variable.h>
@@ -23,8 +23,8 @@ namespace {
 enum class Pass : int {
   // Records their dtypes.
   kRecord = 0,
-  // Counts them. A pass in another dtype may run other operators, for example because there are no casts. Only
-  // operators that both passes run equally often are rounded.
+  // Counts them. The pass in the wider dtype may run other operators than the recorded pass, for example because it has
+  // no casts. Only operators that both passes run equally often are rounded.
   kCount = 1,
   // Rounds them.
   kRound = 2,
@@ -41,8 +41,8 @@ struct Calls {
 
 using Table = std::map<Key, Calls>;
 
-// Casts. They are not rounded, and neither are the operators that they call: an operator on a tensor and a number casts
-// the number to the tensor's dtype, but computes with the exact number.
+// Casts. Their results are not rounded, and neither are those of the operators that they call: an operator on a tensor
+// and a number casts the number to the tensor's dtype, but computes with the exact number.
 constexpr std::string_view kCasts[] = {"aten::to", "aten::_to_copy"};
 
 // An operator that is running. `name` is empty if the operator's result is left as it is: if it runs within another call
@@ -97,7 +97,7 @@ void round(const at::Tensor& output, at::ScalarType to) {
 }
 
 // Returns whether the elements of the output may be rounded: it must be a new tensor, or one that the operator itself
-// changes. Another output shares the memory of an input, which was rounded already or must not change.
+// changes. Any other output shares the memory of an input, which was rounded already or must not change.
 bool may_change(const Running& call, const at::Tensor& output) {
   if (call.name.back() == '_') return true;
   const void* own = memory(output);
@@ -174,8 +174,8 @@ int amp_operators_enter(uint64_t hash, int is_watched) {
   return amp::guarded([&] {
     module_hash = hash;
     watched = is_watched != 0;
-    // Without the callbacks, the operators within layers are as fast as in any other pass. A pass that records runs
-    // beside other recorders, which must see all operators.
+    // Without the callbacks, the operators within layers are as fast as in an ordinary forward pass. A pass that
+    // records keeps the callbacks, because other recorders run in the same pass and must see all operators.
     if (pass != Pass::kRecord) at::enableRecordFunction(watched);
   });
 }

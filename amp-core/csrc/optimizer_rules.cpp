@@ -22,7 +22,8 @@ int amp_add_scaled(amp::Handle tensor, amp::Handle other, double factor) {
 
 // Computes in bfloat16 a matrix with the same singular vectors as `update` and with singular values
 // near 1. The operations follow _zeropower_via_newtonschulz in torch/optim/_muon.py. `coefficients`
-// are three numbers. Writes a new tensor to `out`.
+// are the three coefficients of the polynomial that each step evaluates. Writes a new tensor to
+// `out`.
 int amp_newton_schulz(amp::Handle update, const double* coefficients, int64_t steps, double eps,
                       at::Tensor** out) {
   return amp::guarded([&] {

@@ -13,8 +13,8 @@
 
 namespace amp {
 
-// Reserves a range of the random numbers of libtorch's generator of the device. In a CUDA graph, each
-// replay gets another range. Kernels read the range as `Random` of kernels/common.cuh.
+// Reserves a range of the random numbers of libtorch's generator of the device. In a CUDA graph, each replay
+// gets a new range. Kernels read the range as `Random` of kernels/common.cuh.
 inline at::PhiloxCudaState draw_random(c10::Device device) {
   // This is at::CUDAGeneratorImpl::philox_cuda_state. Its first argument is the generator object.
   static const auto draw = cuda_symbol<at::PhiloxCudaState (*)(void*, uint64_t)>(

@@ -43,8 +43,8 @@ int amp_moments_decode(const at::Tensor* codes, const at::Tensor* scales, const 
 
 // Encodes `from` (f32). The largest magnitude of each block becomes the scale of the block. Each element
 // gets the code of the value that is nearest to element / scale. `bounds` (f32 [255]) are the bounds
-// between neighbouring values. With `positive`, an element above zero gets at least code 1. The rest of
-// the last block is filled with zeros.
+// between neighbouring values. With `positive`, an element above zero gets at least code 1, so that it does
+// not become zero. The rest of the last block is filled with zeros.
 int amp_moments_encode(const at::Tensor* from, const at::Tensor* bounds, int positive,
                        const at::Tensor* codes, const at::Tensor* scales) {
   return amp::guarded([&] {

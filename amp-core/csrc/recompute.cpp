@@ -65,8 +65,8 @@ struct Modes {
   }
 };
 
-// State that is set again while the module runs the second time: autocast and the random generator.
-// Afterwards the state from before the second run is restored.
+// State of the module's first run that is set again during its second run: autocast, the choice of kernels and the
+// random generator. Afterwards the state from before the second run is restored.
 class Surroundings {
  public:
   explicit Surroundings(c10::Device device) : modes_(device.type()), random_(device) {}

@@ -97,8 +97,8 @@ int amp_modes_stop() {
   });
 }
 
-// Returns the first operator that ran in training mode since the start: a string that is never freed, or
-// null.
+// Returns the name of the first operator that ran in training mode since the recording started, or null if there was
+// none. The name is never freed.
 int amp_modes_seen(const char** op) {
   return amp::guarded([&] { *op = seen; });
 }

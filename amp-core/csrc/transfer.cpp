@@ -1,6 +1,6 @@
-// Copies to a CUDA device on a separate stream, and the thread state that a loader thread inherits
-// from the thread for which it loads. The code uses c10's virtual guards, because they need no CUDA
-// headers.
+// Functions that copy tensors to a CUDA device on a separate stream, and functions for the thread
+// state that a loader thread inherits from the thread for which it loads batches. The code uses
+// c10's virtual guards, because they need no CUDA headers.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>

@@ -30,7 +30,7 @@ pub fn from_f16(values: &[f16]) -> Result<Tensor> {
 /// Returns the values of a bf16 tensor, row-major, from any device.
 ///
 /// # Errors
-/// When the tensor has another dtype.
+/// When the tensor is not bf16.
 pub fn to_bf16(tensor: &Tensor) -> Result<Vec<bf16>> {
     Ok(to_words(tensor, Kind::BFloat16)?.map(bf16::from_bits).collect())
 }
@@ -38,7 +38,7 @@ pub fn to_bf16(tensor: &Tensor) -> Result<Vec<bf16>> {
 /// Returns the values of an f16 tensor, row-major, from any device.
 ///
 /// # Errors
-/// When the tensor has another dtype.
+/// When the tensor is not f16.
 pub fn to_f16(tensor: &Tensor) -> Result<Vec<f16>> {
     Ok(to_words(tensor, Kind::Half)?.map(f16::from_bits).collect())
 }

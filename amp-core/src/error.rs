@@ -53,7 +53,7 @@ pub enum Error {
         text: String,
     },
     /// The results of this run cannot be compared with recorded ones, because there are none, or
-    /// because they come from a different machine or other settings.
+    /// because they come from another machine or other settings than this run.
     #[error("{0}")]
     NotComparable(String),
     /// The methods of the gradient scaler were called out of order, or the loss scale fell too low.

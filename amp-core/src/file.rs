@@ -59,8 +59,8 @@ impl Staged {
     }
 }
 
-/// A lock of a folder, which only one process can have at a time. The operating system releases the
-/// lock when the process ends or is killed. No lock file remains.
+/// A lock of a folder. Only one process can have the lock at a time. The operating system releases
+/// the lock when the process ends or is killed. No lock file remains.
 #[derive(Debug, Clone)]
 pub struct FolderLock {
     _folder: Arc<File>,

@@ -11,7 +11,7 @@ use crate::{
 /// Converts the JSON value of the hyperparameter `name` to the type of its field.
 ///
 /// # Errors
-/// When the value has another type.
+/// When the value cannot be converted to this type.
 pub fn get<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T> {
     from_value(value)
         .map_err(|error| Error::config(format!("hyperparameter `{name}` = {value}: {error}")))
@@ -20,7 +20,7 @@ pub fn get<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T> {
 /// Reads the hyperparameter `name`, which has no default value.
 ///
 /// # Errors
-/// When the hyperparameter is missing, or the value has another type.
+/// When the hyperparameter is missing, or its value cannot be converted to the type `T`.
 pub fn required<T: DeserializeOwned>(name: &str, values: &Map<String, Value>) -> Result<T> {
     let value = values.get(name);
     let missing = || Error::config(format!("the hyperparameter `{name}` is missing"));

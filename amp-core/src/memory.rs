@@ -48,8 +48,9 @@ pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
 }
 
 /// Returns a detached copy of the tensor in memory of its own. A copy with autograd history would
-/// keep the parameter's node of the autograd graph alive. This node belongs to one CUDA stream, so
-/// that steps could not be captured as CUDA graphs.
+/// keep the parameter's node of the autograd graph alive. This node belongs to the CUDA stream on
+/// which it was created. As long as the node exists, steps on another stream cannot be captured as
+/// CUDA graphs.
 pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(tch::no_grad(|| tensor.f_detach_copy())?)
 }
@@ -154,8 +155,8 @@ impl MemoryMeter {
         Self::untracked(device)
     }
 
-    /// Starts a measurement outside of a run, for example of trials before the first step. It is
-    /// not counted in `STARTED`, so readings of earlier meters do not count as incomplete.
+    /// Starts a measurement outside of a run, for example of trials before the first step. The new
+    /// meter is not counted in `STARTED`, so readings of earlier meters do not count as incomplete.
     pub(crate) fn untracked(device: Device) -> Result<Self> {
         let source = match device {
             Device::Cuda(index) => {

@@ -64,9 +64,9 @@ impl From<&Draw<'_>> for Drawn {
 }
 
 impl Drawn {
-    /// Compares the random operators of two runs, `all` and `others`. Returns the first operator of
-    /// `all` that `others` contains with another dtype, and this other dtype. Even from the same
-    /// seed, such an operator drew different numbers in the two runs.
+    /// Compares the operators that drew random numbers in two runs, `all` and `others`. Returns the
+    /// first operator of `all` that `others` contains with another dtype, and this other dtype.
+    /// Even from the same seed, such an operator drew different numbers in the two runs.
     pub fn first_difference<'d>(
         all: &'d BTreeSet<Self>,
         others: &'d BTreeSet<Self>,
@@ -237,8 +237,8 @@ impl Products {
             }
         }
         // At least one parameter must have the dtype in which the precision stores weights. This is
-        // not checked if the user gave precision regions by module path, because these may change
-        // the dtypes of all parameters.
+        // not checked if the user gave precision regions by module path, because such regions may
+        // change the dtypes of all parameters.
         if let (false, false, Some(first)) = (plain, has_overrides, first) {
             let what = format!("the parameter `{}`", first.name);
             return Err(mismatch(&what, precision.storage(), first.tensor.kind()));

@@ -49,7 +49,7 @@ impl EarlyStopping {
         self
     }
 
-    /// Sets the smallest change that counts as an improvement.
+    /// Sets the smallest change of the monitored value that counts as an improvement.
     #[must_use]
     pub fn min_delta(mut self, min_delta: f64) -> Self {
         self.min_delta = min_delta;

@@ -1,6 +1,6 @@
-//! Callbacks act on a run: a callback can measure, save the model or end the run. Hooks have
-//! Lightning's names and run in Lightning's order. Code that only reads events should implement
-//! [`Subscriber`](crate::event::Subscriber) instead.
+//! Callbacks act on a run: a callback can measure, save the model or end the run. The methods of a
+//! callback, the hooks, have Lightning's names and run in Lightning's order. Code that only reads
+//! events should implement [`Subscriber`](crate::event::Subscriber) instead.
 
 mod early_stopping;
 mod gradient_statistics;

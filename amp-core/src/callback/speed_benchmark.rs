@@ -71,8 +71,8 @@ impl Callback for SpeedBenchmark {
     }
 }
 
-/// Returns the quantile by the nearest-rank method: the smallest value in `sorted` that is not
-/// exceeded by at least the fraction `quantile` of all values.
+/// Returns the quantile by the nearest-rank method: the smallest value in `sorted` such that at
+/// least the fraction `quantile` of all values are at most this value.
 fn nearest_rank(sorted: &[f64], quantile: f64) -> Option<f64> {
     let rank = (quantile * sorted.len() as f64).ceil().max(1.0) as usize;
     sorted.get(rank - 1).copied()

@@ -75,10 +75,10 @@ pub trait Dataset: Send {
     fn gather(&mut self, indices: &[i64]) -> Result<Self::Batch>;
 
     /// Returns the examples at `indices`, as [`gather`](Self::gather) does. The loader calls only
-    /// this method; by default, it calls `gather`. Implement it if the set uses random numbers, for
-    /// example for augmentation. Seed a generator with [`draws.seed(index)`](Draws::seed) for each
-    /// example. The random numbers of an example then do not depend on the number of threads or the
-    /// batch size.
+    /// this method. The default implementation calls `gather`. Implement this method if the set
+    /// uses random numbers, for example for augmentation. Seed a generator with
+    /// [`draws.seed(index)`](Draws::seed) for each example. The random numbers of an example then
+    /// do not depend on the number of threads or the batch size.
     ///
     /// If `gather` instead takes random numbers from libtorch's CPU generator, the loader seeds
     /// this generator before each batch with a seed that depends on the batch's first index, and
@@ -109,7 +109,7 @@ impl<B: BatchType + Send> Dataset for B {
     type Batch = AnyBatch;
 
     fn len(&self) -> i64 {
-        // `in_memory` reports the error of an invalid batch, which `len` cannot.
+        // `len` cannot return the error of an invalid batch, but `in_memory` returns it.
         self.to_any().map_or(0, |batch| batch.len())
     }
 
@@ -229,7 +229,7 @@ impl SharedDataset {
     }
 
     /// Returns whether the set reads each example by itself, so that small batches are as fast per
-    /// example as large ones. False for a stream: it copies its state for each batch.
+    /// example as large ones. False for a stream, which copies its state for each batch.
     pub fn reads_single_examples(&self) -> bool {
         matches!(self.reader, Reader::Examples(_))
     }

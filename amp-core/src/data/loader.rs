@@ -30,7 +30,8 @@ pub struct DataLoader {
     batch_size: i64,
     drop_last: bool,
     limit: Limit,
-    /// Whether each epoch of a stream begins at the stream's beginning.
+    /// Whether each epoch of a stream begins at the stream's beginning, and not where the previous
+    /// epoch ended.
     repeats: bool,
     order: Order,
     /// The seed from which the order of the examples is computed.
@@ -173,7 +174,8 @@ impl DataLoader {
         self
     }
 
-    /// Begins each epoch of a stream at the stream's beginning. Other sets are not affected.
+    /// Begins each epoch of a stream at the stream's beginning, and not where the previous epoch
+    /// ended. Other sets are not affected.
     #[must_use]
     pub(crate) fn repeating(mut self) -> Self {
         self.repeats = true;

@@ -16,7 +16,7 @@ use crate::{
     random::{self, Draws},
 };
 
-/// The batches of an epoch, which a thread reads ahead of the training loop. Dropping this iterator
+/// The batches of an epoch. A thread reads them ahead of the training loop. Dropping this iterator
 /// ends the thread.
 pub(super) struct Prefetch {
     /// `None` when no further batch will arrive.
@@ -27,7 +27,7 @@ pub(super) struct Prefetch {
 /// A batch that the loading thread has made.
 enum Loaded {
     Placed(AnyBatch),
-    /// The batch on the host, and the copy of its tensors to the device, which may still be
+    /// The batch on the host, and the copy of its tensors to the device. The copy may still be
     /// running.
     Copying(AnyBatch, ffi::DeviceCopy),
 }
@@ -46,9 +46,9 @@ impl Prefetch {
         let context = ffi::DebugInfo::current()?;
         let inherited = random::Inherited::current();
         let body = move || {
-            // The training loop may wait for this thread while it holds the lock of
-            // `random::seeded`. With this guard, the thread never waits for that lock. Otherwise
-            // each thread could wait for the other.
+            // The training loop may hold the lock of `random::seeded` while it waits for this
+            // thread. With this guard, this thread never waits for that lock. Without it, each of
+            // the two could wait for the other.
             let _guest = inherited.enter();
             let loaded = context.enter().and_then(|()| {
                 let stream = match policy.device {

@@ -89,8 +89,8 @@ impl Rows {
     }
 }
 
-/// Returns a hash for each example, which covers the example's rows and the shared tensors. Equal
-/// examples have equal hashes.
+/// Returns a hash for each example. The hash covers the example's rows and the shared tensors.
+/// Equal examples have equal hashes.
 fn hashes(batch: &AnyBatch, keys: &RandomState) -> Result<Vec<u64>> {
     let length = batch.len();
     let shared = batch.tensors().filter(|(name, _)| batch.is_shared(name));

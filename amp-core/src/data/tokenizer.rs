@@ -11,8 +11,8 @@ use super::Pad;
 use crate::{Batch, Error, Result};
 
 /// A Hugging Face tokenizer, read from the `tokenizer.json` of a model. The tokenizer converts text
-/// to token ids, and ids to text. It uses the Rust crate on which Python's package `tokenizers` is
-/// built.
+/// to token ids, and converts ids to text. It uses the Rust crate on which Python's package
+/// `tokenizers` is built.
 ///
 /// Truncation and padding follow the settings in the file. A method of this type that declares
 /// truncation or padding replaces the file's setting.
@@ -109,22 +109,22 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// Pads every batch to this length. Has an effect only if the file or [`padded`](Self::padded)
-    /// has declared padding before.
+    /// Pads every batch to this number of tokens. Has an effect only if the file or an earlier call
+    /// of [`padded`](Self::padded) has declared padding.
     #[must_use]
     pub fn padded_to(self, length: usize) -> Self {
         self.with_padding(|padding| padding.strategy = PaddingStrategy::Fixed(length))
     }
 
-    /// Pads batches to a multiple of this length. Has an effect only if the file or
-    /// [`padded`](Self::padded) has declared padding before.
+    /// Pads every batch to the next multiple of this number of tokens. Has an effect only if the
+    /// file or an earlier call of [`padded`](Self::padded) has declared padding.
     #[must_use]
     pub fn padded_to_multiple_of(self, length: usize) -> Self {
         self.with_padding(|padding| padding.pad_to_multiple_of = Some(length))
     }
 
     /// Adds padding before the text instead of after it, as text generation needs it. Has an effect
-    /// only if the file or [`padded`](Self::padded) has declared padding before.
+    /// only if the file or an earlier call of [`padded`](Self::padded) has declared padding.
     #[must_use]
     pub fn padded_left(self) -> Self {
         self.with_padding(|padding| padding.direction = PaddingDirection::Left)

@@ -32,7 +32,7 @@ use crate::{
 /// }
 /// ```
 pub trait BatchTransform: Send + Sync {
-    /// Returns the transformed batch. It must have the same number of examples. Take random numbers
+    /// Returns the transformed batch. It must have as many examples as `batch`. Take random numbers
     /// only from `random`, a generator on the host, so that the result is the same on every device.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A phase of an optimizer step whose time is measured.
+/// A phase of an optimizer step. A profile contains the time of each phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

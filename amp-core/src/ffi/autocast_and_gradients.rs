@@ -135,7 +135,7 @@ pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result
 /// Returns the norm of all gradients together, and the factor that unscales and clips them: min(1,
 /// `max_norm` / (norm / `scale` + 1e-6)) / `scale`. The gradients must be on one CUDA device. Norm
 /// and factor are scalars on this device, in f64 if a gradient is f64 and otherwise in f32.
-/// `found_inf` becomes NaN if the norm is not finite.
+/// `scale` is the loss scale; `None` means 1. `found_inf` becomes NaN if the norm is not finite.
 pub(crate) fn clip_factor(
     grads: &[Tensor],
     scale: Option<&Tensor>,

@@ -34,8 +34,8 @@ pub(crate) enum Watched {
 
 /// Watches this thread for elementwise operators that combine shapes such as `[N, 1]` and `[N]`,
 /// which libtorch broadcasts to `[N, N]`. One operand must be an output of the model, and the other
-/// a target. The watch ends when it is dropped. The watch is not `Send`, because its callback
-/// belongs to the thread.
+/// must be a target. The watch ends when it is dropped. The watch is not `Send`, because its
+/// callback belongs to the thread.
 pub(crate) struct WatchedBroadcasts {
     _thread: PhantomData<*const ()>,
 }
@@ -118,7 +118,8 @@ mod tests {
         (&weights * 1.0, Tensor::ones(target, FLOATS))
     }
 
-    /// Returns the first operator that a watch reports. `batch` is the batch.
+    /// Returns the first operator that a watch reports while `run` runs. The watch is told that
+    /// `batch` is the batch.
     fn seen_in(watched: Watched, batch: &Tensor, run: impl FnOnce()) -> Option<String> {
         let watch = WatchedBroadcasts::start(watched).expect("a callback").expect("no other watch");
         WatchedBroadcasts::note_batch([batch]).expect("a note");
@@ -217,8 +218,8 @@ mod tests {
         assert_eq!(seen_in(Watched::Training, &labels, run), None);
     }
 
-    /// Checks that an output is recognized whose computation was hidden from the watch, and that a
-    /// tensor of the batch stays one if a module returns it.
+    /// Checks that an output is recognized even if the watch did not see its computation, and that
+    /// a tensor of the batch still counts as a part of the batch if a module returns it.
     #[test]
     fn a_noted_output_is_recognized() {
         let (output, target) = (Tensor::ones([8, 1], FLOATS), Tensor::ones([8], FLOATS));

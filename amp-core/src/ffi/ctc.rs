@@ -23,8 +23,8 @@ unsafe extern "C" {
 /// Returns the loss of each example, of shape `[N]`. The log probabilities are f32 or f64 of shape
 /// `[N, T, C]`. The labels are int64 of shape `[N, S]`, padded with -100. All tensors are on one
 /// CUDA device. For each example, `lengths` (int64) contains the number of time steps, and `counts`
-/// (int64) the number of labels. The loss of an invalid example is NaN. Returns `None` if the
-/// kernels do not support these sizes.
+/// (int64) contains the number of labels. The loss of an invalid example is NaN. Returns `None` if
+/// the kernels do not support these sizes.
 pub(crate) fn ctc_loss(
     log_probs: &Tensor,
     labels: &Tensor,

@@ -14,7 +14,7 @@ unsafe extern "C" {
     fn amp_forget_twin(tensor: Handle) -> c_int;
 }
 
-/// Statistics of the gradient of one tensor, which can be read after a backward pass has computed
+/// Statistics of the gradient of one tensor. They can be read after a backward pass has computed
 /// the gradient.
 #[derive(Debug)]
 pub(crate) struct WatchedGradient(Tensor);
@@ -45,9 +45,9 @@ pub(crate) fn round_gradient(tensor: &Tensor, to: Kind) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// Drops the 16-bit copy of `tensor` that the kernel wrote together with `tensor`. Otherwise matrix
-/// products under autocast would read this copy, and their gradients would bypass `tensor`. After
-/// this call autocast casts `tensor` itself, to the same values.
+/// Drops the 16-bit copy of `tensor` that the kernel which computed `tensor` wrote as well.
+/// Otherwise matrix products under autocast would read this copy, and their gradients would bypass
+/// `tensor`. After this call autocast casts `tensor` itself, to the same values.
 pub(crate) fn drop_cached_cast(tensor: &Tensor) -> Result<()> {
     checked!(amp_forget_twin(tensor.as_ptr()))
 }

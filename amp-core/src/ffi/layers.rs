@@ -292,8 +292,9 @@ pub(crate) fn batch_norm(
 }
 
 /// Computes batch norm of 16-bit images `[N, C, H, W]` in channels_last, over all dimensions except
-/// the channels, in training mode. Then applies ReLU if `options` say so. If a residual is given,
-/// adds the residual and applies ReLU. Returns `None` if the kernels do not support these tensors.
+/// the channels, in training mode. If a residual is given, then adds the residual and applies ReLU.
+/// Otherwise, applies ReLU only if `options` say so. Returns `None` if the kernels do not support
+/// these tensors.
 pub(crate) fn batch_norm_images(
     input: &Tensor,
     residual: Option<&Tensor>,
@@ -359,7 +360,7 @@ pub(crate) fn residual_add(stream: &Tensor, branch: &Tensor) -> Result<Tensor> {
 
 /// Computes the mean cross entropy of logits. The targets are int64 class indices or probabilities.
 /// Targets of the class `left_out` are ignored. The fraction `smoothing` of each target is divided
-/// equally among all classes. If `z` is not 0, adds z·log²Σexp(logits) for each target. Returns
+/// equally among all classes. If `z` is not 0, adds z·(log Σ exp(logits))² for each target. Returns
 /// `None` if `z` is not 0 and the kernels do not support these arguments.
 pub(crate) fn cross_entropy(
     logits: &Tensor,

@@ -19,7 +19,7 @@ pub(crate) struct LinearCrossEntropyOptions {
     pub(crate) smoothing: c_double,
     /// The class that the loss ignores.
     pub(crate) left_out: i64,
-    /// The factor of the penalty log²Σexp(logits).
+    /// The factor of the penalty (log Σ exp(logits))².
     pub(crate) z: c_double,
     /// The number of rows in a chunk.
     pub(crate) rows: i64,

@@ -46,7 +46,7 @@ impl OperatorDtypes {
         Ok(Self(table))
     }
 
-    /// Records the dtypes of this thread's operators until the result is dropped.
+    /// Records the dtypes of this thread's operators until the returned guard is dropped.
     ///
     /// # Errors
     /// When libtorch does not accept a callback.
@@ -54,8 +54,8 @@ impl OperatorDtypes {
         self.start(0)
     }
 
-    /// Counts this thread's operators until the result is dropped. Only operators that ran as often
-    /// as in the recorded pass are rounded later.
+    /// Counts this thread's operators until the returned guard is dropped. Only operators that ran
+    /// as often as in the recorded pass are rounded later.
     ///
     /// # Errors
     /// When libtorch does not accept a callback.
@@ -64,7 +64,7 @@ impl OperatorDtypes {
     }
 
     /// Rounds the results of this thread's operators, and the gradients of these results, until the
-    /// result is dropped.
+    /// returned guard is dropped.
     ///
     /// # Errors
     /// When libtorch does not accept a callback.

@@ -31,8 +31,9 @@ pub(crate) fn moments_decode(
 }
 
 /// Encodes optimizer state: writes `from` (f32) to `codes` (u8) and `scales`. Each element is
-/// divided by the largest magnitude of its block. Its code is the number of `bounds` (f32 `[255]`)
-/// that are below the quotient. With `positive`, an element above zero has at least code 1.
+/// divided by the largest magnitude of its block, which is the block's scale. The element's code is
+/// the number of `bounds` (f32 `[255]`) that are below the quotient. With `positive`, an element
+/// above zero has at least code 1, so that it does not become zero.
 pub(crate) fn moments_encode(
     from: &Tensor,
     bounds: &Tensor,

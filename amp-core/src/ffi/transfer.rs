@@ -109,7 +109,7 @@ impl SideStream {
     }
 }
 
-/// Tensors on a device whose copies were started and may not be complete.
+/// Copies of host tensors on a device. The copying was started, but may not be complete.
 #[derive(Debug)]
 pub(crate) struct DeviceCopy {
     event: *mut c_void,
@@ -138,9 +138,9 @@ impl Drop for DeviceCopy {
     }
 }
 
-/// libtorch's debug info of a thread, which contains the observers of its allocations, such as the
-/// memory meter. A worker thread enters the debug info of the thread that started it, so that the
-/// worker's allocations are counted for that thread.
+/// libtorch's debug info of a thread. It contains the observers of the thread's allocations, such
+/// as the memory meter. A worker thread enters the debug info of the thread that started it, so
+/// that the worker's allocations are counted for that thread.
 pub(crate) struct DebugInfo(*mut c_void);
 
 // SAFETY: the pointer is a counted reference to data that C++ only reads. The memory meters count

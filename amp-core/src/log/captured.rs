@@ -17,8 +17,9 @@ use crate::{
 const AT_FIRST: i64 = 1 << 14;
 
 /// Memory for the sums of a step that is captured as a CUDA graph. The memory must be allocated
-/// before the capture. Memory that is allocated during the capture may reuse addresses from earlier
-/// in the step, which the next replay overwrites.
+/// before the capture. Memory that is allocated during the capture may have the addresses of
+/// tensors that the step has used and freed. The next replay writes to these addresses before it
+/// adds to the sums.
 #[derive(Debug)]
 pub(crate) struct LogRoom {
     numbers: Tensor,
@@ -86,8 +87,8 @@ struct Captured {
     /// graph have accumulated.
     kept: Vec<Kept>,
     /// The number of batches in the log's entry at [`take_over`](CapturedLog::take_over). If the
-    /// number is different at [`give_back`](CapturedLog::give_back), a hook has logged the same
-    /// name.
+    /// number has changed at [`give_back`](CapturedLog::give_back), a hook has logged a value under
+    /// the same name.
     before: u64,
 }
 
@@ -109,7 +110,7 @@ fn summed(part: &Part) -> Option<&Tensor> {
 }
 
 impl CapturedLog {
-    /// Adds the values that the batches of one step have logged to sums in `room`. Call this during
+    /// Adds to sums in `room` the values that the batches of one step have logged. Call this during
     /// the capture of the CUDA graph. The contents of the sums are undefined until
     /// [`take_over`](Self::take_over) writes them.
     ///
@@ -148,7 +149,8 @@ impl CapturedLog {
     /// Copies the sums of `log` into the sums on the device, to which the next replays add.
     ///
     /// # Errors
-    /// When `log` has a value with the same name whose state has another structure or shape.
+    /// When `log` has a value of the same name, but the structure or shape of its state differs
+    /// from that of the captured step.
     pub(crate) fn take_over(&mut self, log: &mut Log) -> Result<()> {
         self.steps = 0;
         for Captured { step, kept, before } in &mut self.entries {

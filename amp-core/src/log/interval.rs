@@ -1,4 +1,5 @@
-//! The position of a batch in the logging interval, which decides whether its values are reported.
+//! The position of a batch in the logging interval. It decides whether the batch's values are
+//! reported.
 
 use std::cell::Cell;
 
@@ -56,7 +57,8 @@ impl Interval {
         }
     }
 
-    /// Copies from a batch to its step that the model has asked whether values are reported.
+    /// Copies to a step the information that the model has asked, in one of the step's batches,
+    /// whether values are reported.
     pub(super) fn follow(&mut self, batch: &Self) {
         self.asked.set(self.asked.get() || batch.asked.get());
     }

@@ -38,7 +38,8 @@ impl Image {
     /// becomes 0.
     ///
     /// # Errors
-    /// When the image has another shape or dtype, or the device reports an earlier failure.
+    /// When the image does not have one of these shapes and dtypes, or the device reports an
+    /// earlier failure.
     pub fn from_tensor(image: &Tensor) -> Result<Self> {
         let size = image.size();
         let (channels, h, w) = match *size.as_slice() {

@@ -109,8 +109,8 @@ impl Log {
         options: LogOptions,
     ) -> Result<()> {
         let value = scalar(name, value)?;
-        // The product is computed in f64, because the weight is an f64 scalar. A single kernel
-        // converts and multiplies.
+        // The product of value and weight is computed in f64, because the weight is an f64 scalar.
+        // A single kernel converts and multiplies.
         let sum = tch::no_grad(|| value.f_mul(&Tensor::from(weight)))?;
         self.add(name, options, Reduction::Mean, MetricState::mean(&sum, weight)?)
     }

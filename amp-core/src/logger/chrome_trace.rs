@@ -17,8 +17,8 @@ use crate::{
 /// first profiled step of the run.
 ///
 /// The trace shows each run as a process `host`. A run on CUDA also has a process `device`, because
-/// host and device have different clocks. In both, each event `step` contains the events of the
-/// step's phases. The events of steps and phases have the arguments `epoch` and `batch`. The
+/// host and device have different clocks. In both processes, each event `step` contains the events
+/// of the step's phases. The events of steps and phases have the arguments `epoch` and `batch`. The
 /// counter `memory` shows the largest number of tensor bytes in each profiled step.
 ///
 /// [`profile_every_n_steps`](crate::trainer::LoggingConfig::profile_every_n_steps) selects the

@@ -158,7 +158,7 @@ impl<'s> ManualStep<'s> {
     }
 
     /// Runs `body` while only the parameters of the optimizer `at` require gradients (Lightning's
-    /// `toggle_optimizer`), so that backward passes compute only their gradients.
+    /// `toggle_optimizer`), so that backward passes compute only the gradients of these parameters.
     ///
     /// # Errors
     /// When there is no optimizer with the index `at`, or `body` fails.
@@ -261,9 +261,9 @@ pub struct ManualOptimizer<'a, 's> {
 
 impl ManualOptimizer<'_, '_> {
     /// Drops the gradients of this optimizer's parameters and runs the backward pass of the scaled
-    /// loss. The backward pass also adds gradients to the parameters of other optimizers, which
-    /// remain until `backward` of those optimizers drops them. Within [`ManualStep::toggled`] the
-    /// gradients of other optimizers' parameters are not computed.
+    /// loss. The backward pass also adds gradients to the parameters of other optimizers. These
+    /// gradients remain until `backward` of those optimizers drops them. Within
+    /// [`ManualStep::toggled`] the gradients of other optimizers' parameters are not computed.
     ///
     /// # Errors
     /// When the loss is not a scalar or depends on no parameter.

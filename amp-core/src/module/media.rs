@@ -28,9 +28,9 @@ macro_rules! logs_media {
             /// logger that writes images, the image is ignored.
             ///
             /// # Errors
-            /// When the image has another shape or dtype, or when the step runs as a CUDA graph. To
-            /// avoid the latter, log images only if [`Step::at_logging_interval`] returns true:
-            /// such steps run without a CUDA graph.
+            /// When the image does not have one of these shapes and dtypes, or when the step runs
+            /// as a CUDA graph. To avoid the latter, log images only if
+            /// [`Step::at_logging_interval`] returns true: such steps run without a CUDA graph.
             pub fn log_image(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
                 self.log.media(name, || image(tensor))
             }

@@ -1,4 +1,4 @@
-//! The argument of training and evaluation steps, which gives access to the run.
+//! The argument through which training and evaluation steps access the run.
 
 use tch::Tensor;
 
@@ -18,8 +18,9 @@ pub struct Step<'a> {
     pub(super) log: &'a mut Log,
     pub(super) batch_idx: usize,
     pub(super) global_step: u64,
-    /// Only dropping this guard has an effect. If the step runs inside a step with another context,
-    /// the guard keeps the step's matrix products from being reported to the probe of that context.
+    /// This field is never read. If the step runs inside a step with another context, the guard
+    /// keeps this step's matrix products from being reported to the probe of the outer context,
+    /// until the guard is dropped.
     _apart: Option<PausedProducts>,
 }
 

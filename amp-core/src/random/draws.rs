@@ -6,8 +6,8 @@ use tch::Tensor;
 use super::{Rng, place};
 use crate::{Result, ffi::CpuRandom};
 
-/// Computes a seed for each example, which depends only on the seed of the run, the epoch and the
-/// index of the example. Therefore the augmentation of an example is the same for any number of
+/// Computes a seed for each example. The seed depends only on the seed of the run, the epoch and
+/// the index of the example. Therefore the augmentation of an example is the same for any number of
 /// prefetched batches, in any order of examples, and after a resume. The seeds use no random
 /// numbers of libtorch's generators, so the model's random numbers stay the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,12 +71,12 @@ impl Draws {
     /// `body` used it, the result is that of a call with the example's seed, as in
     /// [`apart`](Self::apart), and the generator's state is restored.
     ///
-    /// Compares the generator's state before and after `body`, which other threads may change, too.
-    /// If the first call of `body` leaves the state unchanged, `body` does not use the generator.
-    /// Otherwise calls `body` several more times with the same seed. If one of these calls leaves
-    /// the state unchanged, `body` does not use the generator. If two calls in a row leave the same
-    /// changed state, `body` uses it. If neither happens, assumes that `body` uses it. A wrong
-    /// assumption costs time, but the random numbers are still correct.
+    /// Compares the generator's state before and after `body`. Other threads may change this state,
+    /// too. If the first call of `body` leaves the state unchanged, `body` does not use the
+    /// generator. Otherwise calls `body` several more times with the same seed. If one of these
+    /// calls leaves the state unchanged, `body` does not use the generator. If two calls in a row
+    /// leave the same changed state, `body` uses it. If neither happens, assumes that `body` uses
+    /// it. A wrong assumption costs time, but the random numbers are still correct.
     pub(crate) fn watched<T>(self, index: i64, body: impl Fn() -> T) -> Result<(T, bool)> {
         let _place = place();
         let state = || CpuRandom::read()?.tensor();

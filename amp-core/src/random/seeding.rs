@@ -6,8 +6,8 @@ use super::{RandomState, section::is_alone};
 use crate::Result;
 
 /// Watches calls of the same code, and finds out whether the code seeds the random generator of a
-/// CUDA device. A CUDA graph cannot contain such code: while a graph is captured, seeding with
-/// another seed fails, and seeding with the same seed has no effect.
+/// CUDA device. A CUDA graph cannot contain such code: while a graph is captured, seeding fails if
+/// the new seed differs from the generator's seed, and has no effect if it is the same.
 #[derive(Debug, Default)]
 pub(crate) struct Seeding {
     /// Whether calls are watched at the moment. A call must not be watched during a capture.
@@ -26,15 +26,15 @@ impl Seeding {
 
     /// Calls `body`. Compares the generator of `device` before and after the call.
     ///
-    /// The state of a CUDA generator is its seed and its offset, which each draw of random numbers
-    /// increases and which seeding sets to 0. So the call has seeded the generator if its seed is
-    /// another one or its offset has become smaller. If each call begins with the same seed, the
-    /// offset after each call is the same. Therefore an equal offset also counts as seeding if an
-    /// earlier call has drawn random numbers. A call that draws numbers only sometimes is counted as
-    /// well, and cannot be captured either.
+    /// The state of a CUDA generator is its seed and its offset. Each draw of random numbers
+    /// increases the offset, and seeding sets the offset to 0. So the call has seeded the generator
+    /// if the seed has changed or the offset has become smaller. If each call begins with the same
+    /// seed, the offset after each call is the same. Therefore an equal offset also counts as
+    /// seeding if an earlier call has drawn random numbers. A call that draws numbers only
+    /// sometimes then counts as seeding too. Such a call cannot be captured either.
     ///
-    /// All threads of the process share the generator. While another thread trains as well, a
-    /// change may be its own, so the call is not judged.
+    /// All threads of the process share the generator. While another thread trains as well, that
+    /// thread may have caused a change, so the call is not judged.
     pub(crate) fn watch<T>(&mut self, device: Device, body: impl FnOnce() -> T) -> Result<T> {
         if !self.is_watched {
             return Ok(body());

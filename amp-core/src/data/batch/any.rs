@@ -9,7 +9,8 @@ use crate::{
     precision::{Policy, Precision, is_floating},
 };
 
-/// The role of a tensor in a batch, which decides whether the tensor is cast, selected and split.
+/// The role of a tensor in a batch. The role decides whether the tensor is cast, selected and
+/// split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum FieldRole {
@@ -326,7 +327,7 @@ impl AnyBatch {
     /// Returns the `length` examples from `start` on. The result shares memory with this batch.
     ///
     /// # Errors
-    /// When the batch has fewer examples.
+    /// When the batch has fewer than `start + length` examples.
     pub fn narrow(&self, start: i64, length: i64) -> Result<Self> {
         self.each_example(|tensor| Ok(tensor.f_narrow(0, start, length)?))
     }

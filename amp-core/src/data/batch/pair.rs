@@ -59,7 +59,7 @@ impl Batch {
     /// Returns the `length` examples from `start` on. The result shares memory with this batch.
     ///
     /// # Errors
-    /// When the batch has too few examples.
+    /// When the batch has fewer than `start + length` examples.
     pub fn narrow(&self, start: i64, length: i64) -> Result<Self> {
         let (input, target) =
             (self.input.f_narrow(0, start, length)?, self.target.f_narrow(0, start, length)?);

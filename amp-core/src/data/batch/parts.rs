@@ -20,7 +20,7 @@ impl AnyBatch {
         self.fields.iter().any(|field| field.name == name && field.role == FieldRole::Shared)
     }
 
-    /// Returns the tensors that have one part for each example.
+    /// Returns the tensors that have one row for each example.
     pub(crate) fn of_examples(&self) -> impl Iterator<Item = &Tensor> {
         self.tensors().filter(|(name, _)| !self.is_shared(name)).map(|(_, tensor)| tensor)
     }

@@ -37,7 +37,7 @@ pub fn decode_image(path: impl AsRef<Path>) -> Result<Tensor> {
 
 /// A data set of image files, in one folder for each class (torchvision.datasets.ImageFolder):
 /// `root/cat/1.jpg`, `root/dog/a/2.png`. The classes are the names of the folders, sorted by their
-/// bytes. The files are sorted by their paths.
+/// bytes. The files of a class are sorted first by folder and then by name.
 ///
 /// An example is a [`Batch`]: `input` is the transformed image, and `target` is its class as int64.
 ///

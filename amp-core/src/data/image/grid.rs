@@ -46,7 +46,7 @@ impl ImageGrid {
     /// gets no padding.
     ///
     /// # Errors
-    /// When the images have another shape, there is no image, or an option is out of range.
+    /// When the images do not have this shape, there is no image, or an option is out of range.
     pub fn of(&self, images: &Tensor) -> Result<Tensor> {
         let Self { nrow, padding, pad_value } = *self;
         let size = images.size();
@@ -97,8 +97,8 @@ impl ImageGrid {
 /// ```
 ///
 /// # Errors
-/// When the image has another shape or dtype, a value is NaN, the extension is not .png, .jpg or
-/// .jpeg, or the file cannot be written.
+/// When the shape or dtype of the image is not supported, a value is NaN, the extension is not
+/// .png, .jpg or .jpeg, or the file cannot be written.
 #[cfg(feature = "images")]
 pub fn save_image(image: &Tensor, path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
@@ -128,8 +128,7 @@ pub fn save_image(image: &Tensor, path: impl AsRef<Path>) -> Result<()> {
                 return Err(refused("the image contains NaN".into()));
             }
             // 16-bit values are converted to f32 before they are scaled, as in torchvision. In a
-            // 16-bit dtype, the scaled value would be rounded, which could result in another pixel
-            // value.
+            // 16-bit dtype, the scaled value would be rounded, which could change the pixel value.
             let scaled =
                 image.f_to_kind(f32_or_f64(kind))?.f_mul_scalar(255.0)?.f_add_scalar(0.5)?;
             scaled.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?

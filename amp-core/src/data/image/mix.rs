@@ -8,8 +8,8 @@ use crate::{
     random::Rng,
 };
 
-/// Mixes each image of a batch with the previous image of the batch, and the classes of the two
-/// images in the same proportion (torchvision.transforms.v2.MixUp;
+/// Mixes each image of a batch with the previous image of the batch, and mixes the classes of the
+/// two images in the same proportion (torchvision.transforms.v2.MixUp;
 /// <https://arxiv.org/abs/1710.09412>). As a [`BatchTransform`], `MixUp` mixes the fields `input`
 /// and `target` on the device. [`apply`](Self::apply) can also be called in
 /// [`MapDataset::collate`](super::super::MapDataset::collate), which gets a random number generator

@@ -127,8 +127,8 @@ fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Ten
         let (start, own) = (column(|part| part.0)?, column(|part| part.1)?);
         let scale = own.f_div_scalar(size as f64)?;
         let steps = |count| Tensor::f_arange(count, options)?.f_add_scalar(0.5);
-        // `middles` are the centers of the new pixels, and `places` the centers of the old pixels.
-        // Both are relative to the start of the rectangle, in units of old pixels.
+        // `middles` are the centers of the new pixels, and `places` are the centers of the old
+        // pixels. Both are relative to the start of the rectangle, in units of old pixels.
         let middles = scale.f_mul(&steps(size)?.f_view([1, -1, 1])?)?;
         let places = steps(length)?.f_view([1, 1, -1])?.f_sub(&start)?;
         let far = places.f_sub(&middles)?.f_abs()?.f_div(&scale.f_clamp_min(1.0)?)?;

@@ -108,7 +108,7 @@ impl Pad {
     }
 
     /// Pads every batch to this length instead of the length of its longest example. An example
-    /// that is longer is an error.
+    /// longer than this length is an error.
     #[must_use]
     pub fn to(mut self, length: i64) -> Self {
         self.length = Some(length);

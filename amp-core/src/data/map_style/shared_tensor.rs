@@ -22,7 +22,7 @@ impl SharedTensor {
         Self(Mutex::new(tensor))
     }
 
-    /// Returns a handle of the tensor, which shares its memory.
+    /// Returns a handle of the tensor. The handle shares the tensor's memory.
     pub fn get(&self) -> Tensor {
         // A lock is poisoned if a thread panicked while it held the lock. The lock is held only to
         // copy the handle, so the tensor cannot have been changed halfway.

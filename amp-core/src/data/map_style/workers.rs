@@ -91,9 +91,9 @@ impl Workers {
             let living = Living(shared.clone());
             let body = move || {
                 let living = living;
-                // The training loop may wait for this thread while it holds the lock of
-                // `random::seeded`. With this guard, the thread never waits for that lock.
-                // Otherwise each thread could wait for the other.
+                // The training loop may hold the lock of `random::seeded` while it waits for this
+                // thread. With this guard, this thread never waits for that lock. Without it, each
+                // of the two could wait for the other.
                 let _guest = inherited.enter();
                 let _no_grad = tch::no_grad_guard();
                 match context.enter() {

@@ -25,8 +25,8 @@ pub struct ShuffledBlocks {
 
 impl ShuffledBlocks {
     /// Creates a sampler for a set of consecutive blocks. `lengths` contains the number of examples
-    /// of each block. After the order of the blocks is shuffled, each group of `together`
-    /// consecutive blocks is taken as one, and its examples are shuffled.
+    /// of each block. The order of the blocks is shuffled first. Each group of `together` blocks
+    /// that follow each other in the new order is then taken as one, and its examples are shuffled.
     ///
     /// # Errors
     /// When a length is negative, or `together` is 0.

@@ -143,8 +143,8 @@ impl Sampler for Shuffled {
 /// sampler. `with_order(Order::InOrder)` uses the order of the set.
 #[derive(Debug, Clone, Default)]
 pub enum Order {
-    /// A new random permutation in each epoch, which depends only on the seed and the epoch. A
-    /// stream is not shuffled.
+    /// A new random permutation in each epoch. It depends only on the seed and the epoch. A stream
+    /// is not shuffled.
     #[default]
     Shuffled,
     /// The order in which the set stores the examples.

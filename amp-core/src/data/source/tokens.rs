@@ -59,7 +59,8 @@ enum Starts {
 }
 
 impl TokenFile {
-    /// Opens a file of tokens. Windows of `length` tokens follow each other without overlap.
+    /// Opens a file of tokens. By default, windows of `length` tokens follow each other without
+    /// overlap.
     ///
     /// # Errors
     /// When the file cannot be mapped, does not consist of whole tokens, or has at most `length`

@@ -132,7 +132,7 @@ impl RunProgress {
     }
 }
 
-/// The optimizer steps and examples per second, averaged over the last seconds.
+/// The optimizer steps and examples per second, averaged over about the last `WINDOW` of time.
 #[derive(Debug, Default)]
 struct Speed {
     /// The start of the time in which `steps` and `examples` were counted. `None` before the first

@@ -1,5 +1,5 @@
 //! How records are stored in a `.wandb` file: in LevelDB's log format (leveldb/doc/log_format.md),
-//! but with W&B's header, and with CRC-32 without a mask.
+//! but with W&B's header, and with a plain CRC-32 instead of LevelDB's masked CRC-32C.
 
 /// The beginning of a file: the bytes `:W&B`, 0xBEE1 as little-endian u16, and version 0.
 pub(super) const HEADER: [u8; 7] = *b":W&B\xe1\xbe\x00";

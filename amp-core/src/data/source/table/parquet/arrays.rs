@@ -131,8 +131,8 @@ fn written(array: &dyn Array, to: &mut [i64]) -> Result<(), Unfit> {
     all(own.values().iter().map(i64::from), to)
 }
 
-/// Writes `values` to `to`. An `Err` contains, as text, a number that is not an int64 integer. Such
-/// a number is an error unless its row is null.
+/// Writes `values` to `to`. An `Err` among `values` contains, as text, a number that is not an
+/// int64 integer. Such a number makes the call fail unless its row is null.
 fn checked(
     array: &dyn Array,
     values: impl Iterator<Item = Result<i64, String>>,
@@ -161,8 +161,8 @@ fn whole(number: f64) -> Result<i64, String> {
 }
 
 /// The category ids of the names in a column's Arrow dictionary. Consecutive arrays of a column
-/// often share one dictionary. The ids are kept so that its names are not looked up again for each
-/// array.
+/// often share one dictionary. The ids are kept so that the dictionary's names are not looked up
+/// again for each array.
 pub(super) struct Dictionary<'c> {
     column: String,
     known: &'c Categories,

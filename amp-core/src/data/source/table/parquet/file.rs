@@ -42,7 +42,7 @@ const TEXT: &str = "of text or whole numbers";
 pub(super) struct File {
     pub(super) path: PathBuf,
     file: Positioned,
-    /// The columns' names and their types without dictionaries, which error messages show.
+    /// The columns' names and types as error messages show them, without dictionaries.
     types: SchemaRef,
     /// The metadata in the file's footer, and the types to which the columns are decoded.
     footer: ArrowReaderMetadata,

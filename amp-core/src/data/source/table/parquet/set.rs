@@ -56,9 +56,10 @@ impl ParquetSet {
         self.read
     }
 
-    /// Returns a sampler for training. The sampler shuffles the order of the row groups, and then
-    /// the rows within every `together` consecutive row groups. If the set [keeps](Self::kept) at
-    /// least `together` row groups in memory, an epoch reads each row group once.
+    /// Returns a sampler for training. The sampler first shuffles the order of the row groups. It
+    /// then shuffles the rows of every `together` row groups that follow each other in the new
+    /// order. If the set [keeps](Self::kept) at least `together` row groups in memory, an epoch
+    /// reads each row group once.
     ///
     /// # Errors
     /// When `together`, the number of row groups that are shuffled together, is 0.

@@ -7,8 +7,8 @@
 //! number. The result is the number of cores that the GPU needs. The benchmark also prints how many
 //! images one core loads without mirroring and normalization, which can also run on the GPU
 //! (`SharedDataset::transformed`). If `AMP_PYTHON` names a Python with torchvision and Pillow,
-//! torchvision prepares the same files in turn, and the benchmark prints how many images
-//! torchvision loads.
+//! torchvision and this project take turns to prepare the same files, and the benchmark prints how
+//! many images torchvision loads.
 
 mod peer;
 

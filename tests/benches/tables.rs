@@ -4,9 +4,9 @@
 //! have missing values. The Parquet file has 16 row groups of 65,536 rows, compressed by zstd.
 //!
 //! Run the benchmark with `cargo bench -p tests --bench tables`. If `AMP_PYTHON` names a Python
-//! with torch and pyarrow, pyarrow writes the Parquet file as well, and reads the same files in
-//! turn. A table compares the times of this project and of pyarrow, after a check that both give
-//! the same tensors.
+//! with torch and pyarrow, pyarrow writes a second Parquet file of the same rows, and takes turns
+//! with this project to read all files. A table compares the times of this project and of pyarrow,
+//! after a check that both give the same tensors.
 
 mod peer;
 
@@ -154,8 +154,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Reads the files in this process and in Python in turn, and prints the medians of nine rounds,
-/// which follow a warm-up round.
+/// Reads the files alternately in this process and in Python, and prints the medians of nine
+/// rounds, which follow a warm-up round.
 fn compare(path: &Path, csv: &Path, columns: &[Columns; 2], counts: &[usize]) {
     let Some(mut python) = Peer::start("tables", path.as_os_str()) else { return };
     println!("| file | columns | threads | ours: s, CPU s | pyarrow: s, CPU s | ours / pyarrow |");

@@ -223,8 +223,9 @@ fn a_second_backward_pass_is_refused() -> Result<()> {
 }
 
 /// A recomputation uses the same kernels as the forward pass that it repeats, and the same injected
-/// fault, even if both settings differ by then. The fault doubles the gradient of fused layers.
-/// libtorch's kernels fuse no layers, so with them the gradient does not change.
+/// fault, even if both settings have changed before the backward pass. The fault doubles the
+/// gradient of fused layers. libtorch's kernels fuse no layers, so with them the gradient does not
+/// change.
 #[rstest]
 #[case::libtorch(Kernels::Libtorch, 1.0)]
 #[case::own(Kernels::Own, 2.0)]

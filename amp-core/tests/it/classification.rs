@@ -158,7 +158,7 @@ fn correct_counts_equal_libtorchs_argmax(
 }
 
 /// The loss of a batch of sequences `[N, L, C]` equals the loss of the same logits in rows `[N·L,
-/// C]`, for which no gradient is computed.
+/// C]`. The loss of the rows is computed under `no_grad`.
 #[rstest]
 fn a_sequence_has_the_loss_of_its_elements() -> Result<()> {
     let _generator = seeded(3);

@@ -57,7 +57,7 @@ fn a_transposed_tensor_is_read_row_by_row() -> Result<()> {
     Ok(())
 }
 
-/// A tensor of another dtype is refused and not converted.
+/// A tensor whose dtype is not the requested one is refused and not converted.
 #[test]
 fn another_dtype_is_refused() {
     let f16 = Tensor::zeros([1], (Kind::Half, Device::Cpu));

@@ -1,5 +1,5 @@
-//! Tests of data loading on a separate thread: user-defined data sets, errors while an example is
-//! read, when the thread ends, and copies to CUDA that overlap with the computation.
+//! Tests of data loading on a separate thread: user-defined data sets, errors in reading an
+//! example, the end of the thread, and copies to CUDA that overlap with the computation.
 
 use std::{
     fs::File,
@@ -277,7 +277,7 @@ fn train(data: &DataModule) -> Result<RunRecord> {
 }
 
 /// Training gives the same bits for each way of loading the data. With `drop_last`, each epoch has
-/// one step fewer.
+/// one step fewer than without it.
 #[test]
 fn training_does_not_depend_on_loading() -> Result<()> {
     let all = digits(100)?;

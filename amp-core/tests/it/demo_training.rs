@@ -229,9 +229,9 @@ fn unit(kind: Kind) -> f64 {
 
 /// In 16-true, this trainer keeps Adam's running averages in f32, and torch keeps them in f16, so
 /// the results differ. With the default eps, this trainer's losses are within 1 % of those in
-/// 64-true. torch's fused Adam is off by more than 2 %, and torch's unfused Adam gives NaN from the
-/// second step on. With an eps of 1e-4, the losses of torch and of this trainer are within 2 % of
-/// each other.
+/// 64-true. The losses of torch's fused Adam differ from those in 64-true by more than 2 %, and
+/// torch's unfused Adam gives NaN from the second step on. With an eps of 1e-4, the losses of torch
+/// and of this trainer are within 2 % of each other.
 #[test]
 fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
     let oracle = oracle!("demo_training.json");

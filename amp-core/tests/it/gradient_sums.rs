@@ -86,7 +86,7 @@ fn in_f64(layer: &dyn Module, input: &Tensor, incoming: &Tensor) -> Result<Vec<T
 
 /// Compares the gradients of all parameters with those of the same layer in f64. Each output
 /// element's gradient has the mean 0.3, so that the sums grow with the number of addends, which is
-/// 4096 or more. The error of one rounding is allowed eight times, because some kernels also round
+/// 4096 or more. An error of up to eight roundings is allowed, because some kernels also round
 /// partial results. Sums in 16 bits have the error of 12 to 113 roundings.
 #[rstest]
 #[case::layer_norm(LayerNorm::new(LayerNormConfig::new(16)), &[8192, 16], &[8192, 16])]

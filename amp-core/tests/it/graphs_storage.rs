@@ -1,4 +1,5 @@
-//! Tests of optimizer state and gradients with fewer bits inside CUDA graphs (`AMP_DEVICE=cuda`).
+//! Tests of optimizer state in bf16 or 8 bits, and of gradients in 16 bits, inside CUDA graphs
+//! (`AMP_DEVICE=cuda`).
 
 use amp_core::{
     Result, TrainerConfig,

@@ -166,11 +166,12 @@ fn causal_attention_offers_its_intermediate_tensors() -> Result<()> {
     Ok(())
 }
 
-/// Compares an f32 layer, whose tensors an observer rounds to bf16, with a bf16 layer, by the
-/// fraction of elements that differ. This fraction is less than a third of the fraction without the
-/// observer. `least` is a lower limit of the latter, for the output and for the gradient. `None`
-/// means that the output or the gradient is not compared. libtorch computes the derivatives of tanh
-/// and sigmoid from the rounded output.
+/// Compares a bf16 layer with an f32 layer whose tensors an observer rounds to bf16. The fraction
+/// of elements in which the two layers differ is less than a third of the fraction in which the
+/// bf16 layer differs from the f32 layer without the observer. `least` is a lower limit of this
+/// second fraction, for the output and for the gradient. `None` means that the output or the
+/// gradient is not compared. The gradients of tanh and sigmoid are compared, because libtorch
+/// computes them from the rounded output.
 #[rstest]
 #[case::response_norm(response_norm(), [Some(0.1), None])]
 #[case::softsign(Ok(Box::new(Softsign) as Box<dyn Module>), [Some(0.1), None])]

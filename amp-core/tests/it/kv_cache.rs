@@ -244,7 +244,7 @@ fn a_failed_pass_changes_nothing() -> Result<()> {
 }
 
 /// If the first pass of a cache fails, the cache stays empty. The next pass may have another batch
-/// size and dtype, and run other layers.
+/// size and dtype than the failed one, and run other layers.
 #[test]
 fn a_failed_first_pass_leaves_the_cache_empty() -> Result<()> {
     let _generator = seeded(9);

@@ -96,8 +96,9 @@ fn train(trainer: Trainer<'_>, data: &DataModule) -> Result<(String, RunRecord)>
     Ok((fingerprint(&model), record))
 }
 
-/// When a run restores an earlier state, it also restores the averages of the weights. All examples
-/// are equal, so the run ends with the same weights as a run of 17 steps without infinite inputs.
+/// When a run restores an earlier state, it also restores the averages of the weights. Of its 20
+/// steps, one is skipped and two are undone. All examples are equal, so the run ends with the same
+/// weights as a run of 17 steps without infinite inputs.
 #[rstest]
 fn averages_are_restored(
     #[values(Precision::F32True, Precision::Bf16True)] precision: Precision,

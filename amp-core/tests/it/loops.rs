@@ -227,8 +227,8 @@ fn callbacks_and_plateau_follow_the_interval() -> Result<()> {
     Ok(())
 }
 
-/// A plateau schedule with `mode = max` on a falling loss halves the learning rate at each
-/// validation except the first. Validations run after steps 4, 8, 12, 16 and 20.
+/// A plateau schedule with `mode = max` counts a falling loss as worse, so it halves the learning
+/// rate at each validation except the first. Validations run after steps 4, 8, 12, 16 and 20.
 #[test]
 fn a_plateau_moves_at_each_validation() -> Result<()> {
     let _generator = seeded(0);

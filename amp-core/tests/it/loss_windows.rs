@@ -149,8 +149,8 @@ fn a_window_equals_the_large_batch(
     Ok(())
 }
 
-/// If the loss needs the whole batch, the batch is not split. Half a batch would have other
-/// negative pairs and other sums.
+/// If the loss needs the whole batch, the batch is not split. Half a batch would have fewer
+/// negative pairs and other sums than the whole batch.
 #[rstest]
 fn a_loss_of_the_whole_batch_is_not_split(
     #[values(contrastive as Build, dice_of_all as Build)] build: Build,

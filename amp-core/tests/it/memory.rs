@@ -17,9 +17,9 @@ fn bytes(count: i64) -> Tensor {
     Tensor::empty([count], (Kind::Uint8, Device::Cpu))
 }
 
-/// The peak counts all tensors that exist at the same time. Freed memory is reused for later
-/// tensors. Tensors that existed before the measurement are not counted, even if they are freed
-/// during the measurement.
+/// The peak counts all tensors that exist at the same time. A tensor that is as large as an already
+/// freed one does not raise the peak. Tensors that existed before the measurement are not counted,
+/// even if they are freed during the measurement.
 #[test]
 fn the_peak_is_the_most_that_lived_at_once() -> Result<()> {
     let before = bytes(10_000);

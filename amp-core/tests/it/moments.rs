@@ -237,8 +237,8 @@ fn averages_of_f64_stay_f64() -> Result<()> {
 /// With the option `moments`, the model `MixedPrecisionDemo` learns as well as with f32 state, in
 /// 32-true and in bf16-mixed. For each of two seeds, the final loss is divided by that with f32
 /// state. The mean of the two ratios is below 1.1. The final loss varies between seeds with a
-/// standard deviation of 2 % (measured with 24 seeds), so that of the mean is 2 % too, and chance
-/// does not explain a mean of 1.1.
+/// standard deviation of 2 % (measured with 24 seeds), so that of a ratio of two losses is 2·√2 %,
+/// and that of the mean of two ratios is 2 %. Chance does not explain a mean of 1.1.
 #[rstest]
 fn a_model_learns_as_well_as_with_f32_state(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

@@ -31,8 +31,9 @@ fn in_16_and_32_bits(kind: Kind) -> Result<([Tensor; 3], [Tensor; 3])> {
     Ok((narrow, wide))
 }
 
-/// Runs `body` with the narrow operands while its dtypes are recorded, and twice with the wide
-/// ones. Returns the results of the narrow pass and of the rounded pass.
+/// Runs `body` three times: with 16-bit operands (dtypes are recorded), with f32 operands (calls
+/// are counted), and with f32 operands again (results are rounded). Returns operands and result of
+/// the first and of the last pass.
 fn passes(
     kind: Kind,
     body: impl Fn(&[Tensor; 3]) -> Result<Tensor>,

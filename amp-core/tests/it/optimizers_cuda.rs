@@ -65,8 +65,8 @@ fn give(parameters: &[Parameter], grads: &[Tensor]) {
     }
 }
 
-/// Returns the largest difference between weights, and the largest difference between state, in
-/// units in the last place. For values below 1, the unit of 1 is used.
+/// Returns the largest difference between the weights of the two optimizers, and between their
+/// states, in units in the last place. For values below 1, the unit of 1 is used.
 fn distances(a: &dyn Optimizer, b: &dyn Optimizer, epsilon: f64) -> Result<[f64; 2]> {
     let weights = |optimizer: &dyn Optimizer| -> Vec<Tensor> {
         optimizer.parameters().iter().map(|parameter| wide(&parameter.tensor)).collect()

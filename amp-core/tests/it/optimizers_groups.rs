@@ -146,7 +146,7 @@ fn each_parameter_has_one_group(#[case] one: &[&str], #[case] other: &[&str], #[
     assert!(said.contains(says), "{said}");
 }
 
-/// Optimizer state that was saved with another number of groups is refused.
+/// Optimizer state that was saved with fewer groups than the optimizer has is refused.
 #[test]
 fn another_number_of_groups_is_refused() -> Result<()> {
     let saved: State = Sgd::default().build(parameters())?.state()?;

@@ -223,8 +223,8 @@ fn masters_are_updated_like_f32_weights(
     Ok(())
 }
 
-/// With optimizer state in fewer bits, the trained parameters are close to those trained with f32
-/// state. Their difference is less than a tenth of the total change of the parameters.
+/// With optimizer state in bf16 or 8 bits, the trained parameters are close to those trained with
+/// f32 state. Their difference is less than a tenth of the total change of the parameters.
 #[rstest]
 fn state_in_fewer_bits_stays_near_f32(
     #[values("Muon", "LAMB")] name: &str,

@@ -71,8 +71,9 @@ fn own_tensors_are_drawn_in_order() -> Result<()> {
 }
 
 /// A module's own parameters get gradients. The sum y of all outputs is the sum over j of (x +
-/// p)·2·wⱼ plus terms without p, where p is `position` and wⱼ is row j of the head's weight. The
-/// gradient dy/dp is therefore 2·Σⱼ wⱼ for every row of p.
+/// p)·2·wⱼ plus terms without p, where x is the input, p is `position`, 2 is the value of `scale`,
+/// and wⱼ is row j of the head's weight. The gradient dy/dp is therefore 2·Σⱼ wⱼ for every row of
+/// p.
 #[test]
 fn own_parameters_are_trained() -> Result<()> {
     let _generator = seeded(3);

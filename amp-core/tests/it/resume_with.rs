@@ -191,7 +191,7 @@ fn an_epoch_continues_after_the_same_number_of_examples() -> Result<()> {
 }
 
 /// The order of a bucketed sampler depends on the batch size. With another batch size, the first
-/// batches of an epoch have other examples, so the epoch starts again.
+/// batches of an epoch have other examples than in the saved run, so the epoch starts again.
 #[test]
 fn an_epoch_whose_order_depends_on_the_batch_size_starts_again() -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -273,7 +273,7 @@ fn another_schedule_needs_permission() -> Result<()> {
 }
 
 /// With another limit on the number of training batches, a resumed run would train on other
-/// examples. This needs permission, and the epoch then starts again.
+/// examples than the saved run. This needs permission, and the epoch then starts again.
 #[rstest]
 #[case::limit(
     |loops: &mut Loops| loops.limit_train_batches = Limit::Batches(4),

@@ -61,9 +61,9 @@ fn balanced_weights_draw_each_class_equally_often() -> Result<()> {
     Ok(())
 }
 
-/// `Bucketed` returns every example once. If all examples are in one pool, each batch contains
-/// examples of neighbouring lengths, and the batches are in random order. In smaller pools, the
-/// lengths of a batch differ more, but less than with `Shuffled`.
+/// `Bucketed` returns every example once. If all examples are in one pool (which is sorted by
+/// length), each batch contains examples of neighbouring lengths, and the batches are in random
+/// order. In smaller pools, the lengths of a batch differ more, but less than with `Shuffled`.
 #[rstest]
 fn batches_have_similar_lengths(#[values(60, 67)] examples: i64) -> Result<()> {
     let lengths: Vec<i64> = (0..examples).map(|at| at * 37 % 61).collect();

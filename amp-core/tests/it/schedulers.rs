@@ -361,7 +361,8 @@ fn a_schedule_with_an_invalid_rate_ends_the_run(
 }
 
 /// pytorch#47513: if the best value is negative, the threshold is relative to the absolute value of
-/// the best value. In the mode `min`, torch instead treats -0.96 as better than -1.0.
+/// the best value. In the mode `min`, torch instead compares with best · (1 − threshold) = −0.95,
+/// so −0.96 counts as better than −1.0.
 #[rstest]
 #[case(Mode::Min, -1.0, [-0.96, -1.04, -1.06], [false, false, true])]
 #[case(Mode::Max, -1.0, [-1.04, -0.96, -0.94], [false, false, true])]

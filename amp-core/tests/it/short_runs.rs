@@ -56,8 +56,8 @@ fn a_warm_up_may_be_longer_than_the_schedule(
 }
 
 /// The planned run has 30 steps, of which 10 are warm-up. A trial of it (`fast_dev_run`) and a run
-/// of its first steps (`plan` and `max_steps`) have its first learning rates and print no note. A
-/// run whose plan itself has fewer steps than the warm-up prints a note.
+/// of its first steps (`plan` and `max_steps`) have the first learning rates of the planned run and
+/// print no note. A run whose plan itself has fewer steps than the warm-up prints a note.
 #[rstest]
 #[case::tried_out(|config: &mut TrainerConfig| config.loops.fast_dev_run = Some(2), None)]
 #[case::part_of_a_run(

@@ -12,8 +12,8 @@ use amp_core::{
 
 use crate::support::{device, seeded};
 
-/// A bottleneck of torchvision: 1×1, 3×3 and 1×1 convolutions with a residual. The output has four
-/// times the width.
+/// A bottleneck of torchvision: 1×1, 3×3 and 1×1 convolutions with a residual. The output has
+/// 4·`width` channels.
 #[derive(Module)]
 #[forward(|x| {
     let y = bn1(&conv1(x)?)?.f_relu()?;

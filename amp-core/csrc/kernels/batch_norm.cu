@@ -2,7 +2,7 @@
 // requested. The forward pass reads the batch twice: first to compute the statistics, and then to
 // compute the output. The backward pass reads only the input, and recomputes which elements ReLU
 // and dropout set to zero. It also sums the input's gradient over the rows, which gives the
-// gradient of the bias of the layer before.
+// gradient of the preceding layer's bias.
 
 struct Layer {
   int rows, columns, relu;

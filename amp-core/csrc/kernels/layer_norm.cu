@@ -20,7 +20,8 @@ constexpr int most_threads = 512;
 __device__ float error_function(float x) { return erff(x); }
 __device__ double error_function(double x) { return erf(x); }
 
-// Compute GELU, x·Φ(x), and the derivative of GELU, Φ(x) + x·φ(x).
+// Compute GELU, x·Φ(x), and the derivative of GELU, Φ(x) + x·φ(x). Φ and φ are the distribution and
+// the density of the standard normal distribution.
 __device__ W normal_share(W x) { return W(0.5) * (1 + error_function(x * W(0.70710678118654752))); }
 __device__ W gelu(W x) { return x * normal_share(x); }
 __device__ W gelu_slope(W x) {

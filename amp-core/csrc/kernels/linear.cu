@@ -69,7 +69,7 @@ __device__ Normal<double> normal_of(double x) {
   return {0.5 * (1 + erf(x * 0.70710678118654752)), 0.39894228040143268 * exp(x * x * -0.5)};
 }
 
-// Compute GELU, x·Φ(x), and its approximation x·(1 + tanh(β·(x + κ·x³)))/2.
+// Compute GELU, x·Φ(x), and its approximation x·(1 + tanh(β·(x + κ·x³)))/2, with PyTorch's constants β and κ.
 template <typename W>
 __device__ W gelu_of(W x) {
   return x * normal_of(x).share;

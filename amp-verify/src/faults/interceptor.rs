@@ -61,7 +61,8 @@ fn buffers(model: &dyn LightningModule) -> impl Iterator<Item = Tensor> {
     tensors.filter(|(_, _, role)| *role == Role::Buffer).map(|(_, tensor, _)| tensor)
 }
 
-/// The norm to which the fault `ClipBeforeUnscale` clips gradients.
+/// The norm to which the fault `ClipBeforeUnscale` clips the gradients, which are still multiplied
+/// by the loss scale.
 const CLIP: f64 = 1.0;
 /// The number of elements of the tensor that a fault leaks in each step.
 const ELEMENTS: i64 = 1 << 16;
@@ -131,8 +132,8 @@ impl Interceptor for Faulty {
         match self.fault() {
             Some(Fault::NothingLearns) => replaced(AdamW { lr: 1e-12, ..AdamW::default() }),
             Some(Fault::LearningRateDoubled) => replaced(AdamW { lr: 2e-3, ..AdamW::default() }),
-            // Drops the weight decay under every precision but 32-true. Under 32-true, it is so
-            // large that a few steps are enough to see the difference.
+            // Drops the weight decay under every precision but 32-true. Under 32-true, the weight
+            // decay is so large that the weights of the two runs differ clearly after a few steps.
             Some(Fault::WeightDecayDropped) => {
                 let weight_decay = if self.precision == Precision::F32True { 1.0 } else { 0.0 };
                 replaced(AdamW { weight_decay, ..AdamW::default() })

@@ -13,14 +13,14 @@ use amp_core::{
 
 use super::Fault;
 
-/// The state that some faults need from one step of the run to the next.
+/// State that some faults keep from one training step to the next.
 #[derive(Default)]
 pub(super) struct Steps {
     /// The number of batches that the run has trained on so far.
     batches: u64,
     /// The number of examples in the first batch.
     examples: i64,
-    /// The number of batches that the run has trained on so far, in a tensor on the device.
+    /// `batches` in a tensor on the device, where a replayed CUDA graph increases it as well.
     seen: Option<Tensor>,
     /// A memory meter that stays active over all steps, so that it disturbs another memory meter.
     meter: Option<MemoryMeter>,
@@ -76,8 +76,9 @@ pub(super) fn training_step(
         }
         Fault::AlwaysSkips => times(f64::INFINITY, model.training_step(batch, step)?),
         Fault::LossInF16 => {
-            // Truncates the loss to a multiple of 1/64. The factor that does this is a constant
-            // close to 1, so the gradient hardly changes.
+            // Multiplies the loss by a factor that truncates it to a multiple of 1/64. Autograd
+            // treats the factor, which is close to 1, as a constant, so the gradient hardly
+            // changes.
             let loss = model.training_step(batch, step)?;
             let steps_up = loss.f_detach()?.f_mul_scalar(64.0)?.f_trunc()?.f_div_scalar(64.0)?;
             Ok(loss.f_mul(&steps_up.f_div(&loss.f_detach()?)?)?)
@@ -196,8 +197,8 @@ fn in_context(
     model.training_step(batch, &mut own)
 }
 
-/// Normalizes the input, multiplied by 1000, with its variance. The variance is computed in f16,
-/// where it overflows.
+/// Multiplies the input by 1000 and normalizes it with its variance, as a layer norm does. The
+/// variance is computed in f16, where it overflows.
 fn normed_in_f16(batch: &AnyBatch) -> Result<AnyBatch> {
     let batch = Batch::from_any(batch)?;
     let large = batch.input.f_mul_scalar(1000.0)?.f_to_kind(Kind::Half)?;

@@ -306,8 +306,8 @@ impl Fault {
                 *batches = (*batches - 1).max(1);
             }
             Self::LastBatchDropped => {
-                // Trains on the fraction 0.999 of the batches, which is rounded down to one batch
-                // fewer than all.
+                // Trains on 99.9 % of the batches. With fewer than 1000 batches, this is rounded
+                // down to one batch fewer than all.
                 let limit = &mut config.loops.limit_train_batches;
                 *limit = match *limit {
                     Limit::Fraction(_) => Limit::Fraction(0.999),

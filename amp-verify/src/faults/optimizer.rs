@@ -57,7 +57,8 @@ struct Broken {
     fault: Fault,
     watched: Rc<Cell<bool>>,
     inner: Box<dyn Optimizer>,
-    /// The state of the optimizer before the first step.
+    /// The state of the optimizer before the first step, to which the fault `AveragesLost` resets
+    /// it.
     fresh: State,
 }
 

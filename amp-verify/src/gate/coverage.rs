@@ -41,7 +41,7 @@ pub struct Coverage {
 pub struct Row {
     /// The title of the gate's rule that was checked.
     pub rule: &'static str,
-    /// A description of the two things that the gate's rule compares.
+    /// A description of how the gate checks the rule.
     pub compares: &'static str,
     /// The quantity that was compared for this model and precision.
     pub what: String,

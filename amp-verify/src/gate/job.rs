@@ -259,8 +259,9 @@ impl Job {
         }
         let record = trainer.fit(model.as_mut(), &case.data)?;
         let memory = meter.read()?;
-        // To count the bytes of the data's copies, the copies are made once more. This is left out
-        // on CUDA and under the mixed precisions, whose copies are as large as those under 32-true.
+        // A run may keep copies of the data in its own dtype. To count their bytes, the copies are
+        // made once more. This is left out on CUDA and under the mixed precisions, whose copies are
+        // as large as those under 32-true.
         let is_baseline = self.precision == Precision::F32True;
         let may_differ = is_baseline || policy.precision.storage() != Kind::Float;
         let data_bytes = match case.trainer.device.is_cuda() || !may_differ {

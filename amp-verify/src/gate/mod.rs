@@ -160,9 +160,9 @@ impl Plan {
     }
 }
 
-/// Runs the plan. Without a time limit, judges each precision of each model with the plan's first
-/// number of seeds, and adds seeds where the result is inconclusive. With a time limit, runs one
-/// seed after another until the limit.
+/// Runs the plan. Without a time limit, judges each precision of each model with `plan.first`
+/// seeds, and adds seeds if the result is inconclusive. With a time limit, runs one seed after
+/// another until the limit.
 ///
 /// # Errors
 /// When the cache cannot be written.

@@ -39,7 +39,8 @@ pub struct Outcome {
     /// the digest of the 32-true run with the same seed, except if the precision stores batches in
     /// another dtype.
     pub pairing: String,
-    /// A digest of the initial weights and the validation set.
+    /// A digest of the initial weights and the validation set. It is compared in place of `pairing`
+    /// if the precision stores batches in another dtype than 32-true.
     pub start: String,
     /// Some values of the first batches, in the dtype in which the run stores them. They show the
     /// order of the examples.

@@ -14,35 +14,37 @@ pub enum Reason {
     NonFinite,
     /// No step was applied, or training stopped because the loss scale became too small.
     AllSkipped,
-    /// The trained model is not better than the model of the control run, in which no weight
-    /// changes.
+    /// The metric of the trained model is not better by the required amount than that of the
+    /// control run, in which no weight changes.
     DidNotLearn,
-    /// The dtypes in which the model computed differ from those that the precision prescribes.
+    /// The dtypes in which the model computed differ from those that the precision prescribes, or
+    /// 32-true used TF32 although it was not allowed.
     PrecisionDidNotRun,
     /// Initial weights, order of examples, data or random numbers differ from those of the 32-true
     /// run.
     NotPaired,
     /// Too many examples of the validation set are also training examples.
     Contaminated,
-    /// In the first steps, gradients, updates or learning rates differ from those of 32-true by
-    /// more than the precision's rounding explains.
+    /// The loss, the gradients or the weights in the first steps, or the validation loss, differ
+    /// from those of 32-true by more than the precision's rounding explains.
     NotConformant,
     /// The same run ends with different weights, optimizer state or logged values if the gate
     /// observes its steps.
     Watching,
-    /// In training mode a step's gradient differs from that of 32-true by more than the precision's
-    /// rounding explains.
+    /// In training mode a step's gradient or loss differs from that of 32-true with the same
+    /// weights by more than the precision's rounding explains.
     Gradient,
     /// Weights or optimizer state differ from what the optimizer's formula gives in float64.
     Update,
-    /// The learning rates differ from those that the schedule prescribes.
+    /// The learning rates differ from those that the schedule prescribes, or from those of 32-true.
     Schedule,
     /// The loss scale does not fall after an overflow, or does not grow after enough steps without
     /// overflow, as the loss scaler's settings require.
     Scale,
     /// A step was wrongly skipped or applied, or a skipped step changed something.
     Skip,
-    /// The running statistics of batch norms differ from those of 32-true.
+    /// The running statistics of batch norms differ from those of 32-true by more than rounding
+    /// explains.
     Buffers,
     /// Validation changes a tensor, or two validations give different results.
     Validation,
@@ -51,17 +53,19 @@ pub enum Reason {
     /// Dropout at a rate p zeroes a fraction p of the elements and scales the others by 1/(1 − p).
     /// The measured fraction and factor do not belong to the same p.
     Dropout,
-    /// A layer's rounding errors exceed the bound for its dtype, or their mean is not zero, as with
-    /// truncation in place of rounding to nearest.
+    /// A layer's rounding errors exceed the bound for its dtype, or turn too many values into zero
+    /// or infinity. Or the mean of the errors is not zero, as with truncation in place of rounding
+    /// to nearest.
     Rounding,
     /// The values of a layer have more or fewer significant digits than the layer's dtype.
     Width,
-    /// Fused layers give other results than the same layers run one at a time.
+    /// Fused layers give other results than the same layers run one at a time, by more than
+    /// rounding explains.
     Fusion,
     /// An epoch does not use all its batches, or its steps do not have the requested number of
     /// batches.
     Batches,
-    /// Steps leak memory, or need more than twice the memory of 32-true.
+    /// Steps leak memory, or need more than twice the memory of 32-true (64-true: four times).
     Memory,
     /// A run violated an invariant of training.
     Invariant,

@@ -30,7 +30,8 @@ pub enum Status {
     /// The golden (the recorded values of an earlier run) is from another kind of machine, or
     /// missing.
     NotComparable,
-    /// The precision is worse than 32-true by more than the margin, or a check failed.
+    /// The precision is worse than 32-true by more than the margin (with `--equivalence`, also if
+    /// it is better by more than the margin), or a check failed.
     Regression,
 }
 
@@ -143,7 +144,8 @@ pub struct PrecisionResult {
     pub precision: Precision,
     /// The verdict on this precision.
     pub status: Status,
-    /// The result of the statistical test. Null if a run failed.
+    /// The result of the statistical test. Null if a run failed, or if fewer than two seeds were
+    /// run.
     pub judgement: Option<Judgement>,
     /// Why the precision failed, in the order in which the failures were found.
     pub failures: Vec<Failure>,
@@ -164,8 +166,8 @@ pub struct PrecisionResult {
     /// and including 32-true. Null if no run ended.
     #[serde(default)]
     pub peak_memory_bytes: Option<u64>,
-    /// The largest number of bytes that tensors occupied at one time in an observed run. This
-    /// includes tensors that the gate keeps for its checks.
+    /// The largest number of bytes that tensors occupied at one time in the short runs whose steps
+    /// the gate observes. This includes tensors that the gate keeps for its checks.
     #[serde(default)]
     pub watched_peak_memory_bytes: Option<u64>,
     /// Whether the time limit prevented training runs with further seeds.

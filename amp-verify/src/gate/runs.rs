@@ -28,8 +28,9 @@ const OVERLAP: f64 = 0.05;
 /// 32-true. For 64-true, the multiple is doubled, because its weights are twice as wide. If the
 /// precision keeps a converted copy of the data, the size of the copy is added to the limit.
 const MEMORY: f64 = 2.0;
-/// The peak memory that a precision may use on CUDA beyond this multiple, in bytes. cuBLAS and
-/// other libraries allocate a workspace on their first call, which may be in the precision's run.
+/// The peak memory that a precision may use on CUDA in addition to the multiple [`MEMORY`], in
+/// bytes. cuBLAS and other libraries allocate a workspace on their first call, which may be in the
+/// precision's run.
 const WORKSPACES: f64 = (1_u64 << 28) as f64;
 
 /// The full runs under a precision and under 32-true, one of each for each seed.
@@ -89,8 +90,8 @@ impl Runs<'_> {
     }
 
     /// Checks that the runs with the same seed under the precision and under 32-true had the same
-    /// initial weights, order of examples, validation set and settings. Also checks that the
-    /// validation set contains no training examples.
+    /// initial weights, order of examples, validation set and settings. Also checks that hardly any
+    /// example of the validation set is a training example (at most the fraction [`OVERLAP`]).
     fn pairing(&self, findings: &mut Findings) {
         let differ = |different: &dyn Fn(&Outcome, &Outcome) -> bool| {
             self.baseline.iter().zip(self.own).any(|(base, own)| different(base, own))
@@ -229,8 +230,8 @@ mod tests {
     };
 
     /// A model that adds noise in training. If `right` is true, it draws the noise with the
-    /// context's `randn_like`. Otherwise it draws the noise with libtorch's `randn_like`, in the
-    /// dtype of the layer's output.
+    /// context's `randn_like`, which draws in f32 under every precision. Otherwise it draws the
+    /// noise with libtorch's `randn_like`, in the dtype of the layer's output.
     #[derive(LightningModule)]
     #[forward(|x| {
         let x = body(x)?;

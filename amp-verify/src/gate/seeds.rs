@@ -70,8 +70,9 @@ fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
 /// Runs the jobs that check the gate's rules, and then trains with one seed after another. Stops
 /// when the remaining time is not longer than the slowest seed so far took.
 ///
-/// When the time limit ends the training depends only on the time that the seeds take, and not on
-/// their metrics. So stopping early does not change the significance level of the statistical test.
+/// The moment at which the time limit ends the training depends only on the time that the seeds
+/// take, and not on their metrics. So stopping early does not change the significance level of the
+/// statistical test.
 fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Result<Seeds> {
     // If the end of the time limit is too far in the future for an `Instant`, these jobs have no
     // time limit.

@@ -15,11 +15,12 @@ use super::{
     spread::{Samples, tolerance, tolerance_of},
 };
 
-/// The accepted relative difference of peak memory: 5 %. Peak memory differs between CPUs, because
-/// their kernels use workspaces of different sizes.
+/// The accepted difference between the peak memory of a run and the recorded peak memory: 5 % of
+/// the latter. Peak memory differs between CPUs, because their kernels use workspaces of different
+/// sizes.
 pub(super) const MEMORY_SHARE: f64 = 0.05;
-/// The smallest tolerance of a loss, relative to the loss. Adding f64 numbers in another order
-/// causes differences of this size.
+/// The smallest tolerance of a loss, or of a metric that is not a fraction, relative to its value.
+/// Adding f64 numbers in another order causes differences of this size.
 const LOSS_SHARE: f64 = 1e-6;
 
 /// A value of a run that differs from the recorded value by more than its tolerance.
@@ -62,15 +63,15 @@ pub struct Agreement {
 pub struct Tolerances {
     /// By how much the metric may differ.
     pub accuracy: f64,
-    /// By how much the difference between the metric and 32-true's metric may change. This
-    /// tolerance is wider than that of the metric, because each of the two runs may differ between
-    /// machines.
+    /// By how much the difference between the metric and 32-true's metric may differ from the
+    /// recorded difference. This tolerance is wider than that of the metric, because each of the
+    /// two runs may differ between machines.
     pub accuracy_delta: f64,
     /// By how much the validation loss may differ.
     pub loss: f64,
     /// By how much peak memory may differ, in bytes.
     pub peak_memory_bytes: f64,
-    /// By how much the number of skipped steps may differ. If this number is n, the final loss
+    /// By how much the number of skipped steps may differ. If this tolerance is n, the final loss
     /// scale may differ by a factor of 2^n.
     pub skips: u64,
 }
@@ -140,9 +141,9 @@ impl Agreement {
                 (tolerance(accuracy), tolerance(loss), tolerance(peak_memory_bytes))
             }
             None => {
-                // Without a spread, the tolerance of a precision follows from its differences from
-                // 32-true. 32-true itself has no such differences. It gets the widest tolerance of
-                // the other precisions.
+                // Without a spread, the tolerance of a precision is computed from its differences
+                // from 32-true with several seeds. 32-true itself has no such differences. It gets
+                // the widest tolerance of the other precisions.
                 let others = golden.runs.values().filter_map(|run| run.paired);
                 let paired: Vec<_> =
                     figures.paired.map_or_else(|| others.collect(), |own| vec![own]);

@@ -50,7 +50,8 @@ pub struct Golden {
     /// Whether larger or smaller values of the metric are better.
     #[serde(default, skip_serializing_if = "Direction::is_share")]
     pub direction: Direction,
-    /// The accepted relative difference of peak memory.
+    /// The accepted difference between peak memory and the recorded peak memory, relative to the
+    /// latter.
     pub memory_share: f64,
     /// The number N of validation examples: an accuracy is a multiple of 1/N.
     pub examples: i64,

@@ -83,7 +83,8 @@ const RISK: f64 = 1e-3;
 
 /// Returns the accepted difference between the values of two machines. `samples` has the values of
 /// K machines with the standard deviation s. The result is half of the width of the prediction
-/// interval for the difference of two further values: t(1 − risk/2, K − 1)·s·√2.
+/// interval for the difference of two further values: t(1 − RISK/2, K − 1)·s·√2, where t is the
+/// quantile that `t_quantile` returns.
 pub(super) fn tolerance(samples: &[f64]) -> f64 {
     tolerance_of(samples.len(), standard_deviation(samples))
 }

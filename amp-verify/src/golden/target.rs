@@ -134,9 +134,9 @@ impl Target {
         self
     }
 
-    /// Sets the validation metric by which the model is judged. Higher values must be better. The
-    /// default is `val_acc`. This has no effect on a model of a registry, because the registry
-    /// names the metric.
+    /// Sets the validation metric by which the model is judged. It must be a fraction of which
+    /// higher values are better. The default is `val_acc`. This has no effect on a model of a
+    /// registry, because the registry names the metric.
     #[must_use]
     pub fn metric(mut self, name: &'static str) -> Self {
         if let Source::Own { subject, .. } = &mut self.source {

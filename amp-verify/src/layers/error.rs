@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::scalars;
 
 /// Two means of the errors of a tensor: `magnitude` shows whether the errors shrink or enlarge the
-/// values, `shift` whether they make them lower or higher. Each mean has a z value: the mean
-/// divided by its standard error.
+/// values, and `shift` shows whether they make the values lower or higher. Each mean has a z value:
+/// the mean divided by its standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bias {
     /// The mean of the errors, each multiplied by the sign of the exact value. It is negative if
@@ -38,7 +38,7 @@ impl Bias {
 pub struct Growth {
     /// The slope of a least-squares line through the layers, in the order in which they run. The
     /// line is fitted to the relative change of magnitude of each layer's output, Σ error × sign /
-    /// Σ |exact|.
+    /// Σ |exact|, where sign is the sign of the exact value.
     pub per_layer: f64,
     /// The slope divided by its standard error. `None` if the line fits exactly.
     pub t: Option<f64>,
@@ -146,8 +146,8 @@ fn mean_and_z(sums: &[f64], count: f64) -> (f64, f64) {
     (mean, if deviation > 0.0 { mean / deviation } else { 0.0 })
 }
 
-/// Computes the relative change of magnitude, Σ error × sign / Σ |exact|. Returns `None` if the
-/// result is not finite.
+/// Computes the relative change of magnitude from `exact` to `found`, Σ error × sign / Σ |exact|,
+/// where sign is the sign of the exact value. Returns `None` if the result is not finite.
 ///
 /// # Errors
 /// When the shapes of the two tensors differ.

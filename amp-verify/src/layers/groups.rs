@@ -45,11 +45,12 @@ pub struct Group {
     pub is_beyond: bool,
 }
 
-/// The accepted difference of outputs, in unit roundoffs of the output's dtype. The fused kernel
-/// rounds its results once, and so does each separate layer. The kernels may also round
-/// intermediate values a few times.
+/// The accepted difference between the outputs of fused and separate layers, in unit roundoffs of
+/// the output's dtype. The fused kernel rounds its results once, and so does each separate layer.
+/// The kernels may also round intermediate values a few times.
 const OF_OUTPUT: f64 = 4.0;
-/// The accepted difference of gradients, in unit roundoffs of the output's dtype.
+/// The accepted difference between the gradients of fused and separate layers, in unit roundoffs of
+/// the output's dtype.
 const OF_GRADIENT: f64 = 8.0;
 /// The relative difference between fused and separate layers that is always accepted, because f32
 /// sums may be added in another order.

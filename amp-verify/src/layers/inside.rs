@@ -22,7 +22,7 @@ pub(super) type Inner = BTreeMap<(String, String), Kind>;
 pub(super) struct Rounded {
     pub(super) to: Kind,
     pub(super) seed: Option<u64>,
-    /// The factor by which gradients are multiplied while they are rounded.
+    /// The loss scale, by which gradients are multiplied while they are rounded.
     pub(super) scale: f64,
     pub(super) inner: Rc<Inner>,
 }
@@ -100,8 +100,8 @@ mod tests {
         head: Linear,
     }
 
-    /// Checks that the error that is expected of a recurrent layer includes the roundings at every
-    /// position of the sequence: the layer's measured error is about as large.
+    /// Checks that the expected error of a recurrent layer includes the roundings at every position
+    /// of the sequence: the layer's measured error is about as large as the expected one.
     #[rstest]
     fn the_expected_error_of_a_layer_has_its_inner_roundings(
         #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,

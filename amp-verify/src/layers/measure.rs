@@ -36,10 +36,10 @@ pub struct Options {
     pub log2_scale: i32,
     /// What is required of a safe loss scale.
     pub window: WindowOptions,
-    /// The number of bytes that the recorded tensors of the layers may occupy at once. On a GPU,
-    /// half of the free memory is used if it is larger than this number. If all layers together
-    /// need more, they are measured in parts. If a single layer needs more, all layers are measured
-    /// on fewer examples. The report gives their number.
+    /// At most this many bytes of the layers' recorded tensors are kept at once. On a GPU, half of
+    /// the free memory is used if it is larger, unless this number is below the default. If all
+    /// layers together need more, they are measured in parts. If one layer needs more, all layers
+    /// are measured on fewer examples (the report gives their number).
     pub budget: usize,
 }
 
@@ -264,7 +264,7 @@ impl Passes {
     }
 
     /// Adds the measurements of this part's layers to `layers`. Appends to `changes`, for each
-    /// layer, the relative change of magnitude of the output under the precision.
+    /// layer, the relative change of the output's magnitude from 64-true to the precision.
     fn add(&self, layers: &mut Vec<Layer>, changes: &mut Vec<f64>) -> Result<()> {
         for at in self.places() {
             let (call, exact) = (&self.actual.calls[at], &self.reference.calls[at]);

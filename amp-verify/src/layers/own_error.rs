@@ -37,8 +37,8 @@ pub struct Own {
     /// they were first rounded to bf16.
     pub twice: Vec<Kind>,
     /// How many values became zero, infinite or NaN although the layer's dtype can represent them.
-    /// The forward and the backward pass are counted separately. This is the count that is larger
-    /// relative to its bound.
+    /// Of the counts for the forward and the backward pass, this is the one that is larger relative
+    /// to its bound.
     pub lost: Lost,
 }
 
@@ -75,8 +75,8 @@ const LEAST_DIFFERING: f64 = 40.0;
 /// An f16 tensor counts as first rounded to bf16 if bf16 can represent at least this fraction of
 /// its elements exactly.
 const ALL: f64 = 0.99;
-/// If bf16 can represent more than this fraction of a tensor's 64-true values, rounded to f16,
-/// exactly, the tensor is not checked for rounding to bf16.
+/// The tensor is not checked for rounding to bf16 if bf16 can represent more than this fraction of
+/// the elements of the 64-true tensor exactly, after they are rounded to f16.
 const BY_CHANCE: f64 = 0.75;
 /// Rounding may turn a value into zero if the errors of all roundings before the last one can add
 /// up to this fraction of the value. The last rounding changes the value by at most half of the
@@ -154,8 +154,8 @@ impl Passes {
         }))
     }
 
-    /// Returns the kinds of the layer's f16 tensors whose values bf16 can represent exactly,
-    /// although it cannot represent the corresponding values of the 64-true step.
+    /// Returns which f16 tensors have values that bf16 can represent, unlike those of 64-true: the
+    /// input or output (`Forward`), or the gradient of the output (`InputGradient`).
     fn twice(&self, at: usize) -> Result<Vec<Kind>> {
         let (actual, reference) = (&self.actual.calls[at], &self.reference.calls[at]);
         let scale = 2.0_f64.powi(self.log2_scale);
@@ -212,9 +212,9 @@ fn distinct(values: &Tensor) -> Result<u64> {
 struct Otherwise {
     /// The layer's results under the precision.
     found: Tensor,
-    /// The results of the layer in 64-true.
+    /// The results of the layer in 64-true, on the same inputs.
     exact: Tensor,
-    /// The results of 64-true, rounded to the layer's dtype.
+    /// `exact`, rounded to the layer's dtype.
     rounded: Tensor,
     /// The results of the layer in 64-true with rounded parameters, rounded to the layer's dtype.
     /// For the first result, the parameters are rounded to nearest. For the other results, they are
@@ -237,8 +237,8 @@ impl Otherwise {
 
     /// Counts the lost values: values well within the range of the dtype that became zero, infinite
     /// or NaN. Rounding alone can lose a value only if the rounding error is about as large as the
-    /// value. The results of 64-true with rounded parameters show how many such values there are.
-    /// The bound is a statistical upper limit (a tolerance limit) for this number.
+    /// value. The results of 64-true with rounded parameters show how many values rounding can
+    /// lose. The bound is a statistical upper limit (a tolerance limit) for this number.
     fn lost(&self, to: Dtype, risk: f64) -> Result<Lost> {
         let Some(format) = Format::of(to) else { return Ok(Lost::default()) };
         let power = |exponent: i32| 2.0_f64.powi(exponent);
@@ -246,8 +246,8 @@ impl Otherwise {
             (power(format.min_subnormal_exponent() + 2), power(format.max_exponent()));
         let size = self.exact.f_abs()?;
         let held = size.f_ge(least)?.f_logical_and(&size.f_le(most)?)?;
-        // `inside` is the error of one rounding inside the layer, of a value as large as the root
-        // mean square.
+        // `inside` is the error of one rounding inside the layer, of a value that is as large as
+        // the root mean square of the layer's results.
         let squares = size.f_square()?.f_masked_fill(&held.f_logical_not()?, 0.0)?;
         let rms = squares.f_mean(Dtype::Double)?.f_sqrt()?;
         let (inside, reached) = (rms.f_mul_scalar(rounding_of(to))?, size.f_mul_scalar(LOSES)?);

@@ -17,12 +17,13 @@ const OF_PARAMETERS: usize = 12;
 /// The default of `Options::budget`, in bytes.
 pub(super) const BUDGET: usize = 4 << 30;
 /// On a GPU, the budget is the free memory divided by this number, if the quotient is more than the
-/// default.
+/// requested budget.
 const SHARE: usize = 2;
 
 /// Returns how many bytes of layers' tensors may be kept at once. `wanted` is `Options::budget`. On
-/// a GPU, returns a large part of the free memory if this is more than `wanted`, so that the layers
-/// are divided into few parts. For each part, the whole step runs again.
+/// a GPU, returns half of the free memory if this is more than `wanted`, so that the layers are
+/// divided into few parts, for each of which the whole step runs again. A `wanted` below the
+/// default is returned unchanged.
 pub(super) fn budget(device: Device, wanted: usize) -> Result<usize> {
     if !device.is_cuda() || wanted < BUDGET {
         return Ok(wanted);

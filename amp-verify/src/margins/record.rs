@@ -64,8 +64,8 @@ const PRECISIONS: &[Precision] = Precision::ALL.split_at(1).1;
 /// The first seed. The gate uses other seeds, because runs must not be judged with a margin that
 /// was computed from the same runs.
 const METRIC_SEED: u64 = 100;
-/// The margin of a metric for which higher is better is rounded up to a multiple of this step: half
-/// a percentage point of an accuracy.
+/// The margin of a metric that is a fraction, such as an accuracy, is rounded up to a multiple of
+/// this step: half a percentage point.
 const MARGIN_STEP: f64 = 0.005;
 /// The margin is this multiple of sigma, the standard deviation over the seeds of a precision's
 /// differences from 32-true. The precision with the largest sigma decides.
@@ -202,7 +202,7 @@ fn first_failure(outcome: &Outcome) -> String {
     outcome.failures.first().map_or("it returned no metric".to_owned(), |first| first.text.clone())
 }
 
-/// Computes a model's margin from `widest`, the largest sigma of a precision.
+/// Computes a model's margin from `widest`, the largest sigma of all precisions.
 fn margin_of(direction: Direction, widest: f64) -> f64 {
     let margin = MARGIN_SIGMAS * widest;
     match direction.is_share() {

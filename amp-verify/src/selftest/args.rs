@@ -37,7 +37,7 @@ pub struct SelftestArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub fault: Vec<String>,
     /// The model to train, with and without faults [default: for each fault, a model that declares
-    /// it with `reveals`; for the unchanged runs, all models in turn]
+    /// it with `reveals`; for the unchanged runs, one model of the registry after another]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// Search for the cause of a fault, as `gate` does, if the check of the rules or of the first

@@ -53,10 +53,10 @@ pub struct Report {
     pub faults: Vec<FaultResult>,
     /// The faults that were not tested, each with the reason.
     pub left_out: Vec<String>,
-    /// How many unchanged runs (into which no fault was put) the gate judged. They train the models
-    /// in turn.
+    /// How many unchanged runs (into which no fault was put) the gate judged. Each run trains the
+    /// next model of the registry.
     pub repetitions: u64,
-    /// How many verdicts the gate gave on unchanged runs: one for each model and precision. In JSON
+    /// How many verdicts the gate gave on unchanged runs: one for each run and precision. In JSON
     /// this field is called `cells`.
     #[serde(rename = "cells")]
     pub verdicts: usize,

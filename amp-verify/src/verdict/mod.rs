@@ -2,13 +2,17 @@
 //!
 //! For each seed, d = metric(32-true) − metric(precision). The two runs have the same initial
 //! weights, order of examples and dropout. If d is positive, the precision is worse than 32-true.
-//! For a metric such as a loss, the sign of d is reversed. d̄ is the mean of d over n seeds, and s
-//! is its standard deviation. The confidence interval of d̄ is from L to U: d̄ ± t(1 − α, n −
-//! 1)·s/√n. Let δ be the margin: how much worse than 32-true a precision may be. The precision
-//! passes if U < δ, and fails if L > δ. Otherwise the result is inconclusive. The test is evaluated
-//! up to three times: with `first` seeds, with `first` plus a third of the remaining seeds, and
-//! with `most` seeds. The first evaluation has the level α/2, and each of the other two α/4. So the
-//! total risk is at most α (Bonferroni).
+//! For a metric of which lower values are better, such as a loss, the sign of d is reversed. d̄ is
+//! the mean of d over n seeds, and s is the standard deviation of d. The confidence interval of the
+//! mean is from L to U: d̄ ± t(1 − a, n − 1)·s/√n. Here a is the level of the evaluation, and
+//! t(p, f) is the quantile of Student's t distribution with f degrees of freedom at the probability
+//! p. Let δ be the margin: how much worse than 32-true a precision may be. The precision passes if
+//! U < δ, and fails if L > δ. Otherwise the result is inconclusive.
+//!
+//! The test is evaluated up to three times: with `first` seeds, with `first` plus a third of the
+//! remaining seeds, and with `most` seeds. The first evaluation has the level a = α/2, and each of
+//! the other two has the level a = α/4. So the total risk of a wrong pass is at most α
+//! (Bonferroni).
 
 mod statistics;
 
@@ -29,8 +33,8 @@ pub enum Verdict {
     /// The test shows that the precision is worse than 32-true by more than the margin, or, with
     /// [`Design::equivalence`], better by more than the margin.
     Fail,
-    /// The test shows neither a pass nor a failure, because there are too few seeds, or a
-    /// difference is NaN.
+    /// The test shows neither a pass nor a failure, because there are too few seeds, or because the
+    /// difference from 32-true is NaN for one of the seeds.
     Inconclusive,
 }
 
@@ -49,7 +53,7 @@ pub struct Design {
     /// was inconclusive with fewer.
     pub most: usize,
     /// The smallest amount by which the metric can change: for an accuracy, one divided by the
-    /// number of validation examples.
+    /// number of validation examples, and for a metric that is not a fraction, 0.
     pub resolution: f64,
     /// Whether a precision that is better by more than the margin fails as well (two one-sided
     /// tests, Schuirmann 1987).
@@ -116,8 +120,8 @@ impl Design {
         }
     }
 
-    /// Decides from the differences from 32-true whether a precision passes. There is one
-    /// difference for each seed.
+    /// Decides whether a precision passes, from how much worse than 32-true it is with each seed (a
+    /// negative difference means that it is better).
     ///
     /// An accuracy is a multiple of q (the `resolution`), so a few differences may be equal by
     /// chance. Their standard deviation s would then be 0, and the interval would have no width.

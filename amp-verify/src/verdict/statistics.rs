@@ -35,10 +35,10 @@ pub fn t_quantile(probability: f64, freedom: f64) -> f64 {
 
 /// Returns the power of a one-sided one-sample t test: the probability that the test distinguishes
 /// a mean of `effect` from 0. The test has the level `alpha`, and uses `n` differences with the
-/// standard deviation `s`. The power is P(T > t(1 − alpha, n − 1)), where T has a noncentral t
-/// distribution with the noncentrality effect·√n/s (Owen 1965). This is the probability that a
-/// precision without regression passes with a margin of `effect`. It is also the probability that a
-/// regression of `effect` is detected.
+/// standard deviation `s`. The power is P(T > t(1 − alpha, n − 1)). Here t is the quantile that
+/// [`t_quantile`] returns, and T has a noncentral t distribution with the noncentrality effect·√n/s
+/// (Owen 1965). This is the probability that a precision without regression passes with a margin of
+/// `effect`. It is also the probability that a regression of `effect` is detected.
 ///
 /// # Examples
 ///
@@ -63,9 +63,10 @@ pub fn power(effect: f64, s: f64, n: usize, alpha: f64) -> f64 {
 
 /// Returns the factor k of a one-sided tolerance limit, mean + k·s. Here the mean and the standard
 /// deviation s are those of `n` values of a normal distribution. With probability `confidence`, at
-/// most the fraction `risk` of the distribution is above the limit. k is computed from a quantile
-/// of the noncentral t distribution: t′(confidence; n − 1, z(1 − risk)·√n)/√n (Natrella 1963; ISO
-/// 16269-6). k is infinite for fewer than two values.
+/// most the fraction `risk` of the distribution is above the limit. k is t′(confidence; n − 1,
+/// z(1 − risk)·√n)/√n, where z is the quantile of the standard normal distribution, and t′ the
+/// quantile of the noncentral t distribution with n − 1 degrees of freedom and the noncentrality
+/// z(1 − risk)·√n (Natrella 1963; ISO 16269-6). k is infinite for fewer than two values.
 pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
     let (freedom, root) = (n as f64 - 1.0, (n as f64).sqrt());
     let Ok(normal) = Normal::new(0.0, 1.0) else { return f64::INFINITY };
@@ -86,11 +87,13 @@ pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
     high
 }
 
-/// Returns the upper tolerance limit of a count. `draws` counts of a Poisson distribution have the
-/// sum `seen`. With probability `confidence`, at most the fraction `risk` of further counts of this
-/// distribution is above the limit. The limit is computed for the largest mean that the
-/// distribution may have with this confidence: χ²(confidence; 2·seen + 2)/(2·draws) (Garwood 1936).
-/// If `draws` is 0, there is no limit, and the result is `u64::MAX`.
+/// Returns an upper tolerance limit for counts of a Poisson distribution. The distribution is
+/// estimated from `draws` earlier counts, whose sum is `seen`. With probability `confidence`, at
+/// most the fraction `risk` of further counts is above the limit. The limit is computed for the
+/// largest mean that the distribution may have with this confidence: χ²(confidence;
+/// 2·seen + 2)/(2·draws), where χ² is the quantile of the chi-squared distribution with 2·seen + 2
+/// degrees of freedom (Garwood 1936). If `draws` is 0, there is no limit, and the result is
+/// `u64::MAX`.
 pub fn count_limit(seen: u64, draws: usize, risk: f64, confidence: f64) -> u64 {
     let freedom = 2.0 * seen as f64 + 2.0;
     let most = ChiSquared::new(freedom).map(|chi| chi.inverse_cdf(confidence));
@@ -133,10 +136,10 @@ impl NoncentralT {
     fn new(freedom: f64) -> Option<Self> {
         let (normal, chi) = (Normal::new(0.0, 1.0).ok()?, ChiSquared::new(freedom).ok()?);
         // T = (Z + shift)·√ν/u, where Z has a standard normal distribution, and u has a chi
-        // distribution with ν degrees of freedom. So T > c means Z > c·u/√ν − shift. The
-        // probability of Z > c·u/√ν − shift is weighted with the density of u and integrated over u
-        // by Simpson's rule. The density is smooth. The integral covers the distance 9 on each side
-        // of √ν. Beyond that, the density is too small to change an f64 number.
+        // distribution with ν = `freedom` degrees of freedom. So T > c means Z > c·u/√ν − shift.
+        // The probability of Z > c·u/√ν − shift is weighted with the density of u and integrated
+        // over u by Simpson's rule. The density is smooth. The integral covers the distance 9 on
+        // each side of √ν. Beyond that, the density is too small to change an f64 number.
         let (low, high) = ((freedom.sqrt() - 9.0).max(0.0), freedom.sqrt() + 9.0);
         let width = (high - low) / f64::from(Self::INTERVALS);
         let density = |u: f64| {

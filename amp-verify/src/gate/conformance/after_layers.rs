@@ -18,8 +18,8 @@ use super::{
 use crate::{reset::ResetModel, rounding::is_narrow};
 
 /// Records the modules whose outputs go to the code after the layers: the last module, and the
-/// modules that contain it. The input of each module clears the record, so only modules that return
-/// later stay in it.
+/// modules that contain it. The record is cleared whenever a module receives its input. So in the
+/// end it has only the modules that returned after the last module had received its input.
 #[derive(Default)]
 struct Last(RefCell<BTreeSet<String>>);
 

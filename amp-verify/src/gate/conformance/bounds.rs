@@ -9,16 +9,18 @@ use crate::{
     verdict::{CONFIDENCE, RISK, mean, standard_deviation, tolerance_factor},
 };
 
-/// A bound is computed with at least this standard deviation s, as a fraction of the mean of the
-/// emulated runs' differences. This allows for kernels that, inside a module, round at other places
-/// than the emulation does.
+/// The smallest standard deviation s with which a bound is computed, as a fraction of the mean
+/// difference between the emulated runs and 32-true. This allows for kernels that, inside a module,
+/// round at other places than the emulation does.
 const LEAST_SPREAD: f64 = 0.1;
-/// The smallest bound for the relative difference of the loss, in unit roundoffs of the loss's
-/// dtype. It allows for the few roundings between the last module and the loss, which the emulation
-/// leaves out: it rounds only the inputs, outputs and intermediate tensors of modules.
+/// The smallest bound for the relative difference between the loss and that of 32-true, in unit
+/// roundoffs of the loss's dtype. It allows for a few roundings between the last module and the
+/// loss that the emulation leaves out: those of operators that do not run equally often in the
+/// precision and in the emulation.
 pub(in crate::gate) const OF_LOSS: f64 = 4.0;
-/// The smallest bound for the relative difference of a gradient, in unit roundoffs of the loss's
-/// dtype. The roundings that [`OF_LOSS`] allows for also change the gradients.
+/// The smallest bound for the relative difference between a gradient and that of 32-true, in unit
+/// roundoffs of the loss's dtype. The roundings that [`OF_LOSS`] allows for also change the
+/// gradients.
 pub(in crate::gate) const OF_GRADIENT: f64 = 24.0;
 
 /// The smallest values that bounds may have are computed from these two quantities.
@@ -163,7 +165,8 @@ mod tests {
             let found = bounds.of(&what);
             assert!((found / expected - 1.0).abs() < 1e-5, "{what}: {found}, not {expected}");
         }
-        // A loss in bf16 may differ by 4 unit roundoffs, and its gradients by 24.
+        // A loss in bf16 may differ from that of 32-true by 4 unit roundoffs of bf16, and a
+        // gradient may differ by 24.
         let bounds = Bounds::new(&runs, Least { loss: Kind::BFloat16, ..LEAST });
         assert_eq!(bounds.of(&What::Loss), 2.0_f64.powi(-6));
         assert_eq!(bounds.of(&gradient("unused")), 24.0 / 256.0);

@@ -13,9 +13,10 @@ use crate::{
     scalars::{read, square, square_of_difference},
 };
 
-/// The difference of a parameter's gradients is divided by the gradient's norm, but by at least
-/// this fraction of the norm of all gradients together. A smaller gradient may consist of rounding
-/// errors alone, for example that of a bias before a batch norm.
+/// The difference between a parameter's gradients in two runs is divided by the norm of the
+/// gradient under 32-true, but by at least this fraction of the norm of all gradients together. A
+/// gradient with a smaller norm may consist of rounding errors alone, for example that of a bias
+/// before a batch norm.
 const SHARE: f64 = 1e-2;
 
 /// The measures of difference between the first steps of two runs. In the formulas, l is the loss,
@@ -109,7 +110,7 @@ pub(super) fn noisy(exact: &Ran, rounded: &Ran) -> Result<Masks> {
     Ok(masks)
 }
 
-/// The run under 32-true, and the norms by which the differences of other runs are divided.
+/// The run under 32-true, and the norms by which the differences of other runs from it are divided.
 pub(super) struct Exact<'a> {
     ran: &'a Ran,
     /// For each parameter, in the order of `Ran::weights`, a mask of the weights that are left out
@@ -167,9 +168,10 @@ impl<'a> Exact<'a> {
         Ok(whole(roots(squares)?))
     }
 
-    /// Returns how much the weights may differ because the optimizer's constants, such as 1 − lr·λ,
-    /// are rounded to f32, divided by the norm of the weights' update. Such a rounded constant
-    /// scales all weights by the same wrong factor in each step.
+    /// Returns how much the weights of two correct runs may differ because the optimizer's
+    /// constants are rounded to f32 (for example 1 − lr·λ, where λ is the weight decay), divided by
+    /// the norm of the weights' update. Such a rounded constant scales all weights by the same
+    /// wrong factor in each step.
     pub(super) fn of_constants(&self) -> f64 {
         ratio(STEPS as f64 * rounding_of(Kind::Float) * self.weights, self.way)
     }

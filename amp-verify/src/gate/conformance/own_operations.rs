@@ -11,8 +11,8 @@ use crate::{
     model, project,
 };
 
-/// A model that computes its attention, its gates and its loss by operations on tensors, without
-/// `cx.within`.
+/// A model that computes its attention, its gates and its loss by operations on tensors. It does
+/// not pass the results to `cx.within`, which would let the emulation round them.
 #[derive(LightningModule)]
 #[forward(|x| {
     let mut states = embed(x)?;

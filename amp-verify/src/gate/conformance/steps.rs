@@ -209,8 +209,8 @@ pub(super) struct Steps<'a> {
 impl Steps<'_> {
     pub(super) fn config(&self, steps: u64, init_scale: f64) -> TrainerConfig {
         let mut config = self.job.config(self.case, self.precision);
-        // Twelve epochs suffice for `steps` applied steps even if some steps are skipped. They end
-        // the run if every step is skipped.
+        // Twelve epochs suffice for `steps` applied steps even if some steps are skipped. If every
+        // step is skipped, the run ends after these epochs.
         config.max_epochs = 12;
         config.max_steps = Some(steps);
         config.numerics.scaler =

@@ -51,13 +51,13 @@ pub struct Finding {
     /// Why the precision failed.
     pub cause: Cause,
     /// A number for how badly the run of this seed failed. If the metric is too much worse than
-    /// under 32-true, it is the difference of the metrics divided by the margin. If rules are
-    /// broken, it is the number of broken rules plus 1. Null if it is not finite.
+    /// under 32-true, it is their difference divided by the margin. If rules are broken, it is the
+    /// number of broken rules plus 1. Null if it is not finite, or if the cause is `rule`.
     pub figure: Option<f64>,
-    /// The path of the suspected layer. In the first forward pass, each layer runs on inputs
-    /// computed in 64-true, and the error of its output is the layer's own error. The suspected
-    /// layer is the first whose own error exceeds the bound for rounding errors, or else the one
-    /// with the largest own error. Null if the errors were not measured.
+    /// The path of the suspected layer: the first layer whose own error exceeds the bound for
+    /// rounding errors, or else the layer with the largest own error. (To measure the own error of
+    /// its output, each layer runs on inputs computed in 64-true.) Null if the cause is not
+    /// `precision`, or if the errors were not measured.
     pub layer: Option<String>,
     /// The own error of `layer`, divided by the root mean square of its exact output. Null if it is
     /// not finite.
@@ -154,7 +154,7 @@ struct Suspect<'a> {
     /// The seed whose run is repeated.
     seed: u64,
     /// The metric of 32-true with this seed. `None` unless the precision failed because its metric
-    /// is too much worse.
+    /// is worse than this one by more than the margin.
     baseline: Option<f64>,
     /// Whether the first steps differ from those of 32-true by more than is accepted.
     steps: bool,

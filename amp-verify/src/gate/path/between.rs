@@ -1,6 +1,6 @@
-//! Finds what the model's hooks change between two steps of the observed run: they may set its
-//! state and write to its weights and buffers. The gate repeats the steps on copies of the model
-//! that run no hooks, so it applies these changes to the copies before the next step.
+//! Finds what the model's hooks change between two steps of the observed run: a hook may set the
+//! model's state, and write to its weights and buffers. The gate repeats the steps on copies of the
+//! model that run no hooks, so it applies these changes to the copies before the next step.
 
 use std::collections::BTreeMap;
 
@@ -143,7 +143,8 @@ mod tests {
     }
 
     /// Checks that the gate's 32-true copy of the model gets the state and the buffers that hooks
-    /// have set, before each step and before the validation. Otherwise its loss would differ.
+    /// have set, before each step and before the validation. Otherwise the losses of the copy and
+    /// of the run would differ.
     #[test]
     fn a_weight_of_the_loss_may_grow_from_step_to_step() -> Result<()> {
         passes(model!(WarmUp))

@@ -7,7 +7,10 @@
 //! by a few passes with emulated rounding. Let g be the gradient of such a pass, r the gradient
 //! under 32-true, and e the root mean square of ‖g − r‖/‖r‖ over the passes of the step. A few
 //! passes determine e well, because it is a norm over all weights. The difference that needs a
-//! bound, for example that of the loss, is measured in each pass of the epoch. It is divided by the
+//! bound, for example that of a parameter's gradient, is measured in each pass of the epoch. It is
+//! divided by the e of the step's other passes. Let L be the upper tolerance limit of all these
+//! quotients. Then rounding is expected to cause a difference of at most e·L in the step. For the
+//! loss, e is replaced by 1.
 //! e of the step's other passes. Let L be the upper tolerance limit of all these quotients. Then
 //! rounding is expected to cause a difference of at most e·L in the step.
 //!
@@ -36,7 +39,8 @@ const PASSES_OF_STEP: i64 = 2;
 /// rounding.
 const OF_SWITCHES: f64 = 1e-3;
 
-/// The largest e of a step whose gradients are compared.
+/// The largest e (the effect of rounding, see the module's documentation) of a step whose gradients
+/// are compared.
 const MOST: f64 = 0.25;
 
 /// Returns the number of passes with emulated rounding that the gate makes for each step of an
@@ -125,9 +129,9 @@ fn loss_dtype(precision: Precision) -> Kind {
 }
 
 /// Computes the bound of each step. Returns the difference that is largest relative to its bound,
-/// and this bound. `figure` selects the difference that is bounded, and `size` the effect of
-/// rounding (‖g − r‖/‖r‖ in the module's documentation). `not_emulated` is the constant for the
-/// rounding that is not emulated.
+/// and this bound. `figure` returns the difference that needs a bound. `size` returns the effect of
+/// rounding (‖g − r‖/‖r‖ in the module's documentation), or 1 for the loss. `not_emulated` is the
+/// constant for the rounding that is not emulated.
 fn worst(
     steps: &[&Compared],
     figure: impl Fn(&Figures) -> f64,
@@ -159,8 +163,8 @@ fn worst(
 }
 
 /// Returns how far the running statistics of batch norms may differ from those under 32-true,
-/// relative to their norm. The validation loss may differ by half of this. Rounding alone causes
-/// only a few hundredths of it.
+/// relative to the norm of the latter. The validation loss may differ from that under 32-true by
+/// half of this bound. Rounding alone causes only a few hundredths of the bound.
 pub(super) fn statistics_bound(precision: Precision) -> f64 {
     match precision {
         Precision::F64True | Precision::F32True => 1e-3,
@@ -207,9 +211,9 @@ mod tests {
     ///
     /// The epoch has 32 steps with two emulated passes each. In all 64 passes, the difference
     /// divided by e is 0.5. So the bound of step 7, where e is 0.1, is a tenth of L, the tolerance
-    /// limit of 64 times 0.5. L is computed with a tenth of the mean as standard deviation, because these
-    /// quotients are all equal. The bound of the other steps is P, the tolerance limit of the 64
-    /// differences: 0.0005 in 62 passes, and 0.05 in the two passes of step 7.
+    /// limit of 64 values of 0.5. L is computed with a tenth of the mean as standard deviation,
+    /// because these values are all equal. The bound of the other steps is P, the tolerance limit
+    /// of the 64 differences: 0.0005 in 62 passes, and 0.05 in the two passes of step 7.
     #[rstest]
     #[case::sensitive(7, 0.05 * (1.0 + 0.1 * k()).powf(1.5))]
     #[case::calm(0, limit_of_all())]

@@ -35,7 +35,8 @@ const SIZE: f64 = 1e-3;
 /// distance as large as this.
 const DISTANCE: f64 = 1e-2;
 
-/// How much the gradients a (of the GPU) and b (of the CPU) differ.
+/// How much a gradient a differs from a gradient b: that of the GPU from that of the CPU, or one
+/// with perturbed weights from the one without.
 struct GradientDifference {
     /// How far the projection of a onto b is from b, relative to b: |⟨a, b⟩/⟨b, b⟩ − 1|.
     size: f64,

@@ -120,9 +120,9 @@ impl FinalState {
     }
 
     /// Returns how far the final state of another run of the same steps may differ from this one.
-    /// `again` is the final state after this run was repeated. If it has the same bits as this one,
-    /// the other run must have the same bits, too. Otherwise the tolerance is computed from the
-    /// difference.
+    /// `again` is the final state after this run was repeated. If `again` has the same bits as this
+    /// state, the other run must have the same bits, too. Otherwise the tolerance is computed from
+    /// the difference between the two.
     pub(super) fn repeated(&self, again: &Self) -> Result<Tolerance> {
         match self.difference(again, &Tolerance::default())? {
             None => Ok(Tolerance::default()),
@@ -156,8 +156,8 @@ impl FinalState {
         Ok(None)
     }
 
-    /// Describes the first tensor that differs by more than `tolerance`. Returns `None` if there is
-    /// none.
+    /// Describes the first tensor that differs from the same tensor in `other` by more than
+    /// `tolerance`. Returns `None` if there is none.
     pub(super) fn tensors_differ(
         &self,
         other: &Self,

@@ -259,9 +259,9 @@ impl<'a> Checks<'a> {
         Ok(())
     }
 
-    /// Returns how far the final states of the two runs may differ. On a CPU, and if they have the
-    /// same bits, the tolerance is 0. Otherwise repeats the first run and computes the tolerance
-    /// from how far its two final states differ.
+    /// Returns how far the final states of the two runs may differ. The tolerance is 0 on a CPU, or
+    /// if the two states have the same bits. Otherwise repeats the first run and computes the
+    /// tolerance from how far its two final states differ.
     fn tolerance(
         &mut self,
         scenario: Scenario,

@@ -49,8 +49,8 @@ pub(super) struct Reference {
     within_step: bool,
     /// For each step so far, how far its gradient is from that of 32-true.
     pub(super) steps: Vec<Compared>,
-    /// The largest relative difference, over the batches of this step, between the run's loss and
-    /// the loss under 32-true.
+    /// The largest relative difference, over the batches of this step, between this model's loss
+    /// and the loss with which [`add`](Self::add) compares it.
     loss: f64,
     /// Whether the model uses random numbers in training.
     pub(super) draws: bool,
@@ -161,7 +161,8 @@ impl Reference {
 
     /// Runs a forward and a backward pass for a batch of the observed run. `random` is the state of
     /// the random generator before the observed run's forward pass, so that dropout zeroes the same
-    /// elements. `loss` is the loss of the observed run. Returns the loss under 32-true.
+    /// elements. `loss` is compared with this model's loss, which is returned. It is the observed
+    /// run's loss, or, if this model emulates rounding, the loss under 32-true.
     pub(super) fn add(
         &mut self,
         run: &dyn LightningModule,

@@ -27,9 +27,9 @@ use crate::{
     scalars::{read, square, square_of_difference},
 };
 
-/// The accepted relative difference between the run and the repetition in float64: for weights
-/// relative to the norm of how far all steps so far have moved them, for optimizer state relative
-/// to its norm. It allows for several f32 operations with a relative error of 2⁻²⁴ each.
+/// The accepted relative difference between the run and the repetition in float64. That of weights
+/// is relative to the norm of their change in all steps so far, that of optimizer state to its
+/// norm. It allows for several f32 operations with a relative error of 2⁻²⁴ each.
 const ROUNDING: f64 = 2e-5;
 
 /// Repeats the optimizer steps of a run with f64 copies of the parameters.
@@ -41,8 +41,8 @@ pub(super) struct Replay {
     /// For each optimizer, the rule with which this module repeats its steps. `None` if this module
     /// has no rule for the optimizer.
     rules: Vec<Option<Ruled>>,
-    /// The run's parameters before the first step, by name. What hooks change later is added, so
-    /// that their distance from the current parameters is only what the optimizers have done.
+    /// The run's parameters before the first step, by name. The changes by hooks are added later,
+    /// so that only the optimizers' steps lie between these values and the current parameters.
     initial: BTreeMap<String, Tensor>,
     /// Copies of the run's parameters after the latest step, before hooks changed them.
     kept: Kept,
@@ -246,8 +246,8 @@ impl Replay {
     }
 
     /// Compares the running averages in an optimizer's state. They reveal if all gradients were
-    /// multiplied by a wrong factor. The steps of an adaptive optimizer do not, because there the
-    /// factor cancels.
+    /// multiplied by a wrong factor. An adaptive optimizer's steps do not reveal this, because the
+    /// factor cancels in them.
     fn averages(&self, own: &State, run: &Scheduled) -> Result<Vec<Distance>> {
         let run_parameters = run.optimizer.parameters();
         let run = run.optimizer.state()?;
@@ -281,9 +281,9 @@ impl Replay {
         Ok(sums.into_iter().map(distance).collect())
     }
 
-    /// Returns by how much more the weights may differ if the optimizer is Lion (0 for any other
-    /// optimizer). Lion uses only the sign of an average, and rounding may change the sign of an
-    /// average that is near zero.
+    /// Returns by how much more the weights may differ from the repetition's if the optimizer is
+    /// Lion (0 for any other). Lion uses only the sign of an average, and rounding may change the
+    /// sign of an average that is near zero.
     fn signs(&self) -> f64 {
         let by_sign = self
             .scheduled

@@ -24,7 +24,8 @@ pub struct PathReport {
     /// The number of steps in `steps` that ran as a CUDA graph.
     pub replayed: u64,
     /// Why the model's own code reads tensors within a step, for example in a hook. Such a model
-    /// runs without CUDA graphs and without clipping within the step. Null if its code reads none.
+    /// runs without CUDA graphs, and its gradients are clipped before the optimizer's step, not
+    /// within it. Null if its code reads no tensors.
     pub watched_by_itself: Option<String>,
     /// The trainer's notes on the run, for example why there are no CUDA graphs.
     pub notes: Vec<String>,

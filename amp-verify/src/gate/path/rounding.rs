@@ -90,8 +90,9 @@ fn size(own: &[Own], findings: &mut Findings) {
     );
 }
 
-/// Checks that no layer turns values that its dtype can represent into 0 or infinity. Also records
-/// how far the loss scale could change before the gradients of some layer under- or overflow.
+/// Checks that no layer turns more values that its dtype can represent into 0 or infinity than
+/// rounding explains. Also records how far the loss scale could change before the gradients of some
+/// layer under- or overflow.
 fn exponents(report: &layers::Report, own: &[Own], findings: &mut Findings) {
     let worst = own.iter().max_by(|a, b| a.lost.over_bound().total_cmp(&b.lost.over_bound()));
     if let Some(Own { path, lost, .. }) = worst {

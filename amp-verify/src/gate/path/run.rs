@@ -46,7 +46,7 @@ pub(super) const LOW_SCALE: f64 = 1024.0;
 /// infinite.
 pub(super) const HIGH_SCALE: f64 = 17_179_869_184.0;
 
-/// The kinds of training runs whose steps the gate checks. Each kind has other trainer options.
+/// The kinds of training runs whose steps the gate checks. They differ in their trainer options.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Scenario {
     /// An epoch and its validation, with the options that the model declares and a constant loss
@@ -116,8 +116,8 @@ impl Setup<'_> {
                     Length::Epochs(_) => most,
                     Length::Steps(steps) => most.min(i64::try_from(steps).unwrap_or(most)),
                 };
-                // With gradient accumulation, the last step has only one batch, because the last
-                // step of a real epoch may have too few batches as well.
+                // With gradient accumulation, the last step gets only one batch, because the last
+                // step of a user's epoch may also have fewer batches than the other steps.
                 let most = steps * window - (window - 1);
                 if self.batches(&config)? > most {
                     config.loops.limit_train_batches = Limit::Batches(most);
@@ -167,9 +167,9 @@ impl Setup<'_> {
         self.fit(self.config(scenario)?, Vec::new(), None)
     }
 
-    /// Creates the models that train under 32-true with emulated rounding, each with other random
-    /// numbers. Bounds are computed from their gradients. An epoch of `windows` steps needs
-    /// [`bounds::passes`] models.
+    /// Creates the models that compute the gradient of each step under 32-true with emulated
+    /// rounding, each with other random numbers. Bounds are computed from these gradients. For an
+    /// epoch of `windows` steps, [`bounds::passes`] gives the number of models.
     fn rounded(&self, windows: i64) -> Result<Vec<Reference>> {
         let overrides = Rc::new(self.job.overrides.clone());
         let mut model = self.case.build()?;

@@ -1,5 +1,5 @@
-//! How far two runs of the same steps may differ, on a device on which a repeated run gives other
-//! bits.
+//! How far two runs of the same steps may differ, on a device on which a repeated run does not give
+//! the same bits as the first one.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use amp_core::{
 use super::final_state::{dot, exact};
 use crate::scalars::all_equal;
 
-/// If a repeated run gives other bits, each tensor may differ by at least this fraction of its
-/// norm.
+/// The smallest tolerance of a tensor, as a fraction of its norm, if a repeated run does not give
+/// the same bits as the first one.
 const LEAST: f64 = 0.05;
-/// A tensor may differ by this many times its difference between a run and the repeated run.
+/// The tolerance of a tensor, as a multiple of its difference between a run and the repeated run.
 const REPEATED: f64 = 4.0;
 
 /// For each tensor, the accepted difference between two runs of the same steps, relative to the
@@ -28,8 +28,9 @@ pub(super) struct Tolerance {
 impl Tolerance {
     /// Computes the tolerance from two runs of the same steps that gave different bits. The
     /// tolerance of a tensor is four times its difference between these runs, and at least 5 % of
-    /// its norm. It exceeds 5 % for example for the bias of attention's keys: its gradient is only
-    /// rounding error, but an adaptive optimizer moves it as far as other parameters.
+    /// its norm. The tolerance exceeds 5 %, for example, for the bias of attention's keys: the
+    /// gradient of this bias is only rounding error, but an adaptive optimizer moves it as far as
+    /// other parameters.
     pub(super) fn of_repeated(
         run: &[(String, Tensor)],
         again: &[(String, Tensor)],

@@ -1,6 +1,6 @@
 //! Checks validation. Two validations of the same weights must log the same bits and change no
 //! tensor. The logged values must be those that the run itself logged. The validation loss must be
-//! close to the loss under 32-true.
+//! close to that of the same weights under 32-true.
 
 use amp_core::{LightningModule, Result, Trainer, log::Logged, nn::named_tensors, random};
 

@@ -18,8 +18,9 @@ pub(super) struct Between {
     emulation: Rc<Emulation>,
     draws: Rc<Draws>,
     moves: bool,
-    /// For each weight, by the address of its elements, the latest of its aliases. Each use of the
-    /// weight makes an alias of the previous alias, see [`weight`](Self::weight).
+    /// For each weight, by the address of its elements, the latest of its aliases (tensors with the
+    /// same elements). Each use of the weight makes an alias of the previous alias, see
+    /// [`weight`](Self::weight).
     used: RefCell<BTreeMap<usize, Tensor>>,
 }
 

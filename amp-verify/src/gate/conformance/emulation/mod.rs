@@ -1,9 +1,9 @@
 //! Emulates the rounding of a precision. The model runs in a wider precision, and every value that
 //! the precision would store in 16 bits is rounded to 16 bits. The emulation does not use the code
-//! of the precision that is checked. Before a run, the weights are perturbed at random by less than
-//! a rounding error, so that every run rounds differently. The differences between these runs and a
-//! run without rounding show how far a correct run of the precision may be from 32-true, for this
-//! model, its weights and its data.
+//! of the precision that is checked. In each step, the weights are perturbed at random by less than
+//! a rounding error before they are rounded, so that every run rounds differently. The differences
+//! between these runs and a run without rounding show how far a correct run of the precision may be
+//! from 32-true, for this model, its weights and its data.
 
 mod between;
 mod passes;
@@ -79,7 +79,8 @@ struct Kinds {
 impl Emulation {
     /// Runs one forward pass of `model` under `precision`, and records the dtypes in which modules
     /// receive, compute and return tensors, and those of the operators outside of layers. The model
-    /// must be newly built. Then runs a forward pass in the wider precision.
+    /// must be newly built. Then runs a forward pass in the wider precision, to count how often
+    /// each of these operators runs there.
     pub(in crate::gate) fn of(
         case: &Case,
         model: &mut dyn LightningModule,
@@ -154,7 +155,7 @@ impl Emulation {
     }
 
     /// Returns the loss scale of the run with emulated rounding. The emulation scales the loss if
-    /// the emulated precision does, so that gradients are equally large when they are rounded.
+    /// the emulated precision does, so that both round gradients of the same size.
     fn scale(&self) -> f64 {
         if self.precision.scales_loss() { LOW_SCALE } else { 1.0 }
     }
@@ -236,8 +237,8 @@ impl Rounding {
     }
 
     /// Perturbs also the inputs and outputs of modules at random before they are rounded. Weights
-    /// that are stored in 16 bits cannot be perturbed. So without this, all emulated runs of a step
-    /// would round in the same way.
+    /// that a run already stores in 16 bits do not change if they are perturbed and rounded again.
+    /// So without this, all emulated runs of a step would round in the same way.
     pub(in crate::gate) fn moving_between_modules(self) -> Self {
         Self { moves_between: true, ..self }
     }
@@ -323,7 +324,8 @@ impl Rounding {
         })
     }
 
-    /// Returns whether the parameters get their values from before rounding back after each step.
+    /// Returns whether each step ends by giving the parameters the values that they had before
+    /// rounding.
     pub(super) fn restores(&self) -> bool {
         self.emulation.stores().0.is_none()
     }

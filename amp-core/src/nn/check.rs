@@ -40,6 +40,7 @@ pub(in crate::nn) fn are_positive(layer: &str, name: &str, sizes: &[i64]) -> Res
 pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
     names_are_unique(found.iter().map(|found| (found.name.as_str(), &found.tensor)))?;
     tied_tensors_have_one_place(found)?;
+    parameters_share_no_memory(found)?;
     let integer =
         |found: &&Found| found.role == Role::Parameter && !is_floating(found.tensor.kind());
     match found.iter().find(integer) {
@@ -74,6 +75,44 @@ fn tied_tensors_have_one_place(found: &[Found]) -> Result<()> {
                 "`{name}` and `{other}` are the same tensor, but one of them is a parameter and \
                  the other is a buffer: visit both in the same role"
             )));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that no parameter shares memory with another tensor. The optimizer would change the shared
+/// elements once for each tensor, and a change of dtype would separate the tensors. A parameter
+/// that is used under two names is one tensor, and passes.
+fn parameters_share_no_memory(found: &[Found]) -> Result<()> {
+    let mut places: Vec<(usize, usize, &Found)> = Vec::new();
+    for one in found.iter().filter(|one| one.tensor.numel() > 0 && !one.tensor.is_sparse()) {
+        let elements = one.tensor.size().into_iter().zip(one.tensor.stride());
+        let last: i64 = elements.map(|(size, stride)| (size - 1) * stride).sum();
+        let bytes = (last as usize + 1) * one.tensor.kind().elt_size_in_bytes();
+        let start = one.tensor.data_ptr() as usize;
+        places.push((start, start + bytes, one));
+    }
+    places.sort_by_key(|(start, ..)| *start);
+    // For each role, the tensor that reaches furthest among those that start before.
+    let mut furthest: [Option<(usize, &Found)>; 2] = [None, None];
+    for (start, end, one) in places {
+        let is_parameter = one.role == Role::Parameter;
+        let earlier = furthest.iter().flatten().find(|(end, other)| {
+            (is_parameter || other.role == Role::Parameter)
+                && start < *end
+                && ffi::identity(&other.tensor) != ffi::identity(&one.tensor)
+        });
+        if let Some((_, other)) = earlier {
+            return Err(Error::config(format!(
+                "`{}` and `{}` are different tensors that share memory, so that each step would \
+                 change it twice: copy one of them with `f_copy`, or tie them by giving both fields \
+                 handles of one parameter (`shallow_clone` of a tensor that requires gradients)",
+                other.name, one.name
+            )));
+        }
+        let own = &mut furthest[usize::from(is_parameter)];
+        if own.is_none_or(|(furthest, _)| furthest < end) {
+            *own = Some((end, one));
         }
     }
     Ok(())

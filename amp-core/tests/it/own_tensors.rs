@@ -7,6 +7,8 @@ use amp_core::{
     tch::{Device, Kind, Tensor},
 };
 
+use rstest::rstest;
+
 use crate::support::{message, seeded};
 
 /// A module with its own parameters (`position` and `given`) and buffers (`scale` and `order`).
@@ -110,4 +112,56 @@ fn tensors_that_cannot_be_trained_are_refused() {
     let flat = Init::XavierUniform { gain: 1.0 }.tensor(&[4], Role::Buffer);
     let text = message(flat);
     assert!(text.starts_with("xavier_uniform: fan_in and fan_out cannot be computed"), "{text}");
+}
+
+/// Defines a module with two parameters, of which the second one has the initial value `$second`.
+macro_rules! two_parameters {
+    ($name:ident, $second:expr) => {
+        #[derive(Module)]
+        #[forward(|x| Ok(x.f_mul(&self.first)?.f_add(&self.second)?))]
+        struct $name {
+            #[parameter(init = Tensor::from_slice(&[0.5_f32, -0.5]))]
+            first: Tensor,
+            #[parameter(init = $second)]
+            second: Tensor,
+        }
+    };
+}
+
+two_parameters!(Tied, first.shallow_clone());
+two_parameters!(SharedMemory, first.detach());
+two_parameters!(SharedPart, first.detach().narrow(0, 1, 1));
+two_parameters!(Copied, first.detach().copy());
+
+/// Checks that a parameter with two names is one tensor, as in PyTorch, and keeps its two names
+/// after a change of dtype.
+#[rstest]
+fn a_parameter_with_two_names_is_one_tensor(
+    #[values(Precision::F32True, Precision::F64True, Precision::Bf16True)] precision: Precision,
+) -> Result<()> {
+    let module = Tied::builder().build()?;
+    nn::place(&module, Policy::new(precision, Device::Cpu), &Default::default())?;
+    assert_eq!(nn::parameters(&module).len(), 1);
+    let _ = tch::no_grad(|| module.first.shallow_clone().fill_(3.0));
+    assert_eq!(module.second.double_value(&[1]), 3.0);
+    Ok(())
+}
+
+/// Checks that two parameters that share memory are refused: each step would change the memory
+/// twice.
+#[test]
+fn parameters_that_share_memory_are_refused() -> Result<()> {
+    let place = |module: &dyn nn::Visit| {
+        nn::place(module, Policy::new(Precision::F32True, Device::Cpu), &Default::default())
+    };
+    for module in
+        [&SharedMemory::builder().build()? as &dyn nn::Visit, &SharedPart::builder().build()?]
+    {
+        let said = message(place(module));
+        assert!(
+            said.contains("`first` and `second` are different tensors that share memory"),
+            "{said}"
+        );
+    }
+    place(&Copied::builder().build()?)
 }

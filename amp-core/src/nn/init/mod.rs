@@ -109,9 +109,13 @@ pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Resu
 }
 
 /// Turns a tensor that the user created into a parameter or buffer of a module. The result has no
-/// autograd history. A parameter requires a gradient.
+/// autograd history. A parameter requires a gradient. A tensor that already is a parameter, for
+/// example of another field, stays the same tensor, so that the two fields are tied as in PyTorch.
 #[doc(hidden)]
 pub fn own_tensor(name: &str, tensor: Tensor, role: Role) -> Result<Tensor> {
+    if role == Role::Parameter && tensor.requires_grad() && tensor.f_is_leaf()? {
+        return Ok(tensor);
+    }
     let tensor = tensor.f_detach()?;
     match role {
         Role::Parameter if !is_floating(tensor.kind()) => Err(Error::config(format!(

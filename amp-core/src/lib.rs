@@ -14,6 +14,7 @@ mod monitor;
 mod named;
 mod optimizer;
 mod parameter;
+mod tch_panics;
 mod tensor_file;
 
 pub mod callback;
@@ -45,6 +46,8 @@ pub use error::{Error, Result};
 pub use module::{Hook, Hyperparameters, LightningModule, LossScope, Step};
 pub use nn::{Module, Visit};
 pub use tch;
+#[doc(hidden)]
+pub use tch_panics::returned;
 pub use trainer::{Trainer, TrainerConfig};
 
 /// The names that the source file of a model needs. `use amp_core::prelude::*;` imports them.

@@ -14,6 +14,7 @@ use crate::{
     precision::Policy,
     provenance::Validation,
     random::EvaluationDraws,
+    tch_panics::returned,
 };
 
 /// The loaders of the validation, test or prediction sets, each with the name of its set.
@@ -232,7 +233,7 @@ impl Evaluator {
                 let (own, results) =
                     self.in_parts(&batch?, scope, interval, |runner, part, own| {
                         let mut step = Step::new(&runner.context, own, index, runner.global_step);
-                        run(model, part, &mut step)
+                        returned(|| run(model, part, &mut step))
                     })?;
                 log.merge(own)?;
                 for (name, media) in log.take_media() {

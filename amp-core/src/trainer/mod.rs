@@ -44,6 +44,7 @@ use crate::{
     logger::ProgressBar,
     nn, random,
     record::{Recorder, RunRecord},
+    tch_panics::returned,
 };
 
 /// Trains models and reports events to its subscribers.
@@ -194,7 +195,7 @@ impl<'a> Trainer<'a> {
             Some(path) => Some(run.resume(path, &self.resume_with)?),
             None => None,
         };
-        run.go(resumed)?;
+        returned(|| run.go(resumed))?;
         // The loop reports FitStart as its first event and FitEnd as its last event, so the
         // recorder has the start and the end of the run.
         Ok(recorder.finish().expect("a run that ended has a start and an end"))
@@ -300,9 +301,8 @@ impl<'a> Trainer<'a> {
         emit(Event::EvaluationStart(EvaluationStart { stage, run: start }))?;
         let (val, val_seconds) = timed(|| {
             let global_step = 0;
-            run(&mut evaluator, model, &mut |name, media| {
-                emit(Event::Media { global_step, name, media })
-            })
+            let mut show = |name, media| emit(Event::Media { global_step, name, media });
+            returned(|| run(&mut evaluator, model, &mut show))
         })?;
         if !val.is_empty() {
             let (position, global_step, val) = (Position::default(), 0, val.clone());

@@ -235,3 +235,82 @@ fn a_missing_test_step_is_named_with_its_attribute() -> Result<()> {
     assert!(said.contains("in a derived model with `#[test_step(…)]`"), "{said}");
     Ok(())
 }
+
+/// Defines a model whose training step is `$step`.
+macro_rules! scaled {
+    ($name:ident, $step:expr) => {
+        #[derive(LightningModule)]
+        #[forward(|x| head(x))]
+        #[loss(mse_loss)]
+        #[training_step($step)]
+        #[optimizer(sgd, lr = 0.1)]
+        struct $name {
+            #[layer(linear(4, 1))]
+            head: Linear,
+            #[layer(linear(4, 1))]
+            forgotten: Linear,
+        }
+
+        #[allow(dead_code)]
+        impl $name {
+            fn loss(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+                loss::mse_loss(&self.forward(&batch.input, step.context())?, &batch.target)
+            }
+
+            fn backward(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+                self.loss(batch, step)?.f_backward()?;
+                self.loss(batch, step)
+            }
+
+            fn numbers(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+                let loss = self.loss(batch, step)?;
+                let mask = Tensor::f_ones([3], (Kind::Bool, loss.device()))?;
+                Ok(batch.input.f_masked_fill(&mask, 0.0)?.f_sum(Kind::Float)?.f_add(&loss)?)
+            }
+        }
+    };
+}
+
+scaled!(Returns, Self::loss);
+scaled!(Backward, Self::backward);
+scaled!(Numbers, Self::numbers);
+
+fn fit_once(model: &mut dyn amp_core::LightningModule) -> Result<amp_core::record::RunRecord> {
+    let x = Tensor::f_arange(32, (Kind::Float, Device::Cpu))?.f_view([8, 4])?.f_sin()?;
+    let batch = || Batch::new(x.shallow_clone(), x.f_sum_dim_intlist(1, true, Kind::Float)?);
+    let data = DataModule::new("sums", batch()?, batch()?, 4);
+    let config = TrainerConfig::new(Precision::F32True, Device::Cpu).with(|config| {
+        config.max_epochs = 1;
+        config.checks.shared_examples = true;
+    });
+    Trainer::new(config).fit(model, &data)
+}
+
+/// Checks that a step that runs the backward pass itself is refused, because the trainer would add
+/// the gradients of its own backward pass.
+#[test]
+fn a_step_with_a_backward_pass_is_refused() -> Result<()> {
+    let _generator = seeded(3);
+    let said = message(fit_once(&mut Backward::builder().build()?));
+    assert!(said.contains("`training_step` has run a backward pass: `head.weight`"), "{said}");
+    Ok(())
+}
+
+/// Checks that a note names the parameters on which the loss does not depend.
+#[test]
+fn a_note_names_parameters_without_gradient() -> Result<()> {
+    let _generator = seeded(3);
+    let notes = fit_once(&mut Returns::builder().build()?)?.notes;
+    let [note] = notes.as_slice() else { panic!("{notes:?}") };
+    assert!(note.contains("no gradient to `forgotten.weight`, `forgotten.bias`"), "{note}");
+    Ok(())
+}
+
+/// Checks that a failing operator with a number ends the run with an error and not with a panic.
+#[test]
+fn a_failing_operator_with_a_number_is_an_error() -> Result<()> {
+    let _generator = seeded(3);
+    let said = message(fit_once(&mut Numbers::builder().build()?));
+    assert!(said.contains("The size of tensor a (3) must match"), "{said}");
+    Ok(())
+}

@@ -12,7 +12,7 @@ use amp_core::{
     log::Logged,
     logger::ProgressBar,
     record::RunRecord,
-    tch,
+    returned, tch,
     trainer::Averaging,
 };
 
@@ -50,7 +50,8 @@ pub fn main(registry: Registry) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    let outcome = registry.check().and_then(|()| run(&registry, cli.command));
+    let command = || registry.check().and_then(|()| run(&registry, cli.command));
+    let outcome = returned(command);
     match outcome {
         Ok(code) => code,
         Err(error) => {

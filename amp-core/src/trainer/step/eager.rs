@@ -6,6 +6,7 @@ use tch::Tensor;
 
 use super::{
     explain_non_finite::explain,
+    first_gradients,
     invariants::Moment,
     micro_batches::{Examples, halves},
     observers::{Emit, Observers},
@@ -177,6 +178,7 @@ fn forward_backward(
                 Some(context) => state.passes_in(context),
                 None => state.passes(),
             };
+            passes.is_first = context.is_some();
             passes.run(model, batch, share, index, &mut log)
         };
         match attempt() {
@@ -201,6 +203,9 @@ fn forward_backward(
     ran.log.merge(log)?;
     if let Some(probe) = probe {
         state.report_dtypes(model, &probe, &loss, observers.emit)?;
+        if let Some(text) = first_gradients::missing(model) {
+            (observers.emit)(Event::Note { text })?;
+        }
     }
     ran.losses.push(loss);
     Ok(())

@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use super::{
+    first_gradients::none_yet,
     micro_batches::{no_examples, split},
     profile::Profiler,
 };
@@ -16,6 +17,7 @@ use crate::{
     nn::Context,
     precision::{GradScaler, Policy},
     random::Seeding,
+    tch_panics::returned,
 };
 
 /// The settings and objects that the forward and backward passes over a batch use.
@@ -27,6 +29,8 @@ pub(super) struct Passes<'p> {
     pub(super) parts: i64,
     pub(super) global_step: u64,
     pub(super) seeding: &'p mut Seeding,
+    /// Whether the next pass is the first pass of the run, so that no parameter has a gradient yet.
+    pub(super) is_first: bool,
     pub(super) profiler: &'p mut Profiler,
 }
 
@@ -76,8 +80,12 @@ impl Passes<'_> {
             let _products = self.context.watch_products()?;
             WatchedBroadcasts::note_batch(part.of_examples())?;
             let mut step = Step::new(self.context, log, index as usize, self.global_step);
-            self.seeding.watch(self.policy.device, || model.training_step(part, &mut step))??
+            let run = || returned(|| model.training_step(part, &mut step));
+            self.seeding.watch(self.policy.device, run)??
         };
+        if std::mem::take(&mut self.is_first) {
+            none_yet(model)?;
+        }
         self.profiler.lap(Phase::Forward)?;
         let scaled = match share {
             // A part in which no target counts contributes no gradient.

@@ -11,6 +11,7 @@ mod eager;
 mod eager_or_graph;
 mod executor;
 mod explain_non_finite;
+mod first_gradients;
 mod forward_backward;
 mod graph;
 mod invariants;

@@ -248,9 +248,9 @@ impl<'a> StepState<'a> {
     pub(super) fn passes(&mut self) -> Passes<'_> {
         let global_step = self.global_step();
         let Self { policy, context, optim, parts, seeding, profiler, .. } = self;
-        let (policy, parts) = (*policy, *parts);
+        let (policy, parts, is_first) = (*policy, *parts, false);
         let scaler = &optim.scaler;
-        Passes { policy, context, scaler, parts, global_step, seeding, profiler }
+        Passes { policy, context, scaler, parts, global_step, seeding, is_first, profiler }
     }
 
     /// Returns the settings and objects for forward and backward passes in the given [`Context`].

@@ -28,6 +28,7 @@ use crate::{
     log::Log,
     memory::{self, MemoryMeter, show_bytes, tensor_bytes},
     nn::{Cell, Segment, Survey},
+    tch_panics::returned,
     weights,
 };
 
@@ -108,7 +109,7 @@ impl Trial<'_, '_> {
         let _autocast = state.policy.autocast()?;
         let mut log = Log::default();
         let mut step = Step::new(&context, &mut log, 0, state.global_step());
-        let _ = model.training_step(&part, &mut step)?;
+        let _ = returned(|| model.training_step(&part, &mut step))?;
         Ok(survey.take())
     }
 

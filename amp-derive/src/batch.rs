@@ -126,7 +126,7 @@ fn field(field: &syn::Field, diag: &Diagnostics) -> Option<Field> {
     Some(Field { ident: field.ident.clone()?, ty: field.ty.clone(), role })
 }
 
-/// Reads the role of a field. Checks the rule: the attribute, as in `#[batch(ids)]`, names exactly
+/// Reads the role of a field. Checks the rule: the attribute, as in `#[batch(ids)]`, gives exactly
 /// one role.
 fn role(attr: &Attr, diag: &Diagnostics) -> Option<Role> {
     let names: Vec<&str> = ROLES.iter().map(|(name, _)| *name).collect();

@@ -104,8 +104,8 @@ fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
         | Expr::Tuple(_)
         // A `let` condition, as in `if let`, must not be in parentheses.
         | Expr::Let(_) => false,
-        // `(self.function)(x)` calls the function in the field, while `self.function(x)` calls a
-        // method.
+        // `(self.function)(x)` calls the function in the field. Without the parentheses, it would
+        // call a method.
         Expr::Field(_) => is_group(after, Delimiter::Parenthesis),
         // A prefix operator binds more weakly than a postfix operator, but more strongly than every
         // other operator. A block also gets parentheses only before a postfix operator, because

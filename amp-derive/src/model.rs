@@ -254,7 +254,7 @@ pub(crate) struct Lightning {
 pub(crate) struct OwnHook {
     pub(crate) hook: &'static table::Hook,
     pub(crate) path: ExprPath,
-    /// Whether the trainer may call the hook after it has started later steps.
+    /// Whether the trainer may call the hook for a step after it has started later steps.
     pub(crate) late: bool,
 }
 

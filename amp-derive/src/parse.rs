@@ -70,7 +70,7 @@ fn named_fields(input: &DeriveInput, derive: Derive, diag: &Diagnostics) -> Opti
                 );
                 None
             }
-            // A struct without fields has no layers, which `has_a_layer` reports.
+            // A struct without fields has no layers. The rule `has_a_layer` reports this.
             Fields::Unit => Some(Vec::new()),
         },
         Data::Enum(data) => {

@@ -69,7 +69,8 @@ pub(crate) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     near.map(|(_, name)| name).or_else(|| extended().copied())
 }
 
-/// Returns the largest number of edits for which a name of this length still counts as close.
+/// Returns the largest number of edits between a word and a known name with which the two still
+/// count as close. `length` is the length of the shorter of the two.
 fn allowed(length: usize) -> usize {
     match length {
         0..=2 => 0,

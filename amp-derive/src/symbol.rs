@@ -23,7 +23,7 @@ pub(crate) const ON_TRAIN_EPOCH_START: &str = "on_train_epoch_start";
 pub(crate) const ON_BEFORE_OPTIMIZER_STEP: &str = "on_before_optimizer_step";
 pub(crate) const ON_TRAIN_BATCH_END: &str = "on_train_batch_end";
 /// The keyword `late`. Written after a hook's function path in the attribute, it says that the
-/// trainer may call the hook when later steps have already started.
+/// trainer may call the hook for a step when later steps have already started.
 pub(crate) const LATE: &str = "late";
 pub(crate) const ON_TRAIN_EPOCH_END: &str = "on_train_epoch_end";
 pub(crate) const ON_VALIDATION_EPOCH_END: &str = "on_validation_epoch_end";

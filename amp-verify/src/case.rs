@@ -103,7 +103,8 @@ pub struct Choices {
     pub checks: ChecksConfig,
     /// The name of the logged value that early stopping monitors.
     pub early_stopping: Option<String>,
-    /// The number of epochs without improvement of this value after which training ends.
+    /// The number of epochs without improvement of the monitored value after which early stopping
+    /// ends training.
     pub patience: Option<u32>,
     /// The values of hyperparameters, by name.
     pub set: Hyperparameters,
@@ -271,8 +272,9 @@ impl Case {
 const PATIENCE: u32 = 3;
 
 /// Returns the logged value that early stopping monitors, and the patience. The user's choices
-/// replace those of the registry. If the user chooses another logged value but no patience, the
-/// patience is [`PATIENCE`], because the registry's patience is for the registry's value.
+/// replace those of the registry. If the user chooses another logged value than the registry but no
+/// patience, the patience is [`PATIENCE`], because the registry's patience is for the registry's
+/// value.
 fn stopping(
     model: &Model,
     monitor: Option<String>,
@@ -348,8 +350,8 @@ mod tests {
         model!(Net).early_stopping("val_loss", 5)
     }
 
-    /// Checks that the user's choices of the logged value and of the patience replace the values
-    /// that the registry declares.
+    /// Checks that the user's choices for early stopping (the logged value, the patience) replace
+    /// those that the registry declares.
     #[rstest]
     #[case::declared(declared(), None, None, Some(("val_loss", 5)))]
     #[case::other_patience(declared(), None, Some(1), Some(("val_loss", 1)))]

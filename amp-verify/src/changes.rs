@@ -39,7 +39,8 @@ pub struct Changes {
     /// The name of the logged value that early stopping monitors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<String>,
-    /// The number of epochs without improvement of this value after which training ends.
+    /// The number of epochs without improvement of the monitored value after which early stopping
+    /// ends training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patience: Option<u32>,
     /// How many training batches to use in each epoch: a number of batches, or a fraction of all
@@ -58,7 +59,7 @@ impl Changes {
         *self == Self::default()
     }
 
-    /// Returns these changes without a change of the length.
+    /// Returns these changes without the change of the length of training.
     pub fn without_length(&self) -> Self {
         Self { length: None, ..self.clone() }
     }

@@ -54,8 +54,8 @@ pub struct Run {
     pub applied_steps: u64,
     /// The number of optimizer steps that were skipped.
     pub skipped_steps: u64,
-    /// The first parameter with a NaN or an infinity in its gradient in the first skipped step;
-    /// null if no step was skipped.
+    /// The first parameter with a NaN or an infinity in its gradient in the first skipped step.
+    /// Null if no step was skipped, or if this step was skipped for another reason.
     pub first_culprit: Option<String>,
     /// The module, the loss or the gradient in which the first NaN or infinity of the first skipped
     /// step arose. Null if no step was skipped.
@@ -105,8 +105,8 @@ pub struct Sample {
 /// Student's 95 % confidence interval of a mean: mean ± t(0.975, n − 1)·s/√n, where s is the
 /// standard deviation of the n values. An accuracy over N validation examples is a multiple of 1/N.
 /// The values of a few seeds may therefore be equal by chance, and the interval would be too
-/// narrow. To prevent this, s is at least the standard deviation of the rounding error: (1/N)/√12
-/// for a metric, and (1/N)/√6 for the difference of two metrics.
+/// narrow. To prevent this, s is at least the standard deviation that rounding to multiples of 1/N
+/// causes: (1/N)/√12 for a metric, and (1/N)/√6 for the difference of two metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The mean of the values.

@@ -78,7 +78,7 @@ impl Format {
     }
 
     /// Returns the limit between rounding down and overflow, as a significand (from 1 to 2) at the
-    /// format's largest exponent: halfway from the largest finite value to its would-be successor.
+    /// format's largest exponent: halfway from the largest value to the one that would come next.
     fn last_significand(self) -> f64 {
         match self {
             Self::F16 => 65520.0 / 32768.0,
@@ -90,7 +90,7 @@ impl Format {
 
     /// Returns the lowest class of values that overflow in this format at its largest exponent. The
     /// class of a significand is the number of formats in [`Format::ALL`] in which it overflows at
-    /// the largest exponent.
+    /// the format's largest exponent.
     fn class(self) -> usize {
         let last = self.last_significand();
         Self::ALL.into_iter().filter(|other| other.last_significand() <= last).count()

@@ -13,7 +13,8 @@ use amp_core::{
     trainer::{ManualStep, StepAccess},
 };
 
-/// Intercepts the calls of the trainer to a model. By default each method calls the model.
+/// Intercepts the calls of the trainer to a model. By default each method calls the corresponding
+/// method of the model.
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
 pub trait Interceptor {
     /// Returns when the interceptor must run: within a step, after each step before the next one,

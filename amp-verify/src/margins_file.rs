@@ -64,9 +64,9 @@ impl From<File> for Margins {
 pub struct ModelMargin {
     /// The margin: three times the largest `sigma` in `spread`, rounded up.
     pub margin: f64,
-    /// The number of seeds with which the differences were measured.
+    /// The number of seeds with which the differences from 32-true were measured.
     pub n: usize,
-    /// The length of each training run from which the differences were measured.
+    /// The length of each training run in this measurement.
     #[serde(flatten)]
     pub length: Length,
     /// The changes to the registered model in these training runs, except a changed length of
@@ -82,12 +82,13 @@ pub struct ModelMargin {
     pub spread: BTreeMap<String, MetricSpread>,
 }
 
-/// The mean and the standard deviation, over the seeds, of the differences of a metric.
+/// How much worse a metric was under a precision than under 32-true: the mean and the standard
+/// deviation over the seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MetricSpread {
-    /// The mean of the differences over the seeds.
+    /// The mean over the seeds. It is positive if the precision is worse than 32-true.
     pub mean: f64,
-    /// The standard deviation of the differences over the seeds.
+    /// The standard deviation over the seeds.
     pub sigma: f64,
 }
 
@@ -96,7 +97,7 @@ impl Margins {
     /// margins.
     ///
     /// # Errors
-    /// When the file cannot be read or has another format.
+    /// When the file cannot be read, or is not a file of margins.
     pub fn read(path: &Path) -> Result<Self> {
         match fs::read_to_string(path) {
             Ok(text) => serde_json::from_str(&text).map_err(|error| {

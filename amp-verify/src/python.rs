@@ -109,8 +109,8 @@ impl Process {
     }
 }
 
-/// Returns the error for an answer that is valid JSON, but not what the request asks for. The error
-/// contains the answer.
+/// Returns the error for an answer that is not valid JSON, or not what the request asks for. The
+/// error contains the answer.
 pub(crate) fn unexpected(answer: &Value) -> Error {
     Error::config(format!("the Python program sent an unexpected answer: {answer}"))
 }

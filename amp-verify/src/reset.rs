@@ -11,9 +11,9 @@ use amp_core::{
 
 use crate::case::Case;
 
-/// A model that can be reset to its initial values. A reset copies the initial values on the
-/// device. This is faster than building the model again, because a build draws each weight on the
-/// host and copies it to the device.
+/// A model that can be reset to its initial values. A reset writes the initial values, which are
+/// kept on the device, into the model's tensors. This is faster than building the model again,
+/// because a build draws each weight on the host and copies it to the device.
 pub(crate) struct ResetModel {
     model: Box<dyn LightningModule>,
     seed: u64,
@@ -239,8 +239,8 @@ mod tests {
         Ok(())
     }
 
-    /// Checks that `follow` builds the model again if the case has another seed. The weights must
-    /// be those of the new seed.
+    /// Checks that `follow` builds the model again if the case has another seed than the model. The
+    /// weights must be those of the new seed.
     #[test]
     fn a_model_follows_the_seed() -> Result<()> {
         let _section = random::seeded(1)?;

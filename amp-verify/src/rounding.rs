@@ -52,8 +52,8 @@ mod tests {
     use super::*;
 
     /// Checks that the errors of stochastic rounding are smaller than the distance between two
-    /// neighbouring numbers of the dtype and that their mean is zero. Some results differ from
-    /// rounding to nearest. Values that the dtype can represent do not change.
+    /// neighbouring numbers of the dtype, that their mean is zero, that some results differ from
+    /// rounding to nearest, and that values that the dtype can represent do not change.
     #[rstest]
     #[case::f16(Kind::Half)]
     #[case::bf16(Kind::BFloat16)]
@@ -67,8 +67,8 @@ mod tests {
         let error = (&found - &exact) / neighbours;
         assert!(error.abs().max().double_value(&[]) < 1.0);
         // The unit of `error` is the distance between two neighbouring numbers. The standard
-        // deviation of the errors is 0.289 for rounding to nearest, and at most 0.41 for stochastic
-        // rounding.
+        // deviation of the errors is 0.289 (1/√12) for rounding to nearest, and at most 0.41 (1/√6)
+        // for stochastic rounding.
         let deviation = error.std(true).double_value(&[]);
         assert!(deviation > 0.289 && deviation < 0.41, "{deviation}");
         assert!(error.mean(Kind::Double).double_value(&[]).abs() < 0.01);

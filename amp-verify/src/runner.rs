@@ -46,7 +46,7 @@ pub struct Extras {
     /// The file in which a run that ends with an error saves its state.
     pub save_on_error: Option<PathBuf>,
     /// Whether the results of the run are compared with those of other runs. A compared run fails
-    /// if the model does not log the value by which the model is judged.
+    /// if the model does not log its validation loss and the value by which it is judged.
     pub is_compared: bool,
 }
 

@@ -1,6 +1,6 @@
-//! Reads several numbers from a device at once. Each read waits until the device has finished all
-//! its work, including that of other processes, so a single read is faster than one read for each
-//! number.
+//! Reads several numbers from a device at once. Each read waits until the device has finished the
+//! work that was given to it before, and longer if other processes use the device too, so a single
+//! read is faster than one read for each number.
 
 use amp_core::{
     Result,

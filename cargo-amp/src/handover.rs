@@ -20,13 +20,14 @@ use crate::{test_build, test_parts};
 /// unless the program sets another number.
 const THREADS: &str = "OMP_NUM_THREADS";
 
-/// The environment variable that sets how many times a thread of libgomp checks whether the other
-/// threads of an operation have finished before it sleeps.
+/// The environment variable that sets how many times a thread of libgomp, before it sleeps, checks
+/// whether the other threads of an operation have finished.
 const SPIN: &str = "GOMP_SPINCOUNT";
 
 /// Makes threads that wait for other threads of an operation sleep early, if other processes use
-/// the cores too. By default they spin for milliseconds, which makes training of a small model ten
-/// times as slow on shared cores. Does nothing if the user has chosen how threads wait.
+/// the cores too. By default, waiting threads spin for milliseconds, which makes training of a
+/// small model ten times as slow on shared cores. Does nothing if the user has chosen how threads
+/// wait.
 fn wait_asleep(command: &mut Command) {
     let chosen = [SPIN, "OMP_WAIT_POLICY"].iter().any(|name| env::var_os(name).is_some());
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -68,8 +69,9 @@ pub(crate) fn test(
     if parts.len() < 2 || cores < 2 || options.device == Some(Device::Cuda) {
         return replace_process(test_command(libtorch, package, &[], options));
     }
-    // Builds all tests first. Otherwise the two cargo processes that later run parts of the tests
-    // would build one after the other, because each waits for the other's lock on the build folder.
+    // Builds all tests first. Otherwise the two cargo processes that later run the tests, each a
+    // part of them, would build one after the other, because each waits for the other's lock on the
+    // build folder.
     if let ControlFlow::Break(code) = cargo::build(test_build::command(libtorch, package))? {
         return Ok(code);
     }

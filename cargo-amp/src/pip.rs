@@ -13,7 +13,7 @@ print('%d.%d' % sys.version_info[:2])
 print(importlib.util.find_spec('pip') is not None)
 ";
 
-/// The parts of the messages that describe what is downloaded.
+/// The parts of this module's messages that depend on what is downloaded.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted {
     /// The short name of what is downloaded, for example `libtorch`.

@@ -21,8 +21,8 @@ use crate::project::Package;
 /// The number of parts that run at the same time.
 const AT_ONCE: usize = 2;
 
-/// How long the output of a part is still read after its cargo has ended. A process that a test has
-/// left running may keep the pipe open for longer.
+/// How long the output of a part is still read after the part's cargo process has ended. A process
+/// that a test has left running may keep the pipe open for longer.
 const LEFT_OPEN: Duration = Duration::from_secs(1);
 
 /// The environment variable that sets whether cargo prints colours. By default cargo prints none

@@ -138,7 +138,7 @@ pub(super) fn part_of_metric(expr: &Expr, spec: &Spec, diag: &Diagnostics) -> Op
     part(expr, diag)
 }
 
-/// Checks the rule: the attribute names a field of the batch for each input of `forward`.
+/// Checks the rule: the attribute gives a field of the batch for each input of `forward`.
 fn each_input_has_a_part(at: &Expr, parts: usize, inputs: &[Ident], diag: &Diagnostics) -> bool {
     let fits = parts == inputs.len();
     if !fits {

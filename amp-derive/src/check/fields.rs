@@ -182,7 +182,7 @@ const REGIONS: &[(&str, Region)] = &[
     ("fp64", Region::Fp64),
 ];
 
-/// Checks the rule: `#[precision]` is on a layer and names one precision. Returns `Some(None)` for
+/// Checks the rule: `#[precision]` is on a layer and gives one precision. Returns `Some(None)` for
 /// a field without the attribute, and `None` if an error was reported.
 fn precision(field: &Field, diag: &Diagnostics) -> Option<Option<Region>> {
     let Some(attr) = only(&field.attrs, symbol::PRECISION, diag) else {

@@ -99,7 +99,7 @@ fn lifetimes_are_left_out(ty: Option<&Type>, diag: &Diagnostics) -> Option<()> {
 }
 
 /// Checks the rule: a closure with a return type returns a `Result`. Returns `Some(None)` for a
-/// closure without a return type, whose type is `Result<Tensor>`.
+/// closure without a written return type, which must return `Result<Tensor>`.
 fn returns_a_result(closure: &ExprClosure, diag: &Diagnostics) -> Option<Option<(Type, Type)>> {
     let ReturnType::Type(_, written) = &closure.output else {
         return Some(None);

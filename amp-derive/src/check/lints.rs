@@ -16,8 +16,8 @@ pub(super) fn advise(model: &Model, diag: &Diagnostics) {
 }
 
 /// Warns about a batch norm without a precision region after a layer with `#[precision(fp16)]` or
-/// `#[precision(bf16)]`. The batch norm's input is then rounded, and so are the mean and variance
-/// that the batch norm computes from it.
+/// `#[precision(bf16)]`, directly or with layers without a region between the two. The batch norm's
+/// input is then rounded, and so are the mean and variance that the batch norm computes from it.
 fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
     // With `#[forward]`, the order of the fields is not the order in which the layers run, so
     // nothing is checked.

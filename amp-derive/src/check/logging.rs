@@ -19,9 +19,9 @@ pub(super) struct Names {
     /// Whether all metrics could be read. If not, unknown names are not reported, because they may
     /// be the names of metrics with errors.
     complete: bool,
-    /// The values that are not logged because their metric has a `stage`. Each entry has the name
-    /// of such a value (`train_acc`), the metric's name (`acc`), and its stage. If a `#[log]` names
-    /// the value, the error mentions the stage.
+    /// The values that are not logged, because the metric's `stage` is the other stage. Each entry
+    /// has the name of such a value (`train_acc`), the metric's name (`acc`), and the metric's
+    /// stage (validation). If a `#[log]` mentions the value, the error mentions the stage.
     left_out: Vec<(String, String, Stage)>,
     /// The stages (training, validation) for which the user has written the step.
     own: Vec<Stage>,

@@ -131,7 +131,7 @@ fn own_metric_is_named(name: Option<String>, at: &Ident, diag: &Diagnostics) -> 
     name
 }
 
-/// Checks the rule: no two metrics have the same logged name.
+/// Checks the rule: no two metrics have the same logged name, and no metric has that of the loss.
 fn name_is_its_own(metric: &Declared, at: &Ident, before: &[Declared], diag: &Diagnostics) -> bool {
     let name = &metric.name;
     let meets = |other: &&Declared| {

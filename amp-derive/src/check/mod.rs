@@ -32,7 +32,8 @@ use crate::{
     symbol,
 };
 
-/// Applies every rule to the struct. Returns `None` if a rule reported an error.
+/// Applies every rule to the struct. Returns `None` if a part of the model has an error. Other
+/// rules only report their error to `diag`, so a returned model may be refused later.
 pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
     attributes_are_in_their_place(spec, diag);
     has_a_layer(spec, diag);
@@ -181,8 +182,8 @@ fn keys_of(name: &str) -> &'static [&'static str] {
 }
 
 /// Returns the word that may follow the function in the attribute `name`, if there is such a word.
-/// `late` means that the trainer may call the hook after later steps have started. `captured` means
-/// that the training step may run as a CUDA graph.
+/// `late` means that the trainer may call the hook for a step after later steps have started.
+/// `captured` means that the training step may run as a CUDA graph.
 fn mark_of(name: &str) -> Option<&'static str> {
     match name {
         symbol::ON_TRAIN_BATCH_END => Some(symbol::LATE),

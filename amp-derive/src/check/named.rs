@@ -52,7 +52,7 @@ pub(super) fn named_config<'a>(
     Some(Named::Known { at, args })
 }
 
-/// Returns whether the path `ty` names a type. If the path differs from a known name only in
+/// Returns whether the path `ty` is that of a type. If the path differs from a known name only in
 /// capital letters and underscores, it is a misspelt name, not a type.
 fn is_own_type(ty: &ExprPath, known: &[&str]) -> bool {
     let Some(word) = ty.path.get_ident() else {

@@ -167,14 +167,14 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
     Some(Optimizer { config, params, groups, scheduler: None })
 }
 
-/// The attribute that a key belongs to: an optimizer or a group.
+/// The optimizer for which a key is given, also if the key is in one of its groups.
 #[derive(Clone, Copy)]
 enum Owner<'a> {
     /// An optimizer of amp-core. `row` lists the keys that it accepts.
     Known { at: &'a Ident, row: &'static Entry },
     /// A struct that the user has written. Each key must be a field of this struct.
     Own,
-    /// An expression for the whole optimizer, which accepts no keys.
+    /// An expression for the whole optimizer. It accepts only the keys that select parameters.
     Value,
 }
 

@@ -78,9 +78,9 @@ pub(super) fn target(model: &Model, locals: &Locals) -> TokenStream {
     }
 }
 
-/// Generates the expression for the target of a loss or a metric whose target is a tensor. `of` is
-/// the metric's own target, if it has one. If the target is not a tensor, rustc reports an error at
-/// the field that the user named.
+/// Generates the expression for the target of a loss or a metric that needs a tensor as its target.
+/// `of` is the metric's own target, if it has one. If the field that the user named as the target
+/// is not a tensor, rustc reports an error at this name.
 pub(super) fn compared(model: &Model, of: Option<&Part>, locals: &Locals) -> TokenStream {
     let examples = &locals.examples;
     let Some(BatchOf { target, .. }) = &model.batch else { return self::target(model, locals) };
@@ -117,7 +117,8 @@ pub(super) fn part(part: &Part, Locals { examples, .. }: &Locals) -> TokenStream
 }
 
 /// Generates the call of the model on the inputs of a batch, which may have no target. Returns
-/// `None` if `forward` has several inputs, but no `#[batch]` names their fields.
+/// `None` if `forward` has several inputs, but no `#[batch]` names the fields of the batch for
+/// them.
 pub(super) fn predicted(model: &Model, locals: &Locals) -> Option<TokenStream> {
     let Locals { batch, step, output, examples, .. } = locals;
     let Some(BatchOf { ty, inputs, .. }) = &model.batch else {

@@ -94,8 +94,9 @@ fn from_checkpoint(model: &Model, inputs: &[&Field]) -> Option<TokenStream> {
     })
 }
 
-/// Generates code that reads every hyperparameter of a block. Otherwise rustc would warn about a
-/// hyperparameter that is used only to build layers, because no code reads its field.
+/// Generates code that reads every hyperparameter of a block (a struct with `derive(Module)`).
+/// Otherwise rustc would warn about a hyperparameter that is used only to build layers, because no
+/// code reads its field.
 pub(super) fn reads(model: &Model) -> Option<TokenStream> {
     let (ident, block) = (&model.ident, local("block"));
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();

@@ -192,7 +192,8 @@ fn signature(
     }
 }
 
-/// Replaces every lifetime that the user left out by `'static`.
+/// Replaces every lifetime that the user left out by `'static`, because the associated type
+/// `Forward::Input` cannot leave lifetimes out.
 struct Static;
 
 impl Static {

@@ -149,8 +149,8 @@ fn advice(model: &Model, warning: &Warning) -> TokenStream {
 }
 
 /// Returns a variable that the user's code can neither use nor shadow. The underscores keep its
-/// name different from the user's constants, statics and unit structs: a `let` with such a name
-/// would be a pattern.
+/// name different from the user's constants, statics and unit structs: a `let` with the name of a
+/// constant would not declare a variable, but compare with the constant.
 fn local(name: &str) -> Ident {
     format_ident!("__{name}", span = Span::mixed_site())
 }

@@ -74,8 +74,8 @@ fn class_dim(model: &Model) -> Option<&'static str> {
                 return Some("Last");
             }
             let name = function.path.get_ident()?;
-            // If the body mentions the name twice, the name may be a variable, so the layer is
-            // unknown.
+            // If the body mentions the name twice, the name may be a variable (`let head = …`) and
+            // not the layer, so the layer is unknown.
             let tokens: TokenStream = statements.iter().map(ToTokens::to_token_stream).collect();
             let mut layers = model.layers().map(|(field, _)| field);
             layers.find(|field| field.ident == *name && occurrences(tokens.clone(), name) == 1)?
@@ -197,7 +197,8 @@ fn last_call<'m, 's>(
     let Expr::Call(call) = &*expr else { return None };
     let Expr::Path(function) = &*call.func else { return None };
     if let Some(name) = function.path.get_ident() {
-        // If the body mentions the name twice, the name may be a variable, so the layer is unknown.
+        // If the body mentions the name twice, the name may be a variable (`let head = …`) and not
+        // the layer, so the layer is unknown.
         let is_once = occurrences(tokens, name) == 1 && call.args.len() == 1;
         let named = |(field, region): &(&Field, Option<_>)| {
             field.ident == *name && region.is_none() && is_linear(field)

@@ -1,6 +1,7 @@
 //! Rewrites the expressions of a `#[forward]` that use a layer inside another layer. If `block` is
-//! a `Child`, `block.head` in `block.head.forward(x, cx)` becomes a `Child` of `block`. The layer
-//! `head` then has the module path `block.head`, and `#[precision]` of both fields applies.
+//! a `Child` (a layer with its module path and precision), `block.head` in `block.head.forward(x,
+//! cx)` becomes a `Child` of `block`. The layer `head` then has the module path `block.head`, and
+//! `#[precision]` of both fields applies.
 
 use quote::{quote, quote_spanned};
 use syn::{

@@ -27,7 +27,7 @@ pub(super) fn expand(ident: &Ident, role: Role, initial: &Initial) -> TokenStrea
     }
 }
 
-/// Generates the expression for an initializer of the table, whose type is amp-core's `Init`.
+/// Generates the expression, of amp-core's type `Init`, for an initializer of the table.
 pub(super) fn draw(Drawn { row, values, options }: &Drawn) -> TokenStream {
     let (entry, variant) = (&row.entry, format_ident!("{}", row.entry.ty));
     let required = entry.required.iter().zip(values).map(|(key, value)| {

@@ -53,8 +53,8 @@ fn validation(model: &Model, step: &Step, locals: &Locals) -> TokenStream {
     }
 }
 
-/// Generates the test step with the code of the validation step. Returns `None` if the user has
-/// written the validation step.
+/// Generates the test step, which computes what the validation step computes. Returns `None` if the
+/// user has written the validation step.
 fn test(model: &Model, step: &Step, locals: &Locals) -> Option<TokenStream> {
     let Step::Generated { loss, log, metrics } = step else { return None };
     let renamed = |metric: &Metric| Metric {

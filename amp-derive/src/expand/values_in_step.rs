@@ -1,6 +1,7 @@
 //! Generates `LightningModule::values_in_step`, which returns the state and the hyperparameters
 //! that the training step reads. Hooks may change these values, but a CUDA graph keeps those with
-//! which it was captured. The trainer therefore compares the values before it runs the graph.
+//! which it was captured. Before the trainer runs the graph, it therefore compares the values with
+//! those of the capture.
 
 use proc_macro2::{Ident, TokenStream};
 use quote::quote;
@@ -41,9 +42,9 @@ pub(super) fn reads_state(model: &Model, training: &Step) -> bool {
     fields_read(model, training).iter().any(is_state)
 }
 
-/// Returns the saved state fields and the hyperparameters that occur in the code of the step.
-/// Returns all state fields and hyperparameters if the user has written the step, or if the code
-/// passes `self` to other code.
+/// Returns the `#[state]` fields and the hyperparameters that occur in the code of the step.
+/// Returns all of them if the user has written the step, or if the code passes `self` to other
+/// code. Leaves out `#[transient]` fields, whose values are not serialized.
 fn fields_read<'m>(model: &'m Model, training: &Step) -> Vec<&'m Field> {
     let code = code_of_step(model, training);
     let names: Vec<&Ident> = model.fields.iter().map(|field| &field.ident).collect();
@@ -59,7 +60,8 @@ fn fields_read<'m>(model: &'m Model, training: &Step) -> Vec<&'m Field> {
 }
 
 /// Returns the code that the user has written for the forward pass, the loss and the metrics of a
-/// training step.
+/// training step. If the step is a function of the user, returns only the code for the forward
+/// pass.
 fn code_of_step(model: &Model, training: &Step) -> TokenStream {
     let forward = match &model.forward {
         Forward::InOrder => None,

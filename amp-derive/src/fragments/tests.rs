@@ -42,8 +42,8 @@ fn a_single_fragment_is_unchanged() {
     becomes(quote!(f!{} field: f!{f!{T}}), quote!(field: T));
 }
 
-/// Checks that a fragment next to an operator gets parentheses if the expression would otherwise
-/// have another value.
+/// Checks that a fragment next to an operator gets parentheses if the operator would otherwise
+/// apply to only a part of the fragment.
 #[test]
 fn operators_get_parentheses() {
     becomes(quote!(2 * f! {1 + 2}), quote!(2 * (1 + 2)));

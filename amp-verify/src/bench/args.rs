@@ -93,8 +93,8 @@ pub struct Plan {
     pub precisions: Vec<Precision>,
     /// The number of rounds. In each round, every engine is measured once.
     pub rounds: usize,
-    /// The number of steps that are timed in a round. `None` means that each workload's own number
-    /// is used.
+    /// The smallest number of steps that are timed in a round. `None` means that each workload's
+    /// own number is used.
     pub steps: Option<i64>,
     /// The size in bytes of the data set with which training from host memory is compared to
     /// training from device memory. 0 skips the comparison.

@@ -220,7 +220,7 @@ impl Task {
     }
 
     /// Returns the number of values in a randomly generated example. Returns `None` if the examples
-    /// are of another kind.
+    /// do not consist of random numbers.
     pub fn features(&self) -> Option<i64> {
         match self.workload.noise?.input {
             NoiseInput::Features { features, .. } => Some(features),
@@ -228,8 +228,8 @@ impl Task {
         }
     }
 
-    /// Returns the number of ids in a randomly generated example. Returns `None` if the examples
-    /// are of another kind.
+    /// Returns the number of ids in a randomly generated example. Returns `None` if the examples do
+    /// not consist of random token ids.
     pub fn tokens(&self) -> Option<i64> {
         match self.workload.noise?.input {
             NoiseInput::Tokens { length, .. } => Some(length),
@@ -238,7 +238,7 @@ impl Task {
     }
 
     /// Returns the number of classes if the examples are random numbers, or the size of the
-    /// vocabulary if the examples are random ids. Returns `None` for examples of another kind.
+    /// vocabulary if the examples are random ids. Returns `None` for all other examples.
     pub fn classes(&self) -> Option<i64> {
         match self.workload.noise?.input {
             NoiseInput::Features { classes, .. } => Some(classes),
@@ -252,8 +252,8 @@ impl Task {
         !self.workload.mixed_alone || precision != Precision::F32True
     }
 
-    /// Returns whether torch.compile is also measured in two further modes, `default` and
-    /// `max-autotune-no-cudagraphs`.
+    /// Returns whether torch.compile is measured in two modes besides `reduce-overhead`: `default`
+    /// and `max-autotune-no-cudagraphs`.
     pub fn has_compiler_modes(&self) -> bool {
         self.workload.compiler_modes
     }
@@ -264,8 +264,8 @@ impl Task {
         self.workload.unchecked
     }
 
-    /// Returns whether training with 16-bit gradients and 8-bit optimizer state is measured as
-    /// well.
+    /// Returns whether training is also measured with 16-bit gradients, and with 16-bit gradients
+    /// and 8-bit optimizer state.
     pub fn has_reduced_state(&self) -> bool {
         self.workload.reduced_state
     }

@@ -43,8 +43,10 @@ use crate::{
 /// the project's binary `amp`.
 ///
 /// The exit code is 0 if the command succeeded, 1 if a run failed or a validation value is not
-/// finite, and 2 if the command line is invalid or cannot be carried out. `gate` and `parity` have
-/// further exit codes, which their help texts list.
+/// finite, 2 if the command line is invalid or cannot be carried out, and 4 if results would be
+/// compared with values that were recorded on another kind of machine. A training run that a signal
+/// ends exits with 128 plus the number of the signal. `gate` and `parity` have further exit codes,
+/// which their help texts list.
 pub fn main(registry: Registry) -> ExitCode {
     let cli = match Cli::read() {
         Ok(cli) => cli,

@@ -47,7 +47,7 @@ pub(super) enum Loop {
 }
 
 /// Reads the checkpoint, builds the model that it names, and loads the saved weights into the
-/// model. Returns the model after its case, which holds the data and the options.
+/// model. Returns the case (the model with its data and options) and the model with these weights.
 fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn LightningModule>)> {
     let path = checkpoint::find(&args.checkpoint)?;
     let summary = checkpoint::summary(&path)?;

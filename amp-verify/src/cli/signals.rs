@@ -39,7 +39,7 @@ pub(super) fn noted() -> Result<Arc<AtomicUsize>> {
 
 /// Asks SLURM to start this job again, as Lightning does. SLURM sends SIGUSR1 to a job with
 /// `#SBATCH --signal=USR1@90` 90 seconds before the job's time limit. Does nothing outside SLURM,
-/// or if the job received another signal.
+/// or if `signal` is not SIGUSR1.
 pub(super) fn requeue(signal: u32) {
     let Some(job) = env::var_os("SLURM_JOB_ID").filter(|_| signal == SIGUSR1.unsigned_abs()) else {
         return;

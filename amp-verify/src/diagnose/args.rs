@@ -136,8 +136,8 @@ impl DiagnoseArgs {
             let seconds = record.epochs.iter().map(|epoch| epoch.train_seconds).sum();
             Ok((seconds, record.memory.unwrap_or_default().peak_allocated as f64))
         };
-        // Both runs train only one epoch, because in a longer run without the FP32 modules
-        // non-finite values might end the training.
+        // Both runs train only one epoch, because non-finite values might end a longer run without
+        // the FP32 modules.
         let brief = |overrides| {
             let mut case = with(case, case.trainer.seed, overrides);
             case.trainer.max_epochs = 1;

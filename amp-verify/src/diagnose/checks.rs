@@ -47,8 +47,8 @@ pub trait Check {
     fn run(&mut self, overrides: &Overrides) -> Result<Outcome>;
 }
 
-/// Measures how much worse the validation metric is than under 32-true. Compares runs with the same
-/// seed and takes the mean over the seeds.
+/// Measures how much worse the validation metric is under a precision than under 32-true. Compares
+/// runs with the same seed and takes the mean over the seeds.
 pub struct MetricLoss<'a> {
     case: &'a Case,
     precision: Precision,

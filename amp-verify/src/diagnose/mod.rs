@@ -88,7 +88,7 @@ pub struct Cost {
     pub peak_memory_ratio: f64,
 }
 
-/// The inputs of [`diagnose`]: facts about the model that were found before.
+/// The inputs of [`diagnose`]: facts about the model that were found before the diagnosis.
 pub struct Scope<'a> {
     /// The modules' precisions in every run of the check, for example from a policy file. The
     /// search adds FP32 modules to them.

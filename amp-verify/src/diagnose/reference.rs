@@ -83,7 +83,7 @@ impl Reference {
     /// recorded results of a test).
     ///
     /// # Errors
-    /// When the file is missing or has another format.
+    /// When the file is missing, or is neither of the two.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
         let known = match (serde_json::from_str(&text), golden::parse(&text)) {
@@ -102,7 +102,8 @@ impl Reference {
 
     /// Trains the model under 32-true. Returns whether the results differ from those in the file.
     /// # Errors
-    /// When training fails, or the reference was recorded on another machine or with other options.
+    /// When training fails, or the reference was recorded on another machine or with other options
+    /// than the new run.
     pub(super) fn moved(&self, case: &Case) -> Result<bool> {
         let record = train(case, Precision::F32True)?;
         let now = Comparison::new(vec![record], case.model.judge, case.data.batch_size);

@@ -19,8 +19,8 @@ const FACTOR: f64 = 4.0;
 const LEAST: f64 = 1.0 / 1_048_576.0;
 
 /// Returns for each step the difference between the losses in `own` and in `other`, divided by the
-/// loss in `own` or by the mean loss, whichever is larger. (Divided by a loss near 0, for example
-/// of a GAN's critic, any difference would look large.)
+/// loss in `own` or by the mean of all losses in `own`, whichever is larger. (Divided by a loss
+/// near 0, for example of a GAN's critic, any difference would look large.)
 pub(super) fn differences(own: &[f64], other: &[f64]) -> Vec<f64> {
     let finite = own.iter().filter(|loss| loss.is_finite());
     let typical = finite.clone().map(|loss| loss.abs()).sum::<f64>() / finite.count().max(1) as f64;
@@ -66,7 +66,8 @@ mod tests {
         let own = [4.0, 0.0, f64::NAN, 1.0, 3.0];
         let other = [4.4, 0.2, f64::NAN, f64::NAN, 3.0];
         let found = differences(&own, &other);
-        // The mean of the finite losses 4, 0, 1 and 3 is 2, so losses below 2 are divided by 2.
+        // The mean of the finite losses 4, 0, 1 and 3 is 2, so a difference from a loss below 2 is
+        // divided by 2.
         let expected = [0.1, 0.1, 0.0, f64::INFINITY, 0.0];
         for (found, expected) in found.iter().zip(expected) {
             assert!(*found == expected || (found - expected).abs() < 1e-12, "{found}: {expected}");

@@ -4,8 +4,8 @@
 //! In the Rust source, the count includes the model's struct and everything in the same source that
 //! the struct refers to, directly or indirectly: blocks, batches, functions and constants. The
 //! count does not include imports, the code of data sets and of the registration, or methods that
-//! the counted code does not call. The Python source contains only the model, so all its lines
-//! except imports are counted.
+//! the counted code does not call. The Python source contains only the model, so all its lines of
+//! code except imports are counted.
 
 use std::collections::BTreeSet;
 
@@ -78,7 +78,8 @@ impl Part {
     }
 
     /// Returns whether the lines of this piece are counted. `known` has the names that the counted
-    /// code mentions. It must contain the piece's name and owner, as far as the piece has them.
+    /// code mentions. The lines are counted if `known` contains the piece's owner and name, as far
+    /// as the piece has them.
     fn is_of(&self, known: &BTreeSet<String>) -> bool {
         let is_known = |name: &String| known.contains(name);
         self.owner.as_ref().is_none_or(is_known) && (self.name.is_empty() || is_known(&self.name))

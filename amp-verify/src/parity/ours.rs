@@ -27,7 +27,8 @@ use crate::{
 };
 
 /// Returns by how much a weight is perturbed at most, as a fraction of the weight: sixteen unit
-/// roundoffs of f32 under 32-true, and one unit roundoff under a 16-bit precision.
+/// roundoffs of f32 under 32-true, and one unit roundoff of the 16-bit dtype under a 16-bit
+/// precision.
 fn share(precision: Precision) -> f64 {
     match precision.compute() {
         kind @ (Kind::Half | Kind::BFloat16) => rounding_of(kind),

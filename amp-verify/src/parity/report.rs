@@ -67,10 +67,10 @@ pub struct Seed {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct First {
     /// The largest relative difference between the two losses of a batch. Null if there is a batch
-    /// in which one loss is finite and the other is not.
+    /// in which one of the two losses is finite and the other is not.
     pub largest: Option<f64>,
-    /// The index, from 0, of the batch whose losses differ most. If there are bounds, the batch
-    /// with the largest quotient of difference and bound.
+    /// The index, from 0, of the batch whose two losses differ most. If there are bounds, of the
+    /// batch whose difference is the largest multiple of its bound.
     pub batch: usize,
     /// The relative difference of the losses of the batch with index `batch`, and the bound of this
     /// difference. Null if there are no bounds, as under 16-bit precisions.
@@ -108,7 +108,7 @@ pub struct Row {
     /// finite.
     pub judgement: Option<Judgement>,
     /// The largest number of bytes that tensors occupied at one time, for the first seed. On a CPU,
-    /// the PyTorch version's peak is that of its third step.
+    /// the PyTorch version is measured only in its third step, with PyTorch's profiler.
     pub peak_memory_bytes: Option<Pair<Option<u64>>>,
     /// The numbers of lines of code. In Rust, these are the lines of the model's struct, and of
     /// everything in the same source to which the struct refers.

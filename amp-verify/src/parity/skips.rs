@@ -15,8 +15,8 @@ use super::{Pair, Seed, bound, ours::Traced};
 
 /// The largest finite f16 number.
 pub(super) const LARGEST: f64 = 65504.0;
-/// Rounding is assumed to change the largest gradient of a step by at least this fraction, two unit
-/// roundoffs of f16, even if the perturbed runs show less.
+/// Rounding is assumed to change the largest gradient and the loss of a step by at least this
+/// fraction, two unit roundoffs of f16, even if the perturbed runs show less.
 const LEAST: f64 = 1.0 / 1024.0;
 
 /// One attempt at an optimizer step. For a model that optimizes manually, all steps on one batch
@@ -53,18 +53,18 @@ pub struct Again {
 }
 
 /// How much rounding alone changes the first steps of the model in Rust. This is measured with
-/// "perturbed runs", whose initial weights are perturbed at random by up to one unit roundoff.
+/// "perturbed runs", whose initial weights are perturbed by up to one 16-bit unit roundoff.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Rounding {
     /// For each step, by which fraction rounding may change the largest gradient: four times the
-    /// largest relative difference between a perturbed run and the unperturbed run in this step and
-    /// all earlier ones. Before the comparison, the gradients are converted to the same loss scale.
+    /// largest relative difference between a perturbed run and the unperturbed run up to this step,
+    /// but at least 1/1024. Both gradients are converted to the same loss scale first.
     pub largest: Vec<f64>,
     /// The steps that some runs in Rust (perturbed or not) skip and others apply.
     pub either: Vec<u64>,
     /// The first step in which the losses in Rust and in PyTorch differ by more than rounding alone
     /// explains. Rounding explains four times the largest difference between a perturbed run and
-    /// the unperturbed run in Rust. Null if there is no such step.
+    /// the unperturbed run in Rust, but at least 1/1024 of the loss. Null if there is no such step.
     pub parted: Option<u64>,
 }
 
@@ -105,14 +105,14 @@ impl Rounding {
     }
 }
 
-/// The result of comparing the steps that a model and its PyTorch version skip, for one seed.
+/// The result of comparing the skipped steps and the final loss scales of both sides for a seed.
 #[derive(Debug, PartialEq)]
 pub(super) enum Skips {
-    /// The model and its PyTorch version skip the same steps.
+    /// Both skip the same steps, and their loss scales differ at most by the factor 2.
     Same,
-    /// They skip different steps because of rounding. The text explains the difference.
+    /// Steps or loss scales differ because of rounding. The text explains the difference.
     Rounding(String),
-    /// They skip different steps, which rounding does not explain. The text names the steps.
+    /// Steps or loss scales differ, which rounding does not explain. The text names them.
     Differ(String),
 }
 

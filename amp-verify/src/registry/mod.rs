@@ -238,7 +238,8 @@ impl Registry {
     ///    model's full length.
     ///
     /// # Errors
-    /// When none of these margins exists, or the recorded margin belongs to other hyperparameters.
+    /// When none of these margins exists, or the margin was recorded for other values of the
+    /// hyperparameters than the model has now.
     pub fn margin(&self, model: &Model, changes: &Changes, length: Length) -> Result<f64> {
         let is_changed = !changes.without_length().is_empty();
         let is_own = length == model.quick() || length == model.length();

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The environment variable that replaces the project's folder on a machine without the project's
-/// sources. It names the folder with the project's files that `cargo amp pack` copied.
+/// sources. Its value is the folder to which `cargo amp pack` copied the project's files.
 const PACKED: &str = "AMP_PROJECT";
 /// The file in the project's folder that contains the recorded margins.
 const MARGINS: &str = "margins.json";

@@ -1,6 +1,6 @@
 //! The gate's report as one HTML file. It begins with the first failure and a table of all
 //! verdicts. Then a section for each model shows what was checked, what was not checked, and all
-//! comparisons.
+//! comparisons of a measured value with its bound.
 
 use super::{color, page::escaped};
 use crate::{
@@ -169,8 +169,8 @@ fn section(report: &Report, model: &ModelReport) -> String {
     out + "</section>\n"
 }
 
-/// Formats the table of comparisons. The name and the description of a rule appear only once,
-/// beside all rows of the rule.
+/// Formats the table of measured values and their bounds. The name and the description of a rule
+/// appear only once, beside all rows of the rule.
 fn table(rows: &[Row]) -> String {
     let mut body = String::new();
     for of_rule in rows.chunk_by(|a, b| a.rule == b.rule) {

@@ -110,7 +110,8 @@ type Line = (Precision, Vec<(f64, f64)>);
 
 /// Draws the metric under each precision with a confidence interval. With several seeds, this is
 /// the interval of the mean over the seeds. With one seed, it is Wilson's interval, which exists
-/// only for a fraction such as an accuracy. Otherwise there is no chart.
+/// only for a fraction such as an accuracy. Otherwise there is no chart. With several seeds, also
+/// draws the differences of the metric from 32-true.
 fn metric(content: &Content<'_>) -> Result<String> {
     let Content { comparison, examples, .. } = content;
     let is_share = comparison.direction.is_share();

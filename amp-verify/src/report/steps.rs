@@ -31,7 +31,7 @@ fn unit(dtype: amp_core::tch::Kind) -> f64 {
 
 /// Measures the layers in one step under each 16-bit precision of the comparison. If the comparison
 /// has no 16-bit precision, measures the layers under 32-true. For 16-mixed, uses the loss scale
-/// from the end of the run.
+/// from the end of the 16-mixed run.
 ///
 /// # Errors
 /// When a step fails, or the model does not run the same layers under every precision.
@@ -114,7 +114,8 @@ fn exponents(report: &Report, kind: Kind, log2_scale: Option<i32>) -> Result<Str
     Ok(Section::new(&title, &text).keys(keys).below(&below).chart(drawn))
 }
 
-/// Draws the error of each layer, divided by its error under 32-true.
+/// Draws the error of each layer (its difference from a 64-true step), divided by its error under
+/// 32-true.
 fn errors(report: &Report) -> Result<String> {
     let precision = report.precision;
     let unit = unit(precision.compute());

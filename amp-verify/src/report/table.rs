@@ -150,9 +150,9 @@ pub(super) fn power(exponent: i32) -> String {
     format!("2{}", superscript(f64::from(exponent)))
 }
 
-/// Returns a note about f16 if all values are multiplied by 2^`log2_scale`. The note names the
-/// layer with the largest fraction of values that would overflow, and the layer with the largest
-/// fraction that would become zero.
+/// Returns a note on a cast of all values to f16, after a multiplication by 2^`log2_scale`. The
+/// note names the layer with the largest fraction of values that would overflow, and the layer with
+/// the largest fraction that would become zero.
 fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     let flows =
         report.layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.flow(kind)?)));

@@ -1,5 +1,5 @@
-//! Measures how much slower training is with a large data set in host memory, whose batches are
-//! copied to the device during training, than with the same data set in device memory.
+//! Measures how much slower training is with a large data set in host memory, from which batches
+//! are copied to the device during training, than with the same data set in device memory.
 
 use amp_core::precision::Precision;
 use serde::{Deserialize, Serialize};

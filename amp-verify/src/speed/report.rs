@@ -77,8 +77,9 @@ pub struct Row {
     /// The number of token ids in a batch if the examples are random token ids; null for other
     /// examples.
     pub ids: Option<i64>,
-    /// The number of floating-point operations in the matrix products of a step. Null if the option
-    /// `--size` has changed a workload whose number is declared.
+    /// The number of floating-point operations in the matrix products of a step. Null if the
+    /// workload declares this number for its own size, and the option `--size` has changed the
+    /// size.
     pub matrix_operations: Option<f64>,
     /// The reason why this row has no measurements; null if it has measurements.
     pub failure: Option<String>,

@@ -49,20 +49,20 @@ pub(crate) enum NoiseInput {
 /// [`Workload::on`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Devices {
-    /// Whether the option applies on CUDA devices.
+    /// Whether the setting applies on CUDA devices.
     pub cuda: bool,
-    /// Whether the option applies on the CPU.
+    /// Whether the setting applies on the CPU.
     pub cpu: bool,
 }
 
 impl Devices {
-    /// The option applies on CUDA and on the CPU.
+    /// The setting applies on CUDA and on the CPU.
     pub const ALL: Self = Self { cuda: true, cpu: true };
-    /// The option applies only on CUDA.
+    /// The setting applies only on CUDA.
     pub const CUDA: Self = Self { cuda: true, cpu: false };
-    /// The option applies only on the CPU.
+    /// The setting applies only on the CPU.
     pub const CPU: Self = Self { cuda: false, cpu: true };
-    /// The option applies on no device.
+    /// The setting applies on no device.
     pub const NONE: Self = Self { cuda: false, cpu: false };
 
     pub(crate) fn holds(self, device: Device) -> bool {
@@ -144,8 +144,8 @@ impl Workload {
 
     /// Sets the number of floating-point operations in the matrix products of a step. The column
     /// "matmul rate" is computed from this number. The default is 6 operations for each example and
-    /// each element of a weight matrix: 2 in the forward pass and 4 in the backward pass. It is
-    /// correct for models that apply each linear layer once per example.
+    /// each element of a weight matrix: 2 in the forward pass and 4 in the backward pass. This
+    /// default is correct for models that apply each linear layer once per example.
     #[must_use]
     pub fn operations_of_a_step(mut self, operations: f64) -> Self {
         self.operations = Some(operations);
@@ -160,8 +160,8 @@ impl Workload {
         self
     }
 
-    /// Makes the benchmark measure torch.compile on CUDA in two further modes: its default mode,
-    /// and max-autotune-no-cudagraphs.
+    /// Makes the benchmark measure torch.compile on CUDA in two modes besides reduce-overhead: its
+    /// default mode, and max-autotune-no-cudagraphs.
     #[must_use]
     pub fn with_compiler_modes(mut self) -> Self {
         self.compiler_modes = true;
@@ -185,7 +185,8 @@ impl Workload {
         self
     }
 
-    /// Sets how many steps of a round are timed at least, on CUDA and on a CPU. The default is 64.
+    /// Sets the smallest number of steps that are timed in a round: `cuda` on CUDA, `cpu` on the
+    /// CPU. The default of both is 64.
     #[must_use]
     pub fn steps_of_a_round(mut self, cuda: i64, cpu: i64) -> Self {
         self.steps = (cuda, cpu);
@@ -209,15 +210,16 @@ impl Workload {
     }
 
     /// Makes the benchmark measure steps on CUDA also without the checks of training invariants, to
-    /// show how much time the checks take.
+    /// show how much time the checks take. Together with
+    /// [`with_reduced_state`](Self::with_reduced_state), this applies only under 32-true.
     #[must_use]
     pub fn with_unchecked_steps(mut self) -> Self {
         self.unchecked = true;
         self
     }
 
-    /// Makes the benchmark measure training on CUDA in two further ways: with gradients stored in
-    /// 16 bits, and with 16-bit gradients and the optimizer state in 8 bits.
+    /// Makes the benchmark also measure training on CUDA with gradients stored in 16 bits, and with
+    /// 16-bit gradients and the optimizer state in 8 bits. This does not apply under 32-true.
     #[must_use]
     pub fn with_reduced_state(mut self) -> Self {
         self.reduced_state = true;

@@ -80,8 +80,8 @@ struct Column {
     cell: fn(&Run) -> String,
 }
 
-/// Returns the number of the first columns, which contain names, losses and metrics. If the table
-/// is divided, the remaining columns, with times and memory, are in the second table.
+/// Returns how many columns the first table has if the table is divided: those up to the loss
+/// scale. The second table has the remaining columns, with memory, times and dtypes.
 fn results(comparison: &Comparison) -> usize {
     5 + metric_columns(comparison).len()
 }
@@ -191,7 +191,8 @@ fn signed_loss(value: f64) -> String {
 }
 
 /// Formats the mean of the values that `of` selects, over the seeds, ± half of the width of its
-/// confidence interval. Returns `None` if there is only one seed.
+/// confidence interval. Returns `None` if there is only one seed, and an empty text if `of` selects
+/// nothing, as for the baseline's difference from itself.
 fn over(
     run: &Run,
     of: impl Fn(&OverSeeds) -> Option<&Sample>,

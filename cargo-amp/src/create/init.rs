@@ -1,5 +1,5 @@
 //! `cargo amp init`: adds the missing files for `cargo amp` to a crate. Of the crate's existing
-//! files it changes only `Cargo.toml` and `.gitignore`.
+//! files it changes only `Cargo.toml`, `Cargo.lock` and `.gitignore`.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,8 @@ use crate::cargo;
 use crate::error::Error;
 use crate::project::{Package, Project};
 
-/// Extends the package `wanted`, or else the package of the working directory.
+/// Extends the package `wanted`, or else the package of the working directory, or else the only
+/// package.
 ///
 /// Prints for each file whether `cargo amp init` added, extended or did not change the file. If the
 /// user must add lines to a file, prints the lines and ends with an error.

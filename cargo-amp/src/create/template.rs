@@ -26,8 +26,8 @@ pub(crate) fn workflow(source: &Source) -> String {
     include_str!("../../templates/workflow.yml").replace("INSTALL", &source.install_command())
 }
 
-/// Returns the source text of an `amp` binary with an empty registry, for a crate that already has
-/// models.
+/// Returns the source text of an `amp` binary for a crate that already has models. Its registry is
+/// empty, because the user must register these models.
 pub(crate) fn binary_with_registry(name: &str) -> String {
     named(include_str!("../../templates/init_amp.rs"), name)
 }

@@ -11,7 +11,7 @@ use super::version::{self, REQUIRED};
 /// The state of a folder that should contain a libtorch.
 pub(super) enum State {
     Absent,
-    /// All files that the manifest lists exist.
+    /// All files of the manifest that [`Look`] asks to check exist and have the listed size.
     Complete(Variant),
     /// The files are complete, but there is no manifest, because the user created the folder with
     /// `pip install --target`.

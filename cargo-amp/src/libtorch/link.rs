@@ -11,7 +11,7 @@ use crate::error::Error;
 const NAME: &str = ".libtorch";
 
 /// Returns an error if something other than a link is at the path of the link. Called before
-/// libtorch is fetched.
+/// libtorch is fetched, so that a long download does not end in this error.
 pub(super) fn check(project: &Path, home: &Path) -> Result<(), Error> {
     let path = project.join(NAME);
     match path.symlink_metadata() {

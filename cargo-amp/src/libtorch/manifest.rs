@@ -1,5 +1,5 @@
-//! The manifest lists libtorch's files with their sizes. A folder is complete if it has a manifest
-//! and all files that the manifest lists.
+//! The manifest lists libtorch's files with their sizes. A folder is complete if it has a manifest,
+//! and all files that the manifest lists, with these sizes.
 
 use std::fs;
 use std::io;

@@ -22,8 +22,8 @@ const WANTED: Wanted = Wanted {
     otherwise: "or set LIBTORCH to a libtorch 2.11.0 folder",
 };
 
-/// Ensures that the user's libtorch is complete and includes the variant `wanted`. Without
-/// `wanted`, an existing variant is enough.
+/// Ensures that the user's libtorch is complete and includes the variant `wanted`. If `wanted` is
+/// `None`, any variant that is already there is enough.
 pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Result<Variant, Error> {
     let home = cache.home();
     let enough = |found| wanted.is_none_or(|wanted| found >= wanted);

@@ -1,4 +1,4 @@
-//! The required version of libtorch, and the version of a folder.
+//! The required version of libtorch, and the version of the libtorch in a folder.
 
 use std::fs;
 use std::path::Path;

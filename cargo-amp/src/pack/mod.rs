@@ -18,7 +18,7 @@ use crate::libtorch::Libtorch;
 use crate::project::{Package, Project};
 use folder::Folder;
 
-/// Names in the packed folder that a package must not use.
+/// Names at the top of the packed folder that no file of a package may have there.
 const RESERVED: [&str; 2] = ["run.sh", "bin"];
 
 /// What to pack. [`new`](Pack::new) checks what can be checked before anything is downloaded or
@@ -87,8 +87,8 @@ impl<'a> Pack<'a> {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Copies the files that the packages list, and the recorded margins. If tests are packed, also
-    /// copies the goldens (recorded results).
+    /// Copies the files that the packages list, and the recorded margins of the amp binary's
+    /// package. If tests are packed, also copies the goldens (recorded results).
     fn copy_files(&self) -> Result<(), Error> {
         for package in self.project.packages() {
             let mut files: Vec<_> = package.pack.iter().map(String::as_str).collect();

@@ -20,7 +20,8 @@ fn missing() -> Manifest {
     Manifest::Missing
 }
 
-/// Returns the text `use PATH::__private` as it appears in generated code without spaces.
+/// Returns the import of amp-core, as generated code contains it if the code is printed with spaces
+/// between the tokens.
 fn import(path: &str) -> String {
     let path: syn::Path = parse_str(path).expect("a path");
     format!("use {} :: __private as __amp", path.to_token_stream())

@@ -5,9 +5,11 @@ use amp_core::data::Limit;
 use super::Model;
 use crate::length::Length;
 
-/// The default length of the gate's quick tier, if a model's full length is a number of epochs.
+/// The largest default length of the gate's quick tier, if a model's full length is a number of
+/// epochs.
 const QUICK_EPOCHS: i64 = 3;
-/// The default length of the gate's quick tier, if a model's full length is a number of steps.
+/// The largest default length of the gate's quick tier, if a model's full length is a number of
+/// steps.
 const QUICK_STEPS: u64 = 100;
 
 impl Model {

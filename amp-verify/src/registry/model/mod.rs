@@ -26,7 +26,7 @@ pub type Build = dyn Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + 
 /// A registered model: its name, and how it is built, trained and judged.
 ///
 /// [`model!`](crate::model!) creates a `Model` from a struct that derives `LightningModule`. The
-/// documentation of each method that sets a value names the default.
+/// documentation of each method that sets a value states the default.
 #[derive(Clone)]
 pub struct Model {
     pub(crate) name: &'static str,

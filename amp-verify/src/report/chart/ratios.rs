@@ -1,4 +1,5 @@
-//! A chart of the error of each layer, divided by the error of the same layer under 32-true.
+//! A chart of the error of each layer (its difference from a 64-true step), divided by the error of
+//! the same layer under 32-true.
 
 use amp_core::Result;
 use plotters::prelude::*;

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 /// this list.
 const AMP_CORE: &[&str] = &[
     "error",
+    "tch_panics",
     "parameter",
     "ffi",
     "named",

@@ -6,10 +6,13 @@
 //! that [`loss::cross_entropy`](crate::loss::cross_entropy) accepts; other shapes and dtypes are
 //! errors.
 //!
-//! The values equal those of torchmetrics, with two differences. If all targets are ignored, or a
+//! The values equal those of torchmetrics, with three differences. If all targets are ignored, or a
 //! class that the metric needs does not occur, for example the positives of [`Auroc`], the value is
-//! NaN, where torchmetrics returns 0. If an output or a target that is not ignored is NaN, the
-//! value is NaN, where many metrics of torchmetrics return a number.
+//! NaN, where torchmetrics returns 0. The mean over classes or labels (`macro`) of a curve's area,
+//! such as [`Auroc`], leaves out the classes without targets. torchmetrics counts them as 0 in the
+//! mean of [`Auroc`], and in that of [`AveragePrecision`] if thresholds are given. If an output or a
+//! target that is not ignored is NaN, the value is NaN, where many metrics of torchmetrics return a
+//! number.
 //!
 //! ```
 //! use amp_core::{metric::{FBeta, Metric}, tch::Tensor};

@@ -119,6 +119,7 @@ mod tests {
             device: Device::Cpu,
             seed: 1,
             overrides: Default::default(),
+            batches_per_step: 1,
         };
         let (_, own) = audit(&subject, Options::new(precision))?;
         let own = own.into_iter().find(|own| own.path == "gru");

@@ -83,6 +83,7 @@ mod tests {
             device: Device::Cpu,
             seed: 1,
             overrides: Default::default(),
+            batches_per_step: 1,
         };
         let error = || -> Result<f64> {
             let (_, own) = audit(&subject, Options::new(Precision::F16Mixed))?;

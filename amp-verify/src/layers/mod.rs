@@ -64,6 +64,8 @@ pub struct Subject<'a> {
     /// The precisions of single modules, by the module's path. They replace the precisions that the
     /// model's code sets.
     pub overrides: Rc<BTreeMap<String, Region>>,
+    /// The number of batches in an optimizer step. The gradients of a batch are divided by it.
+    pub batches_per_step: i64,
 }
 
 impl<'a> Subject<'a> {
@@ -77,6 +79,7 @@ impl<'a> Subject<'a> {
             device: case.trainer.device,
             seed: case.trainer.seed,
             overrides: case.trainer.numerics.overrides.clone(),
+            batches_per_step: case.trainer.optimization.accumulate_grad_batches,
         }
     }
 

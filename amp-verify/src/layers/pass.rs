@@ -199,11 +199,15 @@ pub(super) fn run(subject: &Subject<'_>, model: &mut ResetModel, plan: Plan) -> 
     let is_kept = |parameter: &Parameter| kept.iter().any(|path| is_own(path, &parameter.name));
     let parameters: Vec<Parameter> = parameters.into_iter().filter(is_kept).collect();
     wanted.extend(parameters.iter().map(|parameter| parameter.tensor.shallow_clone()));
+    let share = match subject.batches_per_step {
+        1 => loss.shallow_clone(),
+        batches => loss.f_mul_scalar(1.0 / batches as f64)?,
+    };
     let scaled = match scale {
-        1.0 => loss.shallow_clone(),
+        1.0 => share,
         // Multiplies by an f32 tensor, as the loss scaler does. So the scaled loss is f32, even if
         // the loss is f16.
-        scale => loss.f_mul(&Tensor::from(scale as f32).f_to_device(subject.device)?)?,
+        scale => share.f_mul(&Tensor::from(scale as f32).f_to_device(subject.device)?)?,
     };
     let found = match wanted.is_empty() {
         true => Vec::new(),

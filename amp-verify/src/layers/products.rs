@@ -96,6 +96,7 @@ mod tests {
             device: Device::Cpu,
             seed: 1,
             overrides: Rc::default(),
+            batches_per_step: 1,
         };
         assert_eq!(products(&subject)?, 2.0 * (108.0 * 9.0 + 180.0));
         Ok(())

@@ -156,7 +156,7 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
         Format::Json => json,
     };
     print(&text)?;
-    comparison.is_finite()
+    comparison.is_sound()
 }
 
 fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {

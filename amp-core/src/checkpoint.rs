@@ -204,7 +204,8 @@ pub fn restore(model: &mut dyn LightningModule, path: &Path) -> Result<()> {
     model.on_load_checkpoint(&state.part("model"))
 }
 
-/// The properties of the model whose weights a file contains, as recorded in the file.
+/// The properties of the model whose weights a file contains, and of the run that trained it, as
+/// recorded in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
     /// The name of the model's struct.
@@ -213,10 +214,14 @@ pub struct Summary {
     pub hyperparameters: Hyperparameters,
     /// The precision in which the model was trained. `None` if the file does not name it.
     pub precision: Option<Precision>,
+    /// The name of the data on which the model was trained. `None` if the file does not name it.
+    pub data: Option<String>,
+    /// The number of examples per batch in training. `None` if the file does not contain it.
+    pub batch_size: Option<i64>,
 }
 
-/// Reads the name, hyperparameters and precision of the model in a file, without reading its
-/// tensors.
+/// Reads the properties of the model in a file and of the run that trained it, without reading the
+/// file's tensors.
 ///
 /// # Errors
 /// When the file cannot be read, or was not written by this crate.
@@ -234,6 +239,8 @@ pub fn summary(path: &Path) -> Result<Summary> {
         hyperparameters: serde_json::from_str(hyperparameters)
             .map_err(|error| Error::config(format!("{}: {error}", path.display())))?,
         precision: text.get("precision").and_then(|name| name.parse().ok()),
+        data: text.get("data").cloned(),
+        batch_size: text.get("batch_size").and_then(|size| size.parse().ok()),
     })
 }
 

@@ -203,10 +203,10 @@ impl Products {
         let name = |kind| dtype_name(kind).to_owned();
         let draws = self.draws.borrow().clone();
         let mut observed = Observed { loss: name(loss.kind()), draws, ..Default::default() };
-        let mismatch = |what: &str, expected: Kind, seen: Kind| {
+        let mismatch = |what: &str, expected: Kind, seen: Kind, remedy: &str| {
             Error::Precision(format!(
                 "the run does not compute in {precision}: {what} is {}, but the precision \
-                 prescribes {}",
+                 prescribes {}: {remedy}",
                 dtype_name(seen),
                 dtype_name(expected)
             ))
@@ -220,7 +220,7 @@ impl Products {
                         format!("the output of a `{operator}` in `{path}`")
                     }
                 };
-                return Err(mismatch(&what, *expected, *seen));
+                return Err(mismatch(&what, *expected, *seen, &product_remedy(*expected, *seen)));
             }
             observed.matmul.insert(name(*seen));
         }
@@ -241,8 +241,29 @@ impl Products {
         // change the dtypes of all parameters.
         if let (false, false, Some(first)) = (plain, has_overrides, first) {
             let what = format!("the parameter `{}`", first.name);
-            return Err(mismatch(&what, precision.storage(), first.tensor.kind()));
+            let remedy = "let the trainer convert the weights, and do not change their dtype";
+            return Err(mismatch(&what, precision.storage(), first.tensor.kind(), remedy));
         }
         Ok(observed)
     }
+}
+
+/// Says how to compute a matrix product in the dtype `expected`, or how to declare that it is
+/// computed in the dtype `seen`.
+fn product_remedy(expected: Kind, seen: Kind) -> String {
+    let convert = format!("convert its operands to {}", dtype_name(expected));
+    let region = match seen {
+        Kind::Float => "Fp32",
+        Kind::Double => "Fp64",
+        Kind::Half => "Fp16",
+        Kind::BFloat16 => "Bf16",
+        _ => return convert,
+    };
+    format!(
+        "{convert}, or declare that it computes in {}: `#[precision({})]` on a module, \
+         `cx.region(Region::{region}, …)` in `forward`, `step.context().region(Region::{region}, …)` \
+         in a training step",
+        dtype_name(seen),
+        region.to_lowercase()
+    )
 }

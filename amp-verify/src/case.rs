@@ -150,14 +150,16 @@ impl Case {
     /// is reported here and not during training.
     ///
     /// # Errors
-    /// When the data cannot be loaded or batched, an option is out of range, or a hyperparameter
-    /// is unknown.
+    /// When the data cannot be loaded or batched, an option is out of range, a hyperparameter is
+    /// unknown, or the model declares an error such as `val_loss` as a metric of which higher values
+    /// are better.
     pub fn new(
         registry: &Registry,
         model: &Model,
         choices: Choices,
         device: Device,
     ) -> Result<Self> {
+        model.judge.check().map_err(|error| error.at(&format!("model {}", model.name)))?;
         let data_name = match &choices.data {
             Some(name) => name.as_str(),
             None => model.data_name(registry)?,

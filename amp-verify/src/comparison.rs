@@ -36,6 +36,20 @@ pub struct Comparison {
     pub seeds: Vec<u64>,
     /// The runs. The first one is the baseline.
     pub runs: Vec<Run>,
+    /// The precisions under which a run failed. They have no entry in `runs`.
+    #[serde(default)]
+    pub failed: Vec<FailedRun>,
+}
+
+/// A precision that has no results, because a run under it ended with an error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedRun {
+    /// The precision of the run.
+    pub precision: Precision,
+    /// The seed of the run.
+    pub seed: u64,
+    /// The error with which the run ended.
+    pub reason: String,
 }
 
 /// The results of the run under one precision.
@@ -171,14 +185,23 @@ impl Comparison {
             metric: judge.name.into(),
             direction: judge.direction,
             runs,
+            failed: Vec::new(),
         }
     }
 
-    /// Returns an error if a validation value of some run is not finite.
+    /// Returns an error if a run failed, or if a validation value of some run is not finite.
     ///
     /// # Errors
-    /// When a value is not finite: the error names the value and the precision.
-    pub fn is_finite(&self) -> Result<()> {
+    /// When a run failed: the error names the precisions. When a value is not finite: the error names
+    /// the value and the precision.
+    pub fn is_sound(&self) -> Result<()> {
+        let failed = self.failed.iter().map(|run| run.precision.name()).collect::<Vec<_>>();
+        if !failed.is_empty() {
+            return Err(Error::Precision(format!(
+                "no results under {}: the report gives the reason",
+                failed.join(", ")
+            )));
+        }
         let bad = self.runs.iter().filter_map(|run| {
             let seeds = run.over_seeds.as_ref();
             let lost = |of: fn(&OverSeeds) -> &Sample| {
@@ -203,16 +226,20 @@ impl Comparison {
 
     /// Adds the results of further seeds. Each comparison in `others` compares runs of the same
     /// model on the same data with another seed. `step` is the smallest possible difference between
-    /// two values of the metric (1/N for an accuracy over N examples).
+    /// two values of the metric (1/N for an accuracy over N examples). A precision under which the
+    /// run of some seed failed has no results.
     #[must_use]
     pub fn with_seeds(mut self, others: &[Self], step: f64) -> Self {
         if others.is_empty() {
             return self;
         }
+        self.failed.extend(others.iter().flat_map(|other| other.failed.iter().cloned()));
+        let failed = &self.failed;
+        self.runs.retain(|run| !failed.iter().any(|other| other.precision == run.precision));
         let all: Vec<&Self> = std::iter::once(&self).chain(others).collect();
         let seeds = all.iter().map(|comparison| comparison.subject.run.seed).collect();
         let over_seeds: Vec<OverSeeds> =
-            (0..self.runs.len()).map(|at| OverSeeds::of(&all, at, step)).collect();
+            self.runs.iter().map(|run| OverSeeds::of(&all, run.precision, step)).collect();
         for (run, figures) in self.runs.iter_mut().zip(over_seeds) {
             run.over_seeds = Some(figures);
         }
@@ -222,13 +249,15 @@ impl Comparison {
 }
 
 impl OverSeeds {
-    /// Collects the results of all seeds for one precision. `all` has one comparison for each seed.
-    /// In each comparison, the run under this precision has the index `at`.
-    fn of(all: &[&Comparison], at: usize, step: f64) -> Self {
-        let runs = || all.iter().map(|comparison| &comparison.runs[at]);
+    /// Collects the results of all seeds for one precision. `all` has one comparison for each seed,
+    /// each with a run under this precision.
+    fn of(all: &[&Comparison], precision: Precision, step: f64) -> Self {
+        let is_own = |run: &&Run| run.precision == precision;
+        let runs = || all.iter().filter_map(|comparison| comparison.runs.iter().find(is_own));
+        let is_baseline = runs().any(|run| run.delta.is_none());
         let delta = |of: fn(&Delta) -> Option<f64>, least: f64| {
             let values = runs().map(|run| run.delta.as_ref().and_then(of)).collect();
-            (at > 0).then(|| Sample::new(values, least))
+            (!is_baseline).then(|| Sample::new(values, least))
         };
         let (one, two) = (step / 12.0_f64.sqrt(), step / 6.0_f64.sqrt());
         Self {

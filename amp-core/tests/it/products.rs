@@ -126,7 +126,9 @@ fn a_product_in_another_dtype_is_an_error() -> Result<()> {
     assert_eq!(
         error,
         "the run does not compute in bf16-mixed: the output of a `matmul` in `head` is float32, \
-         but the precision prescribes bfloat16"
+         but the precision prescribes bfloat16: convert its operands to bfloat16, or declare that it \
+         computes in float32: `#[precision(fp32)]` on a module, `cx.region(Region::Fp32, …)` in \
+         `forward`, `step.context().region(Region::Fp32, …)` in a training step"
     );
     let model = Tied::builder(How::Right).root_is_off(true).build()?;
     let error = message(observed(Precision::Bf16Mixed, model));
@@ -175,5 +177,52 @@ fn products_under_another_context_are_not_checked() -> Result<()> {
         TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::Bf16Mixed, Device::Cpu) };
     let record = Trainer::new(config).fit(&mut model, &same(constant(4, 3, 0.0)?, 2)?)?;
     assert_eq!(record.observed.matmul.into_iter().collect::<Vec<_>>(), ["bfloat16"]);
+    Ok(())
+}
+
+/// A model whose own training step computes a matrix product in f32 under every precision.
+#[derive(LightningModule)]
+#[training_step(Self::scored)]
+#[loss(mse_loss)]
+#[optimizer(sgd, lr = 0.1)]
+struct Scored {
+    #[hparam(default = false)]
+    in_region: bool,
+    #[layer(linear(3, 3))]
+    model: nn::Linear,
+}
+
+impl Scored {
+    fn scored(&mut self, batch: &data::Batch, step: &mut Step<'_>) -> Result<Tensor> {
+        let output = self.forward(&batch.input, step.context())?;
+        let product = |x: &Tensor| {
+            let x = x.f_to_kind(Kind::Float)?;
+            Ok(x.f_matmul(&x.f_transpose(0, 1)?)?)
+        };
+        let scores = match self.in_region {
+            true => step.context().region(Region::Fp32, &output, product)?,
+            false => product(&output)?,
+        };
+        Ok(scores.f_mean(Kind::Float)?)
+    }
+}
+
+/// The remedy that the error names is accepted: a product of a training step may compute in f32 in a
+/// precision region.
+#[test]
+fn a_product_of_a_step_computes_in_a_region() -> Result<()> {
+    let _generator = seeded(0);
+    let trained = |in_region: bool| {
+        let mut model = Scored::builder().in_region(in_region).build()?;
+        let config =
+            TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::Bf16True, Device::Cpu) };
+        Trainer::new(config).fit(&mut model, &same(constant(4, 3, 1.0)?, 2)?)
+    };
+    let error = message(trained(false));
+    let remedy = "`step.context().region(Region::Fp32, …)` in a training step";
+    assert!(error.contains("the output of a `matmul` in the model is float32"), "{error}");
+    assert!(error.ends_with(remedy), "{error}");
+    let observed = trained(true)?.observed;
+    assert_eq!(observed.matmul.into_iter().collect::<Vec<_>>(), ["bfloat16", "float32"]);
     Ok(())
 }

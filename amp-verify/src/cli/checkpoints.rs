@@ -18,7 +18,7 @@ pub struct CheckpointArgs {
     #[arg(long, value_name = "FOLDER")]
     pub checkpoint_dir: Option<PathBuf>,
     /// How many of the best epochs to keep
-    #[arg(long, value_name = "K", default_value_t = 3)]
+    #[arg(long, value_name = "K", default_value_t = 3, requires = "checkpoint_dir")]
     pub save_top_k: usize,
     /// Also save last.safetensors after every N optimizer steps
     #[arg(long, value_name = "N", value_parser = positive, requires = "checkpoint_dir")]

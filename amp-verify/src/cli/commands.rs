@@ -4,7 +4,7 @@
 use std::{io, process::ExitCode};
 
 use amp_core::{
-    Error, Hyperparameters, Result,
+    Error, Result,
     callback::Callback,
     event::{Event, Subscriber},
     file::Staged,
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     bench::{self, BenchArgs},
-    case::Case,
+    case::{Case, Choices},
     diagnose::{DiagnoseArgs, PolicyFile},
     gate,
     layers::LayersArgs,
@@ -159,7 +159,7 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
         Format::Json => json,
     };
     print(&text)?;
-    comparison.is_finite()
+    comparison.is_sound()
 }
 
 fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
@@ -352,16 +352,16 @@ fn pretty(value: &impl serde::Serialize) -> Result<String> {
 /// Builds the case (a model with its data and options) from the command line. Runs before the
 /// command writes any file, so that an error here leaves no file behind.
 fn prepare(registry: &Registry, args: &RunArgs) -> Result<Case> {
-    prepare_as(registry, args, args.model.as_deref(), None)
+    prepare_as(registry, args, args.model.as_deref(), args.choices())
 }
 
-/// Builds the case (a model with its data and options) for the model `model`. If `hyperparameters`
-/// is given, the model gets them in place of the hyperparameters of the command line.
+/// Builds the case (a model with its data and options) for the model `model` with `choices`, which
+/// take the place of the model, the data and the training options of the command line.
 pub(super) fn prepare_as(
     registry: &Registry,
     args: &RunArgs,
     model: Option<&str>,
-    hyperparameters: Option<Hyperparameters>,
+    choices: Choices,
 ) -> Result<Case> {
     if let Some(threads) = args.threads {
         if threads < 1 {
@@ -372,8 +372,6 @@ pub(super) fn prepare_as(
     let model = registry.find(model)?;
     let device = hardware::parse_device(&args.device)?;
     hardware::set_numerics(args.tf32, args.deterministic)?;
-    let mut choices = args.choices();
-    choices.set = hyperparameters.unwrap_or(choices.set);
     let mut case = Case::new(registry, model, choices, device)?;
     if let Some(path) = &args.policy {
         let policy = PolicyFile::read(path, model.name, case.build()?.as_ref())?;

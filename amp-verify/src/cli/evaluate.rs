@@ -1,15 +1,33 @@
 //! `validate`, `test-set` and `predict`: run a trained model on data, without training.
 
-use std::{collections::BTreeMap, fs, io::ErrorKind, path::PathBuf, str::FromStr};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use amp_core::{
-    Error, LightningModule, Result, Trainer, checkpoint, file, log::Logged, precision::Precision,
+    Error, LightningModule, Result, Trainer,
+    checkpoint::{self, Summary},
+    data::DataModule,
+    file,
+    log::Logged,
+    precision::Precision,
     random, weights,
 };
 use clap::Args;
 
-use super::{Format, RunArgs, commands::prepare_as};
-use crate::{case::Case, output::Logs, registry::Registry};
+use super::{
+    Format, RunArgs,
+    commands::{complain, prepare_as},
+};
+use crate::{
+    case::{Case, Choices},
+    output::Logs,
+    registry::Registry,
+};
 
 /// Options of `validate` and `test-set`.
 #[derive(Debug, Args)]
@@ -59,13 +77,58 @@ fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn Li
             summary.model
         )));
     }
-    let mut case =
-        prepare_as(registry, &args.run, Some(&summary.model), Some(summary.hyperparameters))?;
+    let choices = choices(registry, args, &path, &summary)?;
+    let mut case = prepare_as(registry, &args.run, Some(&summary.model), choices)?;
     case.trainer.precision = args.precision.or(summary.precision).unwrap_or(Precision::F32True);
     case.trainer(case.trainer.precision)?;
     let mut model = case.build()?;
     checkpoint::restore(model.as_mut(), &path)?;
+    complain(&data_and_batch_size(&case.data, &summary));
     Ok((case, model))
+}
+
+/// Returns the user's choices. The model gets the hyperparameters of the checkpoint `path`. Where the
+/// user chose no data or no batch size, those of the run that saved the checkpoint are used, if the
+/// file names them.
+fn choices(
+    registry: &Registry,
+    args: &EvaluateArgs,
+    path: &Path,
+    summary: &Summary,
+) -> Result<Choices> {
+    let chosen = args.run.choices();
+    if let (None, Some(name)) = (&chosen.data, &summary.data)
+        && registry.find_data(name).is_err()
+    {
+        return Err(Error::config(format!(
+            "{}: saved by a run whose data is `{name}`, which the registry of {} does not contain: \
+             name the data to evaluate on with --data",
+            path.display(),
+            registry.project().name()
+        )));
+    }
+    Ok(Choices {
+        data: chosen.data.or_else(|| summary.data.clone()),
+        batch_size: chosen.batch_size.or(summary.batch_size),
+        set: summary.hyperparameters.clone(),
+        ..chosen
+    })
+}
+
+/// Says on which data and in which batches the model is evaluated, and whether the run that saved
+/// the checkpoint used the same.
+fn data_and_batch_size(data: &DataModule, summary: &Summary) -> String {
+    let used = format!("data `{}` in batches of {}", data.name, data.batch_size);
+    let saved = match (&summary.data, summary.batch_size) {
+        (Some(name), Some(size)) if (name, size) == (&data.name, data.batch_size) => {
+            ", as in the run that saved the checkpoint".to_owned()
+        }
+        (Some(name), Some(size)) => {
+            format!("; the run that saved the checkpoint used data `{name}` in batches of {size}")
+        }
+        _ => "; the file does not name the data and the batch size of training".to_owned(),
+    };
+    format!("evaluating on {used}{saved}")
 }
 
 /// Evaluates the model and returns the logged values.
@@ -92,7 +155,6 @@ pub(super) fn evaluate(
 
 /// Writes one file of predictions per batch and returns the number of files.
 pub(super) fn predict(registry: &Registry, args: &PredictArgs) -> Result<usize> {
-    let (case, mut model) = trained(registry, &args.evaluate)?;
     let folder = &args.output;
     let is_used = match fs::read_dir(folder) {
         Ok(mut files) => files.next().is_some(),
@@ -106,6 +168,7 @@ pub(super) fn predict(registry: &Registry, args: &PredictArgs) -> Result<usize> 
             folder.display()
         )));
     }
+    let (case, mut model) = trained(registry, &args.evaluate)?;
     let _section = random::seeded(case.trainer.seed)?;
     let (mut written, mut not_a_number) = (0, None);
     let mut logs = Logs::new(&args.evaluate.run.logs)?;

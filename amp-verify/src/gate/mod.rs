@@ -29,7 +29,7 @@ mod runs;
 mod seeds;
 mod stages;
 #[cfg(test)]
-mod waves;
+pub(crate) mod waves;
 
 pub use crate::interceptor::{Intercepted, Interceptor};
 pub use args::{GateArgs, Tier};

@@ -17,7 +17,7 @@ pub(super) fn rows(first: i64) -> Result<(Tensor, Tensor)> {
 
 /// Returns data for regression: the inputs are rows, the targets the sums of the rows. The training
 /// set and the validation set have different rows.
-pub(super) fn waves(batch_size: i64) -> Result<DataModule> {
+pub(crate) fn waves(batch_size: i64) -> Result<DataModule> {
     let part = |first: i64| {
         let (x, sums) = rows(first)?;
         Batch::new(x, sums)

@@ -11,10 +11,11 @@ pub struct ChangeArgs {
     /// Set a hyperparameter, for example --set n_layer=12; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     pub set: Vec<(String, Value)>,
-    /// The data set; `cargo amp models` lists them [default: each model's own]
+    /// The data set; `cargo amp models` lists them [default: the checkpoint's in `validate`,
+    /// `test-set` and `predict`, else each model's own]
     #[arg(long)]
     pub data: Option<String>,
-    /// Examples per batch [default: each model's own]
+    /// Examples per batch [default: as for --data]
     #[arg(long)]
     pub batch_size: Option<i64>,
     /// Epochs [default: each model's own epochs or steps; the gate's quick tier, `margins` and

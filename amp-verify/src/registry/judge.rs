@@ -1,7 +1,7 @@
 //! The logged validation value by which a model is judged, that is, by which its runs under
 //! different precisions are compared.
 
-use amp_core::callback::Mode;
+use amp_core::{Error, Result, callback::Mode};
 use serde::{Deserialize, Serialize};
 
 /// Whether larger or smaller values of a metric are better.
@@ -57,8 +57,8 @@ impl Direction {
         let value = values.find(|value| value.is_finite() && !(0.0..=1.0).contains(value))?;
         Some(format!(
             "`{name}` is {value:.4}, which is no fraction of the examples, but the registry \
-             declares it as one: declare it with `.score(\"{name}\")`, so that it is not shown \
-             in percent"
+             declares it as one: declare it with `.score(\"{name}\")` if higher values are better, or \
+             with `.error_metric(\"{name}\")` if lower values are better"
         ))
     }
 }
@@ -82,6 +82,26 @@ pub struct Judge {
     pub name: &'static str,
     /// Whether larger or smaller numbers are better.
     pub direction: Direction,
+}
+
+/// The last words of the names of errors, for which lower values are better. A word may also end in
+/// `loss` or `error`, as `logloss`.
+const ERRORS: &[&str] = &["mae", "mse", "rmse", "mape", "nll", "perplexity", "wer", "cer"];
+
+/// Words by which a name says that an error is negated, so that higher values are better.
+const NEGATIONS: &[&str] = &["neg", "negative", "negated", "minus"];
+
+/// Returns whether the name of a logged value ends in the name of an error, as `val_loss`,
+/// `val_mae` and `val_error_rate` do.
+fn names_an_error(name: &str) -> bool {
+    let name = name.to_lowercase();
+    let mut words: Vec<&str> = name.split(|letter: char| !letter.is_alphanumeric()).collect();
+    if words.last() == Some(&"rate") {
+        words.pop();
+    }
+    let is_error =
+        |word: &&str| ERRORS.contains(word) || word.ends_with("loss") || word.ends_with("error");
+    words.last().is_some_and(is_error) && !words.iter().any(|word| NEGATIONS.contains(word))
 }
 
 /// The name under which the validation loss is logged.
@@ -113,6 +133,28 @@ impl Judge {
         Self::lower(LOSS)
     }
 
+    /// Checks that the value is not declared as one for which higher values are better if its name
+    /// is that of an error. The worst epoch would be kept as the best one.
+    ///
+    /// # Errors
+    /// When the name ends in the name of an error. The message names the declaration to use.
+    pub(crate) fn check(self) -> Result<()> {
+        let Self { name, direction } = self;
+        if !direction.is_higher() || !names_an_error(name) {
+            return Ok(());
+        }
+        let declared = if direction.is_share() { "metric" } else { "score" };
+        let remedy = match name {
+            LOSS => ".judged_by_loss()".to_owned(),
+            _ => format!(".error_metric(\"{name}\")"),
+        };
+        Err(Error::config(format!(
+            "`.{declared}(\"{name}\")` declares that higher values are better, but `{name}` has the \
+             name of an error, of which lower values are better: declare it with `{remedy}`, or give \
+             the metric another name if higher values are better"
+        )))
+    }
+
     /// Returns the smallest possible difference between two values of the metric, where `examples`
     /// is the number of validation examples. For a fraction of the examples, this is 1/`examples`.
     /// Any other metric is assumed to be continuous, and the result is 0.
@@ -121,5 +163,54 @@ impl Judge {
             true => 1.0 / examples.max(1) as f64,
             false => 0.0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::Judge;
+
+    #[rstest]
+    #[case::loss(Judge::higher("val_loss"), "declare it with `.judged_by_loss()`")]
+    #[case::score(Judge::score("val_loss"), "`.score(\"val_loss\")` declares that higher")]
+    #[case::error(Judge::higher("val_mae"), "declare it with `.error_metric(\"val_mae\")`")]
+    #[case::word(Judge::higher("val_top1_error"), "`.metric(\"val_top1_error\")` declares")]
+    #[case::rate(Judge::higher("val_error_rate"), ".error_metric(\"val_error_rate\")")]
+    #[case::joined(Judge::score("val/LogLoss"), ".error_metric(\"val/LogLoss\")")]
+    #[case::perplexity(Judge::score("val_perplexity"), ".error_metric(\"val_perplexity\")")]
+    fn an_error_of_which_higher_values_are_better_is_refused(
+        #[case] judge: Judge,
+        #[case] expected: &str,
+    ) {
+        let said = judge.check().expect_err("an error").to_string();
+        assert!(said.contains(expected), "{said}");
+    }
+
+    #[rstest]
+    #[case(Judge::loss())]
+    #[case(Judge::lower("val_mae"))]
+    #[case(Judge::DEFAULT)]
+    #[case(Judge::score("val_psnr"))]
+    #[case(Judge::score("val_neg_mean_squared_error"))]
+    #[case(Judge::higher("val_error_recall"))]
+    #[case(Judge::higher("val_success_rate"))]
+    fn every_other_value_is_accepted(#[case] judge: Judge) {
+        assert!(judge.check().is_ok());
+    }
+
+    /// A value above 1 is no fraction. The note names the declarations for both directions, because
+    /// the name alone does not say which values are better.
+    #[test]
+    fn the_note_on_a_metric_that_is_no_fraction_names_both_remedies() {
+        let judge = Judge::higher("val_level");
+        let said = judge.direction.no_share(judge.name, [1.5]).expect("a note");
+        assert!(said.contains(".score(\"val_level\")` if higher values are better"), "{said}");
+        assert!(
+            said.contains(".error_metric(\"val_level\")` if lower values are better"),
+            "{said}"
+        );
+        assert_eq!(judge.direction.no_share(judge.name, [0.5]), None);
     }
 }

@@ -276,10 +276,12 @@ impl Registry {
         Ok(all)
     }
 
-    /// Checks that all names are unique, and that the data set of every model is registered.
+    /// Checks that all names are unique, that the data set of every model is registered, and that no
+    /// model declares an error such as `val_loss` as a metric of which higher values are better.
     ///
     /// # Errors
-    /// When a name occurs twice, a data set is missing, or there is no model.
+    /// When a name occurs twice, a data set is missing, a metric's direction is wrong, or there is
+    /// no model.
     pub fn check(&self) -> Result<()> {
         if self.models.is_empty() {
             return Err(self.without_models());
@@ -296,8 +298,9 @@ impl Registry {
         #[cfg(feature = "cli")]
         twice("workloads", self.bench.workloads.iter().map(|w| w.name.as_str()).collect())?;
         for model in &self.models {
-            let data = model.data_name(self)?;
-            self.find_data(data).map_err(|error| error.at(&format!("model {}", model.name)))?;
+            let data = self.find_data(model.data_name(self)?);
+            data.and_then(|_| model.judge.check())
+                .map_err(|error| error.at(&format!("model {}", model.name)))?;
         }
         Ok(())
     }

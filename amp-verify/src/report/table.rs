@@ -9,6 +9,7 @@ use crate::{
     exponents::{Format, Histogram},
     layers::{Kind, Report},
     registry::LOSS,
+    view::failure,
 };
 
 fn row(head: &str, cells: impl IntoIterator<Item = String>) -> String {
@@ -80,7 +81,13 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
     // loss has its own columns.
     let skipped = if comparison.metric == LOSS { 2 } else { 0 };
     let line = |run: &Run| row(run.precision.name(), cells(run).into_iter().skip(skipped));
-    let rows: String = comparison.runs.iter().map(line).collect();
+    let of_failed = comparison.failed.iter().map(|run| {
+        row(
+            run.precision.name(),
+            ["failed".to_owned()].into_iter().chain(vec![String::new(); 7 - skipped]),
+        )
+    });
+    let rows: String = comparison.runs.iter().map(line).chain(of_failed).collect();
     let (metric, difference) = match is_share {
         true => (format!("{}, %", comparison.metric), "Δ points"),
         false => (comparison.metric.clone(), "Δ"),
@@ -100,6 +107,7 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
         let lines = cause.chain(run.notes.iter().cloned());
         items.extend(lines.map(|line| format!("{}: {line}", run.precision)));
     }
+    items.extend(comparison.failed.iter().map(failure));
     let items: String = items.iter().map(|item| format!("<li>{}</li>\n", escaped(item))).collect();
     let list = if items.is_empty() { items } else { format!("<ul>\n{items}</ul>\n") };
     table(&heads, &rows) + &list

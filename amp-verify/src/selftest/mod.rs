@@ -5,6 +5,7 @@ mod args;
 mod report;
 mod run;
 mod subject;
+mod unchanged;
 
 pub use crate::faults::{Area, Fault, Faulty};
 pub use args::SelftestArgs;

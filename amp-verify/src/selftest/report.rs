@@ -21,7 +21,8 @@ pub struct FaultResult {
     pub area: Area,
     /// The name of the model into whose training the fault was put.
     pub model: String,
-    /// The checks of the gate that reported the fault.
+    /// The checks of the gate that reported the fault. A check that the model fails without the fault
+    /// as well is left out.
     pub reported_by: Vec<Reason>,
     /// The names of the training invariants that the fault violated.
     #[serde(default)]
@@ -51,6 +52,10 @@ impl FaultResult {
 pub struct Report {
     /// The result for each fault.
     pub faults: Vec<FaultResult>,
+    /// The failures that were not counted, because the model fails in the same way without a fault.
+    /// Each begins with the model's name.
+    #[serde(default)]
+    pub not_counted: Vec<String>,
     /// The faults that were not tested, each with the reason.
     pub left_out: Vec<String>,
     /// How many unchanged runs (into which no fault was put) the gate judged. Each run trains the
@@ -150,6 +155,10 @@ impl Report {
             };
             let broken = self.faults.iter().filter(breaks).count();
             out += &format!("invariant {invariant}: {broken}\n");
+        }
+        for failure in &self.not_counted {
+            out +=
+                &format!("not counted, because the model fails without a fault too: {failure}\n");
         }
         for left_out in &self.left_out {
             out += &format!("not tested: {left_out}\n");

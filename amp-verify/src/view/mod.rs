@@ -18,8 +18,8 @@ pub use layers::layers;
 pub use parity::parity;
 pub use phases::{PhaseTables, phases};
 pub use summary::summary;
-pub(crate) use table::heading;
 pub use table::table;
+pub(crate) use table::{failure, heading};
 
 use comfy_table::{ContentArrangement, Table};
 

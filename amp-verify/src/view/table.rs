@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_C
 use amp_core::{memory::show_bytes, trainer::show_count};
 
 use crate::{
-    comparison::{Comparison, Delta, OverSeeds, Run, Sample},
+    comparison::{Comparison, Delta, FailedRun, OverSeeds, Run, Sample},
     registry::LOSS,
     text::{counted, signed},
 };
@@ -40,7 +40,15 @@ pub fn table(comparison: &Comparison) -> String {
             out += &format!("{}: {note}\n", run.precision);
         }
     }
+    for run in &comparison.failed {
+        out += &format!("{}\n", failure(run));
+    }
     out
+}
+
+/// Says with which error a run failed.
+pub(crate) fn failure(run: &FailedRun) -> String {
+    format!("{}: failed with seed {}: {}", run.precision, run.seed, run.reason)
 }
 
 /// Describes what was trained, and on which machine.
@@ -159,6 +167,10 @@ fn render(comparison: &Comparison, columns: &[Column]) -> Table {
     table.set_header(columns.iter().map(|column| &column.header));
     for run in &comparison.runs {
         table.add_row(columns.iter().map(|column| (column.cell)(run)));
+    }
+    for run in &comparison.failed {
+        let blank = columns.iter().skip(2).map(|_| String::new());
+        table.add_row([run.precision.to_string(), "failed".to_owned()].into_iter().chain(blank));
     }
     // The precision column, and columns whose header contains `/`, contain text. All other columns
     // contain numbers and are aligned to the right.

@@ -8,6 +8,7 @@ use amp_verify::{
     case::{Case, Choices},
     layers::{self, Options},
     matrix, model, project,
+    view::table,
 };
 
 /// A model that adds noise. If `right` is true, it draws the noise through the context.
@@ -116,5 +117,31 @@ fn an_error_names_its_run() -> Result<()> {
     let ran = matrix::run(&case("Failing", false)?, &precisions, &mut |_: &Event| Ok(()));
     let error = ran.expect_err("f32 does not fit f16").to_string();
     assert!(error.starts_with("in `Failing under 16-true`: in `body`: libtorch: "), "{error}");
+    Ok(())
+}
+
+/// Checks that a precision that the model does not compute in takes no results from the other
+/// precisions, and that each format of the comparison gives the error.
+#[test]
+fn a_failed_precision_leaves_the_results_of_the_others() -> Result<()> {
+    let precisions = [Precision::F16True, Precision::Bf16Mixed];
+    let case = case("Failing", false)?;
+    let comparison = matrix::over_seeds(&case, &precisions, 2, &mut |_: &Event| Ok(()))?;
+    let ran: Vec<_> = comparison.runs.iter().map(|run| run.precision).collect();
+    assert_eq!(ran, [Precision::F32True, Precision::Bf16Mixed]);
+    for (at, run) in comparison.runs.iter().enumerate() {
+        let seeds = run.over_seeds.as_ref().expect("two seeds");
+        assert_eq!((seeds.loss.values.len(), seeds.loss_delta.is_some()), (2, at == 1));
+    }
+    let [failed] = &comparison.failed[..] else { panic!("{:?}", comparison.failed) };
+    assert_eq!((failed.precision, failed.seed), (Precision::F16True, case.trainer.seed));
+    assert!(failed.reason.starts_with("in `body`: libtorch: "), "{}", failed.reason);
+    let printed = table(&comparison);
+    let line = format!("16-true: failed with seed {}: {}\n", failed.seed, failed.reason);
+    assert!(printed.ends_with(&line), "{printed}");
+    let row = printed.lines().find(|line| line.contains("16-true")).expect("a row");
+    assert!(row.starts_with('│') && row.contains(" failed "), "{printed}");
+    let said = comparison.is_sound().expect_err("a run failed").to_string();
+    assert_eq!(said, "no results under 16-true: the report gives the reason");
     Ok(())
 }

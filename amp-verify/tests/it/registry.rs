@@ -73,6 +73,10 @@ fn the_first_model_is_the_default_and_hidden_ones_are_found_by_name() {
     registry().model(model!(Line).data("products")),
     "in `model Line`: unknown data `products`: expected one of sums"
 )]
+#[case::an_error_as_metric(
+    registry().model(model!(Line).metric("val_mae")),
+    "in `model Line`: `.metric(\"val_mae\")` declares that higher values are better"
+)]
 #[case::no_data(Registry::new(project!()).model(model!(Line)), "Line has no data: add a data set")]
 fn a_registry_that_cannot_be_is_refused(#[case] registry: Registry, #[case] expected: &str) {
     let error = registry.check().expect_err("a mistake").to_string();
@@ -107,6 +111,10 @@ fn hyperparameters_come_from_the_model_then_the_data_then_the_user() {
     let unknown = Choices { data: Some("products".into()), ..Choices::default() };
     let error = case(unknown).err().expect("there is no such data").to_string();
     assert!(error.contains("unknown data `products`"), "{error}");
+    let reversed =
+        Case::new(&registry, &model!(Line).score("val_loss"), Choices::default(), Device::Cpu);
+    let error = reversed.err().expect("a loss is no score").to_string();
+    assert!(error.contains("declare it with `.judged_by_loss()`"), "{error}");
 }
 
 #[test]

@@ -21,6 +21,8 @@ impl Run<'_, '_> {
             ("model".to_owned(), self.model.name().to_owned()),
             ("hyperparameters".to_owned(), Value::Object(self.model.hyperparameters()).to_string()),
             ("precision".to_owned(), self.config.precision.to_string()),
+            ("data".to_owned(), self.data.name.clone()),
+            ("batch_size".to_owned(), self.data.batch_size.to_string()),
             ("epoch".to_owned(), self.position.epoch.to_string()),
             ("global_step".to_owned(), self.state.global_step().to_string()),
         ]);

@@ -124,7 +124,8 @@ impl Model {
     }
 
     /// Sets the validation metric by which the model is judged: a fraction, for which higher values
-    /// are better. It is shown in percent. The default is `val_acc`.
+    /// are better. It is shown in percent. The default is `val_acc`. The name of an error, such as
+    /// `val_loss` or `val_mae`, is refused when the registry is checked.
     #[must_use]
     pub fn metric(mut self, name: &'static str) -> Self {
         self.judge = Judge::higher(name);
@@ -132,7 +133,8 @@ impl Model {
     }
 
     /// Sets the validation metric by which the model is judged: a number that is not a fraction,
-    /// such as a reward or a peak signal-to-noise ratio, for which higher values are better.
+    /// such as a reward or a peak signal-to-noise ratio, for which higher values are better. The
+    /// name of an error is refused, as in [`metric`](Self::metric).
     #[must_use]
     pub fn score(mut self, name: &'static str) -> Self {
         self.judge = Judge::score(name);

@@ -88,17 +88,16 @@ pub fn run(
     if extras.is_compared {
         check_logged(case, &first)?;
     }
-    let stopping = case.stopping().map(|stopping| Box::new(stopping) as Box<dyn Callback>);
-    let mut callbacks: Vec<Box<dyn Callback>> =
-        stopping.into_iter().chain(extras.callbacks).collect();
+    let mut callbacks = extras.callbacks;
     if let Some(choose) = extras.judged_by {
         callbacks.push(choose(judge(case, &first, subscriber)?)?);
     }
     check_monitored(case, &first, &callbacks)?;
+    let stopping = case.stopping()?.map(|stopping| Box::new(stopping) as Box<dyn Callback>);
     let meter = MemoryMeter::start(config.device)?;
     let mut model = case.build()?;
     let mut trainer = Trainer::new(config).subscribe(subscriber);
-    for callback in callbacks {
+    for callback in stopping.into_iter().chain(callbacks) {
         trainer = trainer.callback(callback);
     }
     if let Some((signal, save_to)) = extras.interruption {
@@ -155,10 +154,12 @@ fn judge(case: &Case, first: &RunRecord, subscriber: &mut dyn Subscriber) -> Res
     Ok(Judge::loss())
 }
 
-/// Checks that the model logs every value that a callback monitors.
+/// Checks that the model logs every value that early stopping or another callback monitors.
 fn check_monitored(case: &Case, first: &RunRecord, callbacks: &[Box<dyn Callback>]) -> Result<()> {
     let names = logged(first);
-    match callbacks.iter().filter_map(|one| one.monitors()).find(|name| !names.contains(name)) {
+    let stopping = case.early_stopping.iter().map(|stopping| stopping.monitor.as_str());
+    let mut monitored = stopping.chain(callbacks.iter().filter_map(|one| one.monitors()));
+    match monitored.find(|name| !names.contains(name)) {
         None => Ok(()),
         Some(name) => {
             let hint = match name {

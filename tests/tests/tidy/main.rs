@@ -86,6 +86,7 @@ const AMP_VERIFY: &[&str] = &[
     "faults",
     "speed",
     "registry",
+    "stopping",
     "case",
     "reset",
     "comparison",

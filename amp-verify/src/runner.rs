@@ -7,10 +7,11 @@ use std::{
 };
 
 use amp_core::{
-    Error, Result, Trainer, TrainerConfig,
+    Error, LightningModule, Result, Trainer, TrainerConfig,
     callback::Callback,
     event::{Event, Subscriber},
     memory::MemoryMeter,
+    nn::{self, Role},
     precision::Precision,
     random,
     record::RunRecord,
@@ -111,7 +112,25 @@ pub fn run(
     }
     let mut record = trainer.fit(model.as_mut(), &case.data)?;
     record.memory = Some(meter.read()?);
+    if !record.not_finite().is_empty() {
+        record.has_finite_weights = Some(has_finite_weights(model.as_ref())?);
+    }
     Ok(record)
+}
+
+/// Returns whether all parameters are finite, and no buffer contains NaN. A buffer may contain
+/// infinities, as a mask of attention scores does.
+fn has_finite_weights(model: &dyn LightningModule) -> Result<bool> {
+    for (_, tensor, role) in nn::named_tensors(model) {
+        let is_good = match role {
+            Role::Parameter => tensor.f_isfinite()?,
+            Role::Buffer => tensor.f_isnan()?.f_logical_not()?,
+        };
+        if is_good.f_all()?.f_int64_value(&[])? == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Trains a new build of the model on a few batches. Returns the record of this short run, which

@@ -39,6 +39,10 @@ pub struct RunRecord {
     pub end: FitEnd,
     /// The peak memory of the run. `None` if it was not measured.
     pub memory: Option<Memory>,
+    /// Whether the trained parameters are finite, and no buffer contains NaN. `None` if this was not
+    /// checked, because the run's [result is finite](Self::not_finite).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub has_finite_weights: Option<bool>,
 }
 
 impl RunRecord {
@@ -128,6 +132,7 @@ impl Recorder {
             profile: self.profile,
             end: self.end?,
             memory: None,
+            has_finite_weights: None,
         })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
-    callback::{EarlyStopping, Mode},
+    callback::EarlyStopping,
     data::{DataLoader, DataModule, Limit, Loading},
     precision::{Clip, Policy, Precision},
     random,
@@ -20,6 +20,8 @@ use crate::{
     length::Length,
     registry::{Build, Judge, Model, Registry},
 };
+
+pub use crate::stopping::Stopping;
 
 /// A registered model that is not built yet: its name, the validation value that measures its
 /// quality, and the function that builds it.
@@ -55,9 +57,8 @@ pub struct Case {
     /// dropout. [`plan`](OptimizationConfig::plan) describes the full run, so that a run that ends
     /// earlier has the learning rates of the full run.
     pub trainer: TrainerConfig,
-    /// The name of the logged value that early stopping monitors, and the patience in epochs.
-    /// `None` without early stopping.
-    pub early_stopping: Option<(String, u32)>,
+    /// What early stopping monitors. `None` without early stopping.
+    pub early_stopping: Option<Stopping>,
 }
 
 /// The user's choices for a [`Case`]: on which data to train, how long, and with which options. If
@@ -101,7 +102,8 @@ pub struct Choices {
     /// How often the invariants of training are checked (rules that hold in every run, for example
     /// that every weight changes).
     pub checks: ChecksConfig,
-    /// The name of the logged value that early stopping monitors.
+    /// The name of the logged value that early stopping monitors. It may end in `:min` or `:max`,
+    /// which says whether smaller or larger values are better.
     pub early_stopping: Option<String>,
     /// The number of epochs without improvement of the monitored value after which early stopping
     /// ends training.
@@ -174,19 +176,28 @@ impl Case {
         }
         let clip = choices.clip.or(model.gradient_clip_val.map(Clip::Norm));
         let clip = clip.map(Clip::validated).transpose()?;
-        let early_stopping = stopping(model, choices.early_stopping, choices.patience)?;
+        let monitor = choices.early_stopping.as_deref();
+        let mut early_stopping = Stopping::chosen(model, monitor, choices.patience)?;
         let mut hyperparameters = model.hyperparameters.clone();
         data_set.apply(&mut hyperparameters);
         hyperparameters.extend(choices.set);
         let batch_size = choices.batch_size.unwrap_or(model.batch_size);
-        let mut data = match data_set.is_sized() {
-            true => {
-                let _section = random::seeded(choices.seed)?;
-                let of = model.build(&hyperparameters)?.hyperparameters();
-                data_set.load_for(batch_size, &of)?
-            }
-            false => data_set.load(batch_size)?,
+        // Builds the model to check the hyperparameters, before data whose size depends on them is
+        // loaded, and after any other data is loaded.
+        let build = || {
+            let _section = random::seeded(choices.seed)?;
+            model.build(&hyperparameters)
         };
+        let (mut data, built) = match data_set.is_sized() {
+            true => {
+                let built = build()?;
+                (data_set.load_for(batch_size, &built.hyperparameters())?, built)
+            }
+            false => (data_set.load(batch_size)?, build()?),
+        };
+        if let Some(stopping) = &mut early_stopping {
+            stopping.find_mode(model.judge, built.as_ref());
+        }
         // In reports and goldens (recorded results), the data set has the name under which the
         // registry lists it.
         data_set.name().clone_into(&mut data.name);
@@ -231,13 +242,7 @@ impl Case {
             trainer.max_steps = Some(trainer.max_steps.map_or(most, |own| own.min(most)));
         }
         trainer.optimization.plan = Some(trainer.training_plan(&loader));
-        let case = Self { model: model.into(), data, hyperparameters, trainer, early_stopping };
-        // Builds the model once to check the hyperparameters. Data whose size depends on the
-        // hyperparameters was loaded for a built model above, so this check is not repeated.
-        if !data_set.is_sized() {
-            case.build()?;
-        }
-        Ok(case)
+        Ok(Self { model: model.into(), data, hyperparameters, trainer, early_stopping })
     }
 
     /// Returns the trainer's options under this precision.
@@ -251,13 +256,11 @@ impl Case {
     }
 
     /// Returns the callback for early stopping. Returns `None` if training does not stop early.
-    /// Early stopping expects the monitored value to fall. Only if the value is the metric that
-    /// measures the model's quality, the metric's own direction is used.
-    pub fn stopping(&self) -> Option<EarlyStopping> {
-        let (monitor, patience) = self.early_stopping.as_ref()?;
-        let judge = Some(self.model.judge).filter(|judge| judge.name == monitor);
-        let mode = judge.map_or(Mode::Min, |judge| judge.direction.mode());
-        Some(EarlyStopping::new(monitor, mode).patience(*patience))
+    ///
+    /// # Errors
+    /// When it is unknown whether larger or smaller values are better.
+    pub fn stopping(&self) -> Result<Option<EarlyStopping>> {
+        self.early_stopping.as_ref().map(Stopping::callback).transpose()
     }
 
     /// Builds the model. The seed in `trainer` determines the initial weights.
@@ -267,34 +270,6 @@ impl Case {
     pub fn build(&self) -> Result<Box<dyn LightningModule>> {
         let _section = random::seeded(self.trainer.seed)?;
         (self.model.build)(&self.hyperparameters)
-    }
-}
-
-/// The patience of early stopping if neither the registry nor the user gives one.
-const PATIENCE: u32 = 3;
-
-/// Returns the logged value that early stopping monitors, and the patience. The user's choices
-/// replace those of the registry. If the user chooses another logged value than the registry but no
-/// patience, the patience is [`PATIENCE`], because the registry's patience is for the registry's
-/// value.
-fn stopping(
-    model: &Model,
-    monitor: Option<String>,
-    patience: Option<u32>,
-) -> Result<Option<(String, u32)>> {
-    match (monitor, &model.early_stopping, patience) {
-        (Some(monitor), Some((own, of_own)), patience) if monitor == *own => {
-            Ok(Some((monitor, patience.unwrap_or(*of_own))))
-        }
-        (Some(monitor), _, patience) => Ok(Some((monitor, patience.unwrap_or(PATIENCE)))),
-        (None, Some((own, of_own)), patience) => {
-            Ok(Some((own.clone(), patience.unwrap_or(*of_own))))
-        }
-        (None, None, None) => Ok(None),
-        (None, None, Some(_)) => Err(Error::config(format!(
-            "--patience has no effect, because `{}` does not stop early: add --early-stopping NAME",
-            model.name
-        ))),
     }
 }
 
@@ -329,53 +304,5 @@ fn limits(
             let epochs = steps.saturating_add(SPARE).div_ceil(each);
             Ok((i64::try_from(epochs).unwrap_or(i64::MAX), Some(steps)))
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use amp_core::{Result, prelude::*};
-    use rstest::rstest;
-
-    use super::stopping;
-    use crate::{Model, model};
-
-    #[derive(LightningModule)]
-    #[loss(mse_loss)]
-    #[optimizer(adamw, lr = 1e-3)]
-    struct Net {
-        #[layer(linear(4, 1))]
-        head: Linear,
-    }
-
-    fn declared() -> Model {
-        model!(Net).early_stopping("val_loss", 5)
-    }
-
-    /// Checks that the user's choices for early stopping (the logged value, the patience) replace
-    /// those that the registry declares.
-    #[rstest]
-    #[case::declared(declared(), None, None, Some(("val_loss", 5)))]
-    #[case::other_patience(declared(), None, Some(1), Some(("val_loss", 1)))]
-    #[case::same_value(declared(), Some("val_loss"), None, Some(("val_loss", 5)))]
-    #[case::other_value(declared(), Some("val_acc"), None, Some(("val_acc", 3)))]
-    #[case::both(declared(), Some("val_acc"), Some(2), Some(("val_acc", 2)))]
-    #[case::chosen(model!(Net), Some("val_acc"), Some(2), Some(("val_acc", 2)))]
-    #[case::none(model!(Net), None, None, None)]
-    fn a_choice_replaces_the_declared_early_stopping(
-        #[case] model: Model,
-        #[case] monitor: Option<&str>,
-        #[case] patience: Option<u32>,
-        #[case] expected: Option<(&str, u32)>,
-    ) -> Result<()> {
-        let found = stopping(&model, monitor.map(str::to_owned), patience)?;
-        assert_eq!(found.as_ref().map(|(name, patience)| (name.as_str(), *patience)), expected);
-        Ok(())
-    }
-
-    #[test]
-    fn a_patience_without_early_stopping_is_refused() {
-        let said = stopping(&model!(Net), None, Some(2)).expect_err("an error").to_string();
-        assert!(said.contains("`Net` does not stop early: add --early-stopping"), "{said}");
     }
 }

@@ -36,7 +36,7 @@ pub struct Changes {
     /// The global norm to which gradients are clipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gradient_clip_val: Option<f64>,
-    /// The name of the logged value that early stopping monitors.
+    /// The name of the logged value that early stopping monitors, which may end in `:min` or `:max`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<String>,
     /// The number of epochs without improvement of the monitored value after which early stopping

@@ -3,6 +3,7 @@
 
 use amp_core::{
     Hook, Hyperparameters, LightningModule, LossScope, Result, Step,
+    callback::Mode,
     data::AnyBatch,
     metric::Reduction,
     nn::{Visit, Visitor},
@@ -173,6 +174,10 @@ impl<T: Interceptor> LightningModule for Intercepted<'_, T> {
 
     fn reduction(&self, name: &str) -> Option<Reduction> {
         self.model.as_ref().reduction(name)
+    }
+
+    fn metric_mode(&self, name: &str) -> Option<Mode> {
+        self.model.as_ref().metric_mode(name)
     }
 
     fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {

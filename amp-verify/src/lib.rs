@@ -31,6 +31,7 @@ mod rounding;
 mod scalars;
 #[cfg(feature = "cli")]
 mod speed;
+mod stopping;
 
 pub mod case;
 pub mod comparison;

@@ -7,10 +7,11 @@ use std::{
 };
 
 use amp_core::{
-    Error, Result, Trainer, TrainerConfig,
+    Error, LightningModule, Result, Trainer, TrainerConfig,
     callback::Callback,
     event::{Event, Subscriber},
     memory::MemoryMeter,
+    nn::{self, Role},
     precision::Precision,
     random,
     record::RunRecord,
@@ -88,17 +89,16 @@ pub fn run(
     if extras.is_compared {
         check_logged(case, &first)?;
     }
-    let stopping = case.stopping().map(|stopping| Box::new(stopping) as Box<dyn Callback>);
-    let mut callbacks: Vec<Box<dyn Callback>> =
-        stopping.into_iter().chain(extras.callbacks).collect();
+    let mut callbacks = extras.callbacks;
     if let Some(choose) = extras.judged_by {
         callbacks.push(choose(judge(case, &first, subscriber)?)?);
     }
     check_monitored(case, &first, &callbacks)?;
+    let stopping = case.stopping()?.map(|stopping| Box::new(stopping) as Box<dyn Callback>);
     let meter = MemoryMeter::start(config.device)?;
     let mut model = case.build()?;
     let mut trainer = Trainer::new(config).subscribe(subscriber);
-    for callback in callbacks {
+    for callback in stopping.into_iter().chain(callbacks) {
         trainer = trainer.callback(callback);
     }
     if let Some((signal, save_to)) = extras.interruption {
@@ -112,7 +112,25 @@ pub fn run(
     }
     let mut record = trainer.fit(model.as_mut(), &case.data)?;
     record.memory = Some(meter.read()?);
+    if !record.not_finite().is_empty() {
+        record.has_finite_weights = Some(has_finite_weights(model.as_ref())?);
+    }
     Ok(record)
+}
+
+/// Returns whether all parameters are finite, and no buffer contains NaN. A buffer may contain
+/// infinities, as a mask of attention scores does.
+fn has_finite_weights(model: &dyn LightningModule) -> Result<bool> {
+    for (_, tensor, role) in nn::named_tensors(model) {
+        let is_good = match role {
+            Role::Parameter => tensor.f_isfinite()?,
+            Role::Buffer => tensor.f_isnan()?.f_logical_not()?,
+        };
+        if is_good.f_all()?.f_int64_value(&[])? == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Trains a new build of the model on a few batches. Returns the record of this short run, which
@@ -155,10 +173,12 @@ fn judge(case: &Case, first: &RunRecord, subscriber: &mut dyn Subscriber) -> Res
     Ok(Judge::loss())
 }
 
-/// Checks that the model logs every value that a callback monitors.
+/// Checks that the model logs every value that early stopping or another callback monitors.
 fn check_monitored(case: &Case, first: &RunRecord, callbacks: &[Box<dyn Callback>]) -> Result<()> {
     let names = logged(first);
-    match callbacks.iter().filter_map(|one| one.monitors()).find(|name| !names.contains(name)) {
+    let stopping = case.early_stopping.iter().map(|stopping| stopping.monitor.as_str());
+    let mut monitored = stopping.chain(callbacks.iter().filter_map(|one| one.monitors()));
+    match monitored.find(|name| !names.contains(name)) {
         None => Ok(()),
         Some(name) => {
             let hint = match name {

@@ -118,9 +118,17 @@ impl Callback for EarlyStopping {
             return Ok(Vec::new());
         }
         let best = self.best.unwrap_or(value);
+        let failed = match mode {
+            Mode::Min => "fallen below",
+            Mode::Max => "risen above",
+        };
+        let delta = match *min_delta > 0.0 {
+            true => format!(" by more than {min_delta}"),
+            false => String::new(),
+        };
+        let units = if epoch.goes_on { "validations" } else { "epochs" };
         Ok(vec![Action::Stop(format!(
-            "{monitor} has not improved on {best:.5} for {patience} {}",
-            if epoch.goes_on { "validations" } else { "epochs" }
+            "{monitor} has not {failed} {best:.5}{delta} for {patience} {units}"
         ))])
     }
 }

@@ -9,6 +9,7 @@ use super::{
     AnyBatch, BatchTransform, BatchType, IterableDataset, MapDataset,
     epochs_differ::differs_between_epochs,
     map_style::{AnyMapDataset, Watch, counted},
+    padded::check_unpadded,
     stream::{AnyStream, Stream},
     transformed::Transforms,
 };
@@ -93,7 +94,7 @@ pub trait Dataset: Send {
     }
 
     /// Returns all examples if the set already stores them in memory, otherwise `None`.
-    /// [`Placement::Auto`] copies only a set in memory to the device.
+    /// [`Placement::Auto`] copies only such a set to the device. Return `None` if `gather` pads.
     ///
     /// # Errors
     /// When the examples in memory do not form a batch.
@@ -344,13 +345,13 @@ impl SharedDataset {
         }
     }
 
-    /// Reads all examples once, so that a copy on the device can be used in every epoch. Does not
-    /// apply the batch transforms.
+    /// Reads all examples, so that a copy on the device can be used in every epoch. Does not apply
+    /// the batch transforms.
     ///
     /// # Errors
     /// When an example cannot be read, or the dataset is a stream. When the dataset uses random
     /// numbers, and therefore returns different examples in each epoch. When the batch of all
-    /// examples is not [divisible](AnyBatch::is_divisible).
+    /// examples is padded, or is not [divisible](AnyBatch::is_divisible).
     pub(super) fn whole(&self) -> Result<AnyBatch> {
         let indices: Vec<i64> = (0..self.len).collect();
         let draws = Draws::new(0, 0);
@@ -379,7 +380,7 @@ impl SharedDataset {
         }
         let copies = "`placement = device` makes each batch from one copy of the dataset";
         all.check_divisible(copies, "choose `auto` or `host`")?;
-        Ok(all)
+        check_unpadded(self, &all, draws).map(|()| all)
     }
 
     /// Returns all examples if the set stores them in memory, otherwise `None`. The result shares

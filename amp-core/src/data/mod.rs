@@ -9,6 +9,7 @@ mod limit;
 mod loader;
 mod map_style;
 mod module;
+mod padded;
 mod placement;
 mod prefetch;
 mod sampler;

@@ -20,7 +20,8 @@ pub enum Placement {
     /// set stays on the host, and its batches are moved to the device one by one.
     #[default]
     Auto,
-    /// On the training device. The whole data set is read before the first batch.
+    /// On the training device. The whole data set is read before the first batch, as one batch and
+    /// each example alone. A set that pads its examples to the longest one of a batch is refused.
     Device,
     /// On the host. Each batch is read there and then moved to the training device.
     Host,

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::{
-    Metric, MetricState, Reduction,
+    Metric, MetricState, Mode, Reduction,
     counts::{as_floating, class_counts, have_nan, weights_of_elements},
     scores::{Average, Score},
 };
@@ -50,6 +50,10 @@ impl Metric for Accuracy {
     fn reduction(&self) -> Reduction {
         Reduction::Ratio
     }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Max)
+    }
 }
 
 /// The fraction of examples in which the class with the largest logit is the class with the largest
@@ -76,6 +80,10 @@ impl Metric for SoftAccuracy {
         let correct = logits.f_argmax(1, false)?.f_eq_tensor(&of.f_argmax(1, false)?)?;
         let correct = correct.f_to_kind(Kind::Double)?.f_masked_fill(&nan, f64::NAN)?;
         MetricState::mean(&correct.f_sum(Kind::Double)?, correct.numel() as f64)
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Max)
     }
 }
 
@@ -106,6 +114,10 @@ impl Metric for BinaryAccuracy {
 
     fn reduction(&self) -> Reduction {
         Reduction::Ratio
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Max)
     }
 }
 
@@ -146,6 +158,10 @@ impl Metric for TopK {
     fn reduction(&self) -> Reduction {
         Reduction::Ratio
     }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Max)
+    }
 }
 
 /// The F1 score, averaged over the classes that occur in targets or predictions. The score of a
@@ -165,6 +181,10 @@ impl Metric for F1 {
 
     fn reduction(&self) -> Reduction {
         Score::FBeta(1.0).over_classes(Average::Macro, IGNORED)
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Max)
     }
 }
 

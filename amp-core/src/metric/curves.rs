@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::{
-    Average, Metric, MetricState, Reduction,
+    Average, Metric, MetricState, Mode, Reduction,
     counts::{as_floating, rows_of_labels},
 };
 use crate::{
@@ -81,6 +81,10 @@ macro_rules! curve {
                 let Self { average, thresholds } = *self;
                 Reduction::of(move |state| compute($area, average, thresholds, state))
             }
+
+            fn mode(&self) -> Option<Mode> {
+                Some(Mode::Max)
+            }
         }
 
         $(#[$doc])*
@@ -117,6 +121,10 @@ macro_rules! curve {
             fn reduction(&self) -> Reduction {
                 let Self { average, thresholds } = *self;
                 Reduction::of(move |state| compute($area, average, thresholds, state))
+            }
+
+            fn mode(&self) -> Option<Mode> {
+                Some(Mode::Max)
             }
         }
     };

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Average, Metric, MetricState, Reduction, counts::predictions};
+use super::{Average, Metric, MetricState, Mode, Reduction, counts::predictions};
 use crate::{Result, loss::IGNORED};
 
 /// The Dice score 2 |P ∩ T| / (|P| + |T|), as in torchmetrics' DiceScore. P are the positions that
@@ -102,6 +102,10 @@ impl Metric for Dice {
             let [score, present] = own.of(&[hits?, predicted?, actual?])?;
             Ok(score.f_div(&present)?.f_squeeze_dim(0)?)
         })
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Max)
     }
 }
 

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::{
-    Metric, MetricState, Reduction,
+    Metric, MetricState, Mode, Reduction,
     regression::{doubles, sum_and_count},
 };
 use crate::{
@@ -44,6 +44,10 @@ impl Metric for Psnr {
             }
             _ => Err(super::other_state(1, state)),
         })
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Max)
     }
 }
 
@@ -108,6 +112,10 @@ impl Metric for Ssim {
 
     fn reduction(&self) -> Reduction {
         Reduction::Ratio
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Max)
     }
 }
 

@@ -29,6 +29,7 @@
 //! ```
 
 mod classes;
+mod confusion;
 mod counts;
 mod curves;
 mod dice;
@@ -40,6 +41,7 @@ mod scores;
 mod state;
 
 pub use classes::{Accuracy, BinaryAccuracy, F1, Mean, SoftAccuracy, TopK};
+pub use confusion::{BinaryConfusionMatrix, ConfusionMatrix};
 pub use curves::{Auroc, AveragePrecision, MultilabelAuroc, MultilabelAveragePrecision};
 pub use dice::Dice;
 pub use images::{Psnr, Ssim};
@@ -47,9 +49,9 @@ pub use read_as::ReadAs;
 pub use regression::{Mae, Mse, Perplexity, R2, Rmse};
 pub use retrieval::RecallAtK;
 pub use scores::{
-    Average, BinaryConfusionMatrix, BinaryFBeta, BinaryJaccard, BinaryPrecision, BinaryRecall,
-    BinarySpecificity, ConfusionMatrix, FBeta, Jaccard, MultilabelFBeta, MultilabelJaccard,
-    MultilabelPrecision, MultilabelRecall, MultilabelSpecificity, Precision, Recall, Specificity,
+    Average, BinaryFBeta, BinaryJaccard, BinaryPrecision, BinaryRecall, BinarySpecificity, FBeta,
+    Jaccard, MultilabelFBeta, MultilabelJaccard, MultilabelPrecision, MultilabelRecall,
+    MultilabelSpecificity, Precision, Recall, Specificity,
 };
 pub use state::MetricState;
 pub(crate) use state::{Merge, Part};
@@ -58,7 +60,7 @@ use std::{fmt, sync::Arc};
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Result};
+use crate::{Error, Result, monitor::Mode};
 
 /// A metric with its options. To use your own metric, implement this trait, and name the metric in
 /// `#[metric(with = …, name = …)]`.
@@ -91,6 +93,12 @@ pub trait Metric {
     /// Returns how the metric's value is computed from the merged state.
     fn reduction(&self) -> Reduction {
         Reduction::Mean
+    }
+
+    /// Returns whether smaller or larger values of the metric are better, for early stopping.
+    /// `None`, the default, means that the metric does not say it.
+    fn mode(&self) -> Option<Mode> {
+        None
     }
 
     /// Computes the metric's value for a single batch.

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Metric, MetricState, Reduction, counts::as_floating};
+use super::{Metric, MetricState, Mode, Reduction, counts::as_floating};
 use crate::{
     Result,
     loss::{ClassDim, IGNORED},
@@ -54,5 +54,9 @@ impl<M: Metric> Metric for ReadAs<M> {
 
     fn reduction(&self) -> Reduction {
         self.metric.reduction()
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        self.metric.mode()
     }
 }

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Reduction as Of, Tensor};
 
-use super::{Metric, MetricState, Reduction};
+use super::{Metric, MetricState, Mode, Reduction};
 use crate::{
     Result,
     loss::{IGNORED, classes, elementwise, misfit},
@@ -32,6 +32,10 @@ impl Metric for Mae {
         let (x, y) = doubles("mae", output, target)?;
         MetricState::mean(&x.f_sub(&y)?.f_abs()?.f_sum(Kind::Double)?, target.numel() as f64)
     }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Min)
+    }
 }
 
 /// The mean squared error (x − y)² of outputs x and targets y over all elements. Both are
@@ -43,6 +47,10 @@ impl Metric for Mse {
     fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
         let (x, y) = doubles("mse", output, target)?;
         MetricState::mean(&x.f_sub(&y)?.f_square()?.f_sum(Kind::Double)?, target.numel() as f64)
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Min)
     }
 }
 
@@ -62,6 +70,10 @@ impl Metric for Rmse {
             [counts] => Ok(counts.f_get(0)?.f_div(&counts.f_get(1)?)?.f_sqrt()?),
             _ => Err(super::other_state(1, state)),
         })
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Min)
     }
 }
 
@@ -120,6 +132,10 @@ impl Metric for R2 {
             Ok(each.f_mean(Kind::Double)?)
         })
     }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Max)
+    }
 }
 
 /// The perplexity: the exponential of the mean of `−log softmax(x)[y]`, for logits x and targets y,
@@ -158,5 +174,9 @@ impl Metric for Perplexity {
             [counts] => Ok(counts.f_get(0)?.f_div(&counts.f_get(1)?)?.f_exp()?),
             _ => Err(super::other_state(1, state)),
         })
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Min)
     }
 }

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Metric, MetricState, Reduction};
+use super::{Metric, MetricState, Mode, Reduction};
 use crate::{
     Result,
     loss::{elementwise, misfit},
@@ -88,5 +88,9 @@ impl Metric for RecallAtK {
             }
             Ok(Tensor::from(found.f_double_value(&[])? / count as f64))
         })
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Max)
     }
 }

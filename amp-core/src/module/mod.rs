@@ -19,6 +19,7 @@ use crate::{
     data::AnyBatch,
     log::{Log, LogOptions},
     metric::Reduction,
+    monitor::Mode,
     nn::Visit,
     optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
@@ -98,6 +99,14 @@ pub trait LightningModule: Visit {
     /// state but not the function that computes the value. The derive returns the reduction of a
     /// declared metric, and `None` for any other name.
     fn reduction(&self, name: &str) -> Option<Reduction> {
+        let _ = name;
+        None
+    }
+
+    /// Returns whether smaller or larger values of the metric that is logged as `name` are better.
+    /// Early stopping asks for it. The derive returns the [mode](crate::metric::Metric::mode) of a
+    /// declared metric, and `None` for any other name.
+    fn metric_mode(&self, name: &str) -> Option<Mode> {
         let _ = name;
         None
     }

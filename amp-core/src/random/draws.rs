@@ -3,7 +3,7 @@
 
 use tch::Tensor;
 
-use super::{Rng, place};
+use super::{Rng, isolated::with_cpu_seed, place};
 use crate::{Result, ffi::CpuRandom};
 
 /// Computes a seed for each example. The seed depends only on the seed of the run, the epoch and
@@ -49,22 +49,8 @@ impl Draws {
     /// restores the generator's state afterwards. Other threads of the run must not use the
     /// generator during the call.
     pub(crate) fn apart<T>(self, index: i64, body: impl FnOnce() -> T) -> Result<T> {
-        /// A guard that restores the state of the generator when the guard is dropped, also after a
-        /// panic.
-        struct Kept(CpuRandom);
-
-        impl Drop for Kept {
-            fn drop(&mut self) {
-                // Restoring a state that was read from the same generator does not fail, so the
-                // result is ignored.
-                let _ = self.0.restore();
-            }
-        }
-
         let _place = place();
-        let _kept = Kept(CpuRandom::read()?);
-        CpuRandom::seed(self.seed(index))?;
-        Ok(body())
+        with_cpu_seed(self.seed(index), body)
     }
 
     /// Runs `body`, and returns its result and whether `body` used libtorch's random generator. If

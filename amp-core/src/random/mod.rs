@@ -3,6 +3,7 @@
 
 mod draws;
 mod evaluation;
+mod isolated;
 mod rng;
 mod section;
 mod seeding;
@@ -10,6 +11,7 @@ mod state;
 
 pub use draws::Draws;
 pub(crate) use evaluation::EvaluationDraws;
+pub use isolated::isolated;
 pub use rng::Rng;
 pub(crate) use section::{Inherited, Place, place};
 pub use section::{Section, seeded};

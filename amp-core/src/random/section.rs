@@ -53,7 +53,7 @@ fn holders() -> MutexGuard<'static, Holders> {
 /// A guard through which this thread holds the lock. When the thread's last guard is dropped, the
 /// lock is released.
 #[derive(Debug)]
-struct Hold {
+pub(super) struct Hold {
     /// The thread that takes the lock must also release it. This field keeps the guard from being
     /// sent to another thread.
     not_send: PhantomData<*const ()>,
@@ -148,25 +148,28 @@ pub struct Section {
 /// section, because other threads may already have used the generators, and the run could not be
 /// repeated.
 pub fn seeded(seed: u64) -> Result<Section> {
-    match HELD.get().kind {
-        Kind::Section => {}
-        Kind::Nothing => {
-            let taken = |holders: &mut Holders| holders.section || holders.others > 0;
-            let waited = CHANGED.wait_while(holders(), taken);
-            waited.unwrap_or_else(PoisonError::into_inner).section = true;
-        }
-        Kind::Place | Kind::Guest => {
-            return Err(Error::config(
-                "random::seeded cannot begin a reproducible section inside Trainer::fit or an \
-                 autocast region: call random::seeded before Trainer::fit or the autocast region \
-                 begins, on the thread that trains",
-            ));
-        }
+    if matches!(HELD.get().kind, Kind::Place | Kind::Guest) {
+        return Err(Error::config(
+            "random::seeded cannot begin a reproducible section inside Trainer::fit or an \
+             autocast region: call random::seeded before Trainer::fit or the autocast region \
+             begins, on the thread that trains",
+        ));
     }
     // If seeding fails, dropping `section` ends the section.
-    let section = Section { _hold: Hold::new(Kind::Section) };
+    let section = Section { _hold: alone() };
     ffi::seed_all_random(seed)?;
     Ok(section)
+}
+
+/// Waits until no other thread holds the lock, and takes it exclusively. Does not wait if this
+/// thread already holds the lock.
+pub(super) fn alone() -> Hold {
+    if HELD.get().kind == Kind::Nothing {
+        let taken = |holders: &mut Holders| holders.section || holders.others > 0;
+        let waited = CHANGED.wait_while(holders(), taken);
+        waited.unwrap_or_else(PoisonError::into_inner).section = true;
+    }
+    Hold::new(Kind::Section)
 }
 
 /// A guard of a thread that shares the lock: several threads may have such a guard at the same

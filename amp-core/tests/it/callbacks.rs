@@ -210,7 +210,7 @@ fn early_stopping_waits_for_its_patience_and_says_why() -> Result<()> {
     };
     let record = run(2)?;
     assert_eq!(record.epochs.len(), 4, "epochs 2 and 3 do not improve on epoch 1");
-    let reason = "stopped early: val_score has not improved on 4.00000 for 2 epochs";
+    let reason = "stopped early: val_score has not fallen below 4.00000 for 2 epochs";
     assert_eq!(record.notes, [reason]);
     assert_eq!(run(3)?.epochs.len(), 6, "epoch 4 improves in time");
     Ok(())

@@ -228,3 +228,60 @@ fn a_batch_has_its_own_random_numbers() -> Result<()> {
     assert!(text.contains("copies the dataset once, but this dataset draws"), "{text}");
     Ok(())
 }
+
+/// A set of sequences of `lengths`, padded to the longest of a batch or to `to`.
+struct Padded {
+    lengths: [i64; 4],
+    to: Option<i64>,
+}
+
+impl MapDataset for Padded {
+    type Example = Batch;
+
+    fn len(&self) -> i64 {
+        4
+    }
+
+    fn get(&self, index: i64, _: &mut Rng) -> Result<Batch> {
+        let input = Tensor::f_ones([self.lengths[index as usize]], (Kind::Float, Device::Cpu))?;
+        Ok(Batch { input, target: Tensor::from(index) })
+    }
+
+    fn collate(&self, examples: &[(i64, Batch)], _: &mut Rng) -> Result<AnyBatch> {
+        let pad = Pad::new("input", 0.0);
+        Collate::new().pad(self.to.map_or(pad.clone(), |length| pad.to(length))).batch(examples)
+    }
+}
+
+/// A set on the device is one batch, from which the batches are selected. If the padding of an
+/// example depends on the batch, the batches would be others than on the host.
+#[rstest]
+#[case::longest_is_last([2, 3, 1, 5], None, Some("example 0 is `input` [1, 2], `target` [1]"))]
+#[case::shortest_is_last([4, 4, 4, 1], None, Some("example 3 is `input` [1, 1], `target` [1]"))]
+#[case::one_length([3, 3, 3, 3], None, None)]
+#[case::padded_to_one_length([2, 3, 1, 5], Some(6), None)]
+fn a_set_that_pads_by_the_batch_is_refused_on_the_device(
+    #[case] lengths: [i64; 4],
+    #[case] to: Option<i64>,
+    #[case] refused: Option<&str>,
+) -> Result<()> {
+    let batches = |placement| -> Result<Vec<Vec<f64>>> {
+        let loading = Loading { placement, ..Loading::default() };
+        let policy = Policy::new(Precision::F32True, Device::Cpu);
+        let loader = DataLoader::new(&Padded { lengths, to }.shared(), 2, loading, policy)?;
+        loader.epoch(0, 0)?.map(|batch| Ok(values(batch?.required("input")?))).collect()
+    };
+    let host = batches(Placement::Host)?;
+    assert_eq!(batches(Placement::Auto)?, host);
+    match refused {
+        None => assert_eq!(batches(Placement::Device)?, host),
+        Some(example) => {
+            let text = message(batches(Placement::Device));
+            let says = "`placement = device` makes each batch from one copy of the dataset, but \
+                        this dataset pads its examples: ";
+            assert!(text.starts_with(&format!("{says}{example}")), "{text}");
+            assert!(text.contains("Choose `auto` or `host`"), "{text}");
+        }
+    }
+    Ok(())
+}

@@ -6,7 +6,6 @@ use amp_core::{
     precision::{Policy, Precision},
     tch::{Device, Kind, Tensor},
 };
-
 use rstest::rstest;
 
 use crate::support::{message, seeded};
@@ -164,4 +163,39 @@ fn parameters_that_share_memory_are_refused() -> Result<()> {
         );
     }
     place(&Copied::builder().build()?)
+}
+
+/// A module that has only buffers.
+#[derive(Module)]
+#[forward(|x| Ok(x.f_mul(&self.scale)?))]
+struct Scaled {
+    #[buffer(init = Tensor::from_slice(&[2.0_f32, 3.0]))]
+    scale: Tensor,
+}
+
+/// A module without fields.
+#[derive(Module)]
+#[forward(|x| Ok(x.f_square()?))]
+struct Square;
+
+/// Modules without layers and parameters are layers of other modules.
+#[derive(Module)]
+struct Transformed {
+    #[layer(Scaled::builder().build()?)]
+    scaled: Scaled,
+    #[layer(Square::builder().build()?)]
+    square: Square,
+}
+
+#[test]
+fn modules_need_no_layer_of_their_own() -> Result<()> {
+    let module = Transformed::builder().build()?;
+    let found: Vec<_> =
+        named_tensors(&module).into_iter().map(|(name, _, role)| (name, role)).collect();
+    assert_eq!(found, [("scaled.scale".to_owned(), Role::Buffer)]);
+    let policy = Policy::new(Precision::F32True, Device::Cpu);
+    let output =
+        module.forward(&Tensor::from_slice(&[1.0_f32, -1.0]), &Context::new(policy, false))?;
+    assert_eq!(output, Tensor::from_slice(&[4.0_f32, 9.0]));
+    Ok(())
 }

@@ -88,20 +88,26 @@ fn attributes_are_in_their_place(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// Checks the rule: a model has a layer or a parameter. Otherwise there is nothing to train and
-/// nothing for `forward` to run.
+/// Checks the rule: a model has a layer or a parameter, because otherwise there is nothing to train.
+/// A module needs neither if it has its own `forward`, as a module that has only buffers.
 fn has_a_layer(spec: &Spec, diag: &Diagnostics) {
     let is_trained = |name| spec.fields.iter().any(|field| has(&field.attrs, name));
-    if !is_trained(symbol::LAYER) && !is_trained(symbol::PARAMETER) {
-        diag.error(
-            &spec.ident,
-            format!(
-                "`{}` has no layers: give it a field such as \
-                 `#[layer(linear(64, 10))] model: Linear`",
-                spec.ident
-            ),
-        );
+    if is_trained(symbol::LAYER) || is_trained(symbol::PARAMETER) {
+        return;
     }
+    let or_forward = match spec.derive {
+        Derive::Module if has(&spec.attrs, symbol::FORWARD) => return,
+        Derive::Module => "write `#[forward(|x| …)]`, or ",
+        Derive::LightningModule => "",
+    };
+    diag.error(
+        &spec.ident,
+        format!(
+            "`{}` has no layers: {or_forward}give it a field such as \
+             `#[layer(linear(64, 10))] model: Linear`",
+            spec.ident
+        ),
+    );
 }
 
 /// Checks the rule: the attribute `name` is given at most once. Returns the first attribute with

@@ -338,7 +338,7 @@ fn metric_of_state(metric: &Metric, state: &Ident, locals: &Locals) -> TokenStre
 
 /// Generates the expression that creates a loss or a metric with its options. `module` is the module
 /// of amp-core that contains its type.
-fn value(value: &Value, module: &TokenStream) -> TokenStream {
+pub(super) fn value(value: &Value, module: &TokenStream) -> TokenStream {
     let (row, at, keys) = match value {
         Value::Known { row, at, keys } => (row, at, keys),
         Value::Rust(expr) => return quote!(#expr),

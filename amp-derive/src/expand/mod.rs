@@ -15,6 +15,7 @@ mod forward;
 mod hooks;
 mod layer;
 mod log;
+mod metric_mode;
 mod optimizer;
 mod output;
 mod parts;
@@ -76,6 +77,7 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
     let hyperparameters = hyperparameters(model);
     let train = train::expand(model, &lightning.training);
     let validate = validate::expand(model, lightning);
+    let metric_mode = metric_mode::expand(lightning);
     let optimizers = optimizer::expand(&lightning.optimizers);
     let hooks = lightning.hooks.iter().map(hooks::expand);
     let checkpoint = checkpoint::expand(model);
@@ -88,6 +90,7 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
         #hyperparameters
         #train
         #validate
+        #metric_mode
         #optimizers
         #step_access
         #values_in_step

@@ -11,7 +11,6 @@ use amp_core::{
     hardware,
     log::Logged,
     logger::ProgressBar,
-    record::RunRecord,
     returned, tch,
     trainer::Averaging,
 };
@@ -20,6 +19,7 @@ use super::{
     Cli, Command, DoctorArgs, Format, RunArgs, SummaryArgs, TrainArgs, VerifyArgs,
     evaluate::{self, Loop},
     exit::{FAILED, INCONCLUSIVE, USAGE, code},
+    outcome::check_finite,
     signals,
 };
 use crate::{
@@ -208,7 +208,7 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     }
     let record = outcome?;
     match record.end.interrupted {
-        None => is_sound(&record).map(|()| ExitCode::SUCCESS),
+        None => check_finite(&record).map(|()| ExitCode::SUCCESS),
         Some(signal) => {
             signals::requeue(signal);
             Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED)))
@@ -219,23 +219,6 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
 fn progress(runs: usize, quiet: bool) -> ProgressBar {
     let bar = ProgressBar::new().over_runs(runs).showing(["train_loss", "val_loss"]);
     if quiet { bar.hidden() } else { bar }
-}
-
-/// Returns an error if the run skipped every step, or if its result is not finite.
-fn is_sound(record: &RunRecord) -> Result<()> {
-    let advice = "lower the learning rate, or choose how steps with non-finite gradients are \
-                  handled (--on-non-finite)";
-    if let Some(Logged { name, value, .. }) = record.not_finite().first() {
-        return Err(Error::NonFinite(format!(
-            "`{name}` is {value} after the last epoch: {advice}"
-        )));
-    }
-    match (record.end.global_step, record.end.skipped) {
-        (0, skipped) if skipped > 0 => {
-            Err(Error::NonFinite(format!("all {skipped} steps were skipped: {advice}")))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn show_values(values: &[Logged], format: Format) -> Result<()> {

@@ -6,6 +6,7 @@ mod evaluate;
 mod exit;
 mod loops;
 mod monitors;
+mod outcome;
 mod signals;
 mod summary;
 mod unused;

@@ -254,7 +254,7 @@ impl Job {
         }
         let policy = config.policy();
         let mut trainer = Trainer::new(config);
-        if let Some(stopping) = case.stopping() {
+        if let Some(stopping) = case.stopping()? {
             trainer = trainer.callback(stopping);
         }
         let record = trainer.fit(model.as_mut(), &case.data)?;

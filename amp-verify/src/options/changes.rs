@@ -34,9 +34,9 @@ pub struct ChangeArgs {
     /// Clip gradients to this global norm
     #[arg(long, value_name = "NORM")]
     pub gradient_clip_val: Option<f64>,
-    /// End training when this logged value, for example val_loss, stops improving. Lower is better,
-    /// unless the model declares the value as a metric for which higher is better [default: each
-    /// model's own]
+    /// End training when this logged value, for example val_loss, stops improving. NAME:max or
+    /// NAME:min says whether larger or smaller values are better, if it is neither a loss nor a
+    /// built-in metric [default: each model's own]
     #[arg(long, value_name = "NAME")]
     pub early_stopping: Option<String>,
     /// Number of epochs without improvement after which training ends [default: each model's own,

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use amp_core::{Hyperparameters, Result, data::DataModule};
+use amp_core::{Hyperparameters, Result, data::DataModule, random};
 use serde_json::Value;
 
 type Load = dyn Fn(i64, &Hyperparameters) -> Result<DataModule> + Send + Sync;
@@ -39,6 +39,11 @@ pub struct DataSet {
 impl DataSet {
     /// Creates a data set. `load` receives the batch size and returns the data. Every call must
     /// return the same examples, so that runs can be compared.
+    ///
+    /// While `load` runs, libtorch's CPU generator has a seed that depends only on `name`, and its
+    /// state is restored afterwards. Therefore examples from `Tensor::randn` on the CPU are the
+    /// same in every process and for every seed of the run. Random numbers from other sources, such
+    /// as a CUDA device or the crate `rand`, need a constant seed.
     pub fn new(
         name: &'static str,
         load: impl Fn(i64) -> Result<DataModule> + Send + Sync + 'static,
@@ -49,7 +54,8 @@ impl DataSet {
     /// Creates a data set in which the size of an example depends on the model's hyperparameters,
     /// for example on the length of generated sequences. `load` receives the batch size and all
     /// hyperparameters, including those with default values. Every call with the same
-    /// hyperparameters must return the same examples.
+    /// hyperparameters must return the same examples. libtorch's CPU generator is seeded as in
+    /// [`new`](Self::new).
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{Hyperparameters, Result, data::{Batch, DataModule}, tch::{Device, Kind, Tensor}};
@@ -134,7 +140,7 @@ impl DataSet {
     /// # Errors
     /// When the data cannot be loaded, or the model lacks a hyperparameter that the data set needs.
     pub fn load_for(&self, batch_size: i64, of: &Hyperparameters) -> Result<DataModule> {
-        (self.load)(batch_size, of)
+        random::isolated(seed_of(self.name), || (self.load)(batch_size, of))?
     }
 
     /// Sets those hyperparameters of a model that follow from the data. Ignores a hyperparameter
@@ -146,6 +152,12 @@ impl DataSet {
             }
         }
     }
+}
+
+/// Returns the seed of the random numbers of the data set of this name: the hash FNV-1a of the name.
+fn seed_of(name: &str) -> u64 {
+    let start = 0xcbf2_9ce4_8422_2325_u64;
+    name.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 impl fmt::Debug for DataSet {

@@ -199,18 +199,6 @@ fn epochs_are_judged_by_a_logged_value(
     assert_eq!(said, notes);
 }
 
-/// Checks the direction of early stopping: higher is better for an accuracy, and lower is better
-/// for a loss.
-#[rstest]
-#[case("val_acc", "Max")]
-#[case("val_loss", "Min")]
-fn a_monitored_value_has_its_direction(#[case] name: &str, #[case] mode: &str) {
-    let choices = Choices { early_stopping: Some(name.to_owned()), ..Choices::default() };
-    let case = Case::new(&registry(), &model!(Line), choices, Device::Cpu).expect("a case");
-    let stopping = format!("{:?}", case.stopping().expect("a callback"));
-    assert!(stopping.contains(&format!("mode: {mode}")), "{stopping}");
-}
-
 /// Checks how the length of a training becomes `max_epochs` and `max_steps` of the trainer. A
 /// length in epochs sets `max_epochs`. A length in steps sets `max_steps`, and sets `max_epochs` to
 /// enough epochs for these steps and 32 skipped ones. Here, an epoch of 64 examples in batches of 8

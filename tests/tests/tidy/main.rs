@@ -87,6 +87,7 @@ const AMP_VERIFY: &[&str] = &[
     "faults",
     "speed",
     "registry",
+    "stopping",
     "case",
     "reset",
     "comparison",

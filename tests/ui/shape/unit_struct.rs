@@ -1,4 +1,4 @@
-//! A struct without fields is refused, because it has no layers.
+//! A module without layers is refused if it has no `#[forward]`.
 
 use amp_core::prelude::*;
 

@@ -31,7 +31,19 @@ fn a_model_without_a_layer_is_refused() {
     let text =
         "`Net` has no layers: give it a field such as `#[layer(linear(64, 10))] model: Linear`";
     fields("#[hparam] width: i64", &[("Net", text)]);
-    refuses("struct Net;", Derive::Module, &[("Net", text)]);
+    fields("#[buffer(shape = [3], init = zeros)] table: Tensor", &[("Net", text)]);
+}
+
+/// A module without layers needs its own `forward`. It may have buffers alone, or no fields.
+#[test]
+fn a_module_without_layers_and_forward_is_refused() {
+    let text = "`Net` has no layers: write `#[forward(|x| …)]`, or give it a field such as \
+                `#[layer(linear(64, 10))] model: Linear`";
+    let buffer = "struct Net { #[buffer(shape = [3], init = zeros)] table: Tensor }";
+    for module in ["struct Net;", buffer] {
+        refuses(module, Derive::Module, &[("Net", text)]);
+        refuses(&format!("#[forward(|x| x.f_square())] {module}"), Derive::Module, &[]);
+    }
 }
 
 #[test]

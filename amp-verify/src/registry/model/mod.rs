@@ -206,9 +206,10 @@ impl Model {
         self
     }
 
-    /// Ends training if the logged value `name` has not improved for `patience` epochs. An
-    /// improvement is a lower value. If `name` is the metric by which the model is judged and
-    /// higher values of it are better, an improvement is a higher value.
+    /// Ends training if the logged value `name` has not improved for `patience` epochs. It is known
+    /// whether smaller or larger values are better for a loss, for the metric by which the model is
+    /// judged, and for built-in metrics in `#[metric(…)]`. For another value, `name` must end in
+    /// `:min` or `:max`, as in `val_reward:max`, or your metric implements `Metric::mode`.
     #[must_use]
     pub fn early_stopping(mut self, name: impl Into<String>, patience: u32) -> Self {
         self.early_stopping = Some((name.into(), patience));

@@ -210,10 +210,7 @@ impl Fault {
             | Self::StepOneBatchShort => {
                 Some("accumulation over several batches, with fewer in an epoch's last step")
             }
-            Self::LayerTruncates
-            | Self::LayerWide
-            | Self::RoundedTwice
-            | Self::DropoutScaleWrong => Some("a layer whose own code has this fault"),
+            fault if fault.is_in_code() => Some("a layer whose own code has this fault"),
             Self::LayerLosesDigits | Self::LayerFlushesSmall => {
                 Some("the name of the layer to which the fault is applied")
             }
@@ -230,6 +227,15 @@ impl Fault {
             Self::DropoutOff | Self::SameMaskEachStep => Some("dropout"),
             _ => None,
         }
+    }
+
+    /// Returns whether the fault is in the code of a layer of the model. Such a model has the fault in
+    /// every run, so that there is no run without the fault.
+    pub fn is_in_code(self) -> bool {
+        matches!(
+            self,
+            Self::LayerTruncates | Self::LayerWide | Self::RoundedTwice | Self::DropoutScaleWrong
+        )
     }
 
     /// Returns whether the fault has an effect only on a CUDA device.

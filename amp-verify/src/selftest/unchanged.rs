@@ -3,6 +3,7 @@
 
 use super::run::job;
 use crate::{
+    faults::Fault,
     gate::{Failure, Job, Outcome, Plan, PrecisionResult, Task},
     verdict::Verdict,
 };
@@ -11,6 +12,9 @@ use crate::{
 pub(super) struct Unchanged {
     /// The plan with which the gate judges the model without the fault.
     pub(super) plan: Plan,
+    /// Whether the model's own code has the fault, so that there is no model without it. Then every
+    /// failure counts.
+    is_faulty: bool,
     /// The failures without the fault that a run with the fault had as well.
     own: Vec<Failure>,
 }
@@ -18,7 +22,8 @@ pub(super) struct Unchanged {
 impl Unchanged {
     /// Returns the model of `plan` without the fault.
     pub(super) fn of(plan: &Plan) -> Self {
-        Self { plan: Plan { fault: None, ..plan.clone() }, own: Vec::new() }
+        let is_faulty = plan.fault.is_some_and(Fault::is_in_code);
+        Self { plan: Plan { fault: None, ..plan.clone() }, is_faulty, own: Vec::new() }
     }
 
     /// Returns the job of the gate that makes this check without the fault.
@@ -47,7 +52,7 @@ impl Unchanged {
         let is_worse = |result: &PrecisionResult| {
             result.judgement.as_ref().is_some_and(|judgement| judgement.verdict == Verdict::Fail)
         };
-        if is_worse(alike) {
+        if is_worse(alike) && !self.is_faulty {
             result.judgement = None;
         }
         is_worse(result)
@@ -60,6 +65,9 @@ impl Unchanged {
     }
 
     fn differing(&mut self, failures: &[Failure], alike: &[Failure]) -> Vec<Failure> {
+        if self.is_faulty {
+            return failures.to_vec();
+        }
         let is_same =
             |a: &Failure, b: &Failure| (a.reason, &a.invariant) == (b.reason, &b.invariant);
         let (same, differing): (Vec<&Failure>, Vec<&Failure>) =

@@ -28,8 +28,8 @@ pub struct Provenance {
     pub inf: i64,
     /// The number of all elements of the tensor.
     pub of: i64,
-    /// The largest absolute value in the tensor from which the value was computed. `None` if it is
-    /// not known.
+    /// The largest absolute value in the input tensor from which this tensor was computed. `None`
+    /// if it is not known.
     pub from: Option<f64>,
 }
 

@@ -103,9 +103,9 @@ pub trait Callback {
         Ok(Vec::new())
     }
 
-    /// Returns when the trainer must call this callback: within a training step, for example to
-    /// read gradients, or only after the step. The trainer runs steps as CUDA graphs only if no
-    /// callback must be called within a step.
+    /// Returns at which point the trainer must call this callback: within a training step, for
+    /// example to read gradients, or only after the step. The trainer runs steps as CUDA graphs
+    /// only if no callback must be called within a step.
     fn step_access(&self) -> StepAccess {
         StepAccess::InStep("a callback does not declare a step_access that allows CUDA graphs")
     }

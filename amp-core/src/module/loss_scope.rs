@@ -19,7 +19,7 @@ pub enum LossScope {
 }
 
 impl LossScope {
-    /// Returns the scope of a loss from the denominator of its mean.
+    /// Returns the scope of a loss that is a mean over `over`.
     pub fn of(over: &MeanOver<'_>) -> Self {
         match over {
             MeanOver::Batch => Self::Batch,

@@ -120,9 +120,9 @@ fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     let mut sums = vec![values.f_sum(Kind::Double)?];
     let size = values.size();
     let feature = if size.len() == 4 { 1 } else { size.len().saturating_sub(1) };
-    // If a layer has only one feature, |z| is at most 1, so no bias is reported. This is intended:
-    // all errors of the layer come from the same rounded weights, so their mean may differ from 0
-    // by chance.
+    // z is the mean error divided by its standard error. If a layer has only one feature, |z| is at
+    // most 1, so no systematic error is reported. This is intended: all errors of the layer come
+    // from the same rounded weights, so their mean may differ from 0 by chance.
     if size.len() > 1 && size[0] > 1 {
         for dim in [0, feature] {
             let others: Vec<i64> =

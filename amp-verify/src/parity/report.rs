@@ -263,10 +263,10 @@ mod tests {
         row
     }
 
-    /// Checks that the metrics of the model and of its PyTorch version agree if their mean
-    /// difference over three seeds is within ±0.02 with a confidence of 95 %. The interval is m ±
-    /// 2.92·s/√3, with the mean m and the standard deviation s of the differences, and 2.92 from
-    /// the t distribution.
+    /// Checks that the metrics of the model and of its PyTorch version agree if the confidence
+    /// interval of their mean difference over three seeds is within ±0.02. The interval is m ±
+    /// 2.92·s/√3, with the mean m and the standard deviation s of the differences. 2.92 is the 95 %
+    /// quantile of the t distribution, so that each end is exceeded with a probability of 5 %.
     #[rstest]
     #[case::alike([0.9, 0.9, 0.9], Status::Agree, "")]
     #[case::near([0.895, 0.9, 0.905], Status::Agree, "")]

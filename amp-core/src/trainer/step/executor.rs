@@ -58,7 +58,7 @@ pub(in crate::trainer) enum Ended {
         actions: Vec<Action>,
     },
     /// A value in this step was not finite, so the device skipped this step and all steps that were
-    /// started after it. No state has changed. The steps must be repeated on these examples, the
-    /// first one without a CUDA graph.
+    /// started after it. No state has changed. The steps must be repeated on these examples. The
+    /// first of them must run without a CUDA graph.
     Void(Vec<Examples>),
 }

@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 use crate::{
     Error, Result,
     nn::{Draw, DtypeProbe, ModuleOutput, Op, Parameter, Product},
-    precision::{Precision, RegionPlan, dtype_name, is_floating},
+    precision::{Precision, Region, RegionPlan, dtype_name, is_floating},
 };
 
 /// The names, as in PyTorch, of the dtypes that one training step used.
@@ -253,17 +253,16 @@ impl Products {
 fn product_remedy(expected: Kind, seen: Kind) -> String {
     let convert = format!("convert its operands to {}", dtype_name(expected));
     let region = match seen {
-        Kind::Float => "Fp32",
-        Kind::Double => "Fp64",
-        Kind::Half => "Fp16",
-        Kind::BFloat16 => "Bf16",
+        Kind::Float => Region::Fp32,
+        Kind::Double => Region::Fp64,
+        Kind::Half => Region::Fp16,
+        Kind::BFloat16 => Region::Bf16,
         _ => return convert,
     };
     format!(
-        "{convert}, or declare that it computes in {}: `#[precision({})]` on a module, \
-         `cx.region(Region::{region}, …)` in `forward`, `step.context().region(Region::{region}, …)` \
-         in a training step",
-        dtype_name(seen),
-        region.to_lowercase()
+        "{convert}, or declare that it computes in {}: `#[precision({region})]` on a module, \
+         `cx.region(Region::{region:?}, …)` in `forward`, \
+         `step.context().region(Region::{region:?}, …)` in a training step",
+        dtype_name(seen)
     )
 }

@@ -21,6 +21,7 @@ use amp_core::{
 use crate::{
     case::Case,
     registry::{Judge, LOSS},
+    scalars::{all_equal, all_finite},
 };
 
 /// A function that builds a callback which finds the best epoch. The function's argument is the
@@ -121,16 +122,10 @@ pub fn run(
 /// Returns whether all parameters are finite, and no buffer contains NaN. A buffer may contain
 /// infinities, as a mask of attention scores does.
 fn has_finite_weights(model: &dyn LightningModule) -> Result<bool> {
-    for (_, tensor, role) in nn::named_tensors(model) {
-        let is_good = match role {
-            Role::Parameter => tensor.f_isfinite()?,
-            Role::Buffer => tensor.f_isnan()?.f_logical_not()?,
-        };
-        if is_good.f_all()?.f_int64_value(&[])? == 0 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    let all = nn::named_tensors(model);
+    let of = |wanted| all.iter().filter(move |(.., role)| *role == wanted).map(|(_, own, _)| own);
+    // A tensor with a NaN is not equal to itself.
+    Ok(all_finite(of(Role::Parameter))? && all_equal(of(Role::Buffer).map(|own| (own, own)))?)
 }
 
 /// Trains a new build of the model on a few batches. Returns the record of this short run, which

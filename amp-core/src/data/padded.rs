@@ -3,9 +3,9 @@
 use super::{AnyBatch, SharedDataset};
 use crate::{Error, Result, random::Draws};
 
-/// Checks that the batches of the set are equal to rows of `all`, the batch of all examples: that
-/// each example has the same tensors, sizes and dtypes in a batch of its own as in `all`. They
-/// differ if the set pads examples to the longest one of a batch. Reads each example once more.
+/// Checks that each example has the same tensors, sizes and dtypes in a batch of its own as in
+/// `all`, the batch of all examples. The sizes differ if the set pads examples to the longest one of
+/// a batch. Reads each example once more.
 ///
 /// # Errors
 /// When an example differs, or cannot be read.

@@ -3,18 +3,15 @@
 
 use super::run::job;
 use crate::{
-    faults::Fault,
     gate::{Failure, Job, Outcome, Plan, PrecisionResult, Task},
     verdict::Verdict,
 };
 
 /// The model into whose training a fault is put, trained without the fault.
 pub(super) struct Unchanged {
-    /// The plan with which the gate judges the model without the fault.
+    /// The plan with which the gate judges the model without the fault. If the model's own code has
+    /// the fault, there is no model without it: the plan keeps the fault, and every failure counts.
     pub(super) plan: Plan,
-    /// Whether the model's own code has the fault, so that there is no model without it. Then every
-    /// failure counts.
-    is_faulty: bool,
     /// The failures without the fault that a run with the fault had as well.
     own: Vec<Failure>,
 }
@@ -22,8 +19,8 @@ pub(super) struct Unchanged {
 impl Unchanged {
     /// Returns the model of `plan` without the fault.
     pub(super) fn of(plan: &Plan) -> Self {
-        let is_faulty = plan.fault.is_some_and(Fault::is_in_code);
-        Self { plan: Plan { fault: None, ..plan.clone() }, is_faulty, own: Vec::new() }
+        let fault = plan.fault.filter(|fault| fault.is_in_code());
+        Self { plan: Plan { fault, ..plan.clone() }, own: Vec::new() }
     }
 
     /// Returns the job of the gate that makes this check without the fault.
@@ -52,7 +49,7 @@ impl Unchanged {
         let is_worse = |result: &PrecisionResult| {
             result.judgement.as_ref().is_some_and(|judgement| judgement.verdict == Verdict::Fail)
         };
-        if is_worse(alike) && !self.is_faulty {
+        if is_worse(alike) && self.plan.fault.is_none() {
             result.judgement = None;
         }
         is_worse(result)
@@ -65,7 +62,7 @@ impl Unchanged {
     }
 
     fn differing(&mut self, failures: &[Failure], alike: &[Failure]) -> Vec<Failure> {
-        if self.is_faulty {
+        if self.plan.fault.is_some() {
             return failures.to_vec();
         }
         let is_same =

@@ -1,5 +1,7 @@
 //! Checks the gradients of a run's first batch.
 
+use tch::Tensor;
+
 use crate::{Error, LightningModule, Result, error::some_names, nn};
 
 /// Checks that the model's step has not run a backward pass of its own: the gradients of the
@@ -9,8 +11,7 @@ use crate::{Error, LightningModule, Result, error::some_names, nn};
 /// When a parameter already has a gradient that is not zero.
 pub(super) fn none_yet(model: &dyn LightningModule) -> Result<()> {
     for parameter in nn::parameters(model) {
-        let gradient = parameter.tensor.f_grad()?;
-        if gradient.defined() && gradient.f_any()?.f_int64_value(&[])? != 0 {
+        if has_gradient(&parameter.tensor)? {
             return Err(Error::config(format!(
                 "`training_step` has run a backward pass: `{}` already has a gradient, to which the \
                  trainer would add that of the returned loss; return the loss without `backward`, or \
@@ -20,6 +21,12 @@ pub(super) fn none_yet(model: &dyn LightningModule) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns whether the parameter has a gradient that is not zero.
+pub(super) fn has_gradient(parameter: &Tensor) -> Result<bool> {
+    let gradient = parameter.f_grad()?;
+    Ok(gradient.defined() && gradient.f_any()?.f_int64_value(&[])? != 0)
 }
 
 /// Returns a note if parameters that require a gradient have received none. Returns `None` if no

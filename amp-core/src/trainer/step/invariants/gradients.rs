@@ -1,6 +1,6 @@
 //! Checks that no gradient of an earlier step is left.
 
-use super::{Invariant, Moment, Rule, run_state::RunView};
+use super::{super::first_gradients::has_gradient, Invariant, Moment, Rule, run_state::RunView};
 use crate::Result;
 
 /// Checks that no gradient is left when a step begins.
@@ -18,9 +18,8 @@ impl Rule for GradientsAreCleared {
     fn violation(&mut self, _: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         for scheduled in seen.scheduled() {
             for parameter in scheduled.optimizer.parameters().iter() {
-                let gradient = parameter.tensor.f_grad()?;
                 // A gradient that consists of zeros is accepted, because adding it changes nothing.
-                if gradient.defined() && gradient.f_any()?.f_int64_value(&[])? != 0 {
+                if has_gradient(&parameter.tensor)? {
                     return Ok(Some(format!(
                         "`{}` still has the last step's gradient, which would be added to the \
                          new one: `zero_grad` of {} does not clear it; let it call the trait's \

@@ -48,7 +48,7 @@ mod two_inputs;
 mod unpool;
 
 #[doc(hidden)]
-pub use crate::ffi::{OperatorDtypes, OperatorPass};
+pub use crate::ffi::{DroppedWeights, DroppedWeightsPass, OperatorDtypes, OperatorPass};
 pub use crate::parameter::Parameter;
 pub use activation::{
     Celu, CeluConfig, Elu, EluConfig, Gelu, GeluTanh, Glu, GluConfig, Hardshrink, HardshrinkConfig,

@@ -43,6 +43,7 @@ mod device;
 mod diffusion;
 mod draws;
 mod dropouts;
+mod dropped_weights;
 mod embeddings;
 mod errors;
 mod evaluation_events;

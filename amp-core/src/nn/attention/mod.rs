@@ -5,6 +5,7 @@ mod child;
 mod config;
 mod kv_cache;
 mod mask;
+mod one_token;
 mod position;
 mod projection;
 mod scores;
@@ -317,35 +318,6 @@ impl MultiheadAttention {
     }
 }
 
-impl MultiheadAttention {
-    /// Computes only the values, for sequences of one token. The attention weight is always 1, so
-    /// the gradients of query and key are zero. libtorch's fused kernels would be slower, and would
-    /// return rounding errors in place of zeros.
-    fn project_values(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let d = self.config.embed_dim;
-        ffi::linear_part(input, weight, self.in_proj_bias.as_ref(), 2 * d..3 * d)
-    }
-
-    /// Computes the attention of sequences of one token. The only attention weight is 1, so the
-    /// output equals the values. Dropout of this weight sets all values of a head to zero.
-    fn attend_to_itself(&self, input: &Tensor, weight: &Tensor, dropout: f64) -> Result<Tensor> {
-        let MultiheadAttentionConfig { embed_dim, num_heads, .. } = self.config;
-        let values = self.project_values(input, weight)?;
-        if dropout == 0.0 {
-            return Ok(values);
-        }
-        let width = embed_dim / num_heads;
-        if values.device().is_cuda() && dropout < 1.0 && ffi::own_kernels() {
-            return ffi::dropout(&values, dropout, width);
-        }
-        let n = values.size()[0];
-        let weights = Tensor::f_ones([n, num_heads, 1, 1], (values.kind(), values.device()))?;
-        let kept = weights.f_dropout(dropout, true)?;
-        let heads = values.f_reshape([n, num_heads, 1, width])?;
-        Ok(heads.f_mul(&kept)?.f_reshape([n, 1, embed_dim])?)
-    }
-}
-
 impl Visit for MultiheadAttention {
     fn visit(&self, visitor: &mut dyn Visitor) {
         match &self.projection {
@@ -372,17 +344,20 @@ impl Visit for MultiheadAttention {
 
 impl Module for MultiheadAttention {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        let MultiheadAttentionConfig { embed_dim, num_heads, dropout, causal, .. } = self.config;
+        let (n, length) = (input.size()[0], input.size()[1]);
+        let dropout = if cx.drops_out() { dropout } else { 0.0 };
         let adds_keys = self.bias_kv.is_some() || self.config.add_zero_attn;
-        let apart = adds_keys || cx.has_substitutes() || cx.cache().is_some();
+        // A pass with substitutes computes weights, too, unless it must drop the same values as a
+        // pass without.
+        let needs_weights = cx.has_substitutes() && !(length == 1 && dropout > 0.0);
+        let apart = adds_keys || needs_weights || cx.cache().is_some();
         let (Projection::Packed(weight), None, false) = (&self.projection, &self.rotary, apart)
         else {
             return self.attend(input, input, input, &AttentionMask::none(), cx);
         };
-        let MultiheadAttentionConfig { embed_dim, num_heads, dropout, causal, .. } = self.config;
-        let (n, length) = (input.size()[0], input.size()[1]);
-        let dropout = if cx.drops_out() { dropout } else { 0.0 };
         let joined = if length == 1 {
-            self.attend_to_itself(input, weight, dropout)?
+            self.attend_to_itself(input, weight, dropout, cx)?
         } else {
             let projected = ffi::linear(input, weight, self.in_proj_bias.as_ref())?;
             let [q, k, v] = split_heads(&projected, num_heads)?;

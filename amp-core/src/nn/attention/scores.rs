@@ -165,7 +165,8 @@ pub(super) fn attend_with_weights(
     if let Some(masked) = &masked {
         weights = weights.f_masked_fill(masked, 0.0)?;
     }
-    let weights = cx.within("weights", &weights)?.f_dropout(options.dropout_p, true)?;
+    let weights = cx.within("weights", &weights)?;
+    let weights = ffi::weights_dropout(&weights, options.dropout_p)?;
     let exact = weights.f_matmul(&value)?;
     let output = cx.within("attended", &exact)?;
     let output = match cx.has_substitutes() {

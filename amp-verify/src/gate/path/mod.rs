@@ -25,13 +25,13 @@ mod validation;
 
 pub use report::PathReport;
 
-use amp_core::{Result, nn, probe::Observed, trainer::StepAccess};
+use amp_core::{Result, probe::Observed, trainer::StepAccess};
 
 use self::{
     bounds::{Judged, statistics_bound},
     final_state::FinalState,
     observer::Observation,
-    reference::{Reference, larger},
+    reference::larger,
     report::RULES,
     run::{HIGH_SCALE, STEPS, Scenario, Setup},
     tolerance::Tolerance,
@@ -117,12 +117,12 @@ impl<'a> Checks<'a> {
         self.end(&mut stages)?;
         fusion::check(self.setup, self.findings)?;
         self.end(&mut stages)?;
-        let (observed, observation, observed_model) = self.setup.observed(Scenario::Epoch)?;
+        let (observed, observation, _) = self.setup.observed(Scenario::Epoch)?;
         let steps = observation.applied;
         let what = format!("an epoch, {steps} steps");
         self.same(Scenario::Epoch, &what, &plain, &observed)?;
         self.followed(&what, &observation);
-        self.gradients(&observation, observed_model.as_ref())?;
+        self.gradients(&observation)?;
         self.end(&mut stages)?;
         let limit = median(&observation.norms[..observation.norms.len().min(STEPS as usize)]);
         if let Some(reference) = observation.reference {
@@ -314,21 +314,8 @@ impl<'a> Checks<'a> {
         }
     }
 
-    /// Returns whether attention dropout may zero other elements than under 32-true. On CUDA, the
-    /// attention kernels for 16 and 32 bits generate their dropout masks in different orders.
-    fn masks_differ(&self, reference: &Reference, model: &dyn amp_core::LightningModule) -> bool {
-        let attends = |name: &str| name.ends_with("in_proj_weight");
-        self.setup.case.trainer.device.is_cuda()
-            && reference.draws
-            && nn::parameters(model).iter().any(|parameter| attends(&parameter.name))
-    }
-
     /// Compares each step's gradient and loss, and the batch statistics, with those of 32-true.
-    fn gradients(
-        &mut self,
-        observation: &Observation,
-        model: &dyn amp_core::LightningModule,
-    ) -> Result<()> {
+    fn gradients(&mut self, observation: &Observation) -> Result<()> {
         let Some(reference) = &observation.reference else { return Ok(()) };
         match reference.dropout.found() {
             (0, ..) if reference.draws => {
@@ -355,10 +342,10 @@ impl<'a> Checks<'a> {
         let steps = &reference.steps;
         let judged = Judged::new(steps, self.setup.precision);
         let over = judged.over();
-        let masks_differ = self.masks_differ(reference, model);
+        let masks_differ = reference.masks_differ;
         if masks_differ {
-            let why = "on CUDA the attention kernel of this precision draws another dropout mask than that \
-                       of 32-true, so the gradient is shown but not judged";
+            let why = "under 32-true the model ran other attention with dropout than under this precision, so \
+                       other weights were dropped, and the gradient is shown but not judged";
             self.findings.left_out(Reason::Gradient, why);
         }
         let error = steps.iter().map(|step| step.found.error).fold(0.0, larger);

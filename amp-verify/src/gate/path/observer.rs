@@ -7,7 +7,7 @@ use amp_core::{
     Hook, LightningModule, Result, Step,
     callback::{Action, Callback, Epoch},
     data::AnyBatch,
-    nn::{Role, named_tensors},
+    nn::{DroppedWeights, Role, named_tensors},
     optim::{Optimizers, TrainingPlan},
     precision::{Clip, Gradients, StepOutcome, Unscaled},
     random::RandomState,
@@ -17,7 +17,7 @@ use amp_core::{
 
 use super::{
     between::{Kept, state_of},
-    reference::Reference,
+    reference::{Drawn, Reference},
     replay::{Replay, Wrong},
     rules::ScaleRule,
 };
@@ -272,14 +272,19 @@ impl Interceptor for Observer {
         }
         let random = RandomState::read(observation.device)?;
         let place = step.place();
+        let dropped = DroppedWeights::new()?;
+        let recording = observation.reference.is_some().then(|| dropped.record()).transpose()?;
         let loss = model.training_step(batch, step)?;
+        drop(recording);
         let counted = (model.loss_weight(batch)?, all_finite([&loss])?);
         observation.losses.push(counted);
         if let Some(mut reference) = observation.reference.take() {
-            let own = reference.add(model, batch, place, &random, loss.f_double_value(&[])?)?;
+            let drawn = Drawn { random, dropped };
+            let own = reference.add(model, batch, place, &drawn, loss.f_double_value(&[])?)?;
             for rounded in &mut observation.rounded {
-                rounded.add(model, batch, place, &random, own)?;
+                rounded.add(model, batch, place, &drawn, own)?;
             }
+            reference.masks_differ |= drawn.dropped.differ()?;
             observation.reference = Some(reference);
             observation.kept = Some(Kept::of(model, Role::Buffer)?);
         }

@@ -10,7 +10,7 @@ use amp_core::{
     LightningModule, Result, Step,
     data::AnyBatch,
     log::Log,
-    nn::{self, Context, Role, named_tensors},
+    nn::{self, Context, DroppedWeights, Role, named_tensors},
     precision::{AutocastGuard, GradScaler, Policy, Precision},
     random::RandomState,
     state::State,
@@ -54,6 +54,9 @@ pub(super) struct Reference {
     loss: f64,
     /// Whether the model uses random numbers in training.
     pub(super) draws: bool,
+    /// Whether a pass ran other attention with dropout on CUDA than the observed run, so that it
+    /// dropped other attention weights.
+    pub(super) masks_differ: bool,
     /// Counts the elements that dropout sets to zero in the first batch.
     pub(super) dropout: Rc<Counter>,
     /// The rounding to emulate. `None` means that the model runs under 32-true without emulated
@@ -61,6 +64,14 @@ pub(super) struct Reference {
     rounding: Option<Rounding>,
     /// Whether the first step has begun.
     has_begun: bool,
+}
+
+/// What a batch of the observed run has drawn at random.
+pub(super) struct Drawn {
+    /// The state of the random generator before the forward pass.
+    pub(super) random: RandomState,
+    /// The dropout masks of attention on CUDA, which do not depend on `random` alone.
+    pub(super) dropped: DroppedWeights,
 }
 
 /// How far a step's gradient g and losses l are from the gradient r and the losses m of the
@@ -103,6 +114,7 @@ impl Reference {
             steps: Vec::new(),
             loss: 0.0,
             draws: false,
+            masks_differ: false,
             dropout: Rc::default(),
             rounding: None,
             has_begun: false,
@@ -159,16 +171,15 @@ impl Reference {
         Ok(())
     }
 
-    /// Runs a forward and a backward pass for a batch of the observed run. `random` is the state of
-    /// the random generator before the observed run's forward pass, so that dropout zeroes the same
-    /// elements. `loss` is compared with this model's loss, which is returned. It is the observed
+    /// Runs a forward and a backward pass for a batch of the observed run. `drawn` makes dropout set
+    /// the same elements to zero as in that run. `loss` is compared with this model's loss, which is returned. It is the observed
     /// run's loss, or, if this model emulates rounding, the loss under 32-true.
     pub(super) fn add(
         &mut self,
         run: &dyn LightningModule,
         batch: &AnyBatch,
         (index, global_step): (usize, u64),
-        random: &RandomState,
+        drawn: &Drawn,
         loss: f64,
     ) -> Result<f64> {
         if !std::mem::replace(&mut self.within_step, true) {
@@ -176,21 +187,26 @@ impl Reference {
             self.unit = 0.0;
         }
         let now = RandomState::read(self.device)?;
-        random.restore(self.device)?;
+        drawn.random.restore(self.device)?;
         let denominator = self.model.loss_weight(batch)?;
         self.unit = if self.unit > 0.0 { self.unit } else { denominator };
         let weight = if denominator > 0.0 { denominator / self.unit } else { 0.0 };
         let own = {
             let _off = AutocastGuard::off(self.device)?;
             let mut context = Context::new(self.policy, true).with_probe(self.dropout.clone());
+            if !drawn.dropped.is_empty()? {
+                // The masks apply to the forward pass, not to a recomputation.
+                context = context.without_checkpointing();
+            }
             if let Some(rounding) = &self.rounding {
                 context = context.with_substitute(rounding.between());
             }
             let mut log = Log::default();
             let mut step = Step::new(&context, &mut log, index, global_step);
             let operators = self.rounding.as_ref().map(Rounding::operators).transpose()?;
+            let following = drawn.dropped.follow()?;
             let own = self.model.training_step(&batch.place(self.policy)?, &mut step)?;
-            drop(operators);
+            drop((operators, following));
             let (own, descended) = match &self.rounding {
                 Some(rounding) => rounding.loss(&own)?,
                 None => (own.shallow_clone(), own),
@@ -202,7 +218,7 @@ impl Reference {
             }
             own
         };
-        self.draws |= !RandomState::read(self.device)?.is_same(random)?;
+        self.draws |= !RandomState::read(self.device)?.is_same(&drawn.random)?;
         now.restore(self.device)?;
         self.dropout.end();
         self.weight += weight;

@@ -43,6 +43,7 @@ mod device;
 mod diffusion;
 mod draws;
 mod dropouts;
+mod dtype_hints;
 mod embeddings;
 mod errors;
 mod evaluation_events;
@@ -110,6 +111,7 @@ mod optimizers_rules;
 mod optimizers_runs;
 mod ordered_gradients;
 mod output_layers;
+mod own_mistakes;
 mod own_steps;
 mod own_tensors;
 #[cfg(feature = "parquet")]

@@ -226,7 +226,10 @@ impl GradScaler {
     pub fn scale(&self, loss: &Tensor) -> Result<ScaledLoss> {
         if loss.numel() != 1 {
             let shape = loss.size();
-            return Err(Error::config(format!("a loss must be a scalar, but has shape {shape:?}")));
+            return Err(Error::config(format!(
+                "a loss must be a scalar, but has shape {shape:?}: take the mean, as with \
+                 `loss.f_mean(loss.kind())?`"
+            )));
         }
         if self.mode != Mode::Off {
             self.losses.add(loss)?;

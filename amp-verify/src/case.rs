@@ -153,8 +153,8 @@ impl Case {
     ///
     /// # Errors
     /// When the data cannot be loaded or batched, an option is out of range, a hyperparameter is
-    /// unknown, or the model declares an error such as `val_loss` as a metric of which higher values
-    /// are better.
+    /// unknown, or the registry declares for the metric by which the model is judged the wrong values
+    /// as better.
     pub fn new(
         registry: &Registry,
         model: &Model,
@@ -195,6 +195,10 @@ impl Case {
             }
             false => (data_set.load(batch_size)?, build()?),
         };
+        model
+            .judge
+            .check_declared(built.metric_mode(model.judge.name))
+            .map_err(|error| error.at(&format!("model {}", model.name)))?;
         if let Some(stopping) = &mut early_stopping {
             stopping.find_mode(model.judge, built.as_ref());
         }

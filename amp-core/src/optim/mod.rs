@@ -11,6 +11,7 @@ mod kernel_batch;
 mod lamb;
 mod lion;
 mod muon;
+mod notes;
 mod number;
 mod patterns;
 mod rmsprop;

@@ -19,7 +19,7 @@ use tch::Tensor;
 
 use crate::{
     Error, Hyperparameters, LightningModule, Result, hardware,
-    precision::Precision,
+    precision::{Precision, Region},
     state::State,
     tensor_file::{self, TensorFile},
     weights::{self, Found},
@@ -31,6 +31,9 @@ const STATE: &str = "state";
 const FORMAT: &str = "amp-format";
 /// The header's key for the version of the file format in older files.
 const OLD_FORMAT: &str = "format";
+
+/// The header's key for the precision overrides of the run.
+pub(crate) const OVERRIDES: &str = "precision_overrides";
 
 /// The format version that this code writes and reads.
 const VERSION: &str = "amp-checkpoint-1";
@@ -218,6 +221,9 @@ pub struct Summary {
     pub data: Option<String>,
     /// The number of examples per batch in training. `None` if the file does not contain it.
     pub batch_size: Option<i64>,
+    /// The precision overrides of the run, by the path of the module. Empty if the file contains
+    /// none.
+    pub overrides: BTreeMap<String, Region>,
 }
 
 /// Reads the properties of the model in a file and of the run that trained it, without reading the
@@ -241,6 +247,10 @@ pub fn summary(path: &Path) -> Result<Summary> {
         precision: text.get("precision").and_then(|name| name.parse().ok()),
         data: text.get("data").cloned(),
         batch_size: text.get("batch_size").and_then(|size| size.parse().ok()),
+        overrides: text
+            .get(OVERRIDES)
+            .and_then(|overrides| serde_json::from_str(overrides).ok())
+            .unwrap_or_default(),
     })
 }
 

@@ -104,27 +104,29 @@ impl Error {
         Self::In { path: run.to_owned(), source: Box::new(self) }
     }
 
-    /// Adds a hint to the text of the error if libtorch complains about operands of different
-    /// dtypes.
-    pub(crate) fn with_dtype_hint(self, hint: impl FnOnce() -> String) -> Self {
-        const SIGNS: [&str; 4] =
-            ["same dtype", "should be the same", "expected scalar type", "mixed dtype"];
+    /// Adds a hint to the text of the error if libtorch complains about the dtypes of tensors.
+    pub(crate) fn with_dtype_hint(self, hint: impl FnOnce(Complaint) -> Option<String>) -> Self {
         match self {
-            Self::Torch(text) if SIGNS.iter().any(|sign| text.contains(sign)) => {
-                Self::Torch(text + &hint())
+            Self::Torch(text) => {
+                let hint = Complaint::in_text(&text).and_then(hint).unwrap_or_default();
+                Self::Torch(text + &hint)
             }
             other => other,
         }
     }
 
-    /// Adds the index of the training batch in its epoch and the index of the epoch, both counted
-    /// from 0, to the text of an error in a model or its loss.
-    pub(crate) fn in_batch(self, epoch: i64, batch: i64) -> Self {
+    /// Adds the place of a batch, such as `batch 3 of epoch 0`, to the text of an error in a model
+    /// or its loss. CUDA reports errors late, perhaps while a later batch runs, so such an error
+    /// gets no place.
+    pub(crate) fn in_batch(self, place: &str) -> Self {
         match self {
             Self::In { path, source } => {
-                Self::In { path, source: Box::new(source.in_batch(epoch, batch)) }
+                Self::In { path, source: Box::new(source.in_batch(place)) }
             }
-            Self::Config(text) => Self::Config(format!("{text} (batch {batch} of epoch {epoch})")),
+            Self::Config(text) => Self::Config(format!("{text} ({place})")),
+            Self::Torch(text) if !text.contains("CUDA error") => {
+                Self::Torch(format!("{text} ({place})"))
+            }
             other => other,
         }
     }
@@ -160,6 +162,32 @@ impl From<tch::TchError> for Error {
             tch::TchError::Torch(text) => Self::torch(&text),
             other => Self::Torch(other.to_string()),
         }
+    }
+}
+
+/// What libtorch's message says about the dtypes of an operation's tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Complaint {
+    /// The tensors have different dtypes.
+    Mixed,
+    /// The operation does not exist for the dtype.
+    Unsupported,
+    /// The tensor does not contain ids.
+    NoIds,
+}
+
+impl Complaint {
+    fn in_text(text: &str) -> Option<Self> {
+        const SIGNS: [(&str, Complaint); 7] = [
+            ("same dtype", Complaint::Mixed),
+            ("should be the same", Complaint::Mixed),
+            ("expected scalar type", Complaint::Mixed),
+            ("mixed dtype", Complaint::Mixed),
+            ("not implemented for '", Complaint::Unsupported),
+            ("can't be cast to the desired output type", Complaint::Unsupported),
+            ("one of the following scalar types: Long, Int", Complaint::NoIds),
+        ];
+        SIGNS.iter().find(|(sign, _)| text.contains(sign)).map(|(_, complaint)| *complaint)
     }
 }
 

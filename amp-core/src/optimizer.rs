@@ -149,7 +149,7 @@ pub trait Optimizer {
     }
 
     /// Returns a note for the user if the optimizer changed some of its options because of the
-    /// parameters' dtype. Returns `None` if it changed no option.
+    /// parameters' dtype, or if an option has no effect.
     fn note(&self) -> Option<String> {
         None
     }

@@ -8,7 +8,7 @@ use amp_core::{
     data::{DataLoader, DataModule, Limit, Loading},
     precision::{Clip, Policy, Precision},
     random,
-    tch::Device,
+    tch::{Device, Kind},
     trainer::{
         ChecksConfig, Graph, LoggingConfig, Loops, MemoryConfig, NumericsConfig,
         OptimizationConfig, RecoveryConfig,
@@ -153,8 +153,8 @@ impl Case {
     ///
     /// # Errors
     /// When the data cannot be loaded or batched, an option is out of range, a hyperparameter is
-    /// unknown, or the model declares an error such as `val_loss` as a metric of which higher values
-    /// are better.
+    /// unknown, or the registry declares for the metric by which the model is judged the wrong values
+    /// as better.
     pub fn new(
         registry: &Registry,
         model: &Model,
@@ -195,6 +195,10 @@ impl Case {
             }
             false => (data_set.load(batch_size)?, build()?),
         };
+        model
+            .judge
+            .check_declared(built.metric_mode(model.judge.name))
+            .map_err(|error| error.at(&format!("model {}", model.name)))?;
         if let Some(stopping) = &mut early_stopping {
             stopping.find_mode(model.judge, built.as_ref());
         }
@@ -261,6 +265,21 @@ impl Case {
     /// When it is unknown whether larger or smaller values are better.
     pub fn stopping(&self) -> Result<Option<EarlyStopping>> {
         self.early_stopping.as_ref().map(Stopping::callback).transpose()
+    }
+
+    /// Returns the number of bytes of the copies of the data that a run under this precision keeps in
+    /// its own dtype, in addition to the data set. To count their bytes, the copies are made once
+    /// more. Returns 0 on CUDA and under the mixed precisions, whose copies are as large as those
+    /// under 32-true.
+    ///
+    /// # Errors
+    /// When the data cannot be read.
+    pub fn copied_bytes(&self, precision: Precision) -> Result<u64> {
+        let is_mixed = precision != Precision::F32True && precision.storage() == Kind::Float;
+        match self.trainer.device.is_cuda() || is_mixed {
+            true => Ok(0),
+            false => self.data.copied_bytes(Policy::new(precision, self.trainer.device)),
+        }
     }
 
     /// Builds the model. The seed in `trainer` determines the initial weights.

@@ -52,6 +52,19 @@ pub struct FailedRun {
     pub reason: String,
 }
 
+/// Checks that no precision failed.
+///
+/// # Errors
+/// When a precision failed. The error names the precisions.
+pub(crate) fn failed_under(failed: &[FailedRun]) -> Result<()> {
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = failed.iter().map(|run| run.precision.name()).collect();
+    let text = format!("no results under {}: the report gives the reason", names.join(", "));
+    Err(Error::Precision(text))
+}
+
 /// The results of the run under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
@@ -189,19 +202,32 @@ impl Comparison {
         }
     }
 
+    /// Returns the notes of all runs, each once, and before each note the precisions whose runs have
+    /// it.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let mut notes: Vec<(&str, Vec<&str>)> = Vec::new();
+        for run in &self.runs {
+            for note in &run.notes {
+                match notes.iter_mut().find(|(text, _)| text == note) {
+                    Some((_, precisions)) => precisions.push(run.precision.name()),
+                    None => notes.push((note, vec![run.precision.name()])),
+                }
+            }
+        }
+        let whose = |precisions: &[&str]| match precisions.len() > 1 {
+            true if precisions.len() == self.runs.len() => "all precisions".to_owned(),
+            _ => precisions.join(", "),
+        };
+        notes.iter().map(|(text, precisions)| format!("{}: {text}", whose(precisions))).collect()
+    }
+
     /// Returns an error if a run failed, or if a validation value of some run is not finite.
     ///
     /// # Errors
     /// When a run failed: the error names the precisions. When a value is not finite: the error names
     /// the value and the precision.
     pub fn is_sound(&self) -> Result<()> {
-        let failed = self.failed.iter().map(|run| run.precision.name()).collect::<Vec<_>>();
-        if !failed.is_empty() {
-            return Err(Error::Precision(format!(
-                "no results under {}: the report gives the reason",
-                failed.join(", ")
-            )));
-        }
+        failed_under(&self.failed)?;
         let bad = self.runs.iter().filter_map(|run| {
             let seeds = run.over_seeds.as_ref();
             let lost = |of: fn(&OverSeeds) -> &Sample| {

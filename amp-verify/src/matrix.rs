@@ -112,12 +112,12 @@ fn records(
 }
 
 /// Adds the model and the precision to the error of a run.
-fn named(error: Error, case: &Case, precision: Precision) -> Error {
+pub(crate) fn named(error: Error, case: &Case, precision: Precision) -> Error {
     error.within(&format!("{} under {precision}", case.model.name))
 }
 
 /// Returns whether another precision may train without this error.
-fn depends_on_precision(error: &Error) -> bool {
+pub(crate) fn depends_on_precision(error: &Error) -> bool {
     match error {
         Error::In { source, .. } => depends_on_precision(source),
         Error::Torch(_)

@@ -10,7 +10,7 @@ use amp_core::{
     Error, LightningModule, Result, Trainer, TrainerConfig,
     callback::Callback,
     event::{Event, Subscriber},
-    memory::MemoryMeter,
+    memory::{Memory, MemoryMeter},
     nn::{self, Role},
     precision::Precision,
     random,
@@ -112,7 +112,10 @@ pub fn run(
         trainer = trainer.resume_from(checkpoint).resume_with(extras.resume_with);
     }
     let mut record = trainer.fit(model.as_mut(), &case.data)?;
-    record.memory = Some(meter.read()?);
+    let peak = meter.read()?;
+    let data = case.copied_bytes(precision)?;
+    let peak_allocated = peak.peak_allocated.saturating_sub(data);
+    record.memory = Some(Memory { peak_allocated, ..peak });
     if !record.not_finite().is_empty() {
         record.has_finite_weights = Some(has_finite_weights(model.as_ref())?);
     }

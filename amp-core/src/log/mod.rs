@@ -342,7 +342,8 @@ fn scalar(name: &str, value: &Tensor) -> Result<Tensor> {
         (1, 0) => Ok(value.shallow_clone()),
         (1, _) => Ok(value.f_reshape([] as [i64; 0])?),
         _ => Err(Error::config(format!(
-            "log `{name}`: a logged value must be a scalar, but has shape {:?}",
+            "log `{name}`: a logged value must be a scalar, but has shape {:?}: take the mean, as \
+             with `value.f_mean(Kind::Float)?`",
             value.size()
         ))),
     }

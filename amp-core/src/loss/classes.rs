@@ -4,6 +4,7 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::{
     IGNORED, Loss, MeanOver, explained,
+    probabilities::look,
     shapes::{ClassDim, are_log_probabilities, classes, computed_in, elementwise, misfit, option},
 };
 use crate::{
@@ -125,6 +126,7 @@ impl CrossEntropy {
         reduction: Reduction,
     ) -> Result<Tensor> {
         let Self { label_smoothing: smoothing, ignore_index: ignored, z_loss: z, .. } = *self;
+        look(logits)?;
         let entropy = |reduction| -> Result<Tensor> {
             if let (Reduction::Mean, None) = (reduction, weight)
                 && let Some(loss) = ffi::cross_entropy(logits, of, smoothing, ignored, z)?

@@ -25,6 +25,7 @@ mod elements;
 mod linear_cross_entropy;
 mod overlap;
 mod pairs;
+mod probabilities;
 mod sequence;
 mod shapes;
 
@@ -39,6 +40,7 @@ pub use linear_cross_entropy::ChunksOf;
 pub(crate) use linear_cross_entropy::pays_in_chunks;
 pub use overlap::{Dice, Focal};
 pub use pairs::{CosineEmbedding, CosineSimilarity, GaussianNll, InfoNce, TripletMargin};
+pub(crate) use probabilities::WatchedProbabilities;
 pub use sequence::Ctc;
 pub use shapes::ClassDim;
 pub(crate) use shapes::{classes, elementwise, misfit};
@@ -224,11 +226,16 @@ pub fn own(loss: Result<Tensor>, output: &Tensor, target: &Tensor) -> Result<Ten
     })
 }
 
-/// Says in a dtype error from a loss's backward pass which tensors to convert. For some losses
-/// libtorch accepts an output and a target of different dtypes in the forward pass, and fails in
-/// the backward pass.
+/// Explains an error from a loss's backward pass. A loss without a gradient depends on no trained
+/// parameter. In a dtype error, says which tensors to convert: for some losses libtorch accepts an
+/// output and a target of different dtypes in the forward pass, and fails in the backward pass.
 pub(crate) fn in_backward(error: Error) -> Error {
     match &error {
+        Error::Torch(text) if text.contains("does not require grad") => Error::config(
+            "the loss depends on no trained parameter, so that the backward pass gives no gradient: \
+             compute it from the output of `forward`, without `detach`, without `no_grad` and \
+             without reading it as a number in between",
+        ),
         Error::Torch(text) if text.contains("dtype") && !error.is_out_of_memory() => {
             Error::config(format!("the loss's backward pass: {}", with_remedy(text)))
         }

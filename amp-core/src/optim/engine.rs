@@ -11,7 +11,7 @@ use super::{
     WeightUpdate,
     chunks::{Piece, Scalars, parts, wholes},
     kernel_batch::{Batch, Key, each_of},
-    saved,
+    notes, saved,
     state::{Code, Codes, Kept, ParameterState, SlotShape, drop_unused, laid_out},
     weight_update::{wide, write, write_stochastically},
     working_tensors::{Working, common_device, is_taken, moments, working},
@@ -345,11 +345,7 @@ impl<A: Algorithm> Optimizer for Engine<A> {
 
     fn note(&self) -> Option<String> {
         let kinds = self.parameters.iter().map(|parameter| parameter.tensor.kind());
-        let mut widened = kinds.filter(|kind| {
-            A::upcasts(*kind).is_some()
-                && working::<A>(*kind, self.storage) == Working::Copies { stochastic: false }
-        });
-        Some(format!("{} computes in float32: {}", A::NAME, A::upcasts(widened.next()?)?))
+        notes::of::<A>(kinds, self.layouts.iter().flatten(), self.storage)
     }
 
     fn state(&self) -> Result<State> {

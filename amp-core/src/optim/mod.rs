@@ -11,6 +11,7 @@ mod kernel_batch;
 mod lamb;
 mod lion;
 mod muon;
+mod notes;
 mod number;
 mod patterns;
 mod rmsprop;
@@ -41,7 +42,7 @@ pub use rmsprop::RmsProp;
 pub use scheduled::{GroupRates, Scheduled};
 pub use scheduler::{
     BuildScheduler, ChainedScheduler, ConstantLr, CosineAnnealing, CosineAnnealingWarmRestarts,
-    Decay, ExponentialLr, LambdaLr, LinearLr, MultiStepLr, OneCycle, PolynomialLr,
+    Decay, ExponentialLr, Intervals, LambdaLr, LinearLr, MultiStepLr, OneCycle, PolynomialLr,
     ReduceLrOnPlateau, Schedule, Scheduler, SequentialLr, StepLr, ThresholdMode, WarmupCosine, Wsd,
 };
 pub use selection::Selection;

@@ -1,6 +1,8 @@
 //! An optimizer together with its schedule.
 
-use super::{BuildScheduler, Interval, Optimizer, Rates, Scheduler, saved};
+use super::{
+    BuildScheduler, Interval, Intervals, Optimizer, Rates, Scheduler, TrainingPlan, saved,
+};
 use crate::{Error, Result, log::Logged, monitor::is_not_logged, state::State};
 
 /// A built optimizer together with its schedule, if it has one.
@@ -97,9 +99,16 @@ impl Scheduled {
     }
 
     /// Returns a note if the options of the schedule are valid but unusual, for example if the
-    /// warm-up is longer than the run.
-    pub(crate) fn note(&self) -> Option<String> {
-        self.schedule.as_ref()?.config.note()
+    /// warm-up is longer than the training. `plan` is the length of the training, if it is known.
+    pub(crate) fn note(&self, plan: Option<TrainingPlan>) -> Option<String> {
+        let Schedule { config, interval, .. } = self.schedule.as_ref()?;
+        config.note(plan.map(|plan| {
+            let count = match interval {
+                Interval::Step => plan.estimated_stepping_batches,
+                Interval::Epoch => plan.max_epochs,
+            };
+            Intervals { count, unit: *interval }
+        }))
     }
 
     /// Advances the schedule if its interval is `passed`, and otherwise does nothing. `logged`

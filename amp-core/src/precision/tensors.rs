@@ -88,6 +88,10 @@ pub trait Arguments: 'static {
         kept: &'k Kept,
         change: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
     ) -> Result<Self::At<'k>>;
+
+    /// Returns the same inputs once more, without copying the elements of tensors. The caller keeps
+    /// `inputs`, and can describe them if the forward pass fails.
+    fn again<'a: 'k, 'k>(inputs: &'k Self::At<'a>) -> Self::At<'k>;
 }
 
 impl<T: Tensors + 'static> Arguments for &'static T {
@@ -99,6 +103,10 @@ impl<T: Tensors + 'static> Arguments for &'static T {
         change: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
     ) -> Result<&'k T> {
         Ok(kept.keep((**inputs).each(change)?))
+    }
+
+    fn again<'a: 'k, 'k>(inputs: &'k &'a T) -> &'k T {
+        inputs
     }
 }
 
@@ -114,6 +122,10 @@ impl<T: Tensors + 'static> Arguments for &'static [T] {
             inputs.iter().map(|value| value.each(change)).collect::<Result<_>>()?;
         Ok(kept.keep(values))
     }
+
+    fn again<'a: 'k, 'k>(inputs: &'k &'a [T]) -> &'k [T] {
+        inputs
+    }
 }
 
 impl<A: Arguments> Arguments for Option<A> {
@@ -126,6 +138,10 @@ impl<A: Arguments> Arguments for Option<A> {
     ) -> Result<Self::At<'k>> {
         inputs.as_ref().map(|inputs| A::each(inputs, kept, change)).transpose()
     }
+
+    fn again<'a: 'k, 'k>(inputs: &'k Option<A::At<'a>>) -> Option<A::At<'k>> {
+        inputs.as_ref().map(A::again)
+    }
 }
 
 impl Arguments for Tensor {
@@ -137,6 +153,10 @@ impl Arguments for Tensor {
         change: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
     ) -> Result<Self> {
         change(inputs)
+    }
+
+    fn again<'a: 'k, 'k>(inputs: &'k Self) -> Self {
+        inputs.shallow_clone()
     }
 }
 
@@ -158,6 +178,10 @@ macro_rules! numbers {
                 _: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
             ) -> Result<Self> {
                 Ok(*inputs)
+            }
+
+            fn again<'a: 'k, 'k>(inputs: &'k Self) -> Self {
+                *inputs
             }
         }
     )+};
@@ -182,6 +206,10 @@ macro_rules! tuple {
                 change: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
             ) -> Result<Self::At<'k>> {
                 Ok(($($value::each(&inputs.$at, kept, change)?,)+))
+            }
+
+            fn again<'a: 'k, 'k>(inputs: &'k Self::At<'a>) -> Self::At<'k> {
+                ($($value::again(&inputs.$at),)+)
             }
         }
     };

@@ -79,15 +79,18 @@ impl Loaders {
 /// The method of the model that an evaluation calls for each batch.
 #[derive(Clone, Copy)]
 pub(super) struct EvaluationStep {
+    /// The name of the evaluation in error messages.
+    name: &'static str,
     step: fn(&mut dyn LightningModule, &AnyBatch, &mut Step<'_>) -> Result<()>,
 }
 
 impl EvaluationStep {
     /// Runs the model's `validation_step`.
     pub(super) const VALIDATION: Self =
-        Self { step: |model, batch, step| model.validation_step(batch, step) };
+        Self { name: "validation", step: |model, batch, step| model.validation_step(batch, step) };
     /// Runs the model's `test_step`.
-    pub(super) const TEST: Self = Self { step: |model, batch, step| model.test_step(batch, step) };
+    pub(super) const TEST: Self =
+        Self { name: "test", step: |model, batch, step| model.test_step(batch, step) };
 }
 
 /// Receives the images, texts and histograms of an evaluation, with their names.
@@ -147,9 +150,9 @@ impl Evaluator {
         show: &mut Show<'_>,
     ) -> Result<Vec<Logged>> {
         let scope = |model: &dyn LightningModule| model.loss_scope();
-        let run = step.step;
+        let EvaluationStep { name, step: run } = step;
         let mut logs =
-            self.each_batch(model, loaders, most, scope, run, &mut |_, _, _| Ok(()), show)?;
+            self.each_batch(name, model, loaders, most, scope, run, &mut |_, _, _| Ok(()), show)?;
         let mut none = Log::default();
         last(model, logs.first_mut().unwrap_or(&mut none))?;
         logs.push(none);
@@ -203,18 +206,21 @@ impl Evaluator {
         let mut write = |set: &str, index, outputs: Vec<AnyBatch>| {
             outputs.iter().try_for_each(|output| write(set, index, output))
         };
-        let logs = self.each_batch(model, loaders, None, scope, run, &mut write, show)?;
+        let name = "prediction";
+        let logs = self.each_batch(name, model, loaders, None, scope, run, &mut write, show)?;
         loaders.values(&logs)
     }
 
     /// Calls `run` for at most `most` batches of each set, and passes the results for the parts of
-    /// each batch to `then`. Returns one log per set.
+    /// each batch to `then`. Returns one log per set. An error names the evaluation (`name`) and the
+    /// batch.
     #[expect(
         clippy::too_many_arguments,
         reason = "validation, test and prediction pass different values for each argument"
     )]
     fn each_batch<T>(
         &mut self,
+        name: &str,
         model: &mut dyn LightningModule,
         loaders: &Loaders,
         most: Option<i64>,
@@ -230,11 +236,16 @@ impl Evaluator {
             let most = most.map_or(usize::MAX, |most| most as usize);
             for (index, batch) in loader.epoch(0, 0)?.take(most).enumerate() {
                 let (scope, interval) = (scope(&*model), Interval::of(index == 0));
-                let (own, results) =
-                    self.in_parts(&batch?, scope, interval, |runner, part, own| {
-                        let mut step = Step::new(&runner.context, own, index, runner.global_step);
-                        returned(|| run(model, part, &mut step))
-                    })?;
+                let ran = self.in_parts(&batch?, scope, interval, |runner, part, own| {
+                    let mut step = Step::new(&runner.context, own, index, runner.global_step);
+                    returned(|| run(model, part, &mut step))
+                });
+                let (own, results) = ran.map_err(|error| {
+                    error.in_batch(&match set.as_str() {
+                        "" => format!("batch {index} of the {name} set"),
+                        set => format!("batch {index} of the {name} set `{set}`"),
+                    })
+                })?;
                 log.merge(own)?;
                 for (name, media) in log.take_media() {
                     show(of_set(name, set), media)?;

@@ -14,7 +14,7 @@ use super::{
     persist::Writer,
     step::{
         Callbacks, Emit, Invariants, Length, Moment, Observers, Optimization, StepState, Steps,
-        full_gradients_note, step_access,
+        step_access,
     },
 };
 use crate::{
@@ -193,22 +193,11 @@ impl<'r, 'c> Run<'r, 'c> {
 
     fn start(&mut self, resumed: Option<Position>) -> Result<()> {
         let optimizers = self.state.optim.scheduled.iter().map(|scheduled| &scheduled.optimizer);
-        let trained = optimizers.clone().flat_map(|optimizer| optimizer.parameters().iter());
+        let trained = optimizers.flat_map(|optimizer| optimizer.parameters().iter());
         let trained = trained.filter(|parameter| parameter.tensor.requires_grad());
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
-        let notes = optimizers.filter_map(|optimizer| optimizer.note());
-        let schedules = self.state.optim.scheduled.iter().filter_map(|scheduled| scheduled.note());
-        let length = self.config.length(self.loader.batches(), self.max_epochs);
         let trained_later = self.freezing.trained_later(self.last_position());
-        let no_validation = self.validations.note(length).filter(|_| !self.val.is_empty());
-        let config_notes = no_validation.into_iter().chain(full_gradients_note(self.config));
-        // If this is a short trial of a longer run, the notes below are about the longer run, whose
-        // length is `plan`.
-        let last = self.config.last_position(self.loader.batches(), self.plan);
-        let config_notes = config_notes.chain(self.freezing.note(last));
-        let averaging = self.config.optimization.averaging;
-        let config_notes = config_notes.chain(averaging.and_then(|one| one.note(last.0)));
-        let notes: Vec<String> = notes.chain(schedules).chain(config_notes).collect();
+        let notes = self.starting_notes();
         (self.observers.emit)(Event::FitStart(FitStart {
             run: run_start(self.config, self.model, self.data, parameters)?,
             trained_later,

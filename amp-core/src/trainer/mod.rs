@@ -7,6 +7,7 @@ mod fit;
 mod freeze;
 mod ids_among_floats;
 mod persist;
+mod starting_notes;
 mod step;
 mod summary;
 mod validation;

@@ -80,6 +80,43 @@ struct Transient {
     model: Linear,
 }
 
+/// A model whose own training step is marked `captured` and reads a `#[transient]` field.
+#[derive(LightningModule)]
+#[training_step(Self::step, captured)]
+#[loss(cross_entropy)]
+#[optimizer(sgd, lr = 0.1)]
+struct TransientInStep {
+    #[transient(1.0)]
+    factor: f64,
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+impl TransientInStep {
+    fn step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+        let output = self.forward(&batch.input, step.context())?;
+        Ok(loss::cross_entropy(&output, &batch.target)?.f_mul_scalar(self.factor)?)
+    }
+}
+
+/// A model whose forward pass passes `self` to a function that reads a `#[transient]` field.
+#[derive(LightningModule)]
+#[forward(|x| self.scaled(&model(x)?))]
+#[loss(cross_entropy)]
+#[optimizer(sgd, lr = 0.1)]
+struct TransientInMethod {
+    #[transient(1.0)]
+    factor: f64,
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+impl TransientInMethod {
+    fn scaled(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_mul_scalar(self.factor)?)
+    }
+}
+
 fn read(model: &dyn LightningModule) -> Result<Vec<String>> {
     let mut values = State::default();
     model.values_in_step(&mut values)?;
@@ -101,11 +138,15 @@ fn a_late_hook_of_a_step_that_reads_state_is_called_after_each_step() -> Result<
 
 #[test]
 fn a_step_that_reads_a_transient_field_is_not_a_graph() -> Result<()> {
-    let access = Transient::builder().build()?.step_access();
-    assert!(
-        matches!(access, StepAccess::InStep(why) if why.contains("#[transient]")),
-        "{access:?}"
-    );
+    let accesses = [
+        Transient::builder().build()?.step_access(),
+        TransientInStep::builder().build()?.step_access(),
+        TransientInMethod::builder().build()?.step_access(),
+    ];
+    for access in accesses {
+        let refused = matches!(access, StepAccess::InStep(why) if why.contains("#[transient]"));
+        assert!(refused, "{access:?}");
+    }
     Ok(())
 }
 

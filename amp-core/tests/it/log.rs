@@ -77,7 +77,11 @@ fn only_scalars_can_be_logged() {
     let mut log = Log::default();
     let two = Tensor::zeros([2], (Kind::Float, Device::Cpu));
     let said = message(log.value("activation", &two, 1, BOTH));
-    assert_eq!(said, "log `activation`: a logged value must be a scalar, but has shape [2]");
+    assert_eq!(
+        said,
+        "log `activation`: a logged value must be a scalar, but has shape [2]: take the mean, as with \
+         `value.f_mean(Kind::Float)?`"
+    );
 }
 
 /// A metric sums its counts over all batches of an epoch. The value for the epoch is computed from

@@ -44,6 +44,7 @@ mod diffusion;
 mod draws;
 mod dropouts;
 mod dropped_weights;
+mod dtype_hints;
 mod embeddings;
 mod errors;
 mod evaluation_events;
@@ -111,6 +112,7 @@ mod optimizers_rules;
 mod optimizers_runs;
 mod ordered_gradients;
 mod output_layers;
+mod own_mistakes;
 mod own_steps;
 mod own_tensors;
 #[cfg(feature = "parquet")]

@@ -298,3 +298,25 @@ fn masters_work_with_state_in_fewer_bits() -> Result<()> {
     assert_eq!(bits(&both.parameters()[0].tensor), bits(&master.to_kind(Kind::BFloat16)));
     Ok(())
 }
+
+/// A run says if the optimizer has nothing to which the option `moments` applies. libtorch computes
+/// SGD's step of 16-bit weights in f32, which is the subject of another note.
+#[rstest]
+#[case::plain_sgd(&Sgd::default(), Kind::Float, Moments::EightBit, "moments = 8-bit has no effect: SGD stores")]
+#[case::two_notes(&Sgd::default(), Kind::BFloat16, Moments::Bf16, "SGD computes in float32: ")]
+#[case::with_momentum(&Sgd { momentum: 0.9, ..Sgd::default() }, Kind::Float, Moments::EightBit, "")]
+#[case::adam(&Adam::default(), Kind::Float, Moments::EightBit, "")]
+#[case::not_asked(&Sgd::default(), Kind::Float, Moments::Full, "")]
+fn an_optimizer_without_averages_notes_the_option(
+    #[case] options: &dyn BuildOptimizer,
+    #[case] kind: Kind,
+    #[case] moments: Moments,
+    #[case] expected: &str,
+) -> Result<()> {
+    let said = build(options, &zeros(8, kind), moments)?.note().unwrap_or_default();
+    assert_eq!(said.is_empty(), expected.is_empty(), "{said}");
+    assert!(said.starts_with(expected), "{said}");
+    let asked = !expected.is_empty();
+    assert_eq!(said.contains("has no effect"), asked, "{said}");
+    Ok(())
+}

@@ -202,6 +202,8 @@ fn backward_starts_from_the_scale(
     scaler.scale(&(&weight * 3.0))?.backward()?;
     assert_eq!(weight.grad().double_value(&[0]), 6.0 * scale);
     let several = scaler.scale(&weight.expand([2], false));
-    assert!(message(several).contains("a loss must be a scalar, but has shape [2]"));
+    assert!(
+        message(several).contains("a loss must be a scalar, but has shape [2]: take the mean, as")
+    );
     Ok(())
 }

@@ -312,20 +312,6 @@ fn the_defaults_are_torchs() -> Result<()> {
     Ok(())
 }
 
-/// Rule 5 of docs/SEMANTICS.md: backoff has no lower limit. When the reciprocal becomes infinite,
-/// torch silently makes parameters infinite or NaN (as the recorded runs named `bottom` show). For
-/// loss scales of 2⁻¹²⁸ and less, `has_collapsed` of this crate's scaler returns true.
-#[rstest]
-#[case(2.0_f64.powi(-127), false)]
-#[case(2.0_f64.powi(-128), true)]
-#[case(2.0_f64.powi(-149), true)]
-fn a_scale_too_low_to_divide_by_is_reported(#[case] scale: f64, #[case] low: bool) -> Result<()> {
-    let mut scaler = scaler()?;
-    scaler.set_scale(scale)?;
-    assert_eq!(scaler.has_collapsed(), low);
-    Ok(())
-}
-
 /// A loss scale by which gradients cannot be divided is refused by every function that accepts a
 /// loss scale.
 #[rstest]

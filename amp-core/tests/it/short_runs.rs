@@ -1,13 +1,16 @@
 //! Tests of training runs that are shorter than the warm-up of the learning rate, or than the
 //! validation interval.
 
+use std::time::Duration;
+
 use amp_core::{
     Result, TrainerConfig,
     data::Limit,
     event::Event,
     optim::{
-        BuildScheduler, ConstantLr, Decay, Interval, OptimizerConfig, Rates, SequentialLr, Sgd,
-        TrainingPlan, WarmupCosine, Wsd,
+        BuildScheduler, ChainedScheduler, ConstantLr, Decay, ExponentialLr, Interval, Intervals,
+        LinearLr, OneCycle, OptimizerConfig, PolynomialLr, Rates, SequentialLr, Sgd, TrainingPlan,
+        WarmupCosine, Wsd,
     },
     precision::Precision,
     trainer::{Loops, ValCheckInterval},
@@ -51,7 +54,108 @@ fn a_warm_up_may_be_longer_than_the_schedule(
         assert!((running.rates().lr - expected).abs() < 1e-12, "step {step}");
         running.advance(None);
     }
-    assert_eq!(schedule.note().as_deref(), Some(note));
+    assert_eq!(schedule.note(None).as_deref(), Some(note));
+    Ok(())
+}
+
+/// A schedule may end before the training, or its warm-up after the training. The note has both
+/// numbers. The training has 50 steps.
+#[rstest]
+#[case::one_cycle(
+    &OneCycle { max_lr: 0.1, total_steps: 20, ..OneCycle::default() },
+    "total_steps is 20, but the training has 50 steps: the learning rate of the last 30 steps is \
+     only 4.00e-7"
+)]
+#[case::cosine(
+    &WarmupCosine { warmup_steps: 5, total_steps: 49 },
+    "total_steps is 49, but the training has 50 steps: the learning rate of the last 1 step is 0"
+)]
+#[case::wsd(
+    &Wsd { warmup_steps: 5, decay_steps: 5, total_steps: 40, min_lr_ratio: 0.1, ..Wsd::default() },
+    "total_steps is 40, but the training has 50 steps: the learning rate of the last 10 steps is \
+     only 0.1 of the optimizer's"
+)]
+#[case::polynomial(
+    &PolynomialLr { total_iters: 5, power: 1.0 },
+    "total_iters is 5, but the training has 50 steps: the learning rate of the last 45 steps is 0"
+)]
+#[case::long_warm_up(
+    &WarmupCosine { warmup_steps: 80, total_steps: 1000 },
+    "the warm-up takes 80 steps, but the training has only 50 steps: the learning rate does not \
+     reach its full value"
+)]
+#[case::long_rise(
+    &OneCycle { max_lr: 0.1, total_steps: 1000, ..OneCycle::default() },
+    "the warm-up takes 300 steps, but the training has only 50 steps"
+)]
+#[case::linear(
+    &LinearLr { total_iters: 51, ..LinearLr::default() },
+    "the warm-up takes 51 steps, but the training has only 50 steps"
+)]
+#[case::constant(
+    &ConstantLr { factor: 0.5, total_iters: 60 },
+    "the warm-up takes 60 steps, but the training has only 50 steps"
+)]
+#[case::chained(
+    &ChainedScheduler::new(ExponentialLr { gamma: 0.9 }).then(PolynomialLr { total_iters: 5, power: 1.0 }),
+    "total_iters is 5, but the training has 50 steps"
+)]
+#[case::late_part(
+    &SequentialLr::new(LinearLr::default()).then(60, ExponentialLr { gamma: 0.9 }),
+    "the training has only 50 steps: the schedule after milestone 60 never applies"
+)]
+#[case::short_part(
+    &SequentialLr::new(LinearLr::default()).then(5, PolynomialLr { total_iters: 40, power: 1.0 }),
+    "total_iters is 40, but the training has 45 steps: the learning rate of the last 5 steps is 0"
+)]
+fn a_schedule_of_another_length_than_the_training_is_noted(
+    #[case] schedule: &dyn BuildScheduler,
+    #[case] expected: &str,
+) {
+    let planned = Intervals { count: 50, unit: Interval::Step };
+    let said = schedule.note(Some(planned)).expect("a note");
+    assert!(said.starts_with(expected), "{said}");
+    assert_eq!(schedule.note(None), None);
+}
+
+#[rstest]
+#[case(&OneCycle { max_lr: 0.1, total_steps: 50, ..OneCycle::default() })]
+#[case(&WarmupCosine { warmup_steps: 10, total_steps: 1000 })]
+#[case(&PolynomialLr { total_iters: 50, power: 1.0 })]
+#[case(&LinearLr { total_iters: 50, ..LinearLr::default() })]
+#[case(&LinearLr { start_factor: 1.0, end_factor: 0.1, total_iters: 80 })]
+#[case(&SequentialLr::new(LinearLr { total_iters: 5, ..LinearLr::default() })
+    .then(5, PolynomialLr { total_iters: 45, power: 1.0 }))]
+fn a_schedule_that_fits_the_training_has_no_note(#[case] schedule: &dyn BuildScheduler) {
+    assert_eq!(schedule.note(Some(Intervals { count: 50, unit: Interval::Step })), None);
+}
+
+/// The note has the unit of the schedule, and the run's length. A run with a time limit has no
+/// known length.
+#[rstest]
+#[case::steps(Interval::Step, None, Some("total_iters is 2, but the training has 20 steps"))]
+#[case::epochs(Interval::Epoch, None, Some("total_iters is 2, but the training has 4 epochs"))]
+#[case::limited(Interval::Step, Some(Duration::from_secs(3600)), None)]
+fn a_run_notes_a_schedule_that_ends_early(
+    #[case] interval: Interval,
+    #[case] max_time: Option<Duration>,
+    #[case] expected: Option<&str>,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = Model::regression(linear(3, 3)?, move |_| {
+        OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() })
+            .with_scheduler(PolynomialLr { total_iters: 2, power: 1.0 }, interval)
+    });
+    let mut config =
+        TrainerConfig { max_epochs: 4, ..TrainerConfig::new(Precision::F32True, device()) };
+    config.loops.max_time = max_time;
+    let (events, record) = fit(&config, &mut model, &same(constant(10, 3, 1.0)?, 2)?);
+    record?;
+    let found = events.iter().find_map(|event| match event {
+        Event::Note { text } if text.starts_with("total_iters") => Some(text.as_str()),
+        _ => None,
+    });
+    assert_eq!(found.and_then(|text| text.split(':').next()), expected);
     Ok(())
 }
 

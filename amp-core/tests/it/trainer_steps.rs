@@ -217,7 +217,8 @@ fn a_loss_that_is_not_a_scalar_is_an_error() -> Result<()> {
         fit(&config(Precision::F32True), &mut model, &in_order(constant(4, 3, 1.0)?, 2)?).1;
     assert_eq!(
         message(record),
-        "log `train_loss`: a logged value must be a scalar, but has shape [2, 3]"
+        "log `train_loss`: a logged value must be a scalar, but has shape [2, 3]: take the mean, as \
+         with `value.f_mean(Kind::Float)?`"
     );
     Ok(())
 }

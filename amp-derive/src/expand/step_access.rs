@@ -11,15 +11,15 @@ pub(super) fn expand(model: &Model, lightning: &Lightning) -> TokenStream {
     let own = |name: &str| lightning.hooks.iter().find(|own| own.hook.name == name);
     // Later steps may start before a hook marked `late` runs. But the hook may change a `#[state]`
     // field. If the training step reads such a field, the hook must run before the next step.
-    let reads_values = values_in_step::reads_state(model, &lightning.training);
+    let reads_values = values_in_step::may_read_state(model, &lightning.training);
     let access = if matches!(lightning.training, Step::Manual(_)) {
         quote!(InStep("the model optimizes manually"))
     } else if matches!(lightning.training, Step::Function { captured: false, .. }) {
         quote!(InStep("the model's training step is a function that is not marked `captured`"))
     } else if own("on_before_optimizer_step").is_some() {
         quote!(InStep("the model has the hook on_before_optimizer_step"))
-    } else if values_in_step::reads_transient(model, &lightning.training) {
-        quote!(InStep("the model's training step reads a #[transient] field"))
+    } else if values_in_step::may_read_transient(model, &lightning.training) {
+        quote!(InStep("the model's training step may read a #[transient] field"))
     } else if own("on_train_batch_end").is_some_and(|own| !own.late || reads_values) {
         quote!(PerStep)
     } else {

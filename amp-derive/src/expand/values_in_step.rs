@@ -15,7 +15,14 @@ use crate::{
 
 pub(super) fn expand(model: &Model, training: &Step) -> TokenStream {
     let values = local("values");
-    let read = fields_read(model, training).into_iter().map(|Field { ident, .. }| {
+    // The values of `#[transient]` fields are not serialized.
+    let has_value = |field: &&Field| match field.kind {
+        Kind::State { saved, .. } => saved,
+        Kind::Hparam { .. } => true,
+        Kind::Layer { .. } | Kind::Tensor { .. } => false,
+    };
+    let fields = may_read(model, training).into_iter().filter(has_value);
+    let read = fields.map(|Field { ident, .. }| {
         let name = ident.unraw().to_string();
         quote!(__amp::State::put(#values, #name, &__amp::hparam::put(&self.#ident))?;)
     });
@@ -28,35 +35,28 @@ pub(super) fn expand(model: &Model, training: &Step) -> TokenStream {
     }
 }
 
-/// Returns whether the training step reads a `#[transient]` field. The value of such a field is not
-/// serialized, so it cannot be compared with the value in an earlier step.
-pub(super) fn reads_transient(model: &Model, training: &Step) -> bool {
-    let code = code_of_step(model, training);
-    let transient = |field: &&Field| matches!(field.kind, Kind::State { saved: false, .. });
-    model.fields.iter().filter(transient).any(|field| tokens::contains(code.clone(), &field.ident))
+/// Returns whether the training step may read a `#[transient]` field. The value of such a field is
+/// not serialized, so it cannot be compared with the value in an earlier step.
+pub(super) fn may_read_transient(model: &Model, training: &Step) -> bool {
+    let is_transient = |field: &&Field| matches!(field.kind, Kind::State { saved: false, .. });
+    may_read(model, training).iter().any(is_transient)
 }
 
-/// Returns whether the training step reads a `#[state]` field.
-pub(super) fn reads_state(model: &Model, training: &Step) -> bool {
-    let is_state = |field: &&Field| matches!(field.kind, Kind::State { .. });
-    fields_read(model, training).iter().any(is_state)
+/// Returns whether the training step may read a `#[state]` field.
+pub(super) fn may_read_state(model: &Model, training: &Step) -> bool {
+    let is_state = |field: &&Field| matches!(field.kind, Kind::State { saved: true, .. });
+    may_read(model, training).iter().any(is_state)
 }
 
-/// Returns the `#[state]` fields and the hyperparameters that occur in the code of the step.
-/// Returns all of them if the user has written the step, or if the code passes `self` to other
-/// code. Leaves out `#[transient]` fields, whose values are not serialized.
-fn fields_read<'m>(model: &'m Model, training: &Step) -> Vec<&'m Field> {
+/// Returns the fields that occur in the code of the step. Returns all fields if the user has written
+/// the step, or if the code passes `self` to other code.
+fn may_read<'m>(model: &'m Model, training: &Step) -> Vec<&'m Field> {
     let code = code_of_step(model, training);
     let names: Vec<&Ident> = model.fields.iter().map(|field| &field.ident).collect();
     let all =
         matches!(training, Step::Function { .. }) || tokens::passes_self_on(code.clone(), &names);
-    let has_value = |field: &&Field| match field.kind {
-        Kind::State { saved, .. } => saved,
-        Kind::Hparam { .. } => true,
-        Kind::Layer { .. } | Kind::Tensor { .. } => false,
-    };
     let is_read = |field: &&Field| all || tokens::contains(code.clone(), &field.ident);
-    model.fields.iter().filter(has_value).filter(is_read).collect()
+    model.fields.iter().filter(is_read).collect()
 }
 
 /// Returns the code that the user has written for the forward pass, the loss and the metrics of a

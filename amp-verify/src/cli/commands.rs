@@ -233,11 +233,19 @@ fn show_values(values: &[Logged], format: Format) -> Result<()> {
 }
 
 fn summarize(registry: &Registry, args: &SummaryArgs) -> Result<()> {
-    let summaries = args.measure(&prepare(registry, &args.run)?)?;
-    print(&match args.format {
-        Format::Table => view::summary(&summaries),
-        Format::Json => pretty(&summaries)?,
-    })
+    let measured = args.measure(&prepare(registry, &args.run)?)?;
+    let failures = measured.failed.iter().map(view::failure);
+    match args.format {
+        Format::Table => {
+            let lines = failures.map(|line| line + "\n").collect::<String>();
+            print(&(view::summary(&measured.summaries) + &lines))?;
+        }
+        Format::Json => {
+            failures.for_each(|line| complain(&line));
+            print(&pretty(&measured.summaries)?)?;
+        }
+    }
+    measured.are_complete()
 }
 
 fn layers(registry: &Registry, args: &LayersArgs) -> Result<()> {

@@ -65,7 +65,7 @@ pub(super) enum Loop {
 }
 
 /// Reads the checkpoint, builds the model that it names, and loads the saved weights into the
-/// model. Returns the case (the model with its data and options) and the model with these weights.
+/// model. Uses the precision and the policy of the run that saved it, unless the user chose others. Returns the case (the model with its data and options) and the model with these weights.
 fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn LightningModule>)> {
     let path = checkpoint::find(&args.checkpoint)?;
     let summary = checkpoint::summary(&path)?;
@@ -80,11 +80,34 @@ fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn Li
     let choices = choices(registry, args, &path, &summary)?;
     let mut case = prepare_as(registry, &args.run, Some(&summary.model), choices)?;
     case.trainer.precision = args.precision.or(summary.precision).unwrap_or(Precision::F32True);
+    if args.run.policy.is_none() && Some(case.trainer.precision) == summary.precision {
+        case.trainer.numerics.overrides = summary.overrides.clone().into();
+    }
     case.trainer(case.trainer.precision)?;
     let mut model = case.build()?;
     checkpoint::restore(model.as_mut(), &path)?;
     complain(&data_and_batch_size(&case.data, &summary));
+    if let Some(line) = policy(&case, &summary) {
+        complain(&line);
+    }
     Ok((case, model))
+}
+
+/// Says whether the policy (the precisions of single modules) of the run that saved the checkpoint
+/// applies. Returns `None` if that run had no policy.
+fn policy(case: &Case, summary: &Summary) -> Option<String> {
+    if summary.overrides.is_empty() {
+        return None;
+    }
+    let names: Vec<String> = summary.overrides.keys().map(|path| format!("`{path}`")).collect();
+    let names = names.join(", ");
+    Some(match *case.trainer.numerics.overrides == summary.overrides {
+        true => format!("the precisions of {names} are those of the run that saved the checkpoint"),
+        false => format!(
+            "the run that saved the checkpoint had other precisions for {names}: for the same results \
+             leave out --precision and --policy"
+        ),
+    })
 }
 
 /// Returns the user's choices. The model gets the hyperparameters of the checkpoint `path`. Where the

@@ -4,7 +4,9 @@
 
 use amp_core::{
     hardware,
-    precision::{GradientStorage, Precision},
+    optim::WeightUpdate,
+    precision::{GradientStorage, Kernels, Precision},
+    tch::Kind,
 };
 use clap::{ArgMatches, Command, error::ErrorKind, parser::ValueSource};
 
@@ -79,10 +81,24 @@ fn reason_of_run(given: &ArgMatches, id: &str) -> Option<&'static str> {
         "tf32" => {
             is_on_cpu(given).then_some("only CUDA devices have TF32, and the device is a CPU")
         }
+        "kernels" if given.get_one(id) == Some(&Kernels::Libtorch) => is_on_cpu(given)
+            .then_some("a CPU runs libtorch's kernels in any case, and the device is a CPU"),
+        "weight_update" if given.get_one(id) != Some(&WeightUpdate::default()) => {
+            let precisions = given.try_get_many::<Precision>("precision").ok()??.copied();
+            (!has_half_weights(precisions)).then_some(
+                "only bf16-true and 16-true store weights in 16 bits, and the precision is another \
+                 one",
+            )
+        }
         "gradients" if given.get_one(id) == Some(&GradientStorage::SixteenBit) => is_on_cpu(given)
             .then_some("only CUDA devices store gradients in 16 bits, and the device is a CPU"),
         _ => None,
     }
+}
+
+/// Returns whether one of the precisions stores weights in 16 bits.
+fn has_half_weights(mut precisions: impl Iterator<Item = Precision>) -> bool {
+    precisions.any(|precision| matches!(precision.storage(), Kind::Half | Kind::BFloat16))
 }
 
 /// Returns whether the device is a CPU. An invalid device, which the command refuses later, is none.
@@ -186,6 +202,18 @@ mod tests {
         "amp verify --device cpu --gradients 16-bit",
         "--gradients has no effect in `verify`: only CUDA devices store gradients in 16 bits"
     )]
+    #[case::kernels(
+        "amp train --device cpu --kernels libtorch",
+        "--kernels has no effect in `train`: a CPU runs libtorch's kernels in any case"
+    )]
+    #[case::weight_update(
+        "amp train --weight-update stochastic-rounding",
+        "--weight-update has no effect in `train`: only bf16-true and 16-true store weights in 16 bits"
+    )]
+    #[case::weight_update_of_mixed(
+        "amp verify --precision 16-mixed,32-true --weight-update master-weights",
+        "--weight-update has no effect in `verify`"
+    )]
     fn an_option_without_effect_is_refused(#[case] line: &str, #[case] expected: &str) {
         let said = refusal(line).expect("an error");
         assert!(said.contains(expected), "{said}");
@@ -203,6 +231,10 @@ mod tests {
     #[case("amp diagnose --init-scale 8")]
     #[case("amp verify --device cpu --gradients full")]
     #[case("amp train --checkpoint-dir a --save-top-k 2")]
+    #[case("amp gate --device cuda --kernels libtorch")]
+    #[case("amp train --device cpu --kernels own --weight-update round-to-nearest")]
+    #[case("amp verify --weight-update master-weights")]
+    #[case("amp train --precision bf16-true --weight-update stochastic-rounding")]
     fn an_option_with_an_effect_is_accepted(#[case] line: &str) {
         assert_eq!(refusal(line), None);
     }

@@ -3,7 +3,7 @@
 
 use amp_core::{
     Result,
-    optim::{BuildScheduler, Rates, Scheduler},
+    optim::{BuildScheduler, Intervals, Rates, Scheduler},
     state::State,
 };
 
@@ -29,8 +29,8 @@ impl BuildScheduler for Build {
         self.inner.monitor()
     }
 
-    fn note(&self) -> Option<String> {
-        self.inner.note()
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
+        self.inner.note(planned)
     }
 }
 

@@ -7,7 +7,7 @@ use amp_core::{
     memory::MemoryMeter,
     nn::init::Remembering,
     precision::{Kernels, Precision},
-    tch::{Device, Kind, Tensor},
+    tch::{Device, Tensor},
     trainer::Check,
 };
 use serde::{Deserialize, Serialize};
@@ -252,22 +252,14 @@ impl Job {
         if self.task == Task::Frozen {
             model = Box::new(Intercepted::new(model, controls::Freeze));
         }
-        let policy = config.policy();
         let mut trainer = Trainer::new(config);
         if let Some(stopping) = case.stopping()? {
             trainer = trainer.callback(stopping);
         }
         let record = trainer.fit(model.as_mut(), &case.data)?;
         let memory = meter.read()?;
-        // A run may keep copies of the data in its own dtype. To count their bytes, the copies are
-        // made once more. This is left out on CUDA and under the mixed precisions, whose copies are
-        // as large as those under 32-true.
         let is_baseline = self.precision == Precision::F32True;
-        let may_differ = is_baseline || policy.precision.storage() != Kind::Float;
-        let data_bytes = match case.trainer.device.is_cuda() || !may_differ {
-            true => 0,
-            false => case.data.copied_bytes(policy)?,
-        };
+        let data_bytes = case.copied_bytes(self.precision)?;
         let validation = identity::Validation::of(&case.data)?;
         // The runs under 32-true use the same data, so only the other runs compute the overlap of
         // training and validation examples.

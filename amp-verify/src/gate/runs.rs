@@ -44,6 +44,11 @@ pub(super) struct Runs<'a> {
     pub(super) own: &'a [Outcome],
 }
 
+/// What to do if a model does not learn under 32-true either, so that the precision is not the cause.
+const TO_LEARN: &str = "; if the model needs more steps, declare them in the registry with `.epochs(…)`, \
+                        and with `.quick_epochs(…)` for the quick tier; if a smaller gain is enough, \
+                        declare it with `.learns_by(…)`";
+
 impl Runs<'_> {
     /// Checks TF32, the initial weights and data, peak memory, and whether the model learned.
     pub(super) fn check(&self) -> Findings {
@@ -51,11 +56,14 @@ impl Runs<'_> {
         self.products(&mut findings);
         self.pairing(&mut findings);
         self.memory(&mut findings);
-        for (whose, runs) in [("32-true's ", self.baseline), ("", self.own)] {
-            let (checked, failure) = learning(self.model, self.untrained, runs, whose);
-            findings.checked.extend(checked);
-            findings.failures.extend(failure);
-        }
+        let (checked, failure) = learning(self.model, self.untrained, self.baseline, "32-true's ");
+        findings.checked.extend(checked);
+        findings
+            .failures
+            .extend(failure.map(|failure| Failure { text: failure.text + TO_LEARN, ..failure }));
+        let (checked, failure) = learning(self.model, self.untrained, self.own, "");
+        findings.checked.extend(checked);
+        findings.failures.extend(failure);
         findings
     }
 
@@ -221,13 +229,21 @@ mod tests {
     use amp_core::prelude::*;
     use rstest::rstest;
 
+    use clap::Parser;
+
     use super::*;
     use crate::{
         DataSet, Registry,
-        gate::{Task, job::Job, waves::waves},
+        gate::{GateArgs, Task, job::Job, waves::waves},
         length::Length,
         model, project,
     };
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        gate: GateArgs,
+    }
 
     /// A model that adds noise in training. If `right` is true, it draws the noise with the
     /// context's `randn_like`, which draws in f32 under every precision. Otherwise it draws the
@@ -281,6 +297,36 @@ mod tests {
         }
         let broken = path.failures.iter().any(|failure| failure.reason == Reason::Gradient);
         assert_eq!(broken, expected.is_some(), "{:?}", path.failures);
+        Ok(())
+    }
+
+    /// Checks that a model that does not learn under 32-true fails with the declarations that help.
+    /// Under another precision alone, that precision is the cause, and the text has no advice.
+    #[test]
+    fn a_model_that_does_not_learn_is_told_what_to_declare() -> Result<()> {
+        let model = model!(Noisy).judged_by_loss().margin(1.0).learns_by(1e6).batch_size(8);
+        let registry =
+            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
+        let model = Subject::new(&registry, registry.find(None)?)?;
+        let job = Job::new("Noisy", Precision::F32True, 3, Length::Epochs(1), Task::Train);
+        let runs = [job.execute(&registry)];
+        let line = Line::parse_from(["gate", "--device", "cpu"]);
+        let runs = Runs {
+            plan: &Plan::new(&registry, &line.gate)?,
+            model: &model,
+            precision: Precision::F32True,
+            untrained: &Ok(1.0),
+            baseline: &runs,
+            own: &runs,
+        };
+        let failures = runs.check().failures;
+        let learned = failures.iter().filter(|failure| failure.reason == Reason::DidNotLearn);
+        let [base, own] = learned.collect::<Vec<_>>()[..] else { panic!("{failures:?}") };
+        assert!(base.text.starts_with("32-true's val_loss is"), "{}", base.text);
+        for advice in [".epochs(…)", ".quick_epochs(…)", ".learns_by(…)"] {
+            assert!(base.text.contains(advice), "{}", base.text);
+            assert!(!own.text.contains(advice), "{}", own.text);
+        }
         Ok(())
     }
 

@@ -122,12 +122,26 @@ pub fn command(registry: &Registry, args: &MarginsArgs) -> Result<String> {
     for model in &models {
         let recorded = recorder.metric(model)?;
         text += &format!("{}: margin {}\n", model.name(), recorded.margin);
+        text += &hidden(model, &recorded);
         margins.add(model.name(), recorded);
     }
     margins.recorded_by = "cargo amp margins".into();
     let json = serde_json::to_string_pretty(&margins);
     file.write((json.map_err(|error| Error::io(&path, error.into()))? + "\n").as_bytes())?;
     Ok(text + &format!("written to {}\n", path.display()))
+}
+
+/// Returns a note if the margin that the registry declares takes the place of the recorded one.
+fn hidden(model: &Model, recorded: &ModelMargin) -> String {
+    match model.margin_for(&recorded.changes, recorded.length) {
+        Some(declared) => format!(
+            "note: the registry declares `.margin({declared})` for {}, which is used in place of the \
+             recorded margin {}: remove it from the registry to use the recorded one\n",
+            model.name(),
+            recorded.margin
+        ),
+        None => String::new(),
+    }
 }
 
 struct Recorder<'a> {
@@ -227,4 +241,42 @@ fn significant(value: f64) -> f64 {
 /// Rounds a number to six decimals.
 fn rounded(value: f64) -> f64 {
     (value * 1e6).round() / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::model;
+
+    #[derive(LightningModule)]
+    #[loss(mse_loss)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Net {
+        #[layer(linear(2, 1))]
+        head: Linear,
+    }
+
+    #[rstest]
+    #[case::declared(model!(Net).margin(0.25), Length::Epochs(3), true)]
+    #[case::of_another_length(model!(Net).margin(0.25), Length::Epochs(7), false)]
+    #[case::not_declared(model!(Net), Length::Epochs(3), false)]
+    fn a_recorded_margin_that_the_registry_replaces_is_noted(
+        #[case] model: Model,
+        #[case] length: Length,
+        #[case] noted: bool,
+    ) {
+        let (changes, spread) = (Changes::default(), BTreeMap::new());
+        let recorded =
+            ModelMargin { margin: 0.02, n: 3, length, changes, hyperparameters: None, spread };
+        let said = hidden(&model, &recorded);
+        assert_eq!(
+            said.contains("`.margin(0.25)` for Net, which is used in place of"),
+            noted,
+            "{said}"
+        );
+        assert_eq!(said.is_empty(), !noted, "{said}");
+    }
 }

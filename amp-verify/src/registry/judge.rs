@@ -155,6 +155,36 @@ impl Judge {
         )))
     }
 
+    /// Checks the declared direction against `mode`, the direction of the model's metric of this name.
+    /// It is `None` if the model has no such metric, or if the metric does not know its direction.
+    ///
+    /// # Errors
+    /// When the directions differ. The message names the declaration to use.
+    pub(crate) fn check_declared(self, mode: Option<Mode>) -> Result<()> {
+        let Self { name, direction } = self;
+        let (declared, better, remedy) = match (mode, direction) {
+            (Some(Mode::Max), Direction::LowerIsBetter) => (
+                "error_metric",
+                ["lower", "higher"],
+                format!(
+                    ".metric(\"{name}\")`, or `.score(\"{name}\")` if its values are no fractions"
+                ),
+            ),
+            (Some(Mode::Min), Direction::HigherIsBetter) => {
+                ("metric", ["higher", "lower"], format!(".error_metric(\"{name}\")`"))
+            }
+            (Some(Mode::Min), Direction::HigherScoreIsBetter) => {
+                ("score", ["higher", "lower"], format!(".error_metric(\"{name}\")`"))
+            }
+            _ => return Ok(()),
+        };
+        let [said, known] = better;
+        Err(Error::config(format!(
+            "`.{declared}(\"{name}\")` declares that {said} values are better, but {known} values of \
+             this metric are better: declare it with `{remedy}"
+        )))
+    }
+
     /// Returns the smallest possible difference between two values of the metric, where `examples`
     /// is the number of validation examples. For a fraction of the examples, this is 1/`examples`.
     /// Any other metric is assumed to be continuous, and the result is 0.
@@ -170,7 +200,7 @@ impl Judge {
 mod tests {
     use rstest::rstest;
 
-    use super::Judge;
+    use super::{Judge, Mode};
 
     #[rstest]
     #[case::loss(Judge::higher("val_loss"), "declare it with `.judged_by_loss()`")]
@@ -198,6 +228,29 @@ mod tests {
     #[case(Judge::higher("val_success_rate"))]
     fn every_other_value_is_accepted(#[case] judge: Judge) {
         assert!(judge.check().is_ok());
+    }
+
+    #[rstest]
+    #[case::accuracy(
+        Judge::lower("val_acc"),
+        Mode::Max,
+        "declare it with `.metric(\"val_acc\")`, or `.score("
+    )]
+    #[case::share(
+        Judge::higher("val_gap"),
+        Mode::Min,
+        "declare it with `.error_metric(\"val_gap\")`"
+    )]
+    #[case::score(Judge::score("val_gap"), Mode::Min, "`.score(\"val_gap\")` declares that higher")]
+    fn the_direction_of_the_models_metric_is_compared(
+        #[case] judge: Judge,
+        #[case] mode: Mode,
+        #[case] expected: &str,
+    ) {
+        let said = judge.check_declared(Some(mode)).expect_err("an error").to_string();
+        assert!(said.contains(expected), "{said}");
+        assert!(judge.check_declared(None).is_ok());
+        assert!(judge.check_declared(Some(judge.direction.mode())).is_ok());
     }
 
     /// A value above 1 is no fraction. The note names the declarations for both directions, because

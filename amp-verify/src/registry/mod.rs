@@ -241,11 +241,10 @@ impl Registry {
     /// When none of these margins exists, or the margin was recorded for other values of the
     /// hyperparameters than the model has now.
     pub fn margin(&self, model: &Model, changes: &Changes, length: Length) -> Result<f64> {
-        let is_changed = !changes.without_length().is_empty();
-        let is_own = length == model.quick() || length == model.length();
-        if let (Some(margin), false, true) = (model.margin, is_changed, is_own) {
+        if let Some(margin) = model.margin_for(changes, length) {
             return Ok(margin);
         }
+        let is_own = model.trains_for(length);
         let (name, margins) = (model.name, self.margins()?);
         let quick = || margins.of(name, changes, model.quick()).filter(|_| is_own);
         let Some(recorded) = margins.of(name, changes, length).or_else(quick) else {

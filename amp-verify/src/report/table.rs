@@ -103,10 +103,10 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
         ));
     }
     for run in &comparison.runs {
-        let cause = run.first_cause.iter().map(|cause| format!("first skipped step: {cause}"));
-        let lines = cause.chain(run.notes.iter().cloned());
-        items.extend(lines.map(|line| format!("{}: {line}", run.precision)));
+        let cause = run.first_cause.iter();
+        items.extend(cause.map(|cause| format!("{}: first skipped step: {cause}", run.precision)));
     }
+    items.extend(comparison.notes());
     items.extend(comparison.failed.iter().map(failure));
     let items: String = items.iter().map(|item| format!("<li>{}</li>\n", escaped(item))).collect();
     let list = if items.is_empty() { items } else { format!("<ul>\n{items}</ul>\n") };

@@ -36,9 +36,9 @@ pub fn table(comparison: &Comparison) -> String {
         if let Some(cause) = &run.first_cause {
             out += &format!("{}: first skipped step: {cause}\n", run.precision);
         }
-        for note in &run.notes {
-            out += &format!("{}: {note}\n", run.precision);
-        }
+    }
+    for note in comparison.notes() {
+        out += &format!("{note}\n");
     }
     for run in &comparison.failed {
         out += &format!("{}\n", failure(run));

@@ -120,6 +120,23 @@ fn an_error_names_its_run() -> Result<()> {
     Ok(())
 }
 
+/// Checks that the table has each note once, with the precisions whose runs have it.
+#[test]
+fn a_note_of_several_runs_is_printed_once() -> Result<()> {
+    let precisions = [Precision::F16Mixed, Precision::Bf16Mixed];
+    let mut comparison = matrix::run(&case("Noisy", true)?, &precisions, &mut |_: &Event| Ok(()))?;
+    for run in &mut comparison.runs {
+        run.notes = vec!["of all".to_owned()];
+    }
+    comparison.runs[1].notes.push("of two".to_owned());
+    comparison.runs[2].notes.push("of two".to_owned());
+    comparison.runs[2].notes.push("of one".to_owned());
+    let printed = table(&comparison);
+    let end = "\nall precisions: of all\n16-mixed, bf16-mixed: of two\nbf16-mixed: of one\n";
+    assert!(printed.ends_with(end), "{printed}");
+    Ok(())
+}
+
 /// Checks that a precision that the model does not compute in takes no results from the other
 /// precisions, and that each format of the comparison gives the error.
 #[test]

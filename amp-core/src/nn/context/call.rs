@@ -1,10 +1,11 @@
 //! Runs the modules of a forward pass: tracks their paths, and applies their precision regions.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{Context, Observer};
 use crate::{
     Error, Result,
+    error::Complaint,
     ffi::{self, ModuleOfOperators, WatchedBroadcasts},
     nn::{
         Forward,
@@ -12,7 +13,7 @@ use crate::{
         parameters, planted,
         probe::{Call, DtypeProbe, ModuleOutput, Probe},
     },
-    precision::{Arguments, Kept, Region, RegionPlan, Tensors, is_floating},
+    precision::{Arguments, Kept, Region, RegionPlan, Tensors, dtype_name, is_floating},
 };
 
 /// The inputs of the module `M`.
@@ -129,51 +130,65 @@ impl Context {
         self.plan.set(plan);
         let device = self.policy.device;
         let _module = ModuleOfOperators::enter(&self.path.borrow(), module.own_type_name());
-        let result =
-            plan.run::<M::Input, _>(outer, device, inputs, |inputs| match &self.observer {
-                Observer::Nobody | Observer::Groups(_) => self.forward(module, inputs),
-                Observer::Dtypes(probe) => {
-                    let output = self.forward(module, inputs)?;
-                    self.report_output(&**probe, module, plan, &output)?;
-                    Ok(output)
-                }
-                Observer::Tensors(probe) => self.report_call(&**probe, module, plan, inputs),
-                Observer::Trace(trace) => {
-                    let (kept, mut sizes) = (Kept::default(), Vec::new());
-                    M::Input::each(&inputs, &kept, &mut |tensor| {
-                        sizes.push(tensor.size());
-                        Ok(tensor.shallow_clone())
-                    })?;
-                    trace.began(&self.path(), module.own_type_name(), sizes);
-                    let output = module.forward_with(inputs, self)?;
-                    trace.ended(all(&output)?.iter().map(Tensor::size).collect());
-                    Ok(output)
-                }
-                Observer::Substitutes(other) => {
-                    let kept = Kept::default();
-                    let mut given = |input: &Tensor| other.given(&self.path.borrow(), input);
-                    let inputs = M::Input::each(&inputs, &kept, &mut given)?;
-                    let output = self.forward(module, inputs)?;
-                    output.each(&mut |output| other.returned(&self.path.borrow(), output))
-                }
-            });
+        let given = M::Input::again(&inputs);
+        let result = plan.run::<M::Input, _>(outer, device, given, |inputs| match &self.observer {
+            Observer::Nobody | Observer::Groups(_) => self.forward(module, inputs),
+            Observer::Dtypes(probe) => {
+                let output = self.forward(module, inputs)?;
+                self.report_output(&**probe, module, plan, &output)?;
+                Ok(output)
+            }
+            Observer::Tensors(probe) => self.report_call(&**probe, module, plan, inputs),
+            Observer::Trace(trace) => {
+                let (kept, mut sizes) = (Kept::default(), Vec::new());
+                M::Input::each(&inputs, &kept, &mut |tensor| {
+                    sizes.push(tensor.size());
+                    Ok(tensor.shallow_clone())
+                })?;
+                trace.began(&self.path(), module.own_type_name(), sizes);
+                let output = module.forward_with(inputs, self)?;
+                trace.ended(all(&output)?.iter().map(Tensor::size).collect());
+                Ok(output)
+            }
+            Observer::Substitutes(other) => {
+                let kept = Kept::default();
+                let mut given = |input: &Tensor| other.given(&self.path.borrow(), input);
+                let inputs = M::Input::each(&inputs, &kept, &mut given)?;
+                let output = self.forward(module, inputs)?;
+                output.each(&mut |output| other.returned(&self.path.borrow(), output))
+            }
+        });
         self.report_products();
         self.plan.set(outer);
-        let result = result
-            .map_err(|error| error.with_dtype_hint(|| self.dtype_hint()).at(&self.path.borrow()));
+        let hint = |complaint| self.dtype_hint(complaint, &kinds::<M>(&inputs));
+        let result = result.map_err(|error| error.with_dtype_hint(hint).at(&self.path.borrow()));
         self.leave(parent);
         result
     }
 
-    /// Returns a hint for errors about an operation on tensors of different dtypes: how such an
-    /// error arises and how to avoid it.
-    fn dtype_hint(&self) -> String {
-        format!(
-            "; under {} give each tensor that you create the dtype of the tensor that you combine \
-             it with, as in `.f_to_kind(x.kind())`: an operation on tensors of two dtypes returns \
-             the wider dtype",
-            self.policy.precision
-        )
+    /// Returns a hint for an error about the dtypes of tensors in a module: how such an error arises
+    /// and how to avoid it. `inputs` are the dtypes of the module's inputs.
+    fn dtype_hint(&self, complaint: Complaint, inputs: &[Kind]) -> Option<String> {
+        let first = dtype_name(*inputs.first()?);
+        let is_whole = !inputs.iter().any(|kind| is_floating(*kind));
+        match complaint {
+            Complaint::NoIds => Some(format!(
+                "; ids must be int64, but the input is {first}: convert it in the data set, as with \
+                 `f_to_kind(Kind::Int64)?`"
+            )),
+            Complaint::Mixed | Complaint::Unsupported if is_whole => Some(format!(
+                "; the input is {first}, but this layer computes with floating-point numbers: \
+                 convert it in the data set, as with `f_to_kind(Kind::Float)?`, or, if the model \
+                 makes it, to the dtype of its weights"
+            )),
+            Complaint::Mixed => Some(format!(
+                "; under {} give each tensor that you create the dtype of the tensor that you \
+                 combine it with, as in `.f_to_kind(x.kind())`: an operation on tensors of two \
+                 dtypes returns the wider dtype",
+                self.policy.precision
+            )),
+            Complaint::Unsupported => None,
+        }
     }
 
     /// Runs the module at the current path, and returns its output. If `cargo amp selftest` has
@@ -277,6 +292,17 @@ impl Context {
         self.report_products();
         self.path.borrow_mut().truncate(parent);
     }
+}
+
+/// Returns the dtypes of the tensors among the inputs of a module.
+fn kinds<M: Forward + ?Sized>(inputs: &Inputs<'_, M>) -> Vec<Kind> {
+    let (kept, mut kinds) = (Kept::default(), Vec::new());
+    // The closure returns no error, so neither does the call.
+    let _ = M::Input::each(inputs, &kept, &mut |tensor| {
+        kinds.push(tensor.kind());
+        Ok(tensor.shallow_clone())
+    });
+    kinds
 }
 
 /// Returns shallow clones of the tensors that `value` holds.

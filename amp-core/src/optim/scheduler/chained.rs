@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Rates, Schedule};
+use super::{Intervals, Rates, Schedule};
 use crate::Result;
 
 /// Applies several schedules to the same rate. Each schedule gets the rate that the previous
@@ -38,7 +38,7 @@ impl ChainedScheduler {
 /// types.
 trait Link {
     fn check(&self) -> Result<()>;
-    fn note(&self) -> Option<String>;
+    fn note(&self, planned: Option<Intervals>) -> Option<String>;
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates;
 }
 
@@ -47,8 +47,8 @@ impl<S: Schedule> Link for S {
         Schedule::check(self)
     }
 
-    fn note(&self) -> Option<String> {
-        Schedule::note(self)
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
+        Schedule::note(self, planned)
     }
 
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates {
@@ -63,8 +63,8 @@ impl Schedule for ChainedScheduler {
         self.0.iter().try_for_each(|link| link.check())
     }
 
-    fn note(&self) -> Option<String> {
-        self.0.iter().find_map(|link| link.note())
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
+        self.0.iter().find_map(|link| link.note(planned))
     }
 
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates {

@@ -2,7 +2,9 @@
 
 use std::f64::consts::PI;
 
-use super::{Rates, Schedule, not_negative, positive, within};
+use super::{
+    Intervals, Rates, Schedule, ends_early, not_negative, positive, warms_up_longer, within,
+};
 use crate::Result;
 
 /// The rate after t intervals (steps or epochs) is η_min + (η₀ − η_min)(1 + cos(πt/T))/2, where η₀
@@ -120,14 +122,16 @@ impl Schedule for WarmupCosine {
         not_negative("warmup_steps", warmup_steps)
     }
 
-    fn note(&self) -> Option<String> {
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
         let Self { warmup_steps, total_steps } = *self;
-        (warmup_steps > total_steps).then(|| {
-            format!(
+        if warmup_steps > total_steps {
+            return Some(format!(
                 "the warm-up takes {warmup_steps} steps, but total_steps is only {total_steps}: \
                  the learning rate does not reach its full value"
-            )
-        })
+            ));
+        }
+        let ends_early = || ends_early("total_steps", total_steps, planned, 0);
+        warms_up_longer(warmup_steps, planned).or_else(ends_early)
     }
 
     fn rates(&self, t: i64, base: Rates, last: Rates) -> Rates {

@@ -1,6 +1,6 @@
 //! Schedules that multiply the optimizer's rate by a factor.
 
-use super::{Rates, Schedule, positive, within};
+use super::{Intervals, Rates, Schedule, ends_early, positive, warms_up_longer, within};
 use crate::Result;
 
 /// Multiplies the optimizer's rate by a factor that changes linearly from start_factor to
@@ -36,6 +36,11 @@ impl Schedule for LinearLr {
         // Therefore a start_factor of 0 is an error.
         within("start_factor", start, start > 0.0 && start <= 1.0, "in (0, 1]")?;
         within("end_factor", end, (0.0..=1.0).contains(&end), "in [0, 1]")
+    }
+
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
+        let planned = planned.filter(|_| self.end_factor > self.start_factor);
+        warms_up_longer(self.total_iters, planned)
     }
 
     fn rates(&self, t: i64, _: Rates, last: Rates) -> Rates {
@@ -83,6 +88,10 @@ impl Schedule for ConstantLr {
         within("factor", self.factor, self.factor > 0.0 && self.factor <= 1.0, "in (0, 1]")
     }
 
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
+        warms_up_longer(self.total_iters, planned.filter(|_| self.factor < 1.0))
+    }
+
     fn rates(&self, t: i64, _: Rates, last: Rates) -> Rates {
         let factor = match t {
             0 => self.factor,
@@ -121,6 +130,10 @@ impl Schedule for PolynomialLr {
     fn check(&self) -> Result<()> {
         positive("total_iters", self.total_iters)?;
         within("power", self.power, self.power >= 0.0, "at least 0")
+    }
+
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
+        ends_early("total_iters", self.total_iters, planned.filter(|_| self.power > 0.0), 0)
     }
 
     fn rates(&self, t: i64, _: Rates, last: Rates) -> Rates {

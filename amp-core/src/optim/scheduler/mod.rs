@@ -19,7 +19,9 @@ pub use sequential::SequentialLr;
 pub use steps::{ExponentialLr, MultiStepLr, StepLr};
 pub use wsd::{Decay, Wsd};
 
-use super::{Rates, saved};
+use std::fmt;
+
+use super::{Interval, Rates, saved};
 use crate::{Error, Result, state::State};
 
 /// A schedule whose rates (learning rate and momentum) depend only on the number of passed
@@ -62,8 +64,10 @@ pub trait Schedule: Clone + 'static {
     }
 
     /// Returns a note if the options are valid but unusual, for example if the warm-up is longer
-    /// than the run. The trainer prints the note when the run starts.
-    fn note(&self) -> Option<String> {
+    /// than the training. `planned` is the length of the training, if it is known. The trainer
+    /// prints the note when the run starts.
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
+        let _ = planned;
         None
     }
 
@@ -88,9 +92,55 @@ pub trait BuildScheduler {
     }
 
     /// Returns a note if the options are valid but unusual; see [`Schedule::note`].
-    fn note(&self) -> Option<String> {
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
+        let _ = planned;
         None
     }
+}
+
+/// A number of steps or of epochs. [`Schedule::note`] gets the length of the training in the unit in
+/// which the schedule advances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Intervals {
+    /// The number of steps or epochs.
+    pub count: i64,
+    /// Whether `count` is a number of steps or of epochs.
+    pub unit: Interval,
+}
+
+impl fmt::Display for Intervals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.unit {
+            Interval::Step => "step",
+            Interval::Epoch => "epoch",
+        };
+        write!(f, "{} {unit}{}", self.count, if self.count == 1 { "" } else { "s" })
+    }
+}
+
+/// Returns a note if the option `name`, the length of the schedule, is less than the length of the
+/// training. `rate` is the learning rate after the end of the schedule.
+fn ends_early(
+    name: &str,
+    length: i64,
+    planned: Option<Intervals>,
+    rate: impl fmt::Display,
+) -> Option<String> {
+    let planned = planned.filter(|planned| length < planned.count)?;
+    let rest = Intervals { count: planned.count - length, ..planned };
+    Some(format!(
+        "{name} is {length}, but the training has {planned}: the learning rate of the last {rest} is {rate}"
+    ))
+}
+
+/// Returns a note if the warm-up is longer than the training.
+fn warms_up_longer(length: i64, planned: Option<Intervals>) -> Option<String> {
+    let planned = planned.filter(|planned| length > planned.count)?;
+    let warmup = Intervals { count: length, ..planned };
+    Some(format!(
+        "the warm-up takes {warmup}, but the training has only {planned}: the learning rate does not \
+         reach its full value"
+    ))
 }
 
 /// A running schedule.

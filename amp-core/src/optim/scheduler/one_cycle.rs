@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use super::{Rates, Schedule, positive, within};
+use super::{Intervals, Rates, Schedule, ends_early, positive, warms_up_longer, within};
 use crate::Result;
 
 /// The learning rate rises along a cosine from max_lr/div_factor to max_lr, and then falls along a
@@ -66,6 +66,14 @@ impl Schedule for OneCycle {
             within(name, value, fraction(&value) && value < 1.0, "in [0, 1)")?;
         }
         Ok(())
+    }
+
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
+        let rise = (self.pct_start * self.total_steps as f64) as i64;
+        let last = self.max_lr / self.div_factor / self.final_div_factor;
+        let ends_early =
+            || ends_early("total_steps", self.total_steps, planned, format!("only {last:.2e}"));
+        warms_up_longer(rise, planned).or_else(ends_early)
     }
 
     fn rates(&self, t: i64, base: Rates, _: Rates) -> Rates {

@@ -1,6 +1,6 @@
 //! A running [`Schedule`].
 
-use super::{BuildScheduler, Rates, Schedule, Scheduler, saved};
+use super::{BuildScheduler, Intervals, Rates, Schedule, Scheduler, saved};
 use crate::{Result, state::State};
 
 impl<S: Schedule> BuildScheduler for S {
@@ -10,8 +10,8 @@ impl<S: Schedule> BuildScheduler for S {
         Ok(Box::new(Running { schedule: self.clone(), base, rates, passed: 0 }))
     }
 
-    fn note(&self) -> Option<String> {
-        Schedule::note(self)
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
+        Schedule::note(self, planned)
     }
 }
 

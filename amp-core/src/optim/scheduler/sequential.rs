@@ -1,6 +1,6 @@
 //! SequentialLR (torch/optim/lr_scheduler.py).
 
-use super::{BuildScheduler, Rates, Scheduler};
+use super::{BuildScheduler, Intervals, Rates, Scheduler};
 use crate::{Error, Result, optim::saved, state::State};
 
 /// Runs several schedules one after the other. Each starts from the optimizer's initial rates
@@ -56,8 +56,23 @@ impl BuildScheduler for SequentialLr {
         }))
     }
 
-    fn note(&self) -> Option<String> {
-        self.schedules.iter().find_map(|schedule| schedule.note())
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
+        if let Some(planned) = planned
+            && let Some(late) = self.milestones.iter().find(|late| **late >= planned.count)
+        {
+            return Some(format!(
+                "the training has only {planned}: the schedule after milestone {late} never applies"
+            ));
+        }
+        let starts = [0].into_iter().chain(self.milestones.iter().copied());
+        let mut parts = self.schedules.iter().zip(starts).enumerate();
+        parts.find_map(|(at, (schedule, start))| {
+            let own = planned.map(|planned| {
+                let end = self.milestones.get(at).copied().unwrap_or(planned.count);
+                Intervals { count: end - start, ..planned }
+            });
+            schedule.note(own)
+        })
     }
 }
 

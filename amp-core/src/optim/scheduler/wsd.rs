@@ -2,7 +2,9 @@
 
 use std::f64::consts::PI;
 
-use super::{Rates, Schedule, not_negative, positive, within};
+use super::{
+    Intervals, Rates, Schedule, ends_early, not_negative, positive, warms_up_longer, within,
+};
 use crate::Result;
 
 /// The curve of the learning-rate factor during the decay of [`Wsd`]. p is the part of the decay
@@ -60,14 +62,17 @@ impl Schedule for Wsd {
         within("min_lr_ratio", min_lr_ratio, (0.0..=1.0).contains(&min_lr_ratio), "in [0, 1]")
     }
 
-    fn note(&self) -> Option<String> {
-        let Self { warmup_steps, decay_steps, total_steps, .. } = *self;
-        (warmup_steps.saturating_add(decay_steps) > total_steps).then(|| {
-            format!(
+    fn note(&self, planned: Option<Intervals>) -> Option<String> {
+        let Self { warmup_steps, decay_steps, total_steps, min_lr_ratio, .. } = *self;
+        if warmup_steps.saturating_add(decay_steps) > total_steps {
+            return Some(format!(
                 "the warm-up takes {warmup_steps} steps and the decay {decay_steps} steps, but \
                  total_steps is only {total_steps}: the decay starts within the warm-up"
-            )
-        })
+            ));
+        }
+        let rate = format!("only {min_lr_ratio} of the optimizer's");
+        let ends_early = || ends_early("total_steps", total_steps, planned, rate);
+        warms_up_longer(warmup_steps, planned).or_else(ends_early)
     }
 
     fn rates(&self, t: i64, base: Rates, last: Rates) -> Rates {

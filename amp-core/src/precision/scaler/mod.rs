@@ -188,19 +188,13 @@ impl GradScaler {
     }
 
     /// Returns the current loss scale. It is 1 if losses are not scaled.
+    ///
+    /// As in PyTorch, repeated overflows lower it without a limit. At 2⁻¹²⁸ or less, its reciprocal
+    /// is infinite in f32: unscaling makes finite gradients, and so the parameters, infinite or NaN,
+    /// and no step is skipped. End a training loop of your own before. The trainer acts earlier, at
+    /// `min_scale`.
     pub fn scale_value(&self) -> f64 {
         f64::from(self.mirror.0)
-    }
-
-    /// Returns whether repeated overflows have made the scale so small that its reciprocal is
-    /// infinite in f32.
-    ///
-    /// PyTorch has no lower limit for the scale. At a scale of 2⁻¹²⁸ or less, unscaling makes
-    /// finite gradients infinite or NaN. The check for overflows comes before the unscaling, so the
-    /// step is not skipped, and makes parameters infinite or NaN. End the training if this method
-    /// returns true after an [`update`](Self::update). The trainer acts earlier, at `min_scale`.
-    pub fn has_collapsed(&self) -> bool {
-        !((1.0 / f64::from(self.mirror.0)) as f32).is_finite()
     }
 
     /// Returns the number of steps since the last overflow or the last growth of the scale.
@@ -226,7 +220,10 @@ impl GradScaler {
     pub fn scale(&self, loss: &Tensor) -> Result<ScaledLoss> {
         if loss.numel() != 1 {
             let shape = loss.size();
-            return Err(Error::config(format!("a loss must be a scalar, but has shape {shape:?}")));
+            return Err(Error::config(format!(
+                "a loss must be a scalar, but has shape {shape:?}: take the mean, as with \
+                 `loss.f_mean(loss.kind())?`"
+            )));
         }
         if self.mode != Mode::Off {
             self.losses.add(loss)?;

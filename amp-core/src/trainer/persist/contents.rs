@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::{resume::MEMORY, write::Snapshot};
 use crate::{
-    Result, event::Position, random::RandomState, state::State, trainer::fit::Run, weights,
+    Result, checkpoint::OVERRIDES, event::Position, random::RandomState, state::State,
+    trainer::fit::Run, weights,
 };
 
 impl Run<'_, '_> {
@@ -17,12 +18,14 @@ impl Run<'_, '_> {
             true => None,
             false => Some(self.state()?),
         };
+        let overrides = serde_json::json!(*self.config.numerics.overrides).to_string();
         let text = BTreeMap::from([
             ("model".to_owned(), self.model.name().to_owned()),
             ("hyperparameters".to_owned(), Value::Object(self.model.hyperparameters()).to_string()),
             ("precision".to_owned(), self.config.precision.to_string()),
             ("data".to_owned(), self.data.name.clone()),
             ("batch_size".to_owned(), self.data.batch_size.to_string()),
+            (OVERRIDES.to_owned(), overrides),
             ("epoch".to_owned(), self.position.epoch.to_string()),
             ("global_step".to_owned(), self.state.global_step().to_string()),
         ]);

@@ -21,6 +21,7 @@ use crate::{
     event::{Event, Position, Recovery},
     ffi,
     log::{Interval, Log},
+    loss::WatchedProbabilities,
     nn::{self, Role},
     precision::StepOutcome,
     probe::Products,
@@ -162,6 +163,7 @@ fn forward_backward(
     ran: &mut Ran,
 ) -> Result<()> {
     let probe = (!state.probed).then(|| Rc::new(Products::default()));
+    let probabilities = probe.is_some().then(WatchedProbabilities::start);
     let (batch, share) = (&examples.batches[at], examples.shares[at]);
     let index = examples.position(at).batch;
     let mut halved = false;
@@ -190,7 +192,10 @@ fn forward_backward(
                 let position = examples.position(at);
                 return Err(match position == Position::default() {
                     true => error,
-                    false => error.in_batch(position.epoch, position.batch),
+                    false => {
+                        let Position { epoch, batch } = position;
+                        error.in_batch(&format!("batch {batch} of epoch {epoch}"))
+                    }
                 });
             }
             Err(error) => {
@@ -203,7 +208,8 @@ fn forward_backward(
     ran.log.merge(log)?;
     if let Some(probe) = probe {
         state.report_dtypes(model, &probe, &loss, observers.emit)?;
-        if let Some(text) = first_gradients::missing(model) {
+        let probabilities = probabilities.and_then(|watch| watch.note());
+        for text in first_gradients::missing(model).into_iter().chain(probabilities) {
             (observers.emit)(Event::Note { text })?;
         }
     }

@@ -18,6 +18,7 @@ use crate::{
     event::Event,
     ffi::WatchedBroadcasts,
     log::{Interval, Log},
+    loss::WatchedProbabilities,
     module::{Done, ManualStep},
     precision::StepOutcome,
     probe::Products,
@@ -57,11 +58,15 @@ fn manual_step(
     let mut step = ManualStep::new(policy, context, &mut own, &mut state.optim, index, global_step);
     let batch = &examples.batches[0];
     WatchedBroadcasts::note_batch(batch.of_examples())?;
+    let probabilities = probe.is_some().then(WatchedProbabilities::start);
     model.manual_step(batch, &mut step)?;
     let Done { loss, outcomes } = step.done();
     let loss = loss.unwrap_or_else(|| Tensor::from(0.0));
     if let Some(probe) = probe {
         state.report_dtypes(model, &probe, &loss, *emit)?;
+        if let Some(text) = probabilities.and_then(|watch| watch.note()) {
+            emit(Event::Note { text })?;
+        }
     }
     if state.optim.scaler.is_used() {
         state.optim.scaler.update()?;

@@ -5,6 +5,7 @@ use tch::Tensor;
 use crate::{
     Error, Result,
     log::Logged,
+    loss,
     module::{StepAccess, Update},
     optim::{Interval, OnDevice, Optimizer, Scheduled},
     precision::{
@@ -290,7 +291,7 @@ impl Update for Optimization<'_> {
     fn backward(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>> {
         let optimizer = self.scheduled[at].optimizer.as_mut();
         optimizer.zero_grad()?;
-        self.scaler.scale(loss)?.backward()?;
+        self.scaler.scale(loss)?.backward().map_err(loss::in_backward)?;
         self.scaler.gradients(optimizer)
     }
 

@@ -3,7 +3,7 @@
 use amp_core::data::Limit;
 
 use super::Model;
-use crate::length::Length;
+use crate::{changes::Changes, length::Length};
 
 /// The largest default length of the gate's quick tier, if a model's full length is a number of
 /// epochs.
@@ -76,6 +76,18 @@ impl Model {
     /// Returns the length of a full training run.
     pub fn length(&self) -> Length {
         self.length
+    }
+
+    /// Returns the margin that the registry declares, if it is valid for these changes and this length
+    /// of training. A length in `changes` is ignored.
+    pub(crate) fn margin_for(&self, changes: &Changes, length: Length) -> Option<f64> {
+        let is_changed = !changes.without_length().is_empty();
+        self.margin.filter(|_| !is_changed && self.trains_for(length))
+    }
+
+    /// Returns whether `length` is the full length of training or that of the gate's quick tier.
+    pub(crate) fn trains_for(&self, length: Length) -> bool {
+        length == self.length() || length == self.quick()
     }
 
     /// Returns the length of a run in the gate's quick tier.

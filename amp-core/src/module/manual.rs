@@ -66,6 +66,7 @@ pub struct ManualStep<'s> {
     global_step: u64,
     outcomes: Vec<StepOutcome>,
     loss: Option<Tensor>,
+    accumulated: bool,
 }
 
 type Updates<'s> = &'s mut dyn Update;
@@ -75,7 +76,8 @@ type Updates<'s> = &'s mut dyn Update;
 pub(crate) trait Update {
     fn count(&self) -> usize;
     fn backward(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>>;
-    fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>>;
+    fn accumulate(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>>;
+    fn unscale(&mut self, at: usize, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>>;
     fn step(&mut self, at: usize, gradients: Gradients<Unscaled>) -> Result<StepOutcome>;
     fn parameters(&self, at: usize) -> Vec<Tensor>;
 }
@@ -87,6 +89,8 @@ pub(crate) struct Done {
     /// step ran no backward pass.
     pub(crate) loss: Option<Tensor>,
     pub(crate) outcomes: Vec<StepOutcome>,
+    /// Whether gradients were added for a step in a later batch.
+    pub(crate) accumulated: bool,
 }
 
 impl<'s> ManualStep<'s> {
@@ -98,12 +102,22 @@ impl<'s> ManualStep<'s> {
         batch_idx: usize,
         global_step: u64,
     ) -> Self {
-        let outcomes = Vec::new();
-        Self { policy, context, log, scheduled, batch_idx, global_step, outcomes, loss: None }
+        let (outcomes, loss, accumulated) = (Vec::new(), None, false);
+        Self {
+            policy,
+            context,
+            log,
+            scheduled,
+            batch_idx,
+            global_step,
+            outcomes,
+            loss,
+            accumulated,
+        }
     }
 
     pub(crate) fn done(self) -> Done {
-        Done { loss: self.loss, outcomes: self.outcomes }
+        Done { loss: self.loss, outcomes: self.outcomes, accumulated: self.accumulated }
     }
 
     /// Returns the index of the batch in its epoch, counted from 0.
@@ -240,7 +254,11 @@ impl Update for First {
         Self::end()
     }
 
-    fn unscale(&mut self, _: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
+    fn accumulate(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>> {
+        self.backward(at, loss)
+    }
+
+    fn unscale(&mut self, _: usize, _: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
         Self::end()
     }
 
@@ -272,12 +290,52 @@ impl ManualOptimizer<'_, '_> {
         self.step.scheduled.backward(self.at, loss)
     }
 
+    /// Runs the backward pass of the scaled loss, and adds its gradients to those of the previous
+    /// calls of `accumulate` for this optimizer, also in earlier batches. The first call after a
+    /// call of [`unscale`](Self::unscale) or [`backward`](Self::backward) begins anew.
+    ///
+    /// The sum of the gradients of N losses is the gradient of the sum of the losses. For the mean,
+    /// divide each loss by N. If the loss scale changes between two calls, because another optimizer
+    /// has stepped, the sum is multiplied by the ratio of the two scales. Gradients that no step has
+    /// used when an epoch ends stay for the next epoch, but a checkpoint does not contain them. If
+    /// the backward passes of other optimizers reach this optimizer's parameters, run them in
+    /// [`ManualStep::toggled`].
+    ///
+    /// ```no_run
+    /// use amp_core::{prelude::*, trainer::ManualStep};
+    ///
+    /// /// One step of the optimizer for each two batches.
+    /// fn every_second(net: &Linear, batch: &Batch, step: &mut ManualStep<'_>) -> Result<()> {
+    ///     let loss = step.forward(|step| {
+    ///         let output = step.context().call("net", None, net, &batch.input)?;
+    ///         Ok(output.f_mse_loss(&batch.target, tch::Reduction::Mean)?)
+    ///     })?;
+    ///     let is_last = step.batch_idx() % 2 == 1;
+    ///     let mut optimizer = step.optimizer(0)?;
+    ///     let gradients = optimizer.accumulate(&loss.f_div_scalar(2.0)?)?;
+    ///     if is_last {
+    ///         let gradients = optimizer.unscale(gradients)?;
+    ///         let _ = optimizer.step(gradients)?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// When the loss is not a scalar or depends on no parameter.
+    pub fn accumulate(&mut self, loss: &Tensor) -> Result<Gradients<Scaled>> {
+        self.step.loss = Some(loss.f_detach()?);
+        self.step.accumulated = true;
+        self.step.scheduled.accumulate(self.at, loss)
+    }
+
     /// Divides the gradients by the loss scale, and checks whether all gradients are finite.
     ///
     /// # Errors
     /// When none of the optimizer's parameters has a gradient.
     pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
-        self.step.scheduled.unscale(gradients)
+        self.step.scheduled.unscale(self.at, gradients)
     }
 
     /// Steps the optimizer unless a gradient is not finite. A learning-rate schedule that advances

@@ -140,7 +140,7 @@ fn a_batch_that_does_not_fit_is_not_divided() -> Result<()> {
         told.contains("does not fit into memory") && told.contains("`x` of the batch"),
         "{told}"
     );
-    assert!(told.ends_with("choose a smaller batch"), "{told}");
+    assert!(told.ends_with("choose a smaller batch (batch 0 of the validation set)"), "{told}");
     Ok(())
 }
 

@@ -90,6 +90,7 @@ mod loss_windows;
 mod losses;
 mod losses_graphs;
 mod manual;
+mod manual_accumulation;
 mod map_style;
 mod max_norm;
 mod max_pool;

@@ -218,7 +218,7 @@ impl TrainerConfig {
             (
                 optimization.accumulate_grad_batches > 1,
                 "accumulate_grad_batches",
-                "accumulate the gradients in manual_step",
+                "call `accumulate` of the optimizer in manual_step",
             ),
             (memory.budget.is_some(), "memory_budget", "use Checkpoint layers"),
             (

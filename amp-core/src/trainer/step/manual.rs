@@ -31,21 +31,22 @@ pub(super) fn step(
     observers: &mut Observers<'_, '_>,
     examples: &Examples,
 ) -> Result<Vec<Action>> {
-    state.optim.zero_grad()?;
-    observers.invariants.at(Moment::GradientsCleared, state, model, 0)?;
+    if state.optim.drop_gradients()? {
+        observers.invariants.at(Moment::GradientsCleared, state, model, 0)?;
+    }
     state.begin_changes();
     let (loss, outcome) = manual_step(state, model, observers, examples)?;
-    end_batch(state, model, observers, (examples, 0), &loss, Some(&outcome))
+    end_batch(state, model, observers, (examples, 0), &loss, outcome.as_ref())
 }
 
 /// Executes the model's `manual_step`. Returns the loss of its last backward pass, and whether the
-/// step was applied or skipped.
+/// step was applied or skipped. The outcome is `None` if no optimizer has stepped.
 fn manual_step(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
     observers: &mut Observers<'_, '_>,
     examples: &Examples,
-) -> Result<(Tensor, StepOutcome)> {
+) -> Result<(Tensor, Option<StepOutcome>)> {
     let Observers { emit, log, .. } = observers;
     let scale = state.optim.scaler.scale_value();
     state.lr = state.optim.lr();
@@ -60,7 +61,8 @@ fn manual_step(
     WatchedBroadcasts::note_batch(batch.of_examples())?;
     let probabilities = probe.is_some().then(WatchedProbabilities::start);
     model.manual_step(batch, &mut step)?;
-    let Done { loss, outcomes } = step.done();
+    let Done { loss, outcomes, accumulated } = step.done();
+    let drops = loss.is_some() && outcomes.is_empty() && !accumulated;
     let loss = loss.unwrap_or_else(|| Tensor::from(0.0));
     if let Some(probe) = probe {
         state.report_dtypes(model, &probe, &loss, *emit)?;
@@ -71,8 +73,22 @@ fn manual_step(
     if state.optim.scaler.is_used() {
         state.optim.scaler.update()?;
     }
+    if drops && !std::mem::replace(&mut state.optim.has_dropped_gradients, true) {
+        let text = format!(
+            "in batch {index} a backward pass ran but no optimizer stepped, so its gradients are \
+             dropped before the next batch: to add the gradients of several batches, call \
+             `accumulate` in place of `backward`"
+        );
+        emit(Event::Note { text })?;
+    }
+    if outcomes.is_empty() {
+        log.merge(own)?;
+        state.report_scale(scale, *emit)?;
+        state.profiler.stop();
+        return Ok((loss, None));
+    }
     state.counts.attempts += 1;
-    let (mut applied, mut left_out) = (outcomes.is_empty(), None);
+    let (mut applied, mut left_out) = (false, None);
     for outcome in outcomes {
         match outcome {
             StepOutcome::Applied => applied = true,
@@ -100,5 +116,5 @@ fn manual_step(
     };
     state.report_scale(scale, *emit)?;
     state.profiler.stop();
-    Ok((loss, outcome))
+    Ok((loss, Some(outcome)))
 }

@@ -23,6 +23,10 @@ pub(in crate::trainer) struct Optimization<'a> {
     /// The guard that allows 16-bit gradients of f32 parameters. `None` if gradients are stored in
     /// the parameters' dtype.
     narrow: Option<NarrowGradients>,
+    /// For each optimizer that adds gradients over manual steps, the loss scale of these gradients.
+    accumulating: Vec<Option<f64>>,
+    /// Whether a manual step has computed gradients that no optimizer used.
+    pub(super) has_dropped_gradients: bool,
     /// When the run must call its observers: within the step, directly after each step, or later,
     /// when further steps may already be running. If observers differ, the strictest requirement
     /// counts.
@@ -48,7 +52,9 @@ impl<'a> Optimization<'a> {
             )?),
             false => None,
         };
-        Ok(Self { config, scheduled, scaler, narrow, access })
+        let accumulating = vec![None; scheduled.len()];
+        let has_dropped_gradients = false;
+        Ok(Self { config, scheduled, scaler, narrow, accumulating, has_dropped_gradients, access })
     }
 
     /// Stores gradients in f32 from now on, even if the options request 16 bits.
@@ -69,6 +75,17 @@ impl<'a> Optimization<'a> {
 
     pub(in crate::trainer) fn zero_grad(&mut self) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.zero_grad())
+    }
+
+    /// Drops the gradients of all optimizers that do not add gradients over manual steps. Returns
+    /// whether that is all of them.
+    pub(super) fn drop_gradients(&mut self) -> Result<bool> {
+        for (scheduled, accumulating) in self.scheduled.iter_mut().zip(&self.accumulating) {
+            if accumulating.is_none() {
+                scheduled.optimizer.zero_grad()?;
+            }
+        }
+        Ok(self.accumulating.iter().all(Option::is_none))
     }
 
     /// Creates the optimizer state of parameters that were unfrozen.
@@ -289,13 +306,36 @@ impl Update for Optimization<'_> {
     }
 
     fn backward(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>> {
+        self.accumulating[at] = None;
         let optimizer = self.scheduled[at].optimizer.as_mut();
         optimizer.zero_grad()?;
         self.scaler.scale(loss)?.backward().map_err(loss::in_backward)?;
         self.scaler.gradients(optimizer)
     }
 
-    fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
+    fn accumulate(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>> {
+        self.keep_full_gradients();
+        let scale = self.scaler.scale_value();
+        let optimizer = self.scheduled[at].optimizer.as_mut();
+        match self.accumulating[at].replace(scale) {
+            None => optimizer.zero_grad()?,
+            // A step of another optimizer has changed the loss scale in between.
+            Some(before) if before != scale => {
+                for parameter in optimizer.parameters().iter() {
+                    let mut gradient = parameter.tensor.f_grad()?;
+                    if gradient.defined() {
+                        let _ = gradient.f_mul_scalar_(scale / before)?;
+                    }
+                }
+            }
+            Some(_) => {}
+        }
+        self.scaler.scale(loss)?.backward().map_err(loss::in_backward)?;
+        self.scaler.gradients(self.scheduled[at].optimizer.as_ref())
+    }
+
+    fn unscale(&mut self, at: usize, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
+        self.accumulating[at] = None;
         self.scaler.unscale(gradients)
     }
 

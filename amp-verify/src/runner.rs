@@ -15,7 +15,7 @@ use amp_core::{
     precision::Precision,
     random,
     record::RunRecord,
-    trainer::{Change, Graph, Loops},
+    trainer::{Change, ChecksConfig, Graph, Loops},
 };
 
 use crate::{
@@ -138,7 +138,10 @@ fn warm_up(case: &Case, config: &TrainerConfig) -> Result<RunRecord> {
         let data = case.data.head(batches)?;
         let mut model = case.build()?;
         let loops = Loops::default();
-        let config = TrainerConfig { max_epochs: 1, graph, loops, ..config.clone() };
+        // Which examples the sets share is judged on the whole sets, in the run that follows: here
+        // the share would be that of the first batches, and the order of the data is not kept.
+        let checks = ChecksConfig { shared_examples: true, ..config.checks };
+        let config = TrainerConfig { max_epochs: 1, graph, loops, checks, ..config.clone() };
         Trainer::new(config).fit(model.as_mut(), &data)
     };
     if config.device.is_cuda() {

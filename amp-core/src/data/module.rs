@@ -1,6 +1,9 @@
 use std::collections::HashSet;
 
-use super::{DataLoader, Loading, Order, Sets, SharedDataset};
+use super::{
+    DataLoader, Loading, Order, Sets, SharedDataset,
+    sampler::{Epoch, checked_order},
+};
 use crate::{Error, Result, precision::Policy};
 
 /// The data sets for training, validation, test and prediction.
@@ -180,6 +183,21 @@ impl DataModule {
     pub fn train_loader(&self, policy: Policy, seed: u64) -> Result<DataLoader> {
         let loader = DataLoader::new(&self.train, self.batch_size, self.loading, policy)?;
         loader.ordered(self.order.clone(), seed)
+    }
+
+    /// Returns the indices of the training examples that the first epoch reads, in ascending order
+    /// and each once. Returns `None` if it reads all of them, because no sampler selects some.
+    /// `seed` is the seed of the order.
+    ///
+    /// # Errors
+    /// When the sampler does not fit the training set.
+    pub fn trained_on(&self, seed: u64) -> Result<Option<Vec<i64>>> {
+        let Order::Sampled(sampler) = &self.order else { return Ok(None) };
+        let (examples, batch_size) = (self.train.len(), self.batch_size);
+        let mut read = checked_order(sampler, &Epoch { seed, epoch: 0, examples, batch_size })?;
+        read.sort_unstable();
+        read.dedup();
+        Ok(Some(read))
     }
 
     /// Returns the loader of a set that is not used for training. It returns all examples in the

@@ -12,10 +12,15 @@ use crate::Result;
 
 /// Returns whether the two sets have examples in common. This is so if they are the same set, or if
 /// in every field at least one row of `one` is at the same memory address as a row of `other`.
+/// `part` has the indices of the examples of `one` that count, in ascending order; `None` means all.
 ///
 /// # Errors
 /// When examples in memory do not form a batch.
-pub(crate) fn share_memory(one: &SharedDataset, other: &SharedDataset) -> Result<bool> {
+pub(crate) fn share_memory(
+    one: &SharedDataset,
+    part: Option<&[i64]>,
+    other: &SharedDataset,
+) -> Result<bool> {
     if one.is_same(other) {
         return Ok(true);
     }
@@ -26,7 +31,7 @@ pub(crate) fn share_memory(one: &SharedDataset, other: &SharedDataset) -> Result
     let overlaps = |(name, tensor): (&str, &Tensor)| {
         let other = per_example(&other).find(|(other, _)| *other == name);
         match (Rows::of(tensor), other.and_then(|(_, other)| Rows::of(other))) {
-            (Some(own), Some(other)) => own.share_one(&other),
+            (Some(own), Some(other)) => own.share_one(part, &other),
             _ => false,
         }
     };
@@ -34,17 +39,26 @@ pub(crate) fn share_memory(one: &SharedDataset, other: &SharedDataset) -> Result
 }
 
 /// Returns the fraction of the examples of `other` that are equal to an example of `one`. Returns
-/// `None` if one of the sets is not in memory.
+/// `None` if one of the sets is not in memory. `part` has the indices of the examples of `one` that
+/// count; `None` means all.
 ///
 /// # Errors
 /// When the examples cannot be read from their device.
-pub(crate) fn shared_part(one: &SharedDataset, other: &SharedDataset) -> Result<Option<f64>> {
+pub(crate) fn shared_part(
+    one: &SharedDataset,
+    part: Option<&[i64]>,
+    other: &SharedDataset,
+) -> Result<Option<f64>> {
     let (Some(one), Some(other)) = (one.in_memory()?, other.in_memory()?) else {
         return Ok(None);
     };
     // The hashes of both sets are computed with the same key, so that they can be compared.
     let keys = RandomState::new();
-    let known: HashSet<u64> = hashes(&one, &keys)?.into_iter().collect();
+    let all = hashes(&one, &keys)?;
+    let known: HashSet<u64> = match part {
+        Some(part) => part.iter().map(|index| all[*index as usize]).collect(),
+        None => all.into_iter().collect(),
+    };
     let own = hashes(&other, &keys)?;
     let shared = own.iter().filter(|hash| known.contains(hash)).count();
     Ok(Some(shared as f64 / own.len().max(1) as f64))
@@ -77,15 +91,21 @@ impl Rows {
     }
 
     /// Returns whether a row of `self` and a row of `other` are at the same memory address. Rows of
-    /// different shapes or strides are not compared; the result is then false.
-    fn share_one(&self, other: &Self) -> bool {
+    /// different shapes or strides are not compared; the result is then false. `part` has the
+    /// indices of the rows of `self` that count, in ascending order; `None` means all.
+    fn share_one(&self, part: Option<&[i64]>, other: &Self) -> bool {
         let between = other.first - self.first;
-        let rows = between / self.apart;
-        self.apart == other.apart
-            && self.form == other.form
-            && between % self.apart == 0
-            && rows < self.count
-            && -rows < other.count
+        // The rows of `self` that are also rows of `other`.
+        let start = between / self.apart;
+        let shared = start.max(0)..(start + other.count).min(self.count);
+        let has_one = match part {
+            Some(part) => {
+                let next = part.partition_point(|index| *index < shared.start);
+                part.get(next).is_some_and(|index| shared.contains(index))
+            }
+            None => !shared.is_empty(),
+        };
+        self.apart == other.apart && self.form == other.form && between % self.apart == 0 && has_one
     }
 }
 
@@ -135,27 +155,45 @@ mod tests {
             Ok(Batch::new(input, target)?.into())
         };
         let train = part(0, 7)?;
-        assert!(!share_memory(&train, &part(7, 3)?)?);
-        assert!(share_memory(&train, &part(6, 3)?)?);
-        assert!(share_memory(&train, &train.clone())?);
+        assert!(!share_memory(&train, None, &part(7, 3)?)?);
+        assert!(share_memory(&train, None, &part(6, 3)?)?);
+        assert!(share_memory(&train, None, &train.clone())?);
         assert!(
-            !share_memory(&train, &rows(0, 7))?,
+            !share_memory(&train, None, &rows(0, 7))?,
             "equal sets with separate tensors share no memory"
         );
         let every_other = |start| -> Result<SharedDataset> {
             let half = |tensor: &Tensor| tensor.slice(0, start, None, 2);
             Ok(Batch::new(half(&input), half(&target))?.into())
         };
-        assert!(!share_memory(&every_other(0)?, &every_other(1)?)?);
-        assert!(share_memory(&every_other(0)?, &every_other(4)?)?);
+        assert!(!share_memory(&every_other(0)?, None, &every_other(1)?)?);
+        assert!(share_memory(&every_other(0)?, None, &every_other(4)?)?);
+        Ok(())
+    }
+
+    /// Checks that only the given examples of the first set count.
+    #[test]
+    fn only_a_part_of_the_first_set_counts() -> Result<()> {
+        let input = Tensor::arange(10, (Kind::Float, Device::Cpu)).view([10, 1]);
+        let target = Tensor::zeros([10], (Kind::Int64, Device::Cpu));
+        let part = |start, count| -> Result<SharedDataset> {
+            let (input, target) = (input.narrow(0, start, count), target.narrow(0, start, count));
+            Ok(Batch::new(input, target)?.into())
+        };
+        let all = part(0, 10)?;
+        for (read, seen) in [(vec![0, 1, 2, 6, 7], false), (vec![0, 5, 9], true), (vec![3], true)] {
+            assert_eq!(share_memory(&all, Some(&read), &part(3, 3)?)?, seen, "{read:?}");
+        }
+        assert_eq!(shared_part(&rows(0, 8), Some(&[0, 1, 2, 3]), &rows(4, 4))?, Some(0.0));
+        assert_eq!(shared_part(&rows(0, 8), Some(&[3, 4, 5]), &rows(4, 4))?, Some(0.5));
         Ok(())
     }
 
     /// Checks the fraction of equal examples in two sets that do not share memory.
     #[test]
     fn equal_examples_are_counted() -> Result<()> {
-        assert_eq!(shared_part(&rows(0, 8), &rows(6, 4))?, Some(0.5));
-        assert_eq!(shared_part(&rows(0, 8), &rows(8, 4))?, Some(0.0));
+        assert_eq!(shared_part(&rows(0, 8), None, &rows(6, 4))?, Some(0.5));
+        assert_eq!(shared_part(&rows(0, 8), None, &rows(8, 4))?, Some(0.0));
         Ok(())
     }
 
@@ -171,9 +209,9 @@ mod tests {
             batch.push("target", &numbers(target), FieldRole::Value)?;
             Ok(batch.into())
         };
-        assert_eq!(shared_part(&set(1, 5)?, &set(2, 5)?)?, Some(0.0));
-        assert_eq!(shared_part(&set(1, 5)?, &set(1, 5)?)?, Some(1.0));
-        assert_eq!(shared_part(&set(1, 5)?, &set(1, 6)?)?, Some(0.0));
+        assert_eq!(shared_part(&set(1, 5)?, None, &set(2, 5)?)?, Some(0.0));
+        assert_eq!(shared_part(&set(1, 5)?, None, &set(1, 5)?)?, Some(1.0));
+        assert_eq!(shared_part(&set(1, 5)?, None, &set(1, 6)?)?, Some(0.0));
         Ok(())
     }
 }

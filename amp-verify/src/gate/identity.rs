@@ -115,7 +115,7 @@ impl Validation {
     pub(super) fn of(data: &DataModule) -> Result<Self> {
         let mut examples = Vec::new();
         for (_, set) in data.val.iter() {
-            examples.extend(sample(set)?.0);
+            examples.extend(sample(set, None)?.0);
         }
         Ok(Self { examples })
     }
@@ -125,9 +125,9 @@ impl Validation {
         digest(&self.examples)
     }
 
-    /// Returns the fraction of the examples that are also examples of the training set `train`.
-    pub(super) fn overlap(&self, train: &SharedDataset) -> Result<f64> {
-        let (train, seen) = sample(train)?;
+    /// Returns the fraction of the examples on which a run with this seed also trains.
+    pub(super) fn overlap(&self, data: &DataModule, seed: u64) -> Result<f64> {
+        let (train, seen) = sample(&data.train, data.trained_on(seed)?.as_deref())?;
         let train: HashSet<String> = train.into_iter().collect();
         let shared = self.examples.iter().filter(|example| train.contains(*example)).count();
         // Only the fraction `seen` of the training examples was read, so only about this fraction
@@ -137,10 +137,11 @@ impl Validation {
     }
 }
 
-/// Returns digests of some examples, and the fraction of the data set's examples that were used.
-/// The examples are evenly spaced. If the data set is a stream, they are the first examples.
-fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
-    let length = set.len();
+/// Returns digests of some of the examples at the indices `part`, or of the whole data set if
+/// `part` is `None`, and the fraction of these examples that were used. The examples are evenly
+/// spaced. If the data set is a stream, they are the first examples.
+fn sample(set: &SharedDataset, part: Option<&[i64]>) -> Result<(Vec<String>, f64)> {
+    let length = part.map_or(set.len(), |part| part.len() as i64);
     if length == 0 {
         return Ok((Vec::new(), 1.0));
     }
@@ -151,7 +152,10 @@ fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
     let spaced = |at: i64| (i128::from(at) * i128::from(length) / i128::from(count)) as i64;
     let places: Vec<i64> = match set.is_stream() {
         true => (0..count).collect(),
-        false => (0..count).map(spaced).collect(),
+        false => {
+            let spaced = (0..count).map(spaced);
+            spaced.map(|at| part.map_or(at, |part| part[at as usize])).collect()
+        }
     };
     // Reads the examples one at a time, because an example may look different in a larger batch:
     // padded to the length of the longest example, or stored with all others in one shared tensor,
@@ -222,7 +226,10 @@ fn own_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 mod tests {
     use amp_core::{
         Error,
-        data::{Batch, BatchType, Collate, FieldRole, IterableDataset, MapDataset, Pad},
+        data::{
+            Batch, BatchType, Collate, FieldRole, IterableDataset, MapDataset, Pad, Shuffled,
+            Subset,
+        },
         precision::{Policy, Precision},
         random::Rng,
         state::State,
@@ -345,7 +352,25 @@ mod tests {
         assert_eq!(train.reads_single_examples(), !is_stream);
         let val = Sentences(vec![vec![1, 2], vec![7, 8, 9]]).shared();
         let data = DataModule::new("sentences", train, val, 2);
-        assert_eq!(Validation::of(&data)?.overlap(&data.train)?, 0.5);
+        assert_eq!(Validation::of(&data)?.overlap(&data, 0)?, 0.5);
+        Ok(())
+    }
+
+    /// Checks that only those rows of a data set count as training examples that the order reads,
+    /// as in k-fold cross-validation.
+    #[test]
+    fn rows_outside_of_the_order_are_no_training_examples() -> Result<()> {
+        let input = Tensor::f_arange(10, (Kind::Float, Device::Cpu))?.f_view([10, 1])?;
+        let target = Tensor::f_zeros([10], (Kind::Int64, Device::Cpu))?;
+        let overlap = |read: Vec<i64>| {
+            let held_out = Batch::new(input.f_narrow(0, 2, 4)?, target.f_narrow(0, 2, 4)?)?;
+            let all = Batch::new(input.shallow_clone(), target.shallow_clone())?;
+            let data =
+                DataModule::new("folds", all, held_out, 2).with_order(Subset::new(read, Shuffled)?);
+            Validation::of(&data)?.overlap(&data, 7)
+        };
+        assert_eq!(overlap(vec![0, 1, 6, 7, 8, 9])?, 0.0);
+        assert_eq!(overlap(vec![9, 8, 7, 6, 5, 1, 0])?, 0.25);
         Ok(())
     }
 
@@ -359,7 +384,7 @@ mod tests {
             };
             let data = DataModule::new("graphs", set(train), set(val), 2);
             let validation = Validation::of(&data)?;
-            Ok::<_, Error>((validation.overlap(&data.train)?, validation.digest()))
+            Ok::<_, Error>((validation.overlap(&data, 0)?, validation.digest()))
         };
         let train: [&[f32]; 4] = [&[1.0], &[1.0, 2.0], &[3.0, 4.0, 5.0], &[6.0]];
         let other = of(&train, &[&[1.0, 2.0, 3.0], &[7.0]])?;

@@ -265,7 +265,7 @@ impl Job {
         // training and validation examples.
         let overlap = match is_baseline {
             true => None,
-            false => Some(validation.overlap(&case.data.train)?),
+            false => Some(validation.overlap(&case.data, case.trainer.seed)?),
         };
         let validation = validation.digest();
         let last = |name: &str| record.last(name).filter(|value| value.is_finite());

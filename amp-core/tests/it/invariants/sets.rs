@@ -2,7 +2,7 @@
 
 use amp_core::{
     Result, Trainer,
-    data::{Batch, DataModule, Limit},
+    data::{Batch, DataModule, Limit, Shuffled, Subset},
     record::RunRecord,
     tch::Tensor,
     trainer::{Check, Invariant},
@@ -95,5 +95,39 @@ fn an_option_allows_overfitting() -> Result<()> {
     let mut model = Planted::new(Odd::Nothing, Does::Nothing)?;
     let _section = seeded(1);
     Trainer::new(config).fit(&mut model, &data(From::Handle)?)?;
+    Ok(())
+}
+
+/// Trains on the given rows of a set of 60 examples, and validates on the rows 40 to 59, which are
+/// views of the set's rows, or copies.
+fn fold(level: Check, rows: Vec<i64>, copied: bool) -> Result<RunRecord> {
+    let all = digits(60)?;
+    let part = |tensor: &Tensor| match tensor.narrow(0, 40, 20) {
+        view if copied => view.copy(),
+        view => view,
+    };
+    let val = Batch::new(part(&all.input), part(&all.target))?;
+    let data = DataModule::new("digits", all, val, 8).with_order(Subset::new(rows, Shuffled)?);
+    let mut config = config(level);
+    config.checks.shared_examples = false;
+    let mut model = Planted::new(Odd::Nothing, Does::Nothing)?;
+    let _section = seeded(1);
+    Trainer::new(config).fit(&mut model, &data)
+}
+
+/// In k-fold cross-validation, the order reads some rows of a set, and the others are the
+/// validation set. Only the rows that the order reads are compared.
+#[rstest]
+#[case::views(Check::Cheap, false)]
+#[case::views_compared(Check::Full, false)]
+#[case::copies(Check::Full, true)]
+fn only_rows_of_the_order_are_compared(#[case] level: Check, #[case] copied: bool) -> Result<()> {
+    fold(level, (0..40).collect(), copied)?;
+    let text = broken(fold(level, (0..42).collect(), copied), Invariant::SetsAreDisjoint);
+    let says = match copied {
+        true => "shares 10 % of its examples with the training set",
+        false => "is, or overlaps with, the training set in memory",
+    };
+    assert!(text.starts_with(&format!("before step 1: the validation set {says}")), "{text}");
     Ok(())
 }

@@ -149,7 +149,9 @@ impl Invariants {
             rules.push(Box::new(loss_scale::ScaleFollowsRule::default()));
         }
         if !config.checks.shared_examples && loops.overfit_batches.is_none() {
-            rules.push(Box::new(shared_examples::SetsAreDisjoint::new(data, level == Check::Full)));
+            let rule =
+                shared_examples::SetsAreDisjoint::new(data, config.seed, level == Check::Full);
+            rules.push(Box::new(rule));
         }
         Self { clock: Clock::new(level), rules }
     }

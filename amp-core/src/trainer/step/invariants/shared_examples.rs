@@ -3,7 +3,7 @@
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{
     Result,
-    data::{DataModule, SharedDataset, share_memory, shared_part},
+    data::{DataModule, share_memory, shared_part},
 };
 
 /// The fraction of validation examples that may have the same contents as training examples,
@@ -12,17 +12,17 @@ const DUPLICATES: f64 = 0.05;
 
 /// Checks that no validation example is a training example.
 pub(super) struct SetsAreDisjoint {
-    train: SharedDataset,
-    val: Vec<(String, SharedDataset)>,
+    data: DataModule,
+    /// The seed of the order of the training examples.
+    seed: u64,
     /// Whether the contents of examples are compared, or only the memory addresses of their
     /// tensors.
     by_value: bool,
 }
 
 impl SetsAreDisjoint {
-    pub(super) fn new(data: &DataModule, by_value: bool) -> Self {
-        let val = data.val.iter().map(|(name, set)| (name.to_owned(), set.clone()));
-        Self { train: data.train.clone(), val: val.collect(), by_value }
+    pub(super) fn new(data: &DataModule, seed: u64, by_value: bool) -> Self {
+        Self { data: data.clone(), seed, by_value }
     }
 }
 
@@ -36,11 +36,14 @@ impl Rule for SetsAreDisjoint {
     }
 
     fn violation(&mut self, _: Moment, _: &RunView<'_>) -> Result<Option<String>> {
-        for (name, set) in &self.val {
-            let seen = if share_memory(&self.train, set)? {
+        let train = &self.data.train;
+        // A sampler may select some of the examples, so that the others are free for validation.
+        let read = self.data.trained_on(self.seed)?;
+        for (name, set) in self.data.val.iter() {
+            let seen = if share_memory(train, read.as_deref(), set)? {
                 "is, or overlaps with, the training set in memory".to_owned()
             } else if self.by_value
-                && let Some(part) = shared_part(&self.train, set)?
+                && let Some(part) = shared_part(train, read.as_deref(), set)?
                 && part > DUPLICATES
             {
                 format!("shares {:.0} % of its examples with the training set", 100.0 * part)

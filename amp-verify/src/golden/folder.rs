@@ -100,9 +100,15 @@ impl Folder {
             }
             // Writes directly to standard error, because libtest does not capture what is written
             // there. The user must see this line in order to commit the new files.
+            // A fingerprint has no threads on CUDA, where goldens have no spread file.
+            let narrower = match fingerprint.threads {
+                0 => "",
+                _ => "; `cargo amp margins --what goldens` then narrows its tolerances",
+            };
             let _ = writeln!(
                 io::stderr(),
-                "{name} is recorded for the first time, in {}: check its values and commit it",
+                "{name} is recorded for the first time, in {}: check its values and commit \
+                 it{narrower}",
                 self.path.display()
             );
             return Ok(None);

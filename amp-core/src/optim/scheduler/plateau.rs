@@ -19,7 +19,11 @@ pub enum ThresholdMode {
 }
 
 /// Multiplies the rate by `factor` if the monitored value has not improved for more than `patience`
-/// epochs. The defaults are those of torch; the monitored value is `val_loss` by default.
+/// values in a row. The defaults are those of torch; the monitored value is `val_loss` by default.
+///
+/// A validation value is read once per validation: with `val_check_interval = 0.5` this is twice
+/// per epoch, so that `patience = 10` is five epochs. A training value is read once per epoch.
+/// (Lightning reads both once per epoch by default.)
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReduceLrOnPlateau {
     /// The name of the logged value that is monitored, such as `val_loss`.
@@ -28,14 +32,14 @@ pub struct ReduceLrOnPlateau {
     pub mode: Mode,
     /// The factor by which the rate is multiplied, below 1.
     pub factor: f64,
-    /// The number of epochs without improvement in which the rate stays unchanged. After one more
-    /// epoch without improvement, the rate is reduced.
+    /// The number of values without improvement with which the rate stays unchanged. After one more
+    /// value without improvement, the rate is reduced.
     pub patience: i64,
     /// The smallest difference from the best value that counts as an improvement.
     pub threshold: f64,
     /// Whether `threshold` is relative to the best value or an absolute difference.
     pub threshold_mode: ThresholdMode,
-    /// The number of epochs after a reduction of the rate that do not count as epochs without
+    /// The number of values after a reduction of the rate that do not count as values without
     /// improvement.
     pub cooldown: i64,
     /// The lowest rate.

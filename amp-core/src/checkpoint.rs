@@ -235,7 +235,10 @@ pub fn summary(path: &Path) -> Result<Summary> {
     let text = header(path)?;
     let missing = |name: &str| {
         Error::config(format!(
-            "{}: does not record its {name}, so it was not written by amp",
+            "{}: does not record its {name}, so it is no checkpoint of amp: to use \
+             the weights of another program, build the model in Rust, load them with \
+             `weights::load` or `weights::Import`, and call `Trainer::validate`, `test` or \
+             `predict`",
             path.display()
         ))
     };
@@ -264,6 +267,7 @@ fn header(path: &Path) -> Result<BTreeMap<String, String>> {
     let total = file.metadata().map_err(failed)?.len();
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|error| damaged(error.to_string()))?;
+    tensor_file::refuse_torch_save(path, &length)?;
     let length = u64::from_le_bytes(length);
     if length > total.saturating_sub(8) {
         return Err(damaged("its header is longer than the file".into()));

@@ -76,14 +76,7 @@ pub(crate) fn write<'t>(
 /// When the file is missing, truncated or changed.
 pub(crate) fn read(path: &Path) -> Result<TensorFile> {
     let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
-    if bytes.starts_with(ZIP) || bytes.starts_with(PICKLE) {
-        return Err(Error::config(format!(
-            "{}: this is no safetensors file, but looks like a file of torch.save: read its \
-             state_dict with torch.load, and convert it in Python with \
-             `safetensors.torch.save_file(state_dict, new_path)`",
-            path.display()
-        )));
-    }
+    refuse_torch_save(path, &bytes)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(path, error))?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| damaged(path, error))?;
     let mut metadata: BTreeMap<_, _> =
@@ -178,6 +171,22 @@ fn checksum(views: &[(&str, TensorView<'_>)], metadata: &BTreeMap<String, String
         add(text.as_bytes());
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Checks that a file with these first bytes is no file of torch.save.
+///
+/// # Errors
+/// When it is one. The error names the way to convert it.
+pub(crate) fn refuse_torch_save(path: &Path, bytes: &[u8]) -> Result<()> {
+    match bytes.starts_with(ZIP) || bytes.starts_with(PICKLE) {
+        true => Err(Error::config(format!(
+            "{}: this is no safetensors file, but looks like a file of torch.save: read its \
+             state_dict with torch.load, and convert it in Python with \
+             `safetensors.torch.save_file(state_dict, new_path)`",
+            path.display()
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// The first bytes of a file that torch.save writes.

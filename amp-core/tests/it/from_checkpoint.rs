@@ -1,5 +1,7 @@
 //! Tests of models that are built from a checkpoint alone.
 
+use std::collections::BTreeMap;
+
 use amp_core::{
     LightningModule, Module, Result, Trainer, TrainerConfig,
     callback::{Mode, ModelCheckpoint},
@@ -8,6 +10,7 @@ use amp_core::{
     nn::{self, Linear},
     precision::Precision,
     tch::Tensor,
+    weights,
 };
 use tempfile::tempdir;
 
@@ -73,5 +76,33 @@ fn a_model_is_built_from_its_type_and_a_file() -> Result<()> {
     assert!(text.ends_with("belongs to the model `Net`, not to `Other`"), "{text}");
     let text = message(Net::from_checkpoint(folder.path().join("worst")).map(drop));
     assert!(text.contains("no such checkpoint"), "{text}");
+    Ok(())
+}
+
+/// A file that PyTorch wrote is no checkpoint, because it does not contain the hyperparameters. The
+/// error names what to do with the weights in it.
+#[test]
+fn a_file_of_another_program_is_refused_with_the_way_to_load_it() -> Result<()> {
+    let folder = tempdir().expect("a folder");
+    let path = folder.path().join("theirs.safetensors");
+    let net = Net::builder(10).build()?;
+    let tensors = nn::parameters(&net).into_iter().map(|one| (one.name, one.tensor));
+    let tensors: Vec<(String, Tensor)> = tensors.collect();
+    let named = tensors.iter().map(|(name, tensor)| (name.clone(), tensor));
+    weights::save_tensors(named, &path, BTreeMap::new())?;
+    let text = message(Net::from_checkpoint(&path).map(drop));
+    let says = "does not record its hyperparameters, so it is no checkpoint of amp: to use the \
+                weights of another program, build the model in Rust, load them with \
+                `weights::load` or `weights::Import`, and call `Trainer::validate`, `test` or \
+                `predict`";
+    assert!(text.ends_with(says), "{text}");
+    let mut other = Net::builder(10).build()?;
+    weights::load(&other, &path)?;
+    let config = TrainerConfig::new(Precision::F32True, device());
+    Trainer::new(config).validate(&mut other, &same(digits(64)?, 16)?)?;
+
+    std::fs::write(&path, b"PK\x03\x04 the archive of torch.save").expect("a file");
+    let text = message(Net::from_checkpoint(&path).map(drop));
+    assert!(text.contains("looks like a file of torch.save"), "{text}");
     Ok(())
 }

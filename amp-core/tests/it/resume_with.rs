@@ -235,7 +235,8 @@ fn other_changed_options_need_permission() -> Result<()> {
     let elsewhere = tempdir().expect("a temporary folder");
     let said = message(other(&[])?.train(elsewhere.path()));
     assert!(
-        said.contains("list of optimizer options") && said.contains("weight_decay: 0.5"),
+        said.contains("whose optimizer is \"Sgd { weight_decay: 0.0 }\", but here it is")
+            && said.contains("\"Sgd { weight_decay: 0.5 }\""),
         "{said}"
     );
     assert!(said.contains("--resume-with optimizer"), "{said}");

@@ -3,6 +3,7 @@
 //! [`checkpoint`](crate::checkpoint) defines the format of the file.
 
 mod contents;
+mod differences;
 mod resume;
 mod save;
 mod write;

@@ -9,6 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::differences::{different, differing_options};
 use crate::{
     Error, Result,
     checkpoint::{self, Saved},
@@ -262,6 +263,10 @@ impl Run<'_, '_> {
                         permits.differ(&format!("hyperparameter `{name}`"), there, here, by)?;
                     }
                 }
+                _ if name == "optimizer's options" => {
+                    let (there, here) = differing_options(there, &here);
+                    permits.differ(in_words(&name), &there, &here, by)?;
+                }
                 _ => permits.differ(in_words(&name), there, &here, by)?,
             }
         }
@@ -370,7 +375,7 @@ impl Permits<'_> {
 fn in_words(name: &str) -> &str {
     match name {
         "training examples" => "number of training examples",
-        "optimizer's options" => "list of optimizer options",
+        "optimizer's options" => "optimizer",
         "precision overrides" => "list of precision overrides",
         name => name,
     }
@@ -382,19 +387,4 @@ fn limit_value(limit: Limit) -> Value {
         Limit::Batches(most) => most.into(),
         Limit::Fraction(part) => part.into(),
     }
-}
-
-/// Returns the entries that differ between two maps, each with the value in `there` and the value
-/// in `here`. If a map lacks the entry, its value is null.
-fn different<'v>(
-    there: &'v Map<String, Value>,
-    here: &'v Map<String, Value>,
-) -> Vec<(&'v str, &'v Value, &'v Value)> {
-    let lacking = here.keys().filter(|name| !there.contains_key(*name));
-    let value = |map: &'v Map<String, Value>, name| map.get(name).unwrap_or(&Value::Null);
-    let all = there
-        .keys()
-        .chain(lacking)
-        .map(|name| (name.as_str(), value(there, name), value(here, name)));
-    all.filter(|(_, there, here)| there != here).collect()
 }

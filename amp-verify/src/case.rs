@@ -8,7 +8,7 @@ use amp_core::{
     data::{DataLoader, DataModule, Limit, Loading},
     precision::{Clip, Policy, Precision},
     random,
-    tch::{Device, Kind},
+    tch::Device,
     trainer::{
         ChecksConfig, Graph, LoggingConfig, Loops, MemoryConfig, NumericsConfig,
         OptimizationConfig, RecoveryConfig,
@@ -269,14 +269,12 @@ impl Case {
 
     /// Returns the number of bytes of the copies of the data that a run under this precision keeps in
     /// its own dtype, in addition to the data set. To count their bytes, the copies are made once
-    /// more. Returns 0 on CUDA and under the mixed precisions, whose copies are as large as those
-    /// under 32-true.
+    /// more. Returns 0 on CUDA.
     ///
     /// # Errors
     /// When the data cannot be read.
     pub fn copied_bytes(&self, precision: Precision) -> Result<u64> {
-        let is_mixed = precision != Precision::F32True && precision.storage() == Kind::Float;
-        match self.trainer.device.is_cuda() || is_mixed {
+        match self.trainer.device.is_cuda() {
             true => Ok(0),
             false => self.data.copied_bytes(Policy::new(precision, self.trainer.device)),
         }

@@ -52,28 +52,50 @@ fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
     }
 }
 
-/// Reports an error if a model ends in a sigmoid and its loss expects logits. Such a loss applies
-/// the sigmoid itself. With two sigmoids the model would run, but learn slowly.
-pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
-    const OF_LOGITS: [&str; 2] = ["binary_cross_entropy_with_logits", "focal"];
-    let args = |attr: &'_ Attr| attr.args.as_ref().and_then(|args| args.first().cloned());
-    let loss = named(&spec.attrs, symbol::LOSS).next().and_then(args);
-    let name = loss.as_ref().and_then(word);
-    let Some(loss) = OF_LOGITS.iter().find(|of| name.is_some_and(|name| name == *of)) else {
-        return;
-    };
+/// Reports an error if a model ends in a sigmoid or a softmax, and its loss or one of its metrics
+/// expects logits. A loss of logits applies the function itself. With two of them the model would
+/// run, but learn slowly. A metric of logits compares them with 0, so that each probability would
+/// count as a positive label.
+pub(super) fn outputs_are_logits(spec: &Spec, diag: &Diagnostics) {
     // With `#[forward]`, the last field is not necessarily the layer that runs last, so nothing is
     // checked.
     if has(&spec.attrs, symbol::FORWARD) {
         return;
     }
+    let args = |attr: &'_ Attr| attr.args.as_ref().and_then(|args| args.first().cloned());
     let layer = |field: &Field| named(&field.attrs, symbol::LAYER).next().and_then(args);
     let last = spec.fields.iter().rfind(|field| has(&field.attrs, symbol::LAYER));
-    if let Some(last) = last.and_then(layer)
-        && let Some(sigmoid) = last_of(&last).filter(|name| *name == "sigmoid")
+    let Some(last) = last.and_then(layer) else { return };
+    let Some(last) = last_of(&last) else { return };
+    let names = |symbol| {
+        named(&spec.attrs, symbol).filter_map(args).filter_map(|name| Some(word(&name)?.clone()))
+    };
+    let applied = |loss: &Ident| match loss.to_string().as_str() {
+        "binary_cross_entropy_with_logits" | "focal" => "sigmoid",
+        "cross_entropy" => "softmax",
+        _ => "",
+    };
+    if let Some(loss) = names(symbol::LOSS).find(|loss| last == applied(loss)) {
+        diag.error(last, format!("`{loss}` applies the {last} itself: remove this {last}"));
+    } else if let Some(metric) =
+        names(symbol::METRIC).find(|metric| last == "sigmoid" && compares(metric))
     {
-        diag.error(sigmoid, format!("`{loss}` applies the sigmoid itself: remove this sigmoid"));
+        diag.error(
+            last,
+            format!(
+                "`{metric}` takes logits and compares them with 0, so that every output of this \
+                 sigmoid counts as positive: remove the sigmoid, and apply it in the loss"
+            ),
+        );
     }
+}
+
+/// Returns whether a metric compares logits with 0. The curves (ROC, precision and recall) do not:
+/// they only sort the outputs.
+fn compares(metric: &Ident) -> bool {
+    let name = metric.to_string();
+    let is_of_labels = name.starts_with("binary_") || name.starts_with("multilabel_");
+    is_of_labels && !name.ends_with("_auroc") && !name.ends_with("_average_precision")
 }
 
 /// Returns the first layer in `build` whose name satisfies `accepts`.

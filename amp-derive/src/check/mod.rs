@@ -37,7 +37,7 @@ use crate::{
 pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
     attributes_are_in_their_place(spec, diag);
     has_a_layer(spec, diag);
-    lints::logits_have_no_sigmoid(spec, diag);
+    lints::outputs_are_logits(spec, diag);
     let fields = fields::check(spec, diag);
     let forward = forward::check(spec, diag);
     let batch = batch::check(spec, forward.as_ref(), diag);

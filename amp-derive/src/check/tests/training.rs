@@ -80,22 +80,48 @@ fn a_loss_that_autocast_refuses_is_refused() {
     );
 }
 
+/// Checks the last layer of a model whose loss and metrics are `attrs`.
+#[track_caller]
+fn ends_in(last: &str, attrs: &str, expected: &[(&str, &str)]) {
+    let source = format!(
+        "{attrs} {OPTIMIZER} struct Net {{ #[layer(sequential(linear(4, 1), {last}))] model: Sequential }}"
+    );
+    refuses(&source, Derive::LightningModule, expected);
+}
+
 #[test]
-fn a_second_sigmoid_is_refused() {
-    let source = |last| {
-        format!(
-            "#[loss(binary_cross_entropy_with_logits)] {OPTIMIZER} struct Net {{ #[layer(sequential(linear(4, 1), {last}))] model: Sequential }}"
-        )
-    };
-    refuses(
-        &source("sigmoid"),
-        Derive::LightningModule,
+fn a_second_sigmoid_or_softmax_is_refused() {
+    let loss = "#[loss(binary_cross_entropy_with_logits)]";
+    ends_in(
+        "sigmoid",
+        loss,
         &[(
             "sigmoid",
             "`binary_cross_entropy_with_logits` applies the sigmoid itself: remove this sigmoid",
         )],
     );
-    refuses(&source("identity"), Derive::LightningModule, &[]);
+    ends_in("identity", loss, &[]);
+    ends_in(
+        "softmax(1)",
+        "#[loss(cross_entropy)]",
+        &[("softmax", "`cross_entropy` applies the softmax itself: remove this softmax")],
+    );
+    ends_in("log_softmax(1)", "#[loss(nll_loss)]", &[]);
+}
+
+#[test]
+fn a_metric_of_logits_is_refused_after_a_sigmoid() {
+    ends_in(
+        "sigmoid",
+        "#[loss(mse_loss)] #[metric(accuracy)] #[metric(binary_f_beta, beta = 1.0)]",
+        &[(
+            "sigmoid",
+            "`binary_f_beta` takes logits and compares them with 0, so that every output of this \
+             sigmoid counts as positive: remove the sigmoid, and apply it in the loss",
+        )],
+    );
+    ends_in("sigmoid", "#[loss(mse_loss)] #[metric(auroc)]", &[]);
+    ends_in("identity", "#[loss(mse_loss)] #[metric(binary_accuracy)]", &[]);
 }
 
 #[test]

@@ -153,8 +153,8 @@ impl Case {
     ///
     /// # Errors
     /// When the data cannot be loaded or batched, an option is out of range, a hyperparameter is
-    /// unknown, or the registry declares for the metric by which the model is judged the wrong values
-    /// as better.
+    /// unknown, or the registry declares that lower values of a metric are better although the metric
+    /// says that higher ones are, or the other way round.
     pub fn new(
         registry: &Registry,
         model: &Model,

@@ -138,8 +138,8 @@ fn warm_up(case: &Case, config: &TrainerConfig) -> Result<RunRecord> {
         let data = case.data.head(batches)?;
         let mut model = case.build()?;
         let loops = Loops::default();
-        // Which examples the sets share is judged on the whole sets, in the run that follows: here
-        // the share would be that of the first batches, and the order of the data is not kept.
+        // The warm-up has only the first batches, and no sampler. So the run that follows checks
+        // which examples the training and the validation set share.
         let checks = ChecksConfig { shared_examples: true, ..config.checks };
         let config = TrainerConfig { max_epochs: 1, graph, loops, checks, ..config.clone() };
         Trainer::new(config).fit(model.as_mut(), &data)

@@ -19,7 +19,7 @@ use crate::support::{bits::values, device, message, seeded};
 #[loss(mse_loss)]
 #[optimizer(adamw, lr = 0.01)]
 #[scheduler(step_lr, step_size = 2, gamma = 0.5, interval = step)]
-struct Automatic {
+pub(crate) struct Automatic {
     #[layer(linear(4, 8))]
     body: Linear,
     #[layer(linear(8, 2))]
@@ -52,7 +52,8 @@ fn as_the_trainer(net: &mut ByHand, batch: &Batch, step: &mut ManualStep<'_>) ->
     optimizer.step(gradients).map(drop)
 }
 
-fn rows(count: i64) -> Result<DataModule> {
+/// Returns `count` training examples in batches of 4. The validation set has the same examples.
+pub(crate) fn rows(count: i64) -> Result<DataModule> {
     let _section = seeded(5);
     let options = (Kind::Float, Device::Cpu);
     let (input, target) = (Tensor::randn([count, 4], options), Tensor::randn([count, 2], options));

@@ -2,28 +2,19 @@
 
 use amp_core::{
     LightningModule, Module, Result, Trainer, TrainerConfig,
-    data::{Batch, DataModule},
+    data::Batch,
     loss,
     nn::{self, Linear},
     precision::{Clip, GradScalerConfig, Precision},
     record::RunRecord,
-    tch::{Device, Kind, Tensor},
     trainer::{Averaging, ManualStep},
 };
 use rstest::rstest;
 
-use crate::support::{device, seeded};
-
-#[derive(LightningModule)]
-#[loss(mse_loss)]
-#[optimizer(adamw, lr = 0.01)]
-#[scheduler(step_lr, step_size = 2, gamma = 0.5, interval = step)]
-struct Automatic {
-    #[layer(linear(4, 8))]
-    body: Linear,
-    #[layer(linear(8, 2))]
-    head: Linear,
-}
+use crate::{
+    manual::{Automatic, rows},
+    support::{device, seeded},
+};
 
 /// The same model as `Automatic`. Its manual step adds the gradients of two batches.
 #[derive(LightningModule)]
@@ -52,14 +43,6 @@ fn every_second(net: &mut ByHand, batch: &Batch, step: &mut ManualStep<'_>) -> R
         let _ = optimizer.step(gradients)?;
     }
     Ok(())
-}
-
-fn rows(count: i64) -> Result<DataModule> {
-    let _section = seeded(5);
-    let options = (Kind::Float, Device::Cpu);
-    let (input, target) = (Tensor::randn([count, 4], options), Tensor::randn([count, 2], options));
-    let val = Batch::new(input.copy(), target.copy())?;
-    Ok(DataModule::new("rows", Batch::new(input, target)?, val, 4))
 }
 
 fn config(precision: Precision, epochs: i64, growth_interval: i64) -> TrainerConfig {
@@ -164,8 +147,8 @@ fn a_change_of_the_loss_scale_does_not_change_the_sum() -> Result<()> {
     Ok(())
 }
 
-/// The same step as that of `ByHand`, but with `backward`, which drops the gradients of the batch
-/// before.
+/// A model that steps after every second batch, as `ByHand` does, but calls `backward`, which drops
+/// the gradients of the previous batch.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[manual_step(dropping)]

@@ -65,7 +65,8 @@ pub(super) enum Loop {
 }
 
 /// Reads the checkpoint, builds the model that it names, and loads the saved weights into the
-/// model. Uses the precision and the policy of the run that saved it, unless the user chose others. Returns the case (the model with its data and options) and the model with these weights.
+/// model. Uses the precision and the policy of the run that saved it, unless the user chose others.
+/// Returns the case (the model with its data and options) and the model with these weights.
 fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn LightningModule>)> {
     let path = checkpoint::find(&args.checkpoint)?;
     let summary = checkpoint::summary(&path)?;

@@ -172,8 +172,9 @@ impl Reference {
     }
 
     /// Runs a forward and a backward pass for a batch of the observed run. `drawn` makes dropout set
-    /// the same elements to zero as in that run. `loss` is compared with this model's loss, which is returned. It is the observed
-    /// run's loss, or, if this model emulates rounding, the loss under 32-true.
+    /// the same elements to zero as in that run. `loss` is compared with this model's loss, which is
+    /// returned. It is the observed run's loss, or, if this model emulates rounding, the loss under
+    /// 32-true.
     pub(super) fn add(
         &mut self,
         run: &dyn LightningModule,

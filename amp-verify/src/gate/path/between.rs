@@ -19,7 +19,7 @@ pub(super) struct Kept {
     pub(super) copies: BTreeMap<String, Tensor>,
 }
 
-/// A tensor that was changed between two steps: its values before and after the change.
+/// A tensor that was changed between two steps: copies of its values before and after the change.
 pub(super) struct Change {
     pub(super) name: String,
     pub(super) before: Tensor,
@@ -32,6 +32,11 @@ impl Kept {
         let own = named_tensors(model).into_iter().filter(|(.., one)| *one == role);
         let copies = own.map(|(name, tensor, _)| Ok((name, copy_of(&tensor)?)));
         Ok(Self { role, copies: copies.collect::<Result<_>>()? })
+    }
+
+    /// Returns the copies, without copying them again.
+    pub(super) fn shallow_copies(&self) -> BTreeMap<String, Tensor> {
+        self.copies.iter().map(|(name, copy)| (name.clone(), copy.shallow_clone())).collect()
     }
 
     /// Returns the tensors of the model that differ from the kept copies, with the values of both.
@@ -50,7 +55,8 @@ impl Kept {
         let mut changes = Vec::new();
         for pair in pairs {
             if !all_equal([(&pair.before, &pair.after)])? {
-                changes.push(pair);
+                let after = copy_of(&pair.after)?;
+                changes.push(Change { after, ..pair });
             }
         }
         Ok(changes)
@@ -73,9 +79,16 @@ mod tests {
         trainer::Freeze,
     };
 
+    use super::super::{
+        bounds::REPEATED,
+        compared::Figures,
+        run::{STEPS, Scenario, Setup},
+    };
     use crate::{
         DataSet, Model, Registry,
-        gate::{Task, checked::Checked, deadline::Deadline, job::Job, waves::waves},
+        gate::{
+            Task, budget::Budget, checked::Checked, deadline::Deadline, job::Job, waves::waves,
+        },
         length::Length,
         model, project,
     };
@@ -93,6 +106,29 @@ mod tests {
         let checked = outcome.path.expect("a report").checked;
         let left_out = |checked: &Checked| checked.what.starts_with("not repeated in float64");
         assert!(!checked.iter().any(left_out), "{checked:?}");
+        Ok(())
+    }
+
+    /// Repeats each step of an epoch, of two batches each, with further passes with emulated
+    /// rounding. Checks that these passes start from the weights, buffers and state from before the
+    /// step: their losses and gradients differ from those under 32-true by the rounding alone.
+    fn repeats(model: Model) -> Result<()> {
+        let precision = Precision::Bf16Mixed;
+        let model = model.judged_by_loss().margin(1.0).batch_size(4).accumulate_grad_batches(2);
+        let job = Job::new(model.name(), precision, 3, Length::Epochs(1), Task::Path);
+        let registry =
+            Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model);
+        let case = job.case(&registry, precision)?;
+        let (budget, deadline) = (Budget::of(&case, STEPS)?, Deadline::default());
+        let setup = Setup { job: &job, case: &case, precision, budget, deadline: &deadline };
+        let (_, observation, _) = setup.observed_with(Scenario::Epoch, (0..100).collect())?;
+        let steps = observation.reference.expect("a reference").steps;
+        assert!(steps.len() > 4, "{}", steps.len());
+        for (at, step) in steps.iter().enumerate() {
+            assert_eq!(step.rounded.len(), REPEATED);
+            let is_off = |pass: &&Figures| !(pass.loss < 0.02 && pass.error < 0.05);
+            assert_eq!(step.rounded.iter().find(is_off), None, "step {at}");
+        }
         Ok(())
     }
 
@@ -147,7 +183,8 @@ mod tests {
     /// of the run would differ.
     #[test]
     fn a_weight_of_the_loss_may_grow_from_step_to_step() -> Result<()> {
-        passes(model!(WarmUp))
+        passes(model!(WarmUp))?;
+        repeats(model!(WarmUp))
     }
 
     #[derive(LightningModule)]
@@ -209,7 +246,8 @@ mod tests {
     /// those of a momentum encoder.
     #[test]
     fn a_hook_may_write_to_frozen_weights() -> Result<()> {
-        passes(model!(Momentum).freeze([Freeze::new("slow.*")]))
+        passes(model!(Momentum).freeze([Freeze::new("slow.*")]))?;
+        repeats(model!(Momentum).freeze([Freeze::new("slow.*")]))
     }
 
     #[derive(LightningModule)]

@@ -6,6 +6,7 @@
 
 mod between;
 mod bounds;
+mod compared;
 mod device;
 mod dropout;
 mod final_state;
@@ -29,9 +30,9 @@ use amp_core::{Result, probe::Observed, trainer::StepAccess};
 
 use self::{
     bounds::{Judged, statistics_bound},
+    compared::larger,
     final_state::FinalState,
     observer::Observation,
-    reference::larger,
     report::RULES,
     run::{HIGH_SCALE, STEPS, Scenario, Setup},
     tolerance::Tolerance,

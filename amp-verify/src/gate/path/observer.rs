@@ -1,7 +1,11 @@
 //! Observes each step of a run and checks the rules of the training path. The results of the checks
 //! also apply to the unobserved run, because the two runs must end with the same bits.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use amp_core::{
     Hook, LightningModule, Result, Step,
@@ -11,13 +15,14 @@ use amp_core::{
     optim::{Optimizers, TrainingPlan},
     precision::{Clip, Gradients, StepOutcome, Unscaled},
     random::RandomState,
+    state::State,
     tch::{Device, Tensor},
     trainer::StepAccess,
 };
 
 use super::{
-    between::{Kept, state_of},
-    reference::{Drawn, Reference},
+    between::{Change, Kept, state_of},
+    reference::{Drawn, Passed, Reference},
     replay::{Replay, Wrong},
     rules::ScaleRule,
 };
@@ -45,6 +50,13 @@ pub(super) struct Observation {
     /// each with other random numbers. Their gradients show how much rounding alone changes the
     /// gradients of the observed model.
     pub(super) rounded: Vec<Reference>,
+    /// The steps that `rounded` runs more often than other steps, by their index in
+    /// `reference.steps`.
+    pub(super) repeated: BTreeSet<usize>,
+    /// The batches of the current step so far, if the step is to be repeated.
+    window: Vec<Passed>,
+    /// Copies of the buffers from before the current step, if the step is to be repeated.
+    start: BTreeMap<String, Tensor>,
     pub(super) scale: Option<ScaleRule>,
     pub(super) failures: Vec<Failure>,
     /// The gradient norms of the applied steps, before clipping.
@@ -100,6 +112,9 @@ impl Observation {
             no_replay: None,
             reference: None,
             rounded: Vec::new(),
+            repeated: BTreeSet::new(),
+            window: Vec::new(),
+            start: BTreeMap::new(),
             scale: None,
             failures: Vec::new(),
             norms: Vec::new(),
@@ -200,18 +215,25 @@ impl Observation {
     }
 
     /// Finds what hooks of the model have changed since the latest batch. Applies these changes to
-    /// the models of the replay and of the references, which run no hooks.
-    fn follow(&mut self, model: &dyn LightningModule) -> Result<()> {
+    /// the models of the replay and of the references, which run no hooks. Returns the changes of
+    /// the references.
+    fn follow(&mut self, model: &dyn LightningModule) -> Result<(State, Vec<Change>)> {
         if let Some(replay) = self.replay.as_mut().filter(|_| !self.begun) {
             replay.follow(model)?;
         }
-        if let (Some(reference), Some(kept)) = (&mut self.reference, &self.kept) {
-            let (state, changes) = (state_of(model)?, kept.changes(model)?);
-            for copy in self.rounded.iter_mut().chain([reference]) {
-                copy.follow(&state, &changes)?;
-            }
+        let (Some(reference), Some(kept)) = (&mut self.reference, &self.kept) else {
+            return Ok(Default::default());
+        };
+        let (state, changes) = (state_of(model)?, kept.changes(model)?);
+        for copy in self.rounded.iter_mut().chain([reference]) {
+            copy.follow(&state, &changes)?;
         }
-        Ok(())
+        Ok((state, changes))
+    }
+
+    /// Returns whether the current step is to be repeated.
+    fn repeats(&self, reference: &Reference) -> bool {
+        self.repeated.contains(&reference.steps.len())
     }
 
     /// Checks that a skipped step changed neither weights nor buffers.
@@ -258,11 +280,14 @@ impl Interceptor for Observer {
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
         let mut observation = self.0.borrow_mut();
-        observation.follow(model)?;
+        let buffers = observation.kept.as_ref().map(Kept::shallow_copies).unwrap_or_default();
+        let (state, changes) = observation.follow(model)?;
         if !observation.begun {
             observation.begun = true;
             observation.attempts += 1;
             observation.losses.clear();
+            observation.window.clear();
+            observation.start = buffers;
             observation.before = named_tensors(model)
                 .into_iter()
                 .map(|(name, tensor, role)| {
@@ -285,6 +310,10 @@ impl Interceptor for Observer {
                 rounded.add(model, batch, place, &drawn, own)?;
             }
             reference.masks_differ |= drawn.dropped.differ()?;
+            if observation.repeats(&reference) {
+                let batch = reference.placed(batch)?;
+                observation.window.push(Passed { batch, place, drawn, loss: own, state, changes });
+            }
             observation.reference = Some(reference);
             observation.kept = Some(Kept::of(model, Role::Buffer)?);
         }
@@ -348,8 +377,13 @@ impl Callback for Observer {
         let mut observation = self.0.borrow_mut();
         observation.begun = false;
         if let Some(mut reference) = observation.reference.take() {
-            let Observation { gradients, rounded, .. } = &mut *observation;
-            reference.compare(gradients, rounded)?;
+            let repeats = observation.repeats(&reference);
+            let Observation { gradients, rounded, window, start, .. } = &mut *observation;
+            reference.compare(
+                gradients,
+                rounded,
+                repeats.then_some((window.as_slice(), &*start)),
+            )?;
             observation.reference = Some(reference);
         }
         observation.step_of(outcome, hook)?;

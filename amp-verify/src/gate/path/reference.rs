@@ -19,6 +19,8 @@ use amp_core::{
 
 use super::{
     between::{Change, state_of},
+    bounds::REPEATED,
+    compared::{Compared, Figures, SHARE, larger, relative},
     dropout::Counter,
     final_state::{exact, exact_on},
 };
@@ -27,10 +29,6 @@ use crate::{
     rounding::rounding_of,
     scalars::{read, square, square_of_difference},
 };
-
-/// A parameter is compared separately if the norm of its gradient is at least this fraction of the
-/// whole gradient's norm. A smaller gradient may consist mostly of rounding errors.
-const SHARE: f64 = 0.05;
 
 /// A model under 32-true. Before each step it receives the weights of the observed run, and what
 /// the run's hooks have changed.
@@ -74,30 +72,19 @@ pub(super) struct Drawn {
     pub(super) dropped: DroppedWeights,
 }
 
-/// How far a step's gradient g and losses l are from the gradient r and the losses m of the
-/// reference, the model under 32-true.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Figures {
-    /// |⟨g, r⟩/⟨r, r⟩ − 1| of the whole gradient.
-    pub(super) projection: f64,
-    /// |⟨g, r⟩/⟨r, r⟩ − 1| for the gradient of a single parameter: the largest value of all
-    /// parameters that are compared separately, see [`SHARE`].
-    pub(super) parameter: f64,
-    /// ‖g − r‖/‖r‖ for the whole gradient.
-    pub(super) error: f64,
-    /// ‖g − r‖/‖r‖ for the gradient of a single parameter: the largest value of the parameters that
-    /// are compared separately.
-    pub(super) parameter_error: f64,
-    /// |l − m|/|m| for the losses of a batch: the largest value of all batches of the step.
+/// A batch of the current step as the models under 32-true received it, from which
+/// [`Reference::again`] repeats the step.
+pub(super) struct Passed {
+    pub(super) batch: AnyBatch,
+    /// The index of the batch, and the number of steps before it.
+    pub(super) place: (usize, u64),
+    pub(super) drawn: Drawn,
+    /// The model's loss under 32-true.
     pub(super) loss: f64,
-}
-
-/// How far a step is from the same step of the reference (the model under 32-true): in the observed
-/// run (`found`), and in each pass with emulated rounding (`rounded`).
-#[derive(Debug, Clone, Default)]
-pub(super) struct Compared {
-    pub(super) found: Figures,
-    pub(super) rounded: Vec<Figures>,
+    /// What the hooks of the observed run had set before the batch: the run's state, and the buffers
+    /// that changed since the previous batch.
+    pub(super) state: State,
+    pub(super) changes: Vec<Change>,
 }
 
 impl Reference {
@@ -140,10 +127,32 @@ impl Reference {
                 }
             }
         }
+        self.start()
+    }
+
+    /// Draws the rounding of the weights for a step, and clears the gradients.
+    fn start(&mut self) -> Result<()> {
         if let Some(rounding) = &mut self.rounding {
             rounding.begin(self.model.as_ref())?;
         }
+        self.unit = 0.0;
         self.clear()
+    }
+
+    /// Repeats the step whose batches were `window`, with other random rounding. `buffers` are the
+    /// run's buffers from before the step.
+    fn again(&mut self, window: &[Passed], buffers: &BTreeMap<String, Tensor>) -> Result<()> {
+        for (name, mut own, _) in named_tensors(self.model.as_ref()) {
+            if let Some(before) = buffers.get(&name) {
+                no_grad(|| own.f_copy_(before))?;
+            }
+        }
+        self.start()?;
+        for passed in window {
+            self.follow(&passed.state, &passed.changes)?;
+            self.pass(&passed.batch, passed.place, &passed.drawn, passed.loss)?;
+        }
+        Ok(())
     }
 
     /// Receives what the hooks of the observed run have set before the next batch: the run's state,
@@ -159,6 +168,11 @@ impl Reference {
             }
         }
         Ok(())
+    }
+
+    /// Returns the batch as this model receives it.
+    pub(super) fn placed(&self, batch: &AnyBatch) -> Result<AnyBatch> {
+        batch.place(self.policy)
     }
 
     fn clear(&self) -> Result<()> {
@@ -179,14 +193,23 @@ impl Reference {
         &mut self,
         run: &dyn LightningModule,
         batch: &AnyBatch,
-        (index, global_step): (usize, u64),
+        place: (usize, u64),
         drawn: &Drawn,
         loss: f64,
     ) -> Result<f64> {
         if !std::mem::replace(&mut self.within_step, true) {
             self.begin(run)?;
-            self.unit = 0.0;
         }
+        self.pass(batch, place, drawn, loss)
+    }
+
+    fn pass(
+        &mut self,
+        batch: &AnyBatch,
+        (index, global_step): (usize, u64),
+        drawn: &Drawn,
+        loss: f64,
+    ) -> Result<f64> {
         let now = RandomState::read(self.device)?;
         drawn.random.restore(self.device)?;
         let denominator = self.model.loss_weight(batch)?;
@@ -206,7 +229,7 @@ impl Reference {
             let mut step = Step::new(&context, &mut log, index, global_step);
             let operators = self.rounding.as_ref().map(Rounding::operators).transpose()?;
             let following = drawn.dropped.follow()?;
-            let own = self.model.training_step(&batch.place(self.policy)?, &mut step)?;
+            let own = self.model.training_step(&self.placed(batch)?, &mut step)?;
             drop((operators, following));
             let (own, descended) = match &self.rounding {
                 Some(rounding) => rounding.loss(&own)?,
@@ -232,17 +255,24 @@ impl Reference {
 
     /// Ends a step. Compares the observed run's `gradients`, and those of the models `rounded` with
     /// emulated rounding, with the gradients of this model. Stores no comparison if all batches of
-    /// the step have the weight 0.
+    /// the step have the weight 0. With `repeats`, the models with emulated rounding run the step
+    /// again until there are [`REPEATED`] passes of it.
     pub(super) fn compare(
         &mut self,
         gradients: &[BTreeMap<String, Tensor>],
-        rounded: &mut [Self],
+        models: &mut [Self],
+        repeats: Option<(&[Passed], &BTreeMap<String, Tensor>)>,
     ) -> Result<()> {
-        let rounded = rounded.iter_mut().map(|one| {
-            let loss = std::mem::take(&mut one.loss);
-            Ok(Figures { loss, ..self.figures(&[one.rounded_gradients()?])? })
-        });
-        let rounded = rounded.collect::<Result<_>>()?;
+        let mut rounded = Vec::new();
+        for model in models.iter_mut() {
+            rounded.push(self.pass_of(model)?);
+        }
+        if let Some((window, buffers)) = repeats {
+            for at in (0..models.len()).cycle().take(REPEATED.saturating_sub(rounded.len())) {
+                models[at].again(window, buffers)?;
+                rounded.push(self.pass_of(&mut models[at])?);
+            }
+        }
         let loss = std::mem::take(&mut self.loss);
         let found = Figures { loss, ..self.figures(gradients)? };
         self.within_step = false;
@@ -250,6 +280,12 @@ impl Reference {
             self.steps.push(Compared { found, rounded });
         }
         Ok(())
+    }
+
+    /// Compares the pass that `model` has made of the step with emulated rounding.
+    fn pass_of(&self, model: &mut Self) -> Result<Figures> {
+        let loss = std::mem::take(&mut model.loss);
+        Ok(Figures { loss, ..self.figures(&[model.rounded_gradients()?])? })
     }
 
     /// Returns the mean gradients over the batches of the step, rounded as the precision rounds
@@ -337,17 +373,6 @@ impl Reference {
         self.model.on_load_checkpoint(&state_of(run)?)?;
         Ok(self.model)
     }
-}
-
-/// Computes |a − b|/|b|. If the two values are equal, returns 0, even for two zeros or two
-/// infinities.
-fn relative(a: f64, b: f64) -> f64 {
-    if a == b { 0.0 } else { ((a - b) / b).abs() }
-}
-
-/// Returns the larger of two values. If one of them is NaN, returns NaN.
-pub(super) fn larger(a: f64, b: f64) -> f64 {
-    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
 
 #[cfg(test)]
